@@ -1,0 +1,1 @@
+"""Files and records: RecordIO, face sets, pair files, the order of an epoch (numpy and pyarrow, no torch)."""

@@ -1,0 +1,1 @@
+"""The only imports of Ray: ingest, launch, job entry points."""

@@ -1,0 +1,1 @@
+"""What an embedding is worth: pair verification and its figures."""

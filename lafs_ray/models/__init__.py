@@ -1,0 +1,1 @@
+"""Networks and sampling: landmark CNN, patches at landmarks, fViT, heads, weight names."""

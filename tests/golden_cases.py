@@ -1,0 +1,62 @@
+"""Reader of the golden cases under tests/golden (recorded from the reference implementation)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One recorded case: hyper-parameters and rules, inputs, outputs and network parameters."""
+
+    meta: dict[str, Any]
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, NDArray[Any]]
+    params: dict[str, NDArray[Any]]
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _params(path: Path) -> dict[str, NDArray[Any]]:
+    """Parameters; an int8 array has a `<name>::scale` sibling and stands for int8 × scale."""
+    raw = _arrays(path)
+    return {
+        name: (
+            value.astype(np.float32) * np.float32(raw[f"{name}::scale"])
+            if f"{name}::scale" in raw
+            else value
+        )
+        for name, value in raw.items()
+        if not name.endswith("::scale")
+    }
+
+
+def load_case(name: str) -> GoldenCase:
+    """Load `tests/golden/<name>`, with the parameters of the cases it includes."""
+    folder = ROOT / name
+    meta = json.loads((folder / "meta.json").read_text())
+    params: dict[str, NDArray[Any]] = {}
+    for include in meta.get("params_include", []):
+        included = _params(ROOT / Path(include["file"]).relative_to("shared"))
+        prefix = include.get("keep_prefix") or ""
+        params |= {key: value for key, value in included.items() if key.startswith(prefix)}
+    params |= _params(folder / "params.npz")
+    return GoldenCase(meta, _arrays(folder / "in.npz"), _arrays(folder / "out.npz"), params)
+
+
+def to_unit_range(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 0…255 to float32 in [-1, 1], in the reference's order of operations."""
+    return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
