@@ -1,0 +1,164 @@
+"""The order of records: a pure function of (seed, epoch), the same for any number of ranks.
+
+An epoch is one sequence of all records: chunks of neighbouring records, in random order. Batches
+take it in *portions*: a portion feeds `SLOT_ROWS` rows of the global batch for `WINDOW_STEPS` steps
+and is shuffled as a whole. A portion (256 records) is what one read task fetches and one worker
+crops; a rank needs only the portions of its own rows; any step is found without replaying others.
+
+Trade: chunk_records = 1 is a perfect shuffle with one small read a record; 256 makes every portion
+one contiguous read of about 2 MB, to be used on sets that are already shuffled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+SLOT_ROWS = 32
+WINDOW_STEPS = 8
+
+# Keep these random streams apart from every other use of the same seed.
+_CHUNK_STREAM = 0x6368756E6B
+_PORTION_STREAM = 0x706F7274
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What one read task fetches for one rank: some rows of the batch, for some steps of one epoch.
+
+    Args:
+        epoch: epoch of these steps.
+        window: number of the window of steps within the epoch.
+        slot: number of the group of rows within the global batch.
+        steps: first and past-the-last global step wanted.
+        rows: first and past-the-last row of the global batch wanted.
+    """
+
+    epoch: int
+    window: int
+    slot: int
+    steps: tuple[int, int]
+    rows: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class OrderPlan:
+    """Which records make up which batch.
+
+    Args:
+        num_records: images in the set.
+        global_batch: records in one optimiser step, over all ranks and micro-batches.
+        seed: seed of the order.
+        chunk_records: neighbouring records that stay together in the order.
+    """
+
+    num_records: int
+    global_batch: int
+    seed: int
+    chunk_records: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.num_records >= self.global_batch >= 1, "an epoch holds at least one step"
+        assert self.chunk_records >= 1, "a chunk holds at least one record"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch.
+
+        The last num_records mod global_batch records of the epoch's sequence are left out; they are
+        others in every epoch.
+        """
+        return self.num_records // self.global_batch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that a global step belongs to."""
+        return step // self.steps_per_epoch
+
+    def share(self, rank: int, world: int) -> tuple[int, int]:
+        """First and past-the-last row of the global batch that a rank trains on."""
+        assert self.global_batch % world == 0, f"{self.global_batch} rows over {world} ranks"
+        size = self.global_batch // world
+        return rank * size, (rank + 1) * size
+
+    def windows(
+        self, first: int, stop: int, rank: int = 0, world: int = 1
+    ) -> Iterator[list[Portion]]:
+        """The portions that a rank needs for steps first…stop-1, one list for each window.
+
+        Windows are counted from the start of each epoch, so a run that resumes inside a window
+        reads the same records in the same order as one that was never interrupted.
+        """
+        low, high = self.share(rank, world)
+        while first < stop:
+            epoch = self.epoch_of(first)
+            start_of_epoch = epoch * self.steps_per_epoch
+            window = (first - start_of_epoch) // WINDOW_STEPS
+            end = start_of_epoch + min((window + 1) * WINDOW_STEPS, self.steps_per_epoch)
+            steps = (first, min(end, stop))
+            yield [
+                Portion(
+                    epoch,
+                    window,
+                    slot,
+                    steps,
+                    (max(low, slot * SLOT_ROWS), min(high, (slot + 1) * SLOT_ROWS)),
+                )
+                for slot in range(low // SLOT_ROWS, (high - 1) // SLOT_ROWS + 1)
+            ]
+            first = steps[1]
+
+    def records(self, portion: Portion) -> NDArray[np.int64]:
+        """Record indices of a portion: int64 [steps, rows]."""
+        whole = self._whole_portion(portion.epoch, portion.window, portion.slot)
+        first_step = portion.epoch * self.steps_per_epoch + portion.window * WINDOW_STEPS
+        first_row = portion.slot * SLOT_ROWS
+        return whole[
+            portion.steps[0] - first_step : portion.steps[1] - first_step,
+            portion.rows[0] - first_row : portion.rows[1] - first_row,
+        ]
+
+    def _whole_portion(self, epoch: int, window: int, slot: int) -> NDArray[np.int64]:
+        """Every record of (window, slot), whoever needs it: int64 [window's steps, slot's rows]."""
+        first_step = window * WINDOW_STEPS
+        num_steps = min(WINDOW_STEPS, self.steps_per_epoch - first_step)
+        first_row = slot * SLOT_ROWS
+        num_rows = min(SLOT_ROWS, self.global_batch - first_row)
+        start = first_step * self.global_batch + first_row * num_steps
+        generator = np.random.default_rng([_PORTION_STREAM, self.seed, epoch, window, slot])
+        shuffled = start + generator.permutation(num_steps * num_rows)
+        first_records, starts = _chunk_order(self, epoch)
+        chunk = np.searchsorted(starts, shuffled, side="right") - 1
+        records: NDArray[np.int64] = first_records[chunk] + (shuffled - starts[chunk])
+        return records.reshape(num_steps, num_rows)
+
+
+@lru_cache(maxsize=2)
+def _chunk_order(plan: OrderPlan, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First record and start position of every chunk of an epoch, in the epoch's order.
+
+    The grid of chunks is shifted at random each epoch, so that the same records do not always
+    travel together.
+    """
+    generator = np.random.default_rng([_CHUNK_STREAM, plan.seed, epoch])
+    shift = int(generator.integers(plan.chunk_records))
+    edges = np.arange(shift - plan.chunk_records, plan.num_records, plan.chunk_records)
+    first = np.maximum(edges, 0)
+    sizes = np.minimum(edges + plan.chunk_records, plan.num_records) - first
+    first, sizes = first[sizes > 0], sizes[sizes > 0]
+    order = generator.permutation(len(first))
+    starts = np.zeros(len(first), dtype=np.int64)
+    np.cumsum(sizes[order][:-1], out=starts[1:])
+    return first[order], starts
+
+
+def rank_batches(
+    plan: OrderPlan, first: int, stop: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(step, record indices int64 [global_batch / world]) for each step of one rank."""
+    for portions in plan.windows(first, stop, rank, world):
+        rows = np.concatenate([plan.records(portion) for portion in portions], axis=1)
+        yield from enumerate(rows, start=portions[0].steps[0])
