@@ -1,0 +1,266 @@
+"""Landmark CNN: image to N points, learnt without landmark labels through the patches cut there.
+
+The published network is a MobileNetV3-Large whose squeeze-excite has no biases and stands before
+the non-linearity, unlike timm's and torchvision's; hence our own trunk. A timm model may replace
+it. Shape letters: B images, N landmarks, S image side in pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lafs_ray.compat import import_timm
+from lafs_ray.errors import ConfigError
+
+# Kernel, expanded channels, output channels, squeeze-excite, hard-swish, stride: MobileNetV3 paper,
+# Table 1.
+_BLOCKS = (
+    (3, 16, 16, False, False, 1),
+    (3, 64, 24, False, False, 2),
+    (3, 72, 24, False, False, 1),
+    (5, 72, 40, True, False, 2),
+    (5, 120, 40, True, False, 1),
+    (5, 120, 40, True, False, 1),
+    (3, 240, 80, False, True, 2),
+    (3, 200, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 480, 112, True, True, 1),
+    (3, 672, 112, True, True, 1),
+    (5, 672, 160, True, True, 2),
+    (5, 960, 160, True, True, 1),
+    (5, 960, 160, True, True, 1),
+)
+_STEM_CHANNELS = 16
+_TIMM_PREFIX = "timm/"
+_BUILT_IN = "mobilenetv3"
+
+
+def normalise_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
+    """Stretch each image's numbers to span exactly 0…S-1 pixels and pair them up.
+
+    Minimum and maximum are taken over all 2N numbers together, so x and y share one scale. An image
+    whose numbers are all equal gets zeros: Reference: 0/0, hence NaN in every weight one step on.
+
+    Args:
+        raw: [B, 2N], x and y alternating.
+        image_side: S, in pixels.
+
+    Returns:
+        float32 [B, N, 2], pixels, (x, y).
+    """
+    values = raw.float()
+    low, high = values.aminmax(dim=1, keepdim=True)
+    span = high - low
+    unit = (values - low) / torch.where(span > 0, span, 1.0)
+    return (unit * (image_side - 1)).reshape(len(raw), -1, 2)
+
+
+def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
+    """Run a trunk, average its map over the image, run the head and normalise.
+
+    The head runs in float32 even under autocast: half a bfloat16 step is 0.2 px at 111 px.
+
+    Args:
+        trunk: images to features [B, F] or [B, F, h, w].
+        head: features [B, F] to [B, 2N].
+        images: [B, 3, S, S] in [-1, 1].
+
+    Returns:
+        float32 [B, N, 2], pixels, (x, y).
+    """
+    features = trunk(images)
+    if features.ndim == 4:
+        features = features.mean(dim=(-2, -1))
+    with torch.autocast(images.device.type, enabled=False):
+        raw = head(features.to(next(head.parameters()).dtype))
+    return normalise_landmarks(raw, image_side=images.shape[-1])
+
+
+class LandmarkCNN(nn.Module):
+    """The published landmark CNN: trunk `stn`, head `output_layer` (dropout, linear).
+
+    Args:
+        num_landmarks: N.
+        width: factor on all channel counts, which are rounded up to multiples of 8.
+        dropout: rate before the head's linear layer.
+    """
+
+    def __init__(
+        self, num_landmarks: int = 196, *, width: float = 1.0, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.stn = _MobileNetV3Trunk(width)
+        self.output_layer = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(self.stn.out_channels, 2 * num_landmarks)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
+        return predict_landmarks(self.stn, self.output_layer, images)
+
+
+class TimmLandmarks(nn.Module):
+    """A timm model as landmark CNN, untrained; parts are named as in `LandmarkCNN`.
+
+    Args:
+        name: timm's name of the model, without prefix.
+        num_landmarks: N.
+        image_side: S in pixels, for models with a fixed input size.
+        dropout: rate before the head's linear layer.
+
+    Raises:
+        ConfigError: timm does not know the name.
+    """
+
+    def __init__(
+        self, name: str, num_landmarks: int = 196, *, image_side: int = 112, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        timm = import_timm()
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=3)
+            raise ConfigError(
+                f"landmark CNN {_TIMM_PREFIX}{name}",
+                found=f"{name!r}, which timm {timm.__version__} does not have",
+                expected=f"one of {', '.join(close)}" if close else "a name of timm.list_models()",
+                fix="correct the name, or install a timm that has this model",
+            )
+        fixed_size = timm.models.get_pretrained_cfg_value(name, "fixed_input_size")
+        size = {"img_size": image_side} if fixed_size else {}
+        self.stn = timm.create_model(name, pretrained=False, num_classes=0, **size)
+        # Some families widen once more after the last stage; older models have one number only.
+        features = getattr(self.stn, "head_hidden_size", None) or self.stn.num_features
+        self.output_layer = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(features, 2 * num_landmarks)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
+        return predict_landmarks(self.stn, self.output_layer, images)
+
+
+def build_landmark_cnn(
+    name: str, num_landmarks: int, width: float = 1.0
+) -> LandmarkCNN | TimmLandmarks:
+    """Make the landmark CNN called `mobilenetv3` (published) or `timm/<name>`.
+
+    Args:
+        name: which network.
+        num_landmarks: N.
+        width: factor on channel counts; only `mobilenetv3` has it.
+
+    Raises:
+        ConfigError: the name is unknown, or a width is asked of a timm model.
+    """
+    if name == _BUILT_IN:
+        return LandmarkCNN(num_landmarks, width=width)
+    if not name.startswith(_TIMM_PREFIX):
+        raise ConfigError(
+            "landmark CNN",
+            found=repr(name),
+            expected=f"{_BUILT_IN!r} or '{_TIMM_PREFIX}<name>'",
+            fix=f"write {_TIMM_PREFIX + name!r} if this is a model of timm",
+        )
+    if width != 1.0:
+        raise ConfigError(
+            f"landmark CNN {name}",
+            found=f"width {width}",
+            expected="width 1.0: a timm model comes in the width its name says",
+            fix=f"choose another timm model, or {_BUILT_IN!r} with this width",
+        )
+    return TimmLandmarks(name.removeprefix(_TIMM_PREFIX), num_landmarks)
+
+
+class _MobileNetV3Trunk(nn.Module):
+    """Stem and 15 bottlenecks: [B, 3, S, S] to [B, out_channels, S/32, S/32], rounded up."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        channels = _scaled(_STEM_CHANNELS, width)
+        layers: list[nn.Module] = [
+            nn.Sequential(
+                nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.Hardswish(),
+            )
+        ]
+        for kernel, expanded, out, squeeze, hard_swish, stride in _BLOCKS:
+            block = _Bottleneck(
+                (channels, _scaled(expanded, width), _scaled(out, width)),
+                kernel=kernel,
+                stride=stride,
+                squeeze=squeeze,
+                hard_swish=hard_swish,
+            )
+            layers.append(block)
+            channels = block.out_channels
+        self.features = nn.Sequential(*layers)
+        self.out_channels = channels
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)  # type: ignore[no-any-return]
+
+
+class _Bottleneck(nn.Module):
+    """Expand, depthwise, squeeze-excite *before* the non-linearity, project; shortcut if it fits.
+
+    The nine places of `conv` are those of published checkpoints (1, 4, 8: batch norm; 5: squeeze).
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int],
+        *,
+        kernel: int,
+        stride: int,
+        squeeze: bool,
+        hard_swish: bool,
+    ) -> None:
+        super().__init__()
+        channels_in, expanded, self.out_channels = channels
+        self.shortcut = stride == 1 and channels_in == self.out_channels
+        activation = nn.Hardswish if hard_swish else nn.ReLU
+        self.conv = nn.Sequential(
+            nn.Conv2d(channels_in, expanded, 1, bias=False),
+            nn.BatchNorm2d(expanded),
+            activation(),
+            nn.Conv2d(expanded, expanded, kernel, stride, kernel // 2, groups=expanded, bias=False),
+            nn.BatchNorm2d(expanded),
+            _SqueezeExcite(expanded) if squeeze else nn.Identity(),
+            activation(),
+            nn.Conv2d(expanded, self.out_channels, 1, bias=False),
+            nn.BatchNorm2d(self.out_channels),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        changed: Tensor = self.conv(features)
+        return features + changed if self.shortcut else changed
+
+
+class _SqueezeExcite(nn.Module):
+    """Gate channels by their means: bias-free, a quarter as bottleneck, hard sigmoid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(channels, channels // 4, bias=False),
+            nn.ReLU(),
+            nn.Linear(channels // 4, channels, bias=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        gate = F.hardsigmoid(self.fc(features.mean(dim=(-2, -1))))
+        return features * gate[:, :, None, None]
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(8, math.ceil(channels * width / 8) * 8)
