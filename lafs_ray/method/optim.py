@@ -1,0 +1,91 @@
+"""What surrounds the optimiser in a step: groups, clipping, the frozen last layer, the EMA.
+
+All of it works on whole lists of tensors (`torch._foreach_*`) and never waits for the device: the
+base model has 147 parameters, and as many `.item()` calls would stall the queue 147 times a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trained parameters into a group with and one without weight decay.
+
+    Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions
+    are. Parameters that need no gradient belong to neither group.
+
+    Returns:
+        Two groups for AdamW, the decayed one first: `set_hyperparameters` writes to that one only.
+        Source: METHOD.md, "Objective and schedules"; golden cases c0 and d7.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            exempt = name.endswith(".bias") or parameter.ndim == 1
+            (kept if exempt else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+
+
+def set_hyperparameters(
+    optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float
+) -> None:
+    """Write this step's learning rate to every group and its weight decay to the first one."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale down, in place, each gradient whose own norm exceeds `max_norm`.
+
+    Not the global norm: every tensor is clipped by itself, with max_norm / (norm + 1e-6) where that
+    is below 1. Parameters without a gradient are skipped. Source: golden case d7.
+
+    Returns:
+        The norms before clipping, one per gradient in the order of `parameters`; on the gradients'
+        device, so that reading them is the caller's decision. Empty when there is no gradient.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.empty(0)
+    norms = torch.stack(torch._foreach_norm(gradients))
+    # A product with exactly 1 changes no bit, which spares the host the question whether to clip.
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
+    return norms
+
+
+def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:
+    """Remove the gradients of the parameters with `name_part` in their name.
+
+    None and not zero: AdamW then neither moves nor decays them, nor counts the step.
+    """
+    for name, parameter in module.named_parameters():
+        if name_part in name:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher towards the student: teacher ← momentum·teacher + (1 − momentum)·student.
+
+    Parameters move; buffers are copied. A momentum of 1 leaves the parameters as they are, bit for
+    bit.
+    """
+    moved: list[Tensor] = list(teacher.parameters())
+    targets: list[Tensor] = list(student.parameters())
+    assert len(moved) == len(targets), f"a teacher of {len(moved)} for a student of {len(targets)}"
+    torch._foreach_lerp_(moved, targets, 1.0 - momentum)
+    buffers = list(teacher.buffers())
+    if buffers:
+        torch._foreach_copy_(buffers, list(student.buffers()))

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lafs_ray.method.optim import (
+    cancel_gradients,
+    clip_each_,
+    ema_update_,
+    parameter_groups,
+    set_hyperparameters,
+)
+from tests.golden_cases import ROOT, load_case
+
+CASE = load_case("d7_clip_cancel")
+
+
+class Shapes(nn.Module):
+    """Parameters of given names and shapes, nested as their dots say."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], frozen: set[str]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in dict(owner.named_children()):
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(
+                leaf, nn.Parameter(torch.zeros(shape), requires_grad=name not in frozen)
+            )
+
+
+def recorded_module() -> Shapes:
+    shapes = {"head.last_layer.weight_g": (6, 1), "unused.weight": (3, 5), "unused.bias": (3,)}
+    shapes |= {
+        name: CASE.inputs[f"grad::{name}"].shape
+        for name in CASE.meta["order"]
+        if name not in CASE.meta["none_grads"]
+    }
+    ordered = {name: shapes[name] for name in CASE.meta["order"]}
+    module = Shapes(ordered, frozen={"head.last_layer.weight_g"})
+    for name, parameter in module.named_parameters():
+        if f"grad::{name}" in CASE.inputs:
+            parameter.grad = torch.from_numpy(CASE.inputs[f"grad::{name}"].copy())
+    return module
+
+
+def names_of(module: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
+    by_id = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [by_id[id(parameter)] for parameter in parameters]
+
+
+def test_clip_each__golden() -> None:
+    """Each gradient is clipped by its own norm; small and zero gradients keep every bit."""
+    module = recorded_module()
+    norms = clip_each_(module.parameters(), CASE.meta["clip"])
+    tol = CASE.meta["tol"]
+    np.testing.assert_allclose(norms.numpy(), CASE.outputs["norms"], **tol)
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    assert list(gradients) == CASE.meta["norm_order"]
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient.numpy(), CASE.outputs[f"clipped::{name}"], **tol)
+        if np.linalg.norm(CASE.inputs[f"grad::{name}"]) < CASE.meta["clip"]:
+            np.testing.assert_array_equal(gradient.numpy(), CASE.inputs[f"grad::{name}"])
+
+
+def test_clip_each__no_gradient() -> None:
+    """Without gradients there is nothing to clip and no norm to return."""
+    assert clip_each_(nn.Linear(2, 2).parameters(), 1.0).shape == (0,)
+
+
+def test_clip_each__infinite_gradient_stays_visible() -> None:
+    """A gradient that overflowed turns to nan instead of being clipped into a small lie."""
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([float("inf"), 1.0])
+    assert clip_each_([parameter], 3.0).isinf().all()
+    assert parameter.grad.isnan().any()
+
+
+def test_parameter_groups__golden() -> None:
+    """The two groups of the recorded module, in order, the frozen weight_g in neither."""
+    module = recorded_module()
+    groups = parameter_groups(module, 0.04)
+    assert [names_of(module, group["params"]) for group in groups] == CASE.meta["groups"]
+    assert [group["weight_decay"] for group in groups] == [0.04, 0.0]
+
+
+def test_parameter_groups__full_size_names() -> None:
+    """The reference's groups of the real student: class token and positions are decayed."""
+    rule = json.loads((ROOT / "c0_full_size" / "dino_param_groups.json").read_text())
+    frozen = set(rule["excluded_requires_grad_false"])
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(rule["regularised"], (2, 2))
+    shapes |= dict.fromkeys(rule["not_regularised"], (2,)) | dict.fromkeys(frozen, (2, 2))
+    module = Shapes(shapes, frozen)
+    decayed, kept = parameter_groups(module, 0.04)
+    assert set(names_of(module, decayed["params"])) == set(rule["regularised"])
+    assert set(names_of(module, kept["params"])) == set(rule["not_regularised"])
+
+
+@pytest.mark.parametrize("epoch", CASE.meta["epochs"])
+def test_cancel_gradients__golden(epoch: int) -> None:
+    """While the last layer is frozen its gradients are None and all others are untouched."""
+    module = recorded_module()
+    if epoch < CASE.meta["freeze_last_layer"]:
+        cancel_gradients(module)
+    without = {name for name, parameter in module.named_parameters() if parameter.grad is None}
+    cancelled = without - set(CASE.meta["none_grads"])
+    assert cancelled == set(CASE.meta["cancelled_by_epoch"][str(epoch)])
+
+
+def test_cancel_gradients__adamw_leaves_the_parameter() -> None:
+    """Without a gradient AdamW neither decays a parameter nor keeps a state for it."""
+    module = nn.ModuleDict({"mlp": nn.Linear(2, 2), "last_layer": nn.Linear(2, 2)})
+    before = copy.deepcopy(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
+    module["last_layer"](module["mlp"](torch.ones(1, 2))).sum().backward()
+    cancel_gradients(module)
+    optimizer.step()
+    assert torch.equal(module["last_layer"].weight, before["last_layer"].weight)
+    assert not torch.equal(module["mlp"].weight, before["mlp"].weight)
+    assert module["last_layer"].weight not in optimizer.state
+
+
+def test_set_hyperparameters__decay_goes_to_the_first_group() -> None:
+    """The learning rate reaches both groups, the weight decay only the decayed one."""
+    optimizer = torch.optim.AdamW(parameter_groups(nn.Linear(2, 2), 0.04), lr=1.0)
+    set_hyperparameters(optimizer, 0.5, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_ema_update__definition() -> None:
+    """Every parameter is m·teacher + (1 − m)·student, every buffer the student's."""
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    student(torch.randn(4, 3))
+    before = copy.deepcopy(teacher)
+    ema_update_(teacher, student, 0.75)
+    for now, old, new in zip(
+        teacher.parameters(), before.parameters(), student.parameters(), strict=True
+    ):
+        # float32 rounding of one product and one sum.
+        torch.testing.assert_close(now, 0.75 * old + 0.25 * new, rtol=1e-6, atol=1e-7)
+    for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_ema_update__momentum_of_one_and_of_none() -> None:
+    """Momentum 1 leaves the teacher bit for bit; momentum 0 makes it the student."""
+    torch.manual_seed(0)
+    teacher, student = nn.Linear(3, 2), nn.Linear(3, 2)
+    before = copy.deepcopy(teacher)
+    ema_update_(teacher, student, 1.0)
+    assert torch.equal(teacher.weight, before.weight)
+    ema_update_(teacher, student, 0.0)
+    assert torch.equal(teacher.weight, student.weight)
+
+
+def test_ema_update__equal_networks_stay_equal() -> None:
+    """A teacher that equals its student keeps every bit: the update moves by a difference."""
+    student = nn.Linear(3, 2)
+    teacher = copy.deepcopy(student)
+    ema_update_(teacher, student, 0.996)
+    assert torch.equal(teacher.weight, student.weight)
