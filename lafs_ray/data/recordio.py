@@ -1,0 +1,350 @@
+"""MXNet's RecordIO in numpy and struct, byte for byte, without mxnet (retired in 2023).
+
+A record is `magic, flag << 29 | length, bytes, zeros up to a multiple of 4`. A reader may look for
+the magic word at multiples of 4, so the writer never lets it stand in the bytes: there it is
+dropped and the record goes on in a further part. The bytes begin with a header: how many labels,
+a label, two ids. Beside `x.rec` lies `x.idx`: a line `key <tab> offset` for every record.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv, fs
+
+from lafs_ray.data import storage
+from lafs_ray.errors import DataError
+
+MAGIC = 0xCED7230A
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_FRAME = struct.Struct("<II")
+_IR_HEADER = struct.Struct("<IfQQ")
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+_LENGTH_BITS = 29
+_MAX_LENGTH = (1 << _LENGTH_BITS) - 1
+
+_SCAN_BYTES = 8 << 20
+# Two records this near are read in one request: 64 KiB cost less than a second round trip.
+_GAP_BYTES = 64 << 10
+_RUN_BYTES = 8 << 20
+# An object store answers in tens of milliseconds; requests have to overlap.
+_REMOTE_READS = 16
+
+Body = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before a record's payload.
+
+    Args:
+        flag: how many labels follow the header; 0: the one in it counts.
+        label: one number, or a tuple of `flag` numbers (float32 in the file).
+        id: the first id, by custom the record's key.
+        id2: the second id.
+    """
+
+    flag: int
+    label: float | tuple[float, ...]
+    id: int
+    id2: int = 0
+
+    @property
+    def first_label(self) -> float:
+        """The label, or the first of several."""
+        return self.label[0] if isinstance(self.label, tuple) else self.label
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """The body of a record: header, labels if there are several, payload."""
+    if not isinstance(header.label, tuple):
+        assert header.flag == 0, "a header with one label has flag 0"
+        return _IR_HEADER.pack(0, header.label, header.id, header.id2) + payload
+    assert header.flag == len(header.label) > 0, "flag counts the labels"
+    labels = struct.pack(f"<{header.flag}f", *header.label)
+    return _IR_HEADER.pack(header.flag, 0.0, header.id, header.id2) + labels + payload
+
+
+def unpack(body: Body, where: str = "record") -> tuple[Header, Body]:
+    """Header and payload of a record's body; the payload of a memoryview is a view.
+
+    Raises:
+        DataError: the body is shorter than its header says; `where` names the record.
+    """
+    if len(body) < _IR_HEADER.size:
+        raise _damaged(where, f"{len(body)} bytes", f"a header of {_IR_HEADER.size} bytes")
+    flag, label, id_, id2 = _IR_HEADER.unpack_from(body)
+    if flag == 0:
+        return Header(0, label, id_, id2), body[_IR_HEADER.size :]
+    start = _IR_HEADER.size + 4 * flag
+    if len(body) < start:
+        found = f"flag {flag} ({flag} labels, {start} bytes) in {len(body)} bytes"
+        raise _damaged(where, found, "a flag that counts the labels in the record")
+    labels = struct.unpack_from(f"<{flag}f", body, _IR_HEADER.size)
+    return Header(flag, labels, id_, id2), body[start:]
+
+
+def encode_record(body: bytes) -> bytes:
+    """A body as it stands in the file: framed, split where the magic word stands, padded."""
+    cuts, position = [], body.find(_MAGIC_BYTES)
+    while position >= 0:
+        aligned = position % 4 == 0
+        if aligned:
+            cuts.append(position)
+        position = body.find(_MAGIC_BYTES, position + (4 if aligned else 1))
+    starts, stops = [0, *(cut + 4 for cut in cuts)], [*cuts, len(body)]
+    framed = []
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        part = _FIRST if i == 0 else _LAST if i == len(cuts) else _MIDDLE
+        length = stop - start
+        if length > _MAX_LENGTH:
+            raise _damaged("record", f"{length} bytes", f"at most {_MAX_LENGTH} bytes (29 bits)")
+        word = (part if cuts else _WHOLE) << _LENGTH_BITS | length
+        framed += [_FRAME.pack(MAGIC, word), body[start:stop], bytes(-length % 4)]
+    return b"".join(framed)
+
+
+def decode_record(
+    buffer: memoryview, start: int, *, base_offset: int = 0, source: str = "record"
+) -> tuple[Body, int]:
+    """The body of the record at `start`, and the position after its padding.
+
+    The body is a view into `buffer`, or bytes where parts had to be joined. Messages name `source`
+    and the offset in the file, which is `base_offset` more than the position in `buffer`.
+
+    Raises:
+        DataError: the magic word is missing, the parts do not follow on, or the buffer ends.
+    """
+    where = f"{source} at offset {base_offset + start}"
+    parts: list[memoryview] = []
+    position = start
+    while True:
+        begin = position + _FRAME.size
+        if begin > len(buffer):
+            raise _truncated(where, begin - start, len(buffer) - start)
+        magic, word = _FRAME.unpack_from(buffer, position)
+        if magic != MAGIC:
+            raise _damaged(where, f"0x{magic:08x}", f"RecordIO's magic word 0x{MAGIC:08x}")
+        part, length = word >> _LENGTH_BITS, word & _MAX_LENGTH
+        if part not in ((_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST)):
+            expected = "2 or 3 (a further part)" if parts else "0 or 1 (a record's beginning)"
+            raise _damaged(where, f"continuation flag {part}", expected)
+        position = begin + length + -length % 4
+        if position > len(buffer):
+            raise _truncated(where, position - start, len(buffer) - start)
+        parts.append(buffer[begin : begin + length])
+        if part == _WHOLE:
+            return parts[0], position
+        if part == _LAST:
+            return _MAGIC_BYTES.join(parts), position
+
+
+def parse_records(buffer: memoryview, base_offset: int, source: str) -> Iterator[tuple[int, Body]]:
+    """(offset in the file, body) of each record of a buffer that holds whole records.
+
+    Raises:
+        DataError: see `decode_record`.
+    """
+    position = 0
+    while position < len(buffer):
+        body, after = decode_record(buffer, position, base_offset=base_offset, source=source)
+        yield base_offset + position, body
+        position = after
+
+
+def record_end(file: Any, offset: int, file_size: int, source: str) -> int:
+    """Offset after the record at `offset`, read from its length fields alone.
+
+    Raises:
+        DataError: no record begins there, or the file ends before the record does.
+    """
+    where, position = f"{source} at offset {offset}", offset
+    while True:
+        frame = file.read_at(min(_FRAME.size, max(file_size - position, 0)), position)
+        if len(frame) >= 4 and frame[:4] != _MAGIC_BYTES:
+            (magic,) = struct.unpack_from("<I", frame)
+            raise _damaged(where, f"0x{magic:08x}", f"RecordIO's magic word 0x{MAGIC:08x}")
+        if len(frame) < _FRAME.size:
+            raise _truncated(where, position + _FRAME.size - offset, file_size - offset)
+        word: int = _FRAME.unpack(frame)[1]
+        part, length = word >> _LENGTH_BITS, word & _MAX_LENGTH
+        position += _FRAME.size + length + -length % 4
+        if position > file_size:
+            raise _truncated(where, position - offset, file_size - offset)
+        if part in (_WHOLE, _LAST):
+            return position
+
+
+def _damaged(where: str, found: str, expected: str) -> DataError:
+    fix = "copy the file again, or pack the images anew"
+    return DataError(where, found=found, expected=expected, fix=fix)
+
+
+def _truncated(where: str, needed: int, have: int) -> DataError:
+    found = f"{have} bytes to the end"
+    return _damaged(where, found, f"a record of at least {needed} bytes (it is cut short)")
+
+
+def index_uri(record_uri: str) -> str:
+    """Where the index of a `.rec` file lies."""
+    return storage.replace_suffix(record_uri, ".rec", ".idx")
+
+
+class RecordWriter:
+    """Writes `x.rec` and `x.idx`; both appear when the `with` block ends without an exception.
+
+    Args:
+        uri: path or URI of the `.rec` file.
+
+    Raises:
+        DataError: the files cannot be written.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._offset = 0
+
+    def __enter__(self) -> RecordWriter:
+        with ExitStack() as stack:
+            # Left in reverse order: the index never stands beside a file that does not exist yet.
+            self._index = stack.enter_context(storage.atomic_write(index_uri(self._uri)))
+            self._records = stack.enter_context(storage.atomic_write(self._uri))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, key: int, body: bytes) -> int:
+        """Append a record (a body made by `pack`); returns its offset."""
+        framed, offset = encode_record(body), self._offset
+        self._records.write(framed)
+        self._index.write(b"%d\t%d\n" % (key, offset))
+        self._offset += len(framed)
+        return offset
+
+
+def read_index(uri: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys and offsets of an `.idx` file, int64 [n] each, in the file's order.
+
+    Raises:
+        DataError: a line is not `key <tab> offset`; it is named with its number.
+    """
+    with storage.open_input(uri) as file:
+        if file.size() == 0:
+            raise DataError(uri, found="an empty file", expected="a line for each record", fix=_IDX)
+        try:
+            table = csv.read_csv(
+                file,
+                read_options=csv.ReadOptions(column_names=["key", "offset"]),
+                parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+                convert_options=csv.ConvertOptions(
+                    column_types={"key": pa.int64(), "offset": pa.int64()}, null_values=[]
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            raise _bad_index_line(uri, error) from error
+    return table["key"].to_numpy(), table["offset"].to_numpy()
+
+
+_IDX = "copy the .idx again, or delete it: the .rec is then read through once to find its records"
+
+
+def _bad_index_line(uri: str, error: Exception) -> DataError:
+    """Name the first line that is wrong; only the failed path pays for the slow search."""
+    right = re.compile(rb"\d{1,18}\t\d{1,18}\r?\n?|\r?\n")
+    with storage.open_input(uri) as file:
+        for number, line in enumerate(io.BufferedReader(file), 1):
+            if not right.fullmatch(line):
+                found = repr(line[:80].rstrip(b"\r\n").decode("utf-8", "replace"))
+                return DataError(
+                    f"{uri}, line {number}", found=found, expected="key <tab> offset", fix=_IDX
+                )
+    return DataError(uri, found=str(error), expected="lines of key <tab> offset", fix=_IDX)
+
+
+def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
+    """(offset, size with framing and padding in bytes, header) of every record, without an index.
+
+    Reads the whole file in pieces of 8 MiB; memory does not grow with the file.
+
+    Raises:
+        DataError: a record is damaged or cut short; what follows it cannot be found.
+    """
+    with storage.open_input(uri) as file:
+        file_size, offset = file.size(), 0
+        while offset < file_size:
+            # A record longer than a piece is rare: its end is known from its length fields.
+            wanted = max(_SCAN_BYTES, record_end(file, offset, file_size, uri) - offset)
+            buffer = memoryview(file.read_at(min(wanted, file_size - offset), offset))
+            position, base = 0, offset
+            while position < len(buffer):
+                try:
+                    body, after = decode_record(buffer, position, base_offset=base, source=uri)
+                except DataError:
+                    if position == 0 or base + len(buffer) == file_size:
+                        raise
+                    break  # The piece's last record: the next piece begins with it.
+                header, _ = unpack(body, f"{uri} at offset {offset}")
+                yield offset, after - position, header
+                offset, position = base + after, after
+
+
+def read_spans(
+    uri: str, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> Iterator[memoryview]:
+    """The bytes of each span of a file; neighbours come with one ranged read.
+
+    Args:
+        uri: the file.
+        offsets: where the spans begin, ascending, int64 [n], n ≥ 1.
+        sizes: how long they are in bytes, int64 [n].
+
+    Raises:
+        DataError: the file has vanished, cannot be read, or ends before a span does.
+    """
+    begins, ends = offsets.tolist(), (offsets + sizes).tolist()
+    runs = _runs(begins, ends)
+    with storage.open_input(uri) as file, ExitStack() as stack:
+
+        def fetch(run: tuple[int, int]) -> memoryview:
+            begin, end = begins[run[0]], ends[run[1] - 1]
+            buffer = file.read_at(end - begin, begin)
+            if len(buffer) < end - begin:
+                raise _truncated(f"{uri} at offset {begin}", end - begin, len(buffer))
+            return memoryview(buffer)
+
+        fetch_all: Callable[[Any, Sequence[tuple[int, int]]], Iterator[memoryview]] = map
+        local = isinstance(storage.resolve(uri)[0], fs.LocalFileSystem)
+        if len(runs) > 1 and not local:
+            fetch_all = stack.enter_context(ThreadPoolExecutor(_REMOTE_READS)).map
+        for (first, stop), buffer in zip(runs, fetch_all(fetch, runs), strict=True):
+            base = begins[first]
+            for begin, end in zip(begins[first:stop], ends[first:stop], strict=True):
+                yield buffer[begin - base : end - base]
+
+
+def _runs(begins: list[int], ends: list[int]) -> list[tuple[int, int]]:
+    """Index ranges of spans that are read together: near each other, and not too long."""
+    runs, first = [], 0
+    for i in range(1, len(begins)):
+        if begins[i] - ends[i - 1] > _GAP_BYTES or ends[i] - begins[first] > _RUN_BYTES:
+            runs.append((first, i))
+            first = i
+    return [*runs, (first, len(begins))]

@@ -1,0 +1,290 @@
+"""Files by path or URI: one small layer over pyarrow.fs, so that disk, S3 and GCS read alike.
+
+Writing is all or nothing. On disk a temporary neighbour is renamed; for an object store the bytes
+are spooled to a local temporary file first, because closing a half-written pyarrow stream would
+complete the upload. Price: the spool needs local space for one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import IO, Any, BinaryIO
+
+from pyarrow import fs
+
+from lafs_ray.errors import DataError
+
+_COPY_BYTES = 8 << 20
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def is_uri(path: str) -> bool:
+    """Whether `path` names its storage (`s3://…`) instead of being a path of this machine."""
+    return "://" in path
+
+
+# A client per URI: making one for S3 costs a request, and every read of a shard asks for it.
+@lru_cache(maxsize=4096)
+def _resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    return filesystem, str(path)
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system that holds `uri`, and the path in it.
+
+    A path without scheme is a path of this machine; a relative one is made absolute.
+
+    Raises:
+        DataError: the scheme is unknown, the URI malformed, or the storage cannot be reached.
+    """
+    if not is_uri(uri):
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return _resolve_uri(uri)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            uri,
+            found=str(error),
+            expected="a local path, or a URI such as s3://bucket/key, gs://bucket/key, file:///dir",
+            fix="correct the scheme (and percent-encode spaces), or check the credentials",
+        ) from error
+
+
+def _info(uri: str) -> fs.FileInfo:
+    filesystem, path = resolve(uri)
+    try:
+        return filesystem.get_file_info(path)
+    except OSError as error:
+        raise _unreadable(uri, error) from error
+
+
+def _unreadable(uri: str, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        found, fix = "no such file", "check the path; has the file been moved or deleted?"
+    elif error.errno in _NO_PERMISSION:
+        found, fix = "no permission to read it", "check the file's owner and mode (or credentials)"
+    else:
+        found, fix = str(error), "check that the storage is reachable and mounted"
+    return DataError(uri, found=found, expected="a readable file", fix=fix)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    return bool(_info(uri).type != fs.FileType.NotFound)
+
+
+def file_size(uri: str) -> int:
+    """Size of a file in bytes.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    info = _info(uri)
+    if info.type != fs.FileType.File:
+        found = "no such file" if info.type == fs.FileType.NotFound else "a folder"
+        raise DataError(uri, found=found, expected="a file", fix="check the path")
+    return int(info.size)
+
+
+def join(base: str, *parts: str) -> str:
+    """A path below `base`; a URI keeps its query (`s3://b/dir?region=…`) at the end."""
+    head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
+    return "/".join([head.rstrip("/"), *parts]) + mark + query
+
+
+def replace_suffix(uri: str, old: str, new: str) -> str:
+    """`uri` with the file's ending exchanged; the query of a URI stays."""
+    head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
+    assert head.endswith(old), f"{uri} does not end in {old}"
+    return head.removesuffix(old) + new + mark + query
+
+
+@contextlib.contextmanager
+def open_input(uri: str) -> Iterator[Any]:
+    """A pyarrow random-access file (`read_at`, `size`), closed at the end.
+
+    Raises:
+        DataError: the file cannot be opened, or reading it fails while it is open.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        with filesystem.open_input_file(path) as file:
+            yield file
+    except OSError as error:
+        raise _unreadable(uri, error) from error
+
+
+@contextlib.contextmanager
+def atomic_write(uri: str) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name when the block ends without an exception.
+
+    Missing parent folders are made. An exception in the block leaves what was there before.
+
+    Raises:
+        DataError: no permission to write, the disk is full, or the upload failed.
+    """
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with _renamed_at_end(uri, path) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as spool:
+        with _write_errors(tempfile.gettempdir(), only=_DISK_FULL):
+            yield spool
+            spool.flush()
+        _upload(spool, filesystem, path, uri)
+
+
+@contextlib.contextmanager
+def _renamed_at_end(uri: str, path: str) -> Iterator[BinaryIO]:
+    folder, name = os.path.split(path)
+    # The ending keeps half-written shards out of every `*.rec` pattern.
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        with contextlib.ExitStack() as stack:
+            with _write_errors(uri):
+                os.makedirs(folder, exist_ok=True)
+                file = stack.enter_context(open(temporary, "xb"))
+            # The block may raise an OSError of its own making; only a full disk is surely ours.
+            with _write_errors(uri, only=_DISK_FULL):
+                yield file
+            with _write_errors(uri):
+                file.flush()
+                os.fsync(file.fileno())
+        with _write_errors(uri):
+            os.replace(temporary, path)
+            _sync_folder(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename survive a power cut: it lives in the folder, not in the file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) -> None:
+    size = spool.seek(0, os.SEEK_END)
+    spool.seek(0)
+    with _write_errors(uri):
+        try:
+            with filesystem.open_output_stream(path) as target:
+                shutil.copyfileobj(spool, target, _COPY_BYTES)
+            written = filesystem.get_file_info(path).size
+            if written != size:
+                raise OSError(f"{written} of {size} bytes arrived")
+        except BaseException:
+            # Closing the stream has published what had arrived: nothing is better than a part.
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(path)
+            raise
+
+
+@contextlib.contextmanager
+def _write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
+    """Tell an OSError (of the kinds in `only`, by default of any) as a DataError about `uri`."""
+    try:
+        yield
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        if error.errno in _DISK_FULL:
+            found, fix = "disk full", "free some space, or write to another disk"
+        elif error.errno in _NO_PERMISSION:
+            found, fix = "no permission to write", "check the folder's owner and mode"
+        else:
+            found, fix = str(error), "check the path and that the storage is reachable"
+        raise DataError(uri, found=found, expected="a place to write the file", fix=fix) from error
+
+
+def expand_records(path: str) -> tuple[str, ...]:
+    """The `.rec` files of a face set, sorted by name.
+
+    Args:
+        path: a `.rec` file, a folder that holds some, or a pattern (`*`, `[…]`; on disk also `?`).
+
+    Raises:
+        DataError: nothing is there, an `.idx` lacks its `.rec`, or the file is of another kind.
+    """
+    wildcards = "*[" if is_uri(path) else "*?["
+    is_pattern = any(mark in path for mark in wildcards) and not (
+        not is_uri(path) and os.path.exists(path)
+    )
+    if is_pattern:
+        return _matching(path, wildcards)
+    info = _info(path)
+    if info.type == fs.FileType.Directory:
+        return _in_folder(path)
+    bare = path.partition("?")[0] if is_uri(path) else path
+    if not bare.endswith(".rec"):
+        found = "no such file or folder" if info.type == fs.FileType.NotFound else "another file"
+        expected = "a .rec file, a folder of .rec files, or a pattern such as shards/*.rec"
+        raise DataError(path, found=found, expected=expected, fix="check the path")
+    if info.type == fs.FileType.NotFound:
+        lonely = exists(replace_suffix(path, ".rec", ".idx"))
+        found = "the .idx, but no .rec beside it" if lonely else "no such file"
+        raise DataError(path, found=found, expected="a .rec file", fix="copy the .rec to this path")
+    return (path,)
+
+
+def _in_folder(folder: str) -> tuple[str, ...]:
+    names = _names_below(folder, recursive=False)
+    records = [name for name in names if name.endswith(".rec")]
+    lonely = [name for name in names if name.endswith(".idx") and name[:-4] + ".rec" not in records]
+    if lonely:
+        raise DataError(
+            folder,
+            found=f".idx without .rec: {', '.join(lonely[:5])}",
+            expected="a .rec beside every .idx",
+            fix="copy the missing .rec files, or remove the .idx files",
+        )
+    if not records:
+        found = f"{len(names)} files, none of them .rec" if names else "an empty folder"
+        fix = "give the folder that holds the shards, or pack images with jobs/pack.py"
+        raise DataError(folder, found=found, expected="at least one .rec file", fix=fix)
+    return tuple(join(folder, name) for name in records)
+
+
+def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if any(mark in part for mark in wildcards))
+    base, wanted = "/".join(parts[:first]) or ("/" if first else "."), parts[first:]
+    names = _names_below(base, recursive=len(wanted) > 1) if exists(base) else []
+    matches = [
+        name
+        for name in names
+        if len(name.split("/")) == len(wanted)
+        and all(map(fnmatchcase, name.split("/"), wanted))
+        and name.endswith(".rec")
+    ]
+    if not matches:
+        found = f"no match among {len(names)} files" if names else f"nothing below {base}"
+        raise DataError(pattern, found=found, expected="at least one .rec", fix="check the pattern")
+    return tuple(join(base, name) for name in matches)
+
+
+def _names_below(folder: str, *, recursive: bool) -> list[str]:
+    """Sorted names of the files below a folder, relative to it."""
+    filesystem, path = resolve(folder)
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=recursive))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    prefix = path.rstrip("/") + "/"
+    return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
