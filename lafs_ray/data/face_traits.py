@@ -1,0 +1,349 @@
+"""Who is drawn and how the picture was taken: the two parameter sets of a generated face.
+
+`Identity` (geometry and appearance) is a pure function of (seed, identity); `Nuisance` (pose,
+light, expression, background, occlusion, camera) of (seed, identity, index). All lengths are
+pixels of an upright frontal 112x112 image with its origin between the eyes, x to the viewer's
+right, y down and z towards the camera; angles are radians; colours RGB in 0..255.
+
+Ranges are wide and overlapping on purpose: skin and hair colour come from a handful of
+continuous mixtures that many identities share, so neither names a person by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Colour = tuple[float, float, float]
+Beard = Literal["none", "stubble", "moustache", "goatee", "full"]
+Occluder = Literal["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"]
+
+_IDENTITY_STREAM = 1
+_NUISANCE_STREAM = 2
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a head; widths of paired or centred features are half widths."""
+
+    cheek_width: float
+    jaw_ratio: float
+    temple_ratio: float
+    chin_width: float
+    chin_gap: float
+    chin_depth: float
+    skull_y: float
+    eye_spacing: float
+    eye_width: float
+    eye_height: float
+    eye_tilt: float
+    eye_depth: float
+    lid_fold: float
+    iris_radius: float
+    brow_gap: float
+    brow_thickness: float
+    brow_arch: float
+    brow_length: float
+    brow_tilt: float
+    brow_ridge: float
+    nose_y: float
+    nose_width: float
+    nose_depth: float
+    nose_hump: float
+    nose_skew: float
+    bridge_width: float
+    mouth_gap: float
+    mouth_width: float
+    mouth_curve: float
+    mouth_skew: float
+    upper_lip: float
+    lower_lip: float
+    cupid_bow: float
+    ear_size: float
+    cheek_fullness: float
+
+    @property
+    def mouth_y(self) -> float:
+        """Height of the line between the lips."""
+        return self.nose_y + self.mouth_gap
+
+    @property
+    def chin_y(self) -> float:
+        """Height of the lowest point of the chin."""
+        return self.mouth_y + self.chin_gap
+
+    def normalised(self) -> Array:
+        """Return all parameters as float32 [35], each mapped so that its range is 0..1."""
+        return np.array(
+            [
+                (getattr(self, field.name) - low) / (high - low)
+                for field in fields(self)
+                for low, high, _ in (_GEOMETRY[field.name],)
+            ],
+            dtype=np.float32,
+        )
+
+
+# name: (low, high, shift): uniform in low..high, moved by `shift` times a latent in -1..1 that
+# stands for how masculine the head is, so that jaw, brows, lips and beard go together.
+_GEOMETRY: dict[str, tuple[float, float, float]] = {
+    "cheek_width": (29.5, 36.5, 0.6),
+    "jaw_ratio": (0.70, 0.92, 0.03),
+    "temple_ratio": (0.84, 0.99, 0.0),
+    "chin_width": (7.0, 15.0, 1.2),
+    "chin_gap": (12.5, 19.0, 1.0),
+    "chin_depth": (1.0, 5.5, 0.5),
+    "skull_y": (-46.0, -38.0, 0.0),
+    "eye_spacing": (13.4, 17.4, 0.0),
+    "eye_width": (5.2, 7.6, -0.2),
+    "eye_height": (2.0, 4.0, -0.3),
+    "eye_tilt": (-0.16, 0.22, 0.0),
+    "eye_depth": (2.0, 6.5, 0.6),
+    "lid_fold": (0.8, 3.0, 0.0),
+    "iris_radius": (2.6, 3.3, 0.0),
+    "brow_gap": (6.8, 11.0, -0.8),
+    "brow_thickness": (1.1, 3.1, 0.5),
+    "brow_arch": (0.0, 3.2, -0.5),
+    "brow_length": (7.5, 11.0, 0.0),
+    "brow_tilt": (-0.14, 0.18, 0.0),
+    "brow_ridge": (0.0, 3.0, 0.7),
+    "nose_y": (17.0, 25.0, 0.5),
+    "nose_width": (4.6, 8.8, 0.4),
+    "nose_depth": (8.0, 15.0, 0.7),
+    "nose_hump": (-1.5, 2.5, 0.2),
+    "nose_skew": (-1.0, 1.0, 0.0),
+    "bridge_width": (2.0, 4.2, 0.1),
+    "mouth_gap": (9.5, 14.0, 0.3),
+    "mouth_width": (8.0, 13.6, 0.2),
+    "mouth_curve": (-1.3, 1.1, 0.0),
+    "mouth_skew": (-0.8, 0.8, 0.0),
+    "upper_lip": (1.2, 3.6, -0.4),
+    "lower_lip": (2.0, 4.8, -0.3),
+    "cupid_bow": (0.1, 1.3, 0.0),
+    "ear_size": (6.0, 10.5, 0.4),
+    "cheek_fullness": (-1.5, 4.5, 0.0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Appearance:
+    """Colours, hair and marks of a person; positions are those of the frontal head.
+
+    Shapes: `blotches` float32 [9,9] in about -1..1; `strands` float32 [5,54] likewise;
+    `freckles` [n,4] and `moles` [n,4] as (x, y, radius, strength).
+    """
+
+    skin: Colour
+    lips: Colour
+    iris: Colour
+    hair: Colour
+    brow: Colour
+    blush: float
+    eye_shadow: float
+    wrinkles: float
+    fold: float
+    blotches: Array
+    strands: Array
+    freckles: Array
+    moles: Array
+    beard: Beard
+    beard_density: float
+    hairline_y: float
+    hairline_recess: float
+    hair_volume: float
+    hair_length: float
+    hair_wave: float
+    hair_part: float
+    fringe: float
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """A person: everything about a face that no photograph changes."""
+
+    geometry: Geometry
+    appearance: Appearance
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """One photograph: everything about a picture that says nothing of who is on it.
+
+    `smile` -1..1, `mouth_open`, `brow_raise` and `squint` 0..1; `gaze_x`, `gaze_y` in iris radii;
+    `light_x`, `light_y` the direction to the lamp over its z; `temperature` -1 (blue)..1 (orange).
+    """
+
+    yaw: float
+    pitch: float
+    roll: float
+    scale: float
+    shift_x: float
+    shift_y: float
+    smile: float
+    mouth_open: float
+    brow_raise: float
+    squint: float
+    gaze_x: float
+    gaze_y: float
+    light_x: float
+    light_y: float
+    ambient: float
+    temperature: float
+    exposure: float
+    contrast: float
+    saturation: float
+    occluder: Occluder
+    occluder_colour: Colour
+    occluder_place: float
+    cloth: Colour
+    backdrop_seed: int
+    blur_px: float
+    noise: float
+    jpeg_quality: int
+
+
+_SKINS = np.array(
+    [
+        (240, 208, 186),
+        (226, 184, 152),
+        (204, 158, 122),
+        (168, 119, 84),
+        (124, 82, 58),
+        (92, 60, 45),
+    ],
+    dtype=np.float32,
+)
+_HAIRS = np.array(
+    [(28, 24, 24), (52, 36, 28), (86, 58, 38), (122, 66, 36), (176, 134, 78), (168, 164, 160)],
+    dtype=np.float32,
+)
+_IRISES = np.array(
+    [(52, 32, 20), (88, 58, 32), (104, 96, 52), (78, 112, 84), (84, 118, 150), (110, 124, 136)],
+    dtype=np.float32,
+)
+
+
+def sample_identity(seed: int, identity: int) -> Identity:
+    """Return person number `identity` of the population `seed`: a pure function of the two."""
+    draw = np.random.default_rng([seed, _IDENTITY_STREAM, identity])
+    masculine = float(draw.uniform(-1, 1))
+    geometry = Geometry(
+        **{
+            name: float(np.clip(draw.uniform(low, high) + masculine * shift, low, high))
+            for name, (low, high, shift) in _GEOMETRY.items()
+        }
+    )
+    return Identity(geometry, _sample_appearance(draw, masculine, geometry))
+
+
+def _sample_appearance(
+    draw: np.random.Generator, masculine: float, geometry: Geometry
+) -> Appearance:
+    melanin = float(draw.beta(1.5, 1.7))
+    skin = _mix(_SKINS, melanin) * draw.uniform(0.94, 1.05) + draw.normal(0, 3.0, 3)
+    pale = 1 - melanin
+    grey = float(draw.uniform() < 0.14)
+    hair = _mix(_HAIRS[:5], float(draw.uniform()) * (0.25 + 0.75 * pale)) + draw.normal(0, 5, 3)
+    hair = (1 - 0.8 * grey) * hair + 0.8 * grey * _HAIRS[5]
+    iris = _mix(_IRISES, float(draw.uniform()) * (0.2 + 0.8 * pale))
+    lips = skin * (0.80, 0.58, 0.58) + draw.uniform(0, 1) * np.array([34.0, -6.0, 4.0])
+    age = float(draw.uniform())
+    long_hair = draw.uniform() < 0.5 - 0.42 * masculine
+    beards: tuple[Beard, ...] = ("none", "stubble", "moustache", "goatee", "full")
+    beard = beards[int(draw.integers(5))] if draw.uniform() < 0.9 * masculine else "none"
+    return Appearance(
+        skin=_colour(skin),
+        lips=_colour(lips),
+        iris=_colour(iris),
+        hair=_colour(hair),
+        brow=_colour(hair * draw.uniform(0.55, 0.9)),
+        blush=float(draw.uniform(0, 1)),
+        eye_shadow=float(draw.uniform(0, 1)),
+        wrinkles=max(0.0, 1.6 * age - 0.6),
+        fold=float(draw.uniform(0.05, 0.5) + 0.4 * age),
+        blotches=draw.normal(0, 0.4, (9, 9)).astype(np.float32),
+        strands=draw.normal(0, 0.5, (5, 54)).astype(np.float32),
+        freckles=_marks(draw, int(draw.integers(15, 60)) if draw.uniform() < 0.25 * pale else 0),
+        moles=_moles(draw, geometry),
+        beard=beard,
+        beard_density=float(draw.uniform(0.45, 0.95)),
+        hairline_y=float(draw.uniform(-32, -18)),
+        hairline_recess=float(draw.uniform(-3, 4 + 3 * masculine)),
+        hair_volume=float(draw.uniform(0.5, 8.0)),
+        hair_length=float(draw.uniform(34, 80) if long_hair else draw.uniform(-8, 12)),
+        hair_wave=float(draw.uniform(0, 1.8)),
+        hair_part=float(draw.uniform(-0.9, 0.9)),
+        fringe=float(draw.uniform(0, 1) if draw.uniform() < 0.6 else 0.0),
+    )
+
+
+def _marks(draw: np.random.Generator, count: int) -> Array:
+    place = draw.normal(0, 1, (count, 2)) * (14, 7) + (0, 10)
+    look = np.stack([draw.uniform(0.4, 0.8, count), draw.uniform(0.2, 0.45, count)], axis=1)
+    return np.concatenate([place, look], axis=1).astype(np.float32)
+
+
+def _moles(draw: np.random.Generator, geometry: Geometry) -> Array:
+    count = int(draw.integers(0, 4))
+    y = draw.uniform(-18, geometry.chin_y - 8, count)
+    x = draw.uniform(-0.75, 0.75, count) * geometry.cheek_width
+    look = np.stack([draw.uniform(0.6, 1.3, count), draw.uniform(0.5, 0.85, count)], axis=1)
+    return np.concatenate([np.stack([x, y], axis=1), look], axis=1).astype(np.float32)
+
+
+def sample_nuisance(seed: int, identity: int, index: int) -> Nuisance:
+    """Return the circumstances of picture `index` of a person: a pure function of the three."""
+    draw = np.random.default_rng([seed, _NUISANCE_STREAM, identity, index])
+    occluder = draw.choice(
+        ["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"],
+        p=[0.56, 0.14, 0.05, 0.09, 0.06, 0.05, 0.05],
+    )
+    sharp = draw.uniform() < 0.6
+    return Nuisance(
+        yaw=_bounded(draw, 0.28, 0.62),
+        pitch=_bounded(draw, 0.13, 0.32),
+        roll=_bounded(draw, 0.08, 0.25),
+        scale=1 + _bounded(draw, 0.04, 0.10),
+        shift_x=_bounded(draw, 1.5, 4.0),
+        shift_y=_bounded(draw, 1.5, 4.0),
+        smile=float(np.clip(draw.normal(0.15, 0.45), -1, 1)),
+        mouth_open=float(max(0.0, draw.uniform(-1.2, 1.0))),
+        brow_raise=float(max(0.0, draw.uniform(-1.0, 1.0))),
+        squint=float(max(0.0, draw.uniform(-0.8, 1.0))),
+        gaze_x=_bounded(draw, 0.35, 0.8),
+        gaze_y=_bounded(draw, 0.15, 0.4),
+        light_x=_bounded(draw, 0.75, 1.8),
+        light_y=float(np.clip(draw.normal(-0.4, 0.45), -1.3, 0.7)),
+        ambient=float(draw.uniform(0.22, 0.75)),
+        temperature=_bounded(draw, 0.5, 1.0),
+        exposure=float(np.exp(_bounded(draw, 0.22, 0.5))),
+        contrast=float(draw.uniform(0.8, 1.2)),
+        saturation=float(draw.uniform(0.55, 1.2)) if draw.uniform() > 0.06 else 0.0,
+        occluder=occluder,
+        occluder_colour=_colour(draw.uniform(15, 230, 3)),
+        occluder_place=float(draw.uniform(-1, 1)),
+        cloth=_colour(draw.uniform(20, 235, 3)),
+        backdrop_seed=int(draw.integers(2**31)),
+        blur_px=float(draw.uniform(0.0, 0.5) if sharp else draw.uniform(0.5, 1.5)),
+        noise=float(draw.uniform(0.5, 6.0)),
+        jpeg_quality=int(draw.integers(60, 97)),
+    )
+
+
+def _bounded(draw: np.random.Generator, deviation: float, limit: float) -> float:
+    return float(np.clip(draw.normal(0, deviation), -limit, limit))
+
+
+def _mix(palette: Array, place: float) -> npt.NDArray[np.float64]:
+    """Return the colour at `place` in 0..1 on the line through the palette's colours."""
+    steps = np.linspace(0, 1, len(palette))
+    return np.array([np.interp(place, steps, palette[:, channel]) for channel in range(3)])
+
+
+def _colour(values: npt.NDArray[np.float64]) -> Colour:
+    red, green, blue = np.clip(values, 8, 248)
+    return float(red), float(green), float(blue)
