@@ -1,7 +1,7 @@
 """What surrounds the optimiser in a step: groups, clipping, the frozen last layer, the EMA.
 
 All of it works on whole lists of tensors (`torch._foreach_*`) and never waits for the device: the
-base model has 147 parameters, and as many `.item()` calls would stall the queue 147 times a step.
+base student has 145 trained tensors, and as many `.item()` calls would stall its queue every step.
 """
 
 from __future__ import annotations

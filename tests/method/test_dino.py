@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor
+
+from lafs_ray.method.dino import Centre, dino_loss, learning_state
+from lafs_ray.models.heads import DINOHead
+from tests.golden_cases import GoldenCase, load_case
+
+HEAD_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
+
+
+def naive_loss(
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    student_temp: float,
+    teacher_temp: float,
+    num_views: int,
+) -> Tensor:
+    """The loss's definition, as its docstring writes it."""
+    terms = []
+    for g, seen in enumerate(teacher.chunk(2)):
+        target = F.softmax((seen - centre) / teacher_temp, dim=-1)
+        for v, view in enumerate(student.chunk(num_views)):
+            if v != g:
+                terms.append(-(target * F.log_softmax(view / student_temp, dim=-1)).sum(-1).mean())
+    return sum(terms, torch.zeros(())) / len(terms)
+
+
+def golden_head(case: GoldenCase, who: str) -> DINOHead:
+    meta = case.meta
+    head = DINOHead(
+        meta["in_dim"],
+        meta["out_dim"],
+        hidden_dim=meta["hidden_dim"],
+        bottleneck_dim=meta["bottleneck_dim"],
+        num_layers=meta["nlayers"],
+        frozen_norm=meta["norm_last_layer"],
+    )
+    prefix = f"{who}/"
+    head.load_state_dict(
+        {
+            key.removeprefix(prefix): torch.from_numpy(value)
+            for key, value in case.params.items()
+            if key.startswith(prefix)
+        }
+    )
+    return head
+
+
+@pytest.mark.parametrize("name", HEAD_CASES)
+def test_dino_loss__golden(name: str) -> None:
+    """Loss, centre and every gradient of two recorded steps, head included."""
+    case = load_case(name)
+    meta, tol = case.meta, case.meta["tol"]
+    centre = Centre(meta["out_dim"], meta["center_momentum"])
+    student_head, teacher_head = golden_head(case, "student"), golden_head(case, "teacher")
+    for step, epoch in enumerate(meta["epochs"]):
+        student_head.zero_grad()
+        features = torch.from_numpy(case.inputs[f"student_feat_{step}"]).requires_grad_()
+        student = student_head(features)
+        student.retain_grad()
+        with torch.no_grad():
+            teacher = teacher_head(torch.from_numpy(case.inputs[f"teacher_feat_{step}"]))
+        loss = dino_loss(
+            student,
+            teacher,
+            centre.centre,
+            student_temp=meta["student_temp"],
+            teacher_temp=case.outputs["teacher_temp_schedule"][epoch],
+            num_views=meta["ncrops"],
+        )
+        loss.backward()
+        centre.observe(teacher)
+        centre.update()
+        out = case.outputs
+        assert loss.item() == pytest.approx(out[f"loss_{step}"].item(), abs=tol["loss"])
+        np.testing.assert_allclose(centre.centre, out[f"center_{step}"], atol=tol["center"])
+        assert student.grad is not None
+        assert features.grad is not None
+        gradients = {
+            f"grad_student_out_{step}": student.grad,
+            f"grad_student_feat_{step}": features.grad,
+        } | {
+            f"grad_{step}::{key}": parameter.grad
+            for key, parameter in student_head.named_parameters()
+            if parameter.grad is not None
+        }
+        assert gradients.keys() == {
+            key for key in out if key.startswith("grad_") and f"_{step}" in key
+        }
+        for key, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, out[key], **tol["grad"], err_msg=key)
+
+
+@pytest.mark.parametrize("num_views", [2, 3, 10])
+def test_dino_loss__definition(num_views: int) -> None:
+    """The sum over views equals the double loop over pairs, in value and gradient (float64)."""
+    generator = torch.Generator().manual_seed(num_views)
+    student = torch.randn(num_views * 3, 7, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(6, 7, generator=generator, dtype=torch.float64)
+    centre = torch.randn(1, 7, generator=generator, dtype=torch.float64)
+    results = []
+    for fast in (True, False):
+        leaf = student.clone().requires_grad_()
+        if fast:
+            loss = dino_loss(
+                leaf, teacher, centre, student_temp=0.1, teacher_temp=0.05, num_views=num_views
+            )
+        else:
+            loss = naive_loss(leaf, teacher, centre, 0.1, 0.05, num_views)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    # Rounding of float64 at scores of ±30, summed over 60 pairs at most.
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-13)
+
+
+def test_dino_loss__bfloat16_scores() -> None:
+    """bfloat16 scores give the float32 loss of the same numbers: only the input is rounded."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(20, 64, generator=generator).bfloat16().requires_grad_()
+    teacher, centre = torch.randn(4, 64, generator=generator).bfloat16(), torch.randn(1, 64) * 0.1
+    temps = {"student_temp": 0.1, "teacher_temp": 0.04}
+    loss = dino_loss(student, teacher, centre, **temps, num_views=10)
+    loss.backward()
+    exact = dino_loss(student.detach().float(), teacher.float(), centre, **temps, num_views=10)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss.detach(), exact)
+    assert student.grad is not None
+    assert student.grad.dtype == torch.bfloat16
+
+
+def test_dino_loss__large_scores_stay_finite() -> None:
+    """Scores that overflow a naive exp give a finite loss and gradient."""
+    student = (torch.eye(20, 8) * 1e4).requires_grad_()
+    loss = dino_loss(
+        student,
+        torch.eye(4, 8) * 1e4,
+        torch.zeros(1, 8),
+        student_temp=0.1,
+        teacher_temp=0.04,
+        num_views=10,
+    )
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_dino_loss__rows_that_do_not_fit() -> None:
+    """Student rows of another number of images than the teacher's stop at once."""
+    with pytest.raises(AssertionError, match="30 student rows in 10 views, 4 teacher rows"):
+        dino_loss(
+            torch.zeros(30, 5),
+            torch.zeros(4, 5),
+            torch.zeros(1, 5),
+            student_temp=0.1,
+            teacher_temp=0.1,
+            num_views=10,
+        )
+
+
+def test_centre__micro_batches_equal_one_batch() -> None:
+    """Two micro-batches and one update move the centre as one batch of both does."""
+    rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    whole, parts = Centre(5), Centre(5)
+    whole.observe(rows)
+    for part in rows.chunk(2):
+        parts.observe(part)
+    whole.update()
+    parts.update()
+    # Another order of eight float32 additions.
+    torch.testing.assert_close(parts.centre, whole.centre, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(whole.centre, 0.1 * rows.mean(0, keepdim=True))
+
+
+def test_centre__forgets_a_step_once_it_is_done() -> None:
+    """An update uses up what was observed; a second one without rows is our own mistake."""
+    centre = Centre(3)
+    centre.observe(torch.ones(2, 3))
+    centre.update()
+    with pytest.raises(AssertionError, match="at least one micro-batch"):
+        centre.update()
+    assert list(centre.state_dict()) == ["centre"]
+
+
+def rank_main(rank: int, store: str, results: str) -> None:
+    """One rank of case d9: its losses, and the centre after every step."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    case = load_case("d9_loss_2ranks")
+    out = {}
+    centre = Centre(case.meta["out_dim"])
+    for step, epoch in enumerate(case.meta["epochs"]):
+        student, teacher = (
+            torch.from_numpy(case.inputs[f"rank{rank}/{who}_out_{step}"])
+            for who in ("student", "teacher")
+        )
+        out[f"loss_{step}"] = dino_loss(
+            student,
+            teacher,
+            centre.centre,
+            student_temp=0.1,
+            teacher_temp=(0.07, 0.04, 0.04)[epoch],
+            num_views=case.meta["ncrops"],
+        ).numpy()
+        centre.observe(teacher)
+        centre.update()
+        out[f"center_{step}"] = centre.centre.numpy().copy()
+    np.savez(Path(results) / f"rank{rank}.npz", **out)
+    dist.destroy_process_group()
+
+
+def test_centre__two_ranks(tmp_path: Path) -> None:
+    """Golden d9 on two gloo ranks: local losses, and the centre of one process with all rows."""
+    context = mp.spawn(
+        rank_main, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=False
+    )
+    assert context is not None
+    deadline = time.monotonic() + 90
+    try:
+        # join returns after each process that ends, true once all have.
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "two ranks took over 90 s for three tiny steps"
+    finally:
+        for process in context.processes:
+            process.kill()
+    case = load_case("d9_loss_2ranks")
+    ranks = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(2)]
+    single = Centre(case.meta["out_dim"])
+    for step in range(len(case.meta["epochs"])):
+        rows = [torch.from_numpy(case.inputs[f"rank{r}/teacher_out_{step}"]) for r in range(2)]
+        single.observe(torch.cat(rows))
+        single.update()
+        for rank, found in enumerate(ranks):
+            for key, tol in case.meta["tol"].items():
+                expected = case.outputs[f"rank{rank}/{key}_{step}"]
+                np.testing.assert_allclose(found[f"{key}_{step}"], expected, rtol=0, atol=tol)
+        np.testing.assert_array_equal(ranks[0][f"center_{step}"], ranks[1][f"center_{step}"])
+        # float32 sums in another order.
+        np.testing.assert_allclose(ranks[0][f"center_{step}"], single.centre, rtol=1e-6, atol=1e-7)
+
+
+def state_of(student: Tensor, teacher: Tensor, embeddings: Tensor) -> dict[str, float]:
+    state = learning_state(
+        student,
+        teacher,
+        torch.zeros(1, teacher.shape[1]),
+        embeddings,
+        student_temp=0.1,
+        teacher_temp=0.04,
+    )
+    assert all(value.shape == () and not value.requires_grad for value in state.values())
+    return {name: value.item() for name, value in state.items()}
+
+
+def test_learning_state__no_opinion() -> None:
+    """Equal scores: both entropies are log K, the divergence 0, one prototype is used."""
+    state = state_of(torch.zeros(10, 16, requires_grad=True), torch.zeros(4, 16), torch.ones(4, 8))
+    assert state["teacher_entropy"] == pytest.approx(math.log(16))
+    assert state["student_entropy"] == pytest.approx(math.log(16))
+    assert state["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert state["used_prototypes"] == 0.25
+    assert state["centre_norm"] == 0.0
+    assert state["embedding_std"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_learning_state__certain_and_agreeing() -> None:
+    """One-hot views that agree across views: entropies and divergence 0, all choices counted."""
+    views = torch.eye(2, 16).repeat(2, 1) * 100
+    state = state_of(views, views, torch.eye(4) * 7)
+    for name in ("teacher_entropy", "student_entropy", "kl"):
+        assert state[name] == pytest.approx(0.0, abs=1e-6)
+    assert state["used_prototypes"] == 0.5
+    # Four axes of length 1 in four dimensions: deviation √(1/4 - 1/16) in each.
+    assert state["embedding_std"] == pytest.approx(2 * math.sqrt(3 / 16))
+
+
+def test_learning_state__pairs_other_views() -> None:
+    """The divergence sets the student's view 2 against the teacher's view 1, as the loss does."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(10, 6, generator=generator)
+    teacher = torch.randn(4, 6, generator=generator)
+    state = state_of(student, teacher, torch.randn(4, 3, generator=generator))
+    pairs = naive_loss(student[:4], teacher, torch.zeros(1, 6), 0.1, 0.04, 2).item()
+    assert state["kl"] + state["teacher_entropy"] == pytest.approx(pairs, rel=1e-5)
