@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lafs_ray.errors import ConfigError
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, predict_landmarks
 from lafs_ray.models.patches import extract_patches
 
@@ -99,7 +100,7 @@ class FViT(nn.Module):
         batch, count, _ = tokens.shape
         assert count < self.pos_embedding.shape[1], (count, self.pos_embedding.shape[1] - 1)
         x = self.patch_to_embedding(tokens)
-        x = torch.cat((self.cls_token.expand(batch, -1, -1).to(x.dtype), x), dim=1)
+        x = torch.cat((self.cls_token.expand(batch, -1, -1), x), dim=1)
         x = self.dropout(x + self.pos_embedding[:, : count + 1])
         return self.mlp_head(self.transformer(x)[:, 0])  # type: ignore[no-any-return]
 
@@ -145,14 +146,33 @@ class PartFViT(FViT):
 
 
 def build_fvit(
-    size: FViTSize,
-    *,
+    size: str | FViTSize,
     num_tokens: int = 196,
     token_dim: int = 192,
     dropout: float = 0.1,
     drop_path: float = 0.1,
 ) -> FViT:
-    """Make a transformer of a given size; `dropout` also serves the embeddings."""
+    """Make a transformer of a given size.
+
+    Args:
+        size: a name in `FVIT_SIZES`, or a size of one's own.
+        num_tokens: N, the most tokens it can take.
+        token_dim: numbers in a token.
+        dropout: rate inside the blocks and on the embedded tokens.
+        drop_path: rate of stochastic depth.
+
+    Raises:
+        ConfigError: no size has this name.
+    """
+    if isinstance(size, str):
+        if size not in FVIT_SIZES:
+            raise ConfigError(
+                "transformer size",
+                found=repr(size),
+                expected=f"one of {', '.join(FVIT_SIZES)}",
+                fix="name one of these sizes",
+            )
+        size = FVIT_SIZES[size]
     return FViT(
         num_tokens,
         token_dim,
