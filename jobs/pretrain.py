@@ -1,0 +1,19 @@
+"""Pretrain a face transformer on unlabelled faces (LAFS or DINO-face).
+
+python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=train.rec landmarks.weights=…
+"""
+
+from collections.abc import Sequence
+
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.engine.job import run
+from lafs_ray.engine.launch import job_config, launch
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train as the configuration says, or continue the run of that name."""
+    launch(job_config(PretrainConfig, str(__doc__), arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

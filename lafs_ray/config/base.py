@@ -1,0 +1,273 @@
+"""The strict base of every section, YAML reading, overrides and the report of mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_serializer
+
+from lafs_ray.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, no nan, defaults validated, no coercion."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class Duration(Section):
+    """A length of training: `10 epochs`, `500 steps` or `0.2 run`."""
+
+    amount: float
+    """How many units; never negative."""
+    unit: str
+    """epochs, steps or run."""
+
+    def steps(self, steps_per_epoch: int, run_steps: int | None = None) -> int:
+        """Whole optimiser steps; `run_steps` is needed for fractions of the run."""
+        if self.unit == "steps":
+            return round(self.amount)
+        if self.unit == "epochs":
+            return round(self.amount * steps_per_epoch)
+        assert run_steps is not None, "a run cannot be as long as a fraction of itself"
+        return round(self.amount * run_steps)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+    @model_serializer
+    def _as_text(self) -> str:
+        return str(self)
+
+
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(epoch|step|run)s?\s*")
+
+
+def _parse_duration(value: Any) -> Any:
+    if isinstance(value, Duration):
+        return value
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(
+            f"{value!r} is not a duration; write '10 epochs', '500 steps' or '0.2 run'"
+        )
+    unit = match[2] if match[2] == "run" else f"{match[2]}s"
+    if unit == "run" and float(match[1]) > 1:
+        raise ValueError(
+            f"{value!r} is more than the whole run; write a fraction, such as '0.2 run'"
+        )
+    return Duration(amount=float(match[1]), unit=unit)
+
+
+def _parse_pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _parse_float(value: Any) -> Any:
+    # Strict mode would refuse `lr: 1`; True is an int to Python and stays refused.
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+DurationField = Annotated[Duration, BeforeValidator(_parse_duration)]
+Real = Annotated[float, BeforeValidator(_parse_float)]
+RealPair = Annotated[tuple[Real, Real], BeforeValidator(_parse_pair)]
+RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_pair)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them, and without the traps of YAML 1.1.
+
+    `1e-3` is a number (PyYAML reads a string), `no` and `on` are words (PyYAML reads booleans), and
+    a key that appears twice is a mistake (PyYAML keeps the last).
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a dictionary, refusing repeated keys."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key!r} appears twice in the block at line {line}")
+        return super().construct_mapping(node, deep)
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The tree of settings in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(
+            path,
+            found="no such file",
+            expected="a YAML configuration",
+            fix="check the path; the ready-made ones are under configs/",
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            path,
+            found=" ".join(str(error).split()),
+            expected="a readable YAML file",
+            fix="mend the file at the place named",
+        ) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            path,
+            found=f"a YAML {type(tree).__name__}",
+            expected="sections and keys, such as `data: {path: train.rec}`",
+            fix="see configs/pretrain/lafs.yaml for the form",
+        )
+    return tree
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["optim.lr=1e-3"]` as `{"optim.lr": 0.001}`; values are read as YAML.
+
+    Raises:
+        ConfigError: an argument is not of the form key=value.
+    """
+    overrides: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"argument {argument!r}",
+                found="no key=value",
+                expected="an override such as optim.lr=1e-3",
+                fix="write the dotted key, an equals sign and the value, without blanks around it",
+            )
+        try:
+            overrides[key] = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"argument {argument!r}",
+                found=" ".join(str(error).split()),
+                expected="a value in YAML's notation",
+                fix="quote the value",
+            ) from None
+    return overrides
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the tree with dotted keys set; whether the keys exist is checked by `resolve`."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for dotted, value in overrides.items():
+        *path, last = dotted.split(".")
+        node = result
+        for name in path:
+            child = node.get(name)
+            node[name] = dict(child) if isinstance(child, dict) else {}
+            node = node[name]
+        node[last] = value
+    return result
+
+
+def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
+    """Validate a tree of settings.
+
+    Args:
+        kind: the configuration's class.
+        tree: settings that differ from the defaults.
+        source: where they come from, for the message.
+
+    Raises:
+        ConfigError: naming every unknown key, missing key and impossible value at once.
+    """
+    try:
+        return kind.model_validate(dict(tree))
+    except ValidationError as error:
+        mistakes = [_explain(kind, item) for item in error.errors(include_url=False)]
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise ConfigError(
+            f"{source}: {count} in the configuration",
+            found="\n    ".join(["", *mistakes]) if len(mistakes) > 1 else mistakes[0],
+            expected=f"keys and values that {kind.__name__} knows",
+            fix="mend the keys named; docs/config.md lists every key with its meaning",
+        ) from None
+
+
+def load(kind: type[SectionT], path: str, overrides: Sequence[str] = ()) -> SectionT:
+    """Read a YAML file, apply `key=value` overrides and validate the result."""
+    tree = apply_overrides(read_yaml(path), parse_overrides(overrides))
+    return resolve(kind, tree, path)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`["optim.lr: 0.001 -> 0.002"]` for every setting that differs between two trees."""
+    lines: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def _explain(kind: type[Section], error: Any) -> str:
+    """One mistake in one line, with the key's path, the value found and a suggestion."""
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        owner = section_at(kind, location[:-1])
+        known = list(owner.model_fields) if owner else []
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{path}: required, but not given"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {error['input']!r} - {message[0].lower()}{message[1:]}"
+
+
+def section_at(kind: type[Section], path: Sequence[str]) -> type[Section] | None:
+    """The section class at a dotted path, None where the path leads to no section."""
+    for name in path:
+        if name not in kind.model_fields:
+            return None
+        found = _section_in(kind.model_fields[name].annotation)
+        if found is None:
+            return None
+        kind = found
+    return kind
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next(filter(None, map(_section_in, get_args(annotation))), None)
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation if is_section else None

@@ -1,0 +1,219 @@
+"""Settings of LAFS pretraining (stage 2); defaults are the `lafs` recipe, the paper's intent.
+
+`configs/pretrain/reference.yaml` lists where the released code computes something else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lafs_ray.config.base import Duration, DurationField, Real, RealPair, RealTriple, Section
+from lafs_ray.config.sections import Count, Job, Positive, Rate
+
+IMAGE_SIZE = 112
+
+
+class Landmarks(Section):
+    """Where landmarks come from and how they are disturbed."""
+
+    source: Literal["per_view", "per_image", "grid"] = "per_view"
+    """per_view: the CNN sees each clean view (reference); per_image: once, mapped through the crop;
+    grid: none, plain patches (DINO-face)."""
+    weights: str | None = None
+    """Checkpoint of stage 1 (ours or published) with the landmark CNN, or the word `untrained`;
+    required unless source is grid."""
+    noise_px: Annotated[Real, Field(ge=0.0)] = 5.0
+    """Standard deviation of the landmark perturbation, in pixels."""
+    local_tokens: Positive = 36
+    """Landmarks that a local view keeps."""
+    shuffle: bool = True
+    """Whether a local view's landmarks come in random order (else ascending)."""
+    replacement: bool = False
+    """Whether a local view may draw a landmark twice; the released code does."""
+
+
+class Views(Section):
+    """Crops and appearance of global and local views; the paper's numbers."""
+
+    num_local: Count = 8
+    """Local views of each face; two global ones are always there."""
+    crop_area: RealPair = (0.4, 1.0)
+    """Share of the image's area that a view shows, least and most."""
+    crop_aspect: RealPair = (3 / 4, 4 / 3)
+    """Aspect ratio of that crop, least and most."""
+    local_crop_area: RealPair = (0.4, 1.0)
+    """The same share for local views; the released code ignores its own option and uses the global
+    one."""
+    flip: Rate = 0.5
+    """Probability of a mirrored view."""
+    jitter: Rate = 0.8
+    """Probability of colour jitter."""
+    brightness: Rate = 0.4
+    """Strength of brightness jitter."""
+    contrast: Rate = 0.4
+    """Strength of contrast jitter."""
+    saturation: Rate = 0.2
+    """Strength of saturation jitter."""
+    hue: Annotated[Real, Field(ge=0.0, le=0.5)] = 0.1
+    """Strength of hue jitter, in turns of the colour circle."""
+    grey: Rate = 0.2
+    """Probability of a grey view."""
+    blur: RealTriple = (1.0, 0.1, 0.5)
+    """Probability of Gaussian blur in the first global, the second global and local views."""
+    blur_sigma_px: RealPair = (0.1, 2.0)
+    """Sigma of that blur, least and most, in pixels."""
+    solarise: Rate = 0.2
+    """Probability that the second global view is solarised at 128."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> Views:
+        for name in ("crop_area", "local_crop_area", "crop_aspect", "blur_sigma_px"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: [{low}, {high}] must be positive and in ascending order")
+            if name.endswith("area") and high > 1:
+                raise ValueError(f"{name}: {high} is more than the whole image; at most 1")
+        if not all(0 <= p <= 1 for p in self.blur):
+            raise ValueError(f"blur: {list(self.blur)} - probabilities lie between 0 and 1")
+        return self
+
+
+class Crops(Section):
+    """Where landmark crops are cut."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cpu: in Ray Data workers; cuda: in the training step, on the GPU."""
+
+
+class Head(Section):
+    """The projection head."""
+
+    num_prototypes: Positive = 65536
+    """Outputs K; DINO's 65536 (the released LAFS code has 100000)."""
+    hidden_dim: Positive = 2048
+    """Width of the MLP's hidden layers."""
+    bottleneck_dim: Positive = 256
+    """Width before the last, weight-normalised layer."""
+
+
+class TeacherTemperature(Section):
+    """The sharpening of the teacher's output: linear from start to end, then constant."""
+
+    start: Annotated[Real, Field(gt=0.0)] = 0.04
+    """Temperature of the first epoch."""
+    end: Annotated[Real, Field(gt=0.0)] = 0.07
+    """Temperature once warmed up."""
+    warmup_epochs: Count = 30
+    """Epochs of the linear part."""
+
+
+class Dino(Section):
+    """Self-distillation."""
+
+    student_temp: Annotated[Real, Field(gt=0.0)] = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temp: TeacherTemperature = TeacherTemperature()
+    """Temperature of the teacher's softmax."""
+    centre_momentum: Rate = 0.9
+    """EMA momentum of the centre subtracted from the teacher's output."""
+    teacher_momentum: Rate = 0.996
+    """EMA momentum of the teacher's weights at the start; rises to 1 on a cosine."""
+    teacher_dropout: bool = False
+    """Whether dropout and stochastic depth stay on in the teacher, as in the released code."""
+    freeze_last_layer_epochs: Count = 1
+    """Epochs in which the head's last layer gets no gradient."""
+
+
+class Optimiser(Section):
+    """AdamW and its schedules."""
+
+    lr: Annotated[Real, Field(gt=0.0)] = 5e-4
+    """Peak learning rate for a batch of 256; scaled by batch_size / 256."""
+    min_lr: Annotated[Real, Field(ge=0.0)] = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup: DurationField = Duration(amount=10.0, unit="epochs")
+    """Linear warm-up from 0."""
+    weight_decay: Annotated[Real, Field(ge=0.0)] = 0.04
+    """Weight decay at the start; none on biases and norms."""
+    weight_decay_end: Annotated[Real, Field(ge=0.0)] = 0.4
+    """Weight decay at the end of its cosine."""
+    clip_grad: Annotated[Real, Field(gt=0.0)] = 3.0
+    """Norm at which each parameter's gradient is clipped by itself."""
+
+
+class PretrainConfig(Job):
+    """LAFS pretraining."""
+
+    duration: DurationField = Duration(amount=41.0, unit="epochs")
+    """Length of the run, in epochs or steps."""
+    batch_size: Positive = 1024
+    """Faces in one optimiser step, over all workers and micro-batches."""
+    landmarks: Landmarks = Landmarks()
+    """Landmarks and their augmentation."""
+    views: Views = Views()
+    """Views and their augmentation."""
+    crops: Crops = Crops()
+    """Placement of the crops."""
+    head: Head = Head()
+    """Projection head."""
+    dino: Dino = Dino()
+    """Loss, centre and teacher."""
+    optim: Optimiser = Optimiser()
+    """Optimiser."""
+
+    @model_validator(mode="after")
+    def _landmarks_fit(self) -> PretrainConfig:
+        local, total = self.landmarks.local_tokens, self.model.num_landmarks
+        if self.landmarks.source == "grid":
+            self._grid_fits(local, total)
+        elif self.landmarks.weights is None:
+            raise ValueError(
+                "landmarks.weights: required, the landmark CNN comes from stage 1; give its "
+                "checkpoint, or landmarks.source=grid to pretrain without landmarks"
+            )
+        elif local > total and not self.landmarks.replacement:
+            raise ValueError(
+                f"landmarks.local_tokens: {local} of {total} landmarks (model.num_landmarks) "
+                "cannot be drawn without replacement; lower it or set landmarks.replacement=true"
+            )
+        if self.landmarks.source != "grid" and local > total:
+            raise ValueError(
+                f"landmarks.local_tokens: {local} tokens, but the model has positions for "
+                f"{total} (model.num_landmarks)"
+            )
+        return self
+
+    def _grid_fits(self, local: int, total: int) -> None:
+        patch = self.model.patch_size
+        if IMAGE_SIZE % patch or (IMAGE_SIZE // patch) ** 2 != total:
+            raise ValueError(
+                f"model.num_landmarks: {total}, but a grid of {patch}-pixel patches on "
+                f"{IMAGE_SIZE} pixels has ({IMAGE_SIZE} // {patch})² = {(IMAGE_SIZE // patch) ** 2}"
+            )
+        side = math.isqrt(local)
+        if side * side != local or local > total:
+            raise ValueError(
+                f"landmarks.local_tokens: {local}, but a local grid is a square number of at most "
+                f"{total} patches, such as 36"
+            )
+
+    @model_validator(mode="after")
+    def _devices_fit(self) -> PretrainConfig:
+        if self.crops.device == "cuda" and self.compute.device == "cpu":
+            raise ValueError("crops.device: cuda needs compute.device=cuda")
+        return self
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> PretrainConfig:
+        epochs = self.dino.teacher_temp.warmup_epochs
+        if self.duration.unit == "epochs" and epochs > self.duration.amount:
+            raise ValueError(
+                f"dino.teacher_temp.warmup_epochs: {epochs} of a run of {self.duration}"
+            )
+        warmup = self.optim.warmup
+        if warmup.unit == self.duration.unit and warmup.amount > self.duration.amount:
+            raise ValueError(f"optim.warmup: {warmup} of a run of {self.duration}")
+        return self

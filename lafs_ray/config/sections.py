@@ -1,0 +1,158 @@
+"""The sections that every training job shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lafs_ray.config.base import Duration, DurationField, Real, Section
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
+
+
+class Run(Section):
+    """What the run is called and where its results live."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Name of the run; starting the same name again continues it."""
+    storage: str = "runs"
+    """Folder or URI under which `<name>/` keeps checkpoints, metrics and the resolved config; all
+    nodes must reach it."""
+    seed: Count = 0
+    """Seed of everything random: initial weights, order of records, augmentation, dropout."""
+
+
+class Data(Section):
+    """Which faces to read, and how."""
+
+    path: str
+    """A .rec file, a folder of them, a glob, or a URI (s3://, gs://) of one."""
+    colour_order: Literal["rgb", "bgr"] = "rgb"
+    """What the file's JPEGs decode to: rgb (insightface) or bgr (made by the reference's
+    converter)."""
+    chunk_records: Positive = 4
+    """Neighbouring records read together: 1 is a perfect shuffle, 256 suits sets already shuffled
+    on slow storage."""
+    max_bad_records: Count = 100
+    """Damaged records that are skipped, each named in the log, before the run stops."""
+
+
+class Model(Section):
+    """The transformer and the landmarks that it reads."""
+
+    size: Literal["base", "small", "tiny"] = "base"
+    """Width and depth of the fViT: base as published, small and tiny for debugging and CPUs."""
+    num_landmarks: Positive = 196
+    """Landmarks, hence tokens, of a whole face; 14 x 14 in the paper."""
+    patch_size: Annotated[int, Field(ge=2, le=56)] = 8
+    """Side of the patch around each landmark, in pixels."""
+    dropout: Rate = 0.1
+    """Dropout of embedding, attention output and MLP."""
+    drop_path: Annotated[Real, Field(ge=0.0, lt=1.0)] = 0.1
+    """Stochastic depth of both residual branches of every block."""
+    landmark_cnn: Annotated[str, Field(pattern=r"^(mobilenetv3|timm/.+)$")] = "mobilenetv3"
+    """The landmark network: mobilenetv3 as published, or timm/<name> for any timm feature
+    extractor."""
+    landmark_cnn_width: Annotated[Real, Field(gt=0.0, le=2.0)] = 1.0
+    """Channel multiplier of mobilenetv3; 1.0 as published."""
+
+
+class Checkpoints(Section):
+    """When to save and what to keep."""
+
+    every: DurationField = Duration(amount=1.0, unit="epochs")
+    """Distance between checkpoints; at most this much work is lost to a crash."""
+    keep: Positive = 2
+    """Newest checkpoints kept; older ones are deleted."""
+
+
+class Log(Section):
+    """What is reported while training."""
+
+    every_steps: Positive = 50
+    """Optimiser steps between lines of metrics.jsonl and of the terminal."""
+
+
+class Compute(Section):
+    """Where the training runs."""
+
+    workers: Count = 1
+    """Ray Train workers, one for each GPU; 0 is debug mode: one process without Ray, where pdb
+    works."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """What each worker trains on."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Arithmetic of the networks (autocast); weights, loss and optimiser stay float32."""
+    cpus_per_worker: Positive = 1
+    """CPUs that Ray reserves for each training worker, besides those of its ingest; also its torch
+    threads on CPU."""
+    max_failures: Count = 3
+    """Worker failures before a run gives up; each restart continues from the last checkpoint."""
+    timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
+    """Seconds a collective operation may wait for another rank before the run counts as failed."""
+
+
+class Ingest(Section):
+    """The Ray Data workers that decode and crop; unused in debug mode."""
+
+    actors_per_worker: Positive = 4
+    """Cropping processes for each training worker."""
+    cpus_per_actor: Annotated[Real, Field(gt=0.0)] = 1.0
+    """CPUs that Ray reserves for each cropping process."""
+    prefetch_batches: Positive = 2
+    """Micro-batches fetched ahead of the training step."""
+
+
+class Job(Section):
+    """A training job: the sections that stage 1, pretraining and finetuning have in common."""
+
+    run: Run
+    """Name, storage and seed."""
+    data: Data
+    """The faces."""
+    model: Model = Model()
+    """The networks."""
+    duration: DurationField
+    """Length of the run, in epochs or steps."""
+    batch_size: Positive
+    """Faces in one optimiser step, over all workers and micro-batches."""
+    accumulation: Positive = 1
+    """Micro-batches in one optimiser step."""
+    checkpoints: Checkpoints = Checkpoints()
+    """Saving and retention."""
+    log: Log = Log()
+    """Reporting."""
+    compute: Compute = Compute()
+    """Workers and devices."""
+    ingest: Ingest = Ingest()
+    """Ray Data."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Faces in one micro-batch of one worker."""
+        return self.batch_size // (max(self.compute.workers, 1) * self.accumulation)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Job:
+        workers = max(self.compute.workers, 1)
+        if self.batch_size % (workers * self.accumulation):
+            raise ValueError(
+                f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
+                f"{self.accumulation} micro-batches = {workers * self.accumulation}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _duration_is_a_length(self) -> Job:
+        if self.duration.unit == "run" or self.duration.amount <= 0:
+            raise ValueError(f"duration: {self.duration} - write epochs or steps, more than 0")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_are_apart(self) -> Job:
+        if self.checkpoints.every.amount <= 0:
+            raise ValueError("checkpoints.every: must be more than 0")
+        return self

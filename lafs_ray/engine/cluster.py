@@ -1,0 +1,243 @@
+"""A training job on Ray: TorchTrainer workers, each with its own Ray Data stream.
+
+Checkpoints are written by `lafs_ray.training.state`, as in debug mode; Ray Train is told of them so
+that its own tools see metrics, and restarts failed workers, which continue from the newest one.
+Ours: resuming does not rely on Ray's record of checkpoints, which a kill can leave cut short
+(shared RAY notes, section 2.4).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lafs_ray.config.sections import Job
+from lafs_ray.data import storage
+from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
+from lafs_ray.engine.job import find_user_error
+from lafs_ray.errors import ConfigError, UserError
+from lafs_ray.training.session import JobInputs, run_rank
+
+_RELAY_POLL_S = 0.5
+
+# Set before Ray starts, they reach its workers; what the user has set stays.
+_QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@ray.remote(num_cpus=0)
+class Relay:
+    """Carries lines of progress and a user's mistake from the workers to the driver."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._mistake: UserError | None = None
+
+    def say(self, line: str) -> None:
+        """Keep a line for the driver."""
+        self._lines.append(line)
+
+    def drain(self) -> list[str]:
+        """Lines since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def fail(self, mistake: UserError) -> None:
+        """Keep a mistake that no restart can mend."""
+        self._mistake = self._mistake or mistake
+
+    def mistake(self) -> UserError | None:
+        """The mistake kept, if any."""
+        return self._mistake
+
+
+def run_on_ray(inputs: JobInputs) -> None:
+    """Train to the end of the run; returns when it is there.
+
+    Raises:
+        ConfigError: the cluster is too small for the run.
+        UserError: a mistake that the workers met.
+        TrainingFailedError: workers failed more often than compute.max_failures.
+    """
+    config = inputs.config
+    connect(config)
+    relay = Relay.remote()
+    printing = threading.Event()
+    printer = threading.Thread(target=_print_lines, args=(relay, printing), daemon=True)
+    printer.start()
+    try:
+        _trainer(inputs, relay).fit()
+    except Exception as error:
+        mistake = ray.get(relay.mistake.remote()) or find_user_error(error)
+        if mistake is not None:
+            raise mistake from None
+        raise
+    finally:
+        printing.set()
+        printer.join(timeout=10)
+    mistake = ray.get(relay.mistake.remote())
+    if mistake is not None:
+        raise mistake
+
+
+def connect(config: Job) -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Raises:
+        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not ray.is_initialized():
+        on_cluster = "RAY_ADDRESS" in os.environ
+        # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
+        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, _whole(config))}
+        ray.init(
+            address=None if on_cluster else "local",
+            logging_level="error",
+            log_to_driver=False,
+            **local,
+        )
+    have = ray.cluster_resources()
+    _check_enough("CPU", needed_cpus(config), have.get("CPU", 0.0), _arithmetic(config))
+    if config.compute.device == "cuda":
+        workers = config.compute.workers
+        _check_enough("GPU", workers, have.get("GPU", 0.0), f"compute.workers = {workers}")
+
+
+def _whole(config: Job) -> int:
+    return int(needed_cpus(config) + 0.999)
+
+
+def _arithmetic(config: Job) -> str:
+    compute, ingest = config.compute, config.ingest
+    return (
+        f"{compute.workers} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
+        f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
+        f"{ingest.cpus_per_actor:g} + 1 for reading)"
+    )
+
+
+def _check_enough(resource: str, needed: float, have: float, arithmetic: str) -> None:
+    if have < needed:
+        raise ConfigError(
+            f"the Ray cluster's {resource}s",
+            found=f"{have:g}",
+            expected=f"at least {needed:g}: {arithmetic}",
+            fix="lower the keys named, or add nodes to the cluster",
+        )
+
+
+def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
+    config = inputs.config
+    uses_gpu = config.compute.device == "cuda"
+    threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
+    # A name of its own for each start: no old record of Ray's can be in the way of resuming.
+    attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"inputs": as_reference(inputs), "relay": relay},
+        scaling_config=ScalingConfig(
+            num_workers=config.compute.workers,
+            use_gpu=uses_gpu,
+            resources_per_worker={
+                "CPU": config.compute.cpus_per_worker,
+                **({"GPU": 1} if uses_gpu else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=_absolute(storage.join(inputs.folder().uri, "ray")),
+            failure_config=FailureConfig(
+                max_failures=config.compute.max_failures, controller_failure_limit=3
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={"env_vars": {**_QUIET, **threads}},
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)
+        ),
+    )
+
+
+def _absolute(uri: str) -> str:
+    return uri if storage.is_uri(uri) else os.path.abspath(uri)
+
+
+def _print_lines(relay: Any, stop: threading.Event) -> None:
+    while True:
+        last = stop.wait(_RELAY_POLL_S)
+        for line in ray.get(relay.drain.remote()):
+            print(line, flush=True)  # noqa: T201
+        if last:
+            return
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    relay = loop_config["relay"]
+    if ray.get(relay.mistake.remote()) is not None:
+        return
+    try:
+        _train_worker(loop_config["inputs"], relay)
+    except Exception as error:
+        mistake = find_user_error(error)
+        if mistake is None:
+            raise
+        # A restart would meet the same mistake: note it, end this rank, and let the others follow.
+        ray.get(relay.fail.remote(mistake))
+
+
+def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
+    inputs: JobInputs = ray.get(reference)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+
+    def wrap(network: nn.Module) -> nn.Module:
+        if world == 1:
+            return network
+        return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+
+    run_rank(
+        inputs,
+        lambda first, stop: rank_stream(inputs, reference, rank, world, first, stop),
+        device=device,
+        rank=rank,
+        wrap=wrap,
+        say=lambda line: relay.say.remote(line),
+        after_save=lambda line: _tell_ray(line, inputs, rank),
+    )
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _tell_ray(line: dict[str, Any], inputs: JobInputs, rank: int) -> None:
+    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint is."""
+    where = inputs.folder().checkpoint_uri(line["step"])
+    metrics = {**line, "checkpoint_path": where}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint_path": where}))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))

@@ -1,0 +1,47 @@
+"""What every job does around its main function: errors for people, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from lafs_ray.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], None]) -> int:
+    """Run a job's main function on the command line's arguments.
+
+    Returns:
+        The exit code: 0 success, 2 a mistake of the user's (printed without traceback), 130 Ctrl-C.
+        Anything else is our mistake and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)  # noqa: T201
+        return 130
+    except Exception as error:
+        mistake = find_user_error(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def find_user_error(error: BaseException) -> UserError | None:
+    """The `UserError` inside an exception; Ray wraps what its workers raise in several layers."""
+    return next((found for found in _layers(error, 8) if isinstance(found, UserError)), None)
+
+
+def _layers(error: object, depth: int) -> Iterator[object]:
+    if not isinstance(error, BaseException) or depth == 0:
+        return
+    yield error
+    failures = getattr(error, "worker_failures", None)
+    inner = [*failures.values()] if isinstance(failures, dict) else []
+    inner += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
+    for layer in inner:
+        yield from _layers(layer, depth - 1)

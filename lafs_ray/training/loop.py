@@ -1,0 +1,235 @@
+"""The one training loop: it knows a method, an optimiser and schedules; nothing of faces or Ray.
+
+The same function trains in the driver process (debug mode) and in every Ray Train worker; `report`
+and `save` are all that differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lafs_ray.errors import CheckpointError, DataError
+from lafs_ray.method.optim import clip_each_, set_hyperparameters
+from lafs_ray.training.meter import Meter
+from lafs_ray.training.stream import StepBatch
+
+_STEP_STREAM = 0x73746570
+
+TensorBatch = dict[str, Tensor]
+
+
+class Method(Protocol):
+    """What the loop knows of LAFS pretraining and of supervised training."""
+
+    trainable: nn.Module
+    """What the optimiser trains and DDP wraps."""
+
+    def loss(
+        self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch and its metrics; `network` is `trainable`, maybe wrapped."""
+
+    def before_optimizer(self, epoch: int) -> None:
+        """Change gradients between clipping and the optimiser's step."""
+
+    def finish_step(self, values: Mapping[str, float]) -> None:
+        """Update what the optimiser does not, such as the teacher."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything beyond `trainable` and the optimiser."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+
+@dataclass
+class Training:
+    """A run on one rank.
+
+    Args:
+        method: what is trained.
+        network: `method.trainable`, wrapped in DDP where there are several ranks.
+        optimizer: over the parameters of `method.trainable`.
+        values: schedules; at least lr and weight_decay of a global step.
+        prepare: last changes to a micro-batch, on the training device.
+        device: where the networks are.
+        precision: dtype of autocast; float32 switches it off.
+        seed: seed of dropout and stochastic depth.
+        rank: this rank.
+        accumulation: micro-batches in a step.
+        clip_grad: norm at which each parameter's gradient is clipped; None does not clip.
+        max_bad_records: damaged records after which the run stops.
+        skipped: a line for each damaged record met so far on this rank.
+    """
+
+    method: Method
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    values: Callable[[int], dict[str, float]]
+    prepare: Callable[[TensorBatch], TensorBatch]
+    device: torch.device
+    precision: torch.dtype
+    seed: int
+    rank: int
+    accumulation: int
+    clip_grad: float | None
+    max_bad_records: int
+    skipped: set[str] = field(default_factory=set)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the networks and the optimiser."""
+        return {
+            "model": self.method.trainable.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source: str) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            CheckpointError: the checkpoint is of another architecture.
+        """
+        try:
+            self.method.trainable.load_state_dict(state["model"])
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                source,
+                found=" ".join(str(error).split())[:500],
+                expected="the weights of the networks that the configuration describes",
+                fix="resume with the configuration that the run was started with",
+            ) from None
+
+
+def train(
+    training: Training,
+    batches: Iterator[StepBatch],
+    meter: Meter,
+    *,
+    last_step: int,
+    report: Callable[[dict[str, Any]], None],
+    report_every: int,
+    save: Callable[[int], None],
+    save_every: int,
+) -> None:
+    """Train on `batches` until they end.
+
+    Args:
+        training: the run on this rank.
+        batches: one for each step, in order.
+        meter: averages metrics between reports.
+        last_step: number of steps of the whole run; it is always reported and saved.
+        report: gets step, epoch, schedules and averaged metrics; called on every rank at once.
+        report_every: steps between reports.
+        save: gets the number of steps done; called on every rank at once.
+        save_every: steps between checkpoints.
+    """
+    waited_since = time.perf_counter()
+    for batch in batches:
+        wait_s = time.perf_counter() - waited_since
+        note_skipped(training, batch)
+        values = training.values(batch.step)
+        metrics = train_step(training, batch, values)
+        meter.add(metrics, wait_s)
+        done = batch.step + 1
+        if done % report_every == 0 or done == last_step:
+            report({"step": done, "epoch": batch.epoch, **values, **meter.report()})
+        if done % save_every == 0 or done == last_step:
+            save(done)
+        waited_since = time.perf_counter()
+
+
+def train_step(
+    training: Training, batch: StepBatch, values: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """One optimiser step.
+
+    Returns:
+        The metrics of its micro-batches, averaged, and the largest gradient norm; 0-d tensors that
+        nobody has waited for.
+    """
+    # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
+    torch.manual_seed(step_seed(training.seed, batch.step, training.rank))
+    set_hyperparameters(training.optimizer, values["lr"], values["weight_decay"])
+    micro_batches = split(batch, training.accumulation)
+    sums: dict[str, Tensor] = {}
+    for index, columns in enumerate(micro_batches):
+        inputs = training.prepare(to_device(columns, training.device))
+        is_last = index == len(micro_batches) - 1
+        with contextlib.nullcontext() if is_last else _no_sync(training.network):
+            with torch.autocast(
+                training.device.type,
+                training.precision,
+                enabled=training.precision != torch.float32,
+            ):
+                loss, metrics = training.method.loss(training.network, inputs, values)
+            (loss / training.accumulation).backward()  # type: ignore[no-untyped-call]
+        for name, value in metrics.items():
+            part = value.detach() / training.accumulation
+            sums[name] = sums[name] + part if name in sums else part
+    if training.clip_grad is not None:
+        norms = clip_each_(training.method.trainable.parameters(), training.clip_grad)
+        sums["gradient_norm_max"] = norms.max()
+    training.method.before_optimizer(batch.epoch)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    training.method.finish_step(values)
+    return sums
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's dropout: different for every (seed, step, rank)."""
+    return int(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]).generate_state(1)[0])
+
+
+def split(batch: StepBatch, parts: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """The micro-batches of a step, in row order."""
+    rows = len(next(iter(batch.columns.values())))
+    assert rows % parts == 0, f"{rows} rows in {parts} micro-batches"
+    size = rows // parts
+    return [
+        {name: column[start : start + size] for name, column in batch.columns.items()}
+        for start in range(0, rows, size)
+    ]
+
+
+def to_device(columns: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> TensorBatch:
+    """Columns as tensors on the training device; copies to a GPU do not wait for it."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in columns.items()}
+    if device.type == "cpu":
+        return tensors
+    return {n: t.pin_memory().to(device, non_blocking=True) for n, t in tensors.items()}
+
+
+def note_skipped(training: Training, batch: StepBatch) -> None:
+    """Name newly met damaged records.
+
+    Raises:
+        DataError: there are more than the run may skip.
+    """
+    training.skipped.update(batch.skipped)
+    if len(training.skipped) > training.max_bad_records:
+        shown = sorted(training.skipped)[:10]
+        raise DataError(
+            "damaged records",
+            found="\n    ".join([f"{len(training.skipped)} so far:", *shown]),
+            expected=f"at most {training.max_bad_records} (data.max_bad_records)",
+            fix="repair or replace the files named, or raise data.max_bad_records",
+        )
+
+
+def _no_sync(network: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Keep DDP from reducing gradients before the last micro-batch."""
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        return network.no_sync()
+    return contextlib.nullcontext()

@@ -1,0 +1,191 @@
+"""The folder of a run: its resolved configuration and its checkpoints, written atomically.
+
+    <storage>/<name>/config.json            what the run is; another configuration is refused
+    <storage>/<name>/checkpoints/step-00001234.pt
+    <storage>/<name>/metrics.jsonl
+
+A checkpoint is one file, so it is there whole or not at all on a disk and on an object store alike;
+nothing executes when it is loaded. Debug mode and Ray write the same files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from lafs_ray import __version__
+from lafs_ray.config.base import differences
+from lafs_ray.config.sections import Job
+from lafs_ray.data import storage
+from lafs_ray.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+# A run may continue on other machines, with other reporting: nothing here changes what it computes.
+_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        config: the run's configuration; `run.storage` and `run.name` say where.
+        fingerprint: of the set of faces, see `FaceSet.fingerprint`.
+    """
+
+    def __init__(self, config: Job, fingerprint: str) -> None:
+        self._config, self._fingerprint = config, fingerprint
+        self.uri = storage.join(config.run.storage, config.run.name)
+        self._checkpoints = storage.join(self.uri, "checkpoints")
+
+    def claim(self) -> None:
+        """Make the folder this run's own, or see that it already is.
+
+        Raises:
+            ConfigError: the folder holds another run, or something that is no run at all.
+        """
+        description = {
+            "kind": type(self._config).__name__,
+            "config": self._config.model_dump(mode="json"),
+            "faces": self._fingerprint,
+        }
+        config_uri = storage.join(self.uri, "config.json")
+        if storage.exists(config_uri):
+            self._compare(json.loads(storage.read_bytes(config_uri)), description)
+        elif storage.list_names(self.uri):
+            raise ConfigError(
+                f"run folder {self.uri}",
+                found="files, but no config.json of a run",
+                expected="an empty folder, or the folder of this run",
+                fix="choose another run.name or run.storage",
+            )
+        with storage.atomic_write(config_uri) as file:
+            file.write(json.dumps(description, indent=2).encode())
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        found = [] if old["kind"] == new["kind"] else [f"kind: {old['kind']} -> {new['kind']}"]
+        if old["faces"] != new["faces"]:
+            found.append(f"data.path: another set of faces ({old['faces']} -> {new['faces']})")
+        found += differences(_binding(old["config"]), _binding(new["config"]))
+        if found:
+            raise ConfigError(
+                f"run folder {self.uri} holds another run",
+                found="\n    ".join(["these differences (old -> new):", *found]),
+                expected="the settings that the run was started with",
+                fix="choose another run.name, or take back the settings named",
+            )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints present, oldest first."""
+        matches = map(_NAME.fullmatch, storage.list_names(self._checkpoints))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def checkpoint_uri(self, step: int) -> str:
+        """Where the checkpoint of a step lies."""
+        return storage.join(self._checkpoints, f"step-{step:08d}.pt")
+
+    def save(self, step: int, state: Mapping[str, Any], keep: int) -> None:
+        """Write the checkpoint taken after `step` steps, then delete all but the newest `keep`."""
+        content = {
+            "format": FORMAT,
+            "kind": type(self._config).__name__,
+            "step": step,
+            "config": self._config.model_dump(mode="json"),
+            "faces": self._fingerprint,
+            "versions": {
+                "lafs_ray": __version__,
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            **state,
+        }
+        with storage.atomic_write(self.checkpoint_uri(step)) as file:
+            torch.save(content, file)
+        for old in self.steps()[:-keep]:
+            storage.delete(self.checkpoint_uri(old))
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest sound checkpoint, None when there is none.
+
+        A damaged file (a disk that lost its last blocks) is named in the log and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, but all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return load_checkpoint(self.checkpoint_uri(step))
+            except CheckpointError as error:
+                logger.warning("passing over a damaged checkpoint: %s", error)
+        if steps:
+            raise CheckpointError(
+                self._checkpoints,
+                found=f"{len(steps)} checkpoints, all damaged",
+                expected="at least one that can be read",
+                fix="delete the folder's checkpoints to start from the beginning",
+            )
+        return None
+
+
+def newest_checkpoint(path: str) -> str:
+    """The newest checkpoint of a run's folder; any other path is returned as it is.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint.
+    """
+    if not storage.exists(storage.join(path, "config.json")):
+        return path
+    folder = storage.join(path, "checkpoints")
+    names = [name for name in storage.list_names(folder) if _NAME.fullmatch(name)]
+    if not names:
+        raise CheckpointError(
+            path,
+            found="a run without checkpoints",
+            expected="at least one checkpoint",
+            fix="let the run reach its first checkpoint, or name another",
+        )
+    return storage.join(folder, max(names))
+
+
+def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes.
+
+    Where the faces lie does not (their fingerprint is compared), nor does the storage's own path.
+    """
+    kept = {name: value for name, value in config.items() if name not in _FREE_SECTIONS}
+    kept["data"] = {k: v for k, v in config["data"].items() if k not in ("path", "max_bad_records")}
+    kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
+    return kept
+
+
+def load_checkpoint(uri: str) -> dict[str, Any]:
+    """Read a checkpoint of ours; no code in it is ever run.
+
+    Raises:
+        CheckpointError: it is missing, damaged, not ours, or of a newer format.
+    """
+    fix = "give a checkpoint that lafs_ray wrote (<run>/checkpoints/step-*.pt)"
+    if not storage.exists(uri):
+        raise CheckpointError(uri, found="no such file", expected="a checkpoint", fix=fix)
+    try:
+        content = torch.load(io.BytesIO(storage.read_bytes(uri)), "cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(uri, found=reason, expected="a whole checkpoint", fix=fix) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = f"format {content.get('format')}" if isinstance(content, dict) else "something else"
+        raise CheckpointError(uri, found=found, expected=f"format {FORMAT}", fix=fix)
+    return content

@@ -1,0 +1,187 @@
+"""From the order of records to batches: read a portion, decode and cut it, deal it out by steps.
+
+The three parts are plain functions of their input. Debug mode calls them one after the other in one
+process; Ray Data calls the first in read tasks, the second in actors and the third in the training
+worker (`lafs_ray.engine.ingest`). The crops of a record depend on (seed, epoch, shard, key) alone,
+so both give the same batches, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lafs_ray.data.faces import FaceRows, FaceSet, decode_image
+from lafs_ray.data.plan import OrderPlan, Portion
+from lafs_ray.errors import DataError
+
+Columns = dict[str, NDArray[Any]]
+"""Named columns of equal length, one row for each face."""
+
+Cut = Callable[[Columns], Columns]
+"""Makes training columns from decoded faces.
+
+In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B]. Out: what the method's
+`loss` takes, rows in the same order.
+"""
+
+_SUBSTITUTE_STREAM = 0x73756273
+_MAX_SUBSTITUTES = 16
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of one optimiser step.
+
+    Args:
+        step: global step.
+        epoch: its epoch.
+        columns: what the method's `loss` takes, rows in batch order.
+        skipped: a line for each damaged record that was replaced by another.
+    """
+
+    step: int
+    epoch: int
+    columns: Columns
+    skipped: list[str]
+
+
+def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+    """The stored bytes of a portion's records, step by step.
+
+    Returns:
+        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]) and error (str as
+        object [n], empty where the record is sound).
+    """
+    rows = faces.read(plan.records(portion).ravel())
+    return {"epoch": np.full(len(rows.images), portion.epoch, dtype=np.int64), **_as_columns(rows)}
+
+
+def _as_columns(rows: FaceRows) -> Columns:
+    image = np.empty(len(rows.images), dtype=object)
+    image[:] = rows.images
+    return {
+        "shard": rows.shard.astype(np.int64),
+        "key": rows.key,
+        "label": rows.label,
+        "image": image,
+        "error": np.array(rows.errors, dtype=object),
+    }
+
+
+class Cropper:
+    """Decodes faces, replaces damaged ones and cuts what the method trains on.
+
+    A damaged record is replaced by another one drawn from (seed, epoch, shard, key), so that every
+    rank keeps the same number of rows and a rerun replaces it by the same record.
+
+    Args:
+        faces: the set, to read replacements from.
+        colour_order: what the JPEGs decode to.
+        seed: seed of the replacements.
+        cut: see `Cut`.
+    """
+
+    def __init__(
+        self, faces: FaceSet, colour_order: Literal["rgb", "bgr"], seed: int, cut: Cut
+    ) -> None:
+        self._faces, self._colour_order, self._seed, self._cut = faces, colour_order, seed, cut
+
+    def __call__(self, rows: Columns) -> Columns:
+        """Columns of `cut` for rows of `read_portion`, and `skipped` (str as object, mostly empty).
+
+        Raises:
+            DataError: too many replacements in a row are damaged as well.
+        """
+        decoded = [self._sound_face(rows, index) for index in range(len(rows["key"]))]
+        images, shards, keys, labels, skipped = zip(*decoded, strict=True)
+        cut = self._cut(
+            {
+                "image": np.stack(images),
+                "epoch": rows["epoch"],
+                "shard": np.array(shards, dtype=np.int64),
+                "key": np.array(keys, dtype=np.int64),
+                "label": np.array(labels, dtype=np.int64),
+            }
+        )
+        return {**cut, "skipped": np.array(skipped, dtype=object)}
+
+    def _sound_face(
+        self, rows: Columns, index: int
+    ) -> tuple[NDArray[np.uint8], int, int, int, str]:
+        """Pixels, shard, key, label of a row or its replacement, and why it was replaced."""
+        names = ("epoch", "shard", "key", "label")
+        epoch, shard, key, label = (int(rows[name][index]) for name in names)
+        image, problem = self._decode(rows["image"][index], rows["error"][index], shard, key)
+        if image is not None:
+            return image, shard, key, label, ""
+        entropy = [_SUBSTITUTE_STREAM, self._seed, epoch, shard, key]
+        draws = np.random.default_rng(entropy).integers(
+            self._faces.num_images, size=_MAX_SUBSTITUTES
+        )
+        for draw in draws:
+            other = _as_columns(self._faces.read(np.array([draw])))
+            shard, key, label = (int(other[name][0]) for name in ("shard", "key", "label"))
+            image, _ = self._decode(other["image"][0], other["error"][0], shard, key)
+            if image is not None:
+                return image, shard, key, label, problem
+        raise DataError(
+            problem,
+            found=f"this record and {_MAX_SUBSTITUTES} others drawn in its place are damaged",
+            expected="a set in which nearly all records are sound",
+            fix="check data.path and data.colour_order, and that the images are 112×112 faces",
+        )
+
+    def _decode(
+        self, data: bytes, error: str, shard: int, key: int
+    ) -> tuple[NDArray[np.uint8] | None, str]:
+        if error:
+            return None, error
+        try:
+            return decode_image(data, colour_order=self._colour_order), ""
+        except DataError as problem:
+            where = f"{self._faces.shard_uris[shard]}, record {key}"
+            return None, f"{where}: found {problem.found}; expected {problem.expected}"
+
+
+def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterator[StepBatch]:
+    """Turn the cut portions of each window into one batch for each step."""
+    for portions, blocks in windows:
+        first, stop = portions[0].steps
+        for offset in range(stop - first):
+            parts = [
+                _rows_of_step(p, block, offset) for p, block in zip(portions, blocks, strict=True)
+            ]
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            skipped = [line for line in columns.pop("skipped") if line]
+            yield StepBatch(first + offset, portions[0].epoch, columns, skipped)
+
+
+def _rows_of_step(portion: Portion, block: Columns, offset: int) -> Columns:
+    rows = portion.rows[1] - portion.rows[0]
+    return {name: column[offset * rows : (offset + 1) * rows] for name, column in block.items()}
+
+
+def local_stream(
+    faces: FaceSet, plan: OrderPlan, crop: Cropper, first: int, stop: int
+) -> Iterator[StepBatch]:
+    """Batches of steps first…stop-1 in this process: what debug mode trains on.
+
+    Faces are cut step by step, so the first step need not wait for a whole window.
+    """
+    for portions in plan.windows(first, stop):
+        blocks = [read_portion(faces, plan, portion) for portion in portions]
+        for offset in range(portions[0].steps[1] - portions[0].steps[0]):
+            step = portions[0].steps[0] + offset
+            one_step = [
+                Portion(p.epoch, p.window, p.slot, (step, step + 1), p.rows) for p in portions
+            ]
+            cut = [
+                crop(_rows_of_step(p, block, offset))
+                for p, block in zip(portions, blocks, strict=True)
+            ]
+            yield from deal_steps([(one_step, cut)])

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from lafs_ray.config.base import Section, load, resolve, section_at
+from lafs_ray.config.describe import describe
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+MINIMAL = {"run": {"name": "x"}, "data": {"path": "a.rec"}, "landmarks": {"weights": "untrained"}}
+
+
+def pretrain(**changes) -> PretrainConfig:
+    tree = {**MINIMAL, **changes}
+    return resolve(PretrainConfig, tree, "test")
+
+
+def test_configs__are_all_found():
+    assert len(FILES) >= 7, "a recursive glob that shrinks would check nothing"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_config__loads_and_says_how_it_was_run(path):
+    load(KINDS[path.parent.name], str(path))
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("Command:" in line for line in header)
+    assert any("Hardware:" in line for line in header)
+
+
+def sections(kind: type[Section]) -> list[type[Section]]:
+    inner = [section_at(kind, [name]) for name in kind.model_fields]
+    return [kind, *(s for child in inner if child for s in sections(child))]
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_every_field__is_documented(kind: type[BaseModel]):
+    found = sections(kind)
+    assert len(found) >= 9
+    for section in found:
+        for name, info in section.model_fields.items():
+            assert info.description, f"{section.__name__}.{name}"
+
+
+def test_documentation__is_what_the_code_says():
+    assert (ROOT / "docs" / "config.md").read_text() == describe()
+
+
+def test_presets__differ_where_the_released_code_deviates():
+    lafs = load(PretrainConfig, str(ROOT / "configs/pretrain/lafs.yaml"))
+    reference = load(PretrainConfig, str(ROOT / "configs/pretrain/reference.yaml"))
+    assert (lafs.landmarks.replacement, reference.landmarks.replacement) == (False, True)
+    assert (lafs.dino.teacher_dropout, reference.dino.teacher_dropout) == (False, True)
+    assert lafs.dino.teacher_temp.start < lafs.dino.teacher_temp.end
+    assert reference.dino.teacher_temp.start > reference.dino.teacher_temp.end
+    # 82 images on each of two GPUs, as published
+    assert reference.micro_batch == 82
+    assert reference.head.num_prototypes == 100_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"landmarks": {}}, "landmarks.weights: required"),
+        (
+            {"landmarks": {"weights": "untrained", "local_tokens": 197}},
+            "197 of 196 landmarks .* without replacement",
+        ),
+        ({"head": {"num_prototypes": 0}}, "head.num_prototypes: 0"),
+        ({"compute": {"workers": 3}}, "1024 is not a multiple of 3 workers × 1 micro-batches = 3"),
+        ({"landmarks": {"source": "grid", "local_tokens": 35}}, "square number"),
+        (
+            {"landmarks": {"source": "grid"}, "model": {"num_landmarks": 100}},
+            r"\(112 // 8\)² = 196",
+        ),
+        (
+            {"compute": {"device": "cpu"}, "crops": {"device": "cuda"}},
+            "crops.device: cuda needs compute.device=cuda",
+        ),
+        ({"duration": "20 epochs"}, "dino.teacher_temp.warmup_epochs: 30 of a run of 20 epochs"),
+        ({"duration": "0.5 run"}, "duration"),
+        ({"views": {"crop_area": [0.9, 0.2]}}, "crop_area"),
+        ({"run": {"name": "a/b"}}, "run.name"),
+    ],
+)
+def test_impossible_values__are_refused_with_key_and_numbers(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        pretrain(**changes)
