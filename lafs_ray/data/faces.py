@@ -1,0 +1,246 @@
+"""A set of faces: one or more `.rec` files, their index read once, images read by number.
+
+A `FaceSet` is plain numbers without open files, 24 bytes an image, so Ray hands one copy to all
+processes of a node. A damaged record is told in its row and never raises: the caller decides how
+many are too many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lafs_ray.data import recordio, storage
+from lafs_ray.data.shards import Identities, open_shard, spread
+from lafs_ray.errors import DataError
+
+_SAMPLED_IDENTITIES = 64
+_ROWS_PER_READ = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class FaceRows:
+    """Images as they were asked for, column by column.
+
+    Args:
+        shard: number of the file, int32 [n].
+        key: the record's key, int64 [n].
+        label: the record's first label, int64 [n]; -1: damaged, or no whole number ≥ 0.
+        images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
+        errors: what is wrong with the record; empty where nothing is.
+    """
+
+    shard: NDArray[np.int32]
+    key: NDArray[np.int64]
+    label: NDArray[np.int64]
+    images: list[bytes]
+    errors: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceSet:
+    """Where every image of a set lies. Images are numbered shard by shard, in file order.
+
+    Args:
+        shard_uris: the `.rec` files.
+        shard_sizes: their sizes in bytes.
+        shard_starts: number of each shard's first image, then num_images; int64 [shards + 1].
+        offsets: where an image's record begins in its file, int64 [num_images].
+        sizes: bytes of the record with framing and padding, int64 [num_images].
+        keys: the record's key in its file, int64 [num_images].
+        identities: for each shard its identities; None for a plain file.
+        fingerprint: hash of names (without folders), sizes and index, to know the set again.
+    """
+
+    shard_uris: tuple[str, ...]
+    shard_sizes: tuple[int, ...]
+    shard_starts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    identities: tuple[Identities | None, ...]
+    fingerprint: str
+
+    @property
+    def num_images(self) -> int:
+        """Images in all shards."""
+        return len(self.keys)
+
+    @property
+    def num_identities(self) -> int | None:
+        """Different identities in all shards; None if a shard does not list them.
+
+        Shards cut from one set carry its labels, so an identity in two shards counts once.
+        """
+        labels: list[NDArray[np.int64]] = []
+        for table in self.identities:
+            if table is None:
+                return None
+            labels.append(table.base + np.arange(len(table.starts)))
+        return len(np.unique(np.concatenate(labels)))
+
+    def read(self, index: NDArray[np.int64]) -> FaceRows:
+        """The rows of these images, in the order asked; repeats are read once.
+
+        Args:
+            index: image numbers in 0 … num_images-1, int64 [n].
+
+        Raises:
+            DataError: a file has vanished, or changed since the set was opened.
+        """
+        assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
+        wanted, inverse = np.unique(index, return_inverse=True)
+        shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
+        parsed: list[tuple[int, bytes, str]] = []
+        for shard in np.unique(shards).tolist():
+            members = wanted[shards == shard]
+            uri = self.shard_uris[shard]
+            self._check_unchanged(shard)
+            offsets = self.offsets[members]
+            spans = recordio.read_spans(uri, offsets, self.sizes[members])
+            parsed += [
+                _parse_image(span, uri, key, offset)
+                for span, key, offset in zip(
+                    spans, self.keys[members].tolist(), offsets.tolist(), strict=True
+                )
+            ]
+        rows = [parsed[i] for i in inverse.tolist()]
+        return FaceRows(
+            shard=shards[inverse].astype(np.int32),
+            key=self.keys[index],
+            label=np.array([label for label, _, _ in rows], dtype=np.int64),
+            images=[image for _, image, _ in rows],
+            errors=[error for _, _, error in rows],
+        )
+
+    def _check_unchanged(self, shard: int) -> None:
+        uri, expected = self.shard_uris[shard], self.shard_sizes[shard]
+        if (size := storage.file_size(uri)) != expected:
+            raise DataError(
+                uri,
+                found=f"{size} bytes",
+                expected=f"{expected} bytes, as when the set was opened",
+                fix="do not write to a set in use; start again to open it anew",
+            )
+
+    def labels(self) -> NDArray[np.int64]:
+        """The label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
+
+        Identity records answer without touching images. They are trusted if the images' own labels,
+        looked up for 64 identities, follow them; otherwise, and in a plain file, all are read.
+        """
+        columns = []
+        for shard, table in enumerate(self.identities):
+            first, stop = self.shard_starts[shard : shard + 2].tolist()
+            if table is not None:
+                labels = table.labels(self.keys[first:stop])
+                sample = spread(stop - first, _SAMPLED_IDENTITIES)
+                if np.array_equal(self.read(first + sample).label, labels[sample]):
+                    columns.append(labels)
+                    continue
+            columns += [
+                self.read(np.arange(begin, min(begin + _ROWS_PER_READ, stop))).label
+                for begin in range(first, stop, _ROWS_PER_READ)
+            ]
+        return np.concatenate(columns)
+
+
+def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:
+    """Label, image and error of one image record."""
+    where = f"{uri}, key {key}"
+    try:
+        body, end = recordio.decode_record(span, 0, base_offset=offset, source=where)
+        header, payload = recordio.unpack(body, f"{where} at offset {offset}")
+    except DataError as error:
+        return -1, b"", f"{error.subject}: found {error.found}; expected {error.expected}"
+    if end != len(span):
+        error_text = f"found a record of {end} bytes; expected {len(span)}, up to the next record"
+        return -1, b"", f"{where} at offset {offset}: {error_text}"
+    if not payload:
+        error_text = f"found no image (flag {header.flag}, 0 bytes); expected a JPEG or PNG"
+        return -1, b"", f"{where} at offset {offset}: {error_text}"
+    label = header.first_label
+    is_identity = math.isfinite(label) and label >= 0 and label == int(label)
+    return int(label) if is_identity else -1, bytes(payload), ""
+
+
+def open_faces(path: str) -> FaceSet:
+    """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
+
+    Reads the indexes whole, and a few records of each file to see that index and file fit; a file
+    without index is read through.
+
+    Raises:
+        DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
+            the counts in insightface's header contradict each other.
+    """
+    uris = storage.expand_records(path)
+    shards = [open_shard(uri) for uri in uris]
+    counts = [len(shard.keys) for shard in shards]
+    digest = hashlib.blake2b(digest_size=16)
+    for shard in shards:
+        name = shard.uri.partition("?")[0].rpartition("/")[2]
+        digest.update(f"{name} {shard.size_bytes} {len(shard.keys)}\n".encode())
+        for column in (shard.offsets, shard.sizes, shard.keys):
+            digest.update(np.ascontiguousarray(column).data)
+    return FaceSet(
+        shard_uris=uris,
+        shard_sizes=tuple(shard.size_bytes for shard in shards),
+        shard_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=_joined([shard.offsets for shard in shards]),
+        sizes=_joined([shard.sizes for shard in shards]),
+        keys=_joined([shard.keys for shard in shards]),
+        identities=tuple(shard.identities for shard in shards),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def decode_image(
+    data: bytes, *, colour_order: Literal["rgb", "bgr"], size: int = 112
+) -> NDArray[np.uint8]:
+    """The pixels of an encoded face, RGB, uint8 [size, size, 3]; grey becomes three channels.
+
+    Args:
+        data: a JPEG or PNG.
+        colour_order: what decoding the *file* gives: `rgb` for insightface's, `bgr` for those whose
+            channels were swapped before encoding (METHOD.md, "Colour order").
+        size: side in pixels that the face must have.
+
+    Raises:
+        DataError: the data is no image, is cut short, or has another size.
+    """
+    expected = f"a JPEG or PNG of {size}x{size}"
+    # OpenCV 4 fills the missing part of a JPEG with grey; a scan cannot contain the end marker.
+    cut_short = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data
+    if cut_short or not data:
+        found = f"{len(data)} bytes of a JPEG that is cut short" if data else "0 bytes"
+        fix = "pack the image anew from its source"
+        raise DataError("image", found=found, expected=expected, fix=fix)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # For instance an image that claims to have 2^31 pixels.
+        pixels = None
+    if pixels is None:
+        found = f"{len(data)} bytes that begin with 0x{data[:4].hex()} and do not decode"
+        fix = "pack the image anew from its source"
+        raise DataError("image", found=found, expected=expected, fix=fix)
+    if pixels.shape[:2] != (size, size):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        fix = f"align the faces and resize them to {size}x{size} before packing"
+        raise DataError("image", found=found, expected=expected, fix=fix)
+    # OpenCV decodes to BGR, which undoes the swap of a `bgr` file by itself.
+    assert colour_order in ("rgb", "bgr"), colour_order
+    rgb: NDArray[np.uint8] = (
+        pixels if colour_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    )
+    return rgb
