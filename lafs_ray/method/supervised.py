@@ -116,7 +116,7 @@ class Supervised:
         """Deviation of the landmarks over the batch, mean over landmarks and axes, pixels.
 
         In eval mode, as pretraining will use the landmark CNN: the dropout before its head moves
-        landmarks even where the face does not. This second forward is 0.06 GMAC an image to the 13 of the first.
+        landmarks even where the face does not. This forward is 0.06 GMAC an image to the step's 40.
         """
         model = self.trainable.model
         parts = (model.stn, model.output_layer)
