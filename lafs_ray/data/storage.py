@@ -288,3 +288,31 @@ def _names_below(folder: str, *, recursive: bool) -> list[str]:
         raise _unreadable(folder, error) from error
     prefix = path.rstrip("/") + "/"
     return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    with open_input(uri) as file:
+        return bytes(file.read())
+
+
+def list_names(folder: str) -> list[str]:
+    """Sorted names of the files directly in a folder; none where there is no folder."""
+    return _names_below(folder, recursive=False) if exists(folder) else []
+
+
+def delete(uri: str) -> None:
+    """Delete a file; that it is gone already is no mistake."""
+    filesystem, path = resolve(uri)
+    with contextlib.suppress(FileNotFoundError), _write_errors(uri):
+        filesystem.delete_file(path)
+
+
+def local_path(uri: str) -> str | None:
+    """The path of a file on this machine's disk; None where it lies in an object store."""
+    filesystem, path = resolve(uri)
+    return path if isinstance(filesystem, fs.LocalFileSystem) else None

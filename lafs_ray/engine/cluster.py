@@ -44,7 +44,6 @@ _QUIET = {
 }
 
 
-@ray.remote(num_cpus=0)
 class Relay:
     """Carries lines of progress and a user's mistake from the workers to the driver."""
 
@@ -80,7 +79,7 @@ def run_on_ray(inputs: JobInputs) -> None:
     """
     config = inputs.config
     connect(config)
-    relay = Relay.remote()
+    relay = ray.remote(num_cpus=0)(Relay).remote()
     printing = threading.Event()
     printer = threading.Thread(target=_print_lines, args=(relay, printing), daemon=True)
     printer.start()

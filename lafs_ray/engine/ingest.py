@@ -38,7 +38,7 @@ _NO_PROGRESS_TIMEOUT_S = 300
 _BYTES_PER_RECORD = 8_000
 
 
-class PortionSource(Datasource):
+class PortionSource(Datasource):  # type: ignore[misc] # Ray ships no types
     """A datasource with one read task, hence one block, for each portion.
 
     Args:

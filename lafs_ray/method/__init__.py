@@ -1,1 +1,1 @@
-"""LAFS and finetuning: views, losses, schedules, optimiser rules; plain arguments, no configuration."""
+"""LAFS and finetuning: views, losses, schedules, optimiser rules; plain arguments, no config."""

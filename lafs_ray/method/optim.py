@@ -85,9 +85,9 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
     moved: list[Tensor] = list(teacher.parameters())
     targets: list[Tensor] = list(student.parameters())
     assert len(moved) == len(targets), f"a teacher of {len(moved)} for a student of {len(targets)}"
-    # Ours: a step along the difference. Reference: a sum of two products, whose rounding shrinks
-    # every weight alike (3e-8 of it a step at 0.9) and lies further from float64 (golden e1).
-    torch._foreach_lerp_(moved, targets, 1.0 - momentum)
+    # Two products, as in the reference: `lerp` is closer to float64, but not to its record (e1).
+    torch._foreach_mul_(moved, momentum)
+    torch._foreach_add_(moved, targets, alpha=1.0 - momentum)
     buffers = list(teacher.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(student.buffers()))

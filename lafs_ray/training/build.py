@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from lafs_ray.method.supervised import Supervised
 from lafs_ray.method.views import ViewCutter, supervised_view
 from lafs_ray.models.fvit import FVIT_SIZES, FViT, PartFViT, build_fvit
 from lafs_ray.models.heads import DINOHead, MarginSoftmax
-from lafs_ray.models.landmarks import build_landmark_cnn
+from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, build_landmark_cnn
 from lafs_ray.models.weights import load_weights, published_state, read_checkpoint
 from lafs_ray.training.loop import Method, TensorBatch, Training
 from lafs_ray.training.state import newest_checkpoint
@@ -97,7 +98,9 @@ def _check_fits(key: str, warmup: int, run: int, unit: str) -> None:
         )
 
 
-def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> nn.Module:
+def build_landmark_network(
+    config: PretrainConfig | FinetuneConfig,
+) -> LandmarkCNN | TimmLandmarks:
     """The landmark CNN, weights from torch's current generator."""
     model = config.model
     return build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
@@ -190,7 +193,7 @@ def build_cut(config: Job, landmark_network: nn.Module | None) -> Cut:
 
     def cut(faces: Columns) -> Columns:
         tokens = cutter(faces["image"], faces["epoch"], faces["shard"], faces["key"])
-        return {**tokens, "shard": faces["shard"], "key": faces["key"]}
+        return {**cast("Columns", tokens), "shard": faces["shard"], "key": faces["key"]}
 
     return cut
 
@@ -238,7 +241,7 @@ def build_training(
     prepare: Callable[[TensorBatch], TensorBatch] = lambda batch: batch  # noqa: E731
     clip_grad = None
     if isinstance(config, PretrainConfig):
-        method: Method = _lafs(config)
+        method: Method = _lafs(config, device)
         values = _pretrain_values(config, plan)
         clip_grad = config.optim.clip_grad
         if config.crops.device == "cuda":
@@ -246,9 +249,8 @@ def build_training(
     else:
         assert isinstance(config, FinetuneConfig)
         assert num_classes is not None, "supervised training needs labels"
-        method = _supervised(config, num_classes)
+        method = _supervised(config, num_classes, device)
         values = _supervised_values(config, plan)
-    method.to(device)
     first = values(0)
     optimizer = torch.optim.AdamW(
         parameter_groups(method.trainable, first["weight_decay"]),
@@ -278,12 +280,13 @@ def _cut_on_device(
 
     def prepare(batch: TensorBatch) -> dict[str, Tensor]:
         names = ("epoch", "shard", "key")
-        return cutter(batch["image"], *(batch[name].cpu().numpy() for name in names))
+        tokens = cutter(batch["image"], *(batch[name].cpu().numpy() for name in names))
+        return cast("TensorBatch", tokens)
 
     return prepare
 
 
-def _lafs(config: PretrainConfig) -> Lafs:
+def _lafs(config: PretrainConfig, device: torch.device) -> Lafs:
     def network() -> LafsNetwork:
         head = DINOHead(
             FVIT_SIZES[config.model.size].width,
@@ -291,7 +294,7 @@ def _lafs(config: PretrainConfig) -> Lafs:
             hidden_dim=config.head.hidden_dim,
             bottleneck_dim=config.head.bottleneck_dim,
         )
-        return LafsNetwork(build_transformer(config), head)
+        return LafsNetwork(build_transformer(config), head).to(device)
 
     return Lafs(
         network(),
@@ -304,18 +307,15 @@ def _lafs(config: PretrainConfig) -> Lafs:
     )
 
 
-def _supervised(config: FinetuneConfig, num_classes: int) -> Supervised:
-    landmark_cnn = build_landmark_cnn(
-        config.model.landmark_cnn, config.model.num_landmarks, config.model.landmark_cnn_width
-    )
-    model = PartFViT(landmark_cnn, build_transformer(config), config.model.patch_size)
+def _supervised(config: FinetuneConfig, num_classes: int, device: torch.device) -> Supervised:
+    model = PartFViT(build_landmark_network(config), build_transformer(config), config.model.patch_size)
     head = MarginSoftmax(
         FVIT_SIZES[config.model.size].width,
         num_classes,
         scale=config.margin.scale,
         margin=config.margin.margin,
     )
-    return Supervised(model, head)
+    return Supervised(model.to(device), head.to(device))
 
 
 def _pretrain_values(config: PretrainConfig, plan: OrderPlan) -> Callable[[int], dict[str, float]]:

@@ -29,8 +29,9 @@ TensorBatch = dict[str, Tensor]
 class Method(Protocol):
     """What the loop knows of LAFS pretraining and of supervised training."""
 
-    trainable: nn.Module
-    """What the optimiser trains and DDP wraps."""
+    @property
+    def trainable(self) -> nn.Module:
+        """What the optimiser trains and DDP wraps."""
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]

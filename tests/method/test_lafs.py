@@ -225,11 +225,9 @@ def test_lafs__golden_steps() -> None:
             recorded, out[f"grad_norms_{index}"], rtol=tol["grad_norms_rtol"]
         )
         student, teacher = replay.lafs.trainable, replay.lafs.teacher
-        sums = f"_sum_abssum_{index}", f"_sum_abssum64_{index}"
-        check_sums(student, names, out["student" + sums[0]], tol["student_sum_abssum"])
-        # Against the float64 run: the reference's float32 EMA is itself 1.4e-4 off it by rounding,
-        # ours 2.6e-5.
-        check_sums(teacher, names, out["teacher" + sums[1]], tol["teacher_sum_abssum"])
+        for who, network in (("student", student), ("teacher", teacher)):
+            sums = out[f"{who}_sum_abssum_{index}"]
+            check_sums(network, names, sums, tol[f"{who}_sum_abssum"])
 
 
 def test_lafs__accumulation_equals_a_larger_batch() -> None:
