@@ -13,33 +13,45 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lafs_ray.data.face_canvas import ORIGIN, SCALE, SIDE, both_sides, ellipse, gaussian_sum
-from lafs_ray.data.face_painter import Features, paint_head
-from lafs_ray.data.face_traits import Array, Geometry, Identity, Nuisance
+from lafs_ray.data.drawing.canvas import (
+    ORIGIN,
+    SCALE,
+    SIDE,
+    both_sides,
+    ellipse,
+    fixed_point,
+    gaussian_sum,
+)
+from lafs_ray.data.drawing.features import Features
+from lafs_ray.data.drawing.head import paint_head
+from lafs_ray.data.drawing.identity import Array, Geometry, Identity
+from lafs_ray.data.drawing.nuisance import Nuisance
 
 IMAGE_SIDE = 112
 EYES_AT = (56.0, 47.0)  # where the point between the eyes falls in an unshifted picture
 
-_DEPTH_SIDE = SIDE // 2  # 1.3 px a sample: fine enough for the nose, a quarter of the work
+_DEPTH_SIDE = SIDE // 2  # 1.5 px a sample: fine enough for the nose, a quarter of the work
 _DEPTH_STEP = SIDE / SCALE / _DEPTH_SIDE
 _SOLVER_STEPS = 5
+_RELIEF = 1.3  # light sees steeper slopes than the turn does: small pictures need the contrast
 
 
 def render_face(identity: Identity, nuisance: Nuisance) -> npt.NDArray[np.uint8]:
     """Return one picture of one person, RGB uint8 [112,112,3]: a pure function of its arguments."""
     head = paint_head(identity, nuisance)
-    features = Features.of(identity.geometry, nuisance)
-    depth = _depth_map(identity.geometry, features, nuisance)
+    depth = _depth_map(identity.geometry, Features.of(identity.geometry, nuisance), nuisance)
     u, v = _seen_points(depth, nuisance)
-    canvas_x, canvas_y = (u + ORIGIN[0]) * SCALE - 0.5, (v + ORIGIN[1]) * SCALE - 0.5
-    colour = cv2.remap(
-        head.colour, canvas_x, canvas_y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE
+    seen = cv2.remap(
+        cv2.merge([*head.colour, head.cover]),
+        (u + ORIGIN[0]) * SCALE - 0.5,
+        (v + ORIGIN[1]) * SCALE - 0.5,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
     )
-    cover = cv2.remap(head.cover, canvas_x, canvas_y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
-    light = _look_up(_light_map(depth, nuisance), u, v)
+    light = _light(_look_up(_facing_map(depth, nuisance), u, v), nuisance)
     draw = np.random.default_rng(nuisance.backdrop_seed)
-    picture = _backdrop(draw)
-    picture += (colour * light - picture) * cover[:, :, None]
+    cover = seen[:, :, 3]
+    picture = cv2.blendLinear(seen[:, :, :3] * light, _backdrop(draw), cover, 1 - cover)
     _paint_occluder(picture, identity, nuisance)
     return _take_picture(picture, nuisance, draw)
 
@@ -84,7 +96,8 @@ def _rotation(nuisance: Nuisance) -> Array:
     sin_pitch, cos_pitch = np.sin(nuisance.pitch), np.cos(nuisance.pitch)
     yaw = np.array([(cos_yaw, 0, sin_yaw), (0, 1, 0), (-sin_yaw, 0, cos_yaw)])
     pitch = np.array([(1, 0, 0), (0, cos_pitch, -sin_pitch), (0, sin_pitch, cos_pitch)])
-    return (pitch @ yaw).astype(np.float32)
+    rotation: Array = (pitch @ yaw).astype(np.float32)
+    return rotation
 
 
 def _camera(nuisance: Nuisance) -> tuple[Array, Array]:
@@ -96,7 +109,7 @@ def _camera(nuisance: Nuisance) -> tuple[Array, Array]:
 
 
 def _depth_map(geometry: Geometry, features: Features, nuisance: Nuisance) -> Array:
-    """Height of the head towards the camera over the canvas, 0 at the eyes, [108,108]."""
+    """Height of the head towards the camera over the canvas, 0 at the eyes, [96,96]."""
     grid = (np.arange(_DEPTH_SIDE, dtype=np.float32) + 0.5) * np.float32(_DEPTH_STEP)
     x = (grid - ORIGIN[0]) / np.float32(1.28 * geometry.cheek_width)
     y = (grid - ORIGIN[1] - 6) / np.float32(62)
@@ -167,41 +180,49 @@ def _seen_points(depth: Array, nuisance: Nuisance) -> tuple[Array, Array]:
     return u, v
 
 
-def _light_map(depth: Array, nuisance: Nuisance) -> Array:
-    """Light that each point of the head sends to the camera, [108,108,3], 1 being neutral."""
-    reach = np.float32(1 / _DEPTH_STEP)
-    slope_x = cv2.Sobel(depth, cv2.CV_32F, 1, 0, scale=0.125) * reach
-    slope_y = cv2.Sobel(depth, cv2.CV_32F, 0, 1, scale=0.125) * reach
+def _facing_map(depth: Array, nuisance: Nuisance) -> Array:
+    """Cosine between the head's surface and the lamp, [96,96]."""
+    scale = _RELIEF * 0.125 / _DEPTH_STEP
+    slope_x = cv2.Sobel(depth, cv2.CV_32F, 1, 0, scale=scale)
+    slope_y = cv2.Sobel(depth, cv2.CV_32F, 0, 1, scale=scale)
     towards = np.array([nuisance.light_x, nuisance.light_y, 1.0], dtype=np.float32)
     lamp = _rotation(nuisance).T @ (towards / np.linalg.norm(towards))
-    facing = (lamp[2] - lamp[0] * slope_x - lamp[1] * slope_y) / np.sqrt(
-        1 + slope_x * slope_x + slope_y * slope_y
-    )
-    # Half-way to a wrapped lamp: skin scatters light past the edge of the shadow.
-    lit = np.maximum((facing + 0.15) * np.float32(1 / 1.15), 0)
-    gloss = np.float32(0.10) * np.maximum(facing, 0) ** 12
-    warm = np.array([1 + 0.16 * nuisance.temperature, 1.0, 1 - 0.20 * nuisance.temperature])
-    cold = np.array([0.98, 1.0, 1.03])
-    light = lit[:, :, None] * ((1 - nuisance.ambient) * 1.25 * warm).astype(np.float32)
-    light += (nuisance.ambient * cold).astype(np.float32)
-    light += gloss[:, :, None]
-    mapped: Array = light
-    return mapped
+    facing: Array = lamp[2] - lamp[0] * slope_x - lamp[1] * slope_y
+    facing /= np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
+    return facing
+
+
+def _light(facing: Array, nuisance: Nuisance) -> Array:
+    """Light that reaches the camera from each pixel's surface, [112,112,3], 1 being neutral."""
+    # Skin scatters light a little past the edge of the shadow.
+    lit = np.maximum((facing + np.float32(0.15)) * np.float32(1 / 1.15), 0)
+    gloss = np.maximum(facing, 0) ** 12
+    lamp, ambient = 1.25 * (1 - nuisance.ambient), nuisance.ambient
+    warm = (1 + 0.16 * nuisance.temperature, 1.0, 1 - 0.20 * nuisance.temperature)
+    shadow = (0.98, 1.0, 1.03)  # the sky's share is a little blue
+    rows = [(lamp * w, 0.10, ambient * s) for w, s in zip(warm, shadow, strict=True)]
+    light: Array = cv2.transform(cv2.merge([lit, gloss]), np.array(rows, dtype=np.float32))
+    return light
 
 
 def _backdrop(draw: np.random.Generator) -> Array:
-    """Something behind the head, float32 [112,112,3]: a wall, a gradient or clutter out of focus."""
+    """What is behind the head: a wall, a gradient or clutter out of focus, [112,112,3]."""
     cells = int(draw.choice([2, 3, 5, 12]))
-    base, spread = draw.uniform(20, 225, 3), draw.uniform(5, 60)
-    coarse = (base + draw.normal(0, spread, (cells, cells, 3))).astype(np.float32)
-    picture: Array = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
-    for _ in range(int(draw.integers(0, 6))):
-        corner = draw.integers(-20, IMAGE_SIDE, 2).tolist()
-        size = draw.integers(8, 60, 2).tolist()
-        end = (corner[0] + size[0], corner[1] + size[1])
-        colour = tuple(draw.uniform(10, 245, 3).tolist())
-        cv2.rectangle(picture, tuple(corner), end, colour, -1)
-    return cv2.GaussianBlur(picture, (0, 0), float(draw.uniform(0.6, 4.0)))  # type: ignore[no-any-return]
+    base = _muted(draw, 1)
+    coarse = base + draw.normal(0, draw.uniform(4, 45), (cells, cells, 1))
+    coarse = (coarse + draw.normal(0, 10, (cells, cells, 3))).astype(np.float32)
+    picture = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
+    for colour in _muted(draw, int(draw.integers(0, 6))).tolist():
+        left, top = draw.integers(-20, IMAGE_SIDE, 2).tolist()
+        width, height = draw.integers(8, 60, 2).tolist()
+        cv2.rectangle(picture, (left, top), (left + width, top + height), colour, -1)
+    blurred: Array = cv2.GaussianBlur(picture, (0, 0), float(draw.uniform(0.6, 4.0)))
+    return blurred
+
+
+def _muted(draw: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+    """Colours as rooms and streets have them, [count,3]: mostly grey, of any brightness."""
+    return np.clip(draw.uniform(20, 225, (count, 1)) + draw.normal(0, 28, (count, 3)), 5, 250)
 
 
 def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> None:
@@ -213,7 +234,9 @@ def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> N
         side = 1.0 if place > 0 else -1.0
         for finger in range(4):
             x, y = 56 + side * (34 + 3 * finger), 78 + 8 * finger + 14 * place
-            cv2.fillPoly(mask, [_whole(ellipse(x, y, 19, 4.2, -0.35 * side))], 255, cv2.LINE_AA, 4)
+            cv2.fillPoly(
+                mask, [fixed_point(ellipse(x, y, 19, 4.2, -0.35 * side))], 255, cv2.LINE_AA, 4
+            )
     elif nuisance.occluder == "scarf":
         top = 86 + 7 * place
         edge = np.array(
@@ -228,12 +251,12 @@ def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> N
             ],
             dtype=np.float32,
         )
-        cv2.fillPoly(mask, [_whole(edge)], 255, cv2.LINE_AA, 4)
+        cv2.fillPoly(mask, [fixed_point(edge)], 255, cv2.LINE_AA, 4)
     elif nuisance.occluder == "block":
         x, y = 56 + 48 * place, 60 + 40 * np.cos(9 * place)
         corners = np.array([(-15, -13), (15, -10), (13, 14), (-14, 11)], dtype=np.float32)
         cv2.fillPoly(
-            mask, [_whole(corners + np.array([x, y], dtype=np.float32))], 255, cv2.LINE_AA, 4
+            mask, [fixed_point(corners + np.array([x, y], dtype=np.float32))], 255, cv2.LINE_AA, 4
         )
     else:
         return
@@ -241,18 +264,16 @@ def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> N
     picture += (colour - picture) * weight
 
 
-def _whole(points: Array) -> npt.NDArray[np.int32]:
-    return np.rint(points * 16).astype(np.int32)
-
-
 def _take_picture(
     picture: Array, nuisance: Nuisance, draw: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Exposure, contrast, saturation, blur and sensor noise; then eight bits."""
-    picture = (picture * np.float32(nuisance.exposure) - 112) * np.float32(nuisance.contrast) + 112
-    grey = picture.mean(axis=2, keepdims=True)
-    picture = grey + (picture - grey) * np.float32(nuisance.saturation)
+    """Exposure, contrast and saturation, then blur and sensor noise; rounded to eight bits."""
+    grey = (1 - nuisance.saturation) / 3
+    gain = nuisance.contrast * nuisance.exposure * (nuisance.saturation * np.eye(3) + grey)
+    offset = np.full((3, 1), 112 * (1 - nuisance.contrast))
+    picture = cv2.transform(picture, np.hstack([gain, offset]))
     if nuisance.blur_px > 0.2:
         picture = cv2.GaussianBlur(picture, (0, 0), nuisance.blur_px)
-    picture += draw.standard_normal(picture.shape, dtype=np.float32) * np.float32(nuisance.noise)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    noise = draw.standard_normal(picture.shape, dtype=np.float32) * np.float32(nuisance.noise)
+    taken: npt.NDArray[np.uint8] = cv2.add(picture, noise, dtype=cv2.CV_8U)
+    return taken

@@ -1,12 +1,9 @@
-"""Who is drawn and how the picture was taken: the two parameter sets of a generated face.
+"""Who is drawn: geometry and appearance, a pure function of (seed, identity).
 
-`Identity` (geometry and appearance) is a pure function of (seed, identity); `Nuisance` (pose,
-light, expression, background, occlusion, camera) of (seed, identity, index). All lengths are
-pixels of an upright frontal 112x112 image with its origin between the eyes, x to the viewer's
-right, y down and z towards the camera; angles are radians; colours RGB in 0..255.
-
-Ranges are wide and overlapping on purpose: skin and hair colour come from a handful of
-continuous mixtures that many identities share, so neither names a person by itself.
+All lengths are pixels of an upright frontal 112x112 image with its origin between the eyes, x to
+the viewer's right, y down and z towards the camera; angles are radians; colours RGB in 0..255.
+Ranges are wide and overlapping on purpose: skin and hair colour come from continuous mixtures that
+many identities share, so neither names a person by itself.
 """
 
 from __future__ import annotations
@@ -20,10 +17,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
 Beard = Literal["none", "stubble", "moustache", "goatee", "full"]
-Occluder = Literal["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"]
 
-_IDENTITY_STREAM = 1
-_NUISANCE_STREAM = 2
+_STREAM = 1
 
 
 @dataclass(frozen=True)
@@ -133,8 +128,8 @@ _GEOMETRY: dict[str, tuple[float, float, float]] = {
 class Appearance:
     """Colours, hair and marks of a person; positions are those of the frontal head.
 
-    Shapes: `blotches` float32 [9,9] in about -1..1; `strands` float32 [5,54] likewise;
-    `freckles` [n,4] and `moles` [n,4] as (x, y, radius, strength).
+    `blotches` [9,9] and `strands` [5,54], float32, are relative brightness of skin and hair over
+    the canvas; `freckles` and `moles` [n,4] are rows of (x, y, radius, opacity).
     """
 
     skin: Colour
@@ -169,43 +164,6 @@ class Identity:
     appearance: Appearance
 
 
-@dataclass(frozen=True)
-class Nuisance:
-    """One photograph: everything about a picture that says nothing of who is on it.
-
-    `smile` -1..1, `mouth_open`, `brow_raise` and `squint` 0..1; `gaze_x`, `gaze_y` in iris radii;
-    `light_x`, `light_y` the direction to the lamp over its z; `temperature` -1 (blue)..1 (orange).
-    """
-
-    yaw: float
-    pitch: float
-    roll: float
-    scale: float
-    shift_x: float
-    shift_y: float
-    smile: float
-    mouth_open: float
-    brow_raise: float
-    squint: float
-    gaze_x: float
-    gaze_y: float
-    light_x: float
-    light_y: float
-    ambient: float
-    temperature: float
-    exposure: float
-    contrast: float
-    saturation: float
-    occluder: Occluder
-    occluder_colour: Colour
-    occluder_place: float
-    cloth: Colour
-    backdrop_seed: int
-    blur_px: float
-    noise: float
-    jpeg_quality: int
-
-
 _SKINS = np.array(
     [
         (240, 208, 186),
@@ -229,7 +187,7 @@ _IRISES = np.array(
 
 def sample_identity(seed: int, identity: int) -> Identity:
     """Return person number `identity` of the population `seed`: a pure function of the two."""
-    draw = np.random.default_rng([seed, _IDENTITY_STREAM, identity])
+    draw = np.random.default_rng([seed, _STREAM, identity])
     masculine = float(draw.uniform(-1, 1))
     geometry = Geometry(
         **{
@@ -247,7 +205,7 @@ def _sample_appearance(
     skin = _mix(_SKINS, melanin) * draw.uniform(0.94, 1.05) + draw.normal(0, 3.0, 3)
     pale = 1 - melanin
     grey = float(draw.uniform() < 0.14)
-    hair = _mix(_HAIRS[:5], float(draw.uniform()) * (0.25 + 0.75 * pale)) + draw.normal(0, 5, 3)
+    hair = _mix(_HAIRS[:5], float(draw.uniform()) * (0.25 + 0.75 * pale)) * draw.normal(1, 0.06, 3)
     hair = (1 - 0.8 * grey) * hair + 0.8 * grey * _HAIRS[5]
     iris = _mix(_IRISES, float(draw.uniform()) * (0.2 + 0.8 * pale))
     lips = skin * (0.80, 0.58, 0.58) + draw.uniform(0, 1) * np.array([34.0, -6.0, 4.0])
@@ -256,17 +214,17 @@ def _sample_appearance(
     beards: tuple[Beard, ...] = ("none", "stubble", "moustache", "goatee", "full")
     beard = beards[int(draw.integers(5))] if draw.uniform() < 0.9 * masculine else "none"
     return Appearance(
-        skin=_colour(skin),
-        lips=_colour(lips),
-        iris=_colour(iris),
-        hair=_colour(hair),
-        brow=_colour(hair * draw.uniform(0.55, 0.9)),
+        skin=colour_of(skin),
+        lips=colour_of(lips),
+        iris=colour_of(iris),
+        hair=colour_of(hair),
+        brow=colour_of(hair * draw.uniform(0.55, 0.9)),
         blush=float(draw.uniform(0, 1)),
         eye_shadow=float(draw.uniform(0, 1)),
         wrinkles=max(0.0, 1.6 * age - 0.6),
         fold=float(draw.uniform(0.05, 0.5) + 0.4 * age),
-        blotches=draw.normal(0, 0.4, (9, 9)).astype(np.float32),
-        strands=draw.normal(0, 0.5, (5, 54)).astype(np.float32),
+        blotches=(0.03 * draw.normal(0, 1, (9, 9))).astype(np.float32),
+        strands=draw.uniform(-0.33, 0.33, (5, 54)).astype(np.float32),
         freckles=_marks(draw, int(draw.integers(15, 60)) if draw.uniform() < 0.25 * pale else 0),
         moles=_moles(draw, geometry),
         beard=beard,
@@ -283,7 +241,7 @@ def _sample_appearance(
 
 def _marks(draw: np.random.Generator, count: int) -> Array:
     place = draw.normal(0, 1, (count, 2)) * (14, 7) + (0, 10)
-    look = np.stack([draw.uniform(0.4, 0.8, count), draw.uniform(0.2, 0.45, count)], axis=1)
+    look = np.stack([draw.uniform(0.4, 0.8, count), draw.uniform(0.15, 0.35, count)], axis=1)
     return np.concatenate([place, look], axis=1).astype(np.float32)
 
 
@@ -291,51 +249,8 @@ def _moles(draw: np.random.Generator, geometry: Geometry) -> Array:
     count = int(draw.integers(0, 4))
     y = draw.uniform(-18, geometry.chin_y - 8, count)
     x = draw.uniform(-0.75, 0.75, count) * geometry.cheek_width
-    look = np.stack([draw.uniform(0.6, 1.3, count), draw.uniform(0.5, 0.85, count)], axis=1)
+    look = np.stack([draw.uniform(0.5, 1.1, count), draw.uniform(0.45, 0.8, count)], axis=1)
     return np.concatenate([np.stack([x, y], axis=1), look], axis=1).astype(np.float32)
-
-
-def sample_nuisance(seed: int, identity: int, index: int) -> Nuisance:
-    """Return the circumstances of picture `index` of a person: a pure function of the three."""
-    draw = np.random.default_rng([seed, _NUISANCE_STREAM, identity, index])
-    occluder = draw.choice(
-        ["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"],
-        p=[0.56, 0.14, 0.05, 0.09, 0.06, 0.05, 0.05],
-    )
-    sharp = draw.uniform() < 0.6
-    return Nuisance(
-        yaw=_bounded(draw, 0.28, 0.62),
-        pitch=_bounded(draw, 0.13, 0.32),
-        roll=_bounded(draw, 0.08, 0.25),
-        scale=1 + _bounded(draw, 0.04, 0.10),
-        shift_x=_bounded(draw, 1.5, 4.0),
-        shift_y=_bounded(draw, 1.5, 4.0),
-        smile=float(np.clip(draw.normal(0.15, 0.45), -1, 1)),
-        mouth_open=float(max(0.0, draw.uniform(-1.2, 1.0))),
-        brow_raise=float(max(0.0, draw.uniform(-1.0, 1.0))),
-        squint=float(max(0.0, draw.uniform(-0.8, 1.0))),
-        gaze_x=_bounded(draw, 0.35, 0.8),
-        gaze_y=_bounded(draw, 0.15, 0.4),
-        light_x=_bounded(draw, 0.75, 1.8),
-        light_y=float(np.clip(draw.normal(-0.4, 0.45), -1.3, 0.7)),
-        ambient=float(draw.uniform(0.22, 0.75)),
-        temperature=_bounded(draw, 0.5, 1.0),
-        exposure=float(np.exp(_bounded(draw, 0.22, 0.5))),
-        contrast=float(draw.uniform(0.8, 1.2)),
-        saturation=float(draw.uniform(0.55, 1.2)) if draw.uniform() > 0.06 else 0.0,
-        occluder=occluder,
-        occluder_colour=_colour(draw.uniform(15, 230, 3)),
-        occluder_place=float(draw.uniform(-1, 1)),
-        cloth=_colour(draw.uniform(20, 235, 3)),
-        backdrop_seed=int(draw.integers(2**31)),
-        blur_px=float(draw.uniform(0.0, 0.5) if sharp else draw.uniform(0.5, 1.5)),
-        noise=float(draw.uniform(0.5, 6.0)),
-        jpeg_quality=int(draw.integers(60, 97)),
-    )
-
-
-def _bounded(draw: np.random.Generator, deviation: float, limit: float) -> float:
-    return float(np.clip(draw.normal(0, deviation), -limit, limit))
 
 
 def _mix(palette: Array, place: float) -> npt.NDArray[np.float64]:
@@ -344,6 +259,7 @@ def _mix(palette: Array, place: float) -> npt.NDArray[np.float64]:
     return np.array([np.interp(place, steps, palette[:, channel]) for channel in range(3)])
 
 
-def _colour(values: npt.NDArray[np.float64]) -> Colour:
+def colour_of(values: npt.NDArray[np.float64]) -> Colour:
+    """Return three numbers as a colour, kept off pure black and white."""
     red, green, blue = np.clip(values, 8, 248)
     return float(red), float(green), float(blue)

@@ -1,0 +1,41 @@
+"""Make generated faces: a training set, verification pairs of other people, and a contact sheet.
+
+python jobs/make_faces.py OUT --identities 500 --images 20 --workers 2 --pairs 3000
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import cv2
+
+from lafs_ray.data import storage, synthetic
+from lafs_ray.engine.job import run
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write OUT/train*.rec, OUT/property, OUT/contact_sheet.png and, if asked, OUT/pairs.bin."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("out", help="folder or URI")
+    defaults = {"identities": 500, "images": 20, "seed": 0, "shards": 1, "workers": 1}
+    for name, default in {**defaults, "pairs": 0, "pair-identities": 100}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    args = parser.parse_args(arguments)
+    people, images, start = args.identities, args.images, time.perf_counter()
+    common = {"seed": args.seed, "workers": args.workers, "report": print}
+    size = {"num_identities": people, "images_per_identity": images, "num_shards": args.shards}
+    synthetic.write_faces(args.out, **size, **common)
+    if args.pairs:
+        others = {"identities": range(people, people + args.pair_identities)}
+        pair_file = storage.join(args.out, "pairs.bin")
+        synthetic.write_pair_file(pair_file, num_pairs=args.pairs, **others, **common)
+    num_images = people * images + 2 * args.pairs
+    rate = num_images / (time.perf_counter() - start) * 60
+    sheet = synthetic.contact_sheet(args.seed, range(min(people, 12)), min(images, 10))
+    with storage.atomic_write(storage.join(args.out, "contact_sheet.png")) as file:
+        file.write(cv2.imencode(".png", sheet[:, :, ::-1])[1].tobytes())
+    print(f"{num_images} images in {args.out}: {rate:.0f} images/minute")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
