@@ -1,0 +1,244 @@
+"""Pair verification: is it the same person? Accuracy over ten folds, and TAR at a given FAR.
+
+The protocol of insightface and of the reference: squared distance of L2-normalised embeddings, a
+threshold chosen on nine folds and applied to the tenth; folds are contiguous blocks of pairs.
+Counts are made by searching sorted distances, so a grid of 4,000 thresholds costs milliseconds.
+Letters: P pairs, D width, T thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lafs_ray.errors import DataError
+
+Floats = NDArray[np.floating]
+Float64s = NDArray[np.float64]
+Truths = NDArray[np.bool_]
+
+
+def _thresholds(per_unit: int) -> Float64s:
+    """0 … 4 (the largest squared distance on the sphere) without the end, in steps 1/per_unit."""
+    return np.arange(0, 4, 1 / per_unit)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldAccuracy:
+    """Accuracy on the left-out folds.
+
+    Args:
+        mean: mean over the folds, 0 … 1.
+        std: population standard deviation over the folds.
+        accuracies: accuracy of each fold, float64 [folds].
+        thresholds: squared distance chosen for each fold, float64 [folds].
+    """
+
+    mean: float
+    std: float
+    accuracies: Float64s
+    thresholds: Float64s
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """Rates averaged over the test folds, float64 [T] each.
+
+    Args:
+        thresholds: squared distances below which a pair is accepted.
+        tpr: accepted share of the same pairs.
+        fpr: accepted share of the different pairs.
+    """
+
+    thresholds: Float64s
+    tpr: Float64s
+    fpr: Float64s
+
+
+@dataclass(frozen=True)
+class TarAtFar:
+    """True accept rate where different pairs are accepted at a given rate.
+
+    Args:
+        tar: mean over the test folds, 0 … 1.
+        std: population standard deviation over the folds.
+        far: the rate at which different pairs of the test folds were in fact accepted.
+    """
+
+    tar: float
+    std: float
+    far: float
+
+
+def flip_embedding(
+    embed: Callable[[NDArray[np.uint8]], Floats], images: NDArray[np.uint8]
+) -> Float64s:
+    """Embedding of each image plus that of its mirror, not normalised: float64 [B, D].
+
+    Args:
+        embed: maps images uint8 [B, S, S, 3] to embeddings [B, D].
+        images: RGB, uint8 [B, S, S, 3].
+    """
+    mirrored = np.ascontiguousarray(images[:, :, ::-1])
+    # Reference: the sum is made in float64.
+    plain, flipped = embed(images).astype(np.float64), embed(mirrored).astype(np.float64)
+    total: Float64s = plain + flipped
+    return total
+
+
+def raw_pixel_embeddings(images: NDArray[np.uint8]) -> Float64s:
+    """The baseline a network has to beat: an image's pixels less their mean, float64 [B, S·S·3]."""
+    pixels = images.reshape(len(images), -1).astype(np.float64)
+    centred: Float64s = pixels - pixels.mean(axis=1, keepdims=True)
+    return centred
+
+
+def pair_distances(embeddings: Floats) -> Float64s:
+    """Squared Euclidean distance of the L2-normalised rows 2i and 2i+1: float64 [P], 0 … 4.
+
+    A row of zeros stays zero.
+
+    Args:
+        embeddings: [2P, D].
+
+    Raises:
+        DataError: an embedding is not finite; a metric over it would be a lie.
+    """
+    assert embeddings.ndim == 2, "embeddings are rows"
+    assert len(embeddings) % 2 == 0, "two rows a pair"
+    rows = embeddings.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"embedding of image {bad[0]}",
+            found=f"nan or infinity, in {len(bad)} of {len(rows)} rows",
+            expected="finite numbers",
+            fix="the network has diverged: evaluate an earlier checkpoint",
+        )
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.where(norms == 0, 1, norms)
+    squared: Float64s = np.square(rows[0::2] - rows[1::2]).sum(axis=1)
+    return squared
+
+
+def _folds(count: int, folds: int) -> Iterator[tuple[Truths, Truths]]:
+    """(train, test) masks of each fold; contiguous blocks, the first ones longer by at most one."""
+    if not 2 <= folds <= count:
+        raise DataError(
+            "verification pairs",
+            found=f"{count} pairs for {folds} folds",
+            expected="at least two folds and a pair for each",
+            fix="use fewer folds or more pairs",
+        )
+    for block in np.array_split(np.arange(count), folds):
+        test = np.zeros(count, dtype=bool)
+        test[block] = True
+        yield ~test, test
+
+
+def _accepted(distances: Float64s, thresholds: Float64s) -> NDArray[np.int64]:
+    """How many distances lie strictly below each threshold, int64 [T]."""
+    return np.searchsorted(np.sort(distances), thresholds, side="left").astype(np.int64)
+
+
+def _accuracy(distances: Float64s, same: Truths, thresholds: Float64s) -> Float64s:
+    """Share of pairs told rightly at each threshold, float64 [T]."""
+    rejected = np.count_nonzero(~same) - _accepted(distances[~same], thresholds)
+    right: Float64s = (_accepted(distances[same], thresholds) + rejected) / len(distances)
+    return right
+
+
+def kfold_accuracy(distances: Float64s, same: Truths, folds: int = 10) -> FoldAccuracy:
+    """Accuracy with the threshold that does best on the other folds (the first of several).
+
+    Args:
+        distances: squared distances, float64 [P].
+        same: whether a pair shows one person, bool [P].
+        folds: number of contiguous blocks.
+
+    Raises:
+        DataError: fewer pairs than folds.
+    """
+    _check_lengths(distances, same)
+    grid = _thresholds(100)
+    accuracies, chosen = [], []
+    for train, test in _folds(len(same), folds):
+        best = int(np.argmax(_accuracy(distances[train], same[train], grid)))
+        accuracies.append(_accuracy(distances[test], same[test], grid[best : best + 1])[0])
+        chosen.append(grid[best])
+    per_fold = np.array(accuracies)
+    return FoldAccuracy(float(per_fold.mean()), float(per_fold.std()), per_fold, np.array(chosen))
+
+
+def roc(distances: Float64s, same: Truths, folds: int = 10) -> Roc:
+    """True and false accept rates at 400 thresholds, averaged over the folds.
+
+    A fold without a pair of one kind counts 0 for that kind, as in the reference.
+
+    Raises:
+        DataError: fewer pairs than folds.
+    """
+    _check_lengths(distances, same)
+    grid = _thresholds(100)
+    tpr: list[Float64s] = []
+    fpr: list[Float64s] = []
+    for _, test in _folds(len(same), folds):
+        for rates, kind in ((tpr, test & same), (fpr, test & ~same)):
+            rates.append(_accepted(distances[kind], grid) / max(int(np.count_nonzero(kind)), 1))
+    return Roc(grid, np.mean(tpr, axis=0), np.mean(fpr, axis=0))
+
+
+def tar_at_far(distances: Float64s, same: Truths, far: float, folds: int = 10) -> TarAtFar:
+    """True accept rate at the threshold that gives `far` on the other folds.
+
+    Args:
+        distances: squared distances, float64 [P].
+        same: whether a pair shows one person, bool [P].
+        far: wanted rate of accepted different pairs, 0 … 1.
+        folds: number of contiguous blocks.
+
+    Raises:
+        DataError: fewer pairs than folds, or a fold lacks same or different pairs.
+    """
+    _check_lengths(distances, same)
+    grid = _thresholds(1000)
+    tars, fars = [], []
+    for fold, (train, test) in enumerate(_folds(len(same), folds)):
+        num_same, num_different = np.count_nonzero(test & same), np.count_nonzero(test & ~same)
+        if min(num_same, num_different) == 0:
+            raise DataError(
+                f"verification pairs, fold {fold}",
+                found=f"{num_same} same and {num_different} different pairs",
+                expected="pairs of both kinds in every fold",
+                fix="order the pairs in blocks of same and different ones, as insightface does",
+            )
+        different = distances[train & ~same]
+        rates = _accepted(different, grid) / len(different)
+        threshold = _threshold_at(rates, grid, far)
+        tars.append(np.count_nonzero(distances[test & same] < threshold) / num_same)
+        fars.append(np.count_nonzero(distances[test & ~same] < threshold) / num_different)
+    return TarAtFar(float(np.mean(tars)), float(np.std(tars)), float(np.mean(fars)))
+
+
+def _threshold_at(rates: Float64s, grid: Float64s, far: float) -> float:
+    """Where the rising step function `rates` over `grid` reaches `far`, by linear interpolation.
+
+    Left knot: the last threshold with a rate ≤ far; right knot: the next one. 0 if no rate is high
+    enough.
+    """
+    # Reference: scipy's order-1 spline did this up to scipy 1.8; newer ones refuse the plateaus.
+    if rates[-1] < far:
+        return 0.0
+    left = int(np.searchsorted(rates, far, side="right")) - 1
+    if left < 0 or left + 1 == len(rates):
+        return float(grid[max(left, 0)])
+    share = (far - rates[left]) / (rates[left + 1] - rates[left])
+    return float(grid[left] + share * (grid[left + 1] - grid[left]))
+
+
+def _check_lengths(distances: Float64s, same: Truths) -> None:
+    assert distances.shape == same.shape, f"{distances.shape} distances, {same.shape} truths"
+    assert same.dtype == np.bool_, "truths are bools"
