@@ -1,0 +1,237 @@
+"""From a batch of faces to landmark tokens: crop, flip, appearance, landmarks, patches.
+
+A plain callable that the Ray Data actor, the test and the GPU step all call. What a record becomes
+depends on (seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because
+every operation treats each view by itself and the landmark CNN, whose kernels change their order of
+summation with the batch, always runs on the same number of images.
+Tokens are uint8, 130 KB an image: t stands for t / 127.5 - 1, half a step of 8 bits at most away
+from the reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a
+local view, p patch side, S image side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lafs_ray.method.augment import change_appearance, crop_views
+from lafs_ray.method.draws import ViewDraws, ViewSettings, draw_views
+from lafs_ray.models.patches import extract_patches, grid_patches
+
+# Images that the landmark CNN sees at once. 8 to 20 cost the same 3.4 ms each on one core, single
+# ones three times as much; a last group is filled up with zeros.
+LANDMARK_GROUP = 8
+_MIDDLE = 127.5
+
+Records = NDArray[np.integer[Any]]
+
+
+class ViewCutter:
+    """Cuts global and local views of faces into tokens.
+
+    Args:
+        settings: what to draw and cut.
+        landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; taken over: moved to
+            `device`, set to eval mode, gradients off. None exactly if the source is `grid`.
+        seed: the run's seed.
+        device: where the pixels are worked on, `cpu` or `cuda`.
+        chunk: images worked on at once on CPU, where eight images' views still fit the cache.
+            Changes speed, never results.
+    """
+
+    def __init__(
+        self,
+        settings: ViewSettings,
+        landmarker: nn.Module | None,
+        seed: int,
+        *,
+        device: str | torch.device = "cpu",
+        chunk: int = 8,
+    ) -> None:
+        assert (landmarker is None) == (settings.landmark_source == "grid"), settings
+        self.settings = settings
+        self.seed = seed
+        self.device = torch.device(device)
+        self.chunk = chunk
+        self.landmarker = None
+        if landmarker is not None:
+            self.landmarker = landmarker.to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: NDArray[np.uint8] | Tensor, epoch: Records, shard: Records, key: Records
+    ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
+        """Cut the views of B faces.
+
+        Args:
+            images: uint8 [B, S, S, 3], RGB.
+            epoch: [B], as in `draw_views`.
+            shard: [B], as in `draw_views`.
+            key: [B], as in `draw_views`.
+
+        Returns:
+            `global_tokens` uint8 [B, V_g, N, p·p·3] and `local_tokens` uint8 [B, V_l, n, p·p·3]:
+            arrays if `device` is the CPU, else tensors on the device.
+        """
+        pixels = to_tensor(images).to(self.device)
+        size = self.settings.image_size
+        assert pixels.shape[1:] == (size, size, 3), pixels.shape
+        draws = draw_views(self.settings, self.seed, epoch, shard, key)
+        length = self.chunk if self.device.type == "cpu" else max(len(pixels), 1)
+        chunks = [
+            self._cut(pixels[start : start + length], draws.images(slice(start, start + length)))
+            for start in range(0, max(len(pixels), 1), length)
+        ]
+        tokens = {
+            "global_tokens": torch.cat([chunk[0] for chunk in chunks]),
+            "local_tokens": torch.cat([chunk[1] for chunk in chunks]),
+        }
+        if self.device.type == "cpu":
+            return {name: value.numpy() for name, value in tokens.items()}
+        return tokens
+
+    def _cut(self, images: Tensor, draws: ViewDraws) -> tuple[Tensor, Tensor]:
+        """Global and local tokens of some images."""
+        settings = self.settings
+        on_image = None
+        if settings.landmark_source == "per_image":
+            planes = images.permute(0, 3, 1, 2).to(torch.float32)
+            on_image = self.find_landmarks(planes)
+        tokens = []
+        for is_local, size in ((False, settings.image_size), (True, settings.local_size)):
+            first, last = settings.num_global, settings.num_views
+            part = draws.views(slice(first, last) if is_local else slice(0, first))
+            clean = crop_views(images, part.boxes, part.flips, size)
+            changed = change_appearance(clean, part)
+            if settings.landmark_source == "grid":
+                cut = grid_patches(changed, settings.patch_size).round_().to(torch.uint8)
+            else:
+                if on_image is None:
+                    landmarks = self.find_landmarks(clean)
+                else:
+                    landmarks = map_landmarks(on_image, part.boxes, part.flips, size)
+                landmarks = self._perturb(landmarks, part, is_local=is_local)
+                cut = cut_tokens(changed, landmarks, settings.patch_size)
+            tokens.append(cut.reshape(*part.flips.shape, *cut.shape[1:]))
+        return tokens[0], tokens[1]
+
+    def find_landmarks(self, planes: Tensor) -> Tensor:
+        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255, by groups of a fixed size."""
+        assert self.landmarker is not None
+        found = []
+        for start in range(0, len(planes), LANDMARK_GROUP):
+            group = planes[start : start + LANDMARK_GROUP]
+            scaled = group / _MIDDLE - 1
+            missing = LANDMARK_GROUP - len(group)
+            if missing:
+                scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
+            found.append(self.landmarker(scaled)[: len(group)])
+        return torch.cat(found)
+
+    def _perturb(self, landmarks: Tensor, draws: ViewDraws, *, is_local: bool) -> Tensor:
+        """Add the noise; then keep the landmarks that a local view drew (METHOD.md, Views)."""
+        noise = torch.from_numpy(draws.landmark_noise_px).to(landmarks.device)
+        landmarks = landmarks + noise.flatten(0, 1)
+        if not is_local:
+            return landmarks
+        indices = torch.from_numpy(draws.local_indices).to(landmarks.device).flatten(0, 1)
+        return landmarks.gather(1, indices.unsqueeze(-1).expand(-1, -1, 2))
+
+
+def supervised_view(
+    settings: ViewSettings,
+    images: NDArray[np.uint8] | Tensor,
+    seed: int,
+    epoch: Records,
+    shard: Records,
+    key: Records,
+) -> Tensor:
+    """One augmented view of every image, whole: what supervised training feeds the network.
+
+    Args:
+        settings: of one view, see `draws.supervised_settings`.
+        images: uint8 [B, S, S, 3], RGB.
+        seed: the run's seed.
+        epoch: [B], as in `draw_views`.
+        shard: [B], as in `draw_views`.
+        key: [B], as in `draw_views`.
+
+    Returns:
+        uint8 [B, S, S, 3], RGB, on the images' device.
+    """
+    assert settings.num_views == 1, settings
+    pixels = to_tensor(images)
+    draws = draw_views(settings, seed, epoch, shard, key)
+    views = cut_images(pixels, draws, settings.image_size)
+    return views.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
+    """Every view of every image as pixels.
+
+    Args:
+        images: uint8 [B, S, S, 3], RGB.
+        draws: of B images.
+        size: side of the views, in pixels.
+
+    Returns:
+        float32 [B·V, 3, size, size] in 0…255.
+    """
+    return change_appearance(crop_views(images, draws.boxes, draws.flips, size), draws)
+
+
+def map_landmarks(
+    landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
+) -> Tensor:
+    """Move landmarks of an image to where its views show the same spot.
+
+    A patch's middle pixel lies one up-left of its landmark (`extract_patches`), at ½ less in
+    coordinates that count from the image's edge, so it is landmark - ½ that the crop scales and
+    shifts and the flip mirrors; the patch of a mirrored view is then the mirrored patch.
+
+    Args:
+        landmarks: [B, N, 2], pixels of the image, (x, y).
+        boxes: int32 [B, V, 4], (top, left, height, width).
+        flips: bool [B, V].
+        size: side of the views, in pixels.
+
+    Returns:
+        [B·V, N, 2], pixels of the views.
+    """
+    corner = boxes[..., [1, 0]].astype(np.float64)
+    scale = size / boxes[..., [3, 2]]
+    shift = 0.5 - (corner + 0.5) * scale
+    scale[flips, 0] *= -1
+    shift[flips, 0] = size + 1 - shift[flips, 0]
+    scales = torch.from_numpy(scale).to(landmarks).unsqueeze(2)
+    shifts = torch.from_numpy(shift).to(landmarks).unsqueeze(2)
+    return (landmarks.unsqueeze(1) * scales + shifts).flatten(0, 1)
+
+
+def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
+    """Patches around landmarks as 8-bit tokens; outside the view lies the middle of the range.
+
+    Args:
+        views: float32 [M, 3, S, S] in 0…255.
+        landmarks: float32 [M, n, 2], pixels.
+        patch_size: p, in pixels.
+
+    Returns:
+        uint8 [M, n, p·p·3].
+    """
+    # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes.
+    samples = extract_patches(views - _MIDDLE, landmarks, patch_size)
+    return samples.add_(_MIDDLE).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_tensor(images: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Images as a uint8 tensor; shared with the array where that is allowed."""
+    if isinstance(images, np.ndarray):
+        # Ray hands out read-only arrays, which torch refuses to share.
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    assert images.dtype == torch.uint8, images.dtype
+    return images
