@@ -16,7 +16,7 @@ from lafs_ray.engine.job import run
 def main(arguments: Sequence[str]) -> None:
     """Write OUT/train*.rec, OUT/property, OUT/contact_sheet.png and, if asked, OUT/pairs.bin."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("out", help="folder or URI")
+    parser.add_argument("out")
     defaults = {"identities": 500, "images": 20, "seed": 0, "shards": 1, "workers": 1}
     for name, default in {**defaults, "pairs": 0, "pair-identities": 100}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
@@ -26,9 +26,8 @@ def main(arguments: Sequence[str]) -> None:
     size = {"num_identities": people, "images_per_identity": images, "num_shards": args.shards}
     synthetic.write_faces(args.out, **size, **common)
     if args.pairs:
-        others = {"identities": range(people, people + args.pair_identities)}
-        pair_file = storage.join(args.out, "pairs.bin")
-        synthetic.write_pair_file(pair_file, num_pairs=args.pairs, **others, **common)
+        size = {"num_pairs": args.pairs, "identities": range(people, people + args.pair_identities)}
+        synthetic.write_pair_file(storage.join(args.out, "pairs.bin"), **size, **common)
     num_images = people * images + 2 * args.pairs
     rate = num_images / (time.perf_counter() - start) * 60
     sheet = synthetic.contact_sheet(args.seed, range(min(people, 12)), min(images, 10))

@@ -81,7 +81,7 @@ def paint_nose(canvas: Canvas, geometry: Geometry, look: Appearance) -> None:
     for side in (-1.0, 1.0):
         x = side * 0.48 * wide + skew
         canvas.fill(
-            ellipse(x, y + 1.7, 0.25 * wide, 0.95, -0.25 * side), dark, opacity=0.72, softness=0.45
+            ellipse(x, y + 1.7, 0.27 * wide, 1.1, -0.25 * side), dark, opacity=0.85, softness=0.4
         )
         wing = curve(
             [

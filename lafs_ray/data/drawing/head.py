@@ -95,7 +95,6 @@ def _skin_layer(geometry: Geometry, look: Appearance, features: Features) -> Arr
     blobs = both_sides(
         [
             (eye_x * 0.62, -3.0, 4.5, 4.0, socket, socket, socket),
-            (geometry.bridge_width + 2.2, 0.45 * nose_y, 1.7, 6.0, -0.10, -0.13, -0.13),
             (eye_x, -4.0, 7.0, 3.0, 0.6 * socket, 0.7 * socket, 0.7 * socket),
             (eye_x, 5.5, 5.5, 2.4, 0.7 * bag, bag, 0.9 * bag),
             (nose + 1.0, nose_y - 1, 1.8, 3.0, -0.14, -0.18, -0.18),
@@ -107,8 +106,7 @@ def _skin_layer(geometry: Geometry, look: Appearance, features: Features) -> Arr
     blobs += [
         (0.0, nose_y + 2.8, 0.8 * nose, 1.8, -0.20, -0.24, -0.24),
         (0.0, mouth_y + lip + 3.0, 6.0, 1.9, -0.16, -0.17, -0.17),
-        (0.0, 0.5 * nose_y, 1.6, 6.0, 0.07, 0.07, 0.07),
-        (0.0, nose_y - 1.5, 0.45 * nose, 2.6, 0.10, -0.05 * rosy, -0.04 * rosy),
+        (0.0, nose_y - 1.5, 0.45 * nose, 2.6, 0.08, 0.06 - 0.05 * rosy, 0.06 - 0.04 * rosy),
         (0.0, -20.0, 14.0, 9.0, 0.05, 0.05, 0.05),
     ]
     if look.beard == "stubble":
@@ -243,7 +241,11 @@ def _paint_glasses(canvas: Canvas, geometry: Geometry, nuisance: Nuisance) -> No
     for side in (-1.0, 1.0):
         unit = ellipse(0, 0, 1, 1)
         # A superellipse: the circle's directions pushed towards a rounded rectangle.
-        lens = np.sign(unit) * np.abs(unit) ** 0.6 * np.array([wide, high], dtype=np.float32)
+        lens: Array = (
+            np.sign(unit)
+            * np.abs(unit) ** np.float32(0.6)
+            * np.array([wide, high], dtype=np.float32)
+        )
         lens += np.array([side * geometry.eye_spacing, 0.8], dtype=np.float32)
         canvas.fill(
             lens,
