@@ -1,0 +1,51 @@
+"""What a pretraining run has learnt: curves, landmarks on faces, pair accuracy, in one folder.
+
+python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from lafs_ray.data import storage
+from lafs_ray.data.faces import decode_image, open_faces
+from lafs_ray.engine.job import run
+from lafs_ray.evaluation.embed import apply_network
+from lafs_ray.evaluation.figures import as_png, landmark_overlay, learning_curves
+from lafs_ray.evaluation.report import decode_pairs, pair_accuracies
+from lafs_ray.training.meter import read_metrics
+from lafs_ray.training.trained import load_embedder
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write curves.png, landmarks.png and accuracy.txt, and print the last."""
+    parser = argparse.ArgumentParser(description=str(__doc__))
+    for name in ("run", "faces", "pairs", "out"):
+        parser.add_argument(name)
+    options = parser.parse_args(arguments)
+    network = load_embedder(options.run)
+    embeddings = {
+        "before pretraining": partial(apply_network, load_embedder(options.run, trained=False)),
+        "after pretraining": partial(apply_network, network),
+    }
+    faces = open_faces(options.faces)
+    some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
+    images = np.stack([decode_image(data, colour_order="rgb") for data in some.images])
+    landmarks = apply_network(network.landmark_cnn, images)
+    curves = learning_curves(read_metrics(storage.join(options.run, "metrics.jsonl")))
+    table = pair_accuracies(*decode_pairs(options.pairs), embeddings)
+    text = "".join(f"{row}\n" for row in ["10-fold pair accuracy", *table])
+    for name, content in (
+        ("curves.png", as_png(curves)),
+        ("landmarks.png", as_png(landmark_overlay(images, landmarks))),
+        ("accuracy.txt", text.encode()),
+    ):
+        with storage.atomic_write(storage.join(options.out, name)) as file:
+            file.write(content)
+    print(f"{text}curves.png and landmarks.png are in {options.out}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

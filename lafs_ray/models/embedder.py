@@ -1,0 +1,31 @@
+"""A whole face to its embedding: landmarks, patches, transformer, with parts trained apart."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lafs_ray.models.fvit import FViT
+from lafs_ray.models.patches import extract_patches, grid_patches
+
+
+class FaceEmbedder(nn.Module):
+    """A transformer over patches at landmarks, or over plain grid patches where it has none.
+
+    Args:
+        transformer: takes p·p·3 numbers a token.
+        landmark_cnn: images to landmarks; None cuts the grid (DINO-face).
+        patch_size: p, in pixels.
+    """
+
+    def __init__(self, transformer: FViT, landmark_cnn: nn.Module | None, patch_size: int) -> None:
+        super().__init__()
+        self.transformer, self.landmark_cnn = transformer, landmark_cnn
+        self.patch_size = patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
+        if self.landmark_cnn is None:
+            tokens = grid_patches(images, self.patch_size)
+        else:
+            tokens = extract_patches(images, self.landmark_cnn(images), self.patch_size)
+        return self.transformer.encode(tokens)
