@@ -1,0 +1,37 @@
+# The environment is made here and nowhere else: torch first and exactly, so that pip cannot take a
+# build with gigabytes of CUDA where a CPU one is on offer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+TORCHVISION := 0.28.0
+
+.PHONY: demo test lint environment clean
+
+environment: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==$(TORCHVISION)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+# A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.
+demo: environment
+	$(BIN)/python jobs/make_faces.py demo/faces --identities 400 --images 10 --workers 2 --pairs 600
+	$(BIN)/python jobs/finetune.py configs/finetune/demo.yaml
+	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
+	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
+
+test: environment
+	$(BIN)/python -m pytest
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf demo
