@@ -217,7 +217,7 @@ def _backdrop(draw: np.random.Generator) -> Array:
 
 def _muted(draw: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
     """Colours as rooms and streets have them, [count,3]: mostly grey, of any brightness."""
-    return np.clip(draw.uniform(20, 225, (count, 1)) + draw.normal(0, 28, (count, 3)), 5, 250)
+    return np.clip(draw.uniform(45, 205, (count, 1)) + draw.normal(0, 28, (count, 3)), 5, 250)
 
 
 def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> None:
