@@ -4,7 +4,7 @@ It is larger and finer (`SCALE`) than the final image, so that turning the head 
 behind the ears and the final sampling is anti-aliased. What is soft and wide (cheeks, eye sockets,
 beard shadow) is a sum of separable Gaussians, one small matrix product for the whole face; what is
 sharp is a polygon with a softened mask, blended only inside its bounding box. Colour planes come
-first: numpy is 3 times as fast on them as on interleaved pixels.
+first: numpy's inner loops then run along rows, not over three channels.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The head is a height map over the frontal canvas, so a turn needs no triangles: for each pixel of
 the picture the point of the head seen there solves u = (x - z(u,v) sin yaw) / cos yaw, which five
-damped fixed-point steps do. They converge where the head's slope is below 3 cot(yaw), that is
-everywhere but at the rim of a strongly turned head, which comes out a little ragged. Light is
+damped fixed-point steps do. They converge where slope times tan(yaw) lies between -1, beyond which
+the surface hides itself, and 3; so the rim of a strongly turned head is a little ragged. Light is
 Lambert's law on the normals of the same map, so pose, nose shape and shading tell one story.
 """
 
