@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lafs_ray.config.base import Duration, DurationField, Real, RealPair, Section
 from lafs_ray.config.sections import Job, Positive, Rate
@@ -28,6 +28,13 @@ class Augmentation(Section):
     """Share of the image's area that is shown, least and most."""
     jitter: Rate = 0.1
     """Strength of brightness, contrast, saturation and hue jitter."""
+
+    @model_validator(mode="after")
+    def _crop_area_is_a_range(self) -> Augmentation:
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_area: [{low}, {high}] - write 0 < least <= most <= 1")
+        return self
 
 
 class SupervisedOptimiser(Section):

@@ -151,16 +151,20 @@ def _renamed_at_end(uri: str, path: str) -> Iterator[BinaryIO]:
     # The ending keeps half-written shards out of every `*.rec` pattern.
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with contextlib.ExitStack() as stack:
-            with _write_errors(uri):
-                os.makedirs(folder, exist_ok=True)
-                file = stack.enter_context(open(temporary, "xb"))
+        with _write_errors(uri):
+            os.makedirs(folder, exist_ok=True)
+            file = open(temporary, "xb")  # noqa: SIM115 - a `with` would hide the error, see below
+        try:
             # The block may raise an OSError of its own making; only a full disk is surely ours.
             with _write_errors(uri, only=_DISK_FULL):
                 yield file
             with _write_errors(uri):
                 file.flush()
                 os.fsync(file.fileno())
+        finally:
+            # Closing tries to write what a full disk refused once more, and fails once more.
+            with contextlib.suppress(OSError):
+                file.close()
         with _write_errors(uri):
             os.replace(temporary, path)
             _sync_folder(folder)

@@ -68,7 +68,7 @@ class Training:
         accumulation: micro-batches in a step.
         clip_grad: norm at which each parameter's gradient is clipped; None does not clip.
         max_bad_records: damaged records after which the run stops.
-        skipped: a line for each damaged record met so far on this rank.
+        skipped: a line for each damaged record met so far; those of other ranks come with reports.
     """
 
     method: Method
@@ -91,6 +91,7 @@ class Training:
             "model": self.method.trainable.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "skipped": sorted(self.skipped),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: str) -> None:
@@ -103,6 +104,7 @@ class Training:
             self.method.trainable.load_state_dict(state["model"])
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.skipped.update(state["skipped"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 source,
@@ -131,7 +133,8 @@ def train(
         meter: averages metrics between reports.
         last_step: number of steps of the whole run; it is always reported and saved.
         report: gets step, epoch, schedules and averaged metrics; called on every rank at once.
-        report_every: steps between reports.
+        report_every: steps between reports; every checkpoint is reported as well, so that no mean
+            covers steps from before a restart.
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
     """
@@ -143,9 +146,10 @@ def train(
         metrics = train_step(training, batch, values)
         meter.add(metrics, wait_s)
         done = batch.step + 1
-        if done % report_every == 0 or done == last_step:
+        saves = done % save_every == 0 or done == last_step
+        if saves or done % report_every == 0:
             report({"step": done, "epoch": batch.epoch, **values, **meter.report()})
-        if done % save_every == 0 or done == last_step:
+        if saves:
             save(done)
         waited_since = time.perf_counter()
 

@@ -64,6 +64,15 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
     return (total / dist.get_world_size()).cpu()
 
 
+def share_lines(lines: set[str]) -> set[str]:
+    """The lines of all ranks; a collective operation."""
+    if not dist.is_initialized():
+        return lines
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, lines)
+    return set().union(*gathered)
+
+
 class MetricsLog:
     """`metrics.jsonl` of a run: one line for each report, no line twice.
 

@@ -7,6 +7,7 @@ calls it with its own rank and its own stream of batches.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from lafs_ray.training.build import (
     run_length,
 )
 from lafs_ray.training.loop import train
-from lafs_ray.training.meter import Meter, MetricsLog
+from lafs_ray.training.meter import Meter, MetricsLog, share_lines
 from lafs_ray.training.state import RunFolder
 from lafs_ray.training.stream import Cropper, StepBatch, local_stream
 
@@ -70,7 +71,8 @@ class JobInputs:
         """What decodes and cuts; every ingest process makes its own."""
         config = self.config
         cut = build_cut(config, self.landmark_network())
-        return Cropper(self.faces, config.data.colour_order, config.run.seed, cut)
+        source = config.data.colour_order, config.run.seed
+        return Cropper(self.faces, *source, cut, num_classes=self.num_classes)
 
     def folder(self) -> RunFolder:
         """The run's folder."""
@@ -89,22 +91,36 @@ def open_job(config: Job) -> JobInputs:
     num_classes = _num_classes(config, faces) if isinstance(config, FinetuneConfig) else None
     weights = load_landmark_weights(config) if isinstance(config, PretrainConfig) else None
     inputs = JobInputs(config, faces, plan, length, num_classes, weights)
-    inputs.folder().claim()
+    inputs.folder().claim(_digest(weights, config))
     return inputs
+
+
+def _digest(weights: dict[str, Tensor] | None, config: Job) -> str | None:
+    """Hash of the landmark weights that come from a file; None where they do not."""
+    if not isinstance(config, PretrainConfig) or config.landmarks.weights == "untrained":
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted((weights or {}).items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest() if weights else None
 
 
 def _num_classes(config: Job, faces: FaceSet) -> int:
     labels = faces.labels()
-    lowest, highest = int(labels.min()), int(labels.max())
-    expected = faces.num_identities
-    if lowest < 0 or (expected is not None and highest >= expected):
+    highest, expected = int(labels.max()), faces.num_identities
+    num_classes = expected if expected is not None else highest + 1
+    # Those without a label are damaged records as any other: the cropper replaces and names them.
+    unlabelled = int((labels < 0).sum())
+    if highest < 0 or highest >= num_classes or unlabelled > config.data.max_bad_records:
         raise DataError(
             config.data.path,
-            found=f"labels from {lowest} to {highest}",
-            expected=f"labels from 0 to {(expected or highest + 1) - 1}",
+            found=f"labels up to {highest}; {unlabelled} of {len(labels)} records have none",
+            expected=f"labels from 0 to {max(num_classes, 1) - 1}, missing in at most "
+            f"{config.data.max_bad_records} records (data.max_bad_records)",
             fix="number the identities from 0 without gaps, or repair the set's header",
         )
-    return expected if expected is not None else highest + 1
+    return num_classes
 
 
 def training_device(config: Job, local_rank: int = 0) -> torch.device:
@@ -160,20 +176,26 @@ def run_rank(
     log = MetricsLog(storage.join(folder.uri, "metrics.jsonl"), first_step) if rank == 0 else None
     if rank == 0 and first_step:
         say(f"continuing {config.run.name} at step {first_step} of {length.total_steps}")
-    last_report: dict[str, Any] = {"step": first_step}
+    last_report: dict[str, Any] = {}
+    named = set(training.skipped)
     progress = Progress(length, first_step)
 
     def report(line: dict[str, Any]) -> None:
+        training.skipped = share_lines(training.skipped)
         last_report.update(line, skipped_records=len(training.skipped))
         if log is not None:
+            for skipped in sorted(training.skipped - named):
+                say(f"skipped a damaged record: {skipped}")
+            named.update(training.skipped)
             log.write(last_report)
             say(progress.line(last_report))
 
     def save(step: int) -> None:
         if log is not None:
+            # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
+            log.flush()
             state = {**training.state_dict(), "landmarks": inputs.landmark_state}
             folder.save(step, state, config.checkpoints.keep)
-            log.flush()
         after_save(dict(last_report))
 
     if first_step < length.total_steps:
@@ -187,8 +209,6 @@ def run_rank(
             save=save,
             save_every=length.save_every,
         )
-    for line in sorted(training.skipped):
-        say(f"skipped a damaged record: {line}")
 
 
 def run_local(inputs: JobInputs, say: Callable[[str], None] = print) -> None:

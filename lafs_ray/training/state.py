@@ -10,13 +10,14 @@ nothing executes when it is loaded. Debug mode and Ray write the same files.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import platform
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -49,8 +50,11 @@ class RunFolder:
         self.uri = storage.join(config.run.storage, config.run.name)
         self._checkpoints = storage.join(self.uri, "checkpoints")
 
-    def claim(self) -> None:
+    def claim(self, landmarks: str | None = None) -> None:
         """Make the folder this run's own, or see that it already is.
+
+        Args:
+            landmarks: hash of the frozen landmark weights; their file may change, a run may not.
 
         Raises:
             ConfigError: the folder holds another run, or something that is no run at all.
@@ -59,11 +63,12 @@ class RunFolder:
             "kind": type(self._config).__name__,
             "config": self._config.model_dump(mode="json"),
             "faces": self._fingerprint,
+            "landmarks": landmarks,
         }
         config_uri = storage.join(self.uri, "config.json")
         if storage.exists(config_uri):
-            self._compare(json.loads(storage.read_bytes(config_uri)), description)
-        elif storage.list_names(self.uri):
+            self._compare(self._read_description(config_uri), description)
+        elif any(not name.endswith(".partial") for name in storage.list_names(self.uri)):
             raise ConfigError(
                 f"run folder {self.uri}",
                 found="files, but no config.json of a run",
@@ -73,10 +78,25 @@ class RunFolder:
         with storage.atomic_write(config_uri) as file:
             file.write(json.dumps(description, indent=2).encode())
 
+    def _read_description(self, uri: str) -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            content = json.loads(storage.read_bytes(uri))
+            if isinstance(content, dict) and {"kind", "faces", "config"} <= content.keys():
+                return content
+        raise ConfigError(
+            f"run folder {self.uri}",
+            found="a config.json that is not of a run",
+            expected="an empty folder, or the folder of this run",
+            fix="choose another run.name or run.storage",
+        )
+
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         found = [] if old["kind"] == new["kind"] else [f"kind: {old['kind']} -> {new['kind']}"]
         if old["faces"] != new["faces"]:
             found.append(f"data.path: another set of faces ({old['faces']} -> {new['faces']})")
+        if old.get("landmarks") != new["landmarks"]:
+            hashes = f"{old.get('landmarks')} -> {new['landmarks']}"
+            found.append(f"landmarks.weights: the file holds other weights now ({hashes})")
         found += differences(_binding(old["config"]), _binding(new["config"]))
         if found:
             raise ConfigError(
@@ -112,8 +132,9 @@ class RunFolder:
             **state,
         }
         with storage.atomic_write(self.checkpoint_uri(step)) as file:
-            torch.save(content, file)
-        for old in self.steps()[:-keep]:
+            _write(content, file)
+        # A later one was damaged, or the run would have continued from it: it does not count.
+        for old in [old for old in self.steps() if old <= step][:-keep]:
             storage.delete(self.checkpoint_uri(old))
 
     def latest(self) -> dict[str, Any] | None:
@@ -157,7 +178,18 @@ def newest_checkpoint(path: str) -> str:
             expected="at least one checkpoint",
             fix="let the run reach its first checkpoint, or name another",
         )
-    return storage.join(folder, max(names))
+    return storage.join(folder, max(names, key=lambda name: (len(name), name)))
+
+
+def _write(content: Mapping[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        # torch's writer hides what went wrong (a full disk, Ctrl-C) behind a complaint about its
+        # own position in the file.
+        if error.__context__ is not None:
+            raise error.__context__ from None
+        raise
 
 
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:

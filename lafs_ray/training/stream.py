@@ -84,12 +84,20 @@ class Cropper:
         colour_order: what the JPEGs decode to.
         seed: seed of the replacements.
         cut: see `Cut`.
+        num_classes: a record whose label is not in 0…num_classes-1 is damaged; None: labels are
+            not read.
     """
 
     def __init__(
-        self, faces: FaceSet, colour_order: Literal["rgb", "bgr"], seed: int, cut: Cut
+        self,
+        faces: FaceSet,
+        colour_order: Literal["rgb", "bgr"],
+        seed: int,
+        cut: Cut,
+        num_classes: int | None = None,
     ) -> None:
         self._faces, self._colour_order, self._seed, self._cut = faces, colour_order, seed, cut
+        self._num_classes = num_classes
 
     def __call__(self, rows: Columns) -> Columns:
         """Columns of `cut` for rows of `read_portion`, and `skipped` (str as object, mostly empty).
@@ -116,7 +124,7 @@ class Cropper:
         """Pixels, shard, key, label of a row or its replacement, and why it was replaced."""
         names = ("epoch", "shard", "key", "label")
         epoch, shard, key, label = (int(rows[name][index]) for name in names)
-        image, problem = self._decode(rows["image"][index], rows["error"][index], shard, key)
+        image, problem = self._decode(rows, index)
         if image is not None:
             return image, shard, key, label, ""
         entropy = [_SUBSTITUTE_STREAM, self._seed, epoch, shard, key]
@@ -126,7 +134,7 @@ class Cropper:
         for draw in draws:
             other = _as_columns(self._faces.read(np.array([draw])))
             shard, key, label = (int(other[name][0]) for name in ("shard", "key", "label"))
-            image, _ = self._decode(other["image"][0], other["error"][0], shard, key)
+            image, _ = self._decode(other, 0)
             if image is not None:
                 return image, shard, key, label, problem
         raise DataError(
@@ -136,15 +144,17 @@ class Cropper:
             fix="check data.path and data.colour_order, and that the images are 112×112 faces",
         )
 
-    def _decode(
-        self, data: bytes, error: str, shard: int, key: int
-    ) -> tuple[NDArray[np.uint8] | None, str]:
-        if error:
-            return None, error
+    def _decode(self, rows: Columns, index: int) -> tuple[NDArray[np.uint8] | None, str]:
+        """Pixels of a row, or None and what is wrong with it."""
+        if error := rows["error"][index]:
+            return None, str(error)
+        shard, key, label = (int(rows[name][index]) for name in ("shard", "key", "label"))
+        where = f"{self._faces.shard_uris[shard]}, record {key}"
+        if self._num_classes is not None and not 0 <= label < self._num_classes:
+            return None, f"{where}: found label {label}; expected 0 to {self._num_classes - 1}"
         try:
-            return decode_image(data, colour_order=self._colour_order), ""
+            return decode_image(rows["image"][index], colour_order=self._colour_order), ""
         except DataError as problem:
-            where = f"{self._faces.shard_uris[shard]}, record {key}"
             return None, f"{where}: found {problem.found}; expected {problem.expected}"
 
 

@@ -1,0 +1,133 @@
+"""Jobs as a user types them, in a process of their own: exit codes, messages, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.faces import ROOT, arguments, write_face_set
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def job(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, a message for people with these words, and nothing of Python's."""
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for word in (*words, "found:", "expected:", "to do:"):
+        assert word in done.stderr
+
+
+def test_job__unknown_key_and_impossible_value(tmp_path: Path, face_set_path: str) -> None:
+    """All mistakes of the configuration come at once, with the keys and values typed."""
+    wrong = ["optim.lrr=1e-3", "views.flip=1.5", "batch_size=many"]
+    done = job(*arguments("pretrain", tmp_path, face_set_path, *wrong))
+    assert_refused(done, "3 mistakes", "optim.lrr: unknown key; did you mean 'lr'?")
+    assert "views.flip: 1.5" in done.stderr
+    assert "batch_size: 'many'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_job__argument_without_a_value(tmp_path: Path, face_set_path: str) -> None:
+    """An override that assigns nothing is shown as it was typed."""
+    done = job(*arguments("finetune", tmp_path, face_set_path, "optim.lr"))
+    assert_refused(done, "argument 'optim.lr'", "optim.lr=1e-3")
+
+
+def test_job__missing_data(tmp_path: Path) -> None:
+    """A path without faces is named."""
+    done = job(*arguments("pretrain", tmp_path, tmp_path / "nowhere" / "train.rec"))
+    assert_refused(done, str(tmp_path / "nowhere" / "train.rec"), "no such file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_job__index_without_records(tmp_path: Path) -> None:
+    """An .idx whose .rec is missing is told as such."""
+    write_face_set(tmp_path / "train.rec", 2, 4)
+    (tmp_path / "train.rec").unlink()
+    done = job(*arguments("pretrain", tmp_path / "runs", tmp_path / "train.rec"))
+    assert_refused(done, str(tmp_path / "train.rec"), "the .idx, but no .rec beside it")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_job__records_cut_short(tmp_path: Path) -> None:
+    """A .rec that a copy cut short is refused at start with the bytes that are missing."""
+    write_face_set(tmp_path / "train.rec", 4, 4)
+    content = (tmp_path / "train.rec").read_bytes()
+    (tmp_path / "train.rec").write_bytes(content[: len(content) // 2])
+    done = job(*arguments("finetune", tmp_path / "runs", tmp_path / "train.rec"))
+    assert_refused(done, str(tmp_path / "train"), f"{len(content) // 2}")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_job__gpu_where_there_is_none(tmp_path: Path, face_set_path: str) -> None:
+    """compute.device=cuda without a GPU says which settings debug on a CPU; no folder is made."""
+    done = job(*arguments("pretrain", tmp_path, face_set_path, "compute.device=cuda"))
+    assert_refused(done, "compute.device=cpu compute.precision=float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_job__finetune_then_another_configuration(tmp_path: Path, face_set_path: str) -> None:
+    """A job trains, exits 0 and leaves its files; with other settings its folder is refused."""
+    done = job(*arguments("finetune", tmp_path, face_set_path, "duration=2 steps"))
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2" in done.stdout
+    folder = tmp_path / "part_fvit"
+    assert sorted(os.listdir(folder)) == ["checkpoints", "config.json", "metrics.jsonl"]
+    assert os.listdir(folder / "checkpoints") == ["step-00000002.pt"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    other = job(*arguments("finetune", tmp_path, face_set_path, "duration=3 steps"))
+    assert_refused(other, str(folder), "duration: 2 steps -> 3 steps")
+    assert (folder / "metrics.jsonl").read_text().splitlines() == lines
+
+
+def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
+    """Ctrl-C ends a run with code 130 and one line; no half-written file stays behind."""
+    settings = ["duration=500 steps", "checkpoints.every=1 steps"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments("pretrain", tmp_path, face_set_path, *settings)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = tmp_path / "debug" / "checkpoints" / "step-00000002.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    try:
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in output + errors
+    assert errors == "interrupted; the same command continues from the last checkpoint\n"
+    names = os.listdir(tmp_path / "debug" / "checkpoints")
+    assert len(names) == 2
+    assert all(name.endswith(".pt") and name.startswith("step-") for name in names)
+    torch.load(checkpoint.parent / max(names), weights_only=True)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lafs_ray.training.meter import Meter, MetricsLog, read_metrics, share_lines
+
+
+def step(**values: float) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def test_report__means_over_steps() -> None:
+    """A report averages the steps since the last one, and the next one starts anew."""
+    meter = Meter(images_per_step=4)
+    for loss in (1.0, 2.0, 6.0):
+        meter.add(step(loss=loss, norm=-loss), wait_s=0.0)
+    first = meter.report()
+    assert (first["loss"], first["norm"]) == (3.0, -3.0)
+    meter.add(step(loss=10.0, norm=0.5), wait_s=0.0)
+    second = meter.report()
+    assert (second["loss"], second["norm"]) == (10.0, 0.5)
+
+
+def test_report__mean_is_taken_in_double_precision() -> None:
+    """A mean over many float32 steps does not lose the small ones."""
+    meter = Meter(images_per_step=1)
+    for value in (2.0**24, 1.0, 1.0, 1.0):
+        meter.add(step(loss=value), wait_s=0.0)
+    assert meter.report()["loss"] == (2.0**24 + 3) / 4
+
+
+def test_report__speed_and_waiting() -> None:
+    """Images a second count all ranks' images; the wait is a share of the time that passed."""
+    meter = Meter(images_per_step=100)
+    time.sleep(0.1)
+    for _ in range(2):
+        meter.add(step(loss=1.0), wait_s=0.025)
+    report = meter.report()
+    # A sleep may last longer on a busy machine, never shorter.
+    assert 0 < report["images_per_s"] <= 2000
+    assert 0 < report["wait_share"] <= 0.5
+    assert report["images_per_s"] == pytest.approx(2 * 100 * report["wait_share"] / 0.05)
+
+
+def rank_main(rank: int, store: str, results: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    meter = Meter(images_per_step=8)
+    for number in range(2):
+        meter.add(step(loss=float(10 * rank + number), accuracy=0.5 * rank), wait_s=0.0)
+    report = meter.report()
+    lines = sorted(share_lines({"seen by both", f"seen by {rank}"}))
+    Path(results, f"{rank}.json").write_text(json.dumps([report, lines]))
+    dist.destroy_process_group()
+
+
+def test_two_ranks__means_and_lines_of_both(tmp_path: Path) -> None:
+    """On two gloo ranks both report the mean over ranks and know each other's lines."""
+    context = mp.spawn(
+        rank_main, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=False
+    )
+    assert context is not None
+    deadline = time.monotonic() + 60
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "two ranks took over 60 s to average two numbers"
+    finally:
+        for process in context.processes:
+            process.kill()
+    for rank in range(2):
+        report, lines = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (report["loss"], report["accuracy"]) == ((0 + 1 + 10 + 11) / 4, 0.25)
+        assert lines == ["seen by 0", "seen by 1", "seen by both"]
+        assert report["images_per_s"] > 0
+
+
+def test_share_lines__alone() -> None:
+    """Without ranks there is nobody to share with."""
+    assert share_lines({"a"}) == {"a"}
+
+
+def written(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("is_uri", [False, True])
+def test_log__lines_are_there_at_once_and_after_a_flush(tmp_path: Path, is_uri: bool) -> None:
+    """A line on a disk can be read when it is written; a flush changes nothing of it."""
+    path = tmp_path / "run" / "metrics.jsonl"
+    log = MetricsLog(path.as_uri() if is_uri else str(path), 0)
+    log.write({"step": 1, "loss": 0.1})
+    assert written(path) == [1]
+    log.write({"step": 2, "loss": 1 / 3})
+    before = path.read_text()
+    log.flush()
+    assert path.read_text() == before
+    assert [line["loss"] for line in read_metrics(str(path))] == [0.1, 1 / 3]
+
+
+def test_log__drops_later_lines_on_resume(tmp_path: Path) -> None:
+    """Lines after the step where a run continues come again, so the old ones go."""
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(str(path), 0)
+    for number in range(1, 8):
+        log.write({"step": number})
+    resumed = MetricsLog(str(path), 4)
+    assert written(path) == [1, 2, 3, 4]
+    resumed.write({"step": 5})
+    resumed.flush()
+    assert written(path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("end", ['{"step": 3, "lo', '{"step": 3}', "\xff\xfe", '{"step": 3}\n\n'])
+def test_log__survives_a_cut_last_line(tmp_path: Path, end: str) -> None:
+    """A line that a crash cut is left out; a whole one without its line end is kept."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + end.encode("latin-1"))
+    log = MetricsLog(str(path), 3)
+    log.write({"step": 4})
+    kept = [3] if "}" in end else []
+    assert written(path) == [1, 2, *kept, 4]
+
+
+def test_read_metrics__missing_file(tmp_path: Path) -> None:
+    """No file, no lines."""
+    assert read_metrics(str(tmp_path / "metrics.jsonl")) == []
