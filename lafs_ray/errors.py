@@ -30,7 +30,7 @@ class UserError(Exception):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders in Ray; keyword-only arguments need a helper to come back.
+        # Exceptions cross process borders in Ray, keyword-only arguments do not by themselves.
         return _rebuild, (type(self), self.subject, self.found, self.expected, self.fix)
 
 

@@ -21,7 +21,7 @@ class Run(Section):
     storage: str = "runs"
     """Folder or URI under which `<name>/` keeps checkpoints, metrics and the resolved config; all
     nodes must reach it."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Seed of everything random: initial weights, order of records, augmentation, dropout."""
 
 
@@ -60,6 +60,8 @@ class Model(Section):
     extractor."""
     landmark_cnn_width: Annotated[Real, Field(gt=0.0, le=2.0)] = 1.0
     """Channel multiplier of mobilenetv3; 1.0 as published."""
+    landmark_start: Literal["grid", "random"] = "grid"
+    """Where an untrained CNN's landmarks begin: near a regular grid, or anywhere (reference)."""
 
 
 class Checkpoints(Section):

@@ -1,1 +1,1 @@
-"""Files and records: RecordIO, face sets, pair files, the order of an epoch (numpy and pyarrow, no torch)."""
+"""Files and records: RecordIO, face sets, pairs, the order of an epoch (no torch)."""

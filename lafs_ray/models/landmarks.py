@@ -265,3 +265,22 @@ class _SqueezeExcite(nn.Module):
 
 def _scaled(channels: int, width: float) -> int:
     return max(8, math.ceil(channels * width / 8) * 8)
+
+
+@torch.no_grad()
+def start_on_grid_(landmark_cnn: LandmarkCNN | TimmLandmarks) -> None:
+    """Make an untrained CNN's landmarks begin near a square grid over the whole image.
+
+    Ours: as initialised in the reference, each face starts with landmarks scattered at random, and
+    the transformer has to wait until they agree on places (docs/method.md has the figures). Here
+    the head's bias holds the grid, and its weights begin at a tenth, which still moves each
+    landmark with the face from the first step.
+    """
+    linear = landmark_cnn.output_layer[1]
+    assert isinstance(linear, nn.Linear)
+    count = linear.out_features // 2
+    side = math.ceil(math.sqrt(count))
+    places = torch.arange(count)
+    grid = torch.stack((places % side, places // side), dim=1) + 0.5
+    linear.bias.copy_((grid / side * 2 - 1).flatten())
+    linear.weight.mul_(0.1)

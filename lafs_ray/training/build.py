@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import IMAGE_SIZE, PretrainConfig
 from lafs_ray.config.sections import Job
+from lafs_ray.data import storage
 from lafs_ray.data.faces import FaceSet
 from lafs_ray.data.plan import OrderPlan
-from lafs_ray.errors import ConfigError
+from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.method.draws import ViewSettings, supervised_settings
 from lafs_ray.method.lafs import Lafs, LafsNetwork
 from lafs_ray.method.optim import parameter_groups
@@ -24,13 +27,19 @@ from lafs_ray.method.supervised import Supervised
 from lafs_ray.method.views import ViewCutter, supervised_view
 from lafs_ray.models.fvit import FVIT_SIZES, FViT, PartFViT, build_fvit
 from lafs_ray.models.heads import DINOHead, MarginSoftmax
-from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, build_landmark_cnn
+from lafs_ray.models.landmarks import (
+    LandmarkCNN,
+    TimmLandmarks,
+    build_landmark_cnn,
+    start_on_grid_,
+)
 from lafs_ray.models.weights import load_weights, published_state, read_checkpoint
 from lafs_ray.training.loop import Method, TensorBatch, Training
 from lafs_ray.training.state import newest_checkpoint
 from lafs_ray.training.stream import Columns, Cut
 
 _INIT_STREAM = 0x696E6974
+_SHOWN = 9
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -103,7 +112,10 @@ def build_landmark_network(
 ) -> LandmarkCNN | TimmLandmarks:
     """The landmark CNN, weights from torch's current generator."""
     model = config.model
-    return build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
+    network = build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
+    if model.landmark_start == "grid":
+        start_on_grid_(network)
+    return network
 
 
 def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
@@ -115,6 +127,7 @@ def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
         token_dim=3 * model.patch_size**2,
         dropout=model.dropout,
         drop_path=model.drop_path,
+        init_std=model.init_std,
     )
 
 
@@ -132,7 +145,17 @@ def load_landmark_weights(config: PretrainConfig) -> dict[str, Tensor] | None:
     weights = config.landmarks.weights
     assert weights is not None, "the configuration requires it"
     if weights != "untrained":
-        load_weights(network, landmark_state(weights))
+        try:
+            load_weights(network, landmark_state(weights))
+        except CheckpointError as error:
+            lines = error.found.splitlines()
+            raise CheckpointError(
+                f"landmarks.weights={weights}: {error.subject}",
+                found="\n".join([*lines[:_SHOWN], *(["    …"] if len(lines) > _SHOWN else [])]),
+                expected=error.expected,
+                fix="name a checkpoint with a landmark CNN, and set model.num_landmarks and "
+                "model.landmark_cnn* as in the run that made it",
+            ) from None
     return dict(network.state_dict())
 
 
@@ -142,10 +165,22 @@ def landmark_state(weights: str) -> dict[str, Tensor]:
     Args:
         weights: a checkpoint, or the folder of a run, which stands for its newest checkpoint.
     """
-    content = read_checkpoint(newest_checkpoint(weights))
+    content = _read(newest_checkpoint(weights))
     if content.get("landmarks"):
         return dict(content["landmarks"])
-    return published_state(content).backbone
+    # In a stage-1 checkpoint of ours Part fViT stands beside its margin softmax.
+    tensors = published_state(content).backbone
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def _read(uri: str) -> dict[str, Any]:
+    path = storage.local_path(uri)
+    if path is not None:
+        return read_checkpoint(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / uri.partition("?")[0].rpartition("/")[2]
+        copy.write_bytes(storage.read_bytes(uri))
+        return read_checkpoint(copy)
 
 
 def view_settings(config: PretrainConfig) -> ViewSettings:
@@ -308,7 +343,9 @@ def _lafs(config: PretrainConfig, device: torch.device) -> Lafs:
 
 
 def _supervised(config: FinetuneConfig, num_classes: int, device: torch.device) -> Supervised:
-    model = PartFViT(build_landmark_network(config), build_transformer(config), config.model.patch_size)
+    model = PartFViT(
+        build_landmark_network(config), build_transformer(config), config.model.patch_size
+    )
     head = MarginSoftmax(
         FVIT_SIZES[config.model.size].width,
         num_classes,
