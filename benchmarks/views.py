@@ -1,0 +1,252 @@
+"""Time every stage from JPEG to landmark tokens, beside two plain ways of doing the same.
+
+    python benchmarks/views.py --images 64 --repeats 5
+
+Prints milliseconds an image, medians over the repeats, on one thread. Everything runs in the same
+process on the same images: (a) the reference's shape of the work, one PIL image and one torchvision
+transform at a time, twenty tensors an image, and the landmark CNN on the ten clean views; (b) one
+`grid_sample` for every landmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+from lafs_ray.compat import import_torchvision
+from lafs_ray.data.faces import decode_image
+from lafs_ray.method.augment import change_appearance, crop_views
+from lafs_ray.method.draws import LandmarkSource, ViewSettings, draw_views
+from lafs_ray.method.views import ViewCutter, cut_tokens, map_landmarks
+from lafs_ray.models.landmarks import LandmarkCNN
+
+BATCH = 32
+CROP = "crop, resize, flip (10 views)"
+COLOUR = "colour, blur, solarise (10 views)"
+PATCHES = "patches (680 landmarks)"
+LOOP = "(b) patches, one call a landmark"
+PLAIN = "(a) + CNN on ten views + (b)"
+SETTINGS = ViewSettings()
+SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "grid")
+
+# What to time, and for how many images it does it.
+Work = tuple[Callable[[], object], int]
+
+
+def smooth_jpegs(count: int) -> list[bytes]:
+    """Random smooth 112×112 images: like photographs, and needing no data set."""
+    generator = np.random.default_rng(0)
+    jpegs = []
+    for _ in range(count):
+        coarse = generator.uniform(0, 255, (14, 14, 3)).astype(np.float32)
+        image = cv2.resize(coarse, (112, 112), interpolation=cv2.INTER_CUBIC).clip(0, 255)
+        jpegs.append(cv2.imencode(".jpg", image.astype(np.uint8))[1].tobytes())
+    return jpegs
+
+
+class PlainChain:
+    """The reference's shape of the work: PIL and torchvision, one image and one view at a time."""
+
+    def __init__(self) -> None:
+        import_torchvision()
+        from torchvision import transforms
+        from torchvision.transforms import InterpolationMode
+
+        self.crop = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(
+                    112, scale=(0.4, 1.0), interpolation=InterpolationMode.BICUBIC
+                ),
+                transforms.RandomHorizontalFlip(),
+            ]
+        )
+        self.colour = transforms.Compose(
+            [
+                transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+                transforms.RandomGrayscale(p=0.2),
+            ]
+        )
+        self.normalise = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+        )
+
+    def views(self, image: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ten clean and ten augmented views of one image, [10, 3, 112, 112] each."""
+        clean, changed = [], []
+        source = Image.fromarray(image)
+        blur = [1.0, 0.1] + [0.5] * 8
+        for view in range(10):
+            crop = self.crop(source)
+            clean.append(self.normalise(crop))
+            colour = self.colour(crop)
+            if random.random() < blur[view]:
+                colour = colour.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+            if view == 1 and random.random() < 0.2:
+                colour = ImageOps.solarize(colour)
+            changed.append(self.normalise(colour))
+        return torch.stack(clean), torch.stack(changed)
+
+
+def looped_patches(views: torch.Tensor, landmarks: torch.Tensor) -> list[torch.Tensor]:
+    """One `grid_sample` call for every landmark."""
+    offsets = torch.arange(8) - 4.0
+    grid_y, grid_x = torch.meshgrid(offsets, offsets, indexing="ij")
+    patches = []
+    for landmark in landmarks.unbind(1):
+        grid = torch.stack(
+            (landmark[:, 0, None, None] + grid_x, landmark[:, 1, None, None] + grid_y), dim=-1
+        )
+        patches.append(F.grid_sample(views, grid / 56 - 1, align_corners=False))
+    return patches
+
+
+def measure(works: dict[str, Work], repeats: int) -> dict[str, float]:
+    """Median milliseconds an image of each work, after one unmeasured round.
+
+    Every round runs all works, so that a busy neighbour slows them alike and ratios hold.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats + 1):
+        for name, (work, images) in works.items():
+            start = time.perf_counter()
+            work()
+            times[name].append((time.perf_counter() - start) * 1e3 / images)
+    return {name: statistics.median(rounds[1:]) for name, rounds in times.items()}
+
+
+def batches(images: NDArray[np.uint8]) -> list[tuple[NDArray[Any], ...]]:
+    """Batches of images with epoch, shard and key."""
+    zeros = np.zeros(len(images), dtype=np.int64)
+    keys = np.arange(len(images))
+    return [
+        tuple(part[start : start + BATCH] for part in (images, zeros, zeros, keys))
+        for start in range(0, len(images), BATCH)
+    ]
+
+
+def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
+    """Each stage by itself, on eight images, as the cutter works."""
+    chunk = torch.from_numpy(images[:8])
+    zeros = np.zeros(8, dtype=np.int64)
+    draws = draw_views(SETTINGS, 0, zeros, zeros, np.arange(8))
+    views = crop_views(chunk, draws.boxes, draws.flips, 112)
+    plain = chunk.permute(0, 3, 1, 2).float()
+    grouped = views.reshape(8, 10, 3, 112, 112)
+    wide, narrow = grouped[:, :2].flatten(0, 1), grouped[:, 2:].flatten(0, 1)
+    cutter = ViewCutter(SETTINGS, cnn, 0)
+    with torch.no_grad():
+        found = cutter.find_landmarks(plain)
+    places = map_landmarks(found, draws.boxes, draws.flips, 112).reshape(8, 10, 196, 2)
+    wide_places = places[:, :2].flatten(0, 1)
+    narrow_places = places[:, 2:, :36].flatten(0, 1)
+
+    def patches() -> None:
+        cut_tokens(wide, wide_places, 8)
+        cut_tokens(narrow, narrow_places, 8)
+
+    def loop() -> None:
+        looped_patches(wide, wide_places)
+        looped_patches(narrow, narrow_places)
+
+    works: dict[str, Callable[[], object]] = {
+        "draws": lambda: draw_views(SETTINGS, 0, zeros, zeros, np.arange(8)),
+        CROP: lambda: crop_views(chunk, draws.boxes, draws.flips, 112),
+        COLOUR: lambda: change_appearance(views, draws),
+        "landmark CNN, per_view (10 views)": lambda: cutter.find_landmarks(views),
+        "landmark CNN, per_image (1)": lambda: cutter.find_landmarks(torch.cat((plain, plain))),
+        PATCHES: patches,
+        LOOP: loop,
+    }
+    # The CNN's groups of sixteen hold two chunks of whole images.
+    return {name: (work, 16 if "(1)" in name else 8) for name, work in works.items()}
+
+
+def totals(jpegs: list[bytes], cnn: LandmarkCNN) -> dict[str, Work]:
+    """From JPEG to tokens for each source of landmarks, and plainly."""
+
+    def decode(data: list[bytes]) -> NDArray[np.uint8]:
+        return np.stack([decode_image(jpeg, colour_order="rgb") for jpeg in data])
+
+    works: dict[str, Work] = {"decode": (lambda: decode(jpegs), len(jpegs))}
+    for source in SOURCES:
+        settings = ViewSettings(landmark_source=source)
+        cutter = ViewCutter(settings, None if source == "grid" else cnn, 0)
+
+        def cut(cutter: ViewCutter = cutter) -> None:
+            for batch in batches(decode(jpegs)):
+                cutter(*batch)
+
+        works[f"total {source}"] = (cut, len(jpegs))
+    chain, few = PlainChain(), jpegs[:16]
+
+    def twenty_tensors() -> None:
+        for image in decode(few):
+            chain.views(image)
+
+    def plain() -> None:
+        for image in decode(few):
+            clean, changed = chain.views(image)
+            landmarks = cnn(clean)
+            looped_patches(changed[:2], landmarks[:2])
+            looped_patches(changed[2:], landmarks[2:, :36])
+
+    works["(a) twenty tensors with PIL"] = (twenty_tensors, len(few))
+    works[PLAIN] = (plain, len(few))
+    return works
+
+
+def main() -> None:
+    """Print the table of times and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=64, help="at least 16")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    torch.manual_seed(0)
+    random.seed(0)
+    cnn = LandmarkCNN(SETTINGS.num_landmarks).eval().requires_grad_(False)
+    jpegs = smooth_jpegs(arguments.images)
+    eight = np.stack([decode_image(data, colour_order="rgb") for data in jpegs[:8]])
+    with torch.no_grad():
+        times = measure(stages(eight, cnn) | totals(jpegs, cnn), arguments.repeats)
+    print(
+        f"{date.today()}  torch {torch.__version__}, numpy {np.__version__}, "
+        f"cv2 {cv2.__version__}, {cpu_name()}, {torch.get_num_threads()} thread, "
+        f"batch {BATCH}, {len(jpegs)} images, median of {arguments.repeats}"
+    )
+    for name, milliseconds in times.items():
+        print(f"{name:36}{milliseconds:9.2f} ms an image{1e3 / milliseconds:10.0f} images/s")
+    print(f"\n{PLAIN} takes")
+    for source in SOURCES:
+        print(f"  {times[PLAIN] / times[f'total {source}']:5.1f} × the time of {source}")
+    ours = sum(times[name] for name in ("decode", "draws", CROP, COLOUR))
+    plain = times["(a) twenty tensors with PIL"]
+    print(f"{plain / ours:7.1f} × (a) over decode, draws, crop and colour")
+    print(f"{times[LOOP] / times[PATCHES]:7.1f} × (b) over one call a batch and 8-bit tokens")
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
