@@ -73,6 +73,15 @@ def share_lines(lines: set[str]) -> set[str]:
     return set().union(*gathered)
 
 
+def from_first_rank(value: int) -> int:
+    """Rank 0's value on every rank; a collective operation."""
+    if not dist.is_initialized():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box)
+    return int(box[0])
+
+
 class MetricsLog:
     """`metrics.jsonl` of a run: one line for each report, no line twice.
 

@@ -32,9 +32,9 @@ from lafs_ray.training.build import (
     load_landmark_weights,
     run_length,
 )
-from lafs_ray.training.loop import train
-from lafs_ray.training.meter import Meter, MetricsLog, share_lines
-from lafs_ray.training.state import RunFolder
+from lafs_ray.training.loop import Training, train
+from lafs_ray.training.meter import Meter, MetricsLog, from_first_rank, share_lines
+from lafs_ray.training.state import RunFolder, load_checkpoint
 from lafs_ray.training.stream import Cropper, StepBatch, local_stream
 
 
@@ -162,53 +162,94 @@ def run_rank(
         say: prints a line of progress; called on rank 0.
         after_save: gets the last report; called on every rank after each checkpoint.
     """
-    config, length, folder = inputs.config, inputs.length, inputs.folder()
+    config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
     training = build_training(
         config, inputs.plan, inputs.num_classes, inputs.landmark_network(), device, rank
     )
-    checkpoint = folder.latest()
-    first_step = 0
-    if checkpoint is not None:
-        first_step = checkpoint["step"]
-        training.load_state_dict(checkpoint, folder.checkpoint_uri(first_step))
+    first_step = restore(training, inputs.folder(), rank)
     training.network = wrap(training.network)
-    log = MetricsLog(storage.join(folder.uri, "metrics.jsonl"), first_step) if rank == 0 else None
-    if rank == 0 and first_step:
-        say(f"continuing {config.run.name} at step {first_step} of {length.total_steps}")
-    last_report: dict[str, Any] = {}
-    named = set(training.skipped)
-    progress = Progress(length, first_step)
-
-    def report(line: dict[str, Any]) -> None:
-        training.skipped = share_lines(training.skipped)
-        last_report.update(line, skipped_records=len(training.skipped))
-        if log is not None:
-            for skipped in sorted(training.skipped - named):
-                say(f"skipped a damaged record: {skipped}")
-            named.update(training.skipped)
-            log.write(last_report)
-            say(progress.line(last_report))
-
-    def save(step: int) -> None:
-        if log is not None:
-            # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
-            log.flush()
-            state = {**training.state_dict(), "landmarks": inputs.landmark_state}
-            folder.save(step, state, config.checkpoints.keep)
-        after_save(dict(last_report))
-
+    recorder = Recorder(inputs, training, first_step, say, after_save)
     if first_step < length.total_steps:
         train(
             training,
             stream(first_step, length.total_steps),
             Meter(config.batch_size),
             last_step=length.total_steps,
-            report=report,
+            report=recorder.report,
             report_every=config.log.every_steps,
-            save=save,
+            save=recorder.save,
             save_every=length.save_every,
         )
+
+
+def restore(training: Training, folder: RunFolder, rank: int) -> int:
+    """Load the newest checkpoint; rank 0 chooses it, so that all ranks begin at one step.
+
+    Returns:
+        The steps done; 0 for a new run.
+    """
+    checkpoint = folder.latest() if rank == 0 else None
+    step = from_first_rank(0 if checkpoint is None else int(checkpoint["step"]))
+    if step == 0:
+        return 0
+    source = folder.checkpoint_uri(step)
+    training.load_state_dict(checkpoint or load_checkpoint(source), source)
+    return step
+
+
+class Recorder:
+    """What a rank does with reports and checkpoints; rank 0 writes and speaks for all.
+
+    Args:
+        inputs: the job.
+        training: the run on this rank.
+        first_step: where it continues.
+        say: prints a line of progress.
+        after_save: gets the last report after each checkpoint.
+    """
+
+    def __init__(
+        self,
+        inputs: JobInputs,
+        training: Training,
+        first_step: int,
+        say: Callable[[str], None],
+        after_save: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._inputs, self._training, self._folder = inputs, training, inputs.folder()
+        self._say, self._after_save = say, after_save
+        self._last: dict[str, Any] = {}
+        self._named = set(training.skipped)
+        self._progress = Progress(inputs.length, first_step)
+        self._log: MetricsLog | None = None
+        if training.rank == 0:
+            self._log = MetricsLog(storage.join(self._folder.uri, "metrics.jsonl"), first_step)
+            if first_step:
+                name, total = inputs.config.run.name, inputs.length.total_steps
+                say(f"continuing {name} at step {first_step} of {total}")
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics; a collective operation."""
+        training = self._training
+        training.skipped = share_lines(training.skipped)
+        self._last.update(line, skipped_records=len(training.skipped))
+        if self._log is None:
+            return
+        for skipped in sorted(training.skipped - self._named):
+            self._say(f"skipped a damaged record: {skipped}")
+        self._named.update(training.skipped)
+        self._log.write(self._last)
+        self._say(self._progress.line(self._last))
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; every rank then calls `after_save`."""
+        if self._log is not None:
+            # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
+            self._log.flush()
+            state = {**self._training.state_dict(), "landmarks": self._inputs.landmark_state}
+            self._folder.save(step, state, self._inputs.config.checkpoints.keep)
+        self._after_save(dict(self._last))
 
 
 def run_local(inputs: JobInputs, say: Callable[[str], None] = print) -> None:

@@ -1,0 +1,97 @@
+"""Ray Data delivers what debug mode reads, whatever the number of actors, ranks or restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lafs_ray.training.session import JobInputs, open_job
+from lafs_ray.training.stream import StepBatch, local_stream
+from tests.training.faces import break_frame, tiny, write_face_set
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=8, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def inputs_of(folder: Path, data: Path | str, *overrides: str) -> JobInputs:
+    # Batches of 36 rows cross the boundary of a slot, 12 steps that of a window and of an epoch.
+    return open_job(tiny(folder, data, "batch_size=36", "duration=12 steps", *overrides))
+
+
+def through_ray(inputs: JobInputs, rank: int, world: int, first: int, stop: int) -> list[StepBatch]:
+    import ray
+
+    from lafs_ray.engine.ingest import rank_stream
+
+    return list(rank_stream(inputs, ray.put(inputs), rank, world, first, stop))
+
+
+def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) -> None:
+    assert [batch.step for batch in found] == [batch.step for batch in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.columns.keys() == theirs.columns.keys()
+        for name, column in theirs.columns.items():
+            np.testing.assert_array_equal(mine.columns[name], column[rows], err_msg=name)
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
+    actors: int, tmp_path: Path, face_set_path: str, ray_session: None
+) -> None:
+    inputs = inputs_of(tmp_path, face_set_path, f"ingest.actors_per_worker={actors}")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
+    assert len({batch.epoch for batch in expected}) > 1
+    assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
+
+
+def test_stream__of_each_rank_is_its_share_of_the_batch_and_starts_at_any_step(
+    tmp_path: Path, face_set_path: str, ray_session: None
+) -> None:
+    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 2, 12))
+    assert_same(through_ray(inputs, 1, 2, 2, 12), expected, slice(18, 36))
+
+
+def test_stream__over_several_executions_is_one_stream(
+    tmp_path: Path, face_set_path: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lafs_ray.engine.ingest.PORTIONS_PER_EXECUTION", 3)
+    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
+    assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
+
+
+def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
+    tmp_path: Path, ray_session: None
+) -> None:
+    data = tmp_path / "train.rec"
+    write_face_set(data)
+    break_frame(data, 17)
+    inputs = inputs_of(tmp_path / "run", data, "ingest.actors_per_worker=1")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 3))
+    found = through_ray(inputs, 0, 1, 0, 3)
+    assert_same(found, expected, slice(None))
+    lines = [line for batch in found for line in batch.skipped]
+    assert lines == [line for batch in expected for line in batch.skipped]
+    assert len(lines) == 1
+    assert "record 18" in lines[0]
+
+
+def test_needed_cpus__counts_trainers_actors_and_reading(
+    tmp_path: Path, face_set_path: str
+) -> None:
+    pytest.importorskip("ray")
+    from lafs_ray.engine.ingest import needed_cpus
+
+    settings = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=2"]
+    assert needed_cpus(tiny(tmp_path, face_set_path, *settings)) == 2 * (2 + 3 + 1)
