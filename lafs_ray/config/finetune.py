@@ -42,6 +42,8 @@ class SupervisedOptimiser(Section):
 
     lr: Annotated[Real, Field(gt=0.0)] = 1e-3
     """Peak learning rate."""
+    landmark_lr_scale: Annotated[Real, Field(gt=0.0)] = 1.0
+    """Share of the learning rate for the landmark CNN; below 1 its landmarks settle sooner."""
     min_lr: Annotated[Real, Field(ge=0.0)] = 1e-6
     """Learning rate at the end of the cosine."""
     warmup: DurationField = Duration(amount=5.0, unit="epochs")

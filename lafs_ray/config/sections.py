@@ -54,7 +54,7 @@ class Model(Section):
     drop_path: Annotated[Real, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth of both residual branches of every block."""
     init_std: Annotated[Real, Field(gt=0.0)] = 0.02
-    """Deviation of the initial positions and class token; the released code has 1."""
+    """Deviation of initial positions and class token: 0.02 as in DINO; the released code has 1."""
     landmark_cnn: Annotated[str, Field(pattern=r"^(mobilenetv3|timm/.+)$")] = "mobilenetv3"
     """The landmark network: mobilenetv3 as published, or timm/<name> for any timm feature
     extractor."""

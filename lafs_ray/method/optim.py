@@ -6,42 +6,58 @@ base student has 145 trained tensors, and as many `.item()` calls would stall it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trained parameters into a group with and one without weight decay.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda _: 1.0
+) -> list[dict[str, Any]]:
+    """Split the trained parameters by weight decay, and by their share of the learning rate.
 
     Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions
-    are. Parameters that need no gradient belong to neither group.
+    are. Parameters that need no gradient belong to no group.
+
+    Args:
+        module: what is trained.
+        weight_decay: of the decayed groups.
+        lr_scale: name of a parameter to its share of the learning rate.
 
     Returns:
-        Two groups for AdamW, the decayed one first: `set_hyperparameters` writes to that one only.
+        Groups for AdamW, for each share first the decayed, then the other one; with one share they
+        are the reference's two. `set_hyperparameters` reads `lr_scale` and `is_decayed`.
         Source: METHOD.md, "Objective and schedules"; golden cases c0 and d7.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = name.endswith(".bias") or parameter.ndim == 1
-            (kept if exempt else decayed).append(parameter)
+            scale = lr_scale(name)
+            for is_decayed in (True, False):
+                groups.setdefault((scale, is_decayed), [])
+            is_decayed = not (name.endswith(".bias") or parameter.ndim == 1)
+            groups[scale, is_decayed].append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            "lr_scale": scale,
+            "is_decayed": is_decayed,
+        }
+        for (scale, is_decayed), parameters in groups.items()
     ]
 
 
 def set_hyperparameters(
     optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float
 ) -> None:
-    """Write this step's learning rate to every group and its weight decay to the first one."""
+    """Write this step's learning rate to every group and its weight decay to the decayed ones."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.param_groups[0]["weight_decay"] = weight_decay
+        group["lr"] = learning_rate * group["lr_scale"]
+        if group["is_decayed"]:
+            group["weight_decay"] = weight_decay
 
 
 @torch.no_grad()

@@ -275,6 +275,7 @@ def build_training(
     torch.manual_seed(config.run.seed ^ _INIT_STREAM)
     prepare: Callable[[TensorBatch], TensorBatch] = lambda batch: batch  # noqa: E731
     clip_grad = None
+    lr_scale: Callable[[str], float] = lambda _: 1.0  # noqa: E731
     if isinstance(config, PretrainConfig):
         method: Method = _lafs(config, device)
         values = _pretrain_values(config, plan)
@@ -285,10 +286,12 @@ def build_training(
         assert isinstance(config, FinetuneConfig)
         assert num_classes is not None, "supervised training needs labels"
         method = _supervised(config, num_classes, device)
+        landmark_scale = config.optim.landmark_lr_scale
+        lr_scale = lambda name: landmark_scale if _is_of_landmark_cnn(name) else 1.0  # noqa: E731
         values = _supervised_values(config, plan)
     first = values(0)
     optimizer = torch.optim.AdamW(
-        parameter_groups(method.trainable, first["weight_decay"]),
+        parameter_groups(method.trainable, first["weight_decay"], lr_scale),
         lr=first["lr"],
         fused=device.type == "cuda",
     )
@@ -306,6 +309,10 @@ def build_training(
         clip_grad=clip_grad,
         max_bad_records=config.data.max_bad_records,
     )
+
+
+def _is_of_landmark_cnn(name: str) -> bool:
+    return name.startswith(("model.stn.", "model.output_layer."))
 
 
 def _cut_on_device(

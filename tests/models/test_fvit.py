@@ -142,7 +142,7 @@ def test_published_names_and_shapes(with_landmarks: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("tiny", 385_120)]
+    ("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("tiny", 314_496)]
 )
 def test_build_fvit__sizes(name: str, count: int) -> None:
     """The named sizes have the documented number of parameters."""
