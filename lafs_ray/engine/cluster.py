@@ -41,6 +41,8 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's default is the number of cores, with a warning for every few processes beyond it.
+    "RAY_worker_maximum_startup_concurrency": "64",
 }
 
 
