@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 
 # A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.
 demo: environment
-	$(BIN)/python jobs/make_faces.py demo/faces --identities 400 --images 10 --workers 2 --pairs 600
+	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600
 	$(BIN)/python jobs/finetune.py configs/finetune/demo.yaml
 	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
 	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
