@@ -2,117 +2,76 @@
 
     python benchmarks/step.py --size tiny --batch 8 --repeats 5
 
-Ours is `training.loop.train_step` itself. The plain step takes one forward a view, attention as
-softmax(QKᵀ·scale)V, one `log_softmax` a pair of views, and loops over the parameters to clip, to
-update and for the teacher; before it stands one `grid_sample` a landmark. That both compute the
+Ours is `training.loop.train_step` itself; the plain step is `plain_step.py`. That both compute the
 same is checked first, without dropout and in float32. Then they take turns, one round after the
-other, and medians are printed. Tokens are random, which changes no time.
+other, with the recipe's dropout, and medians are printed. Tokens are random, which changes no time.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
+import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import date
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from plain_step import (
+    BACKWARD,
+    BEFORE,
+    CENTRE_MOMENTUM,
+    EMA,
+    INPUT,
+    LANDMARKS,
+    LOSS,
+    PATCHES,
+    STEP,
+    STUDENT,
+    STUDENT_TEMP,
+    TEACHER,
+    UPDATE,
+    VALUES,
+    VIEWS,
+    Case,
+    Plain,
+    PlainNetwork,
+    Stopwatch,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from views import cpu_name
 
-from lafs_ray.method.draws import ViewSettings
-from lafs_ray.method.lafs import Lafs, LafsNetwork
+from lafs_ray.method.lafs import Lafs
 from lafs_ray.method.optim import clip_each_, parameter_groups
 from lafs_ray.method.views import ViewCutter, cut_tokens
-from lafs_ray.models.fvit import FVIT_SIZES, FViTSize, build_fvit
-from lafs_ray.models.heads import DINOHead
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.loop import Training, train_step
-from lafs_ray.training.stream import Columns, StepBatch
+from lafs_ray.training.stream import StepBatch
 
-VIEWS = ViewSettings()
 CLIP = 3.0
-STUDENT_TEMP, CENTRE_MOMENTUM = 0.1, 0.9
-VALUES = {"lr": 5e-4, "weight_decay": 0.04, "ema_momentum": 0.996, "teacher_temp": 0.07}
-
-LANDMARKS, PATCHES = "landmark CNN (10 views)", "patches (680 landmarks)"
-INPUT, TEACHER, STUDENT = "batch to device", "teacher forward", "student forward"
-LOSS, BACKWARD, UPDATE, EMA = "loss", "backward", "clip, AdamW", "EMA, centre"
-BEFORE = (LANDMARKS, PATCHES)
-STEP = (INPUT, TEACHER, STUDENT, LOSS, BACKWARD, UPDATE, EMA)
-
-
-class Stopwatch:
-    """Seconds of each stage, a stage being what lies between two marks."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.start()
-
-    def start(self) -> None:
-        """Forget all stages and begin the next one now."""
-        self.seconds = dict.fromkeys((*BEFORE, *STEP), 0.0)
-        self.since = self._now()
-
-    def mark(self, stage: str) -> None:
-        """End a stage here; it may have several parts."""
-        now = self._now()
-        self.seconds[stage] += now - self.since
-        self.since = now
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed or checked, on both sides alike."""
-
-    size: FViTSize
-    num_prototypes: int
-    batch: int
-    dropout: float
-    device: torch.device
-    precision: torch.dtype
-
-    def network(self) -> LafsNetwork:
-        """A network of equal weights at every call."""
-        torch.manual_seed(0)
-        backbone = build_fvit(self.size, dropout=self.dropout, drop_path=self.dropout)
-        return LafsNetwork(backbone, DINOHead(self.size.width, self.num_prototypes)).to(self.device)
-
-    def columns(self) -> Columns:
-        """Random tokens as the cutter delivers them."""
-        generator = np.random.default_rng(0)
-        sets = {"global_tokens": (2, VIEWS.num_landmarks), "local_tokens": (8, VIEWS.local_tokens)}
-        return {
-            name: generator.integers(0, 256, (self.batch, *shape, 192), dtype=np.uint8)
-            for name, shape in sets.items()
-        }
-
-    def views(self) -> tuple[Tensor, Tensor]:
-        """Global and local views, [2·B, 3, 112, 112] and [8·B, 3, 112, 112], in 0…255."""
-        generator = torch.Generator().manual_seed(0)
-        shape = (10 * self.batch, 3, 112, 112)
-        views = torch.randint(0, 256, shape, generator=generator).to(self.device, torch.float32)
-        return views[: 2 * self.batch], views[2 * self.batch :]
-
-    def landmark_cnn(self) -> LandmarkCNN:
-        """The frozen landmark CNN, equal at every call."""
-        torch.manual_seed(1)
-        return LandmarkCNN(VIEWS.num_landmarks).to(self.device).eval().requires_grad_(False)
+# A norm that nearly every gradient of the check exceeds, so that clipping is checked as well.
+CHECK_CLIP = 0.01
+# Sums in another order: some 1e-6 of a number, more after a second step, as weights differ then.
+# AdamW divides a gradient by its size, so where it is nearly zero rounding decides the direction of
+# a weight: hence a mean over all weights. Half a step of 8 bits is 0.0039 of [-1, 1], to which
+# comes what landmarks apart by 1e-4 px make of noise.
+ALLOWED = {
+    "landmarks, px": 1e-2,
+    "tokens, of [-1, 1]": 0.5 / 127.5 + 1e-3,
+    "loss, relative": 1e-5,
+    "gradients, of a tensor's largest": 1e-3,
+    "student after two steps, mean, of lr": 1e-3,
+    "teacher": 1e-5,
+    "centre": 1e-6,
+}
+TOTAL = "step, from tokens"
+SUMS = {TOTAL: STEP, "the same after landmarks, patches": (*BEFORE, *STEP)}
 
 
 class TimedLafs(Lafs):
@@ -121,7 +80,11 @@ class TimedLafs(Lafs):
     watch: Stopwatch
 
     def loss(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `Lafs.loss`; the student's hooks end the teacher's and the student's stages."""
+        """As `Lafs.loss`; the student's hooks end the teacher's and the student's stages.
+
+        What remains for the loss's stage includes the signs of learning, which the plain step does
+        not compute.
+        """
         self.watch.mark(INPUT)
         result = super().loss(*arguments)
         self.watch.mark(LOSS)
@@ -177,7 +140,7 @@ class Ours:
         landmarks, tokens = [], []
         chunk = self.cutter.chunk if self.case.device.type == "cpu" else self.case.batch
         for views, per_image, count in zip(self.views, (2, 8), (196, 36), strict=True):
-            for part in views.split(chunk * per_image):
+            for part in torch.split(views, chunk * per_image):
                 found = self.cutter.find_landmarks(part)
                 self.watch.mark(LANDMARKS)
                 landmarks.append(found)
@@ -199,139 +162,179 @@ class Ours:
         return float(metrics["loss"])
 
 
-class PlainAttention(nn.Module):
-    """softmax(QKᵀ·scale)V with every score in memory, over the layers of one of our blocks."""
-
-    def __init__(self, ours: Any) -> None:
-        super().__init__()
-        self.to_qkv, self.to_out = ours.to_qkv, ours.to_out
-        self.heads, self.scale = ours.heads, ours.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n, D] to [B, n, D]."""
-        batch, count, _ = x.shape
-        parts = self.to_qkv(x).chunk(3, dim=-1)
-        query, key, value = (
-            part.reshape(batch, count, self.heads, -1).transpose(1, 2) for part in parts
-        )
-        weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(batch, count, -1)
-        return self.to_out(mixed)  # type: ignore[no-any-return]
-
-
-class PlainNetwork(nn.Module):
-    """Backbone once for each view, head once for all; takes a `LafsNetwork` over."""
-
-    def __init__(self, network: LafsNetwork) -> None:
-        super().__init__()
-        self.backbone, self.head = network.backbone, network.head
-        blocks: Any = self.backbone.transformer.layers
-        for attention, _ in blocks:
-            attention.fn.fn = PlainAttention(attention.fn.fn)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        """Views of [B, n, P] to scores [V·B, K]."""
-        return self.head(torch.cat([self.backbone(view) for view in views]))  # type: ignore[no-any-return]
+def differences(case: Case) -> dict[str, float]:
+    """How far the two sides lie apart: before the step, and over two steps."""
+    ours, plain = Ours(case, CHECK_CLIP), Plain(case, CHECK_CLIP)
+    (places, tokens), (plain_places, plain_tokens) = ours.tokens(), plain.tokens()
+    losses, gradients = [], []
+    for number in range(2):
+        loss, plain_loss = ours.step(number), plain.step(number)
+        losses.append(abs(loss / plain_loss - 1))
+        # AdamW's running means are what is left of the gradients after a step.
+        for one, other in zip(gradient_means(ours), gradient_means(plain), strict=True):
+            gradients.append(furthest(one, other) / float(other.abs().max()))
+    student = joined(ours.method.trainable.parameters()) - joined(plain.student.parameters())
+    teachers = (ours.method.teacher, plain.teacher)
+    return {
+        "landmarks, px": furthest(joined(places), joined(plain_places)),
+        "tokens, of [-1, 1]": furthest(joined(tokens) / 127.5 - 1, joined(plain_tokens)),
+        "loss, relative": max(losses),
+        "gradients, of a tensor's largest": max(gradients),
+        "student after two steps, mean, of lr": float(student.abs().mean()) / VALUES["lr"],
+        "teacher": furthest(*(joined(teacher.parameters()) for teacher in teachers)),
+        "centre": furthest(ours.method.centre.centre, plain.centre),
+    }
 
 
-class Plain:
-    """The same step written straightforwardly, in the reference's manner."""
-
-    def __init__(self, case: Case, clip: float) -> None:
-        self.case, self.clip, self.watch = case, clip, Stopwatch(case.device)
-        self.student, self.teacher = PlainNetwork(case.network()), PlainNetwork(case.network())
-        self.teacher.requires_grad_(False)
-        self.centre = torch.zeros(1, case.num_prototypes, device=case.device)
-        groups = parameter_groups(self.student, VALUES["weight_decay"])
-        self.optimizer = torch.optim.AdamW(groups, lr=VALUES["lr"], foreach=False, fused=False)
-        self.cnn = case.landmark_cnn()
-        self.views, self.columns = case.views(), case.columns()
-
-    @torch.no_grad()
-    def tokens(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Landmarks and float tokens: the CNN once a view, one `grid_sample` a landmark."""
-        landmarks, tokens = [], []
-        for views, per_image, count in zip(self.views, (2, 8), (196, 36), strict=True):
-            for part in views.chunk(per_image):
-                view = part / 127.5 - 1
-                found = self.cnn(view)
-                self.watch.mark(LANDMARKS)
-                landmarks.append(found)
-                tokens.append(plain_patches(view, found[:, :count]))
-                self.watch.mark(PATCHES)
-        return landmarks, tokens
-
-    def step(self, number: int) -> float:
-        """One step; its loss."""
-        torch.manual_seed(number)
-        device = self.case.device
-        views = [
-            torch.from_numpy(self.columns[name][:, view]).to(device).float() / 127.5 - 1
-            for name, count in (("global_tokens", 2), ("local_tokens", 8))
-            for view in range(count)
-        ]
-        self.watch.mark(INPUT)
-        with torch.autocast(
-            device.type, self.case.precision, enabled=self.case.precision != torch.float32
-        ):
-            with torch.no_grad():
-                targets = self.teacher(views[:2])
-            self.watch.mark(TEACHER)
-            scores = self.student(views)
-            self.watch.mark(STUDENT)
-            loss = self.loss(scores, targets)
-        value = loss.item()
-        self.watch.mark(LOSS)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.watch.mark(BACKWARD)
-        self.update()
-        self.watch.mark(UPDATE)
-        self.move_teacher(targets)
-        self.watch.mark(EMA)
-        return value
-
-    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The double loop over views that `dino_loss` gives as its definition."""
-        predictions = (student.float() / STUDENT_TEMP).chunk(10)
-        centred = (teacher.float() - self.centre) / VALUES["teacher_temp"]
-        targets = centred.softmax(dim=-1).chunk(2)
-        terms = [
-            torch.sum(-target * F.log_softmax(prediction, dim=-1), dim=-1).mean()
-            for own, target in enumerate(targets)
-            for view, prediction in enumerate(predictions)
-            if view != own
-        ]
-        return torch.stack(terms).mean()
-
-    def update(self) -> None:
-        """Clip each gradient after reading its norm, then AdamW one parameter at a time."""
-        for parameter in self.student.parameters():
-            if parameter.grad is not None:
-                factor = self.clip / (parameter.grad.norm(2).item() + 1e-6)
-                if factor < 1:
-                    parameter.grad.mul_(factor)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def move_teacher(self, scores: Tensor) -> None:
-        """Teacher and centre, each a running mean."""
-        momentum = VALUES["ema_momentum"]
-        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        for kept, moved in pairs:
-            kept.mul_(momentum).add_((1 - momentum) * moved)
-        mean = scores.float().mean(dim=0, keepdim=True)
-        self.centre = self.centre * CENTRE_MOMENTUM + mean * (1 - CENTRE_MOMENTUM)
+def gradient_means(side: Ours | Plain) -> list[Tensor]:
+    """AdamW's first moments, in the order of the parameters."""
+    return [state["exp_avg"] for state in side.optimizer.state.values()]
 
 
-def plain_patches(view: Tensor, landmarks: Tensor) -> Tensor:
-    """Tokens [B, n, 192] in [-1, 1] of views [B, 3, 112, 112]: a call for every landmark."""
-    offsets = torch.arange(8, device=view.device) - 4.0
-    along_x, along_y = torch.meshgrid(offsets, offsets, indexing="ij")
-    tokens = []
-    for landmark in landmarks.unbind(1):
-        grid_x, grid_y = landmark[:, 0, None, None] + along_x, landmark[:, 1, None, None] + along_y
-        grid = torch.stack((grid_x, grid_y), dim=-1) / 56 - 1
-        patch = F.grid_sample(view, grid, align_corners=False)
-        tokens.append(patch.permute(0, 2, 3, 1).flatten(1))
-    return torch.stack(tokens, dim=1)
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    """All numbers in a row, as float32."""
+    return torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+
+
+def furthest(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference."""
+    return float((one - other).abs().max())
+
+
+def check(case: Case) -> None:
+    """Print the differences; leave with an error where they exceed what float32 explains."""
+    print("both sides, batch 2, float32, without dropout: difference (allowed)")
+    failed = []
+    # TF32 in the landmark CNN would be another precision on each of the two batch sizes.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = differences(case)
+    for name, difference in found.items():
+        allowed = ALLOWED[name]
+        print(f"  {name:40}{difference:9.1e} ({allowed:.1e})")
+        # Written so that a NaN fails.
+        if not difference <= allowed:
+            failed.append(name)
+    if failed:
+        sys.exit(f"ours and the plain step differ in: {'; '.join(failed)}")
+    print("equal")
+
+
+def measure(sides: dict[str, Ours | Plain], repeats: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each stage and of their sums, after one unmeasured round.
+
+    Every round runs both sides, so that a busy neighbour slows them alike and ratios hold.
+    """
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(repeats + 1):
+        for name, side in sides.items():
+            side.watch.start()
+            side.tokens()
+            side.step(number)
+            seconds = side.watch.seconds
+            sums = {
+                title: sum(seconds[stage] for stage in stages) for title, stages in SUMS.items()
+            }
+            rounds[name].append(seconds | sums)
+    return {
+        name: {stage: statistics.median(r[stage] for r in measured[1:]) for stage in measured[0]}
+        for name, measured in rounds.items()
+    }
+
+
+def count_flops(case: Case) -> dict[str, float]:
+    """FLOP an image: products of matrices in the forward passes, a multiply-add being two.
+
+    Counted on the plain network (the counter does not know the CPU's fused attention), on the meta
+    device, which computes nothing. The backward pass is taken as twice the student's forward.
+    Norms, softmax, activations, loss and optimiser are left out.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = PlainNetwork(replace(case, device=torch.device("meta")).network())
+        views = [torch.empty(1, count, 192) for count in [196] * 2 + [36] * 8]
+        flops = []
+        for passed in (views[:2], views):
+            with FlopCounterMode(display=False) as counter:
+                network(passed)
+            flops.append(counter.get_total_flops())
+    teacher, student = flops
+    return {TEACHER: teacher, STUDENT: student, BACKWARD: 2 * student, TOTAL: teacher + 3 * student}
+
+
+def matmul_peak(device: torch.device, precision: torch.dtype) -> float:
+    """FLOP/s of a large product of square matrices, median of seven."""
+    side = 8192 if device.type == "cuda" else 2048
+    one, other = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
+    watch, times = Stopwatch(device), []
+    for _ in range(7):
+        watch.start()
+        torch.mm(one, other)
+        watch.mark(INPUT)
+        times.append(watch.seconds[INPUT])
+    return 2 * side**3 / statistics.median(times)
+
+
+def report(case: Case, medians: dict[str, dict[str, float]]) -> None:
+    """Print the times, the ratios and what share of the device's peak they are."""
+    ours, plain = medians["ours"], medians["plain"]
+    print(f"\n{'ms an image':32}{'ours':>10}{'plain':>10}{'plain/ours':>12}")
+    for stage in (*BEFORE, *STEP, *SUMS):
+        here, there = (side[stage] * 1e3 / case.batch for side in (ours, plain))
+        print(f"{stage:32}{here:10.2f}{there:10.2f}{there / here:10.2f} ×")
+    for title in SUMS:
+        here, there = (case.batch / side[title] for side in (ours, plain))
+        print(f"{title}: {here:.2f} images/s, plain {there:.2f}: ratio {here / there:.2f}")
+    peaks = {kind: matmul_peak(case.device, kind) for kind in {torch.float32, case.precision}}
+    for kind, peak in peaks.items():
+        print(f"{str(kind).removeprefix('torch.')} matmul peak {peak / 1e9:.1f} GFLOP/s")
+    titles = f"{'ours GFLOP/s':>14}{'of peak':>9}{'plain':>9}{'of peak':>9}"
+    print(f"{'counted GFLOP an image':42}{titles}")
+    for stage, flops in count_flops(case).items():
+        print(f"{stage:32}{flops / 1e9:10.2f}", end="")
+        for width, side in ((14, ours), (9, plain)):
+            achieved = flops * case.batch / side[stage]
+            print(f"{achieved / 1e9:{width}.1f}{achieved / peaks[case.precision]:9.0%}", end="")
+        print()
+
+
+def run(device: torch.device, arguments: argparse.Namespace) -> None:
+    """Check and time one device."""
+    cuda = device.type == "cuda"
+    size = FVIT_SIZES[arguments.size]
+    case = Case(
+        size=size,
+        num_prototypes=arguments.prototypes,
+        batch=arguments.batch,
+        dropout=0.1,
+        device=device,
+        precision=torch.bfloat16 if cuda else torch.float32,
+    )
+    name = torch.cuda.get_device_name(device) if cuda else cpu_name()
+    print(
+        f"{date.today()}  torch {torch.__version__}, numpy {np.__version__}, Python "
+        f"{platform.python_version()}, {name}, {torch.get_num_threads()} thread of "
+        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n"
+        f"{arguments.size}: {size}\n{case.num_prototypes} prototypes, batch {case.batch}, "
+        f"{str(case.precision).removeprefix('torch.')}, median of {arguments.repeats}"
+    )
+    check(replace(case, batch=2, dropout=0.0, precision=torch.float32))
+    report(case, measure({"ours": Ours(case, CLIP), "plain": Plain(case, CLIP)}, arguments.repeats))
+    print(f"load at the end {os.getloadavg()[0]:.1f}")
+
+
+def main() -> None:
+    """Run on the device asked for, or on the CPU and on the GPU if there is one."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=sorted(FVIT_SIZES), default="tiny")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prototypes", type=int, default=8192)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: all there are")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in [arguments.device] if arguments.device else devices:
+        run(torch.device(device), arguments)
+
+
+if __name__ == "__main__":
+    main()
