@@ -271,10 +271,9 @@ def _scaled(channels: int, width: float) -> int:
 def start_on_grid_(landmark_cnn: LandmarkCNN | TimmLandmarks) -> None:
     """Make an untrained CNN's landmarks begin near a square grid over the whole image.
 
-    Ours: as initialised in the reference, each face starts with landmarks scattered at random, and
-    the transformer has to wait until they agree on places (docs/method.md has the figures). Here
-    the head's bias holds the grid, and its weights begin at a tenth, which still moves each
-    landmark with the face from the first step.
+    Ours: as initialised in the reference, landmarks start scattered at random and short runs learn
+    more slowly (docs/method.md has the figures). Here the head's bias holds the grid, and its
+    weights begin at a tenth, which still moves each landmark with the face from the first step.
     """
     linear = landmark_cnn.output_layer[1]
     assert isinstance(linear, nn.Linear)
