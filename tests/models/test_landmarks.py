@@ -15,6 +15,7 @@ from lafs_ray.models.landmarks import (
     TimmLandmarks,
     build_landmark_cnn,
     normalise_landmarks,
+    start_on_grid_,
 )
 from tests.golden_cases import ROOT, load_case, to_unit_range
 
@@ -156,3 +157,18 @@ def test_build_landmark_cnn__width_of_a_timm_model() -> None:
     """A width that would have no effect is refused, not ignored."""
     with pytest.raises(ConfigError, match=r"width 0\.5"):
         build_landmark_cnn("timm/resnet18", 196, width=0.5)
+
+
+def test_start_on_grid__landmarks_begin_near_a_square_grid() -> None:
+    """Before training every face has its landmarks close to the grid, but not exactly on it."""
+    torch.manual_seed(0)
+    network = LandmarkCNN(49, width=0.25).eval()
+    start_on_grid_(network)
+    with torch.no_grad():
+        landmarks = network(torch.randn(4, 3, 112, 112))
+    steps = torch.linspace(0, 111, 7)
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(-1, 2)
+    distances = (landmarks - grid).norm(dim=-1)
+    # A cell is 18.5 px wide; the head's remaining weights move landmarks by a few.
+    assert distances.max() < 6
+    assert distances.max() > 0
