@@ -78,6 +78,11 @@ def _unreadable(uri: str, error: OSError) -> DataError:
     return DataError(uri, found=found, expected="a readable file", fix=fix)
 
 
+def absolute(uri: str) -> str:
+    """The same place named so that a process in another folder finds it; a URI stays as it is."""
+    return uri if is_uri(uri) else os.path.abspath(os.path.expanduser(uri))
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     return bool(_info(uri).type != fs.FileType.NotFound)
@@ -260,7 +265,7 @@ def _in_folder(folder: str) -> tuple[str, ...]:
         )
     if not records:
         found = f"{len(names)} files, none of them .rec" if names else "an empty folder"
-        fix = "give the folder that holds the shards, or pack images with jobs/pack.py"
+        fix = "give the folder that holds the .rec shards"
         raise DataError(folder, found=found, expected="at least one .rec file", fix=fix)
     return tuple(join(folder, name) for name in records)
 

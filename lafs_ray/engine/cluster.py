@@ -167,7 +167,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name=attempt,
-            storage_path=_absolute(storage.join(inputs.folder().uri, "ray")),
+            storage_path=storage.join(inputs.folder().uri, "ray"),
             failure_config=FailureConfig(
                 max_failures=config.compute.max_failures, controller_failure_limit=3
             ),
@@ -178,10 +178,6 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
             backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)
         ),
     )
-
-
-def _absolute(uri: str) -> str:
-    return uri if storage.is_uri(uri) else os.path.abspath(uri)
 
 
 def _print_lines(relay: Any, stop: threading.Event) -> None:

@@ -85,6 +85,7 @@ def open_job(config: Job) -> JobInputs:
     Raises:
         UserError: whatever is wrong with any of them.
     """
+    config = _with_absolute_paths(config)
     faces = open_faces(config.data.path)
     plan = build_plan(config, faces)
     length = run_length(config, plan)
@@ -93,6 +94,13 @@ def open_job(config: Job) -> JobInputs:
     inputs = JobInputs(config, faces, plan, length, num_classes, weights)
     inputs.folder().claim(_digest(weights, config))
     return inputs
+
+
+def _with_absolute_paths(config: Job) -> Job:
+    """The configuration as workers need it: Ray starts them in folders of its own."""
+    run = config.run.model_copy(update={"storage": storage.absolute(config.run.storage)})
+    data = config.data.model_copy(update={"path": storage.absolute(config.data.path)})
+    return config.model_copy(update={"run": run, "data": data})
 
 
 def _digest(weights: dict[str, Tensor] | None, config: Job) -> str | None:

@@ -30,7 +30,9 @@ SETTINGS = [
 
 
 def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
-    where = [f"data.path={data}", f"run.storage={folder}", "run.name=run"]
+    # Relative, as people type them: Ray's workers run in another folder.
+    paths = [os.path.relpath(path, ROOT) for path in (data, folder)]
+    where = [f"data.path={paths[0]}", f"run.storage={paths[1]}", "run.name=run"]
     return [sys.executable, "jobs/pretrain.py", PRETRAIN, *where, *SETTINGS, *overrides]
 
 
