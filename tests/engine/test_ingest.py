@@ -85,7 +85,7 @@ def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
     assert lines == [line for batch in expected for line in batch.skipped]
     # Two epochs of 108 of 120 records: the damaged one is met at least once.
     assert len(set(lines)) == 1
-    assert "record 18" in lines[0]
+    assert "key 18" in lines[0]
 
 
 def test_needed_cpus__counts_trainers_actors_and_reading(
