@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.method.optim import parameter_groups
 from lafs_ray.training.loop import Training, split, step_seed, train, train_step
 from lafs_ray.training.meter import Meter
 from lafs_ray.training.stream import StepBatch
@@ -51,7 +52,7 @@ def training(accumulation: int = 1, clip_grad: float | None = None) -> Training:
     return Training(
         method=method,
         network=method.trainable,
-        optimizer=torch.optim.SGD(method.trainable.parameters(), lr=99.0),
+        optimizer=torch.optim.SGD(parameter_groups(method.trainable, 0.0), lr=99.0),
         values=lambda step: {"lr": 0.1 * (step + 1), "weight_decay": 0.0},
         prepare=lambda batch: batch,
         device=torch.device("cpu"),
