@@ -9,7 +9,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.weights import load_weights
-from lafs_ray.training.build import build_landmark_network, build_transformer
+from lafs_ray.training.networks import build_landmark_network, build_transformer
 from lafs_ray.training.state import load_checkpoint, newest_checkpoint
 
 
@@ -32,7 +32,8 @@ def load_embedder(path: str, *, trained: bool = True) -> FaceEmbedder:
     else:
         config = resolve(FinetuneConfig, content["config"], path)
         prefix, weights = "model.", content["model"]
-        landmarks = {name.removeprefix(prefix): value for name, value in weights.items()}
+        on_grid = config.landmarks.source == "grid"
+        landmarks = None if on_grid else {n.removeprefix(prefix): v for n, v in weights.items()}
     torch.manual_seed(config.run.seed)
     transformer, landmark_cnn = build_transformer(config), None
     if trained:
