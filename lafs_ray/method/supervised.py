@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lafs_ray.method.mixup import mix, neighbours
 from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.heads import MarginSoftmax, MixedLabels
-from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks
+from lafs_ray.models.landmarks import LANDMARK_PARTS, LandmarkCNN, TimmLandmarks
 
 
 def to_network_input(images: Tensor) -> Tensor:
@@ -83,7 +84,8 @@ class Supervised:
         Args:
             network: `trainable`, as it is or wrapped (DDP, compiled).
             batch: `images` uint8 [B, S, S, 3] and `label` int64 [B]; other entries are ignored.
-            values: with an anchor `regulariser_weight`, λ.
+            values: with an anchor `regulariser_weight`, λ; with mix-up `mixup_share`, 1 for a step
+                that is not mixed; with freezing `landmarks_frozen`, `transformer_frozen`: 0 or 1.
 
         Returns:
             The scalar loss with its graph, and scalars without: `loss`; `accuracy`, the share of
@@ -93,8 +95,15 @@ class Supervised:
             and with an anchor `regulariser`, the part of the loss that λ·MSE is, and
             `landmark_drift_px`, how far landmarks are from the anchor's (mean distance).
         """
-        images, labels = to_network_input(batch["images"]), batch["label"]
-        loss, is_nearest, landmarks = network(images, labels)
+        images = to_network_input(batch["images"])
+        labels: Tensor | MixedLabels = batch["label"]
+        share = values.get("mixup_share", 1.0)
+        if share < 1.0:
+            images, labels = mix(
+                images, batch["label"], share, neighbours(len(images), images.device)
+            )
+        with _eval_mode(*self._frozen_modules(values)):
+            loss, is_nearest, landmarks = network(images, labels)
         metrics = {"accuracy": is_nearest.float().mean()}
         if landmarks is not None:
             settled = self._settled_landmarks(images)
@@ -109,8 +118,13 @@ class Supervised:
                 loss = loss + pull
         return loss, {"loss": loss.detach(), **metrics}
 
-    def before_optimizer(self, epoch: int) -> None:
-        """Nothing is frozen: every parameter trains from the first epoch."""
+    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Remove the gradients of what is frozen: AdamW then neither moves nor decays it."""
+        del epoch
+        frozen = _frozen(values)
+        for name, parameter in self.trainable.model.named_parameters():
+            if ("landmarks" if name.startswith(LANDMARK_PARTS) else "transformer") in frozen:
+                parameter.grad = None
 
     def finish_step(self, values: Mapping[str, float]) -> None:
         """Nothing moves besides what the optimiser moved."""
@@ -123,6 +137,14 @@ class Supervised:
         """Take over a state from `state_dict`."""
         assert not state, f"supervised training keeps no state, found {sorted(state)}"
 
+    def _frozen_modules(self, values: Mapping[str, float]) -> list[nn.Module]:
+        """Modules that a frozen part keeps in eval mode: no dropout, no moving batch statistics."""
+        model, frozen = self.trainable.model, _frozen(values)
+        modules = [model.transformer, model.dropout] if "transformer" in frozen else []
+        if "landmarks" in frozen and isinstance(model, PartFViT):
+            modules += [model.stn, model.output_layer]
+        return modules
+
     @torch.no_grad()
     def _settled_landmarks(self, images: Tensor) -> Tensor:
         """Landmarks [B, N, 2] in pixels in eval mode, as pretraining will use the landmark CNN.
@@ -134,6 +156,11 @@ class Supervised:
         assert isinstance(model, PartFViT)
         with _eval_mode(model.stn, model.output_layer):
             return _in_float32(model.landmarks, images)
+
+
+def _frozen(values: Mapping[str, float]) -> list[str]:
+    """The parts that this step leaves as they are."""
+    return [part for part in ("landmarks", "transformer") if values.get(f"{part}_frozen", 0.0) > 0]
 
 
 def _in_float32(landmarker: Any, images: Tensor) -> Tensor:

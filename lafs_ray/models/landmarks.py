@@ -36,6 +36,9 @@ _BLOCKS = (
     (5, 960, 160, True, True, 1),
     (5, 960, 160, True, True, 1),
 )
+LANDMARK_PARTS = ("stn.", "output_layer.")
+"""How the names of a landmark CNN's parameters begin, by themselves and inside a Part fViT."""
+
 _STEM_CHANNELS = 16
 _TIMM_PREFIX = "timm/"
 _BUILT_IN = "mobilenetv3"

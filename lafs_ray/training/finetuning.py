@@ -12,7 +12,10 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.sections import IMAGE_SIZE
 from lafs_ray.data.plan import OrderPlan
 from lafs_ray.method.draws import supervised_settings
+from lafs_ray.method.erasing import erase_
+from lafs_ray.method.mixup import MixupShares
 from lafs_ray.method.optim import layer_of, parameter_groups
+from lafs_ray.method.randaugment import RandAugment
 from lafs_ray.method.schedules import CosineSchedule, Staircase
 from lafs_ray.method.supervised import Supervised, SupervisedNetwork
 from lafs_ray.method.views import supervised_view
@@ -38,10 +41,17 @@ def labelled_cut(config: FinetuneConfig) -> Cut:
         hue=strength,
     )
 
+    seed, erasing, area = config.run.seed, augmentation.erasing, augmentation.erasing_area
+    change = None
+    if augmentation.rand_augment is not None:
+        change = RandAugment(augmentation.rand_augment, seed)
+
     def cut(faces: Columns) -> Columns:
-        record = (faces["epoch"], faces["shard"], faces["key"])
-        images = supervised_view(settings, faces["image"], config.run.seed, *record)
-        return {"images": images.numpy(), **{n: faces[n] for n in ("label", "shard", "key")}}
+        record = {name: faces[name] for name in ("epoch", "shard", "key")}
+        images = faces["image"] if change is None else change(faces["image"], **record)
+        views = supervised_view(settings, images, seed, **record).numpy()
+        erase_(views, erasing, area, seed, **record)
+        return {"images": views, **{n: faces[n] for n in ("label", "shard", "key")}}
 
     return cut
 
@@ -95,7 +105,7 @@ def supervised_groups(
 
 
 def supervised_values(config: FinetuneConfig, plan: OrderPlan) -> Callable[[int], dict[str, float]]:
-    """Schedules: a global step to its learning rate, weight decay and regulariser's weight."""
+    """Schedules: a global step to its learning rate, weight decay and what the recipe adds."""
     length, optim, regulariser = run_length(config, plan), config.optim, config.regulariser
     per_epoch, total = length.steps_per_epoch, length.total_steps
     warmup = optim.warmup.steps(per_epoch, total)
@@ -109,8 +119,18 @@ def supervised_values(config: FinetuneConfig, plan: OrderPlan) -> Callable[[int]
         )
     )
 
+    shares = MixupShares(config.mixup.probability, config.mixup.alpha, config.run.seed)
+    frozen = {
+        f"{part}_frozen": getattr(config.freeze, part).steps(per_epoch, total)
+        for part in ("landmarks", "transformer")
+    }
+
     def values(step: int) -> dict[str, float]:
-        common = {"lr": lr(step), "weight_decay": optim.weight_decay}
-        return {**common, "regulariser_weight": weight(step)} if regulariser.strength else common
+        now = {"lr": lr(step), "weight_decay": optim.weight_decay}
+        if regulariser.strength > 0:
+            now["regulariser_weight"] = weight(step)
+        if shares.probability > 0:
+            now["mixup_share"] = shares(step)
+        return now | {name: float(step < end) for name, end in frozen.items() if end > 0}
 
     return values

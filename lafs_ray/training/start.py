@@ -22,6 +22,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, ConfigError
+from lafs_ray.models.landmarks import LANDMARK_PARTS
 from lafs_ray.models.weights import load_weights, published_state, read_checkpoint
 from lafs_ray.training.networks import build_landmark_network, build_transformer, seed_weights
 from lafs_ray.training.state import newest_checkpoint
@@ -31,7 +32,6 @@ Arrays = dict[str, NDArray[Any]]
 UNTRAINED = "untrained"
 
 _SHOWN = 9
-_LANDMARK_PARTS = ("stn.", "output_layer.")
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def read_source(path: str) -> Source:
         raise CheckpointError(subject, **parts) from None
     # In a supervised checkpoint of ours the network stands beside its margin softmax.
     tensors = {name.removeprefix("model."): tensor for name, tensor in backbone.items()}
-    landmarks = {n: t for n, t in tensors.items() if n.startswith(_LANDMARK_PARTS)}
+    landmarks = {n: t for n, t in tensors.items() if n.startswith(LANDMARK_PARTS)}
     if is_pretraining:
         landmarks = dict(content["landmarks"] or {})
     return Source(
-        transformer={n: t for n, t in tensors.items() if not n.startswith(_LANDMARK_PARTS)},
+        transformer={n: t for n, t in tensors.items() if not n.startswith(LANDMARK_PARTS)},
         landmarks=landmarks,
         on_grid=config.get("landmarks", {}).get("source") == "grid",
         settings=dict(config.get("model", {})),

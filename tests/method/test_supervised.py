@@ -147,7 +147,7 @@ def test_supervised__learns_a_batch() -> None:
         optimizer.zero_grad()
         loss, _ = method.loss(method.trainable, small_batch(), {})
         loss.backward()
-        method.before_optimizer(0)
+        method.before_optimizer(0, {})
         optimizer.step()
         method.finish_step({})
         losses.append(loss.item())
