@@ -118,7 +118,7 @@ class Augmentation(Section):
     """Share of the image's area that is shown, least and most."""
     jitter: Rate = 0.1
     """Strength of brightness, contrast, saturation and hue jitter."""
-    rand_augment: Annotated[int, Field(ge=0, le=10)] | None = None
+    rand_augment: Annotated[int, Field(ge=0, le=9)] | None = None
     """Magnitude M of timm's rand-mM-mstd0.5-inc1 (two of 15 operations), none: without. The paper
     has 2 on MS1MV3 and 1 on WebFace4M."""
     erasing: Rate = 0.0

@@ -28,7 +28,7 @@ class RandAugment:
     Source: METHOD.md, "Margin softmax and finetuning"; golden/README.md, j.
 
     Args:
-        magnitude: M of `rand-mM-mstd0.5-inc1`, 0…10; the paper has 2 (MS1MV3) and 1 (WebFace4M).
+        magnitude: M of `rand-mM-mstd0.5-inc1`, 0…9; the paper has 2 (MS1MV3) and 1 (WebFace4M).
         seed: the run's seed.
     """
 
@@ -36,8 +36,9 @@ class RandAugment:
         import_timm()
         timm_augment = importlib.import_module("timm.data.auto_augment")
         self._seed = seed
-        self._transform: Callable[[Image.Image], Image.Image] = timm_augment.rand_augment_transform(
-            f"rand-m{magnitude}-mstd0.5-inc1"
+        # Drawn magnitudes end at 9: at 10 timm asks for 0 bits, which Pillow 13 refuses.
+        self.transform: Callable[[Image.Image], Image.Image] = timm_augment.rand_augment_transform(
+            f"rand-m{magnitude}-mstd0.5-mmax9-inc1"
         )
 
     def __call__(
@@ -61,7 +62,7 @@ class RandAugment:
                 draws = np.random.SeedSequence([_STREAM, self._seed, *record]).generate_state(2)
                 random.seed(int(draws[0]))
                 np.random.seed(draws[1])  # noqa: NPY002
-                augmented[row] = np.asarray(self._transform(Image.fromarray(images[row])))
+                augmented[row] = np.asarray(self.transform(Image.fromarray(images[row])))
         return augmented
 
 

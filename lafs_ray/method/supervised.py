@@ -74,7 +74,7 @@ class Supervised:
         anchor: LandmarkCNN | TimmLandmarks | None = None,
     ) -> None:
         self.trainable = SupervisedNetwork(model, head)
-        self._anchor = None if anchor is None else anchor.eval().requires_grad_(False)
+        self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
@@ -108,9 +108,9 @@ class Supervised:
         if landmarks is not None:
             settled = self._settled_landmarks(images)
             metrics["landmark_spread"] = settled.std(dim=0, correction=0).mean()
-            if self._anchor is not None:
+            if self.anchor is not None:
                 with torch.no_grad():
-                    target = _in_float32(self._anchor, images)
+                    target = _in_float32(self.anchor, images)
                 metrics["landmark_drift_px"] = (settled - target).norm(dim=-1).mean()
                 side = images.shape[-1] - 1
                 pull = F.mse_loss(landmarks / side, target / side) * values["regulariser_weight"]

@@ -40,7 +40,6 @@ def labelled_cut(config: FinetuneConfig) -> Cut:
         saturation=strength,
         hue=strength,
     )
-
     seed, erasing, area = config.run.seed, augmentation.erasing, augmentation.erasing_area
     change = None
     if augmentation.rand_augment is not None:

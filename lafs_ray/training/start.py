@@ -137,7 +137,7 @@ def _load_pretraining(config: PretrainConfig) -> StartWeights:
     path = config.landmarks.weights
     assert path is not None, "the configuration requires it"
     if path == UNTRAINED:
-        return StartWeights(landmarks=_as_arrays(network))
+        return StartWeights(landmarks=as_arrays(network))
     landmarks = _fitted_landmarks(network, read_source(path), "landmarks.weights", path)
     return StartWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
 
@@ -160,7 +160,7 @@ def _fitted_transformer(config: FinetuneConfig, source: Source, path: str) -> Ar
         weight = network.patch_to_embedding.weight
         with torch.no_grad():
             weight.copy_(turned_patches(weight, config.model.patch_size))
-    return _as_arrays(network)
+    return as_arrays(network)
 
 
 def turned_patches(weight: Tensor, patch_size: int) -> Tensor:
@@ -201,7 +201,7 @@ def _finetuned_landmarks(config: FinetuneConfig, source: Source | None) -> Array
 def _fitted_landmarks(network: nn.Module, source: Source, key: str, path: str) -> Arrays:
     keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width")
     _fit(network, source.landmarks, key, path, _settings_of(source, keys))
-    return _as_arrays(network)
+    return as_arrays(network)
 
 
 def _settings_of(source: Source, keys: tuple[str, ...]) -> str:
@@ -232,7 +232,8 @@ def _fit(network: nn.Module, state: Mapping[str, Tensor], key: str, path: str, f
         ) from None
 
 
-def _as_arrays(network: nn.Module) -> Arrays:
+def as_arrays(network: nn.Module) -> Arrays:
+    """A network's state as arrays."""
     return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
 
 
