@@ -1,6 +1,7 @@
-"""Train Part fViT on labelled faces, landmark CNN and transformer end to end (stage 1).
+"""Train Part fViT on labelled faces: from scratch (stage 1), or from pretrained weights (stage 3).
 
 python jobs/finetune.py configs/finetune/part_fvit.yaml data.path=train.rec
+python jobs/finetune.py configs/finetune/few_shot.yaml data.path=train.rec start.transformer=runs/lafs
 """
 
 from collections.abc import Sequence
