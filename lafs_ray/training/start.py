@@ -87,30 +87,31 @@ def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
-def read_source(path: str) -> Source:
+def read_source(key: str, path: str) -> Source:
     """The networks in a checkpoint of ours or a published one.
 
     Args:
+        key: the setting that names it, for messages.
         path: a checkpoint, or the folder of a run, which stands for its newest checkpoint.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no tensors.
     """
-    content = _read(newest_checkpoint(path))
-    config = content.get("config")
-    config = config if isinstance(config, Mapping) and "kind" in content else {}
-    is_pretraining = content.get("kind") == PretrainConfig.__name__
     try:
+        content = _read(newest_checkpoint(path))
+        is_pretraining = content.get("kind") == PretrainConfig.__name__
         backbone = published_state(content["method"] if is_pretraining else content).backbone
     except CheckpointError as error:
-        subject = f"{path}: {error.subject}"
         parts = {"found": error.found, "expected": error.expected, "fix": error.fix}
-        raise CheckpointError(subject, **parts) from None
+        place = "" if error.subject == path else f": {error.subject}"
+        raise CheckpointError(f"{key}={path}{place}", **parts) from None
     # In a supervised checkpoint of ours the network stands beside its margin softmax.
     tensors = {name.removeprefix("model."): tensor for name, tensor in backbone.items()}
     landmarks = {n: t for n, t in tensors.items() if n.startswith(LANDMARK_PARTS)}
     if is_pretraining:
         landmarks = dict(content["landmarks"] or {})
+    config = content.get("config")
+    config = config if isinstance(config, Mapping) and "kind" in content else {}
     return Source(
         transformer={n: t for n, t in tensors.items() if not n.startswith(LANDMARK_PARTS)},
         landmarks=landmarks,
@@ -138,14 +139,16 @@ def _load_pretraining(config: PretrainConfig) -> StartWeights:
     assert path is not None, "the configuration requires it"
     if path == UNTRAINED:
         return StartWeights(landmarks=as_arrays(network))
-    landmarks = _fitted_landmarks(network, read_source(path), "landmarks.weights", path)
+    landmarks = _fitted_landmarks(
+        network, read_source("landmarks.weights", path), "landmarks.weights", path
+    )
     return StartWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
 
 
 def _load_finetuning(config: FinetuneConfig) -> StartWeights:
     path, source, transformer = config.start.transformer, None, None
     if path is not None:
-        source = read_source(path)
+        source = read_source("start.transformer", path)
         transformer = _fitted_transformer(config, source, path)
     landmarks = _finetuned_landmarks(config, source)
     return StartWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
@@ -180,7 +183,7 @@ def _finetuned_landmarks(config: FinetuneConfig, source: Source | None) -> Array
         return None
     if start.landmarks is not None:
         network = build_landmark_network(config)
-        theirs = read_source(start.landmarks)
+        theirs = read_source("start.landmarks", start.landmarks)
         return _fitted_landmarks(network, theirs, "start.landmarks", start.landmarks)
     if source is None:
         return None

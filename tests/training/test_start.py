@@ -104,7 +104,7 @@ def test_landmark_weights__give_the_same_landmarks(
     assert not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())
     stage = build_landmark_network(inputs.config)
-    stage.load_state_dict(read_source(str(stage_one)).landmarks)
+    stage.load_state_dict(read_source("x", str(stage_one)).landmarks)
     images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         assert torch.equal(frozen(images), stage.eval()(images))
@@ -339,7 +339,7 @@ def test_start__missing_file(tmp_path: Path, key: str) -> None:
     """A start that is not there is named."""
     with pytest.raises(CheckpointError, match="no such file") as raised:
         load_start(finetune(f"{key}={tmp_path / 'nothing.pt'}"))
-    assert str(tmp_path / "nothing.pt") in str(raised.value)
+    assert raised.value.subject == f"{key}={tmp_path / 'nothing.pt'}"
 
 
 @pytest.mark.parametrize("part", ["transformer", "landmarks"])
