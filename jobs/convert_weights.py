@@ -50,4 +50,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, after_interrupt="nothing was written"))
+    raise SystemExit(run(main, interrupted="interrupted; nothing was written"))

@@ -23,6 +23,7 @@ from lafs_ray.models.architecture import (
     infer_architecture,
 )
 from lafs_ray.models.weights import (
+    LANDMARK_PARTS,
     PublishedLayout,
     PublishedState,
     check_weights,
@@ -31,7 +32,6 @@ from lafs_ray.models.weights import (
 )
 from lafs_ray.models.weights_file import NetworkWeights
 
-_CNN = ("stn.", "output_layer.")
 _SHOWN = 4
 
 
@@ -140,36 +140,32 @@ def conversion_of(weights: NetworkWeights, *, heads: bool) -> Conversion:
     return Conversion(kept, _missing(weights.architecture), ignored)
 
 
-def with_landmark_cnn(
-    conversion: Conversion, landmarks: Mapping[str, Tensor], source: str
-) -> Conversion:
+def with_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversion:
     """The same weights with the landmark CNN of another file, which pretraining had frozen.
 
     Args:
         conversion: of a transformer that was trained on landmarks.
-        landmarks: tensors of a landmark CNN; other names do not matter.
-        source: the file they are from.
+        other: weights with the landmark CNN.
 
     Raises:
         CheckpointError: there is no landmark CNN in it or no place for one, or it has another
             number of landmarks.
     """
     weights = conversion.weights
-    theirs = infer_architecture(
-        {name: tensor for name, tensor in landmarks.items() if name.startswith(_CNN)}, source
-    )
-    ours = weights.architecture
-    if ours.grid or ours.landmark_cnn is not None or ours.num_tokens != theirs.num_tokens:
-        has = "none, as it reads a grid" if ours.grid else f"{ours.num_tokens} landmarks"
+    ours, theirs = weights.architecture, other.architecture
+    wanted = None if ours.grid or ours.landmark_cnn else f"{ours.num_tokens} landmarks"
+    offered = f"{theirs.num_tokens} landmarks" if theirs.landmark_cnn else None
+    if wanted is None or wanted != offered:
+        why = "reads a grid" if ours.grid else "has a landmark CNN"
         raise CheckpointError(
-            source,
-            found=f"a landmark CNN of {theirs.num_tokens} landmarks",
-            expected=f"what {weights.source} lacks; it has "
-            + (f"a landmark CNN of {has}" if ours.landmark_cnn else has),
-            fix="name the stage-1 checkpoint that the transformer was trained with, or leave out "
-            "--landmarks",
+            other.source,
+            found=f"a landmark CNN of {offered}" if offered else "no landmark CNN",
+            expected=f"one of {wanted}" if wanted else f"none, as {weights.source} {why}",
+            fix="name the stage-1 checkpoint that the transformer was trained with"
+            if wanted
+            else "leave out --landmarks",
         )
-    cnn = {name: landmarks[name] for name in _own_names(theirs, landmarks)}
+    cnn = {n: v for n, v in other.state.backbone.items() if n.startswith(LANDMARK_PARTS)}
     joined = replace(
         weights,
         architecture=replace(
@@ -178,7 +174,7 @@ def with_landmark_cnn(
             landmark_cnn_width=theirs.landmark_cnn_width,
         ),
         state=replace(weights.state, backbone=weights.state.backbone | cnn),
-        source=f"{weights.source}; landmark CNN: {source}",
+        source=f"{weights.source}; landmark CNN: {other.source}",
     )
     return replace(conversion, weights=joined, missing=_missing(joined.architecture))
 
@@ -195,7 +191,7 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
     layout, state = weights.layout, weights.state
     left_out: dict[str, str] = {}
     if layout.is_pretraining and weights.architecture.landmark_cnn is not None:
-        backbone = {n: v for n, v in state.backbone.items() if not n.startswith(_CNN)}
+        backbone = {n: v for n, v in state.backbone.items() if not n.startswith(LANDMARK_PARTS)}
         state = replace(state, backbone=backbone)
         left_out["stn.*, output_layer.*"] = (
             "the landmark CNN, which published pretraining checkpoints keep in their stage-1 file"

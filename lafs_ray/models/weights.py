@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, UserError
 
+LANDMARK_PARTS = ("stn.", "output_layer.")
+"""What the names of a landmark CNN's tensors begin with."""
+
 _WRAPPERS = ("module.", "backbone.", "encoder.")
 _CONTAINERS = ("state_dict", "model")
 _LISTED = 12

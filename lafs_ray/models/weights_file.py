@@ -24,6 +24,7 @@ from lafs_ray.models.weights import (
     LAYOUTS,
     PublishedLayout,
     PublishedState,
+    digest,
     load_weights,
     published_state,
     read_checkpoint,
@@ -79,8 +80,12 @@ class NetworkWeights:
         return network
 
 
-def describe_input(architecture: Architecture) -> dict[str, str]:
-    """What goes into a network and what comes out, in words that every file of ours carries."""
+def describe_network(weights: NetworkWeights) -> dict[str, str]:
+    """A network, what goes into it and what comes out: the words that every file of ours carries.
+
+    Keys and values are text, as the headers of safetensors and ONNX want them.
+    """
+    architecture = weights.architecture
     return {
         "lafs_ray_version": __version__,
         "architecture": json.dumps(asdict(architecture)),
@@ -91,33 +96,35 @@ def describe_input(architecture: Architecture) -> dict[str, str]:
         "normalisation": "x / 127.5 - 1 for pixels x in 0…255",
         "patch_size": str(architecture.patch_size or ""),
         "embedding_dim": str(architecture.transformer.width if architecture.transformer else ""),
+        "source": weights.source,
+        "step": "" if weights.step is None else str(weights.step),
+        "weights_hash": digest(weights.state.backbone),
     }
 
 
-def write_weights(uri: str, weights: NetworkWeights) -> int:
+def write_weights(uri: str, weights: NetworkWeights) -> None:
     """Write a weights file; it is there whole or not at all.
-
-    Returns:
-        Its size in bytes.
 
     Raises:
         DataError: the place cannot be written to.
     """
+    content = encode_weights(weights)
+    with storage.atomic_write(uri) as file:
+        file.write(content)
+
+
+def encode_weights(weights: NetworkWeights) -> bytes:
+    """The bytes of a weights file."""
     tensors = {
         name: tensor.detach().cpu().clone().contiguous()  # safetensors refuses shared memory
         for name, tensor in LAYOUTS[None].named(weights.state).items()
     }
     header = {
         _FORMAT_KEY: FORMAT,
-        **describe_input(weights.architecture),
-        "source": weights.source,
-        "step": "" if weights.step is None else str(weights.step),
+        **describe_network(weights),
         "published_layout": json.dumps(asdict(weights.layout)),
     }
-    content = save(tensors, header)
-    with storage.atomic_write(uri) as file:
-        file.write(content)
-    return len(content)
+    return save(tensors, header)
 
 
 def read_weights(uri: str) -> NetworkWeights:

@@ -21,9 +21,14 @@ from lafs_ray.models.convert import (
 )
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES
-from lafs_ray.models.weights import LAYOUTS, PublishedState, published_state, read_checkpoint
+from lafs_ray.models.weights import (
+    LANDMARK_PARTS,
+    LAYOUTS,
+    PublishedState,
+    published_state,
+    read_checkpoint,
+)
 from lafs_ray.models.weights_file import NetworkWeights, has_description, read_weights
-from lafs_ray.training.build import landmark_state
 from lafs_ray.training.state import FORMAT, newest_checkpoint
 
 Role = Literal["teacher", "student"]
@@ -42,10 +47,10 @@ def load_embedder(path: str, *, trained: bool = True) -> FaceEmbedder:
         CheckpointError: the file is missing, damaged, not ours, does not fit its own description,
             or lacks a landmark CNN.
     """
-    return read_network(path).embedder(trained=trained)
+    return read_trained(path).embedder(trained=trained)
 
 
-def read_network(path: str, role: Role = "teacher") -> NetworkWeights:
+def read_trained(path: str, role: Role = "teacher") -> NetworkWeights:
     """A network and its description, heads included.
 
     Args:
@@ -94,7 +99,8 @@ def convert(
     conversion = _converted(path, role, head_dim=head_dim, grid=grid, heads=heads)
     if landmarks is None:
         return conversion
-    return with_landmark_cnn(conversion, landmark_state(landmarks), landmarks)
+    theirs = _converted(landmarks, "teacher", head_dim=head_dim, grid=False, heads=False)
+    return with_landmark_cnn(conversion, theirs.weights)
 
 
 def _converted(path: str, role: Role, *, head_dim: int, grid: bool, heads: bool) -> Conversion:
@@ -124,21 +130,20 @@ def _of_checkpoint(content: Mapping[str, Any], uri: str, role: Role) -> NetworkW
         config: PretrainConfig | FinetuneConfig = resolve(PretrainConfig, content["config"], uri)
         network = content["method"]["teacher"] if role == "teacher" else content["model"]
         state = published_state({role: network}, role)
-        landmarks = content["landmarks"]
-        state.backbone.update(landmarks or {})
+        state.backbone.update(content["landmarks"] or {})
         layout, source = LAYOUTS[role], f"{uri}, {role}"
     else:
         config = resolve(FinetuneConfig, content["config"], uri)
-        state, landmarks = _supervised_state(content["model"]), True
-        layout, source = LAYOUTS[None], uri
+        state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
     model = config.model
+    on_grid = not any(name.startswith(LANDMARK_PARTS) for name in state.backbone)
     architecture = Architecture(
         model.num_landmarks,
         FVIT_SIZES[model.size],
         model.patch_size,
-        landmark_cnn=model.landmark_cnn if landmarks else None,
+        landmark_cnn=None if on_grid else model.landmark_cnn,
         landmark_cnn_width=model.landmark_cnn_width,
-        grid=not landmarks,
+        grid=on_grid,
     )
     return NetworkWeights(
         architecture,
