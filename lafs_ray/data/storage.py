@@ -88,6 +88,11 @@ def exists(uri: str) -> bool:
     return bool(_info(uri).type != fs.FileType.NotFound)
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder is there."""
+    return bool(_info(uri).type == fs.FileType.Directory)
+
+
 def file_size(uri: str) -> int:
     """Size of a file in bytes.
 
@@ -343,9 +348,14 @@ def local_file(uri: str) -> Iterator[str]:
         yield copy
 
 
-def list_names(folder: str) -> list[str]:
-    """Sorted names of the files directly in a folder; none where there is no folder."""
-    return _names_below(folder, recursive=False) if exists(folder) else []
+def list_names(folder: str, *, recursive: bool = False) -> list[str]:
+    """Sorted names of the files directly in a folder; none where there is no folder.
+
+    Args:
+        folder: a path or URI.
+        recursive: also files in the folders below, as paths relative to this one.
+    """
+    return _names_below(folder, recursive=recursive) if exists(folder) else []
 
 
 def delete(uri: str) -> None:
