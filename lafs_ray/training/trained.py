@@ -142,7 +142,7 @@ def _of_checkpoint(content: Mapping[str, Any], uri: str, role: Role) -> NetworkW
         FVIT_SIZES[model.size],
         model.patch_size,
         landmark_cnn=None if on_grid else model.landmark_cnn,
-        landmark_cnn_width=model.landmark_cnn_width,
+        landmark_cnn_width=1.0 if on_grid else model.landmark_cnn_width,
         grid=on_grid,
     )
     return NetworkWeights(
