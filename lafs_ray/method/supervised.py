@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lafs_ray.method.mixup import mix, neighbours
 from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.heads import MarginSoftmax, MixedLabels
-from lafs_ray.models.landmarks import LANDMARK_PARTS, LandmarkCNN, TimmLandmarks
+from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks
+from lafs_ray.models.weights import LANDMARK_PARTS
 
 
 def to_network_input(images: Tensor) -> Tensor:

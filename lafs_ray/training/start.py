@@ -6,11 +6,8 @@ on a node share without copies.
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +17,15 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.sections import Job
-from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, ConfigError
-from lafs_ray.models.landmarks import LANDMARK_PARTS
-from lafs_ray.models.weights import load_weights, published_state, read_checkpoint
+from lafs_ray.models.weights import (
+    LANDMARK_PARTS,
+    digest,
+    load_weights,
+    published_state,
+    read_checkpoint,
+)
+from lafs_ray.models.weights_file import NetworkWeights, has_description, read_weights
 from lafs_ray.training.networks import build_landmark_network, build_transformer, seed_weights
 from lafs_ray.training.state import newest_checkpoint
 
@@ -60,7 +62,7 @@ class Source:
         transformer: tensors for `FViT`; of a pretraining run those of its teacher.
         landmarks: tensors for the landmark CNN; empty where it has none.
         on_grid: whether the transformer was trained on plain grid patches.
-        settings: `model.*` of the run of ours that made it; empty for a published file.
+        settings: what is known of `model.*` where it was made; nothing of a published file.
     """
 
     transformer: dict[str, Tensor]
@@ -88,7 +90,7 @@ def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
 
 
 def read_source(key: str, path: str) -> Source:
-    """The networks in a checkpoint of ours or a published one.
+    """The networks in a checkpoint or weights file of ours, or in a published checkpoint.
 
     Args:
         key: the setting that names it, for messages.
@@ -98,7 +100,10 @@ def read_source(key: str, path: str) -> Source:
         CheckpointError: the file is missing, damaged, or holds no tensors.
     """
     try:
-        content = _read(newest_checkpoint(path))
+        uri = newest_checkpoint(path)
+        if has_description(uri):
+            return _described(read_weights(uri))
+        content = read_checkpoint(uri)
         is_pretraining = content.get("kind") == PretrainConfig.__name__
         backbone = published_state(content["method"] if is_pretraining else content).backbone
     except CheckpointError as error:
@@ -107,27 +112,28 @@ def read_source(key: str, path: str) -> Source:
         raise CheckpointError(f"{key}={path}{place}", **parts) from None
     # In a supervised checkpoint of ours the network stands beside its margin softmax.
     tensors = {name.removeprefix("model."): tensor for name, tensor in backbone.items()}
-    landmarks = {n: t for n, t in tensors.items() if n.startswith(LANDMARK_PARTS)}
     if is_pretraining:
-        landmarks = dict(content["landmarks"] or {})
+        tensors.update(content["landmarks"] or {})
     config = content.get("config")
     config = config if isinstance(config, Mapping) and "kind" in content else {}
-    return Source(
-        transformer={n: t for n, t in tensors.items() if not n.startswith(LANDMARK_PARTS)},
-        landmarks=landmarks,
-        on_grid=config.get("landmarks", {}).get("source") == "grid",
-        settings=dict(config.get("model", {})),
-    )
+    on_grid = config.get("landmarks", {}).get("source") == "grid"
+    return _parted(tensors, on_grid, dict(config.get("model", {})))
 
 
-def _read(uri: str) -> dict[str, Any]:
-    path = storage.local_path(uri)
-    if path is not None:
-        return read_checkpoint(path)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / storage.file_name(uri)
-        copy.write_bytes(storage.read_bytes(uri))
-        return read_checkpoint(copy)
+def _described(weights: NetworkWeights) -> Source:
+    """What a weights file of ours offers."""
+    made = weights.architecture
+    settings: dict[str, Any] = {"num_landmarks": made.num_tokens, "patch_size": made.patch_size}
+    if made.landmark_cnn is not None:
+        settings |= {"landmark_cnn": made.landmark_cnn}
+        settings |= {"landmark_cnn_width": made.landmark_cnn_width}
+    return _parted(weights.state.backbone, made.grid, settings)
+
+
+def _parted(tensors: Mapping[str, Tensor], on_grid: bool, settings: dict[str, Any]) -> Source:
+    landmarks = {n: t for n, t in tensors.items() if n.startswith(LANDMARK_PARTS)}
+    transformer = {n: t for n, t in tensors.items() if n not in landmarks}
+    return Source(transformer, landmarks, on_grid, settings)
 
 
 def _load_pretraining(config: PretrainConfig) -> StartWeights:
@@ -241,10 +247,4 @@ def as_arrays(network: nn.Module) -> Arrays:
 
 
 def _hash(weights: Arrays | None) -> str | None:
-    if weights is None:
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return None if weights is None else digest(as_tensors(weights))

@@ -14,6 +14,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.method.supervised import Supervised
+from lafs_ray.models.weights_file import write_weights
 from lafs_ray.training.build import build_training, frozen_landmark_network
 from lafs_ray.training.networks import build_landmark_network
 from lafs_ray.training.session import open_job
@@ -25,6 +26,7 @@ from lafs_ray.training.start import (
     read_source,
     turned_patches,
 )
+from lafs_ray.training.trained import read_trained
 from tests.training.builds import CPU, PLAN, finetune, pretrain
 from tests.training.faces import run, tiny
 
@@ -236,6 +238,29 @@ def test_start__published_pretraining_checkpoint(pretrained: Path, tmp_path: Pat
     assert raised.value.subject == "start.landmarks"
     assert f"{path} holds no landmark CNN" in raised.value.found
     assert "landmarks.source=grid" in raised.value.fix
+
+
+def test_start__weights_file(
+    pretrained: Path, on_grid: Path, stage_one: Path, tmp_path: Path
+) -> None:
+    """A described weights file starts a run as its checkpoint does, over landmarks and the grid."""
+    for folder in (pretrained, on_grid):
+        write_weights(
+            str(tmp_path / f"{folder.parent.name}.safetensors"), read_trained(str(folder))
+        )
+    of_lafs, of_grid = (tmp_path / f"{f.parent.name}.safetensors" for f in (pretrained, on_grid))
+    ours = load_start(finetune(f"start.transformer={of_lafs}"))
+    theirs = load_start(finetune(f"start.transformer={pretrained}"))
+    assert (ours.transformer_hash, ours.landmarks_hash) == (
+        theirs.transformer_hash,
+        theirs.landmarks_hash,
+    )
+    landmarks = f"start.landmarks={stage_one}"
+    turned = load_start(finetune(f"start.transformer={of_grid}", landmarks))
+    expected = load_start(finetune(f"start.transformer={on_grid}", landmarks))
+    assert turned.transformer_hash == expected.transformer_hash
+    with pytest.raises(CheckpointError, match=r"model\.num_landmarks=49"):
+        load_start(finetune(f"start.transformer={of_lafs}", "model.num_landmarks=36"))
 
 
 def test_start__finetuned_run(stage_one: Path) -> None:
