@@ -117,6 +117,21 @@ def test_job__finetune_then_another_configuration(tmp_path: Path, face_set_path:
     assert (folder / "metrics.jsonl").read_text().splitlines() == lines
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_job__dry_run(tmp_path: Path, face_set_path: str, kind: str) -> None:
+    """A dry run says how large the run is, wherever the flag stands, and leaves no trace."""
+    command = [*arguments(kind, tmp_path, face_set_path, "duration=2 epochs")]
+    subset = ["data.subset.images_per_identity=2"] if kind == "finetune" else []
+    done = job(*command, "--dry-run", *subset)
+    assert done.returncode == 0, done.stderr
+    sizes = {
+        "pretrain": "120 faces of 12 identities, 15 steps an epoch, 30 steps",
+        "finetune": "24 faces of 12 identities, 3 steps an epoch, 6 steps",
+    }
+    assert sizes[kind] in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
     """Ctrl-C ends a run with code 130 and one line; no half-written file stays behind."""
     settings = ["duration=500 steps", "checkpoints.every=1 steps"]

@@ -124,8 +124,9 @@ class Lafs:
         self.centre.observe(teacher)
         return loss, {"loss": loss.detach(), **state}
 
-    def before_optimizer(self, epoch: int) -> None:
+    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
         """Take the prototypes' gradient away in the first epochs; the gradients are complete."""
+        del values
         if epoch < self.freeze_last_layer_epochs:
             cancel_gradients(self.trainable)
 

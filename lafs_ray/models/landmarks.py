@@ -37,6 +37,7 @@ _BLOCKS = (
     (5, 960, 160, True, True, 1),
     (5, 960, 160, True, True, 1),
 )
+
 _STEM_CHANNELS = 16
 _TIMM_PREFIX = "timm/"
 _BUILT_IN = "mobilenetv3"

@@ -38,7 +38,7 @@ class Method(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its metrics; `network` is `trainable`, maybe wrapped."""
 
-    def before_optimizer(self, epoch: int) -> None:
+    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
         """Change gradients between clipping and the optimiser's step."""
 
     def finish_step(self, values: Mapping[str, float]) -> None:
@@ -185,7 +185,7 @@ def train_step(
     if training.clip_grad is not None:
         norms = clip_each_(training.method.trainable.parameters(), training.clip_grad)
         sums["gradient_norm_max"] = norms.max()
-    training.method.before_optimizer(batch.epoch)
+    training.method.before_optimizer(batch.epoch, values)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.method.finish_step(values)

@@ -12,6 +12,7 @@ from lafs_ray.method.optim import (
     cancel_gradients,
     clip_each_,
     ema_update_,
+    layer_of,
     parameter_groups,
     set_hyperparameters,
 )
@@ -126,6 +127,48 @@ def test_cancel_gradients__adamw_leaves_the_parameter() -> None:
     assert torch.equal(module["last_layer"].weight, before["last_layer"].weight)
     assert not torch.equal(module["mlp"].weight, before["mlp"].weight)
     assert module["last_layer"].weight not in optimizer.state
+
+
+def test_parameter_groups__shares_of_rate_and_decay() -> None:
+    """Each pair of shares is a group; biases get no decay whatever their share is."""
+    module = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    groups = parameter_groups(
+        module, 0.1, lambda name: 0.5 if name[0] == "a" else 1.0, lambda name: 0.25
+    )
+    found = {
+        name: (group["lr_scale"], group["decay_scale"], group["weight_decay"])
+        for group in groups
+        for name in names_of(module, group["params"])
+    }
+    assert found == {
+        "a.weight": (0.5, 0.25, 0.025),
+        "a.bias": (0.5, 0.0, 0.0),
+        "b.weight": (1.0, 0.25, 0.025),
+        "b.bias": (1.0, 0.0, 0.0),
+    }
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    set_hyperparameters(optimizer, 0.2, 0.4)
+    written = {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups if g["params"]}
+    assert written == {(0.1, 0.1), (0.1, 0.0), (0.2, 0.1), (0.2, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.stn.features.0.0.weight", 0),
+        ("model.output_layer.1.bias", 0),
+        ("model.patch_to_embedding.weight", 0),
+        ("pos_embedding", 0),
+        ("model.cls_token", 0),
+        ("model.transformer.layers.0.0.fn.norm.weight", 1),
+        ("transformer.layers.11.1.fn.fn.net.3.bias", 12),
+        ("model.mlp_head.0.weight", 13),
+        ("head.weight", 13),
+    ],
+)
+def test_layer_of__from_input_to_output(name: str, layer: int) -> None:
+    """Inputs are layer 0, blocks 1 to depth, what stands above depth + 1."""
+    assert layer_of(name, 12) == layer
 
 
 def test_set_hyperparameters__decay_goes_to_the_first_group() -> None:

@@ -31,10 +31,10 @@ class Recorder:
         loss = network(batch["x"]).mean() + 0 * values["lr"]
         return loss, {"loss": loss}
 
-    def before_optimizer(self, epoch: int) -> None:
+    def before_optimizer(self, epoch: int, values: dict[str, float]) -> None:
         gradient = self.trainable.weight.grad
         assert gradient is not None
-        self.calls.append(("before_optimizer", epoch, gradient.item()))
+        self.calls.append(("before_optimizer", epoch, values["lr"], gradient.item()))
 
     def finish_step(self, values: dict[str, float]) -> None:
         assert self.trainable.weight.grad is None
