@@ -79,7 +79,7 @@ def test_train_step__order_of_its_parts() -> None:
     metrics = train_step(run_, batch(3, 1, 2, 3, 6), run_.values(3))
     calls = run_.method.calls  # type: ignore[attr-defined]
     assert calls[:3] == [("begin_step", 3), ("loss", [1, 2]), ("loss", [3, 6])]
-    assert calls[3] == ("before_optimizer", 1, 3.0)
+    assert calls[3] == ("before_optimizer", 1, 0.4, 3.0)
     name, rate, weight = calls[4]
     assert (name, rate) == ("finish_step", 0.4)
     # float32 has 24 bits.
@@ -93,7 +93,7 @@ def test_train_step__clips_the_whole_gradient() -> None:
     metrics = train_step(run_, batch(0, 1, 2, 3, 6), run_.values(0))
     assert metrics["gradient_norm_max"].item() == 3.0
     # clip_each_ divides by norm + 1e-6.
-    assert run_.method.calls[3][2] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]
+    assert run_.method.calls[3][3] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
