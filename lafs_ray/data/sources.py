@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data import storage
+from lafs_ray.data.align import align_face
 from lafs_ray.data.faces import FaceSet, decode_image, open_faces
 from lafs_ray.data.pairs import Pairs, read_pairs
 from lafs_ray.errors import DataError
@@ -123,10 +125,42 @@ class LabelledFaces:
         return np.stack(images)
 
 
-def decoded(data: bytes, colour_order: ColourOrder, where: str) -> NDArray[np.uint8]:
-    """Pixels of a face of 112×112; a mistake is told with `where` it lies."""
+@dataclass(frozen=True, eq=False)
+class TemplateFaces:
+    """The images of a template protocol, aligned by their five landmarks.
+
+    Args:
+        folder: of the pictures, of any size; they are ordinary ones, which decode to RGB.
+        names: file names.
+        landmarks: (x, y) of eyes, nose and corners of the mouth in pixels, [N, 5, 2].
+    """
+
+    folder: str
+    names: list[str]
+    landmarks: NDArray[np.float64]
+
+    @property
+    def num_images(self) -> int:
+        """Lines of the image list."""
+        return len(self.names)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """See `FaceSource.read`."""
+        images = []
+        for number in range(start, stop):
+            uri = storage.join(self.folder, self.names[number])
+            where = f"{uri} (image {number + 1} of the list)"
+            picture = decoded(storage.read_bytes(uri), "rgb", where, size=None)
+            images.append(align_face(picture, self.landmarks[number], where))
+        return np.stack(images)
+
+
+def decoded(
+    data: bytes, colour_order: ColourOrder, where: str, size: int | None = 112
+) -> NDArray[np.uint8]:
+    """Pixels of a face; a mistake is told with `where` it lies."""
     try:
-        return decode_image(data, colour_order=colour_order)
+        return decode_image(data, colour_order=colour_order, size=size)
     except DataError as error:
         raise DataError(where, found=error.found, expected=error.expected, fix=error.fix) from None
 

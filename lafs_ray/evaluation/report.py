@@ -14,10 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.sources import FaceSource
+from lafs_ray.data.templates import Templates
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import chunks
 from lafs_ray.evaluation.neighbours import neighbour_accuracies
 from lafs_ray.evaluation.roc import RocCurve, roc_curve
+from lafs_ray.evaluation.templates import (
+    TEMPLATE_FARS,
+    TestMode,
+    image_features,
+    pair_scores,
+    template_features,
+)
 from lafs_ray.evaluation.vectors import centre
 from lafs_ray.evaluation.verification import (
     kfold_accuracy,
@@ -163,6 +171,39 @@ def identity_rows(
             "num_excluded": found[0].num_excluded,
         }
         rows.append(Row(name, centred, figures, counts))
+    return rows
+
+
+def template_rows(
+    name: str, embeddings: NDArray[np.floating[Any]], protocol: Templates, modes: Sequence[TestMode]
+) -> list[Row]:
+    """Plain and centred TAR at FAR of a template protocol, for each test mode.
+
+    Args:
+        name: of the embedding.
+        embeddings: of its images and of their mirror images, [N, 2, D].
+        protocol: the lists.
+        modes: the reference's switches.
+
+    Raises:
+        DataError: an embedding is not finite, or there are no pairs of one kind.
+    """
+    rows = []
+    for mode in modes:
+        for centred in (False, True):
+            features = image_features(embeddings, protocol.scores, mode, centred=centred)
+            scores = pair_scores(
+                *template_features(features, protocol.templates, protocol.medias),
+                protocol.first,
+                protocol.second,
+            )
+            curve = roc_curve(scores, protocol.same)
+            figures: dict[str, float | None] = {}
+            details: dict[str, Any] = {"mode": str(mode)}
+            for far in TEMPLATE_FARS:
+                figures[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
+            figures["AUC"] = curve.area
+            rows.append(Row(f"{name} {mode}", centred, figures, details, curve))
     return rows
 
 
