@@ -10,11 +10,11 @@ import numpy as np
 
 from lafs_ray.data import storage
 from lafs_ray.data.faces import decode_image, open_faces
+from lafs_ray.data.sources import open_pairs
 from lafs_ray.engine.evaluate import judge_pairs, local_embedding
 from lafs_ray.engine.job import run
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.figures import as_png, landmark_overlay, learning_curves
-from lafs_ray.evaluation.report import table
 from lafs_ray.training.meter import read_metrics
 from lafs_ray.training.trained import read_trained
 
@@ -27,17 +27,17 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     trained = read_trained(options.run)
     network = trained.embedder()
-    embeddings = [
-        local_embedding("before pretraining", trained.embedder(trained=False)),
-        local_embedding("after pretraining", network),
-    ]
+    embeddings = {
+        "before pretraining": local_embedding(trained.embedder(trained=False)),
+        "after pretraining": local_embedding(network),
+    }
     faces = open_faces(options.faces)
     some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
     images = np.stack([decode_image(data, colour_order="rgb") for data in some.images])
     landmarks = apply_network(network.landmark_cnn, images)
     curves = learning_curves(read_metrics(storage.join(options.run, "metrics.jsonl")))
-    rows = judge_pairs(options.pairs, embeddings, raw_pixels=True)
-    text = "\n".join(["10-fold pair verification", *table(rows), ""])
+    judged = judge_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
+    text = f"{judged}\n"
     for name, content in (
         ("curves.png", as_png(curves)),
         ("landmarks.png", as_png(landmark_overlay(images, landmarks))),
@@ -49,4 +49,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(main, interrupted="interrupted; nothing was written"))

@@ -76,10 +76,12 @@ class LabelledFaces:
     """The images of a set whose labels are identities.
 
     Args:
+        path: of the set, for messages.
         faces: the opened set.
         colour_order: what its images decode to.
     """
 
+    path: str
     faces: FaceSet
     colour_order: ColourOrder
 
@@ -180,4 +182,4 @@ def open_labelled(path: str, colour_order: ColourOrder = "rgb") -> LabelledFaces
     Raises:
         DataError: nothing is there, or file and index contradict each other.
     """
-    return LabelledFaces(open_faces(path), colour_order)
+    return LabelledFaces(path, open_faces(path), colour_order)

@@ -1,76 +1,240 @@
-"""Judge a frozen network on pair files and labelled sets, in this process or on Ray."""
+"""Judge a frozen network on pair files, labelled sets and template protocols.
+
+In this process, or on any number of Ray workers, with equal results.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from lafs_ray.data.sources import ColourOrder, FaceSource, open_labelled, open_pairs
+from lafs_ray.data.sources import (
+    ColourOrder,
+    FaceSource,
+    LabelledFaces,
+    PairFaces,
+    open_labelled,
+    open_pairs,
+)
+from lafs_ray.data.templates import Templates, open_templates
+from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.embed import PixelRange, embed_faces
-from lafs_ray.evaluation.report import Row, identity_rows, pair_rows, raw_pixel_rows
+from lafs_ray.evaluation.neighbours import check_possible
+from lafs_ray.evaluation.report import (
+    COUNTS,
+    Row,
+    identity_rows,
+    pair_rows,
+    raw_pixel_rows,
+    template_rows,
+)
+from lafs_ray.evaluation.results import Judged, write_results
+from lafs_ray.evaluation.templates import TestMode, parse_mode
 from lafs_ray.evaluation.vectors import flip_sum
 from lafs_ray.models.embedder import FaceEmbedder
+from lafs_ray.training.state import versions
+from lafs_ray.training.trained import Trained, read_trained
 
+Device = Literal["cpu", "cuda"]
 # Faces to embeddings of them and of their mirror images, float32 [N, 2, D].
 Embed = Callable[[FaceSource], NDArray[np.float32]]
+Embeddings = dict[str, Embed]
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """A named way from faces to embeddings."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to evaluate, and how.
 
-    name: str
-    embed: Embed
+    Args:
+        checkpoint: a checkpoint, or the folder of a run.
+        pairs: pair files.
+        identities: labelled sets.
+        templates: folders of template protocols.
+        ks: neighbours asked on labelled sets.
+        modes: test modes of template protocols, such as F1N1D1.
+        baselines: whether raw pixels (pairs) and the untrained network are judged as well.
+        colour_order: what pair files and labelled sets decode to.
+        pixel_range: what the network gets, see `apply_network`.
+        device: where it computes.
+        workers: Ray workers that embed; 0 is this process.
+        out: folder for results.json and pictures; None writes nothing.
+    """
+
+    checkpoint: str
+    pairs: Sequence[str] = ()
+    identities: Sequence[str] = ()
+    templates: Sequence[str] = ()
+    ks: Sequence[int] = (1,)
+    modes: Sequence[str] = ("F1N1D1",)
+    baselines: bool = False
+    colour_order: ColourOrder = "rgb"
+    pixel_range: PixelRange = "training"
+    device: Device = "cpu"
+    workers: int = 0
+    out: str | None = None
+
+
+def evaluate(request: Request) -> None:
+    """Print a table for each input, and write results.json and ROC pictures if asked.
+
+    Raises:
+        UserError: a mistake in the request, the checkpoint or an input.
+    """
+    _check(request)
+    jobs = [*_jobs(request)]
+    trained = read_trained(request.checkpoint)
+    embeddings = _embeddings(request, trained)
+    judged = []
+    for job in jobs:
+        judged.append(job(embeddings))
+        print(judged[-1], flush=True)  # noqa: T201
+    if request.out is not None:
+        write_results(request.out, _header(request, trained), judged)
+
+
+def _header(request: Request, trained: Trained) -> dict[str, Any]:
+    return {
+        "checkpoint": trained.uri,
+        "kind": trained.content["kind"],
+        "step": trained.step,
+        "pixel_range": request.pixel_range,
+        "colour_order": request.colour_order,
+        "device": request.device,
+        "versions": versions(),
+        "checkpoint_versions": trained.content.get("versions"),
+    }
+
+
+def _check(request: Request) -> None:
+    if not (request.pairs or request.identities or request.templates):
+        raise ConfigError(
+            "inputs",
+            found="none",
+            expected="pair files, --identities or --templates",
+            fix="name something to evaluate on, such as lfw.bin",
+        )
+    if request.workers < 0:
+        raise ConfigError(
+            "--workers", found=str(request.workers), expected="0 or more", fix="0 needs no Ray"
+        )
+    if request.device == "cuda" and request.workers == 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device",
+            found="cuda, but PyTorch sees no GPU here",
+            expected="a machine with an NVIDIA GPU and a CUDA build of PyTorch",
+            fix="run there, or leave --device away",
+        )
+
+
+def _jobs(request: Request) -> Iterator[Callable[[Embeddings], Judged]]:
+    """What to do for each input; opening them all first finds mistakes before any work."""
+    order, modes = request.colour_order, [parse_mode(text) for text in request.modes]
+    for uri in request.pairs:
+        yield partial(judge_pairs, open_pairs(uri, order), raw_pixels=request.baselines)
+    for path in request.identities:
+        faces = open_labelled(path, order)
+        check_possible(faces.labels, request.ks)
+        yield partial(judge_identities, faces, ks=request.ks)
+    for folder in request.templates:
+        yield partial(judge_templates, open_templates(folder), modes=modes)
+
+
+def _embeddings(request: Request, trained: Trained) -> Embeddings:
+    networks = {"trained network": trained.embedder()}
+    if request.baselines:
+        networks = {"untrained network": trained.embedder(trained=False), **networks}
+    if request.workers == 0:
+        return {
+            name: local_embedding(network, request.device, request.pixel_range)
+            for name, network in networks.items()
+        }
+    # Evaluating in this process has to run where Ray is not installed.
+    from lafs_ray.engine.embedding import connect_for, embed_on_ray
+
+    connect_for(request.workers, request.device)
+    return {
+        name: partial(
+            embed_on_ray,
+            network,
+            workers=request.workers,
+            device=request.device,
+            pixel_range=request.pixel_range,
+        )
+        for name, network in networks.items()
+    }
 
 
 def local_embedding(
-    name: str, network: FaceEmbedder, device: str = "cpu", pixel_range: PixelRange = "training"
-) -> Embedding:
+    network: FaceEmbedder, device: Device = "cpu", pixel_range: PixelRange = "training"
+) -> Embed:
     """A network that embeds in this process."""
-    network = network.to(device)
-    return Embedding(
-        name,
-        lambda source: embed_faces(network, source, device=device, pixel_range=pixel_range),
-    )
+    return partial(embed_faces, network.to(device), device=device, pixel_range=pixel_range)
 
 
-def judge_pairs(
-    uri: str,
-    embeddings: list[Embedding],
-    *,
-    colour_order: ColourOrder = "rgb",
-    raw_pixels: bool = False,
-) -> list[Row]:
-    """Rows of a pair file: raw pixels if asked, then each embedding, plain and centred.
+def judge_pairs(source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False) -> Judged:
+    """10-fold verification of a pair file by each embedding, plain and centred.
+
+    Args:
+        source: the pairs.
+        embeddings: by name.
+        raw_pixels: whether raw pixels are judged first.
 
     Raises:
-        DataError: the file, or an image in it, is damaged; or there are too few pairs.
+        DataError: an image is damaged, or there are too few pairs.
     """
-    source = open_pairs(uri, colour_order)
     same = source.pairs.same
     rows = raw_pixel_rows(source, same) if raw_pixels else []
-    for embedding in embeddings:
-        rows += pair_rows(embedding.name, flip_sum(embedding.embed(source)), same)
-    return rows
+    for name, embed in embeddings.items():
+        rows += pair_rows(name, flip_sum(embed(source)), same)
+    counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
+    return Judged("pairs", source.uri, counts, rows)
 
 
 def judge_identities(
-    path: str,
-    embeddings: list[Embedding],
-    ks: list[int],
-    *,
-    colour_order: ColourOrder = "rgb",
-) -> list[Row]:
-    """Rows of a labelled set: each embedding, plain and centred.
+    source: LabelledFaces, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
+) -> Judged:
+    """Leave-one-out identities of a labelled set by each embedding, plain and centred.
+
+    Args:
+        source: the set.
+        embeddings: by name.
+        ks: neighbours asked.
 
     Raises:
-        DataError: the set, a label or an image is damaged; or a k is impossible.
+        DataError: a label or an image is damaged, or a k is impossible.
     """
-    source = open_labelled(path, colour_order)
     rows: list[Row] = []
-    for embedding in embeddings:
-        rows += identity_rows(embedding.name, flip_sum(embedding.embed(source)), source.labels, ks)
-    return rows
+    for name, embed in embeddings.items():
+        rows += identity_rows(name, flip_sum(embed(source)), source.labels, ks)
+    counts = {name: rows[0].details[name] for name in COUNTS}
+    return Judged("identities", source.path, counts, rows)
+
+
+def judge_templates(
+    protocol: Templates, embeddings: Embeddings, *, modes: Sequence[TestMode]
+) -> Judged:
+    """TAR at FAR of a template protocol by each embedding, plain and centred, in each mode.
+
+    Args:
+        protocol: the lists and faces.
+        embeddings: by name.
+        modes: the reference's switches.
+
+    Raises:
+        DataError: an image is damaged, or all pairs are of one kind.
+    """
+    rows: list[Row] = []
+    for name, embed in embeddings.items():
+        rows += template_rows(name, embed(protocol.faces), protocol, modes)
+    counts = {
+        "num_images": protocol.faces.num_images,
+        "num_templates": len(np.unique(protocol.templates)),
+        "num_pairs": len(protocol.same),
+    }
+    return Judged("templates", protocol.uri, counts, rows)

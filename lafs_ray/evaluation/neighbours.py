@@ -59,8 +59,31 @@ def neighbour_accuracies(
     Raises:
         DataError: no identity has two images, a k is impossible, or an embedding is not finite.
     """
+    kept = check_possible(labels, ks)
+    num_kept, (_, persons) = int(np.count_nonzero(kept)), np.unique(labels, return_inverse=True)
+    # float32 halves the time; cosines then err by 1e-7.
+    rows, persons = normalise(embeddings[kept]).astype(np.float32), persons[kept]
+    step = max(similarities_at_once // num_kept, 1)
+    right = np.zeros(len(ks), dtype=np.int64)
+    for start in range(0, num_kept, step):
+        near = persons[_nearest(rows, start, min(start + step, num_kept), max(ks))]
+        truth = persons[start : start + step]
+        right += [np.count_nonzero(_vote(near[:, :k]) == truth) for k in ks]
+    num_identities, num_excluded = len(np.unique(persons)), len(labels) - num_kept
+    return [
+        NeighbourAccuracy(k, int(hits) / num_kept, num_kept, num_identities, num_excluded)
+        for k, hits in zip(ks, right, strict=True)
+    ]
+
+
+def check_possible(labels: NDArray[np.int64], ks: Sequence[int]) -> NDArray[np.bool_]:
+    """Which images take part, those with another one of their identity: bool [N].
+
+    Raises:
+        DataError: there are none, or a k is impossible with them.
+    """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    kept = counts[inverse] > 1
+    kept: NDArray[np.bool_] = counts[inverse] > 1
     num_kept = int(np.count_nonzero(kept))
     if num_kept == 0:
         raise DataError(
@@ -70,26 +93,14 @@ def neighbour_accuracies(
             fix="give a set with several images of a person",
         )
     if not 1 <= min(ks) <= max(ks) < num_kept:
-        wrong = min(ks) if min(ks) < 1 else max(ks)
         raise DataError(
             "k",
-            found=f"{wrong}, for {num_kept} images of identities with two or more",
+            found=f"{min(ks) if min(ks) < 1 else max(ks)}, for {num_kept} images of identities "
+            "with two or more",
             expected=f"1 to {num_kept - 1}: every image but the one that asks",
             fix="choose another k, or a larger set",
         )
-    # float32 halves the time; cosines then err by 1e-7.
-    rows, persons = normalise(embeddings[kept]).astype(np.float32), inverse[kept]
-    step = max(similarities_at_once // num_kept, 1)
-    right = np.zeros(len(ks), dtype=np.int64)
-    for start in range(0, num_kept, step):
-        near = persons[_nearest(rows, start, min(start + step, num_kept), max(ks))]
-        truth = persons[start : start + step]
-        right += [np.count_nonzero(_vote(near[:, :k]) == truth) for k in ks]
-    num_excluded, num_identities = len(labels) - num_kept, int(np.count_nonzero(counts > 1))
-    return [
-        NeighbourAccuracy(k, int(hits) / num_kept, num_kept, num_identities, num_excluded)
-        for k, hits in zip(ks, right, strict=True)
-    ]
+    return kept
 
 
 def _nearest(rows: NDArray[np.float32], start: int, stop: int, k: int) -> NDArray[np.intp]:

@@ -6,7 +6,7 @@ which is the fair figure for a network that has never seen a label.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ from lafs_ray.evaluation.verification import (
 
 RAW_PIXELS = "raw pixels"
 PAIR_FARS = (1e-3, 1e-2, 1e-1)
+# What a labelled set's rows say about it.
+COUNTS = ("num_images", "num_identities", "num_excluded")
 
 Float64s = NDArray[np.float64]
 Truths = NDArray[np.bool_]
@@ -74,22 +76,6 @@ class Row:
         }
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Lines of a table: a heading, then a line for each row."""
-    width = max(len(row.title) for row in rows)
-    names = list(rows[0].figures)
-    widths = [max(len(name), 7) for name in names]
-    heading = "  ".join(f"{name:>{size}}" for name, size in zip(names, widths, strict=True))
-    lines = [f"{'':{width}}  {heading}"]
-    for row in rows:
-        cells = [
-            f"{'–' if value is None else format(value, '.4f'):>{size}}"
-            for value, size in zip(row.figures.values(), widths, strict=True)
-        ]
-        lines.append(f"{row.title:{width}}  {'  '.join(cells)}")
-    return lines
-
-
 def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) -> list[Row]:
     """Plain and centred figures of an embedding of pairs.
 
@@ -110,7 +96,7 @@ def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) ->
 def pair_row(name: str, centred: bool, distances: Float64s, same: Truths) -> Row:
     """10-fold accuracy, TAR at FARs and area under the ROC of pair distances, float64 [P]."""
     accuracy = kfold_accuracy(distances, same)
-    figures: dict[str, float | None] = {"accuracy": accuracy.mean, "±": accuracy.std}
+    figures: dict[str, float | None] = {"accuracy": accuracy.mean, "std": accuracy.std}
     details: dict[str, Any] = {"fold_accuracies": accuracy.accuracies.tolist()}
     both_kinds = 0 < np.count_nonzero(same) < len(same)
     curve = roc_curve(-distances, same) if both_kinds else None
@@ -123,7 +109,7 @@ def pair_row(name: str, centred: bool, distances: Float64s, same: Truths) -> Row
             figures[f"TAR@{far:g}"] = None
             continue
         figures[f"TAR@{far:g}"] = found.tar
-        details[f"TAR@{far:g} ±"], details[f"TAR@{far:g} far"] = found.std, found.far
+        details[f"TAR@{far:g} std"], details[f"TAR@{far:g} far"] = found.std, found.far
     return Row(name, centred, figures, details, curve)
 
 
@@ -165,11 +151,7 @@ def identity_rows(
     for centred in (False, True):
         found = neighbour_accuracies(centre(embeddings) if centred else embeddings, labels, ks)
         figures: dict[str, float | None] = {f"{one.k}-NN": one.accuracy for one in found}
-        counts = {
-            "num_images": found[0].num_images,
-            "num_identities": found[0].num_identities,
-            "num_excluded": found[0].num_excluded,
-        }
+        counts = {name: getattr(found[0], name) for name in COUNTS}
         rows.append(Row(name, centred, figures, counts))
     return rows
 
@@ -205,8 +187,3 @@ def template_rows(
             figures["AUC"] = curve.area
             rows.append(Row(f"{name} {mode}", centred, figures, details, curve))
     return rows
-
-
-def figures_of(rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The rows as results.json has them."""
-    return [row.content() for row in rows]

@@ -123,12 +123,7 @@ class RunFolder:
             "step": step,
             "config": self._config.model_dump(mode="json"),
             "faces": self._fingerprint,
-            "versions": {
-                "lafs_ray": __version__,
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             **state,
         }
         with storage.atomic_write(self.checkpoint_uri(step)) as file:
@@ -159,6 +154,16 @@ class RunFolder:
                 fix="delete the folder's checkpoints to start from the beginning",
             )
         return None
+
+
+def versions() -> dict[str, str]:
+    """What computes here; checkpoints and results name it."""
+    return {
+        "lafs_ray": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def newest_checkpoint(path: str) -> str:
