@@ -7,6 +7,7 @@ kept, so the result depends on no number of workers.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -105,6 +106,8 @@ def connect_for(workers: int, device: str) -> None:
     Raises:
         ConfigError: it has fewer CPUs or GPUs.
     """
+    # The driver imported Ray Data before `join_cluster` could set its environment.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     join_cluster(
         workers + 1.0,
         f"--workers {workers} × 1 + 1 for reading",
