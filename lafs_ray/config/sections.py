@@ -12,6 +12,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 
+IMAGE_SIZE = 112
+
 
 class Run(Section):
     """What the run is called and where its results live."""
@@ -62,6 +64,15 @@ class Model(Section):
     """Channel multiplier of mobilenetv3; 1.0 as published."""
     landmark_start: Literal["grid", "random"] = "grid"
     """Where an untrained CNN's landmarks begin: near a regular grid, or anywhere (reference)."""
+
+    def require_grid(self) -> None:
+        """Raise a ValueError unless `num_landmarks` plain patches cover the image."""
+        patch, total = self.patch_size, self.num_landmarks
+        if IMAGE_SIZE % patch or (IMAGE_SIZE // patch) ** 2 != total:
+            raise ValueError(
+                f"model.num_landmarks: {total}, but a grid of {patch}-pixel patches on "
+                f"{IMAGE_SIZE} pixels has ({IMAGE_SIZE} // {patch})² = {(IMAGE_SIZE // patch) ** 2}"
+            )
 
 
 class Checkpoints(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -119,6 +119,24 @@ class FaceSet:
             errors=[error for _, _, error in rows],
         )
 
+    def subset(self, index: NDArray[np.int64]) -> FaceSet:
+        """The set of these images alone, numbered anew; identities stay those of the whole set.
+
+        Args:
+            index: image numbers, ascending, int64 [n].
+        """
+        assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(index).data)
+        return replace(
+            self,
+            shard_starts=np.searchsorted(index, self.shard_starts).astype(np.int64),
+            offsets=self.offsets[index],
+            sizes=self.sizes[index],
+            keys=self.keys[index],
+            fingerprint=digest.hexdigest(),
+        )
+
     def _check_unchanged(self, shard: int) -> None:
         uri, expected = self.shard_uris[shard], self.shard_sizes[shard]
         if (size := storage.file_size(uri)) != expected:
@@ -185,7 +203,7 @@ def open_faces(path: str) -> FaceSet:
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:
-        name = shard.uri.partition("?")[0].rpartition("/")[2]
+        name = storage.file_name(shard.uri)
         digest.update(f"{name} {shard.size_bytes} {len(shard.keys)}\n".encode())
         for column in (shard.offsets, shard.sizes, shard.keys):
             digest.update(np.ascontiguousarray(column).data)

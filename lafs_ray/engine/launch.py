@@ -7,24 +7,46 @@ from collections.abc import Sequence
 
 import yaml
 
-from lafs_ray.config.base import SectionT, load
+from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
-from lafs_ray.training.session import open_job, run_local, training_device
+from lafs_ray.training.session import JobInputs, check_job, open_job, run_local, training_device
 
 
-def job_config(kind: type[SectionT], description: str, arguments: Sequence[str]) -> SectionT:
-    """The configuration that a job's command line names.
+def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> None:
+    """Do what a training job's command line says.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong.
+        UserError: a mistake in the arguments, the configuration, the data or the run's folder.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a YAML file, such as those under configs/")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
     )
-    options = parser.parse_args(arguments)
-    return load(kind, options.config, options.overrides)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked here, say how long the run is, and end",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    config = load(kind, options.config, options.overrides)
+    if options.dry_run:
+        describe(check_job(config))
+    else:
+        launch(config)
+
+
+def describe(inputs: JobInputs) -> None:
+    """Print the resolved settings and the size of a run."""
+    config, length = inputs.config, inputs.length
+    people = "" if inputs.num_identities is None else f" of {inputs.num_identities} identities"
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
+    print(  # noqa: T201
+        f"{config.run.name}: {inputs.faces.num_images} faces{people}, "
+        f"{length.steps_per_epoch} steps an epoch, {length.total_steps} steps; "
+        f"results in {inputs.folder().uri}",
+        flush=True,
+    )
 
 
 def launch(config: Job) -> None:
@@ -36,13 +58,7 @@ def launch(config: Job) -> None:
     if config.compute.workers == 0:
         training_device(config)
     inputs = open_job(config)
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
-    length, faces = inputs.length, inputs.faces
-    print(  # noqa: T201
-        f"{config.run.name}: {faces.num_images} faces, {length.steps_per_epoch} steps an epoch, "
-        f"{length.total_steps} steps; results in {inputs.folder().uri}",
-        flush=True,
-    )
+    describe(inputs)
     if config.compute.workers == 0:
         run_local(inputs)
     else:

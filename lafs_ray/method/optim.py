@@ -6,6 +6,7 @@ base student has 145 trained tensors, and as many `.item()` calls would stall it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,50 +15,69 @@ from torch import Tensor, nn
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda _: 1.0
+    module: nn.Module,
+    weight_decay: float,
+    lr_scale: Callable[[str], float] = lambda _: 1.0,
+    decay_scale: Callable[[str], float] = lambda _: 1.0,
 ) -> list[dict[str, Any]]:
-    """Split the trained parameters by weight decay, and by their share of the learning rate.
+    """Split the trained parameters by their shares of the learning rate and of the weight decay.
 
     Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions
     are. Parameters that need no gradient belong to no group.
 
     Args:
         module: what is trained.
-        weight_decay: of the decayed groups.
+        weight_decay: of the groups whose share is 1.
         lr_scale: name of a parameter to its share of the learning rate.
+        decay_scale: name of a decayed parameter to its share of the weight decay.
 
     Returns:
-        Groups for AdamW, for each share first the decayed, then the other one; with one share they
-        are the reference's two. `set_hyperparameters` reads `lr_scale` and `is_decayed`.
-        Source: METHOD.md, "Objective and schedules"; golden cases c0 and d7.
+        Groups for AdamW, for each share of the learning rate first the decayed, then the others;
+        with one share they are the reference's two. `set_hyperparameters` reads `lr_scale` and
+        `decay_scale`. Source: METHOD.md, "Objective and schedules"; golden cases c0, d7 and f5.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             scale = lr_scale(name)
-            for is_decayed in (True, False):
-                groups.setdefault((scale, is_decayed), [])
+            for share in (1.0, 0.0):
+                groups.setdefault((scale, share), [])
             is_decayed = not (name.endswith(".bias") or parameter.ndim == 1)
-            groups[scale, is_decayed].append(parameter)
+            share = decay_scale(name) if is_decayed else 0.0
+            groups.setdefault((scale, share), []).append(parameter)
     return [
         {
             "params": parameters,
-            "weight_decay": weight_decay if is_decayed else 0.0,
+            "weight_decay": weight_decay * share,
             "lr_scale": scale,
-            "is_decayed": is_decayed,
+            "decay_scale": share,
         }
-        for (scale, is_decayed), parameters in groups.items()
+        for (scale, share), parameters in groups.items()
     ]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a Part fViT's parameter, for rates that fall from the output to the input.
+
+    Landmark CNN, patch embedding, class token and positions are layer 0, block i is layer i + 1,
+    everything above (norm, margin softmax) is layer depth + 1. Source: golden case f5.
+    """
+    block = re.match(r"(?:model\.)?transformer\.layers\.(\d+)\.", name)
+    if block is not None:
+        return int(block[1]) + 1
+    is_input = re.match(
+        r"(?:model\.)?(?:stn|output_layer|patch_to_embedding|cls_token|pos_embedding)\b", name
+    )
+    return 0 if is_input else depth + 1
 
 
 def set_hyperparameters(
     optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float
 ) -> None:
-    """Write this step's learning rate to every group and its weight decay to the decayed ones."""
+    """Write each group's share of this step's learning rate and weight decay to it."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
-        if group["is_decayed"]:
-            group["weight_decay"] = weight_decay
+        group["weight_decay"] = weight_decay * group["decay_scale"]
 
 
 @torch.no_grad()

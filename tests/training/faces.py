@@ -36,6 +36,8 @@ TINY_PRETRAIN = [
 ]
 TINY_FINETUNE = [
     *_NETWORK,
+    "accumulation=1",
+    "optim.lr=1e-3",
     "model.size=tiny",
     "model.landmark_cnn_width=0.25",
     "compute.workers=0",

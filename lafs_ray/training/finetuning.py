@@ -1,0 +1,116 @@
+"""From the configuration of a supervised run to its view, method, groups and schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.sections import IMAGE_SIZE
+from lafs_ray.data.plan import OrderPlan
+from lafs_ray.method.draws import supervised_settings
+from lafs_ray.method.optim import layer_of, parameter_groups
+from lafs_ray.method.schedules import CosineSchedule, Staircase
+from lafs_ray.method.supervised import Supervised, SupervisedNetwork
+from lafs_ray.method.views import supervised_view
+from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
+from lafs_ray.models.heads import MarginSoftmax
+from lafs_ray.training.length import run_length
+from lafs_ray.training.networks import build_landmark_network, build_transformer
+from lafs_ray.training.start import StartWeights, as_tensors
+from lafs_ray.training.stream import Columns, Cut
+
+
+def labelled_cut(config: FinetuneConfig) -> Cut:
+    """What CPU workers make of labelled faces: one view of each."""
+    augmentation = config.augmentation
+    strength = augmentation.jitter
+    settings = replace(
+        supervised_settings(IMAGE_SIZE),
+        crop_area=augmentation.crop_area,
+        flip=augmentation.flip,
+        brightness=strength,
+        contrast=strength,
+        saturation=strength,
+        hue=strength,
+    )
+
+    def cut(faces: Columns) -> Columns:
+        record = (faces["epoch"], faces["shard"], faces["key"])
+        images = supervised_view(settings, faces["image"], config.run.seed, *record)
+        return {"images": images.numpy(), **{n: faces[n] for n in ("label", "shard", "key")}}
+
+    return cut
+
+
+def build_supervised(
+    config: FinetuneConfig, num_classes: int, start: StartWeights, device: torch.device
+) -> Supervised:
+    """Network, margin softmax and anchor; weights from `start`, else torch's current generator."""
+    model: PartFViT | GridFViT
+    if config.landmarks.source == "grid":
+        transformer = build_transformer(config)
+        model = GridFViT(transformer, config.model.patch_size)
+    else:
+        landmark_network, transformer = build_landmark_network(config), build_transformer(config)
+        if start.landmarks is not None:
+            landmark_network.load_state_dict(as_tensors(start.landmarks))
+        model = PartFViT(landmark_network, transformer, config.model.patch_size)
+    if start.transformer is not None:
+        transformer.load_state_dict(as_tensors(start.transformer))
+    head = MarginSoftmax(
+        FVIT_SIZES[config.model.size].width,
+        num_classes,
+        scale=config.margin.scale,
+        margin=config.margin.margin,
+        kind=config.margin.kind,
+    )
+    anchor = None
+    if config.regulariser.strength > 0:
+        assert start.landmarks is not None, "checked when the job was opened"
+        anchor = build_landmark_network(config)
+        anchor.load_state_dict(as_tensors(start.landmarks))
+        anchor.to(device)
+    return Supervised(model.to(device), head.to(device), anchor)
+
+
+def supervised_groups(
+    config: FinetuneConfig, network: SupervisedNetwork, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups: rates that fall with the layer, a smaller decay of the landmark trunk."""
+    optim, depth = config.optim, FVIT_SIZES[config.model.size].depth
+
+    def lr_scale(name: str) -> float:
+        scale = optim.layer_decay ** (depth + 1 - layer_of(name, depth))
+        is_of_landmark_cnn = name.startswith(("model.stn.", "model.output_layer."))
+        return scale * optim.landmark_lr_scale if is_of_landmark_cnn else scale
+
+    def decay_scale(name: str) -> float:
+        return optim.landmark_decay_scale if name.startswith("model.stn.") else 1.0
+
+    return parameter_groups(network, weight_decay, lr_scale, decay_scale)
+
+
+def supervised_values(config: FinetuneConfig, plan: OrderPlan) -> Callable[[int], dict[str, float]]:
+    """Schedules: a global step to its learning rate, weight decay and regulariser's weight."""
+    length, optim, regulariser = run_length(config, plan), config.optim, config.regulariser
+    per_epoch, total = length.steps_per_epoch, length.total_steps
+    warmup = optim.warmup.steps(per_epoch, total)
+    # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the
+    # cosine ends one step after the run (golden case f7).
+    lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0)
+    weight = Staircase(
+        tuple(
+            (end.steps(per_epoch, total), regulariser.strength * value)
+            for end, value in regulariser.table
+        )
+    )
+
+    def values(step: int) -> dict[str, float]:
+        common = {"lr": lr(step), "weight_decay": optim.weight_decay}
+        return {**common, "regulariser_weight": weight(step)} if regulariser.strength else common
+
+    return values
