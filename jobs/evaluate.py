@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print a table for each input; write results.json and ROC pictures with --out."""
     parser = argparse.ArgumentParser(description=str(__doc__))
     add = parser.add_argument
-    add("checkpoint", help="a checkpoint, or the folder of a run: its newest one")
+    add("checkpoint", help="a checkpoint, the folder of a run, or a weights file")
     add("pairs", nargs="*", help="insightface pair files (.bin)")
     add("--identities", nargs="+", default=[], help="labelled sets (.rec): nearest neighbours")
     add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbours asked (1)")

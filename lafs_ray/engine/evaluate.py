@@ -6,12 +6,11 @@ In this process, or on any number of Ray workers, with equal results.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lafs_ray.data.sources import (
@@ -38,8 +37,9 @@ from lafs_ray.evaluation.results import Judged, write_results
 from lafs_ray.evaluation.templates import TestMode, parse_mode
 from lafs_ray.evaluation.vectors import flip_sum
 from lafs_ray.models.embedder import FaceEmbedder
+from lafs_ray.models.weights_file import NetworkWeights
 from lafs_ray.training.state import versions
-from lafs_ray.training.trained import Trained, read_trained
+from lafs_ray.training.trained import inference_device, read_trained
 
 Device = Literal["cpu", "cuda"]
 # Faces to embeddings of them and of their mirror images, float32 [N, 2, D].
@@ -52,7 +52,7 @@ class Request:
     """What to evaluate, and how.
 
     Args:
-        checkpoint: a checkpoint, or the folder of a run.
+        checkpoint: a checkpoint, the folder of a run, or a weights file.
         pairs: pair files.
         identities: labelled sets.
         templates: folders of template protocols.
@@ -98,16 +98,15 @@ def evaluate(request: Request) -> None:
         write_results(request.out, _header(request, trained), judged)
 
 
-def _header(request: Request, trained: Trained) -> dict[str, Any]:
+def _header(request: Request, trained: NetworkWeights) -> dict[str, Any]:
     return {
-        "checkpoint": trained.uri,
-        "kind": trained.content["kind"],
+        "checkpoint": trained.source,
         "step": trained.step,
+        "architecture": asdict(trained.architecture),
         "pixel_range": request.pixel_range,
         "colour_order": request.colour_order,
         "device": request.device,
         "versions": versions(),
-        "checkpoint_versions": trained.content.get("versions"),
     }
 
 
@@ -123,13 +122,8 @@ def _check(request: Request) -> None:
         raise ConfigError(
             "--workers", found=str(request.workers), expected="0 or more", fix="0 needs no Ray"
         )
-    if request.device == "cuda" and request.workers == 0 and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device",
-            found="cuda, but PyTorch sees no GPU here",
-            expected="a machine with an NVIDIA GPU and a CUDA build of PyTorch",
-            fix="run there, or leave --device away",
-        )
+    if request.workers == 0:
+        inference_device(request.device)
 
 
 def _jobs(request: Request) -> Iterator[Callable[[Embeddings], Judged]]:
@@ -145,7 +139,7 @@ def _jobs(request: Request) -> Iterator[Callable[[Embeddings], Judged]]:
         yield partial(judge_templates, open_templates(folder), modes=modes)
 
 
-def _embeddings(request: Request, trained: Trained) -> Embeddings:
+def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
     networks = {"trained network": trained.embedder()}
     if request.baselines:
         networks = {"untrained network": trained.embedder(trained=False), **networks}

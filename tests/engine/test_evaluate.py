@@ -68,8 +68,9 @@ def test_evaluate__everything_at_once(
     evaluate(request)
     printed = capsys.readouterr().out
     found = results(tmp_path / "out")
-    assert (found["step"], found["kind"], found["colour_order"]) == (1, "PretrainConfig", "rgb")
-    assert found["checkpoint"].endswith("step-00000001.pt")
+    assert (found["step"], found["colour_order"], found["device"]) == (1, "rgb", "cpu")
+    assert found["checkpoint"].endswith("step-00000001.pt, teacher")
+    assert found["architecture"]["patch_size"] == 16
     assert found["versions"]["torch"] == torch.__version__
     one, two, three = found["results"]
     assert (one["protocol"], one["num_pairs"], one["num_same"]) == ("pairs", 20, 10)
@@ -186,7 +187,7 @@ def test_evaluate__checkpoint_with_code(pairs: str, tmp_path: Path) -> None:
         write({"format": 1, "step": Call(mark)}, path)
         error = refusal(Request(checkpoint=str(path), pairs=[pairs]))
         assert error.subject == str(path)
-        assert error.expected == "a whole checkpoint"
+        assert error.expected == "tensors, numbers, strings, lists and dictionaries"
         assert not mark.exists()
 
 
@@ -194,7 +195,8 @@ def test_evaluate__checkpoint_of_another_kind(pairs: str, tmp_path: Path) -> Non
     """A torch file that is no checkpoint of ours, and a run without one, are named."""
     torch.save({"state_dict": torch.zeros(3)}, tmp_path / "a.pt")
     error = refusal(Request(checkpoint=str(tmp_path / "a.pt"), pairs=[pairs]))
-    assert (error.subject, error.found) == (str(tmp_path / "a.pt"), "format None")
+    assert error.subject == str(tmp_path / "a.pt")
+    assert error.found == "a checkpoint that is not lafs_ray's; keys state_dict"
     (tmp_path / "config.json").write_text("{}")
     error = refusal(Request(checkpoint=str(tmp_path), pairs=[pairs]))
     assert error.found == "a run without checkpoints"
