@@ -192,7 +192,8 @@ def ingest_cpus(config: Job) -> float:
 
 def needed_cpus(config: Job) -> float:
     """CPUs that a run takes from the cluster, with which nothing can wait for ever."""
-    return config.compute.workers * (config.compute.cpus_per_worker + ingest_cpus(config))
+    probe = config.probe.cpus if config.probe.enabled else 0
+    return config.compute.workers * (config.compute.cpus_per_worker + ingest_cpus(config)) + probe
 
 
 def as_reference(inputs: JobInputs) -> Any:

@@ -35,7 +35,7 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
-_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops")
+_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops", "probe")
 
 
 class RunFolder:
