@@ -15,7 +15,7 @@ from lafs_ray.engine.job import find_user_error
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.embed import embed_faces
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.training.build import build_landmark_network, build_transformer
+from lafs_ray.training.networks import build_landmark_network, build_transformer
 from tests.training.faces import NO_IMAGE, tiny, write_face_set
 
 pytestmark = pytest.mark.ray
