@@ -123,7 +123,9 @@ class Probes:
         if not self._is_due(step) or step in self._judged:
             return
         if self._running is not None:
-            self._say(f"probe of step {step} left out: that of {self._running[0]} still runs")
+            # The last checkpoint gets its turn in `finish`.
+            if step < self._length.total_steps:
+                self._say(f"probe of step {step} left out: that of {self._running[0]} still runs")
             return
         self._judged.add(step)
         self._running = (step, self._judge(self._folder.checkpoint_uri(step)))
