@@ -63,7 +63,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
     folder = tmp_path_factory.mktemp("whole")
     write_pairs(str(folder / "pairs.bin"), face_jpegs(20), [True, False] * 5)
     pairs = os.path.relpath(folder / "pairs.bin", ROOT)
-    done = run(folder, face_set_path, f"probe.pairs={pairs}", "probe.every=12 steps")
+    # Steps of milliseconds would delete a checkpoint before the probe's process has started.
+    kept = "checkpoints.keep=9"
+    done = run(folder, face_set_path, f"probe.pairs={pairs}", "probe.every=12 steps", kept)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 24/24" in done.stdout
     assert "probe of step 24: pair_accuracy" in done.stdout
