@@ -283,14 +283,19 @@ class Recorder:
         self._after_save(dict(self._last))
 
 
-def run_local(inputs: JobInputs, say: Callable[[str], None] = print) -> None:
-    """Debug mode: the whole run in this process, without Ray."""
+def run_local(
+    inputs: JobInputs,
+    say: Callable[[str], None] = print,
+    after_save: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
+    """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
     crop = inputs.cropper()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return local_stream(inputs.faces, inputs.plan, crop, first, stop)
 
-    run_rank(inputs, stream, device=training_device(inputs.config), say=say)
+    device = training_device(inputs.config)
+    run_rank(inputs, stream, device=device, say=say, after_save=after_save)
 
 
 class Progress:
