@@ -115,6 +115,10 @@ class Dino(Section):
     """Temperature of the student's softmax."""
     teacher_temp: TeacherTemperature = TeacherTemperature()
     """Temperature of the teacher's softmax."""
+    centring: Literal["mean", "sinkhorn"] = "mean"
+    """What keeps the teacher from giving all faces one answer: mean, the running mean of its scores
+    (DINO, the paper); sinkhorn, prototypes used equally within a micro-batch (as in DINOv2), which
+    suits small batches and short runs."""
     centre_momentum: Rate = 0.9
     """EMA momentum of the centre subtracted from the teacher's output."""
     teacher_momentum: Rate = 0.996

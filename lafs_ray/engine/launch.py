@@ -9,6 +9,7 @@ import yaml
 
 from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
+from lafs_ray.engine.probe import Probes, check_probe, judge_here
 from lafs_ray.training.session import JobInputs, check_job, open_job, run_local, training_device
 
 
@@ -31,6 +32,7 @@ def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> No
     options = parser.parse_intermixed_args(arguments)
     config = load(kind, options.config, options.overrides)
     if options.dry_run:
+        check_probe(config.probe)
         describe(check_job(config))
     else:
         launch(config)
@@ -57,12 +59,24 @@ def launch(config: Job) -> None:
     """
     if config.compute.workers == 0:
         training_device(config)
+    check_probe(config.probe)
     inputs = open_job(config)
     describe(inputs)
     if config.compute.workers == 0:
-        run_local(inputs)
+        run_in_process(inputs)
     else:
         # Debug mode has to start, and run, where Ray is not installed.
         from lafs_ray.engine.cluster import run_on_ray
 
         run_on_ray(inputs)
+
+
+def run_in_process(inputs: JobInputs) -> None:
+    """Debug mode: train to the end of the run, and judge checkpoints if the run has probes."""
+    if not inputs.config.probe.enabled:
+        run_local(inputs)
+        return
+    probes = Probes(inputs, judge_here(inputs.config))
+    probes.catch_up()
+    run_local(inputs, after_save=lambda line: probes.saved(line["step"]))
+    probes.finish()

@@ -26,7 +26,7 @@ from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, UserError
 
 LANDMARK_PARTS = ("stn.", "output_layer.")
-"""What the names of a landmark CNN's tensors begin with."""
+"""How the names of a landmark CNN's tensors begin, by themselves and inside a Part fViT."""
 
 _WRAPPERS = ("module.", "backbone.", "encoder.")
 _CONTAINERS = ("state_dict", "model")

@@ -99,6 +99,7 @@ def build_lafs(config: PretrainConfig, device: torch.device) -> Lafs:
         centre_momentum=config.dino.centre_momentum,
         freeze_last_layer_epochs=config.dino.freeze_last_layer_epochs,
         teacher_dropout=config.dino.teacher_dropout,
+        centring=config.dino.centring,
     )
 
 

@@ -123,10 +123,11 @@ def read_source(key: str, path: str) -> Source:
 def _described(weights: NetworkWeights) -> Source:
     """What a weights file of ours offers."""
     made = weights.architecture
-    settings: dict[str, Any] = {"num_landmarks": made.num_tokens, "patch_size": made.patch_size}
+    known: dict[str, Any] = {"num_landmarks": made.num_tokens, "patch_size": made.patch_size}
     if made.landmark_cnn is not None:
-        settings |= {"landmark_cnn": made.landmark_cnn}
-        settings |= {"landmark_cnn_width": made.landmark_cnn_width}
+        known["landmark_cnn"] = made.landmark_cnn
+        known["landmark_cnn_width"] = made.landmark_cnn_width
+    settings = {key: value for key, value in known.items() if value is not None}
     return _parted(weights.state.backbone, made.grid, settings)
 
 

@@ -35,7 +35,7 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
-_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops")
+_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops", "probe")
 
 
 class RunFolder:
@@ -131,12 +131,7 @@ class RunFolder:
             "step": step,
             "config": self._config.model_dump(mode="json"),
             "faces": self._fingerprint,
-            "versions": {
-                "lafs_ray": __version__,
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             **state,
         }
         with storage.atomic_write(self.checkpoint_uri(step)) as file:
@@ -167,6 +162,16 @@ class RunFolder:
                 fix="delete the folder's checkpoints to start from the beginning",
             )
         return None
+
+
+def versions() -> dict[str, str]:
+    """What computes here; checkpoints and results name it."""
+    return {
+        "lafs_ray": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def newest_checkpoint(path: str) -> str:
