@@ -87,6 +87,9 @@ class DINOHead(nn.Module):
         return self.last_layer(F.normalize(self.mlp(embeddings), dim=-1))  # type: ignore[no-any-return]
 
 
+MarginKind = Literal["cosface", "arcface"]
+
+
 @dataclass(frozen=True)
 class MixedLabels:
     """Labels of images that are mixtures of two (mix-up), without a dense target over C classes.
@@ -105,6 +108,16 @@ class MixedLabels:
     def main(self) -> Tensor:
         """The class with the greater share, int64 [B]."""
         return torch.where(self.share >= 0.5, self.first, self.second)
+
+
+def with_margin(cosines: Tensor, margins: Tensor, kind: MarginKind) -> Tensor:
+    """Cosines less their margins, elementwise; see `MarginSoftmax`."""
+    if kind == "cosface":
+        return cosines - margins
+    # The floor keeps the square root's gradient finite where an embedding meets its class.
+    sines = (1 - cosines.square()).clamp_min(1e-7).sqrt()
+    turned = cosines * margins.cos() - sines * margins.sin()
+    return torch.where(cosines > -margins.cos(), turned, cosines - margins * margins.sin())
 
 
 class MarginSoftmax(nn.Module):
@@ -130,7 +143,7 @@ class MarginSoftmax(nn.Module):
         *,
         scale: float = 64.0,
         margin: float = 0.4,
-        kind: Literal["cosface", "arcface"] = "cosface",
+        kind: MarginKind = "cosface",
     ) -> None:
         super().__init__()
         assert kind in ("cosface", "arcface"), kind
@@ -192,12 +205,4 @@ class MarginSoftmax(nn.Module):
         rows = classes.unsqueeze(1)
         target = cosines.gather(1, rows)
         margins = (self.margin * share.to(target)).reshape(-1, 1).expand_as(target)
-        return onto.scatter(1, rows, self._with_margin(target, margins))
-
-    def _with_margin(self, cosines: Tensor, margins: Tensor) -> Tensor:
-        if self.kind == "cosface":
-            return cosines - margins
-        # The floor keeps the square root's gradient finite where an embedding meets its class.
-        sines = (1 - cosines.square()).clamp_min(1e-7).sqrt()
-        turned = cosines * margins.cos() - sines * margins.sin()
-        return torch.where(cosines > -margins.cos(), turned, cosines - margins * margins.sin())
+        return onto.scatter(1, rows, with_margin(target, margins, self.kind))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lafs_ray.method.optim import (
+    RowAdamW,
     cancel_gradients,
     clip_each_,
     ema_update_,
@@ -204,3 +205,49 @@ def test_ema_update__momentum_of_one_and_of_none() -> None:
     assert torch.equal(teacher.weight, before.weight)
     ema_update_(teacher, student, 0.0)
     assert torch.equal(teacher.weight, student.weight)
+
+
+def test_row_adamw__moves_rows_as_adamw_does_in_the_steps_that_they_have_a_gradient() -> None:
+    """Each row follows an AdamW of its own that sees only its own gradients; others rest."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 3, generator=generator)
+    settings = {"lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.9)}
+    ours, alone = nn.Parameter(start.clone()), [nn.Parameter(row.clone()) for row in start]
+    optimizer = RowAdamW([ours], **settings)
+    optimizers = [torch.optim.AdamW([row], **settings) for row in alone]
+    for step in range(8):
+        gradient = torch.randn(6, 3, generator=generator)
+        # Row 5 never comes, row 4 in the last step for the first time; row 0 comes in two pieces.
+        rows = [0, 0] + [row for row in range(1, 5) if (step + 1) % (2 * row) == 0]
+        part = torch.sparse_coo_tensor([rows], gradient[rows], start.shape, check_invariants=True)
+        ours.grad = part
+        optimizer.step()
+        assert ours.grad is None
+        for row in set(rows):
+            alone[row].grad = gradient[row] * rows.count(row)
+            optimizers[row].step()
+        # The same operations in another order: a few float32 roundings a step.
+        torch.testing.assert_close(ours.data, torch.stack([row.data for row in alone]))
+    assert torch.equal(ours[5], start[5])
+    assert optimizer.state[ours]["step"].flatten().tolist() == [8, 4, 2, 1, 1, 0]
+
+
+def test_row_adamw__is_adamw_where_gradients_are_dense() -> None:
+    """Dense gradients beside a sparse one give AdamW's own result, bit by bit, and its state."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 4, 3, generator=generator)
+    sparse, dense, plain = (
+        nn.Parameter(value) for value in (values[0], values[1].clone(), values[1].clone())
+    )
+    ours, theirs = RowAdamW([sparse, dense]), torch.optim.AdamW([plain])
+    for _ in range(3):
+        gradient = torch.randn(4, 3, generator=generator)
+        sparse.grad = gradient.to_sparse(1)
+        dense.grad, plain.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(dense, plain)
+    restored = RowAdamW([nn.Parameter(torch.zeros(4, 3)) for _ in range(2)])
+    restored.load_state_dict(ours.state_dict())
+    for mine, saved in zip(restored.state.values(), ours.state.values(), strict=True):
+        assert all(torch.equal(mine[name], saved[name]) for name in saved)

@@ -1,0 +1,72 @@
+"""The state of a run whose class centres are sharded: whole for a checkpoint, a part for a rank.
+
+A checkpoint holds what a single rank would have saved, whatever number of ranks wrote it. So it can
+be resumed on another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lafs_ray.models.partial_fc import PartialFC
+
+
+def gather_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """States of the networks and of the optimiser; a collective operation.
+
+    Rank 0 receives the centres and each of their moments shard after shard, so that beside its own
+    it holds one whole copy, on the CPU.
+
+    Returns:
+        `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks; on ranks
+        other than 0, without those that are sharded (None in their place).
+    """
+    model, optim = module.state_dict(), optimizer.state_dict()
+    for name, number, head in _sharded(module, optimizer):
+        model[name] = head.gather_rows(model[name])
+        optim["state"][number] = _each_by_class(optim["state"].get(number, {}), head.gather_rows)
+    return model, optim
+
+
+def load_gathered(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    model: Mapping[str, Any],
+    optim: Mapping[str, Any],
+) -> None:
+    """Take over this rank's part of what `gather_state` made on rank 0.
+
+    Raises:
+        RuntimeError, ValueError, KeyError: the state is of another architecture.
+    """
+    model, states = dict(model), dict(optim["state"])
+    for name, number, head in _sharded(module, optimizer):
+        model[name] = head.own_rows(model[name])
+        if number in states:
+            states[number] = _each_by_class(states[number], head.own_rows)
+    module.load_state_dict(model)
+    optimizer.load_state_dict({**optim, "state": states})
+
+
+def _sharded(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, int, PartialFC]]:
+    """Name of each sharded parameter, its number in the optimiser's state, and its head."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    for name, head in module.named_modules():
+        if isinstance(head, PartialFC):
+            yield f"{name}.weight".lstrip("."), numbers[id(head.weight)], head
+
+
+def _each_by_class(
+    state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor | None]
+) -> dict[str, Tensor | None]:
+    """Change what the optimiser keeps for each class; AdamW's count of steps may be one for all."""
+    return {key: change(value) if value.ndim else value for key, value in state.items()}
