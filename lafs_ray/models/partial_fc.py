@@ -100,9 +100,9 @@ class PartialFC(nn.Module):
             targets: int64 class numbers [B], or two classes each.
 
         Returns:
-            The mean over this rank's rows, and without a graph the share of these rows whose own
-            class (of two, that of the greater share) has a greater cosine than all others in the
-            softmax, margins left out; both 0-d float32.
+            The mean over this rank's rows, float32 scalar; and whether each row's own class (of
+            two, that of the greater share) has a greater cosine than all others in the softmax,
+            margins left out: bool [B].
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             directions = F.normalize(embeddings.float(), dim=-1)
@@ -114,11 +114,11 @@ class PartialFC(nn.Module):
             columns, is_here = self._columns(classes, sample)
             own = OwnClasses(columns, is_here, classes >= 0, shares)
             margin = Margin(self.scale, self.margin, self.kind, self.num_ranks)
-            losses, is_right = CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            losses, is_nearest = CrossEntropy.apply(  # type: ignore[no-untyped-call]
                 directions, self.weight, sample, own, margin
             )
             mine = slice(self.rank * len(embeddings), (self.rank + 1) * len(embeddings))
-            return losses[mine].mean(), is_right[mine].float().mean()
+            return losses[mine].mean(), is_nearest[mine]
 
     @torch.no_grad()
     def sample(self, classes: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class OwnClasses:
 def gathered(tensor: Tensor, num_ranks: int) -> Tensor:
     """Rows of all ranks, in the order of ranks."""
     everyones = tensor.new_empty(num_ranks * len(tensor), *tensor.shape[1:])
-    dist.all_gather_into_tensor(everyones, tensor.contiguous())
+    dist.all_gather(list(everyones.chunk(num_ranks)), tensor.contiguous())
     return everyones
 
 
@@ -87,7 +87,7 @@ class AllGather(Function):
 
 
 class CrossEntropy(Function):
-    """Directions [G, D] and centres to losses [G] and hits [G], the softmax over all ranks.
+    """Directions [G, D] and centres to losses [G], the softmax over all ranks.
 
     Written out, backward included, as autograd would keep several [G, S] and [S, D]: here one
     [G, S] lives from forward to backward, and the gradient of the centres is the only new [S, D].
@@ -122,7 +122,7 @@ class CrossEntropy(Function):
         greatest = torch.cat([cosines.amax(dim=1, keepdim=True), own_cosines], dim=1)
         _reduce(greatest, dist.ReduceOp.MAX, margin)
         first, rivals = greatest[:, 1], torch.cat([greatest[:, :1], greatest[:, 2:]], dim=1)
-        is_right = first > rivals.amax(dim=1)
+        is_nearest = first > rivals.amax(dim=1)
 
         logits, slopes = _margined(greatest[:, 1:].masked_fill(~own.is_class, 0.0), own, margin)
         expected = (own.shares * logits).sum(dim=1)
@@ -139,8 +139,8 @@ class CrossEntropy(Function):
         # Not a saved tensor, as backward writes the gradient into it.
         ctx.powers, ctx.total, ctx.own, ctx.scale = powers, total, own, margin.scale
         ctx.own_gradients = margin.scale * slopes * (own_powers / total.unsqueeze(1) - own.shares)
-        ctx.mark_non_differentiable(is_right)
-        return losses, is_right
+        ctx.mark_non_differentiable(is_nearest)
+        return losses, is_nearest
 
     @staticmethod
     @once_differentiable
