@@ -107,6 +107,8 @@ class Margin(Section):
     """Scale s of the cosine."""
     margin: Annotated[Real, Field(ge=0.0, lt=1.0)] = 0.4
     """Margin m of the right class: a cosine, or radians for arcface, where 0.5 is usual."""
+    sample_rate: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the classes in a step's softmax (Partial FC): the batch's own, others at random."""
 
 
 class Augmentation(Section):

@@ -94,6 +94,9 @@ class Lafs:
         self.student_temp = student_temp
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
+    def begin_step(self, step: int) -> None:
+        """Nothing is drawn here but dropout."""
+
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:

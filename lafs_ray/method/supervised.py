@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lafs_ray.method.mixup import mix, neighbours
 from lafs_ray.models.fvit import GridFViT, PartFViT
-from lafs_ray.models.heads import MarginSoftmax, MixedLabels
+from lafs_ray.models.heads import MixedLabels
 from lafs_ray.models.landmarks import LANDMARK_PARTS, LandmarkCNN, TimmLandmarks
+from lafs_ray.models.partial_fc import PartialFC
 
 
 def to_network_input(images: Tensor) -> Tensor:
@@ -30,12 +31,14 @@ def to_network_input(images: Tensor) -> Tensor:
 class SupervisedNetwork(nn.Module):
     """A transformer on faces and its margin softmax as one module, which DDP can wrap.
 
+    DDP has to leave the head's centres alone, see `lafs_ray.training.ranks.replicate`.
+
     Args:
         model: images to embeddings, over landmarks or the plain grid.
         head: embeddings and labels to the loss.
     """
 
-    def __init__(self, model: PartFViT | GridFViT, head: MarginSoftmax) -> None:
+    def __init__(self, model: PartFViT | GridFViT, head: PartialFC) -> None:
         super().__init__()
         self.model = model
         self.head = head
@@ -46,8 +49,8 @@ class SupervisedNetwork(nn.Module):
         """Images float [B, 3, S, S] in [-1, 1] and labels of B images to what a step needs.
 
         Returns:
-            The mean loss; whether an image's own class is the nearest, bool [B]; and the landmarks
-            [B, N, 2] in pixels, None over the grid.
+            The mean loss of this rank's images; whether an image's own class is the nearest, bool
+            [B]; and the landmarks [B, N, 2] in pixels, None over the grid.
         """
         if isinstance(self.model, GridFViT):
             return *self.head.loss(self.model(images), labels), None
@@ -70,11 +73,15 @@ class Supervised:
     def __init__(
         self,
         model: PartFViT | GridFViT,
-        head: MarginSoftmax,
+        head: PartialFC,
         anchor: LandmarkCNN | TimmLandmarks | None = None,
     ) -> None:
         self.trainable = SupervisedNetwork(model, head)
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
+
+    def begin_step(self, step: int) -> None:
+        """Take the classes of this step's softmax from now on, where they are sampled."""
+        self.trainable.head.begin_step(step)
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]

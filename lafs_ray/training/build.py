@@ -11,7 +11,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.sections import Job
 from lafs_ray.data.plan import OrderPlan
-from lafs_ray.method.optim import parameter_groups
+from lafs_ray.method.optim import RowAdamW, parameter_groups
 from lafs_ray.training.finetuning import (
     build_supervised,
     labelled_cut,
@@ -51,6 +51,7 @@ def build_training(
     start: StartWeights,
     device: torch.device,
     rank: int = 0,
+    num_ranks: int = 1,
 ) -> Training:
     """Networks, optimiser and schedules of a run on one rank, at their start.
 
@@ -61,6 +62,7 @@ def build_training(
         start: weights of other runs.
         device: where to train.
         rank: this rank.
+        num_ranks: ranks that train together; they share the classes of a supervised run.
     """
     seed_weights(config.run.seed)
     prepare: Callable[[TensorBatch], TensorBatch] = lambda batch: batch  # noqa: E731
@@ -75,13 +77,13 @@ def build_training(
     else:
         assert isinstance(config, FinetuneConfig)
         assert num_classes is not None, "supervised training needs labels"
-        method = build_supervised(config, num_classes, start, device)
+        method = build_supervised(config, num_classes, start, device, rank, num_ranks)
         values = supervised_values(config, plan)
         groups = supervised_groups(config, method.trainable, values(0)["weight_decay"])
     return Training(
         method=method,
         network=method.trainable,
-        optimizer=torch.optim.AdamW(groups, lr=values(0)["lr"], fused=device.type == "cuda"),
+        optimizer=RowAdamW(groups, lr=values(0)["lr"], fused=device.type == "cuda"),
         values=values,
         prepare=prepare,
         device=device,

@@ -20,7 +20,7 @@ from lafs_ray.method.schedules import CosineSchedule, Staircase
 from lafs_ray.method.supervised import Supervised, SupervisedNetwork
 from lafs_ray.method.views import supervised_view
 from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
-from lafs_ray.models.heads import MarginSoftmax
+from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.length import run_length
 from lafs_ray.training.networks import build_landmark_network, build_transformer
 from lafs_ray.training.start import StartWeights, as_tensors
@@ -56,9 +56,17 @@ def labelled_cut(config: FinetuneConfig) -> Cut:
 
 
 def build_supervised(
-    config: FinetuneConfig, num_classes: int, start: StartWeights, device: torch.device
+    config: FinetuneConfig,
+    num_classes: int,
+    start: StartWeights,
+    device: torch.device,
+    rank: int,
+    num_ranks: int,
 ) -> Supervised:
-    """Network, margin softmax and anchor; weights from `start`, else torch's current generator."""
+    """Network, this rank's part of the margin softmax, and anchor.
+
+    Weights come from `start`, else from torch's current generator.
+    """
     model: PartFViT | GridFViT
     if config.landmarks.source == "grid":
         transformer = build_transformer(config)
@@ -70,12 +78,16 @@ def build_supervised(
         model = PartFViT(landmark_network, transformer, config.model.patch_size)
     if start.transformer is not None:
         transformer.load_state_dict(as_tensors(start.transformer))
-    head = MarginSoftmax(
+    head = PartialFC(
         FVIT_SIZES[config.model.size].width,
         num_classes,
         scale=config.margin.scale,
         margin=config.margin.margin,
         kind=config.margin.kind,
+        sample_rate=config.margin.sample_rate,
+        seed=config.run.seed,
+        rank=rank,
+        num_ranks=num_ranks,
     )
     anchor = None
     if config.regulariser.strength > 0:

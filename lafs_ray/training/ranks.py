@@ -1,4 +1,4 @@
-"""The state of a run whose class centres are sharded: whole for a checkpoint, a part for a rank.
+"""What a network needs on several ranks: DDP around what they all hold, shards beside it.
 
 A checkpoint holds what a single rank would have saved, whatever number of ranks wrote it. So it can
 be resumed on another number.
@@ -10,9 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.models.partial_fc import PartialFC
+
+
+def count_ranks() -> int:
+    """Ranks that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def replicate(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network in DDP, which leaves the shards alone: each rank's are its own."""
+    names = [name for name, _ in _sharded(network)]
+    # DDP has no public way to be told; torchrec uses this one.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        network, names
+    )
+    return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
 
 def gather_state(
@@ -28,7 +45,9 @@ def gather_state(
         other than 0, without those that are sharded (None in their place).
     """
     model, optim = module.state_dict(), optimizer.state_dict()
-    for name, number, head in _sharded(module, optimizer):
+    numbers = _numbers(optimizer)
+    for name, head in _sharded(module):
+        number = numbers[head.weight]
         model[name] = head.gather_rows(model[name])
         optim["state"][number] = _each_by_class(optim["state"].get(number, {}), head.gather_rows)
     return model, optim
@@ -46,7 +65,9 @@ def load_gathered(
         RuntimeError, ValueError, KeyError: the state is of another architecture.
     """
     model, states = dict(model), dict(optim["state"])
-    for name, number, head in _sharded(module, optimizer):
+    numbers = _numbers(optimizer)
+    for name, head in _sharded(module):
+        number = numbers[head.weight]
         model[name] = head.own_rows(model[name])
         if number in states:
             states[number] = _each_by_class(states[number], head.own_rows)
@@ -54,15 +75,17 @@ def load_gathered(
     optimizer.load_state_dict({**optim, "state": states})
 
 
-def _sharded(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, int, PartialFC]]:
-    """Name of each sharded parameter, its number in the optimiser's state, and its head."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+def _sharded(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
+    """Name of each sharded parameter, and its head."""
     for name, head in module.named_modules():
         if isinstance(head, PartialFC):
-            yield f"{name}.weight".lstrip("."), numbers[id(head.weight)], head
+            yield f"{name}.weight", head
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
+    """Numbers of the parameters in the optimiser's state."""
+    groups = optimizer.param_groups
+    return {each: n for n, each in enumerate(each for group in groups for each in group["params"])}
 
 
 def _each_by_class(

@@ -28,6 +28,7 @@ from lafs_ray.training.build import build_cut, build_training
 from lafs_ray.training.length import Length, build_plan, run_length
 from lafs_ray.training.loop import Training, train
 from lafs_ray.training.meter import Meter, MetricsLog, from_first_rank, share_lines
+from lafs_ray.training.ranks import count_ranks
 from lafs_ray.training.start import StartWeights, as_tensors, load_start
 from lafs_ray.training.state import RunFolder, load_checkpoint
 from lafs_ray.training.stream import Cropper, StepBatch, local_stream
@@ -101,6 +102,13 @@ def check_job(config: Job) -> JobInputs:
     if isinstance(config, FinetuneConfig):
         labels = faces.labels()
         num_classes = _num_classes(config, faces, labels)
+        if config.compute.workers > num_classes:
+            raise ConfigError(
+                "compute.workers",
+                found=f"{config.compute.workers} workers for {num_classes} identities",
+                expected="at least one identity for each worker, as they share the class centres",
+                fix=f"set compute.workers to at most {num_classes}",
+            )
         if config.data.subset is not None:
             chosen = chosen_images(config.data.subset, faces, labels)
             faces, labels = faces.subset(chosen), labels[chosen]
@@ -187,7 +195,8 @@ def run_rank(
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
-    training = build_training(config, inputs.plan, inputs.num_classes, inputs.start, device, rank)
+    what = config, inputs.plan, inputs.num_classes, inputs.start
+    training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)
     training.network = wrap(training.network)
     recorder = Recorder(inputs, training, first_step, say, after_save)
@@ -264,11 +273,12 @@ class Recorder:
         self._say(self._progress.line(self._last))
 
     def save(self, step: int) -> None:
-        """Write a checkpoint; every rank then calls `after_save`."""
+        """Write a checkpoint, a collective operation; every rank then calls `after_save`."""
+        state = self._training.state_dict()
         if self._log is not None:
             # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
             self._log.flush()
-            state = {**self._training.state_dict(), "landmarks": self._inputs.frozen_landmarks()}
+            state = {**state, "landmarks": self._inputs.frozen_landmarks()}
             self._folder.save(step, state, self._inputs.config.checkpoints.keep)
         self._after_save(dict(self._last))
 

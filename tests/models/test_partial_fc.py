@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lafs_ray.models import partial_fc
-from lafs_ray.models.heads import MarginKind, MarginSoftmax, MixedLabels
+from lafs_ray.models.heads import MarginKind, MarginSoftmax, MixedLabels, with_margin
 from lafs_ray.models.partial_fc import PartialFC, class_range
 from tests.ranks import on_ranks
 
@@ -124,14 +124,12 @@ def all_cases(rank: int, num_ranks: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Each case on one process without torch.distributed, and on two and three ranks."""
-    return {
-        1: [all_cases(0, 1)],
-        **{n: on_ranks(all_cases, n, tmp_path_factory.mktemp(f"{n}")) for n in (2, 3)},
-    }
+    two, three = on_ranks(tmp_path_factory.mktemp("ranks"), (2, all_cases, ()), (3, all_cases, ()))
+    return {1: [all_cases(0, 1)], 2: two, 3: three}
 
 
 def dense(case: tuple[MarginKind, str], classes: list[Tensor] | None = None) -> dict[str, Any]:
-    """`MarginSoftmax` and a cross-entropy, over all classes or over those of each micro-batch."""
+    """A softmax of soft targets by definition, over all classes or over each row's own list."""
     kind, name = case
     torch.manual_seed(3)
     head = MarginSoftmax(WIDTH, CLASSES, margin=0.5, kind=kind)
@@ -142,7 +140,8 @@ def dense(case: tuple[MarginKind, str], classes: list[Tensor] | None = None) -> 
         for row, present in enumerate(classes):
             kept[row] = torch.isin(torch.arange(CLASSES), present)
     embeddings = network(features())
-    logits = head(embeddings, wanted).masked_fill(~kept, -math.inf)
+    margined = with_margin(head.cosines(embeddings), head.margin * wanted, kind)
+    logits = (head.scale * margined).masked_fill(~kept, -math.inf)
     losses = logits.logsumexp(dim=1) - (wanted * logits.masked_fill(~kept, 0.0)).sum(dim=1)
     losses.mean().backward()
     cosines = F.cosine_similarity(embeddings.unsqueeze(1), head.weight, dim=-1)
