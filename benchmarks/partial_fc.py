@@ -24,6 +24,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the optimiser's first step would, in each of the processes forked
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
@@ -159,7 +160,9 @@ def tensor_bytes(head: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int
 def measure(side: Side, case: Case) -> Result:
     """One side: mean loss, slowest process, most memory of a process."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(process, (side, case, folder), nprocs=side.num_processes)
+        # Forked, as each of them would import torch for seconds.
+        count = side.num_processes
+        mp.start_processes(process, (side, case, folder), nprocs=count, start_method="fork")
         ranks = [Result(**torch.load(each)) for each in Path(folder).glob("*.pt")]
     return Result(
         statistics.mean(rank.loss for rank in ranks),
