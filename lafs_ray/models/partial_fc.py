@@ -38,7 +38,7 @@ _BLOCK_ROWS = 2**16
 class PartialFC(nn.Module):
     """Margin softmax and cross-entropy over sharded, sampled class centres.
 
-    With one rank and a rate of 1 it is `MarginSoftmax` and a cross-entropy, in a third of their
+    With one rank and a rate of 1 it is `MarginSoftmax` and its loss, in a third to a half of the
     memory; with more ranks it is the same up to the order of sums. Reduces over the default process
     group. DDP must not wrap it: each rank's gradient of its own centres is already whole.
 
