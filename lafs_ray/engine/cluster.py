@@ -22,13 +22,13 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
 from lafs_ray.errors import ConfigError, UserError
-from lafs_ray.training.ranks import replicate
 from lafs_ray.training.session import JobInputs, run_rank
 
 _RELAY_POLL_S = 0.5
@@ -213,7 +213,7 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
     def wrap(network: nn.Module) -> nn.Module:
         if world == 1:
             return network
-        return replicate(network, device)
+        return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
     run_rank(
         inputs,

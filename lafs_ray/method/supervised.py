@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.method.mixup import mix, neighbours
 from lafs_ray.models.fvit import GridFViT, PartFViT
@@ -31,7 +32,7 @@ def to_network_input(images: Tensor) -> Tensor:
 class SupervisedNetwork(nn.Module):
     """A transformer on faces and its margin softmax as one module, which DDP can wrap.
 
-    DDP has to leave the head's centres alone, see `lafs_ray.training.ranks.replicate`.
+    DDP is told here to leave the class centres alone, which are each rank's own.
 
     Args:
         model: images to embeddings, over landmarks or the plain grid.
@@ -42,6 +43,10 @@ class SupervisedNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.head = head
+        # DDP has no public way to be told; torchrec uses this one.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            self, ["head.weight"]
+        )
 
     def forward(
         self, images: Tensor, labels: Tensor | MixedLabels

@@ -1,4 +1,4 @@
-"""What a network needs on several ranks: DDP around what they all hold, shards beside it.
+"""The state of a run whose class centres the ranks share: whole, and dealt out again.
 
 A checkpoint holds what a single rank would have saved, whatever number of ranks wrote it. So it can
 be resumed on another number.
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.models.partial_fc import PartialFC
 
@@ -20,16 +19,6 @@ from lafs_ray.models.partial_fc import PartialFC
 def count_ranks() -> int:
     """Ranks that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def replicate(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The network in DDP, which leaves the shards alone: each rank's are its own."""
-    names = [name for name, _ in _sharded(network)]
-    # DDP has no public way to be told; torchrec uses this one.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-        network, names
-    )
-    return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
 
 def gather_state(
@@ -68,6 +57,9 @@ def load_gathered(
     numbers = _numbers(optimizer)
     for name, head in _sharded(module):
         number = numbers[head.weight]
+        found, expected = list(model[name].shape), [head.num_classes, *head.weight.shape[1:]]
+        if found != expected:
+            raise ValueError(f"{name}: the checkpoint has {found}, this network {expected}")
         model[name] = head.own_rows(model[name])
         if number in states:
             states[number] = _each_by_class(states[number], head.own_rows)

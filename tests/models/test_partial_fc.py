@@ -366,9 +366,3 @@ def test_gather_rows__block_after_block(
     assert others == [None] * (num_ranks - 1)
     parts = [head_of("cosface", rank, 4).own_rows(first) for rank in range(4)]
     assert torch.equal(torch.cat(parts), first)
-
-
-def test_own_rows__of_another_number_of_classes() -> None:
-    """A state of another set of identities is refused with both counts."""
-    with pytest.raises(ValueError, match="12 class centres for 11 classes"):
-        head_of("cosface", 1, 2).own_rows(torch.zeros(12, WIDTH))
