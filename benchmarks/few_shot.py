@@ -39,7 +39,6 @@ from lafs_ray.training.trained import load_embedder
 
 Tree = dict[str, Any]
 
-SHOTS = (1, 2, 4, 10)
 ON_GRID = {"model.num_landmarks": 49, "landmarks.source": "grid"}
 WITHOUT = "scratch"
 START = "landmarks alone"
@@ -85,7 +84,7 @@ PRETRAIN = {
         "teacher_momentum": 0.99,
         "teacher_temp": {"start": 0.02, "end": 0.02, "warmup_epochs": 0},
     },
-    "optim": {"lr": 8e-3, "warmup": "50 steps", "weight_decay_end": 0.1},
+    "optim": {"lr": 8e-3, "warmup": "0.0833 run", "weight_decay_end": 0.1},
 }
 METHODS: dict[str, Tree] = {
     "LAFS": {"landmarks.source": "per_image", "landmarks.local_tokens": 8, "landmarks.noise_px": 2},
@@ -94,7 +93,7 @@ METHODS: dict[str, Tree] = {
 FINETUNE = {
     "batch_size": 24,
     "margin": MARGIN,
-    "optim": {"lr": 3e-3, "warmup": "10 steps", "landmark_lr_scale": 0.3, "weight_decay": 0.05},
+    "optim": {"lr": 3e-3, "warmup": "0.25 run", "landmark_lr_scale": 0.3, "weight_decay": 0.05},
 }
 # Columns of the table: settings, and the pretraining method that they start from.
 ARMS: dict[str, tuple[Tree, str | None]] = {
@@ -119,6 +118,7 @@ class Plan:
     pretraining_seeds: int
     finetuning_seeds: int
     stage_1: str
+    shots: tuple[int, ...]
 
     @property
     def storage(self) -> str:
@@ -230,7 +230,7 @@ def shots(plan: Plan) -> list[Shot]:
     return [
         Shot(arm, k, pretraining_seed, seed)
         for seed in range(plan.finetuning_seeds)
-        for k in SHOTS
+        for k in plan.shots
         for arm, (_, method) in ARMS.items()
         for pretraining_seed in range(plan.pretraining_seeds if method else 1)
     ]
@@ -248,7 +248,7 @@ def table(plan: Plan) -> str:
         return keep(plan, name, dict)
 
     lines = ["| images a person | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
-    for k in SHOTS:
+    for k in plan.shots:
         of_k = [shot for shot in shots(plan) if shot.num_images == k]
         cells = [cell([kept(s.name) for s in of_k if s.arm == arm], "plain") for arm in ARMS]
         lines.append(f"| {k} | " + " | ".join(cells) + " |")
@@ -328,11 +328,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__))
     parser.add_argument("work", type=Path)
     parser.add_argument("--att", metavar="FOLDER", help="AT&T faces in place of generated ones")
-    parser.add_argument("--stage-1", help="a stage-1 run made earlier with the same settings")
+    parser.add_argument("--stage-1", help="a stage-1 run made earlier, or `untrained`")
     numbers = {"pretraining-steps": 700, "finetuning-steps": 80}
     numbers |= {"pretraining-seeds": 2, "finetuning-seeds": 5, "processes": 2}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 10], help="images k")
     options = parser.parse_args(arguments)
     started, work = time.monotonic(), options.work.absolute()
     (work / "results").mkdir(parents=True, exist_ok=True)
@@ -345,6 +346,7 @@ def main(arguments: Sequence[str]) -> None:
         pretraining_seeds=options.pretraining_seeds,
         finetuning_seeds=options.finetuning_seeds,
         stage_1=options.stage_1 or str(work / "runs" / "stage1"),
+        shots=tuple(options.shots),
     )
     if not options.stage_1:
         size = {"num_identities": 200, "images_per_identity": 20, "seed": 11}
