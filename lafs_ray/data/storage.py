@@ -107,6 +107,11 @@ def join(base: str, *parts: str) -> str:
     return "/".join([head.rstrip("/"), *parts]) + mark + query
 
 
+def file_name(uri: str) -> str:
+    """The last part of a path or URI, without a URI's query."""
+    return (uri.partition("?")[0] if is_uri(uri) else uri).rpartition("/")[2]
+
+
 def replace_suffix(uri: str, old: str, new: str) -> str:
     """`uri` with the file's ending exchanged; the query of a URI stays."""
     head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")

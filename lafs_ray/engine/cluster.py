@@ -9,6 +9,7 @@ Ours: resuming does not rely on Ray's record of checkpoints, which a kill can le
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import threading
@@ -106,12 +107,29 @@ def connect(config: Job) -> None:
     Raises:
         ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
     """
+    workers = config.compute.workers if config.compute.device == "cuda" else 0
+    gpu_arithmetic = f"compute.workers = {workers}"
+    join_cluster(needed_cpus(config), _arithmetic(config), workers, gpu_arithmetic)
+
+
+def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic: str = "") -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Args:
+        cpus: that will be reserved.
+        cpu_arithmetic: how they came about, for the message.
+        gpus: that will be reserved.
+        gpu_arithmetic: how they came about.
+
+    Raises:
+        ConfigError: the cluster has fewer.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         on_cluster = "RAY_ADDRESS" in os.environ
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
-        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, _whole(config))}
+        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
         ray.init(
             address=None if on_cluster else "local",
             logging_level="error",
@@ -119,14 +137,9 @@ def connect(config: Job) -> None:
             **local,
         )
     have = ray.cluster_resources()
-    _check_enough("CPU", needed_cpus(config), have.get("CPU", 0.0), _arithmetic(config))
-    if config.compute.device == "cuda":
-        workers = config.compute.workers
-        _check_enough("GPU", workers, have.get("GPU", 0.0), f"compute.workers = {workers}")
-
-
-def _whole(config: Job) -> int:
-    return int(needed_cpus(config) + 0.999)
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
 
 
 def _arithmetic(config: Job) -> str:
