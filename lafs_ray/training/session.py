@@ -86,7 +86,7 @@ def open_job(config: Job) -> JobInputs:
         UserError: whatever is wrong with any of them.
     """
     config = _with_absolute_paths(config)
-    faces = open_faces(config.data.path)
+    faces = open_faces(config.data.path, config.data.colour_order)
     plan = build_plan(config, faces)
     length = run_length(config, plan)
     num_classes = _num_classes(config, faces) if isinstance(config, FinetuneConfig) else None
