@@ -84,6 +84,7 @@ def _read_csv(file: object) -> pa.Table:
     names = fields if fields[0] == "path" else _BY_COUNT.get(len(fields))
     if names is None:
         raise pa.ArrowInvalid(f"{len(fields)} columns in the first line: {head[:80]!r}")
+    file.seek(0)  # type: ignore[attr-defined]
     return csv.read_csv(
         file,
         read_options=csv.ReadOptions(column_names=names, skip_rows=int(names is fields)),
