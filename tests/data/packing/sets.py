@@ -11,17 +11,17 @@ import numpy as np
 
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.manifest import Manifest
-from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.packing.session import Apply, PackOptions, pack_faces, run_here
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from tests.training.faces import face_jpegs
 
-DATA_FILES = (".rec", ".idx", ".npy", ".csv")
 
-
-def packed(sources: Sequence[Path | str], out: Path, **options: Any) -> Manifest:
-    """Pack in this process without a word."""
+def packed(
+    sources: Sequence[Path | str], out: Path, apply: Apply = run_here, **options: Any
+) -> Manifest:
+    """Pack without a word, in this process unless told otherwise."""
     named = PackOptions(tuple(map(str, sources)), str(out), **options)
-    return pack_faces(named, say=lambda _: None)
+    return pack_faces(named, apply, say=lambda _: None)
 
 
 def content(folder: Path) -> dict[str, bytes]:

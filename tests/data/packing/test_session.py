@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from lafs_ray.data import storage
 from lafs_ray.data.align import POSITIONS_PX
@@ -18,7 +20,7 @@ from lafs_ray.data.faces import open_faces
 from lafs_ray.data.manifest import read_manifest
 from lafs_ray.data.packing import session
 from lafs_ray.data.packing.images import ImageRules, image_size
-from lafs_ray.data.packing.session import PackOptions
+from lafs_ray.data.packing.session import PackOptions, pack_faces
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import (
     content,
@@ -363,6 +365,32 @@ def test_pack__source_that_changes_between_passes(
     assert error.subject == str(tmp_path / "train.rec")
     assert "changed at 1000000000.000" in error.found
     assert "sources.0.fingerprint" in refusal([tmp_path / "train.rec"], tmp_path / "set").found
+
+
+def test_pack__in_an_object_store(
+    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By URI, with a blank in a name, comes what comes on disk; no lock is left."""
+    shutil.copytree(Path(face_set_path).parent, tmp_path / "faces")
+    write_folder(tmp_path / "more images", {"a b": 2})
+    # A part of the disk, by another class than the one that stands for disks.
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "_resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
+    )
+    # Object stores know no folders; here they have to be there.
+    (tmp_path / "set" / "scratch").mkdir(parents=True)
+    out = PackOptions(
+        ("store://faces/train.rec", "store://more%20images"), "store://set", num_shards=2
+    )
+    pack_faces(out, say=lambda _: None)
+    assert "pack.lock" not in names_below(tmp_path / "set")
+    assert "scratch" not in names_below(tmp_path / "set")
+    packed(
+        [tmp_path / "faces" / "train.rec", tmp_path / "more images"], tmp_path / "b", num_shards=2
+    )
+    assert images_by_label("store://set") == images_by_label(tmp_path / "b")
+    assert len(images_by_label("store://set")) == 13
 
 
 def test_pack__scratch_elsewhere_is_cleared(tmp_path: Path, face_set_path: str) -> None:
