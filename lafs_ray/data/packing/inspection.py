@@ -6,8 +6,7 @@ have to be read). Pictures are judged by 2000 of them, evenly spread, or by all.
 Colour order: skin of every tone reflects more red than green, and more green than blue. Each
 picture votes by its middle: are there more pixels with red > green > blue or with blue > green >
 red, by 8 levels each and at least 5 % of the pixels? The share of votes is the confidence. Grey
-pictures do not vote; blue light and painted faces may err. On generated faces it is right for more
-than 95 %.
+pictures do not vote; blue light and painted faces may err.
 """
 
 from __future__ import annotations
