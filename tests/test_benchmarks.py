@@ -72,3 +72,20 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
     assert re.search(row, first, re.M)[0] == re.search(row, second, re.M)[0]  # type: ignore[index]
     for frozen in ("raw pixels", "untrained", "LAFS", "DINO-face"):
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
+
+
+def test_pack__ratios_memory_and_order() -> None:
+    """Packing is timed beside a copy; a packed set mixes identities as a perfect shuffle does."""
+    printed = output("pack.py", "--images", "1000", "--each", "20", "--repeats", "1")
+    assert re.search(r"^packing takes \d+\.\d × a sequential copy$", printed, re.MULTILINE), printed
+    means = {
+        name: float(mean)
+        for name, mean in re.findall(
+            r"^(\w+, chunk_records \d+) +mean +([\d.]+)", printed, re.MULTILINE
+        )
+    }
+    perfect = means["unpacked, chunk_records 1"]
+    # An epoch has three batches of 256, so portions are 96 neighbours of chunks: eight of them hold
+    # about 40 of the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
+    assert abs(means["packed, chunk_records 256"] - perfect) < 2
+    assert means["unpacked, chunk_records 256"] < perfect - 10

@@ -132,6 +132,37 @@ def test_job__dry_run(tmp_path: Path, face_set_path: str, kind: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pack__then_verify_and_train(tmp_path: Path, face_set_path: str) -> None:
+    """Packed, verified and inspected by command, a set trains with its folder as data.path."""
+    out = tmp_path / "set"
+    done = job("jobs/pack.py", face_set_path, str(out), "--shards", "2", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "120 images of 12 identities in 2 shards, 0 encoded anew, 0 left out" in done.stdout
+    verified = job("jobs/pack.py", "--verify", str(out))
+    assert (verified.returncode, verified.stdout.startswith("sound: 120 images")) == (0, True)
+    sheet = str(tmp_path / "sheet.png")
+    inspected = job("jobs/pack.py", "--inspect", str(out), "--sheet", sheet)
+    assert (inspected.returncode, "shuffled (" in inspected.stdout) == (0, True)
+    assert (tmp_path / "sheet.png").exists()
+    settings = ["duration=2 steps", "data.chunk_records=256"]
+    trained = job(*arguments("finetune", tmp_path / "runs", out, *settings))
+    assert trained.returncode == 0, trained.stderr
+    wrong = job(*arguments("finetune", tmp_path / "runs", out, *settings, "data.colour_order=bgr"))
+    assert_refused(wrong, "packed as rgb", "data.colour_order=rgb")
+
+
+def test_pack__refusals(tmp_path: Path, face_set_path: str) -> None:
+    """Mistakes on the command line, and a set that is damaged, end with code 2 and a message."""
+    assert_refused(job("jobs/pack.py", face_set_path), "SOURCE … OUT")
+    assert_refused(job("jobs/pack.py", face_set_path, "x", "--memory", "much"), "'much'")
+    nowhere = str(tmp_path / "nowhere")
+    assert_refused(job("jobs/pack.py", nowhere, str(tmp_path / "set")), nowhere, "no such file")
+    assert job("jobs/pack.py", face_set_path, str(tmp_path / "set")).returncode == 0
+    shard = tmp_path / "set" / "train-00000-of-00001.rec"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    assert_refused(job("jobs/pack.py", "--verify", str(tmp_path / "set")), f"{shard.name}: ")
+
+
 def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
     """Ctrl-C ends a run with code 130 and one line; no half-written file stays behind."""
     settings = ["duration=500 steps", "checkpoints.every=1 steps"]

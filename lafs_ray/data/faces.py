@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio, storage
+from lafs_ray.data.manifest import ColourOrder, PackedLabels, find_packed
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
@@ -54,8 +55,9 @@ class FaceSet:
         offsets: where an image's record begins in its file, int64 [num_images].
         sizes: bytes of the record with framing and padding, int64 [num_images].
         keys: the record's key in its file, int64 [num_images].
-        identities: for each shard its identities; None for a plain file.
+        identities: for each shard its identities; None for a plain file that was not packed here.
         fingerprint: hash of names (without folders), sizes and index, to know the set again.
+        colour_order: of the images, where the manifest of a packed set says it.
     """
 
     shard_uris: tuple[str, ...]
@@ -64,8 +66,9 @@ class FaceSet:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     keys: NDArray[np.int64]
-    identities: tuple[Identities | None, ...]
+    identities: tuple[Identities | PackedLabels | None, ...]
     fingerprint: str
+    colour_order: ColourOrder | None = None
 
     @property
     def num_images(self) -> int:
@@ -82,7 +85,7 @@ class FaceSet:
         for table in self.identities:
             if table is None:
                 return None
-            labels.append(table.base + np.arange(len(table.starts)))
+            labels.append(table.listed)
         return len(np.unique(np.concatenate(labels)))
 
     def read(self, index: NDArray[np.int64]) -> FaceRows:
@@ -150,8 +153,9 @@ class FaceSet:
     def labels(self) -> NDArray[np.int64]:
         """The label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
 
-        Identity records answer without touching images. They are trusted if the images' own labels,
-        looked up for 64 identities, follow them; otherwise, and in a plain file, all are read.
+        Identity records, or a packed set's `labels.npy`, answer without touching images. They are
+        trusted if the images' own labels, looked up for 64 images, follow them; otherwise, and in a
+        plain file, all are read.
         """
         columns = []
         for shard, table in enumerate(self.identities):
@@ -188,17 +192,30 @@ def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int
     return int(label) if is_identity else -1, bytes(payload), ""
 
 
-def open_faces(path: str) -> FaceSet:
+def open_faces(path: str, colour_order: ColourOrder | None = None) -> FaceSet:
     """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
     Reads the indexes whole, and a few records of each file to see that index and file fit; a file
     without index is read through.
 
+    Args:
+        path: where the set is.
+        colour_order: what the images will be taken for; None: they will not be looked at.
+
     Raises:
         DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
-            the counts in insightface's header contradict each other.
+            the counts in insightface's header, or in a packed set's manifest, contradict each
+            other; or the manifest has the other colour order.
     """
     uris = storage.expand_records(path)
+    packed = find_packed(path, uris, [storage.file_size(uri) for uri in uris])
+    if colour_order and packed.colour_order not in (None, colour_order):
+        raise DataError(
+            path,
+            found=f"images packed as {packed.colour_order}, as the manifest says",
+            expected=f"data.colour_order: {colour_order}",
+            fix=f"set data.colour_order={packed.colour_order}, or pack anew with --colour-order",
+        )
     shards = [open_shard(uri) for uri in uris]
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
@@ -214,8 +231,11 @@ def open_faces(path: str) -> FaceSet:
         offsets=_joined([shard.offsets for shard in shards]),
         sizes=_joined([shard.sizes for shard in shards]),
         keys=_joined([shard.keys for shard in shards]),
-        identities=tuple(shard.identities for shard in shards),
+        identities=tuple(
+            labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)
+        ),
         fingerprint=digest.hexdigest(),
+        colour_order=packed.colour_order,
     )
 
 

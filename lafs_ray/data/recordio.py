@@ -8,6 +8,7 @@ a label, two ids. Beside `x.rec` lies `x.idx`: a line `key <tab> offset` for eve
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import struct
@@ -66,7 +67,7 @@ class Header:
         return self.label[0] if isinstance(self.label, tuple) else self.label
 
 
-def pack(header: Header, payload: bytes) -> bytes:
+def pack(header: Header, payload: Body) -> bytes:
     """The body of a record: header, labels if there are several, payload."""
     if not isinstance(header.label, tuple):
         assert header.flag == 0, "a header with one label has flag 0"
@@ -206,8 +207,15 @@ def index_uri(record_uri: str) -> str:
     return storage.replace_suffix(record_uri, ".rec", ".idx")
 
 
+def checksum() -> Any:
+    """The hash of the checksums of `.rec` and `.idx` files."""
+    return hashlib.blake2b(digest_size=16)
+
+
 class RecordWriter:
     """Writes `x.rec` and `x.idx`; both appear when the `with` block ends without an exception.
+
+    `digest` and `index_digest` are hashes of what has been written so far, `size_bytes` its length.
 
     Args:
         uri: path or URI of the `.rec` file.
@@ -218,7 +226,8 @@ class RecordWriter:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._offset = 0
+        self.size_bytes = 0
+        self.digest, self.index_digest = checksum(), checksum()
 
     def __enter__(self) -> RecordWriter:
         with ExitStack() as stack:
@@ -238,10 +247,13 @@ class RecordWriter:
 
     def write(self, key: int, body: bytes) -> int:
         """Append a record (a body made by `pack`); returns its offset."""
-        framed, offset = encode_record(body), self._offset
+        framed, offset = encode_record(body), self.size_bytes
+        line = b"%d\t%d\n" % (key, offset)
         self._records.write(framed)
-        self._index.write(b"%d\t%d\n" % (key, offset))
-        self._offset += len(framed)
+        self._index.write(line)
+        self.digest.update(framed)
+        self.index_digest.update(line)
+        self.size_bytes += len(framed)
         return offset
 
 

@@ -44,6 +44,11 @@ class Identities:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
 
+    @property
+    def listed(self) -> NDArray[np.int64]:
+        """The labels that the shard lists."""
+        return self.base + np.arange(len(self.starts))
+
     def labels(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The label of each image key."""
         # An identity without images has start == stop and must come before its neighbour.

@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO, Any, BinaryIO
@@ -23,6 +24,8 @@ from pyarrow import fs
 from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
+# Opening a file on NFS, or in an object store, is waiting for an answer.
+_FILES_AT_ONCE = 16
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -99,17 +102,33 @@ def file_size(uri: str) -> int:
     Raises:
         DataError: there is no such file.
     """
+    return file_stamp(uri)[0]
+
+
+def file_stamp(uri: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns: equal stamps, most likely an unchanged file.
+
+    Raises:
+        DataError: there is no such file.
+    """
     info = _info(uri)
     if info.type != fs.FileType.File:
         found = "no such file" if info.type == fs.FileType.NotFound else "a folder"
         raise DataError(uri, found=found, expected="a file", fix="check the path")
-    return int(info.size)
+    return int(info.size), int(info.mtime_ns or 0)
 
 
 def join(base: str, *parts: str) -> str:
     """A path below `base`; a URI keeps its query (`s3://b/dir?region=…`) at the end."""
     head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
     return "/".join([head.rstrip("/"), *parts]) + mark + query
+
+
+def parent(uri: str) -> str:
+    """The folder of a path or URI; a URI keeps its query."""
+    head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
+    folder = head.rpartition("/")[0]
+    return (folder or ("/" if head.startswith("/") else ".")) + mark + query
 
 
 def file_name(uri: str) -> str:
@@ -154,7 +173,7 @@ def atomic_write(uri: str) -> Iterator[BinaryIO]:
             yield file
         return
     with tempfile.TemporaryFile() as spool:
-        with _write_errors(tempfile.gettempdir(), only=_DISK_FULL):
+        with write_errors(tempfile.gettempdir(), only=_DISK_FULL):
             yield spool
             spool.flush()
         _upload(spool, filesystem, path, uri)
@@ -166,21 +185,21 @@ def _renamed_at_end(uri: str, path: str) -> Iterator[BinaryIO]:
     # The ending keeps half-written shards out of every `*.rec` pattern.
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with _write_errors(uri):
+        with write_errors(uri):
             os.makedirs(folder, exist_ok=True)
             file = open(temporary, "xb")  # noqa: SIM115 - a `with` would hide the error, see below
         try:
             # The block may raise an OSError of its own making; only a full disk is surely ours.
-            with _write_errors(uri, only=_DISK_FULL):
+            with write_errors(uri, only=_DISK_FULL):
                 yield file
-            with _write_errors(uri):
+            with write_errors(uri):
                 file.flush()
                 os.fsync(file.fileno())
         finally:
             # Closing tries to write what a full disk refused once more, and fails once more.
             with contextlib.suppress(OSError):
                 file.close()
-        with _write_errors(uri):
+        with write_errors(uri):
             os.replace(temporary, path)
             _sync_folder(folder)
     except BaseException:
@@ -201,7 +220,7 @@ def _sync_folder(folder: str) -> None:
 def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) -> None:
     size = spool.seek(0, os.SEEK_END)
     spool.seek(0)
-    with _write_errors(uri):
+    with write_errors(uri):
         try:
             with filesystem.open_output_stream(path) as target:
                 shutil.copyfileobj(spool, target, _COPY_BYTES)
@@ -216,7 +235,7 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
 
 
 @contextlib.contextmanager
-def _write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
+def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
     """Tell an OSError (of the kinds in `only`, by default of any) as a DataError about `uri`."""
     try:
         yield
@@ -309,6 +328,34 @@ def _names_below(folder: str, *, recursive: bool) -> list[str]:
     return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
 
 
+def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]:
+    """The content of each of many small files, some of them read at the same time.
+
+    Args:
+        folder: what names are relative to.
+        names: relative to the folder, or complete paths or URIs.
+
+    Yields:
+        In the order of the names, the content, or what is wrong with the file.
+    """
+    filesystem, path = resolve(folder)
+
+    def read(name: str) -> bytes | DataError:
+        try:
+            if is_uri(name):
+                return read_bytes(name)
+            # Not by URI: names need not be percent-encoded, and the client is found once.
+            with filesystem.open_input_file(name if name[0] == "/" else f"{path}/{name}") as file:
+                return bytes(file.read())
+        except OSError as error:
+            return _unreadable(name if name[0] == "/" else join(folder, name), error)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        yield from pool.map(read, names)
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 
@@ -363,10 +410,42 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
     return _names_below(folder, recursive=recursive) if exists(folder) else []
 
 
+def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
+    """(name relative to the folder, bytes, time of the last change in ns) of every file below it.
+
+    In no particular order. On disk one subfolder is listed after the other, so that memory holds
+    only its files; an object store lists everything in pages of its own, whatever the folders.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    filesystem, path = resolve(folder)
+    prefix = path.rstrip("/") + "/"
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    waiting = [path]
+    while waiting:
+        try:
+            infos = filesystem.get_file_info(fs.FileSelector(waiting.pop(), recursive=not is_local))
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        for info in infos:
+            if info.type == fs.FileType.File:
+                yield info.path.removeprefix(prefix), int(info.size), int(info.mtime_ns or 0)
+            elif info.type == fs.FileType.Directory and is_local:
+                waiting.append(info.path)
+
+
+def delete_tree(folder: str) -> None:
+    """Delete a folder with all in it; that it is gone already is no mistake."""
+    filesystem, path = resolve(folder)
+    with write_errors(folder), contextlib.suppress(FileNotFoundError):
+        filesystem.delete_dir(path)
+
+
 def delete(uri: str) -> None:
     """Delete a file; that it is gone already is no mistake."""
     filesystem, path = resolve(uri)
-    with contextlib.suppress(FileNotFoundError), _write_errors(uri):
+    with write_errors(uri), contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(path)
 
 

@@ -97,7 +97,7 @@ def check_job(config: Job) -> JobInputs:
         UserError: whatever is wrong with any of them.
     """
     config = _with_absolute_paths(config)
-    faces, num_classes = open_faces(config.data.path), None
+    faces, num_classes = open_faces(config.data.path, config.data.colour_order), None
     num_identities = faces.num_identities
     if isinstance(config, FinetuneConfig):
         labels = faces.labels()

@@ -1,0 +1,228 @@
+"""Pack a generated set, beside a plain copy of the same bytes, and judge the order that comes out.
+
+    python benchmarks/pack.py --images 200000 --repeats 1
+
+The set is ordered by identity, as sets come: a hundred generated faces, repeated under new labels.
+Prints the time of each way as a ratio to a sequential copy of the `.rec` (read 8 MiB, write, fsync)
+in the same run, the peak of memory, and how many different identities a batch holds: of the set
+unpacked, packed, and of a perfect shuffle. Seconds of the processor are told beside those of the
+clock, which other work on the machine stretches. Temporary files take five times the set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.plan import OrderPlan, rank_batches
+from lafs_ray.data.recordio import Header, RecordWriter, pack
+from lafs_ray.data.synthetic import encode_face, sample_identity, sample_nuisance
+
+BATCH = 256
+DRAWN = 100
+RANDOM_READS = 5000
+
+
+def write_ordered(path: Path, num_images: int, images_each: int) -> None:
+    """A set in insightface's layout, ordered by identity."""
+    drawn = []
+    for number in range(min(DRAWN, num_images)):
+        person = sample_identity(0, number // images_each)
+        drawn.append(encode_face(person, sample_nuisance(0, number // images_each, number)))
+    first, people = num_images + 1, num_images // images_each
+    with RecordWriter(str(path)) as writer:
+        writer.write(0, pack(Header(2, (float(first), float(first + people)), 0), b""))
+        for key in range(1, first):
+            label = float((key - 1) // images_each)
+            writer.write(key, pack(Header(0, label, key), drawn[(key - 1) % len(drawn)]))
+        for person in range(people):
+            images = (1.0 + person * images_each, 1.0 + (person + 1) * images_each)
+            writer.write(first + person, pack(Header(2, images, first + person), b""))
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the system's cache, where it lets us: reads come from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def copy(source: Path, target: Path) -> None:
+    """The baseline: the bytes once through memory."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 8 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """How long something takes by the clock, and of the processor."""
+    start, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - processor
+
+
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of each column."""
+    clock, processor = zip(*times, strict=True)
+    return statistics.median(clock), statistics.median(processor)
+
+
+def peak_mb(source: str, out: str, memory: str) -> float:
+    """Peak of memory of a process that packs, above one that has only imported what it needs."""
+    lines = [
+        "import resource, sys",
+        "from lafs_ray.data.packing.session import PackOptions, pack_faces",
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+        "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
+        "pack_faces(options, say=lambda _: None)",
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines), source, out, memory]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+def random_read_rate(faces: FaceSet) -> float:
+    """Records a second when they are read one by one at random places."""
+    draw = np.random.default_rng(0)
+    wanted = draw.integers(0, faces.num_images, min(RANDOM_READS, faces.num_images))
+
+    def read() -> None:
+        for number in wanted:
+            faces.read(np.array([number]))
+
+    return len(wanted) / seconds(read)[0]
+
+
+def identities_in_batches(
+    labels: NDArray[np.int64], chunk_records: int, batches: int
+) -> NDArray[np.int64]:
+    """Different identities in each of the first batches of an epoch."""
+    plan = OrderPlan(len(labels), min(BATCH, len(labels)), 0, chunk_records)
+    stop = min(batches, plan.steps_per_epoch)
+    return np.array([len(np.unique(labels[index])) for _, index in rank_batches(plan, 0, stop)])
+
+
+def main() -> None:
+    """Print times, memory and the quality of the order."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=20_000, help="a multiple of --each")
+    parser.add_argument("--each", type=int, default=40, help="images an identity")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=int, default=64 << 20, help="budget in bytes")
+    parser.add_argument("--workers", type=int, default=0, help="also on Ray with so many workers")
+    parser.add_argument("--folder", help="where temporary files go")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        measure(Path(folder), options)
+
+
+def measure(root: Path, options: argparse.Namespace) -> None:
+    """Make the set, pack it and print."""
+    (root / "source").mkdir()
+    source = root / "source" / "train.rec"
+    write_ordered(source, options.images, options.each)
+    size = source.stat().st_size
+    print(
+        f"{date.today()}  Python {platform.python_version()}, numpy {np.__version__}, pyarrow "
+        f"{pa.__version__}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; "
+        f"{options.images} images, {size / 1e6:.0f} MB, budget {options.memory >> 20} MiB, "
+        f"median of {options.repeats}"
+    )
+    copies, packings = [], []
+    for repeat in range(options.repeats):
+        # In turns, so that other work on the machine slows both.
+        forget(root)
+        copies.append(seconds(lambda: copy(source, root / "copy.rec")))
+        (root / "copy.rec").unlink()
+        forget(root)
+        named = PackOptions(
+            (str(source),), str(root / f"set{repeat}"), 8, memory_bytes=options.memory
+        )
+        packings.append(seconds(lambda named=named: pack_faces(named, say=lambda _: None)))
+        if repeat:
+            shutil.rmtree(root / f"set{repeat}")
+    (plain, plain_cpu), (ours, ours_cpu) = medians(copies), medians(packings)
+    print(
+        f"{'sequential copy':28}{plain:8.2f} s {size / plain / 1e6:8.0f} MB/s "
+        f"{plain_cpu:8.2f} s of the processor"
+    )
+    print(
+        f"{'packed, one process':28}{ours:8.2f} s {size / ours / 1e6:8.0f} MB/s "
+        f"{ours_cpu:8.2f} s of the processor: {options.images / ours_cpu:.0f} images/s a core"
+    )
+    print(f"packing takes {ours / plain:.1f} × a sequential copy")
+    if options.workers:
+        print_on_ray(root, source, options, plain)
+    peak = peak_mb(str(source), str(root / "measured"), str(options.memory))
+    print(f"peak of memory above the program's own: {peak:.0f} MB, the set has {size / 1e6:.0f}")
+    forget(root)
+    faces = open_faces(str(source))
+    rate = random_read_rate(faces)
+    print(
+        f"one pass with random reads: {rate:.0f} records/s, so {options.images / rate:.1f} s, "
+        f"{options.images / rate / ours:.1f} × the packing"
+    )
+    print_order(faces.labels(), open_faces(str(root / "set0")).labels(), options.images)
+
+
+def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: float) -> None:
+    """The same on Ray, and whether it is the same set."""
+    import ray
+
+    from lafs_ray.engine.cluster import join_cluster
+    from lafs_ray.engine.pack import on_ray
+
+    join_cluster(options.workers, "--workers")
+    named = PackOptions(
+        (str(source),),
+        str(root / "ray"),
+        8,
+        memory_bytes=options.memory * options.workers,
+        workers=options.workers,
+    )
+    took, _ = seconds(lambda: pack_faces(named, on_ray(options.workers), lambda _: None))
+    ray.shutdown()
+    names = sorted(path.name for path in (root / "set0").iterdir())
+    same = all((root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names)
+    what = f"packed, {options.workers} Ray workers"
+    print(f"{what:28}{took:8.2f} s: {took / plain:.1f} × a sequential copy")
+    print(f"files of both {'equal' if same else 'DIFFERENT'}")
+
+
+def print_order(before: NDArray[np.int64], after: NDArray[np.int64], num_images: int) -> None:
+    """Different identities in batches of 256, and reads that they cost."""
+    batches = max(min(200, num_images // BATCH), 1)
+    print(f"different identities in a batch of {BATCH}, over {batches} batches:")
+    for name, labels, chunk in (
+        ("unpacked, chunk_records 256", before, 256),
+        ("unpacked, chunk_records 1", before, 1),
+        ("packed, chunk_records 256", after, 256),
+    ):
+        found = identities_in_batches(labels, chunk, batches)
+        low, middle, high = (f"{value:.0f}" for value in np.percentile(found, [5, 50, 95]))
+        spread = f"5 % {low}, 50 % {middle}, 95 % {high}"
+        print(f"{name:28}  mean {found.mean():6.1f}   {spread}")
+
+
+if __name__ == "__main__":
+    main()

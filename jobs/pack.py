@@ -1,0 +1,21 @@
+"""Pack faces into globally shuffled shards that stream fast; verify a set; look into .rec files.
+
+python jobs/pack.py faces_emore/train.rec packed --workers 8
+python jobs/pack.py photos/ more.csv packed --landmarks photos.csv
+python jobs/pack.py --verify packed
+python jobs/pack.py --inspect faces_emore/train.rec
+"""
+
+from collections.abc import Sequence
+
+from lafs_ray.engine.job import run
+from lafs_ray.engine.pack import pack_job
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write a set, or print what one holds."""
+    pack_job(str(__doc__), arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, "interrupted; the same command continues where it stopped"))

@@ -1,0 +1,129 @@
+"""Lists of images as CSV or Parquet: path, label, and five landmarks (x, y) if there are any.
+
+A CSV may begin with the names of its columns (`path,label,x1,y1,…,x5,y5`); without them, the number
+of columns tells: 1 path; 2 path, label; 11 path, landmarks; 12 all of them. Parquet goes by names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from lafs_ray.data import storage
+from lafs_ray.errors import DataError
+
+ENDINGS = (".csv", ".parquet")
+_POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
+_BY_COUNT = {1: ["path"], 2: ["path", "label"], 11: ["path", *_POINTS]} | {
+    12: ["path", "label", *_POINTS]
+}
+_FIX = "write columns path, label (and x1, y1 … x5, y5 for landmarks), parted by commas"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The rows of a list.
+
+    Args:
+        paths: strings, n of them.
+        labels: integers or strings; None: the list has none.
+        landmarks: float32 [n, 5, 2]; None: the list has none.
+    """
+
+    paths: pa.Array
+    labels: pa.Array | None
+    landmarks: NDArray[np.float32] | None
+
+
+def read_list(uri: str) -> ImageList:
+    """Read a list.
+
+    Raises:
+        DataError: the file is missing or empty, has other columns, a row without path, or landmarks
+            that are no numbers.
+    """
+    with storage.open_input(uri) as file:
+        if file.size() == 0:
+            raise DataError(uri, found="an empty file", expected="a line an image", fix=_FIX)
+        is_parquet = storage.file_name(uri).endswith(".parquet")
+        try:
+            table = pq.read_table(file) if is_parquet else _read_csv(file)
+        except pa.ArrowInvalid as error:
+            raise _bad(uri, str(error).strip()) from error
+    if table.num_rows == 0:
+        raise _bad(uri, "no rows")
+    if "path" not in table.column_names:
+        raise _bad(uri, f"columns {', '.join(table.column_names[:12])}")
+    if table["path"].null_count:
+        row = table["path"].is_null().index(value=True).as_py()
+        raise _bad(f"{uri}, row {row + 1}", "no path")
+    has_points = [name for name in _POINTS if name in table.column_names]
+    if has_points and len(has_points) < len(_POINTS):
+        raise _bad(uri, f"{len(has_points)} of 10 landmark columns: {', '.join(has_points)}")
+    return ImageList(
+        _flat(table["path"].cast(pa.large_string())),
+        _labels(uri, table) if "label" in table.column_names else None,
+        _landmarks(uri, table) if has_points else None,
+    )
+
+
+def _bad(uri: str, found: str) -> DataError:
+    return DataError(uri, found=found, expected="a list of images", fix=_FIX)
+
+
+def _read_csv(file: object) -> pa.Table:
+    # Paths may look like numbers or times; only what follows them is typed by its looks.
+    head = file.read_at(1 << 16, 0).decode("utf-8", "replace").splitlines()[0]  # type: ignore[attr-defined]
+    fields = [field.strip().strip('"') for field in head.split(",")]
+    names = fields if fields[0] == "path" else _BY_COUNT.get(len(fields))
+    if names is None:
+        raise pa.ArrowInvalid(f"{len(fields)} columns in the first line: {head[:80]!r}")
+    file.seek(0)  # type: ignore[attr-defined]
+    return csv.read_csv(
+        file,
+        read_options=csv.ReadOptions(column_names=names, skip_rows=int(names is fields)),
+        convert_options=csv.ConvertOptions(
+            column_types={"path": pa.large_string()} | dict.fromkeys(_POINTS, pa.float32()),
+            strings_can_be_null=False,
+        ),
+    )
+
+
+def _labels(uri: str, table: pa.Table) -> pa.Array:
+    column = _flat(table["label"])
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.large_string())
+    raise _bad(uri, f"labels of type {column.type} (whole numbers or names are wanted)")
+
+
+def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
+    try:
+        columns = [table[name].cast(pa.float32()).to_numpy() for name in _POINTS]
+    except pa.ArrowInvalid as error:
+        raise _bad(uri, str(error)) from error
+    return np.stack(columns, axis=1).astype(np.float32).reshape(-1, 5, 2)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def numbered(labels: pa.Array) -> tuple[NDArray[np.int32], list[str]]:
+    """Labels as numbers 0… in their sorted order, and what each number stands for.
+
+    Numbers sort as numbers, names by code points. A null becomes -1: no label.
+    """
+    names = pc.unique(labels).drop_null()
+    names = names.take(pc.sort_indices(names))
+    numbers = pc.index_in(labels, value_set=names).fill_null(-1)
+    return numbers.to_numpy(zero_copy_only=False).astype(np.int32), [
+        str(n) for n in names.to_pylist()
+    ]

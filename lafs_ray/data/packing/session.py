@@ -1,0 +1,457 @@
+"""A packing from its request to the finished set; who runs the tasks is the caller's choice.
+
+Memory: a task of pass 1 gathers a run, a task of pass 2 a block of a shard; each may take a third
+of `memory_bytes / workers`. On top come the program itself (about 200 MB a process), the index of
+the sources (24 bytes a record of `.rec`, about 50 a file) and, in pass 2, 150 bytes a record of a
+shard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from lafs_ray import __version__
+from lafs_ray.data import storage
+from lafs_ray.data.manifest import (
+    IDENTITIES,
+    LABEL,
+    LABELS,
+    MANIFEST,
+    ColourOrder,
+    Manifest,
+    read_manifest,
+)
+from lafs_ray.data.packing.folder import PackFolder, is_sound
+from lafs_ray.data.packing.images import ImageRules
+from lafs_ray.data.packing.lock import Lock, locked
+from lafs_ray.data.packing.runs import (
+    RunFooter,
+    Sorting,
+    gaps,
+    read_runs,
+    sort_piece,
+    too_many_bad,
+)
+from lafs_ray.data.packing.shuffle import Shuffle, shard_edges
+from lafs_ray.data.packing.sources import Source, open_source
+from lafs_ray.data.packing.writing import Merging, Written, file_digest, write_shard
+from lafs_ray.errors import DataError
+
+Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
+"""Runs `task(shared, item)` for every item, anywhere and in any order, and yields the results."""
+
+MIN_WORKER_BYTES = 32 << 20
+_MAX_LABELS = 1 << 24  # labels are float32 in the file
+_PIECES_PER_WORKER = 4
+_NAMED = 100
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What a user asks for.
+
+    Args:
+        sources: paths or URIs.
+        out: folder of the set.
+        num_shards: None: as many as make shards of `shard_bytes`.
+        shard_bytes: size of a shard, about.
+        seed: of the order.
+        colour_order: of the sources.
+        landmarks: list of landmarks for a folder of images.
+        rules: for images.
+        max_bad: records that may be left out.
+        memory_bytes: for the images in the memory of all workers together.
+        workers: tasks at a time; 0: in this process.
+        scratch: folder for temporary files.
+    """
+
+    sources: tuple[str, ...]
+    out: str
+    num_shards: int | None = None
+    shard_bytes: int = 1 << 30
+    seed: int = 0
+    colour_order: ColourOrder = "rgb"
+    landmarks: str | None = None
+    rules: ImageRules = field(default_factory=ImageRules)
+    max_bad: int = 100
+    memory_bytes: int = 2 << 30
+    workers: int = 0
+    scratch: str | None = None
+
+    @property
+    def task_bytes(self) -> int:
+        """Memory that the images of one task may take."""
+        return self.memory_bytes // max(self.workers, 1) // 3
+
+
+def run_here(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
+    """`Apply` in this process."""
+    return (task(shared, item) for item in items)
+
+
+def pack_faces(
+    options: PackOptions, apply: Apply = run_here, say: Callable[[str], object] = print
+) -> Manifest:
+    """Pack the sources, or continue where the same request was interrupted.
+
+    Raises:
+        DataError: an option is impossible; a source is missing or changes; the folder is in use or
+            holds another set; too many records are bad; the disk is full.
+    """
+    _check(options)
+    out = storage.absolute(options.out)
+    sources = _open_sources(options, out)
+    starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
+    num_records = int(starts[-1])
+    size = sum(source.size_bytes for source in sources)
+    num_shards = options.num_shards or max(math.ceil(size / options.shard_bytes), 1)
+    if num_shards > num_records:
+        found = f"{num_shards} shards of {num_records} images"
+        raise DataError("--shards", found=found, expected="an image a shard", fix="ask for fewer")
+    request = _request(options, sources, num_shards)
+    scratch = None if options.scratch is None else storage.absolute(options.scratch)
+    folder = PackFolder(out, request, num_shards, scratch)
+    say(f"{num_records} images, {size / 1e9:.2f} GB, to {num_shards} shards in {out}")
+    with locked(out) as lock:
+        folder.claim()
+        folder.sweep()
+        packing = _Packing(options, folder, sources, starts, request, apply, lock, say)
+        return packing.run()
+
+
+def _check(options: PackOptions) -> None:
+    limits = [
+        ("--seed", options.seed, 0, 2**63 - 1),
+        ("--shards", 1 if options.num_shards is None else options.num_shards, 1, 99_999),
+        ("--shard-size", options.shard_bytes, 1 << 10, 1 << 50),
+        ("--size", options.rules.size, 1, 10_000),
+        ("--quality", options.rules.quality, 1, 100),
+        ("--max-bad", options.max_bad, 0, 1 << 50),
+        ("--workers", options.workers, 0, 10_000),
+        ("--memory", options.memory_bytes, max(options.workers, 1) * MIN_WORKER_BYTES, 1 << 60),
+    ]
+    for name, value, low, high in limits:
+        if not low <= value <= high:
+            expected = f"{low} to {high}"
+            if name == "--memory":
+                expected = f"at least {low}: {MIN_WORKER_BYTES} bytes for each worker"
+            fix = f"choose another {name}"
+            raise DataError(name, found=str(value), expected=expected, fix=fix)
+
+
+def _open_sources(options: PackOptions, out: str) -> tuple[Source, ...]:
+    folders = [path for path in options.sources if storage.is_folder(storage.absolute(path))]
+    for path in folders:
+        inside = storage.absolute(path).rstrip("/") + "/"
+        if (out.rstrip("/") + "/").startswith(inside):
+            raise DataError(
+                options.out,
+                found=f"a place inside the source {path}",
+                expected="a folder outside of the sources",
+                fix="choose another folder for the set",
+            )
+    sources = tuple(open_source(path, options.landmarks) for path in options.sources)
+    is_aligned = any(getattr(source, "landmarks", None) is not None for source in sources)
+    if is_aligned and options.rules.size != 112:
+        found = f"{options.rules.size} with landmarks"
+        fix = "leave --size out"
+        raise DataError("--size", found=found, expected="112, where landmarks are put", fix=fix)
+    return sources
+
+
+def _request(options: PackOptions, sources: Sequence[Source], num_shards: int) -> dict[str, Any]:
+    """What decides the bytes of the set."""
+    described = [
+        {
+            "uri": source.uri,
+            "kind": source.kind,
+            "images": source.num_records,
+            "size_bytes": source.size_bytes,
+            "fingerprint": source.fingerprint,
+            "aligned_by_landmarks": getattr(source, "landmarks", None) is not None,
+        }
+        for source in sources
+    ]
+    request = {
+        "sources": described,
+        "seed": options.seed,
+        "num_shards": num_shards,
+        "colour_order": options.colour_order,
+        "images": asdict(options.rules),
+    }
+    return dict(json.loads(json.dumps(request)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Packing:
+    """The two passes and what comes after them."""
+
+    options: PackOptions
+    folder: PackFolder
+    sources: tuple[Source, ...]
+    starts: NDArray[np.int64]
+    request: dict[str, Any]
+    apply: Apply
+    lock: Lock
+    say: Callable[[str], object]
+
+    def run(self) -> Manifest:
+        kept = self._kept_shards()
+        uri = storage.join(self.folder.uri, MANIFEST)
+        if len(kept) == self.folder.num_shards and storage.exists(uri):
+            self.say(f"complete already: {len(kept)} shards, checksums compared")
+            # The manifest may stand while a kill came before the rest was cleared away.
+            self.folder.finish()
+            return read_manifest(uri)
+        missing = [shard for shard in range(self.folder.num_shards) if shard not in kept]
+        for shard in missing:
+            # A damaged one must not pass for sound while it waits for its turn.
+            storage.delete(storage.join(self.folder.uri, self.folder.name(shard)))
+        runs = self._sort(missing)
+        first_labels = self._first_labels(runs)
+        written = {**kept, **self._merge(runs, first_labels, missing)}
+        manifest = self._describe(runs, first_labels, [written[shard] for shard in sorted(written)])
+        self.folder.finish()
+        return manifest
+
+    def _kept_shards(self) -> dict[int, Written]:
+        recorded = {
+            written.shard: written
+            for written in self.folder.recorded()
+            if written.entry.name == self.folder.name(written.shard)
+        }
+        if not recorded:
+            return {}
+        found = self.apply(_look_at, (self.folder.uri, recorded), sorted(recorded))
+        kept = {shard: recorded[shard] for shard, is_good in found if is_good}
+        damaged = sorted(set(recorded) - set(kept))
+        if damaged:
+            names = ", ".join(self.folder.name(shard) for shard in damaged[:5])
+            self.say(f"{len(damaged)} shards differ from their checksums: {names}")
+        self.say(f"{len(kept)} finished shards kept")
+        return kept
+
+    def _sort(self, missing: Sequence[int]) -> tuple[RunFooter, ...]:
+        """Pass 1, as far as its runs are not there yet."""
+        total = int(self.starts[-1])
+        runs = read_runs(self.folder.scratch)
+        left = gaps(runs, total)
+        self._check_space(left, missing)
+        sorting = Sorting(
+            sources=self.sources,
+            starts=self.starts,
+            shuffle=Shuffle(total, self.options.seed),
+            edges=shard_edges(total, self.folder.num_shards),
+            rules=self.options.rules,
+            scratch=self.folder.scratch,
+            run_bytes=self.options.task_bytes,
+            max_bad=self.options.max_bad,
+        )
+        tell = _Progress(
+            "pass 1, sorted", total, sum(run.stop - run.first for run in runs), self.say
+        )
+        for footers in self.apply(sort_piece, sorting, self._pieces(left)):
+            self.lock.check()
+            runs += footers
+            tell.add(sum(run.stop - run.first for run in footers))
+            self._check_bad(runs, so_far=True)
+        self._check_bad(runs, so_far=False)
+        return tuple(sorted(runs, key=lambda run: run.first))
+
+    def _pieces(self, left: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Ranges of records small enough for a run each, and for every worker to have some."""
+        total = int(self.starts[-1])
+        size = sum(source.size_bytes for source in self.sources)
+        wanted = max(
+            math.ceil(size / self.options.task_bytes), _PIECES_PER_WORKER * self.options.workers, 1
+        )
+        step = max(math.ceil(total / wanted), 1)
+        return [
+            (begin, min(begin + step, stop))
+            for first, stop in left
+            for begin in range(first, stop, step)
+        ]
+
+    def _check_bad(self, runs: Sequence[RunFooter], *, so_far: bool) -> None:
+        count = sum(run.left_out for run in runs)
+        if count > self.options.max_bad:
+            named = _named(runs)[:10]
+            raise too_many_bad(count, self.options.max_bad, named, so_far=so_far)
+
+    def _check_space(self, left: Sequence[tuple[int, int]], missing: Sequence[int]) -> None:
+        """Refuse now what would fill the disk in an hour."""
+        encodes = self.options.rules.resize or any(
+            getattr(source, "landmarks", None) is not None for source in self.sources
+        )
+        if encodes or any(source.kind == "list" for source in self.sources):
+            return  # How large the images will be is not known.
+        size = sum(source.size_bytes for source in self.sources)
+        share = sum(stop - first for first, stop in left) / int(self.starts[-1])
+        needs = {self.folder.uri: size * len(missing) // self.folder.num_shards}
+        needs[self.folder.scratch] = int(size * share)
+        disks: dict[int, tuple[str, int]] = {}
+        for uri, needed in needs.items():
+            path = storage.local_path(uri)
+            if path is None:
+                continue
+            os.makedirs(path, exist_ok=True)
+            device = os.stat(path).st_dev
+            disks[device] = (path, disks.get(device, ("", 0))[1] + needed)
+        for path, needed in disks.values():
+            if (free := shutil.disk_usage(path).free) < needed:
+                raise DataError(
+                    path,
+                    found=f"{free / 1e9:.2f} GB free",
+                    expected=f"{needed / 1e9:.2f} GB: temporary runs and shards, each as large as "
+                    f"the {size / 1e9:.2f} GB of images",
+                    fix="free some space, or put temporary files elsewhere with --scratch",
+                )
+
+    def _first_labels(self, runs: Sequence[RunFooter]) -> list[int]:
+        """The first label of each source, then the number of all labels."""
+        first = [0]
+        for number, source in enumerate(self.sources):
+            highest = max((run.highest[number] for run in runs), default=-1)
+            first.append(first[-1] + max(source.num_identities or 0, highest + 1))
+        if first[-1] > _MAX_LABELS:
+            raise DataError(
+                "identities",
+                found=f"{first[-1]} in all sources",
+                expected=f"at most {_MAX_LABELS}: labels are float32 in the file",
+                fix="leave labels out, or pack fewer sources",
+            )
+        return first
+
+    def _merge(
+        self, runs: tuple[RunFooter, ...], first_labels: Sequence[int], missing: Sequence[int]
+    ) -> dict[int, Written]:
+        """Pass 2 for the shards that are missing."""
+        empty = [
+            shard
+            for shard in missing
+            if not sum(run.row_starts[shard + 1] - run.row_starts[shard] for run in runs)
+        ]
+        if empty:
+            raise DataError(
+                self.folder.name(empty[0]),
+                found="no sound image for it",
+                expected="at least one in every shard",
+                fix="mend the sources, or ask for fewer --shards",
+            )
+        merging = Merging(
+            out=self.folder.uri,
+            num_shards=self.folder.num_shards,
+            runs=runs,
+            starts=self.starts,
+            first_labels=tuple(first_labels[:-1]),
+            block_bytes=self.options.task_bytes,
+        )
+        done = self.folder.num_shards - len(missing)
+        tell = _Progress("pass 2, shards", self.folder.num_shards, done, self.say)
+        written = {}
+        for one in self.apply(write_shard, merging, missing):
+            self.lock.check()
+            self.folder.record(one)
+            written[one.shard] = one
+            tell.add(1)
+        return written
+
+    def _describe(
+        self, runs: Sequence[RunFooter], first_labels: Sequence[int], written: Sequence[Written]
+    ) -> Manifest:
+        """Write what stands beside the shards; the manifest last."""
+        labels = np.frombuffer(b"".join(one.labels for one in written), LABEL)
+        buffer = io.BytesIO()
+        np.save(buffer, labels)
+        size = self.options.rules.size
+        files = {
+            LABELS: buffer.getvalue(),
+            IDENTITIES: _identity_table(self.sources, first_labels, labels),
+            "property": f"{first_labels[-1]},{size},{size}".encode(),
+        }
+        for name, content in files.items():
+            with storage.atomic_write(storage.join(self.folder.uri, name)) as file:
+                file.write(content)
+        left_out = sum(run.left_out for run in runs)
+        manifest = Manifest(
+            images=len(labels),
+            identities=first_labels[-1],
+            unlabelled=int((labels < 0).sum()),
+            image_size=size,
+            colour_order=self.options.colour_order,
+            seed=self.options.seed,
+            left_out={"images": left_out, "first": _named(runs)},
+            encoded=sum(run.encoded for run in runs),
+            sources=tuple(
+                {**described, "first_label": first, "identities": after - first}
+                for described, first, after in zip(
+                    self.request["sources"], first_labels, first_labels[1:], strict=False
+                )
+            ),
+            request=self.request,
+            checksums={name: file_digest(storage.join(self.folder.uri, name)) for name in files},
+            shards=tuple(one.entry for one in written),
+            lafs_ray=__version__,
+        )
+        with storage.atomic_write(storage.join(self.folder.uri, MANIFEST)) as file:
+            file.write(manifest.as_json())
+        return manifest
+
+
+def _look_at(shared: tuple[str, dict[int, Written]], shard: int) -> tuple[int, bool]:
+    folder, recorded = shared
+    return shard, is_sound(folder, recorded[shard].entry)
+
+
+def _named(runs: Sequence[RunFooter]) -> list[str]:
+    in_order = sorted(runs, key=lambda run: run.first)
+    return [line for run in in_order for line in run.named][:_NAMED]
+
+
+def _identity_table(
+    sources: Sequence[Source], first_labels: Sequence[int], labels: NDArray[np.int32]
+) -> bytes:
+    """CSV: what each label of the set stands for, and how many images it has."""
+    total = first_labels[-1]
+    uris: list[str] = []
+    names: list[str] = []
+    for source, first, after in zip(sources, first_labels, first_labels[1:], strict=False):
+        uris += [source.uri] * (after - first)
+        names += source.names if source.names is not None else map(str, range(after - first))
+    columns = {
+        "label": np.arange(total),
+        "source": pa.array(uris, pa.string()),
+        "name": pa.array(names, pa.string()),
+        "images": np.bincount(labels[labels >= 0], minlength=total),
+    }
+    buffer = io.BytesIO()
+    csv.write_csv(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+class _Progress:
+    """Says about every tenth of the work how far it is."""
+
+    def __init__(self, what: str, total: int, done: int, say: Callable[[str], object]) -> None:
+        self._what, self._total, self._done, self._say = what, total, done, say
+        self._before, self._start = done, time.perf_counter()
+
+    def add(self, count: int) -> None:
+        tenth = self._done * 10 // self._total
+        self._done += count
+        if self._done * 10 // self._total > tenth:
+            rate = (self._done - self._before) / max(time.perf_counter() - self._start, 1e-9)
+            self._say(f"{self._what} {self._done}/{self._total}, {rate:.0f}/s")

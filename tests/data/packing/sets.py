@@ -1,0 +1,60 @@
+"""Sources to pack, and what can be asked of a packed folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lafs_ray.data.faces import open_faces
+from lafs_ray.data.manifest import Manifest
+from lafs_ray.data.packing.session import Apply, PackOptions, pack_faces, run_here
+from lafs_ray.data.recordio import Header, RecordWriter, pack
+from tests.training.faces import face_jpegs
+
+
+def packed(
+    sources: Sequence[Path | str], out: Path, apply: Apply = run_here, **options: Any
+) -> Manifest:
+    """Pack without a word, in this process unless told otherwise."""
+    named = PackOptions(tuple(map(str, sources)), str(out), **options)
+    return pack_faces(named, apply, say=lambda _: None)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def write_folder(folder: Path, classes: dict[str, int], ending: str = ".jpg") -> None:
+    """Images in subfolders: {name of the class: number of images}."""
+    jpegs = iter(face_jpegs(sum(classes.values()), seed=3))
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (folder / name / f"{number}{ending}").write_bytes(next(jpegs))
+
+
+def write_plain(path: Path, labels: Sequence[float], images: Sequence[bytes]) -> None:
+    """A plain `.rec` with an index."""
+    with RecordWriter(str(path)) as writer:
+        for key, (label, image) in enumerate(zip(labels, images, strict=True)):
+            writer.write(key, pack(Header(0, label, key), image))
+
+
+def images_by_label(path: Path | str) -> dict[int, list[bytes]]:
+    """The images of each label, sorted."""
+    faces = open_faces(str(path))
+    rows, result = faces.read(np.arange(faces.num_images)), {}
+    assert not any(rows.errors)
+    for label, image in zip(rows.label.tolist(), rows.images, strict=True):
+        result.setdefault(label, []).append(image)
+    return {label: sorted(images) for label, images in sorted(result.items())}
+
+
+def names_below(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files included."""
+    return sorted(os.listdir(folder))

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from lafs_ray.data.align import POSITIONS_PX
+from lafs_ray.data.packing.images import ImageRules, fit_image, image_size
+from lafs_ray.errors import DataError
+from tests.training.faces import NO_IMAGE, face_jpegs, pixels_of
+
+RULES = ImageRules()
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    return bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+@pytest.mark.parametrize("size", [(112, 112), (250, 130), (1, 1)])
+def test_image_size__equals_the_decoded_size(size: tuple[int, int]) -> None:
+    """Width and height from the header of baseline and progressive JPEGs, and of PNGs."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    progressive = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    for data in (face_jpegs(1, size=size)[0], progressive, as_png(pixels)):
+        assert image_size(data) == size
+        assert image_size(data[:12]) is None
+    assert image_size(b"GIF89a" + bytes(40)) is None
+
+
+def test_fit_image__keeps_the_bytes_of_the_right_size() -> None:
+    """Neither JPEG nor PNG is encoded anew, checked or not."""
+    jpeg = face_jpegs(1)[0]
+    for data in (jpeg, as_png(pixels_of(jpeg))):
+        assert fit_image(data, RULES, None) == (data, False)
+        assert fit_image(data, ImageRules(check=True), None) == (data, False)
+
+
+def test_fit_image__another_size() -> None:
+    """Another size is refused unless it may be resized, and is square."""
+    large, wide = face_jpegs(1, size=(224, 224))[0], face_jpegs(1, size=(112, 96))[0]
+    with pytest.raises(DataError) as raised:
+        fit_image(large, RULES, None)
+    assert (raised.value.found, raised.value.expected) == ("224x224", "a JPEG or PNG of 112x112")
+    data, encoded = fit_image(large, ImageRules(resize=True), None)
+    assert encoded
+    expected = cv2.resize(pixels_of(large), (112, 112), interpolation=cv2.INTER_AREA)
+    # JPEG at quality 95 moves a smooth picture by less than a level or two.
+    assert np.abs(pixels_of(data).astype(int) - expected).mean() < 2
+    with pytest.raises(DataError, match="112x96, not square"):
+        fit_image(wide, ImageRules(resize=True), None)
+
+
+@pytest.mark.parametrize("data", [b"", b"text", face_jpegs(1)[0][:400]])
+def test_fit_image__no_image(data: bytes) -> None:
+    """What is no image is refused without being decoded whole."""
+    with pytest.raises(DataError, match="image"):
+        fit_image(data, RULES, None)
+
+
+def test_fit_image__damage_that_only_decoding_shows() -> None:
+    """A JPEG with a right header and nothing behind it passes, unless every image is checked."""
+    head = face_jpegs(1)[0]
+    end = head.index(b"\xff\xda")
+    data = head[: head.index(b"\xff\xc4")] + b"\xff\xd9"
+    assert end > len(data) - 2
+    assert fit_image(data, RULES, None) == (data, False)
+    with pytest.raises(DataError, match="do not decode"):
+        fit_image(data, ImageRules(check=True), None)
+    assert image_size(NO_IMAGE) is None
+
+
+def test_fit_image__aligned() -> None:
+    """Five landmarks bring a turned face to insightface's positions, in the file's colour order."""
+    face = pixels_of(face_jpegs(1)[0])
+    turn = cv2.getRotationMatrix2D((60.0, 50.0), 20.0, 1.7)
+    turn[:, 2] += 70, 60
+    picture = as_png(cv2.warpAffine(face, turn, (300, 280))[..., ::-1])
+    landmarks = POSITIONS_PX @ turn[:, :2].T + turn[:, 2]
+    data, encoded = fit_image(picture, ImageRules(quality=100), landmarks)
+    assert encoded
+    assert image_size(data) == (112, 112)
+    inner = np.abs(pixels_of(data).astype(int) - face)[8:-8, 8:-8]
+    # Two bilinear interpolations of a smooth picture and JPEG's halved chroma.
+    assert inner.mean() < 3

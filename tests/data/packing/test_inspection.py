@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from lafs_ray.data.packing.inspection import colour_vote, inspect_faces
+from lafs_ray.data.synthetic import write_faces
+from tests.data.packing.sets import packed, write_plain
+from tests.training.faces import NO_IMAGE, break_frame, face_jpegs, write_face_set
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def said_of(path: Path, sheet: Path, *, every: bool = False) -> dict[str, str]:
+    """What is said, by the word that begins the line."""
+    lines: list[str] = []
+    inspect_faces(str(path), sheet=str(sheet), every=every, say=lines.append)
+    return {line[:19].strip(): line[19:] for line in lines[1:]}
+
+
+def test_inspect__insightface_layout(tmp_path: Path) -> None:
+    """Counts, order, sizes and colour order of a set sorted by identity; the sheet shows it."""
+    write_faces(str(tmp_path), num_identities=6, images_per_identity=4, seed=0)
+    said = said_of(tmp_path / "train.rec", tmp_path / "sheet.png")
+    assert said["layout"] == "insightface (1)"
+    assert said["images"] == "24"
+    assert said["identities"] == "6 with images, 6 listed"
+    assert said["labels"] == "0 to 5"
+    assert said["images an identity"].startswith("min 4, 5 % 4")
+    assert said["order"].startswith("ordered by identity: pack it (78.3% of neighbours")
+    assert said["sizes"] == "112x112 (24) in all"
+    assert said["formats"] == "JPEG (24) in all"
+    assert said["bad records"] == "0 in all"
+    assert said["colour order"].startswith("likely rgb, confidence 100% of ")
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape == (6 * 112, 12 * 112, 3)
+    assert sheet[:, : 4 * 112].mean() > 30
+    assert (sheet[:, 4 * 112 :] == 0).all()
+
+
+def test_inspect__swapped_channels(tmp_path: Path) -> None:
+    """The same faces with red and blue swapped before encoding are told as bgr."""
+    write_faces(str(tmp_path), num_identities=5, images_per_identity=4, seed=0)
+    from lafs_ray.data.faces import decode_image, open_faces
+
+    rows = open_faces(str(tmp_path / "train.rec")).read(np.arange(20))
+    swapped = [
+        cv2.imencode(".png", decode_image(data, colour_order="rgb"))[1].tobytes()
+        for data in rows.images
+    ]
+    write_plain(tmp_path / "bgr.rec", rows.label.tolist(), swapped)
+    said = said_of(tmp_path / "bgr.rec", tmp_path / "sheet.png")
+    assert said["colour order"].startswith("likely bgr, confidence 100% of ")
+    assert said["layout"] == "plain (1)"
+    assert said["identities"] == "5 with images, not listed"
+    assert said["formats"] == "PNG (20) in all"
+
+
+def test_inspect__packed_and_damaged(tmp_path: Path, face_set_path: str) -> None:
+    """A packed set is shuffled and knows its colour order; bad records are named."""
+    packed([face_set_path], tmp_path / "set", num_shards=2)
+    said = said_of(tmp_path / "set", tmp_path / "sheet.png")
+    assert said["layout"] == "packed (2)"
+    assert said["identities"] == "12 with images, 12 listed"
+    assert said["order"].startswith("shuffled (")
+    assert said["manifest"] == "rgb"
+    write_face_set(tmp_path / "bad.rec", replaced={7: NO_IMAGE})
+    break_frame(tmp_path / "bad.rec", 5)
+    lines: list[str] = []
+    inspect_faces(
+        str(tmp_path / "bad.rec"), sheet=str(tmp_path / "s.png"), every=True, say=lines.append
+    )
+    first = lines.index("bad records        2 in all")
+    assert "bad.rec, key 6 at offset" in lines[first + 1]
+    assert "bad.rec, key 8: found" in lines[first + 2]
+
+
+def test_inspect__without_labels(tmp_path: Path) -> None:
+    """Faces of nobody in particular: no range of labels, and a sheet from everywhere."""
+    write_plain(tmp_path / "data.rec", [-1.0] * 30, face_jpegs(30))
+    said = said_of(tmp_path / "data.rec", tmp_path / "sheet.png")
+    assert said["without label"] == "30"
+    assert "labels" not in said
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape == (3 * 112, 12 * 112, 3)
+
+
+def test_inspect__mxnet_file(tmp_path: Path) -> None:
+    """A file that mxnet wrote."""
+    shutil.copytree(GOLDEN / "h3_insightface_rec", tmp_path / "set")
+    said = said_of(tmp_path / "set" / "train.rec", tmp_path / "sheet.png")
+    assert (said["images"], said["identities"]) == ("10", "4 with images, 4 listed")
+
+
+@pytest.mark.parametrize(
+    ("colour", "vote"),
+    [((224, 172, 150), 1), ((90, 60, 40), 1), ((40, 60, 90), -1), ((128, 128, 128), 0)],
+)
+def test_colour_vote(colour: tuple[int, int, int], vote: int) -> None:
+    """Light and dark skin vote for the order they are seen in; grey does not vote."""
+    assert colour_vote(np.full((112, 112, 3), colour, np.uint8)) == vote
