@@ -6,7 +6,8 @@ The set is ordered by identity, as sets come: a hundred generated faces, repeate
 Prints the time of each way as a ratio to a sequential copy of the `.rec` (read 8 MiB, write, fsync)
 in the same run, the peak of memory, and how many different identities a batch holds: of the set
 unpacked, packed, and of a perfect shuffle. Seconds of the processor are told beside those of the
-clock, which other work on the machine stretches. Temporary files take five times the set.
+clock, which other work on the machine stretches. Temporary files take five times the set. Linux
+only (/proc).
 """
 
 from __future__ import annotations
@@ -89,12 +90,17 @@ def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
 def peak_mb(source: str, out: str, memory: str) -> float:
     """Peak of memory of a process that packs, above one that has only imported what it needs."""
     lines = [
-        "import resource, sys",
+        "import re, sys",
+        "from pathlib import Path",
         "from lafs_ray.data.packing.session import PackOptions, pack_faces",
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+        # Not getrusage: a child's mark there begins with its parent's.
+        "def peak():",
+        "    status = Path('/proc/self/status').read_text()",
+        "    return int(re.search(r'VmHWM:\\s+(\\d+)', status)[1])",
+        "before = peak()",
         "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
         "pack_faces(options, say=lambda _: None)",
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)",
+        "print(peak() - before)",
     ]
     command = [sys.executable, "-c", "\n".join(lines), source, out, memory]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """A packing from its request to the finished set; who runs the tasks is the caller's choice.
 
 Memory: a task of pass 1 gathers a run, a task of pass 2 a block of a shard; each may take a third
-of `memory_bytes / workers`. On top come the program itself (about 200 MB a process), the index of
+of `memory_bytes / workers`. On top come the program itself (about 300 MB a process), the index of
 the sources (24 bytes a record of `.rec`, about 50 a file) and, in pass 2, 150 bytes a record of a
 shard.
 """
