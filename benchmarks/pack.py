@@ -30,7 +30,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lafs_ray.data.faces import FaceSet, open_faces
-from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.plan import OrderPlan, rank_batches
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.data.synthetic import encode_face, sample_identity, sample_nuisance
@@ -92,7 +93,8 @@ def peak_mb(source: str, out: str, memory: str) -> float:
     lines = [
         "import re, sys",
         "from pathlib import Path",
-        "from lafs_ray.data.packing.session import PackOptions, pack_faces",
+        "from lafs_ray.data.packing.options import PackOptions",
+        "from lafs_ray.data.packing.session import pack_faces",
         # Not getrusage: a child's mark there begins with its parent's.
         "def peak():",
         "    status = Path('/proc/self/status').read_text()",

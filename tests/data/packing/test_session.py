@@ -20,7 +20,8 @@ from lafs_ray.data.faces import open_faces
 from lafs_ray.data.manifest import read_manifest
 from lafs_ray.data.packing import session
 from lafs_ray.data.packing.images import ImageRules, image_size
-from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import (
     content,
@@ -240,7 +241,8 @@ def test_pack__finished_shards_are_kept_and_damaged_ones_written_anew(
 KILLS_ITSELF = """
 import os, signal, sys
 from lafs_ray.data.packing import session
-from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import pack_faces
 real, PackOptions.task_bytes = session.write_shard, 30_000
 def write_shard(merging, shard):
     if shard == 1:
@@ -425,7 +427,8 @@ def test_open_faces__an_incomplete_or_foreign_copy_of_a_set(
 MEASURES_ITSELF = """
 import re, sys
 from pathlib import Path
-from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import pack_faces
 for source in sys.argv[1:]:
     pack_faces(PackOptions((source,), source + ".set", num_shards=2, memory_bytes=32 << 20))
     print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
