@@ -6,7 +6,8 @@ The set is ordered by identity, as sets come: a hundred generated faces, repeate
 Prints the time of each way as a ratio to a sequential copy of the `.rec` (read 8 MiB, write, fsync)
 in the same run, the peak of memory, and how many different identities a batch holds: of the set
 unpacked, packed, and of a perfect shuffle. Seconds of the processor are told beside those of the
-clock, which other work on the machine stretches. Temporary files take five times the set.
+clock, which other work on the machine stretches. Temporary files take five times the set. Linux
+only (/proc).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lafs_ray.data.faces import FaceSet, open_faces
-from lafs_ray.data.packing.session import PackOptions, pack_faces
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.plan import OrderPlan, rank_batches
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.data.synthetic import encode_face, sample_identity, sample_nuisance
@@ -89,12 +91,18 @@ def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
 def peak_mb(source: str, out: str, memory: str) -> float:
     """Peak of memory of a process that packs, above one that has only imported what it needs."""
     lines = [
-        "import resource, sys",
-        "from lafs_ray.data.packing.session import PackOptions, pack_faces",
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+        "import re, sys",
+        "from pathlib import Path",
+        "from lafs_ray.data.packing.options import PackOptions",
+        "from lafs_ray.data.packing.session import pack_faces",
+        # Not getrusage: a child's mark there begins with its parent's.
+        "def peak():",
+        "    status = Path('/proc/self/status').read_text()",
+        "    return int(re.search(r'VmHWM:\\s+(\\d+)', status)[1])",
+        "before = peak()",
         "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
         "pack_faces(options, say=lambda _: None)",
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)",
+        "print(peak() - before)",
     ]
     command = [sys.executable, "-c", "\n".join(lines), source, out, memory]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.inspection import inspect_faces
-from lafs_ray.data.packing.session import Apply, PackOptions, pack_faces, run_here
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import Apply, pack_faces, run_here
 from lafs_ray.data.packing.verification import verify_set
 from lafs_ray.errors import ConfigError
 

@@ -1,10 +1,4 @@
-"""A packing from its request to the finished set; who runs the tasks is the caller's choice.
-
-Memory: a task of pass 1 gathers a run, a task of pass 2 a block of a shard; each may take a third
-of `memory_bytes / workers`. On top come the program itself (about 200 MB a process), the index of
-the sources (24 bytes a record of `.rec`, about 50 a file) and, in pass 2, 150 bytes a record of a
-shard.
-"""
+"""A packing from its request to the finished set; who runs the tasks is the caller's choice."""
 
 from __future__ import annotations
 
@@ -15,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,13 +24,12 @@ from lafs_ray.data.manifest import (
     LABEL,
     LABELS,
     MANIFEST,
-    ColourOrder,
     Manifest,
     read_manifest,
 )
 from lafs_ray.data.packing.folder import PackFolder, is_sound
-from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.lock import Lock, locked
+from lafs_ray.data.packing.options import PackOptions, check_options
 from lafs_ray.data.packing.runs import (
     RunFooter,
     Sorting,
@@ -53,48 +46,9 @@ from lafs_ray.errors import DataError
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 """Runs `task(shared, item)` for every item, anywhere and in any order, and yields the results."""
 
-MIN_WORKER_BYTES = 32 << 20
 _MAX_LABELS = 1 << 24  # labels are float32 in the file
 _PIECES_PER_WORKER = 4
 _NAMED = 100
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """What a user asks for.
-
-    Args:
-        sources: paths or URIs.
-        out: folder of the set.
-        num_shards: None: as many as make shards of `shard_bytes`.
-        shard_bytes: size of a shard, about.
-        seed: of the order.
-        colour_order: of the sources.
-        landmarks: list of landmarks for a folder of images.
-        rules: for images.
-        max_bad: records that may be left out.
-        memory_bytes: for the images in the memory of all workers together.
-        workers: tasks at a time; 0: in this process.
-        scratch: folder for temporary files.
-    """
-
-    sources: tuple[str, ...]
-    out: str
-    num_shards: int | None = None
-    shard_bytes: int = 1 << 30
-    seed: int = 0
-    colour_order: ColourOrder = "rgb"
-    landmarks: str | None = None
-    rules: ImageRules = field(default_factory=ImageRules)
-    max_bad: int = 100
-    memory_bytes: int = 2 << 30
-    workers: int = 0
-    scratch: str | None = None
-
-    @property
-    def task_bytes(self) -> int:
-        """Memory that the images of one task may take."""
-        return self.memory_bytes // max(self.workers, 1) // 3
 
 
 def run_here(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
@@ -111,7 +65,7 @@ def pack_faces(
         DataError: an option is impossible; a source is missing or changes; the folder is in use or
             holds another set; too many records are bad; the disk is full.
     """
-    _check(options)
+    check_options(options)
     out = storage.absolute(options.out)
     sources = _open_sources(options, out)
     starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
@@ -130,26 +84,6 @@ def pack_faces(
         folder.sweep()
         packing = _Packing(options, folder, sources, starts, request, apply, lock, say)
         return packing.run()
-
-
-def _check(options: PackOptions) -> None:
-    limits = [
-        ("--seed", options.seed, 0, 2**63 - 1),
-        ("--shards", 1 if options.num_shards is None else options.num_shards, 1, 99_999),
-        ("--shard-size", options.shard_bytes, 1 << 10, 1 << 50),
-        ("--size", options.rules.size, 1, 10_000),
-        ("--quality", options.rules.quality, 1, 100),
-        ("--max-bad", options.max_bad, 0, 1 << 50),
-        ("--workers", options.workers, 0, 10_000),
-        ("--memory", options.memory_bytes, max(options.workers, 1) * MIN_WORKER_BYTES, 1 << 60),
-    ]
-    for name, value, low, high in limits:
-        if not low <= value <= high:
-            expected = f"{low} to {high}"
-            if name == "--memory":
-                expected = f"at least {low}: {MIN_WORKER_BYTES} bytes for each worker"
-            fix = f"choose another {name}"
-            raise DataError(name, found=str(value), expected=expected, fix=fix)
 
 
 def _open_sources(options: PackOptions, out: str) -> tuple[Source, ...]:

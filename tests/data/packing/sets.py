@@ -11,7 +11,8 @@ import numpy as np
 
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.manifest import Manifest
-from lafs_ray.data.packing.session import Apply, PackOptions, pack_faces, run_here
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import Apply, pack_faces, run_here
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from tests.training.faces import face_jpegs
 
