@@ -41,3 +41,11 @@ def test_step__equal_to_the_plain_step_and_ratio_printed() -> None:
     assert re.search(
         r"^step, from tokens: .* images/s, .*: ratio \d+\.\d\d$", printed, re.MULTILINE
     )
+
+
+def test_partial_fc__same_loss_and_ratios_printed() -> None:
+    """Partial FC on one and two processes has the dense head's loss, and a line for each side."""
+    printed = output("partial_fc.py", "--classes", "3000", "--width", "16", "--repeats", "1")
+    assert "First losses at r = 1 equal the dense one" in printed
+    for side in ("dense", "Partial FC, r = 0.1", "Partial FC, r = 1, each of 2"):
+        assert re.search(rf"^{side} +\d+ +\d+\.\d\d +\d+ +\d+ +\d+\.\d\d$", printed, re.M), printed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -119,6 +119,24 @@ class FaceSet:
             errors=[error for _, _, error in rows],
         )
 
+    def subset(self, index: NDArray[np.int64]) -> FaceSet:
+        """The set of these images alone, numbered anew; identities stay those of the whole set.
+
+        Args:
+            index: image numbers, ascending, int64 [n].
+        """
+        assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(index).data)
+        return replace(
+            self,
+            shard_starts=np.searchsorted(index, self.shard_starts).astype(np.int64),
+            offsets=self.offsets[index],
+            sizes=self.sizes[index],
+            keys=self.keys[index],
+            fingerprint=digest.hexdigest(),
+        )
+
     def _check_unchanged(self, shard: int) -> None:
         uri, expected = self.shard_uris[shard], self.shard_sizes[shard]
         if (size := storage.file_size(uri)) != expected:
@@ -185,7 +203,7 @@ def open_faces(path: str) -> FaceSet:
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:
-        name = shard.uri.partition("?")[0].rpartition("/")[2]
+        name = storage.file_name(shard.uri)
         digest.update(f"{name} {shard.size_bytes} {len(shard.keys)}\n".encode())
         for column in (shard.offsets, shard.sizes, shard.keys):
             digest.update(np.ascontiguousarray(column).data)
@@ -206,7 +224,7 @@ def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def decode_image(
-    data: bytes, *, colour_order: Literal["rgb", "bgr"], size: int = 112
+    data: bytes, *, colour_order: Literal["rgb", "bgr"], size: int | None = 112
 ) -> NDArray[np.uint8]:
     """The pixels of an encoded face, RGB, uint8 [size, size, 3]; grey becomes three channels.
 
@@ -214,12 +232,12 @@ def decode_image(
         data: a JPEG or PNG.
         colour_order: what decoding the *file* gives: `rgb` for insightface's, `bgr` for those whose
             channels were swapped before encoding (METHOD.md, "Colour order").
-        size: side in pixels that the face must have.
+        size: side in pixels that the face must have; None takes any picture.
 
     Raises:
         DataError: the data is no image, is cut short, or has another size.
     """
-    expected = f"a JPEG or PNG of {size}x{size}"
+    expected = "a JPEG or PNG" if size is None else f"a JPEG or PNG of {size}x{size}"
     # OpenCV 4 fills the missing part of a JPEG with grey; a scan cannot contain the end marker.
     cut_short = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data
     if cut_short or not data:
@@ -234,7 +252,7 @@ def decode_image(
         found = f"{len(data)} bytes that begin with 0x{data[:4].hex()} and do not decode"
         fix = "pack the image anew from its source"
         raise DataError("image", found=found, expected=expected, fix=fix)
-    if pixels.shape[:2] != (size, size):
+    if size is not None and pixels.shape[:2] != (size, size):
         found = f"{pixels.shape[1]}x{pixels.shape[0]}"
         fix = f"align the faces and resize them to {size}x{size} before packing"
         raise DataError("image", found=found, expected=expected, fix=fix)

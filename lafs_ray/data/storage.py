@@ -88,6 +88,11 @@ def exists(uri: str) -> bool:
     return bool(_info(uri).type != fs.FileType.NotFound)
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder is there."""
+    return bool(_info(uri).type == fs.FileType.Directory)
+
+
 def file_size(uri: str) -> int:
     """Size of a file in bytes.
 
@@ -105,6 +110,11 @@ def join(base: str, *parts: str) -> str:
     """A path below `base`; a URI keeps its query (`s3://b/dir?region=…`) at the end."""
     head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
     return "/".join([head.rstrip("/"), *parts]) + mark + query
+
+
+def file_name(uri: str) -> str:
+    """The last part of a path or URI, without a URI's query."""
+    return (uri.partition("?")[0] if is_uri(uri) else uri).rpartition("/")[2]
 
 
 def replace_suffix(uri: str, old: str, new: str) -> str:
@@ -309,9 +319,48 @@ def read_bytes(uri: str) -> bytes:
         return bytes(file.read())
 
 
-def list_names(folder: str) -> list[str]:
-    """Sorted names of the files directly in a folder; none where there is no folder."""
-    return _names_below(folder, recursive=False) if exists(folder) else []
+def require_absent(uri: str) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        DataError: there is a file or folder.
+    """
+    if exists(uri):
+        raise DataError(
+            uri,
+            found="a file of that name",
+            expected="a name that is free",
+            fix="choose another name, or add --force to replace it",
+        )
+
+
+@contextlib.contextmanager
+def local_file(uri: str) -> Iterator[str]:
+    """A path of this machine's disk with a file's content, for libraries that know only paths.
+
+    A file of an object store is copied to a temporary folder first, under its own name.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    if (path := local_path(uri)) is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, file_name(uri))
+        with open(copy, "wb") as target, open_input(uri) as source:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+        yield copy
+
+
+def list_names(folder: str, *, recursive: bool = False) -> list[str]:
+    """Sorted names of the files directly in a folder; none where there is no folder.
+
+    Args:
+        folder: a path or URI.
+        recursive: also files in the folders below, as paths relative to this one.
+    """
+    return _names_below(folder, recursive=recursive) if exists(folder) else []
 
 
 def delete(uri: str) -> None:

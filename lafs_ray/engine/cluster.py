@@ -9,10 +9,12 @@ Ours: resuming does not rely on Ray's record of checkpoints, which a kill can le
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.config.sections import Job
+from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.session import JobInputs, run_rank
 
@@ -51,6 +54,7 @@ class Relay:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._saved: list[int] = []
         self._mistake: UserError | None = None
 
     def say(self, line: str) -> None:
@@ -61,6 +65,15 @@ class Relay:
         """Lines since the last call."""
         lines, self._lines = self._lines, []
         return lines
+
+    def saved(self, step: int) -> None:
+        """Keep the step of a checkpoint for the driver."""
+        self._saved.append(step)
+
+    def drain_saved(self) -> list[int]:
+        """Steps of checkpoints since the last call."""
+        steps, self._saved = self._saved, []
+        return steps
 
     def fail(self, mistake: UserError) -> None:
         """Keep a mistake that no restart can mend."""
@@ -83,7 +96,8 @@ def run_on_ray(inputs: JobInputs) -> None:
     connect(config)
     relay = ray.remote(num_cpus=0)(Relay).remote()
     printing = threading.Event()
-    printer = threading.Thread(target=_print_lines, args=(relay, printing), daemon=True)
+    probes = Probes(inputs, _judge_on_ray(config), _say) if config.probe.enabled else None
+    printer = threading.Thread(target=_follow, args=(relay, probes, printing), daemon=True)
     printer.start()
     try:
         _trainer(inputs, relay).fit()
@@ -98,6 +112,8 @@ def run_on_ray(inputs: JobInputs) -> None:
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
+    if probes is not None:
+        probes.finish()
 
 
 def connect(config: Job) -> None:
@@ -106,12 +122,30 @@ def connect(config: Job) -> None:
     Raises:
         ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
     """
+    workers = config.compute.workers if config.compute.device == "cuda" else 0
+    probes = int(config.probe.enabled and config.probe.device == "cuda")
+    gpu_arithmetic = f"compute.workers = {workers}" + (" + 1 for probe.device=cuda" * probes)
+    join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
+
+
+def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic: str = "") -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Args:
+        cpus: that will be reserved.
+        cpu_arithmetic: how they came about, for the message.
+        gpus: that will be reserved.
+        gpu_arithmetic: how they came about.
+
+    Raises:
+        ConfigError: the cluster has fewer.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         on_cluster = "RAY_ADDRESS" in os.environ
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
-        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, _whole(config))}
+        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
         ray.init(
             address=None if on_cluster else "local",
             logging_level="error",
@@ -119,14 +153,9 @@ def connect(config: Job) -> None:
             **local,
         )
     have = ray.cluster_resources()
-    _check_enough("CPU", needed_cpus(config), have.get("CPU", 0.0), _arithmetic(config))
-    if config.compute.device == "cuda":
-        workers = config.compute.workers
-        _check_enough("GPU", workers, have.get("GPU", 0.0), f"compute.workers = {workers}")
-
-
-def _whole(config: Job) -> int:
-    return int(needed_cpus(config) + 0.999)
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
 
 
 def _arithmetic(config: Job) -> str:
@@ -135,6 +164,7 @@ def _arithmetic(config: Job) -> str:
         f"{compute.workers} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
         f"{ingest.cpus_per_actor:g} + 1 for reading)"
+        + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")
     )
 
 
@@ -180,13 +210,48 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     )
 
 
-def _print_lines(relay: Any, stop: threading.Event) -> None:
+def _follow(relay: Any, probes: Probes | None, stop: threading.Event) -> None:
+    """Print what the workers say, and judge the checkpoints that they write, until they end."""
+    if probes is not None:
+        probes.catch_up()
     while True:
         last = stop.wait(_RELAY_POLL_S)
         for line in ray.get(relay.drain.remote()):
-            print(line, flush=True)  # noqa: T201
+            _say(line)
+        if probes is not None:
+            for step in ray.get(relay.drain_saved.remote()):
+                probes.saved(step)
+            probes.collect()
         if last:
             return
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+def _judge_on_ray(config: Job) -> Judge:
+    """Each probe is a task of its own."""
+    probe = config.probe
+    paths = {
+        name: None if path is None else storage.absolute(path)
+        for name, path in (("pairs", probe.pairs), ("identities", probe.identities))
+    }
+    probe = probe.model_copy(update=paths)
+    task = ray.remote(num_cpus=probe.cpus, num_gpus=int(probe.device == "cuda"), max_retries=0)(
+        _judge_task
+    )
+
+    def judge(uri: str) -> Future[dict[str, float]]:
+        future: Future[dict[str, float]] = task.remote(uri, probe).future()
+        return future
+
+    return judge
+
+
+def _judge_task(uri: str, probe: Probe) -> dict[str, float]:
+    torch.set_num_threads(probe.cpus)
+    return judge_checkpoint(uri, probe, probe.device)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -222,10 +287,16 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         rank=rank,
         wrap=wrap,
         say=lambda line: relay.say.remote(line),
-        after_save=lambda line: _tell_ray(line, inputs, rank),
+        after_save=lambda line: _after_save(line, inputs, rank, relay),
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def _after_save(line: dict[str, Any], inputs: JobInputs, rank: int, relay: Any) -> None:
+    if rank == 0:
+        relay.saved.remote(line["step"])
+    _tell_ray(line, inputs, rank)
 
 
 def _tell_ray(line: dict[str, Any], inputs: JobInputs, rank: int) -> None:

@@ -8,9 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lafs_ray.errors import UserError
 
+_CONTINUES = "interrupted; the same command continues from the last checkpoint"
 
-def run(main: Callable[[Sequence[str]], None]) -> int:
+
+def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) -> int:
     """Run a job's main function on the command line's arguments.
+
+    Args:
+        main: the job.
+        interrupted: what Ctrl-C leaves behind, in a line for people.
 
     Returns:
         The exit code: 0 success, 2 a mistake of the user's (printed without traceback), 130 Ctrl-C.
@@ -20,7 +26,7 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)  # noqa: T201
+        print(interrupted, file=sys.stderr)  # noqa: T201
         return 130
     except Exception as error:
         mistake = find_user_error(error)
