@@ -7,6 +7,7 @@ many are too many.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -17,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio, storage
+from lafs_ray.data.image_size import stated_size
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
 _SAMPLED_IDENTITIES = 64
 _ROWS_PER_READ = 4096
+# 400 MB once decoded; a file of a few bytes may state ten times as much.
+_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,21 +248,30 @@ def decode_image(
         found = f"{len(data)} bytes of a JPEG that is cut short" if data else "0 bytes"
         fix = "pack the image anew from its source"
         raise DataError("image", found=found, expected=expected, fix=fix)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # For instance an image that claims to have 2^31 pixels.
-        pixels = None
+    stated = stated_size(data)
+    if stated and (stated[0] * stated[1] > _MAX_PIXELS if size is None else stated != (size, size)):
+        raise _wrong_size(stated, size, expected)
+    pixels = None
+    if stated:
+        # An exception, for instance where a second header contradicts the first.
+        with contextlib.suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         found = f"{len(data)} bytes that begin with 0x{data[:4].hex()} and do not decode"
         fix = "pack the image anew from its source"
         raise DataError("image", found=found, expected=expected, fix=fix)
     if size is not None and pixels.shape[:2] != (size, size):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        fix = f"align the faces and resize them to {size}x{size} before packing"
-        raise DataError("image", found=found, expected=expected, fix=fix)
+        raise _wrong_size((pixels.shape[1], pixels.shape[0]), size, expected)
     # OpenCV decodes to BGR, which undoes the swap of a `bgr` file by itself.
     assert colour_order in ("rgb", "bgr"), colour_order
     rgb: NDArray[np.uint8] = (
         pixels if colour_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     )
     return rgb
+
+
+def _wrong_size(found: tuple[int, int], size: int | None, expected: str) -> DataError:
+    fix = f"align the faces and resize them to {size}x{size} before packing"
+    if size is None:
+        expected, fix = f"{expected} of at most {_MAX_PIXELS} pixels", "resize the picture first"
+    return DataError("image", found=f"{found[0]}x{found[1]}", expected=expected, fix=fix)

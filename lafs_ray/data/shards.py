@@ -114,6 +114,9 @@ def _ordered_index(uri: str, size_bytes: int) -> tuple[NDArray[np.int64], NDArra
     """
     index = recordio.index_uri(uri)
     keys, offsets = recordio.read_index(index)
+    if not len(keys):
+        found = "no line that names a record"
+        raise DataError(index, found=found, expected="a line for each record", fix=_REBUILD)
     if not np.all(offsets[1:] > offsets[:-1]):
         order = np.argsort(offsets, kind="stable")
         keys, offsets = keys[order], offsets[order]
@@ -232,7 +235,8 @@ def _range_in(header: recordio.Header, payload_bytes: int) -> tuple[int, int] | 
     """The two keys in a record of insightface's that is no image."""
     if payload_bytes or not isinstance(header.label, tuple) or len(header.label) != 2:
         return None
-    if not all(math.isfinite(label) for label in header.label):
+    # Keys are whole numbers; a float32 beyond 2^62 would not even fit the arrays they go to.
+    if not all(math.isfinite(label) and abs(label) < 1 << 62 for label in header.label):
         return None
     return int(header.label[0]), int(header.label[1])
 

@@ -150,6 +150,7 @@ def _opcode(data: bytearray, rng: random.Random) -> None:
 Mutation = Callable[[bytearray, random.Random], None]
 _GENERAL: list[Mutation] = [_flip, _byte, _number, _cut, _remove, _repeat]
 _SPECIAL: dict[str, list[Mutation]] = {
+    "frames": [_magic, _word, _word],
     "records": [_magic, _word, _word],
     "indexed_set": [_magic, _word, _word],
     "index": [_digits, _digits],
