@@ -179,10 +179,10 @@ def _reset(connection: socket.socket) -> ConnectionError:
 
 
 class _Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+    def log(self, type: str, message: str, *args: Any) -> None:
         pass
 
-    def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
+    def connection_dropped(self, *_: Any, **__: Any) -> None:
         self.close_connection = True
 
 

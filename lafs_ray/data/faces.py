@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio, storage
+from lafs_ray.data.cache import BlockCache
+from lafs_ray.data.fetch import Spans, fetch_spans
 from lafs_ray.data.image_size import stated_size
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
@@ -60,6 +62,8 @@ class FaceSet:
         keys: the record's key in its file, int64 [num_images].
         identities: for each shard its identities; None for a plain file.
         fingerprint: hash of names (without folders), sizes and index, to know the set again.
+        shard_versions: what an object store calls the content of each file; empty on a disk.
+        cache: where what comes from an object store is kept; None: nowhere.
     """
 
     shard_uris: tuple[str, ...]
@@ -70,6 +74,8 @@ class FaceSet:
     keys: NDArray[np.int64]
     identities: tuple[Identities | None, ...]
     fingerprint: str
+    shard_versions: tuple[str, ...] = ()
+    cache: BlockCache | None = None
 
     @property
     def num_images(self) -> int:
@@ -101,19 +107,17 @@ class FaceSet:
         assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
         wanted, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
-        parsed: list[tuple[int, bytes, str]] = []
-        for shard in np.unique(shards).tolist():
-            members = wanted[shards == shard]
-            uri = self.shard_uris[shard]
-            self._check_unchanged(shard)
-            offsets = self.offsets[members]
-            spans = recordio.read_spans(uri, offsets, self.sizes[members])
-            parsed += [
-                _parse_image(span, uri, key, offset)
-                for span, key, offset in zip(
-                    spans, self.keys[members].tolist(), offsets.tolist(), strict=True
-                )
-            ]
+        members = [(shard, wanted[shards == shard]) for shard in np.unique(shards).tolist()]
+        parsed = [
+            _parse_image(span, self.shard_uris[shard], key, offset)
+            for span, shard, key, offset in zip(
+                fetch_spans([self._spans(*one) for one in members], self.cache),
+                shards.tolist(),
+                self.keys[wanted].tolist(),
+                self.offsets[wanted].tolist(),
+                strict=True,
+            )
+        ]
         rows = [parsed[i] for i in inverse.tolist()]
         return FaceRows(
             shard=shards[inverse].astype(np.int32),
@@ -141,15 +145,15 @@ class FaceSet:
             fingerprint=digest.hexdigest(),
         )
 
-    def _check_unchanged(self, shard: int) -> None:
-        uri, expected = self.shard_uris[shard], self.shard_sizes[shard]
-        if (size := storage.file_size(uri)) != expected:
-            raise DataError(
-                uri,
-                found=f"{size} bytes",
-                expected=f"{expected} bytes, as when the set was opened",
-                fix="do not write to a set in use; start again to open it anew",
-            )
+    def _spans(self, shard: int, members: NDArray[np.int64]) -> Spans:
+        version = self.shard_versions[shard] if self.shard_versions else ""
+        return Spans(
+            self.shard_uris[shard],
+            self.offsets[members],
+            self.sizes[members],
+            self.shard_sizes[shard],
+            version,
+        )
 
     def labels(self) -> NDArray[np.int64]:
         """The label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
@@ -188,15 +192,19 @@ def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int
         error_text = f"found no image (flag {header.flag}, 0 bytes); expected a JPEG or PNG"
         return -1, b"", f"{where} at offset {offset}: {error_text}"
     label = header.first_label
-    is_identity = math.isfinite(label) and label >= 0 and label == int(label)
+    is_identity = math.isfinite(label) and 0 <= label < 1 << 62 and label == int(label)
     return int(label) if is_identity else -1, bytes(payload), ""
 
 
-def open_faces(path: str) -> FaceSet:
+def open_faces(path: str, *, cache: BlockCache | None = None) -> FaceSet:
     """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
     Reads the indexes whole, and a few records of each file to see that index and file fit; a file
     without index is read through.
+
+    Args:
+        path: where it is.
+        cache: keeps on a local disk what is read from an object store.
 
     Raises:
         DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
@@ -220,6 +228,8 @@ def open_faces(path: str) -> FaceSet:
         keys=_joined([shard.keys for shard in shards]),
         identities=tuple(shard.identities for shard in shards),
         fingerprint=digest.hexdigest(),
+        shard_versions=tuple(shard.version for shard in shards),
+        cache=cache,
     )
 
 

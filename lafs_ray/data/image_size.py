@@ -19,20 +19,34 @@ _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels; None where the data is no JPEG, PNG, BMP or WebP, or breaks off."""
+    """(width, height) in pixels; None where the data is no JPEG, PNG, BMP or WebP, or is cut."""
     if data[:2] == b"\xff\xd8":
         return _jpeg_size(data)
     if data[:8] == _PNG:
-        if len(data) < 24 or data[12:16] != b"IHDR":
-            return None
-        width, height = struct.unpack_from(">II", data, 16)
-        return width, height
+        return _png_size(data)
     if data[:2] == b"BM" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         try:
             with Image.open(io.BytesIO(data), formats=("BMP", "WEBP")) as image:
-                return image.size
+                width, height = image.size
+                return width, height
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
+    return None
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """From chunk to chunk: OpenCV allocates what a chunk says, up to 2 GiB, before it reads it."""
+    if len(data) < 24 or data[12:16] != b"IHDR":
+        return None
+    position = len(_PNG)
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        if position + 12 + length > len(data):
+            return None
+        if data[position + 4 : position + 8] == b"IEND":
+            width, height = struct.unpack_from(">II", data, 16)
+            return width, height
+        position += 12 + length
     return None
 
 

@@ -181,7 +181,7 @@ def _check_opcodes(data: bytes) -> None:
     bytearray would be allocated unseen.
     """
     for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name in _MEMO_OPCODES and argument > number:
+        if opcode.name in _MEMO_OPCODES and isinstance(argument, int) and argument > number:
             raise ValueError(f"place {argument} of the memo, in instruction {number}")
 
 
@@ -217,8 +217,10 @@ def _checked(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:
         if not isinstance(truth, int) or truth not in (0, 1):
             subject = f"{uri}, pair {number}"
             # Not any repr: a list may contain itself, and a number have a million digits.
-            is_short = truth is None or (isinstance(truth, int | float) and abs(truth) < 1 << 62)
-            found = f"{truth if is_short else 'a ' + type(truth).__name__} as truth"
+            shown = f"a {type(truth).__name__}"
+            if truth is None or (isinstance(truth, int | float) and abs(truth) < 1 << 62):
+                shown = str(truth)
+            found = f"{shown} as truth"
             raise DataError(subject, found=found, expected="True or False", fix=_FIX)
     return Pairs(images, np.array(same, dtype=bool))
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio, storage
+from lafs_ray.data.fetch import note_opened, read_spans
 from lafs_ray.errors import DataError
 
 _SAMPLED_RECORDS = 18
@@ -54,7 +55,10 @@ class Identities:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Records of one file in file order; after `_images_of`, its images alone."""
+    """Records of one file in file order; after `_images_of`, its images alone.
+
+    `version` is what an object store calls the file's content; empty on a disk.
+    """
 
     uri: str
     size_bytes: int
@@ -62,6 +66,7 @@ class Shard:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     identities: Identities | None = None
+    version: str = ""
 
     def headers(self, positions: NDArray[np.int64]) -> list[tuple[recordio.Header, int]]:
         """Header and payload bytes of the records at these ascending positions.
@@ -70,7 +75,7 @@ class Shard:
             DataError: one of them is damaged.
         """
         result = []
-        spans = recordio.read_spans(self.uri, self.offsets[positions], self.sizes[positions])
+        spans = read_spans(self.uri, self.offsets[positions], self.sizes[positions])
         for span, position in zip(spans, positions.tolist(), strict=True):
             where = f"{self.uri}, key {self.keys[position]}"
             offset = int(self.offsets[position])
@@ -86,7 +91,7 @@ def open_shard(uri: str) -> Shard:
     Raises:
         DataError: see `lafs_ray.data.faces.open_faces`.
     """
-    size_bytes = storage.file_size(uri)
+    size_bytes, version = note_opened(uri)
     if size_bytes == 0:
         fix = "copy the file again"
         raise DataError(uri, found="an empty file (0 bytes)", expected="RecordIO", fix=fix)
@@ -96,14 +101,15 @@ def open_shard(uri: str) -> Shard:
         keys, offsets = _ordered_index(uri, size_bytes)
         last_end = _check_boundaries(uri, keys, offsets, size_bytes)
         sizes = np.diff(offsets, append=np.int64(last_end))
-        return _images_of(Shard(uri, size_bytes, keys, offsets, sizes))
+        return _images_of(Shard(uri, size_bytes, keys, offsets, sizes, version=version))
     scanned_offsets, scanned_sizes = array("q"), array("q")
     for offset, size, _ in recordio.scan_records(uri):
         scanned_offsets.append(offset)
         scanned_sizes.append(size)
     offsets = np.frombuffer(scanned_offsets, dtype=np.int64)
     sizes = np.frombuffer(scanned_sizes, dtype=np.int64)
-    return _images_of(Shard(uri, size_bytes, np.arange(len(offsets)), offsets, sizes))
+    keys = np.arange(len(offsets))
+    return _images_of(Shard(uri, size_bytes, keys, offsets, sizes, version=version))
 
 
 def _ordered_index(uri: str, size_bytes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -228,6 +234,7 @@ def _images_of(shard: Shard) -> Shard:
         shard.offsets[images],
         shard.sizes[images],
         Identities(base, starts, stops),
+        shard.version,
     )
 
 

@@ -127,7 +127,9 @@ def _word(data: bytearray, rng: random.Random) -> None:
 
 
 def _digits(data: bytearray, rng: random.Random) -> None:
-    piece = rng.choice([b"\t", b"\n", b"\r", b"-1", b"9" * 19, b" ", b'"', b"\0", b"1e3", b"+4", b"0"])
+    piece = rng.choice(
+        [b"\t", b"\n", b"\r", b"-1", b"9" * 19, b" ", b'"', b"\0", b"1e3", b"+4", b"0"]
+    )
     at = rng.randrange(len(data))
     data[at : at + rng.choice([0, 1])] = piece
 

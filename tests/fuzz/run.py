@@ -116,7 +116,11 @@ def _guided(args: argparse.Namespace) -> int:
             TARGETS[args.target](data)
 
     options = [f"-runs={args.inputs}", f"-max_total_time={args.seconds}", f"-timeout={_HANG_S}"]
-    options += [f"-rss_limit_mb={int(args.memory_gb * 1024)}", "-max_len=65536", f"-seed={args.seed or 1}"]
+    options += [
+        f"-rss_limit_mb={int(args.memory_gb * 1024)}",
+        "-max_len=65536",
+        f"-seed={args.seed or 1}",
+    ]
     options += [f"-artifact_prefix={args.findings}/{args.target}-", str(corpus)]
     atheris.Setup([sys.argv[0], *options], once, custom_mutator=mutated)
     atheris.Fuzz()
