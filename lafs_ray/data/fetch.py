@@ -83,9 +83,8 @@ def fetch_spans(wanted: Sequence[Spans], cache: BlockCache | None = None) -> Ite
             for run in _runs(spans.offsets.tolist(), (spans.offsets + spans.sizes).tolist())
         ]
         try:
-            for (spans, _, run), buffer in zip(
-                reads, apply(_fetch, *zip(*reads, strict=True)), strict=True
-            ):
+            buffers = apply(_fetch, *zip(*reads, strict=True))
+            for (spans, _, run), buffer in zip(reads, buffers, strict=True):
                 base = int(spans.offsets[run[0]])
                 for i in range(*run):
                     begin = int(spans.offsets[i]) - base

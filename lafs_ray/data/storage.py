@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
 
@@ -213,7 +213,7 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
 
 
 def _state(filesystem: fs.FileSystem, path: str) -> tuple[Any, ...]:
-    """To see whether a file is another one (`!=` of pyarrow's own FileInfo is always true)."""
+    """To see whether a file is another one (pyarrow's own FileInfo is equal to itself alone)."""
     info = filesystem.get_file_info(path)
     return info.type, info.size, info.mtime_ns
 

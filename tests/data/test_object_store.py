@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,60 +15,8 @@ from lafs_ray.data import fetch, object_store, reading, storage
 from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.plan import OrderPlan, rank_batches
 from lafs_ray.errors import DataError
+from tests.data.remote import put, rows_of
 from tests.object_store import Fault, ObjectStore
-from tests.object_store import object_store as serve
-from tests.training.faces import write_face_set
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with pytest.MonkeyPatch.context() as patch, serve() as running:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        filesystem, _ = storage.resolve(running.uri("faces", allow_bucket_creation="true"))
-        filesystem.create_dir("faces")
-        yield running
-
-
-@pytest.fixture
-def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """The server with an empty log and no faults, and a client of our own with short timeouts."""
-    server.calm()
-    monkeypatch.setattr(object_store, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
-    object_store._client.cache_clear()
-    storage._resolve_uri.cache_clear()
-    yield server  # type: ignore[misc]
-    object_store._client.cache_clear()
-    storage._resolve_uri.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of 60 faces each."""
-    folder = tmp_path_factory.mktemp("set")
-    for name in "ab":
-        write_face_set(folder / f"{name}.rec", num_identities=6)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def on_s3(server: ObjectStore, on_disk: Path) -> str:
-    """The same two shards in the store."""
-    for path in sorted(on_disk.iterdir()):
-        put(server.uri(f"faces/set/{path.name}"), path.read_bytes())
-    return server.uri("faces/set")
-
-
-def put(uri: str, content: bytes) -> None:
-    with storage.atomic_write(uri) as file:
-        file.write(content)
-
-
-def rows_of(faces: FaceSet, numbers: range | np.ndarray) -> list[bytes]:
-    rows = faces.read(np.asarray(numbers))
-    assert rows.errors == [""] * len(rows.images)
-    return rows.images
 
 
 def test_open_faces__same_set_as_on_disk(store: ObjectStore, on_s3: str, on_disk: Path) -> None:
@@ -189,9 +136,8 @@ def test_atomic_write__old_object_until_the_new_one_is_whole(store: ObjectStore)
     """An exception in the block, and an upload that fails for good, leave the old object."""
     uri = store.uri("faces/runs/state.bin")
     put(uri, b"old")
-    with pytest.raises(RuntimeError, match="killed"), storage.atomic_write(uri) as file:
-        file.write(b"half")
-        raise RuntimeError("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        put(uri, b"half", killed=True)
     assert storage.read_bytes(uri) == b"old"
     for method in ("PUT", "POST"):
         store.calm()
