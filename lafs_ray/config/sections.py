@@ -27,6 +27,16 @@ class Run(Section):
     """Seed of everything random: initial weights, order of records, augmentation, dropout."""
 
 
+class Cache(Section):
+    """A local disk's copy of what was read from an object store."""
+
+    folder: str | None = None
+    """Folder on a local disk of every node, shared by its processes; null keeps nothing. Of no use
+    for a set that lies on a disk already."""
+    max_gb: Annotated[Real, Field(ge=0.1)] = 50.0
+    """Gigabytes (10^9 bytes) that it may take; what was read longest ago goes first."""
+
+
 class Data(Section):
     """Which faces to read, and how."""
 
@@ -40,6 +50,8 @@ class Data(Section):
     on slow storage."""
     max_bad_records: Count = 100
     """Damaged records that are skipped, each named in the log, before the run stops."""
+    cache: Cache = Cache()
+    """Keeping remote records on a local disk."""
 
 
 class Model(Section):

@@ -7,6 +7,7 @@ many are too many.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -17,12 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio, storage
+from lafs_ray.data.cache import BlockCache
+from lafs_ray.data.fetch import Spans, fetch_spans
+from lafs_ray.data.image_size import stated_size
 from lafs_ray.data.manifest import ColourOrder, PackedLabels, find_packed
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
 _SAMPLED_IDENTITIES = 64
 _ROWS_PER_READ = 4096
+# 400 MB once decoded; a file of a few bytes may state ten times as much.
+_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +64,8 @@ class FaceSet:
         identities: for each shard its identities; None for a plain file that was not packed here.
         fingerprint: hash of names (without folders), sizes and index, to know the set again.
         colour_order: of the images, where the manifest of a packed set says it.
+        shard_versions: what an object store calls the content of each file; empty on a disk.
+        cache: where what comes from an object store is kept; None: nowhere.
     """
 
     shard_uris: tuple[str, ...]
@@ -69,6 +77,8 @@ class FaceSet:
     identities: tuple[Identities | PackedLabels | None, ...]
     fingerprint: str
     colour_order: ColourOrder | None = None
+    shard_versions: tuple[str, ...] = ()
+    cache: BlockCache | None = None
 
     @property
     def num_images(self) -> int:
@@ -100,19 +110,17 @@ class FaceSet:
         assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
         wanted, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
-        parsed: list[tuple[int, bytes, str]] = []
-        for shard in np.unique(shards).tolist():
-            members = wanted[shards == shard]
-            uri = self.shard_uris[shard]
-            self._check_unchanged(shard)
-            offsets = self.offsets[members]
-            spans = recordio.read_spans(uri, offsets, self.sizes[members])
-            parsed += [
-                _parse_image(span, uri, key, offset)
-                for span, key, offset in zip(
-                    spans, self.keys[members].tolist(), offsets.tolist(), strict=True
-                )
-            ]
+        members = [(shard, wanted[shards == shard]) for shard in np.unique(shards).tolist()]
+        parsed = [
+            _parse_image(span, self.shard_uris[shard], key, offset)
+            for span, shard, key, offset in zip(
+                fetch_spans([self._spans(*one) for one in members], self.cache),
+                shards.tolist(),
+                self.keys[wanted].tolist(),
+                self.offsets[wanted].tolist(),
+                strict=True,
+            )
+        ]
         rows = [parsed[i] for i in inverse.tolist()]
         return FaceRows(
             shard=shards[inverse].astype(np.int32),
@@ -140,15 +148,15 @@ class FaceSet:
             fingerprint=digest.hexdigest(),
         )
 
-    def _check_unchanged(self, shard: int) -> None:
-        uri, expected = self.shard_uris[shard], self.shard_sizes[shard]
-        if (size := storage.file_size(uri)) != expected:
-            raise DataError(
-                uri,
-                found=f"{size} bytes",
-                expected=f"{expected} bytes, as when the set was opened",
-                fix="do not write to a set in use; start again to open it anew",
-            )
+    def _spans(self, shard: int, members: NDArray[np.int64]) -> Spans:
+        version = self.shard_versions[shard] if self.shard_versions else ""
+        return Spans(
+            self.shard_uris[shard],
+            self.offsets[members],
+            self.sizes[members],
+            self.shard_sizes[shard],
+            version,
+        )
 
     def labels(self) -> NDArray[np.int64]:
         """The label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
@@ -188,11 +196,13 @@ def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int
         error_text = f"found no image (flag {header.flag}, 0 bytes); expected a JPEG or PNG"
         return -1, b"", f"{where} at offset {offset}: {error_text}"
     label = header.first_label
-    is_identity = math.isfinite(label) and label >= 0 and label == int(label)
+    is_identity = math.isfinite(label) and 0 <= label < 1 << 62 and label == int(label)
     return int(label) if is_identity else -1, bytes(payload), ""
 
 
-def open_faces(path: str, colour_order: ColourOrder | None = None) -> FaceSet:
+def open_faces(
+    path: str, colour_order: ColourOrder | None = None, *, cache: BlockCache | None = None
+) -> FaceSet:
     """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
     Reads the indexes whole, and a few records of each file to see that index and file fit; a file
@@ -201,6 +211,7 @@ def open_faces(path: str, colour_order: ColourOrder | None = None) -> FaceSet:
     Args:
         path: where the set is.
         colour_order: what the images will be taken for; None: they will not be looked at.
+        cache: keeps on a local disk what is read from an object store.
 
     Raises:
         DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
@@ -236,6 +247,8 @@ def open_faces(path: str, colour_order: ColourOrder | None = None) -> FaceSet:
         ),
         fingerprint=digest.hexdigest(),
         colour_order=packed.colour_order,
+        shard_versions=tuple(shard.version for shard in shards),
+        cache=cache,
     )
 
 
@@ -264,21 +277,30 @@ def decode_image(
         found = f"{len(data)} bytes of a JPEG that is cut short" if data else "0 bytes"
         fix = "pack the image anew from its source"
         raise DataError("image", found=found, expected=expected, fix=fix)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # For instance an image that claims to have 2^31 pixels.
-        pixels = None
+    stated = stated_size(data)
+    if stated and (stated[0] * stated[1] > _MAX_PIXELS if size is None else stated != (size, size)):
+        raise _wrong_size(stated, size, expected)
+    pixels = None
+    if stated:
+        # An exception, for instance where a second header contradicts the first.
+        with contextlib.suppress(cv2.error):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         found = f"{len(data)} bytes that begin with 0x{data[:4].hex()} and do not decode"
         fix = "pack the image anew from its source"
         raise DataError("image", found=found, expected=expected, fix=fix)
     if size is not None and pixels.shape[:2] != (size, size):
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        fix = f"align the faces and resize them to {size}x{size} before packing"
-        raise DataError("image", found=found, expected=expected, fix=fix)
+        raise _wrong_size((pixels.shape[1], pixels.shape[0]), size, expected)
     # OpenCV decodes to BGR, which undoes the swap of a `bgr` file by itself.
     assert colour_order in ("rgb", "bgr"), colour_order
     rgb: NDArray[np.uint8] = (
         pixels if colour_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     )
     return rgb
+
+
+def _wrong_size(found: tuple[int, int], size: int | None, expected: str) -> DataError:
+    fix = f"align the faces and resize them to {size}x{size} before packing"
+    if size is None:
+        expected, fix = f"{expected} of at most {_MAX_PIXELS} pixels", "resize the picture first"
+    return DataError("image", found=f"{found[0]}x{found[1]}", expected=expected, fix=fix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +68,13 @@ class _Array:
     """Stands for numpy.ndarray of one dimension."""
 
     numbers: NDArray[Any]
+    content: bytes
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, _, raw = state
         self.numbers = kind.numbers(raw)
+        # Once for each array: a list may name the same one a million times.
+        self.content = self.numbers.tobytes()
         if shape != (len(self.numbers),):
             raise ValueError(f"an array of shape {shape}")
 
@@ -122,6 +126,9 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 }
 
 
+_MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
+
+
 class _PairsUnpickler(pickle.Unpickler):
     """Builds plain values; every global that is not ours is refused before it is looked up."""
 
@@ -149,10 +156,10 @@ def read_pairs(uri: str) -> Pairs:
         DataError: the file is missing, no such pickle, asks for anything but plain values, or its
             counts disagree.
     """
-    with storage.open_input(uri) as file:
-        data = io.BytesIO(file.read())
+    data = storage.read_bytes(uri)
     try:
-        content = _PairsUnpickler(data, uri).load()
+        _check_opcodes(data)
+        content = _PairsUnpickler(io.BytesIO(data), uri).load()
     except DataError:
         raise
     except Exception as error:
@@ -164,6 +171,18 @@ def read_pairs(uri: str) -> Pairs:
         raise DataError(uri, found=found, expected=_FORMAT, fix=_FIX)
     images, same = _plain_list(uri, content[0]), _plain_list(uri, content[1])
     return _checked(uri, [_image(uri, i, image) for i, image in enumerate(images)], same)
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuse what takes gigabytes to build from a few bytes, before anything is built.
+
+    The memo is an array that grows to the highest place named, up to 2^32: every writer numbers its
+    places from 0. Lengths are compared with what the file has left by `genops` itself; only a
+    bytearray would be allocated unseen.
+    """
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name in _MEMO_OPCODES and isinstance(argument, int) and argument > number:
+            raise ValueError(f"place {argument} of the memo, in instruction {number}")
 
 
 def _plain_list(uri: str, value: object) -> Sequence[Any]:
@@ -178,7 +197,7 @@ def _plain_list(uri: str, value: object) -> Sequence[Any]:
 
 def _image(uri: str, number: int, value: object) -> bytes:
     if isinstance(value, _Array) and value.numbers.dtype == np.uint8:
-        return value.numbers.tobytes()
+        return value.content
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     raise DataError(
@@ -197,7 +216,11 @@ def _checked(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:
     for number, truth in enumerate(same):
         if not isinstance(truth, int) or truth not in (0, 1):
             subject = f"{uri}, pair {number}"
-            found = f"{truth!r:.40} as truth"
+            # Not any repr: a list may contain itself, and a number have a million digits.
+            shown = f"a {type(truth).__name__}"
+            if truth is None or (isinstance(truth, int | float) and abs(truth) < 1 << 62):
+                shown = str(truth)
+            found = f"{shown} as truth"
             raise DataError(subject, found=found, expected="True or False", fix=_FIX)
     return Pairs(images, np.array(same, dtype=bool))
 

@@ -12,8 +12,7 @@ import hashlib
 import io
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv, fs
+from pyarrow import csv
 
 from lafs_ray.data import storage
 from lafs_ray.errors import DataError
@@ -36,11 +35,6 @@ _LENGTH_BITS = 29
 _MAX_LENGTH = (1 << _LENGTH_BITS) - 1
 
 _SCAN_BYTES = 8 << 20
-# Two records this near are read in one request: 64 KiB cost less than a second round trip.
-_GAP_BYTES = 64 << 10
-_RUN_BYTES = 8 << 20
-# An object store answers in tens of milliseconds; requests have to overlap.
-_REMOTE_READS = 16
 
 Body = bytes | memoryview
 
@@ -133,7 +127,7 @@ def decode_record(
     while True:
         begin = position + _FRAME.size
         if begin > len(buffer):
-            raise _truncated(where, begin - start, len(buffer) - start)
+            raise truncated(where, begin - start, len(buffer) - start)
         magic, word = _FRAME.unpack_from(buffer, position)
         if magic != MAGIC:
             raise _damaged(where, f"0x{magic:08x}", f"RecordIO's magic word 0x{MAGIC:08x}")
@@ -143,7 +137,7 @@ def decode_record(
             raise _damaged(where, f"continuation flag {part}", expected)
         position = begin + length + -length % 4
         if position > len(buffer):
-            raise _truncated(where, position - start, len(buffer) - start)
+            raise truncated(where, position - start, len(buffer) - start)
         parts.append(buffer[begin : begin + length])
         if part == _WHOLE:
             return parts[0], position
@@ -182,12 +176,12 @@ def record_end(file: Any, offset: int, file_size: int, source: str) -> int:
             (magic,) = struct.unpack_from("<I", frame)
             raise _damaged(where, f"0x{magic:08x}", f"RecordIO's magic word 0x{MAGIC:08x}")
         if len(frame) < _FRAME.size:
-            raise _truncated(where, position + _FRAME.size - offset, file_size - offset)
+            raise truncated(where, position + _FRAME.size - offset, file_size - offset)
         word: int = _FRAME.unpack(frame)[1]
         part, length = word >> _LENGTH_BITS, word & _MAX_LENGTH
         position += _FRAME.size + length + -length % 4
         if position > file_size:
-            raise _truncated(where, position - offset, file_size - offset)
+            raise truncated(where, position - offset, file_size - offset)
         if part in (_WHOLE, _LAST):
             return position
 
@@ -197,7 +191,8 @@ def _damaged(where: str, found: str, expected: str) -> DataError:
     return DataError(where, found=found, expected=expected, fix=fix)
 
 
-def _truncated(where: str, needed: int, have: int) -> DataError:
+def truncated(where: str, needed: int, have: int) -> DataError:
+    """A record that is cut short: how many bytes it needs, and has."""
     found = f"{have} bytes to the end"
     return _damaged(where, found, f"a record of at least {needed} bytes (it is cut short)")
 
@@ -325,47 +320,3 @@ def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
                 header, _ = unpack(body, f"{uri} at offset {offset}")
                 yield offset, after - position, header
                 offset, position = base + after, after
-
-
-def read_spans(
-    uri: str, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> Iterator[memoryview]:
-    """The bytes of each span of a file; neighbours come with one ranged read.
-
-    Args:
-        uri: the file.
-        offsets: where the spans begin, ascending, int64 [n], n ≥ 1.
-        sizes: how long they are in bytes, int64 [n].
-
-    Raises:
-        DataError: the file has vanished, cannot be read, or ends before a span does.
-    """
-    begins, ends = offsets.tolist(), (offsets + sizes).tolist()
-    runs = _runs(begins, ends)
-    with storage.open_input(uri) as file, ExitStack() as stack:
-
-        def fetch(run: tuple[int, int]) -> memoryview:
-            begin, end = begins[run[0]], ends[run[1] - 1]
-            buffer = file.read_at(end - begin, begin)
-            if len(buffer) < end - begin:
-                raise _truncated(f"{uri} at offset {begin}", end - begin, len(buffer))
-            return memoryview(buffer)
-
-        fetch_all: Callable[[Any, Sequence[tuple[int, int]]], Iterator[memoryview]] = map
-        local = isinstance(storage.resolve(uri)[0], fs.LocalFileSystem)
-        if len(runs) > 1 and not local:
-            fetch_all = stack.enter_context(ThreadPoolExecutor(_REMOTE_READS)).map
-        for (first, stop), buffer in zip(runs, fetch_all(fetch, runs), strict=True):
-            base = begins[first]
-            for begin, end in zip(begins[first:stop], ends[first:stop], strict=True):
-                yield buffer[begin - base : end - base]
-
-
-def _runs(begins: list[int], ends: list[int]) -> list[tuple[int, int]]:
-    """Index ranges of spans that are read together: near each other, and not too long."""
-    runs, first = [], 0
-    for i in range(1, len(begins)):
-        if begins[i] - ends[i - 1] > _GAP_BYTES or ends[i] - begins[first] > _RUN_BYTES:
-            runs.append((first, i))
-            first = i
-    return [*runs, (first, len(begins))]

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio, storage
+from lafs_ray.data.fetch import note_opened, read_spans
 from lafs_ray.errors import DataError
 
 _SAMPLED_RECORDS = 18
@@ -59,7 +60,10 @@ class Identities:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Records of one file in file order; after `_images_of`, its images alone."""
+    """Records of one file in file order; after `_images_of`, its images alone.
+
+    `version` is what an object store calls the file's content; empty on a disk.
+    """
 
     uri: str
     size_bytes: int
@@ -67,6 +71,7 @@ class Shard:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     identities: Identities | None = None
+    version: str = ""
 
     def headers(self, positions: NDArray[np.int64]) -> list[tuple[recordio.Header, int]]:
         """Header and payload bytes of the records at these ascending positions.
@@ -75,7 +80,7 @@ class Shard:
             DataError: one of them is damaged.
         """
         result = []
-        spans = recordio.read_spans(self.uri, self.offsets[positions], self.sizes[positions])
+        spans = read_spans(self.uri, self.offsets[positions], self.sizes[positions])
         for span, position in zip(spans, positions.tolist(), strict=True):
             where = f"{self.uri}, key {self.keys[position]}"
             offset = int(self.offsets[position])
@@ -91,7 +96,7 @@ def open_shard(uri: str) -> Shard:
     Raises:
         DataError: see `lafs_ray.data.faces.open_faces`.
     """
-    size_bytes = storage.file_size(uri)
+    size_bytes, version = note_opened(uri)
     if size_bytes == 0:
         fix = "copy the file again"
         raise DataError(uri, found="an empty file (0 bytes)", expected="RecordIO", fix=fix)
@@ -101,14 +106,15 @@ def open_shard(uri: str) -> Shard:
         keys, offsets = _ordered_index(uri, size_bytes)
         last_end = _check_boundaries(uri, keys, offsets, size_bytes)
         sizes = np.diff(offsets, append=np.int64(last_end))
-        return _images_of(Shard(uri, size_bytes, keys, offsets, sizes))
+        return _images_of(Shard(uri, size_bytes, keys, offsets, sizes, version=version))
     scanned_offsets, scanned_sizes = array("q"), array("q")
     for offset, size, _ in recordio.scan_records(uri):
         scanned_offsets.append(offset)
         scanned_sizes.append(size)
     offsets = np.frombuffer(scanned_offsets, dtype=np.int64)
     sizes = np.frombuffer(scanned_sizes, dtype=np.int64)
-    return _images_of(Shard(uri, size_bytes, np.arange(len(offsets)), offsets, sizes))
+    keys = np.arange(len(offsets))
+    return _images_of(Shard(uri, size_bytes, keys, offsets, sizes, version=version))
 
 
 def _ordered_index(uri: str, size_bytes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -119,6 +125,9 @@ def _ordered_index(uri: str, size_bytes: int) -> tuple[NDArray[np.int64], NDArra
     """
     index = recordio.index_uri(uri)
     keys, offsets = recordio.read_index(index)
+    if not len(keys):
+        found = "no line that names a record"
+        raise DataError(index, found=found, expected="a line for each record", fix=_REBUILD)
     if not np.all(offsets[1:] > offsets[:-1]):
         order = np.argsort(offsets, kind="stable")
         keys, offsets = keys[order], offsets[order]
@@ -230,6 +239,7 @@ def _images_of(shard: Shard) -> Shard:
         shard.offsets[images],
         shard.sizes[images],
         Identities(base, starts, stops),
+        shard.version,
     )
 
 
@@ -237,7 +247,8 @@ def _range_in(header: recordio.Header, payload_bytes: int) -> tuple[int, int] | 
     """The two keys in a record of insightface's that is no image."""
     if payload_bytes or not isinstance(header.label, tuple) or len(header.label) != 2:
         return None
-    if not all(math.isfinite(label) for label in header.label):
+    # Keys are whole numbers; a float32 beyond 2^62 would not even fit the arrays they go to.
+    if not all(math.isfinite(label) and abs(label) < 1 << 62 for label in header.label):
         return None
     return int(header.label[0]), int(header.label[1])
 

@@ -21,6 +21,8 @@ from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
 
+from lafs_ray.data.object_store import is_s3, s3_client, without_credentials
+from lafs_ray.data.reading import Input, persist, unreadable
 from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
@@ -35,9 +37,11 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
-# A client per URI: making one for S3 costs a request, and every read of a shard asks for it.
+# Making a client may cost a request, and every read of a shard asks for it.
 @lru_cache(maxsize=4096)
 def _resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    if is_s3(uri):
+        return s3_client(uri)
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, str(path)
 
@@ -56,7 +60,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         return _resolve_uri(uri)
     except (OSError, ValueError) as error:
         raise DataError(
-            uri,
+            without_credentials(uri),
             found=str(error),
             expected="a local path, or a URI such as s3://bucket/key, gs://bucket/key, file:///dir",
             fix="correct the scheme (and percent-encode spaces), or check the credentials",
@@ -65,20 +69,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 def _info(uri: str) -> fs.FileInfo:
     filesystem, path = resolve(uri)
-    try:
-        return filesystem.get_file_info(path)
-    except OSError as error:
-        raise _unreadable(uri, error) from error
-
-
-def _unreadable(uri: str, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        found, fix = "no such file", "check the path; has the file been moved or deleted?"
-    elif error.errno in _NO_PERMISSION:
-        found, fix = "no permission to read it", "check the file's owner and mode (or credentials)"
-    else:
-        found, fix = str(error), "check that the storage is reachable and mounted"
-    return DataError(uri, found=found, expected="a readable file", fix=fix)
+    return persist(lambda: filesystem.get_file_info(path), uri)
 
 
 def absolute(uri: str) -> str:
@@ -143,19 +134,13 @@ def replace_suffix(uri: str, old: str, new: str) -> str:
     return head.removesuffix(old) + new + mark + query
 
 
-@contextlib.contextmanager
-def open_input(uri: str) -> Iterator[Any]:
-    """A pyarrow random-access file (`read_at`, `size`), closed at the end.
+def open_input(uri: str) -> Input:
+    """A random-access file, opened at the first use; to be closed, as by `with`.
 
     Raises:
-        DataError: the file cannot be opened, or reading it fails while it is open.
+        DataError: there is no such file; later, reading fails for good.
     """
-    filesystem, path = resolve(uri)
-    try:
-        with filesystem.open_input_file(path) as file:
-            yield file
-    except OSError as error:
-        raise _unreadable(uri, error) from error
+    return Input(uri, *resolve(uri))
 
 
 @contextlib.contextmanager
@@ -221,6 +206,7 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
     size = spool.seek(0, os.SEEK_END)
     spool.seek(0)
     with write_errors(uri):
+        before = _state(filesystem, path)
         try:
             with filesystem.open_output_stream(path) as target:
                 shutil.copyfileobj(spool, target, _COPY_BYTES)
@@ -228,10 +214,18 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
             if written != size:
                 raise OSError(f"{written} of {size} bytes arrived")
         except BaseException:
-            # Closing the stream has published what had arrived: nothing is better than a part.
+            # S3 publishes nothing of an upload that failed, and the old object stays. Where a store
+            # has published what had arrived, no file is better than a part.
             with contextlib.suppress(OSError):
-                filesystem.delete_file(path)
+                if _state(filesystem, path) != before:
+                    filesystem.delete_file(path)
             raise
+
+
+def _state(filesystem: fs.FileSystem, path: str) -> tuple[Any, ...]:
+    """To see whether a file is another one (pyarrow's own FileInfo is equal to itself alone)."""
+    info = filesystem.get_file_info(path)
+    return info.type, info.size, info.mtime_ns
 
 
 @contextlib.contextmanager
@@ -300,9 +294,11 @@ def _in_folder(folder: str) -> tuple[str, ...]:
 
 
 def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
+    pattern, mark, query = pattern.partition("?") if is_uri(pattern) else (pattern, "", "")
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(mark in part for mark in wildcards))
     base, wanted = "/".join(parts[:first]) or ("/" if first else "."), parts[first:]
+    base += mark + query
     names = _names_below(base, recursive=len(wanted) > 1) if exists(base) else []
     matches = [
         name
@@ -313,6 +309,7 @@ def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
     ]
     if not matches:
         found = f"no match among {len(names)} files" if names else f"nothing below {base}"
+        pattern += mark + query
         raise DataError(pattern, found=found, expected="at least one .rec", fix="check the pattern")
     return tuple(join(base, name) for name in matches)
 
@@ -320,10 +317,8 @@ def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
 def _names_below(folder: str, *, recursive: bool) -> list[str]:
     """Sorted names of the files below a folder, relative to it."""
     filesystem, path = resolve(folder)
-    try:
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=recursive))
-    except OSError as error:
-        raise _unreadable(folder, error) from error
+    selector = fs.FileSelector(path, recursive=recursive)
+    infos = persist(lambda: filesystem.get_file_info(selector), folder)
     prefix = path.rstrip("/") + "/"
     return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
 
@@ -348,7 +343,7 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]
             with filesystem.open_input_file(name if name[0] == "/" else f"{path}/{name}") as file:
                 return bytes(file.read())
         except OSError as error:
-            return _unreadable(name if name[0] == "/" else join(folder, name), error)
+            return unreadable(name if name[0] == "/" else join(folder, name), error)
         except DataError as error:
             return error
 
@@ -363,7 +358,7 @@ def read_bytes(uri: str) -> bytes:
         DataError: it is missing or cannot be read.
     """
     with open_input(uri) as file:
-        return bytes(file.read())
+        return file.readall()
 
 
 def require_absent(uri: str) -> None:
@@ -395,7 +390,7 @@ def local_file(uri: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, file_name(uri))
-        with open(copy, "wb") as target, open_input(uri) as source:
+        with write_errors(copy), open(copy, "wb") as target, open_input(uri) as source:
             shutil.copyfileobj(source, target, _COPY_BYTES)
         yield copy
 
@@ -427,7 +422,7 @@ def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
         try:
             infos = filesystem.get_file_info(fs.FileSelector(waiting.pop(), recursive=not is_local))
         except OSError as error:
-            raise _unreadable(folder, error) from error
+            raise unreadable(folder, error) from error
         for info in infos:
             if info.type == fs.FileType.File:
                 yield info.path.removeprefix(prefix), int(info.size), int(info.mtime_ns or 0)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig, Subset
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
+from lafs_ray.data.cache import BlockCache
 from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.plan import OrderPlan
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
@@ -97,7 +98,9 @@ def check_job(config: Job) -> JobInputs:
         UserError: whatever is wrong with any of them.
     """
     config = _with_absolute_paths(config)
-    faces, num_classes = open_faces(config.data.path, config.data.colour_order), None
+    colour_order = config.data.colour_order
+    faces = open_faces(config.data.path, colour_order, cache=_cache(config))
+    num_classes = None
     num_identities = faces.num_identities
     if isinstance(config, FinetuneConfig):
         labels = faces.labels()
@@ -116,6 +119,20 @@ def check_job(config: Job) -> JobInputs:
     plan = build_plan(config, faces)
     length = run_length(config, plan)
     return JobInputs(config, faces, plan, length, num_classes, num_identities, load_start(config))
+
+
+def _cache(config: Job) -> BlockCache | None:
+    """Where the nodes keep what they read from an object store.
+
+    Raises:
+        DataError: its folder cannot be written to on this machine.
+    """
+    section = config.data.cache
+    if section.folder is None or storage.local_path(config.data.path) is not None:
+        return None
+    cache = BlockCache(storage.absolute(section.folder), int(section.max_gb * 1e9))
+    cache.open()
+    return cache
 
 
 def _with_absolute_paths(config: Job) -> Job:

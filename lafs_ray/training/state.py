@@ -211,7 +211,8 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     Where the faces lie does not (their fingerprint is compared), nor does the storage's own path.
     """
     kept = {name: value for name, value in config.items() if name not in _FREE_SECTIONS}
-    kept["data"] = {k: v for k, v in config["data"].items() if k not in ("path", "max_bad_records")}
+    free = ("path", "max_bad_records", "cache")
+    kept["data"] = {k: v for k, v in config["data"].items() if k not in free}
     kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
     return kept
 

@@ -8,7 +8,9 @@ so both give the same batches, bit for bit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -176,15 +178,33 @@ def _rows_of_step(portion: Portion, block: Columns, offset: int) -> Columns:
     return {name: column[offset * rows : (offset + 1) * rows] for name, column in block.items()}
 
 
+def _read_ahead(
+    faces: FaceSet, plan: OrderPlan, windows: Iterator[list[Portion]]
+) -> Iterator[tuple[list[Portion], list[Columns]]]:
+    """Each window with its records, read while the one before it is in use."""
+
+    def read(portions: list[Portion]) -> tuple[list[Portion], list[Columns]]:
+        return portions, [read_portion(faces, plan, portion) for portion in portions]
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        # One window in use and one on the way: some 2 MB for each 256 records.
+        ahead = [reader.submit(read, portions) for portions in itertools.islice(windows, 1)]
+        while ahead:
+            ready = ahead.pop().result()
+            ahead = [reader.submit(read, portions) for portions in itertools.islice(windows, 1)]
+            yield ready
+
+
 def local_stream(
     faces: FaceSet, plan: OrderPlan, crop: Cropper, first: int, stop: int
 ) -> Iterator[StepBatch]:
     """Batches of steps first…stop-1 in this process: what debug mode trains on.
 
-    Faces are cut step by step, so the first step need not wait for a whole window.
+    Faces are cut step by step, so the first step need not wait for a whole window to be cut. While
+    one window is cut and trained on, a thread reads the next: storage and processor overlap, and
+    what is read does not depend on when.
     """
-    for portions in plan.windows(first, stop):
-        blocks = [read_portion(faces, plan, portion) for portion in portions]
+    for portions, blocks in _read_ahead(faces, plan, plan.windows(first, stop)):
         for offset in range(portions[0].steps[1] - portions[0].steps[0]):
             step = portions[0].steps[0] + offset
             one_step = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lafs_ray.data import recordio
+from lafs_ray.data import fetch, recordio
 from lafs_ray.data.faces import FaceRows, FaceSet, decode_image, open_faces
 from lafs_ray.errors import DataError
 
@@ -122,7 +123,7 @@ def test_read__any_order_equals_one_by_one(tmp_path: Path, monkeypatch: pytest.M
     index = np.random.default_rng(0).integers(0, 51, 200)
     single = [faces.read(index[i : i + 1]) for i in range(len(index))]
     for gap in (0, 200, 1 << 20):
-        monkeypatch.setattr(recordio, "_GAP_BYTES", gap)
+        monkeypatch.setattr(fetch, "_GAP_BYTES", gap)
         rows = faces.read(index)
         assert rows.images == [row.images[0] for row in single]
         assert rows.key.tolist() == [int(row.key[0]) for row in single]
@@ -138,7 +139,7 @@ def test_read__uses_few_reads_for_neighbours(tmp_path: Path) -> None:
     asked = np.array([3, 4, 5, 7, 90])
     begins = faces.offsets[asked].tolist()
     ends = (faces.offsets + faces.sizes)[asked].tolist()
-    assert recordio._runs(begins, ends) == [(0, 4), (4, 5)]
+    assert fetch._runs(begins, ends) == [(0, 4), (4, 5)]
 
 
 def test_face_set__pickles_small(tmp_path: Path) -> None:
@@ -162,11 +163,13 @@ def test_read__damaged_records_are_told(tmp_path: Path) -> None:
     """Each kind of damage empties its row, names file, key, offset and values; others are fine."""
     path = tmp_path / "a.rec"
     offsets = write_plain(path, 12)
-    faces = open_faces(str(path))
+    faces, written_ns = open_faces(str(path)), path.stat().st_mtime_ns
     rewrite(path, offsets[2], b"\xff")  # the magic word
     rewrite(path, offsets[4] + 4, (5000).to_bytes(4, "little"))  # a length beyond the record
     rewrite(path, offsets[6] + 4, (40).to_bytes(4, "little"))  # a length short of the record
     rewrite(path, offsets[8] + 8, (99).to_bytes(4, "little"))  # the flag
+    # A disk that went bad, not a file that was written anew: that stops the run.
+    os.utime(path, ns=(written_ns, written_ns))
     rows = all_rows(faces)
     damaged = [2, 4, 6, 8]
     assert [i for i, error in enumerate(rows.errors) if error] == damaged

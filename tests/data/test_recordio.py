@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from lafs_ray.data import recordio, storage
+from lafs_ray.data import fetch, recordio, storage
 from lafs_ray.errors import DataError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -167,15 +167,15 @@ def test_read_spans__joined_reads_equal_single_reads(
     sizes = np.array([10, 20, 20, 0, 300, 10])
     expected = [data[o : o + s] for o, s in zip(offsets, sizes, strict=True)]
     for gap, run in [(0, 1), (100, 400), (10_000, 10_000)]:
-        monkeypatch.setattr(recordio, "_GAP_BYTES", gap)
-        monkeypatch.setattr(recordio, "_RUN_BYTES", run)
-        spans = recordio.read_spans(str(tmp_path / "a.rec"), offsets, sizes)
+        monkeypatch.setattr(fetch, "_GAP_BYTES", gap)
+        monkeypatch.setattr(fetch, "_RUN_BYTES", run)
+        spans = fetch.read_spans(str(tmp_path / "a.rec"), offsets, sizes)
         assert [bytes(span) for span in spans] == expected
     # A SubTreeFileSystem is not local in name, as S3 is not: its reads go through the threads.
     remote = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(storage, "resolve", lambda uri: (remote, Path(uri).name))
-    monkeypatch.setattr(recordio, "_GAP_BYTES", 0)
-    spans = recordio.read_spans("mem://a.rec", offsets, sizes)
+    monkeypatch.setattr(fetch, "_GAP_BYTES", 0)
+    spans = fetch.read_spans("mem://a.rec", offsets, sizes)
     assert [bytes(span) for span in spans] == expected
 
 

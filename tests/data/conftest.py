@@ -1,0 +1,54 @@
+"""A face set on a disk and in a real S3 server on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lafs_ray.data import object_store, storage
+from tests.data.remote import put
+from tests.object_store import ObjectStore
+from tests.object_store import object_store as serve
+from tests.training.faces import write_face_set
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ObjectStore]:
+    with pytest.MonkeyPatch.context() as patch, serve() as running:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        filesystem, _ = storage.resolve(running.uri("faces", allow_bucket_creation="true"))
+        filesystem.create_dir("faces")
+        yield running
+
+
+@pytest.fixture
+def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The server with an empty log and no faults, and a client of our own with short timeouts."""
+    server.calm()
+    monkeypatch.setattr(object_store, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
+    object_store._client.cache_clear()
+    storage._resolve_uri.cache_clear()
+    yield server  # type: ignore[misc]
+    object_store._client.cache_clear()
+    storage._resolve_uri.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of 60 faces each."""
+    folder = tmp_path_factory.mktemp("set")
+    for name in "ab":
+        write_face_set(folder / f"{name}.rec", num_identities=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_s3(server: ObjectStore, on_disk: Path) -> str:
+    """The same two shards in the store."""
+    for path in sorted(on_disk.iterdir()):
+        put(server.uri(f"faces/set/{path.name}"), path.read_bytes())
+    return server.uri("faces/set")

@@ -1,0 +1,172 @@
+"""Seeds of each target, and mutations that know the formats."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import random
+import struct
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from lafs_ray.data.recordio import MAGIC, Header, encode_record, pack
+
+_WORD = struct.pack("<I", MAGIC)
+_NUMBERS = [0, 1, 2, 3, 7, 8, 0x7F, 0xFF, 112, 0x7FFF, 0xFFFF, 1 << 20, (1 << 29) - 1, 1 << 29]
+_NUMBERS += [3 << 29, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+_LIMIT = 1 << 16
+
+
+@functools.cache
+def _faces() -> list[bytes]:
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 7, 7, 3), dtype=np.uint8)
+    pixels = [cv2.resize(one, (112, 112), interpolation=cv2.INTER_CUBIC) for one in coarse]
+    progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    return [
+        cv2.imencode(".jpg", pixels[0], [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes(),
+        cv2.imencode(".jpg", pixels[1], progressive)[1].tobytes(),
+        cv2.imencode(".jpg", cv2.cvtColor(pixels[2], cv2.COLOR_BGR2GRAY))[1].tobytes(),
+        cv2.imencode(".png", cv2.resize(coarse[3], (112, 112), interpolation=0))[1].tobytes(),
+    ]
+
+
+def _insightface() -> tuple[bytes, bytes]:
+    """A sound set of four images of two people, and its index."""
+    bodies = [pack(Header(2, (5.0, 7.0), 0), b"")]
+    bodies += [pack(Header(0, float(i // 2), i + 1), b"image %d " % i * 3) for i in range(4)]
+    bodies += [pack(Header(2, (1.0 + 2 * i, 3.0 + 2 * i), 5 + i), b"") for i in range(2)]
+    framed = [encode_record(body) for body in bodies]
+    offsets = np.cumsum([0, *map(len, framed)])[:-1].tolist()
+    return b"".join(framed), b"".join(b"%d\t%d\n" % pair for pair in enumerate(offsets))
+
+
+SOUND_SET, SOUND_INDEX = _insightface()
+
+
+def _pickles() -> list[bytes]:
+    images, same = [b"one", b"two", b"one", b"three"], [True, False]
+    arrays = [np.frombuffer(image, np.uint8) for image in images]
+    contents = [
+        (images, same),
+        (images, np.array(same)),
+        (arrays, [np.bool_(truth) for truth in same]),
+        ([images[0]] * 4, [1, 0]),
+    ]
+    return [pickle.dumps(content, protocol) for content in contents for protocol in (0, 2, 4, 5)]
+
+
+def seeds(target: str) -> list[bytes]:
+    """Sound inputs and known traps of one target."""
+    if target in ("index", "record_and_index"):
+        lines = SOUND_INDEX.splitlines(keepends=True)
+        return [SOUND_INDEX, b"".join(lines[::-1]), SOUND_INDEX.replace(b"\n", b"\r\n"), b"0\t0"]
+    if target == "pairs":
+        # Places in the memo up to 2^32, lengths up to 2^63: a few bytes that ask for gigabytes.
+        bombs = [b"\x80\x04]r\xff\xff\xff\x7f.", b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f."]
+        bombs += [b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.", b"]p4294967295\n."]
+        return [*_pickles(), *bombs]
+    if target == "image":
+        return [*_faces(), *(resized(_faces()[0], side) for side in (0, 65535, 32000))]
+    traps = [pack(Header(0, 1.0, 3), _WORD * n + b"x" * m) for n in range(3) for m in range(5)]
+    return [SOUND_SET, b"".join(map(encode_record, traps)), encode_record(traps[0])]
+
+
+def resized(jpeg: bytes, side: int) -> bytes:
+    """A JPEG whose header states another width and height."""
+    start = max(jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2"))
+    return jpeg[: start + 5] + struct.pack(">HH", side, side) + jpeg[start + 9 :]
+
+
+def _flip(data: bytearray, rng: random.Random) -> None:
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def _byte(data: bytearray, rng: random.Random) -> None:
+    data[rng.randrange(len(data))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+
+
+def _number(data: bytearray, rng: random.Random) -> None:
+    """A telling number at a word's place, in either byte order."""
+    at = rng.randrange(len(data))
+    at -= at % rng.choice([1, 4])
+    value = rng.choice(_NUMBERS)
+    size = rng.choice([2, 4, 8])
+    order = rng.choice(["little", "big"])
+    data[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, order)  # type: ignore[arg-type]
+
+
+def _cut(data: bytearray, rng: random.Random) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def _remove(data: bytearray, rng: random.Random) -> None:
+    at = rng.randrange(len(data))
+    del data[at : at + rng.choice([1, 4, 8, 24])]
+
+
+def _repeat(data: bytearray, rng: random.Random) -> None:
+    at = rng.randrange(len(data))
+    piece = data[at : at + rng.choice([1, 4, 8, 40, 400])]
+    data[rng.randrange(len(data)) : 0] = piece
+
+
+def _magic(data: bytearray, rng: random.Random) -> None:
+    at = rng.randrange(len(data))
+    at -= at % rng.choice([1, 4, 4])
+    data[at : at + rng.choice([0, 4])] = _WORD
+
+
+def _word(data: bytearray, rng: random.Random) -> None:
+    """Another part number or length behind a magic word."""
+    at = data.find(_WORD, rng.randrange(len(data)))
+    if at >= 0:
+        length = rng.choice([rng.randrange(64), rng.choice(_NUMBERS) % (1 << 29)])
+        data[at + 4 : at + 8] = struct.pack("<I", rng.randrange(8) << 29 | length)
+
+
+def _digits(data: bytearray, rng: random.Random) -> None:
+    piece = rng.choice(
+        [b"\t", b"\n", b"\r", b"-1", b"9" * 19, b" ", b'"', b"\0", b"1e3", b"+4", b"0"]
+    )
+    at = rng.randrange(len(data))
+    data[at : at + rng.choice([0, 1])] = piece
+
+
+def _marker(data: bytearray, rng: random.Random) -> None:
+    """A JPEG marker with a length, or a PNG chunk's name."""
+    at = rng.randrange(len(data))
+    marker = bytes([0xFF, rng.choice([0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD, 0xD9, 0xE1, 0xFE])])
+    data[at : at + 4] = rng.choice([marker + struct.pack(">H", rng.randrange(300)), b"acTL"])
+
+
+def _opcode(data: bytearray, rng: random.Random) -> None:
+    """An instruction of pickle with an argument that is too long."""
+    code = rng.choice(b"r\x8dB\x8e\x96X\x8ajhl(]}\x90.0123eaRbcuts\x93\x85\x86\x87")
+    tail = rng.choice([b"", b"\xff\xff\xff\x7f", b"\xff" * 7 + b"\x7f", b"numpy\nndarray\n"])
+    at = rng.randrange(len(data))
+    data[at : at + rng.choice([0, 1])] = bytes([code]) + tail
+
+
+Mutation = Callable[[bytearray, random.Random], None]
+_GENERAL: list[Mutation] = [_flip, _byte, _number, _cut, _remove, _repeat]
+_SPECIAL: dict[str, list[Mutation]] = {
+    "frames": [_magic, _word, _word],
+    "records": [_magic, _word, _word],
+    "indexed_set": [_magic, _word, _word],
+    "index": [_digits, _digits],
+    "record_and_index": [_digits, _digits],
+    "pairs": [_opcode, _opcode],
+    "image": [_marker],
+}
+
+
+def mutate(target: str, data: bytes, rng: random.Random) -> bytes:
+    """One to eight mutations of an input, never longer than 64 KiB."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 3, 8])):
+        if not changed:
+            changed += rng.choice(seeds(target))
+        rng.choice(_GENERAL + _SPECIAL[target])(changed, rng)
+    return bytes(changed[:_LIMIT])
