@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
 
-.PHONY: demo test lint environment clean
+.PHONY: demo test lint environment mxnet-environment clean
 
 environment: $(VENV)/.ready
 
@@ -15,6 +15,19 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==$(TORCHVISION)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+# The retired mxnet, to compare files with: an environment of its own, as it needs an old numpy and
+# Python 3.11 or older. Tests marked mxnet run where it is, and say so where it is not.
+MXNET_VENV := .venv-mxnet
+
+mxnet-environment: $(MXNET_VENV)/.ready
+
+$(MXNET_VENV)/.ready: Makefile
+	rm -rf $(MXNET_VENV)
+	$(PYTHON) -m venv $(MXNET_VENV)
+	$(MXNET_VENV)/bin/python -m pip install --quiet --disable-pip-version-check mxnet==1.9.1 "numpy<1.24"
+	$(MXNET_VENV)/bin/python -c "import mxnet" 2> /dev/null
 	touch $@
 
 # A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.

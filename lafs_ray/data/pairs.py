@@ -67,8 +67,9 @@ class _NumberKind:
 class _Array:
     """Stands for numpy.ndarray of one dimension."""
 
-    numbers: NDArray[Any]
-    content: bytes
+    # Of an array that the file names and never fills: no list of truths, and no image.
+    numbers: NDArray[Any] = np.empty(0, np.float64)
+    content: bytes = b""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, _, raw = state

@@ -73,6 +73,31 @@ def seeds(target: str) -> list[bytes]:
     return [SOUND_SET, b"".join(map(encode_record, traps)), encode_record(traps[0])]
 
 
+def found(target: str) -> list[bytes]:
+    """Inputs that ended in a crash, a hang or gigabytes before the readers were mended."""
+    if target == "records":
+        huge = [Header(0, 2.0**100, 1), Header(2, (2.0**70, 2.0**71), 0)]
+        ends = pack(Header(2, (2.0, 3.0), 0), b"")
+        bodies = [ends, pack(huge[0], b"image"), pack(huge[1], b"")]
+        return [b"".join(map(encode_record, bodies)), encode_record(pack(huge[0], b"image"))]
+    if target in ("index", "record_and_index"):
+        return [b"\n", b"\r\n\r\n"]
+    if target == "pairs":
+        # An array that is named and never filled; a list in itself; a number of 5000 digits.
+        arrays = b"\x80\x02]q\x00(" + b"cnumpy\nndarray\n)\x81" * 4 + b"e](K\x01K\x00e\x86."
+        digits = b"(lp0\n(lp1\nL1" + b"0" * 5000 + b"L\natp2\n."
+        itself = b"\x80\x02]q\x00(h\x00h\x00e]q\x01h\x01a\x86."
+        return [arrays, digits, itself, *seeds("pairs")[-4:]]
+    if target == "image":
+        png = _faces()[3]
+        chunk = png.index(b"IDAT") - 4
+        return [
+            png[:chunk] + struct.pack(">I", 0x7FFFFFF0) + png[chunk + 4 :],
+            *(resized(jpeg, side) for jpeg in _faces()[:2] for side in (32000, 65500)),
+        ]
+    return []
+
+
 def resized(jpeg: bytes, side: int) -> bytes:
     """A JPEG whose header states another width and height."""
     start = max(jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2"))
