@@ -18,6 +18,6 @@ record is a pure function of (seed, number of records), so bytes depend on no wo
 restart.
 
 `sources` says what can be packed, `images` what is done to an image, `folder` owns the output
-folder (lock, resuming, refusals), `options` and `session` run the passes, `verification` and
-`inspection` look at sets.
+folder (lock, resuming, refusals), `options` is what a user asks, `session` runs the passes,
+`verification` and `inspection` look at sets.
 """
