@@ -27,7 +27,8 @@ from tests.training.faces import (
     write_face_set,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+# A test starts up to three runs of its own, each bounded below, and one for the fixture.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TIMES = ("images_per_s", "wait_share")
 # 120 faces in batches of 8: 15 steps an epoch, so the checkpoints at 6, 12, 18 lie inside epochs.
