@@ -1,40 +1,39 @@
-"""Pair accuracy of a frozen network, next to its untrained self and to raw pixels.
+"""Judge a frozen network on pairs, identities and templates.
 
-python jobs/evaluate.py runs/lafs lfw.bin agedb_30.bin
+python jobs/evaluate.py runs/lafs lfw.bin agedb_30.bin --identities val.rec --templates ijb/IJBC
 """
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 
+from lafs_ray.engine.evaluate import Request, evaluate
 from lafs_ray.engine.job import run
-from lafs_ray.evaluation.embed import apply_network
-from lafs_ray.evaluation.report import decode_pairs, pair_accuracies
-from lafs_ray.training.trained import load_embedder
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print a table for each pair file."""
+    """Print a table for each input; write results.json and ROC pictures with --out."""
     parser = argparse.ArgumentParser(description=str(__doc__))
-    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run")
-    parser.add_argument("pairs", nargs="+", help="insightface pair files (.bin)")
-    parser.add_argument("--colour-order", choices=["rgb", "bgr"], default="rgb")
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args(arguments)
-    networks = {
-        name: load_embedder(options.checkpoint, trained=trained).to(options.device)
-        for name, trained in (("untrained network", False), ("trained network", True))
-    }
-    embeddings = {
-        name: partial(apply_network, network, device=options.device)
-        for name, network in networks.items()
-    }
-    for pairs in options.pairs:
-        images, same = decode_pairs(pairs, options.colour_order)
-        print(f"{pairs}: {len(same)} pairs, 10-fold accuracy")
-        for row in pair_accuracies(images, same, embeddings):
-            print(f"  {row}")
+    add = parser.add_argument
+    add("checkpoint", help="a checkpoint, the folder of a run, or a weights file")
+    add("pairs", nargs="*", help="insightface pair files (.bin)")
+    add("--identities", nargs="+", default=[], help="labelled sets (.rec): nearest neighbours")
+    add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbours asked (1)")
+    add("--templates", nargs="+", default=[], help="folders of IJB-B/C in insightface's layout")
+    add("--modes", nargs="+", default=["F1N1D1"], help="F flip, N keep norm, D detector (F1N1D1)")
+    add("--baselines", action="store_true", help="judge raw pixels and the untrained network too")
+    add("--colour-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (rgb)")
+    add(
+        "--range",
+        dest="pixel_range",
+        choices=["training", "reference"],
+        default="training",
+        help="of the network's input: -1…1, or -0.5…0.5 as the released code evaluates",
+    )
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--workers", type=int, default=0, help="Ray workers that embed; 0: this process (0)")
+    add("--out", help="folder or URI for results.json and ROC pictures")
+    evaluate(Request(**vars(parser.parse_args(arguments))))
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(main, interrupted="interrupted; nothing was written"))

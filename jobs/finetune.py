@@ -1,18 +1,19 @@
-"""Train Part fViT on labelled faces, landmark CNN and transformer end to end (stage 1).
+"""Train Part fViT on labelled faces: from scratch (stage 1), or from pretrained weights (stage 3).
 
 python jobs/finetune.py configs/finetune/part_fvit.yaml data.path=train.rec
+python jobs/finetune.py configs/finetune/few_shot.yaml data.path=train.rec start.transformer=…
 """
 
 from collections.abc import Sequence
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.engine.job import run
-from lafs_ray.engine.launch import job_config, launch
+from lafs_ray.engine.launch import start_job
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the configuration says, or continue the run of that name."""
-    launch(job_config(FinetuneConfig, str(__doc__), arguments))
+    start_job(FinetuneConfig, str(__doc__), arguments)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.engine.job import run
-from lafs_ray.engine.launch import job_config, launch
+from lafs_ray.engine.launch import start_job
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the configuration says, or continue the run of that name."""
-    launch(job_config(PretrainConfig, str(__doc__), arguments))
+    start_job(PretrainConfig, str(__doc__), arguments)
 
 
 if __name__ == "__main__":

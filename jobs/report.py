@@ -5,18 +5,18 @@ python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin d
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
 from lafs_ray.data import storage
 from lafs_ray.data.faces import decode_image, open_faces
+from lafs_ray.data.sources import open_pairs
+from lafs_ray.engine.evaluate import judge_pairs, local_embedding
 from lafs_ray.engine.job import run
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.figures import as_png, landmark_overlay, learning_curves
-from lafs_ray.evaluation.report import decode_pairs, pair_accuracies
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.trained import load_embedder
+from lafs_ray.training.trained import read_trained
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,18 +25,19 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("run", "faces", "pairs", "out"):
         parser.add_argument(name)
     options = parser.parse_args(arguments)
-    network = load_embedder(options.run)
+    trained = read_trained(options.run)
+    network = trained.embedder()
     embeddings = {
-        "before pretraining": partial(apply_network, load_embedder(options.run, trained=False)),
-        "after pretraining": partial(apply_network, network),
+        "before pretraining": local_embedding(trained.embedder(trained=False)),
+        "after pretraining": local_embedding(network),
     }
     faces = open_faces(options.faces)
     some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
     images = np.stack([decode_image(data, colour_order="rgb") for data in some.images])
     landmarks = apply_network(network.landmark_cnn, images)
     curves = learning_curves(read_metrics(storage.join(options.run, "metrics.jsonl")))
-    table = pair_accuracies(*decode_pairs(options.pairs), embeddings)
-    text = "".join(f"{row}\n" for row in ["10-fold pair accuracy", *table])
+    judged = judge_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
+    text = f"{judged}\n"
     for name, content in (
         ("curves.png", as_png(curves)),
         ("landmarks.png", as_png(landmark_overlay(images, landmarks))),
@@ -48,4 +49,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(main, interrupted="interrupted; nothing was written"))

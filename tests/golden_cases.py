@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from lafs_ray.models.heads import MixedLabels
 
 ROOT = Path(__file__).parent / "golden"
 
@@ -60,3 +63,10 @@ def load_case(name: str) -> GoldenCase:
 def to_unit_range(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 0…255 to float32 in [-1, 1], in the reference's order of operations."""
     return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+def mixed_labels(soft: NDArray[np.float32]) -> MixedLabels:
+    """Dense soft targets [B, C] of at most two classes a row, as our heads take them."""
+    assert ((soft > 0).sum(axis=1) <= 2).all(), "a mixture of three"
+    share, classes = torch.from_numpy(soft).topk(2, dim=1)
+    return MixedLabels(classes[:, 0], classes[:, 1], share[:, 0])

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lafs_ray.data import synthetic
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -41,6 +43,35 @@ def test_step__equal_to_the_plain_step_and_ratio_printed() -> None:
     assert re.search(
         r"^step, from tokens: .* images/s, .*: ratio \d+\.\d\d$", printed, re.MULTILINE
     )
+
+
+def test_partial_fc__same_loss_and_ratios_printed() -> None:
+    """Partial FC on one and two processes has the dense head's loss, and a line for each side."""
+    printed = output("partial_fc.py", "--classes", "3000", "--width", "16", "--repeats", "1")
+    assert "First losses at r = 1 equal the dense one" in printed
+    for side in ("dense", "Partial FC, r = 0.1", "Partial FC, r = 1, each of 2"):
+        assert re.search(rf"^{side} +\d+ +\d+\.\d\d +\d+ +\d+ +\d+\.\d\d$", printed, re.M), printed
+
+
+def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
+    """The few-shot protocol trains all arms and prints a table; a second call trains nothing."""
+    faces = tmp_path / "faces"
+    size = {"num_identities": 32, "images_per_identity": 3, "seed": 0}
+    synthetic.write_faces(str(faces), **size)
+    pairs = str(faces / "att_10id.bin")
+    synthetic.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
+    numbers = ("pretraining-steps", "finetuning-steps", "pretraining-seeds", "finetuning-seeds")
+    options = [word for name in numbers for word in (f"--{name}", "1")]
+    command = ("few_shot.py", str(tmp_path / "work"), "--att", str(faces), *options)
+    command += ("--stage-1", "untrained", "--shots", "1")
+    first, second = output(*command), output(*command)
+    row = r"^\| 1 \|( 0\.\d{3} \|){5}$"
+    assert re.search(row, first, re.MULTILINE), first
+    assert "LAFS_and_regulariser-k1-p0-s0" in first
+    assert "LAFS_and_regulariser-k1-p0-s0" not in second
+    assert re.search(row, first, re.M)[0] == re.search(row, second, re.M)[0]  # type: ignore[index]
+    for frozen in ("raw pixels", "untrained", "LAFS", "DINO-face"):
+        assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
 
 
 def test_pack__ratios_memory_and_order() -> None:

@@ -71,6 +71,6 @@ def test_models__do_not_import_timm() -> None:
     code = (
         "import sys\n"
         "import lafs_ray.models.fvit, lafs_ray.models.heads, lafs_ray.models.weights\n"
-        "print([name for name in ('timm', 'torchvision', 'safetensors') if name in sys.modules])"
+        "print([name for name in ('timm', 'torchvision') if name in sys.modules])"
     )
     assert _run(code) == "[]"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.training.faces import ROOT, arguments, write_face_set
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.errors import ConfigError, DataError
+from tests.training.faces import ROOT, arguments, run, tiny, write_face_set
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -28,6 +33,14 @@ def job(*command: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def main_of(name: str) -> Callable[[Sequence[str]], None]:
+    """A job's main function, to be called in this process."""
+    main: Callable[[Sequence[str]], None] = runpy.run_path(str(ROOT / "jobs" / f"{name}.py"))[
+        "main"
+    ]
+    return main
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -104,6 +117,21 @@ def test_job__finetune_then_another_configuration(tmp_path: Path, face_set_path:
     assert (folder / "metrics.jsonl").read_text().splitlines() == lines
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_job__dry_run(tmp_path: Path, face_set_path: str, kind: str) -> None:
+    """A dry run says how large the run is, wherever the flag stands, and leaves no trace."""
+    command = [*arguments(kind, tmp_path, face_set_path, "duration=2 epochs")]
+    subset = ["data.subset.images_per_identity=2"] if kind == "finetune" else []
+    done = job(*command, "--dry-run", *subset)
+    assert done.returncode == 0, done.stderr
+    sizes = {
+        "pretrain": "120 faces of 12 identities, 15 steps an epoch, 30 steps",
+        "finetune": "24 faces of 12 identities, 3 steps an epoch, 6 steps",
+    }
+    assert sizes[kind] in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pack__then_verify_and_train(tmp_path: Path, face_set_path: str) -> None:
     """Packed, verified and inspected by command, a set trains with its folder as data.path."""
     out = tmp_path / "set"
@@ -162,3 +190,59 @@ def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
     assert len(names) == 2
     assert all(name.endswith(".pt") and name.startswith("step-") for name in names)
     torch.load(checkpoint.parent / max(names), weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def stage_one(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
+    """The folder of a supervised run of one step."""
+    folder = tmp_path_factory.mktemp("stage_one")
+    settings = ["run.name=net", "duration=1 steps", "optim.warmup=0 steps"]
+    run(tiny(folder, face_set_path, *settings, kind=FinetuneConfig))
+    return folder / "net"
+
+
+def test_job__convert_then_pretrain(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
+    """A weights file made on the command line serves landmarks.weights=; it is not overwritten."""
+    made = tmp_path / "made.safetensors"
+    done = job("jobs/convert_weights.py", str(stage_one), str(made))
+    assert done.returncode == 0, done.stderr
+    assert "landmark CNN: mobilenetv3, width 0.25" in done.stdout
+    assert f"written: {made}" in done.stdout
+    with pytest.raises(DataError, match="made.safetensors") as caught:
+        main_of("convert_weights")([str(stage_one), str(made)])
+    assert "--force" in caught.value.fix
+    settings = [
+        "landmarks.source=per_view",
+        f"landmarks.weights={made}",
+        "model.landmark_cnn_width=0.25",
+        "duration=1 steps",
+        "optim.warmup=0 steps",
+    ]
+    pretrained = job(*arguments("pretrain", tmp_path / "runs", face_set_path, *settings))
+    assert pretrained.returncode == 0, pretrained.stderr
+
+
+def test_job__embed(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
+    """A run embeds a set into a file that says which checkpoint and input it was."""
+    out = tmp_path / "a.parquet"
+    done = job("jobs/embed.py", str(stage_one), face_set_path, str(out), "--flip")
+    assert done.returncode == 0, done.stderr
+    assert "120 faces, vectors of 128" in done.stdout
+    metadata = pq.read_metadata(out).metadata
+    assert metadata[b"source"].decode().endswith("step-00000001.pt")
+    assert (metadata[b"flip_test"], metadata[b"colour_order"]) == (b"true", b"rgb")
+    assert (metadata[b"step"], metadata[b"input_range"]) == (b"1", b"[-1, 1]")
+
+
+def test_export__unknown_format(tmp_path: Path, stage_one: Path) -> None:
+    """Formats are checked before anything is read or written."""
+    with pytest.raises(ConfigError, match="'onxx'") as caught:
+        main_of("export")([str(stage_one), str(tmp_path / "out"), "--formats", "safetensors,onxx"])
+    assert "torch_export" in caught.value.expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_weights__unknown_ending(tmp_path: Path, stage_one: Path) -> None:
+    """The ending says which way to convert; another one is refused."""
+    with pytest.raises(ConfigError, match=r"a\.onnx"):
+        main_of("convert_weights")([str(stage_one), str(tmp_path / "a.onnx")])

@@ -75,7 +75,7 @@ def _parse_duration(value: Any) -> Any:
     return Duration(amount=float(match[1]), unit=unit)
 
 
-def _parse_pair(value: Any) -> Any:
+def _parse_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -86,8 +86,10 @@ def _parse_float(value: Any) -> Any:
 
 DurationField = Annotated[Duration, BeforeValidator(_parse_duration)]
 Real = Annotated[float, BeforeValidator(_parse_float)]
-RealPair = Annotated[tuple[Real, Real], BeforeValidator(_parse_pair)]
-RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_pair)]
+_Annealed = Annotated[tuple[DurationField, Real], BeforeValidator(_parse_tuple)]
+AnnealingField = Annotated[tuple[_Annealed, ...], BeforeValidator(_parse_tuple)]
+RealPair = Annotated[tuple[Real, Real], BeforeValidator(_parse_tuple)]
+RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_tuple)]
 
 
 class _Loader(yaml.SafeLoader):

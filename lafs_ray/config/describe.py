@@ -28,7 +28,7 @@ def describe() -> str:
     parts = [_HEADER]
     for title, kind in (
         ("Pretraining (`jobs/pretrain.py`)", PretrainConfig),
-        ("Supervised training, stage 1 (`jobs/finetune.py`)", FinetuneConfig),
+        ("Supervised training: stage 1 and finetuning (`jobs/finetune.py`)", FinetuneConfig),
     ):
         rows = "\n".join(_rows(kind, ""))
         parts.append(f"## {title}\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n")
@@ -57,11 +57,14 @@ def _shown(default: Any) -> str:
     plain = _plain(default)
     if isinstance(plain, bool):
         return f"`{str(plain).lower()}`"
-    if isinstance(plain, tuple):
-        return f"`[{', '.join(f'{number:.6g}' for number in plain)}]`"
-    return (
-        "none" if plain is None else f"`{plain:.6g}`" if isinstance(plain, float) else f"`{plain}`"
-    )
+    return "none" if plain is None else f"`{_written(plain)}`"
+
+
+def _written(value: Any) -> str:
+    """A value as YAML may write it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

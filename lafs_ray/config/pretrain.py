@@ -13,8 +13,6 @@ from pydantic import Field, model_validator
 from lafs_ray.config.base import Duration, DurationField, Real, RealPair, RealTriple, Section
 from lafs_ray.config.sections import Count, Job, Positive, Rate
 
-IMAGE_SIZE = 112
-
 
 class Landmarks(Section):
     """Where landmarks come from and how they are disturbed."""
@@ -117,6 +115,10 @@ class Dino(Section):
     """Temperature of the student's softmax."""
     teacher_temp: TeacherTemperature = TeacherTemperature()
     """Temperature of the teacher's softmax."""
+    centring: Literal["mean", "sinkhorn"] = "mean"
+    """What keeps the teacher from giving all faces one answer: mean, the running mean of its scores
+    (DINO, the paper); sinkhorn, prototypes used equally within a micro-batch (as in DINOv2), which
+    suits small batches and short runs."""
     centre_momentum: Rate = 0.9
     """EMA momentum of the centre subtracted from the teacher's output."""
     teacher_momentum: Rate = 0.996
@@ -187,12 +189,7 @@ class PretrainConfig(Job):
         return self
 
     def _grid_fits(self, local: int, total: int) -> None:
-        patch = self.model.patch_size
-        if IMAGE_SIZE % patch or (IMAGE_SIZE // patch) ** 2 != total:
-            raise ValueError(
-                f"model.num_landmarks: {total}, but a grid of {patch}-pixel patches on "
-                f"{IMAGE_SIZE} pixels has ({IMAGE_SIZE} // {patch})² = {(IMAGE_SIZE // patch) ** 2}"
-            )
+        self.model.require_grid()
         side = math.isqrt(local)
         if side * side != local or local > total:
             raise ValueError(

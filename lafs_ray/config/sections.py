@@ -12,6 +12,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 
+IMAGE_SIZE = 112
+
 
 class Run(Section):
     """What the run is called and where its results live."""
@@ -63,6 +65,15 @@ class Model(Section):
     landmark_start: Literal["grid", "random"] = "grid"
     """Where an untrained CNN's landmarks begin: near a regular grid, or anywhere (reference)."""
 
+    def require_grid(self) -> None:
+        """Raise a ValueError unless `num_landmarks` plain patches cover the image."""
+        patch, total = self.patch_size, self.num_landmarks
+        if IMAGE_SIZE % patch or (IMAGE_SIZE // patch) ** 2 != total:
+            raise ValueError(
+                f"model.num_landmarks: {total}, but a grid of {patch}-pixel patches on "
+                f"{IMAGE_SIZE} pixels has ({IMAGE_SIZE} // {patch})² = {(IMAGE_SIZE // patch) ** 2}"
+            )
+
 
 class Checkpoints(Section):
     """When to save and what to keep."""
@@ -110,6 +121,38 @@ class Ingest(Section):
     """Blocks of 256 faces or fewer fetched ahead of the training step, 33 MB each."""
 
 
+class Probe(Section):
+    """What judges checkpoints while the training goes on; nothing unless a file is named."""
+
+    pairs: str | None = None
+    """Pair file (.bin) on which checkpoints are judged while the run goes on: probes.jsonl."""
+    identities: str | None = None
+    """Labelled set (.rec) on which they are judged by the nearest neighbour; not the training
+    set, unless it is small: the price grows with the square of its images."""
+    every: DurationField = Duration(amount=1.0, unit="epochs")
+    """Distance between probes; the first checkpoint from there on is judged, and the last one."""
+    colour_order: Literal["rgb", "bgr"] = "rgb"
+    """What the images of these files decode to."""
+    device: Literal["cuda", "cpu"] = "cpu"
+    """Where probes compute; cuda takes a GPU besides those of the workers. Debug mode probes on
+    compute.device."""
+    cpus: Positive = 1
+    """CPUs that Ray reserves for probes, besides those of training and ingest."""
+    wait_s: Annotated[Real, Field(ge=0.0)] = 600.0
+    """Seconds that the end of the run waits for the last probes."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is something to judge checkpoints on."""
+        return self.pairs is not None or self.identities is not None
+
+    @model_validator(mode="after")
+    def _probes_are_apart(self) -> Probe:
+        if self.every.amount <= 0:
+            raise ValueError("probe.every: must be more than 0")
+        return self
+
+
 class Job(Section):
     """A training job: the sections that stage 1, pretraining and finetuning have in common."""
 
@@ -133,6 +176,8 @@ class Job(Section):
     """Workers and devices."""
     ingest: Ingest = Ingest()
     """Ray Data."""
+    probe: Probe = Probe()
+    """Judging checkpoints on the way."""
 
     @property
     def micro_batch(self) -> int:

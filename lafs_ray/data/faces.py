@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -120,6 +120,24 @@ class FaceSet:
             label=np.array([label for label, _, _ in rows], dtype=np.int64),
             images=[image for _, image, _ in rows],
             errors=[error for _, _, error in rows],
+        )
+
+    def subset(self, index: NDArray[np.int64]) -> FaceSet:
+        """The set of these images alone, numbered anew; identities stay those of the whole set.
+
+        Args:
+            index: image numbers, ascending, int64 [n].
+        """
+        assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(index).data)
+        return replace(
+            self,
+            shard_starts=np.searchsorted(index, self.shard_starts).astype(np.int64),
+            offsets=self.offsets[index],
+            sizes=self.sizes[index],
+            keys=self.keys[index],
+            fingerprint=digest.hexdigest(),
         )
 
     def _check_unchanged(self, shard: int) -> None:

@@ -366,9 +366,48 @@ def read_bytes(uri: str) -> bytes:
         return bytes(file.read())
 
 
-def list_names(folder: str) -> list[str]:
-    """Sorted names of the files directly in a folder; none where there is no folder."""
-    return _names_below(folder, recursive=False) if exists(folder) else []
+def require_absent(uri: str) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        DataError: there is a file or folder.
+    """
+    if exists(uri):
+        raise DataError(
+            uri,
+            found="a file of that name",
+            expected="a name that is free",
+            fix="choose another name, or add --force to replace it",
+        )
+
+
+@contextlib.contextmanager
+def local_file(uri: str) -> Iterator[str]:
+    """A path of this machine's disk with a file's content, for libraries that know only paths.
+
+    A file of an object store is copied to a temporary folder first, under its own name.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    if (path := local_path(uri)) is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, file_name(uri))
+        with open(copy, "wb") as target, open_input(uri) as source:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
+        yield copy
+
+
+def list_names(folder: str, *, recursive: bool = False) -> list[str]:
+    """Sorted names of the files directly in a folder; none where there is no folder.
+
+    Args:
+        folder: a path or URI.
+        recursive: also files in the folders below, as paths relative to this one.
+    """
+    return _names_below(folder, recursive=recursive) if exists(folder) else []
 
 
 def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:

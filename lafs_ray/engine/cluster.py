@@ -14,6 +14,7 @@ import os
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.config.sections import Job
+from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.session import JobInputs, run_rank
 
@@ -52,6 +54,7 @@ class Relay:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._saved: list[int] = []
         self._mistake: UserError | None = None
 
     def say(self, line: str) -> None:
@@ -62,6 +65,15 @@ class Relay:
         """Lines since the last call."""
         lines, self._lines = self._lines, []
         return lines
+
+    def saved(self, step: int) -> None:
+        """Keep the step of a checkpoint for the driver."""
+        self._saved.append(step)
+
+    def drain_saved(self) -> list[int]:
+        """Steps of checkpoints since the last call."""
+        steps, self._saved = self._saved, []
+        return steps
 
     def fail(self, mistake: UserError) -> None:
         """Keep a mistake that no restart can mend."""
@@ -84,7 +96,8 @@ def run_on_ray(inputs: JobInputs) -> None:
     connect(config)
     relay = ray.remote(num_cpus=0)(Relay).remote()
     printing = threading.Event()
-    printer = threading.Thread(target=_print_lines, args=(relay, printing), daemon=True)
+    probes = Probes(inputs, _judge_on_ray(config), _say) if config.probe.enabled else None
+    printer = threading.Thread(target=_follow, args=(relay, probes, printing), daemon=True)
     printer.start()
     try:
         _trainer(inputs, relay).fit()
@@ -99,6 +112,8 @@ def run_on_ray(inputs: JobInputs) -> None:
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
+    if probes is not None:
+        probes.finish()
 
 
 def connect(config: Job) -> None:
@@ -108,8 +123,9 @@ def connect(config: Job) -> None:
         ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
     """
     workers = config.compute.workers if config.compute.device == "cuda" else 0
-    gpu_arithmetic = f"compute.workers = {workers}"
-    join_cluster(needed_cpus(config), _arithmetic(config), workers, gpu_arithmetic)
+    probes = int(config.probe.enabled and config.probe.device == "cuda")
+    gpu_arithmetic = f"compute.workers = {workers}" + (" + 1 for probe.device=cuda" * probes)
+    join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
 
 
 def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic: str = "") -> None:
@@ -148,6 +164,7 @@ def _arithmetic(config: Job) -> str:
         f"{compute.workers} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
         f"{ingest.cpus_per_actor:g} + 1 for reading)"
+        + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")
     )
 
 
@@ -193,13 +210,48 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     )
 
 
-def _print_lines(relay: Any, stop: threading.Event) -> None:
+def _follow(relay: Any, probes: Probes | None, stop: threading.Event) -> None:
+    """Print what the workers say, and judge the checkpoints that they write, until they end."""
+    if probes is not None:
+        probes.catch_up()
     while True:
         last = stop.wait(_RELAY_POLL_S)
         for line in ray.get(relay.drain.remote()):
-            print(line, flush=True)  # noqa: T201
+            _say(line)
+        if probes is not None:
+            for step in ray.get(relay.drain_saved.remote()):
+                probes.saved(step)
+            probes.collect()
         if last:
             return
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+def _judge_on_ray(config: Job) -> Judge:
+    """Each probe is a task of its own."""
+    probe = config.probe
+    paths = {
+        name: None if path is None else storage.absolute(path)
+        for name, path in (("pairs", probe.pairs), ("identities", probe.identities))
+    }
+    probe = probe.model_copy(update=paths)
+    task = ray.remote(num_cpus=probe.cpus, num_gpus=int(probe.device == "cuda"), max_retries=0)(
+        _judge_task
+    )
+
+    def judge(uri: str) -> Future[dict[str, float]]:
+        future: Future[dict[str, float]] = task.remote(uri, probe).future()
+        return future
+
+    return judge
+
+
+def _judge_task(uri: str, probe: Probe) -> dict[str, float]:
+    torch.set_num_threads(probe.cpus)
+    return judge_checkpoint(uri, probe, probe.device)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -235,10 +287,16 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         rank=rank,
         wrap=wrap,
         say=lambda line: relay.say.remote(line),
-        after_save=lambda line: _tell_ray(line, inputs, rank),
+        after_save=lambda line: _after_save(line, inputs, rank, relay),
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def _after_save(line: dict[str, Any], inputs: JobInputs, rank: int, relay: Any) -> None:
+    if rank == 0:
+        relay.saved.remote(line["step"])
+    _tell_ray(line, inputs, rank)
 
 
 def _tell_ray(line: dict[str, Any], inputs: JobInputs, rank: int) -> None:

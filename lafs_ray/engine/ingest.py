@@ -147,7 +147,7 @@ def _windows_with_blocks(
 def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> Iterator[Columns]:
     """The cut portions, one block each, in order."""
     ingest = config.ingest
-    configure_context(DataContext.get_current(), config)
+    configure_context(DataContext.get_current(), ingest_cpus(config))
     dataset = ray.data.read_datasource(
         PortionSource(reference, portions),
         override_num_blocks=len(portions),
@@ -169,15 +169,20 @@ def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> I
     )
 
 
-def configure_context(context: DataContext, config: Job) -> None:
-    """Settings of Ray Data that the order, the memory and the terminal rely on."""
+def configure_context(context: DataContext, cpus: float) -> None:
+    """Settings of Ray Data that the order, the memory and the terminal rely on.
+
+    Args:
+        context: of the process that makes the dataset.
+        cpus: which its tasks and actors may take.
+    """
     context.execution_options.preserve_order = True
     # None keeps one block for each task; a size would slice or merge portions.
     context.target_max_block_size = None
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
     limits = context.execution_options.resource_limits
-    context.execution_options.resource_limits = limits.copy(cpu=ingest_cpus(config))
+    context.execution_options.resource_limits = limits.copy(cpu=cpus)
 
 
 def ingest_cpus(config: Job) -> float:
@@ -187,7 +192,8 @@ def ingest_cpus(config: Job) -> float:
 
 def needed_cpus(config: Job) -> float:
     """CPUs that a run takes from the cluster, with which nothing can wait for ever."""
-    return config.compute.workers * (config.compute.cpus_per_worker + ingest_cpus(config))
+    probe = config.probe.cpus if config.probe.enabled else 0
+    return config.compute.workers * (config.compute.cpus_per_worker + ingest_cpus(config)) + probe
 
 
 def as_reference(inputs: JobInputs) -> Any:

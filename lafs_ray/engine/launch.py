@@ -7,24 +7,48 @@ from collections.abc import Sequence
 
 import yaml
 
-from lafs_ray.config.base import SectionT, load
+from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
-from lafs_ray.training.session import open_job, run_local, training_device
+from lafs_ray.engine.probe import Probes, check_probe, judge_here
+from lafs_ray.training.session import JobInputs, check_job, open_job, run_local, training_device
 
 
-def job_config(kind: type[SectionT], description: str, arguments: Sequence[str]) -> SectionT:
-    """The configuration that a job's command line names.
+def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> None:
+    """Do what a training job's command line says.
 
     Raises:
-        ConfigError: the file, a key or a value is wrong.
+        UserError: a mistake in the arguments, the configuration, the data or the run's folder.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a YAML file, such as those under configs/")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
     )
-    options = parser.parse_args(arguments)
-    return load(kind, options.config, options.overrides)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked here, say how long the run is, and end",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    config = load(kind, options.config, options.overrides)
+    if options.dry_run:
+        check_probe(config.probe)
+        describe(check_job(config))
+    else:
+        launch(config)
+
+
+def describe(inputs: JobInputs) -> None:
+    """Print the resolved settings and the size of a run."""
+    config, length = inputs.config, inputs.length
+    people = "" if inputs.num_identities is None else f" of {inputs.num_identities} identities"
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
+    print(  # noqa: T201
+        f"{config.run.name}: {inputs.faces.num_images} faces{people}, "
+        f"{length.steps_per_epoch} steps an epoch, {length.total_steps} steps; "
+        f"results in {inputs.folder().uri}",
+        flush=True,
+    )
 
 
 def launch(config: Job) -> None:
@@ -35,18 +59,24 @@ def launch(config: Job) -> None:
     """
     if config.compute.workers == 0:
         training_device(config)
+    check_probe(config.probe)
     inputs = open_job(config)
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
-    length, faces = inputs.length, inputs.faces
-    print(  # noqa: T201
-        f"{config.run.name}: {faces.num_images} faces, {length.steps_per_epoch} steps an epoch, "
-        f"{length.total_steps} steps; results in {inputs.folder().uri}",
-        flush=True,
-    )
+    describe(inputs)
     if config.compute.workers == 0:
-        run_local(inputs)
+        run_in_process(inputs)
     else:
         # Debug mode has to start, and run, where Ray is not installed.
         from lafs_ray.engine.cluster import run_on_ray
 
         run_on_ray(inputs)
+
+
+def run_in_process(inputs: JobInputs) -> None:
+    """Debug mode: train to the end of the run, and judge checkpoints if the run has probes."""
+    if not inputs.config.probe.enabled:
+        run_local(inputs)
+        return
+    probes = Probes(inputs, judge_here(inputs.config))
+    probes.catch_up()
+    run_local(inputs, after_save=lambda line: probes.saved(line["step"]))
+    probes.finish()

@@ -1,30 +1,43 @@
-"""A frozen network applied to arrays of faces."""
+"""A frozen network applied to faces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lafs_ray.data.sources import FaceSource
+
+Network = Callable[[Tensor], Tensor]
+PixelRange = Literal["training", "reference"]
+
+# Faces read, and handed to a worker, at once: 9.6 MB. Whole batches, so that any division of the
+# work among processes makes the same batches, hence the same bits.
+CHUNK = 256
+_BATCH = 64
+
 
 @torch.inference_mode()
 def apply_network(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     images: NDArray[np.uint8],
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 64,
+    batch_size: int = _BATCH,
+    pixel_range: PixelRange = "training",
 ) -> NDArray[np.float32]:
     """What a network makes of faces, batch by batch.
 
     Args:
-        network: takes [B, 3, S, S] in [-1, 1]; on `device` and in eval mode already.
+        network: takes [B, 3, S, S]; on `device` and in eval mode already.
         images: uint8 [B, S, S, 3] RGB.
         device: where to compute.
         batch_size: faces at once.
+        pixel_range: what the network gets: -1 … 1 as in training, or -0.5 … 0.5.
 
     Returns:
         float32 [B, …].
@@ -32,7 +45,43 @@ def apply_network(
     parts = []
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
-        # Ours: the range of training; the reference evaluates on half of it (docs/method.md).
-        pixels = batch.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        pixels = batch.to(device).permute(0, 3, 1, 2).float()
+        # Reference: evaluates on x / 255 - 0.5, half the range of its training; ours: on request.
+        pixels = pixels / 127.5 - 1.0 if pixel_range == "training" else pixels / 255.0 - 0.5
         parts.append(network(pixels).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+def embed_chunk(network: Network, images: NDArray[np.uint8], **options: Any) -> NDArray[np.float32]:
+    """Embeddings of faces and of their mirror images, float32 [B, 2, D].
+
+    Args:
+        network: as for `apply_network`.
+        images: uint8 [B, S, S, 3] RGB.
+        options: as for `apply_network`.
+    """
+    both = [apply_network(network, view, **options) for view in (images, images[:, :, ::-1])]
+    return np.stack(both, axis=1)
+
+
+def embed_faces(network: Network, source: FaceSource, **options: Any) -> NDArray[np.float32]:
+    """Embeddings of all faces of a source and of their mirror images, float32 [N, 2, D].
+
+    Args:
+        network: as for `apply_network`.
+        source: the faces; 256 of them are in memory at once.
+        options: as for `apply_network`.
+
+    Raises:
+        DataError: a face is missing or does not decode.
+    """
+    parts = [
+        embed_chunk(network, source.read(start, stop), **options)
+        for start, stop in chunks(source.num_images)
+    ]
+    return np.concatenate(parts)
+
+
+def chunks(count: int) -> list[tuple[int, int]]:
+    """(start, stop) of each chunk of `count` faces."""
+    return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]

@@ -10,7 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from lafs_ray.evaluation.roc import RocCurve
+
 _COLUMNS = 6
+_ROC_POINTS = 5000
 
 # Panels of the learning state: title, and the metrics drawn into it.
 _PANELS = (
@@ -60,6 +63,31 @@ def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[A
         axes.set_ylim(image.shape[0] - 0.5, -0.5)
     for axes in figure.axes:
         axes.set_axis_off()
+    return figure
+
+
+def roc_figure(title: str, curves: Mapping[str, RocCurve]) -> Figure:
+    """ROC curves over a logarithmic FAR.
+
+    Args:
+        title: of the figure.
+        curves: by name.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        # IJB-C has a million points: more than a picture shows.
+        count = len(curve.fpr)
+        shown = np.unique(np.geomspace(1, count, _ROC_POINTS).astype(int)) - 1
+        axes.plot(curve.fpr[shown], curve.tpr[shown], label=f"{name} (AUC {curve.area:.4f})")
+    axes.set_xscale("symlog", linthresh=1e-6)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("FAR")
+    axes.set_ylabel("TAR")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
     return figure
 
 

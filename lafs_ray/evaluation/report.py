@@ -1,79 +1,189 @@
-"""Pair accuracy of several embeddings side by side."""
+"""From embeddings to the figures of one input, as rows of a table and of results.json.
+
+Every embedding is judged twice: plain, as the protocols have it, and centred (`vectors.centre`),
+which is the fair figure for a network that has never seen a label.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.faces import decode_image
-from lafs_ray.data.pairs import read_pairs
+from lafs_ray.data.sources import FaceSource
+from lafs_ray.data.templates import Templates
 from lafs_ray.errors import DataError
+from lafs_ray.evaluation.embed import chunks
+from lafs_ray.evaluation.neighbours import neighbour_accuracies
+from lafs_ray.evaluation.roc import RocCurve, roc_curve
+from lafs_ray.evaluation.templates import (
+    TEMPLATE_FARS,
+    TestMode,
+    image_features,
+    pair_scores,
+    template_features,
+)
+from lafs_ray.evaluation.vectors import centre
 from lafs_ray.evaluation.verification import (
-    flip_embedding,
     kfold_accuracy,
     pair_distances,
     raw_pixel_embeddings,
+    tar_at_far,
 )
 
-Embed = Callable[[NDArray[np.uint8]], NDArray[np.floating[Any]]]
-
 RAW_PIXELS = "raw pixels"
+PAIR_FARS = (1e-3, 1e-2, 1e-1)
+# What a labelled set's rows say about it.
+COUNTS = ("num_images", "num_identities", "num_excluded")
+
+Float64s = NDArray[np.float64]
+Truths = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class PairAccuracy:
-    """10-fold accuracy of one embedding.
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The figures of one embedding.
 
     Args:
         name: of the embedding.
-        mean: over the folds, 0 … 1.
-        std: over the folds.
+        centred: whether the mean embedding was subtracted.
+        figures: name to value, 0 … 1; None where the input does not define it.
+        details: what else results.json says.
+        curve: its ROC.
     """
 
     name: str
-    mean: float
-    std: float
+    centred: bool
+    figures: dict[str, float | None]
+    details: dict[str, Any] = field(default_factory=dict)
+    curve: RocCurve | None = None
 
-    def __str__(self) -> str:
-        return f"{self.name:<24} {self.mean:.4f} ± {self.std:.4f}"
+    @property
+    def title(self) -> str:
+        """Name with the treatment."""
+        return f"{self.name}, centred" if self.centred else self.name
 
-
-def decode_pairs(
-    uri: str, colour_order: Literal["rgb", "bgr"] = "rgb"
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Images uint8 [2P, 112, 112, 3] RGB and whether each pair shows one person, bool [P].
-
-    Raises:
-        DataError: the file is no pair file, or an image does not decode to 112×112.
-    """
-    pairs = read_pairs(uri)
-    images = []
-    for number, data in enumerate(pairs.images):
-        try:
-            images.append(decode_image(data, colour_order=colour_order))
-        except DataError as error:
-            where = f"{uri}, image {number} of pair {number // 2}"
-            raise DataError(
-                where, found=error.found, expected=error.expected, fix=error.fix
-            ) from None
-    return np.stack(images), pairs.same
+    def content(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {
+            "embedding": self.name,
+            "centred": self.centred,
+            **self.figures,
+            **self.details,
+        }
 
 
-def pair_accuracies(
-    images: NDArray[np.uint8], same: NDArray[np.bool_], embeddings: Mapping[str, Embed]
-) -> list[PairAccuracy]:
-    """Accuracy of mean-removed raw pixels, then of each embedding with flip test.
+def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) -> list[Row]:
+    """Plain and centred figures of an embedding of pairs.
 
     Args:
-        images: uint8 [2P, 112, 112, 3] RGB.
+        name: of the embedding.
+        embeddings: [2P, D], flip test done.
         same: bool [P].
-        embeddings: name to a function from images to embeddings [B, D].
+
+    Raises:
+        DataError: fewer pairs than folds, or an embedding is not finite.
     """
-    rows = {RAW_PIXELS: raw_pixel_embeddings(images)}
-    rows |= {name: flip_embedding(embed, images) for name, embed in embeddings.items()}
-    accuracies = {name: kfold_accuracy(pair_distances(row), same) for name, row in rows.items()}
-    return [PairAccuracy(name, found.mean, found.std) for name, found in accuracies.items()]
+    return [
+        pair_row(name, centred, pair_distances(centre(embeddings) if centred else embeddings), same)
+        for centred in (False, True)
+    ]
+
+
+def pair_row(name: str, centred: bool, distances: Float64s, same: Truths) -> Row:
+    """10-fold accuracy, TAR at FARs and area under the ROC of pair distances, float64 [P]."""
+    accuracy = kfold_accuracy(distances, same)
+    figures: dict[str, float | None] = {"accuracy": accuracy.mean, "std": accuracy.std}
+    details: dict[str, Any] = {"fold_accuracies": accuracy.accuracies.tolist()}
+    both_kinds = 0 < np.count_nonzero(same) < len(same)
+    curve = roc_curve(-distances, same) if both_kinds else None
+    figures["AUC"] = curve.area if curve else None
+    for far in PAIR_FARS:
+        try:
+            found = tar_at_far(distances, same, far)
+        except DataError:
+            # A fold of one kind has no such rate; its accuracy is sound all the same.
+            figures[f"TAR@{far:g}"] = None
+            continue
+        figures[f"TAR@{far:g}"] = found.tar
+        details[f"TAR@{far:g} std"], details[f"TAR@{far:g} far"] = found.std, found.far
+    return Row(name, centred, figures, details, curve)
+
+
+def raw_pixel_rows(source: FaceSource, same: Truths) -> list[Row]:
+    """The rows that a network has to beat: an image's pixels less their own mean.
+
+    The centred row subtracts the mean picture as well. Pixels are not mirrored.
+    """
+    total: Float64s | float = 0.0
+    for start, stop in chunks(source.num_images):
+        total = total + raw_pixel_embeddings(source.read(start, stop)).sum(axis=0)
+    mean = total / source.num_images
+    distances: tuple[list[Float64s], list[Float64s]] = ([], [])
+    for start, stop in chunks(source.num_images):
+        pixels = raw_pixel_embeddings(source.read(start, stop))
+        for parts, rows in zip(distances, (pixels, pixels - mean), strict=True):
+            parts.append(pair_distances(rows))
+    return [
+        pair_row(RAW_PIXELS, centred, np.concatenate(parts), same)
+        for centred, parts in zip((False, True), distances, strict=True)
+    ]
+
+
+def identity_rows(
+    name: str, embeddings: NDArray[np.floating[Any]], labels: NDArray[np.int64], ks: Sequence[int]
+) -> list[Row]:
+    """Plain and centred leave-one-out identity accuracy.
+
+    Args:
+        name: of the embedding.
+        embeddings: [N, D], flip test done.
+        labels: int64 [N].
+        ks: neighbours asked.
+
+    Raises:
+        DataError: see `neighbour_accuracies`.
+    """
+    rows = []
+    for centred in (False, True):
+        found = neighbour_accuracies(centre(embeddings) if centred else embeddings, labels, ks)
+        figures: dict[str, float | None] = {f"{one.k}-NN": one.accuracy for one in found}
+        counts = {name: getattr(found[0], name) for name in COUNTS}
+        rows.append(Row(name, centred, figures, counts))
+    return rows
+
+
+def template_rows(
+    name: str, embeddings: NDArray[np.floating[Any]], protocol: Templates, modes: Sequence[TestMode]
+) -> list[Row]:
+    """Plain and centred TAR at FAR of a template protocol, for each test mode.
+
+    Args:
+        name: of the embedding.
+        embeddings: of its images and of their mirror images, [N, 2, D].
+        protocol: the lists.
+        modes: the reference's switches.
+
+    Raises:
+        DataError: an embedding is not finite, or there are no pairs of one kind.
+    """
+    rows = []
+    for mode in modes:
+        for centred in (False, True):
+            features = image_features(embeddings, protocol.scores, mode, centred=centred)
+            scores = pair_scores(
+                *template_features(features, protocol.templates, protocol.medias),
+                protocol.first,
+                protocol.second,
+            )
+            curve = roc_curve(scores, protocol.same)
+            figures: dict[str, float | None] = {}
+            details: dict[str, Any] = {"mode": str(mode)}
+            for far in TEMPLATE_FARS:
+                figures[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
+            figures["AUC"] = curve.area
+            rows.append(Row(f"{name} {mode}", centred, figures, details, curve))
+    return rows

@@ -8,13 +8,14 @@ Letters: P pairs, D width, T thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
+from lafs_ray.evaluation.vectors import normalise
 
 Floats = NDArray[np.floating]
 Float64s = NDArray[np.float64]
@@ -73,22 +74,6 @@ class TarAtFar:
     far: float
 
 
-def flip_embedding(
-    embed: Callable[[NDArray[np.uint8]], Floats], images: NDArray[np.uint8]
-) -> Float64s:
-    """Embedding of each image plus that of its mirror, not normalised: float64 [B, D].
-
-    Args:
-        embed: maps images uint8 [B, S, S, 3] to embeddings [B, D].
-        images: RGB, uint8 [B, S, S, 3].
-    """
-    mirrored = np.ascontiguousarray(images[:, :, ::-1])
-    # Reference: the sum is made in float64.
-    plain, flipped = embed(images).astype(np.float64), embed(mirrored).astype(np.float64)
-    total: Float64s = plain + flipped
-    return total
-
-
 def raw_pixel_embeddings(images: NDArray[np.uint8]) -> Float64s:
     """The baseline a network has to beat: an image's pixels less their mean, float64 [B, S·S·3]."""
     pixels = images.reshape(len(images), -1).astype(np.float64)
@@ -107,19 +92,8 @@ def pair_distances(embeddings: Floats) -> Float64s:
     Raises:
         DataError: an embedding is not finite; a metric over it would be a lie.
     """
-    assert embeddings.ndim == 2, "embeddings are rows"
     assert len(embeddings) % 2 == 0, "two rows a pair"
-    rows = embeddings.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"embedding of image {bad[0]}",
-            found=f"nan or infinity, in {len(bad)} of {len(rows)} rows",
-            expected="finite numbers",
-            fix="the network has diverged: evaluate an earlier checkpoint",
-        )
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.where(norms == 0, 1, norms)
+    rows = normalise(embeddings)
     squared: Float64s = np.square(rows[0::2] - rows[1::2]).sum(axis=1)
     return squared
 

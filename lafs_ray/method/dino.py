@@ -18,45 +18,36 @@ from torch import Tensor, nn
 NUM_GLOBAL_VIEWS = 2
 
 
-def dino_loss(
-    student: Tensor,
-    teacher: Tensor,
-    centre: Tensor,
-    *,
-    student_temp: float,
-    teacher_temp: float,
-    num_views: int,
-) -> Tensor:
+def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_views: int) -> Tensor:
     """Mean cross-entropy over all pairs of a teacher's view and another of the student's views.
 
     Definition:
 
         terms = []
         for g in range(2):
-            target = softmax((teacher[g] - centre) / teacher_temp)
             for v in range(V):
                 if v != g:
-                    terms.append(-(target * log_softmax(student[v] / student_temp)).sum(-1).mean())
+                    surprise = -targets[g] * log_softmax(student[v] / student_temp)
+                    terms.append(surprise.sum(-1).mean())
         loss = sum(terms) / len(terms)
 
     Source: METHOD.md, "Objective and schedules"; golden cases d1, d2 and d9.
 
     Args:
         student: scores [V·B, K], crop-major, with a gradient.
-        teacher: scores [2·B, K] of the global views, crop-major; taken as constant.
-        centre: [1, K], as the previous step left it.
+        targets: the teacher's distributions [2·B, K] of the global views, crop-major, from
+            `centred_targets` or `sinkhorn_targets`.
         student_temp: divides the student's scores.
-        teacher_temp: divides the teacher's centred scores.
         num_views: V, global views included.
 
     Returns:
         A scalar in nats, float32 (float64 for float64 scores), of this rank's images only.
     """
     assert num_views >= NUM_GLOBAL_VIEWS, num_views
-    assert student.shape[0] * NUM_GLOBAL_VIEWS == teacher.shape[0] * num_views, (
-        f"{student.shape[0]} student rows in {num_views} views, {teacher.shape[0]} teacher rows"
+    assert student.shape[0] * NUM_GLOBAL_VIEWS == targets.shape[0] * num_views, (
+        f"{student.shape[0]} student rows in {num_views} views, {targets.shape[0]} teacher rows"
     )
-    targets = _by_view(teacher_distribution(teacher, centre, teacher_temp), NUM_GLOBAL_VIEWS)
+    targets = _by_view(targets, NUM_GLOBAL_VIEWS)
     scores = _by_view(_widen(student) / student_temp, num_views)
     # Targets sum to 1, so -Σ target·log_softmax(s) = logsumexp(s) - Σ target·s. Over the pairs each
     # teacher view meets all views but its own: all of them minus the one of the same number.
@@ -69,9 +60,56 @@ def dino_loss(
 
 
 @torch.no_grad()
-def teacher_distribution(teacher: Tensor, centre: Tensor, teacher_temp: float) -> Tensor:
-    """Softmax of the teacher's centred scores [R, K] at its temperature, at least float32."""
+def centred_targets(teacher: Tensor, centre: Tensor, teacher_temp: float) -> Tensor:
+    """Softmax of the teacher's centred scores [R, K] at its temperature, at least float32.
+
+    Args:
+        teacher: scores [R, K].
+        centre: [1, K], as the previous step left it.
+        teacher_temp: divides the centred scores.
+    """
     return F.softmax((_widen(teacher) - centre) / teacher_temp, dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn_targets(teacher: Tensor, teacher_temp: float, num_iterations: int = 3) -> Tensor:
+    """The teacher's distributions, balanced so that a batch uses all prototypes equally.
+
+    Ours, as in SwAV and DINOv2: in place of a running mean, the batch itself decides what is
+    common. Definition, over the rows of all ranks:
+
+        Q = exp(teacher / teacher_temp)
+        for _ in range(num_iterations):
+            Q = Q / Q.sum(rows); Q = Q / Q.sum(prototypes)
+
+    Computed with logarithms: at temperature 0.02 a cosine of -1 is exp(-50), and whole rows of
+    float32 would vanish. Every rank must call it.
+
+    Args:
+        teacher: scores [R, K] of both global views; equally many rows on every rank.
+        teacher_temp: divides the scores.
+        num_iterations: at least 1.
+
+    Returns:
+        [R, K], at least float32; rows sum to 1.
+    """
+    logs = _widen(teacher) / teacher_temp
+    for _ in range(num_iterations):
+        logs = logs - _logsumexp_of_all_ranks(logs)
+        logs = logs - torch.logsumexp(logs, dim=1, keepdim=True)
+    return logs.exp()
+
+
+def _logsumexp_of_all_ranks(logs: Tensor) -> Tensor:
+    """Logarithm of the summed exponentials of each column, over the rows of every rank: [1, K]."""
+    highest = logs.amax(dim=0, keepdim=True)
+    is_distributed = dist.is_available() and dist.is_initialized()
+    if is_distributed:
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    total = (logs - highest).exp().sum(dim=0, keepdim=True)
+    if is_distributed:
+        dist.all_reduce(total)
+    return highest + total.log()
 
 
 class Centre(nn.Module):
@@ -122,41 +160,37 @@ class Centre(nn.Module):
 @torch.no_grad()
 def learning_state(
     student: Tensor,
-    teacher: Tensor,
+    targets: Tensor,
     centre: Tensor,
     embeddings: Tensor,
     *,
     student_temp: float,
-    teacher_temp: float,
 ) -> dict[str, Tensor]:
     """Signs of learning and of collapse, from the global views of one micro-batch.
 
     Args:
         student: scores [R, K], crop-major; its first 2·B rows, the global views, are read.
-        teacher: scores [2·B, K], crop-major.
-        centre: [1, K], as the loss used it.
+        targets: the teacher's distributions [2·B, K], crop-major, as in the loss.
+        centre: [1, K], the running mean of the teacher's scores.
         embeddings: the teacher's embeddings [2·B, D].
         student_temp: as in the loss.
-        teacher_temp: as in the loss.
 
     Returns:
         Scalars on the scores' device, without a gradient:
         `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (collapse to no
         opinion), 0 is one-hot. `kl`: nats, of the student's other view from the teacher's; the part
         of the loss that can be learnt. `centre_norm`. `used_prototypes`: how many prototypes are
-        the teacher's first choice for a row, as a share of the most possible, min(2·B, K).
+        some row's likeliest target, as a share of the most possible, min(2·B, K).
         `embedding_std`: √D times the mean deviation over rows of the embeddings' directions;
         near 1 when they spread evenly, 0 when all faces give the same one.
     """
-    rows, num_prototypes = teacher.shape
-    targets = teacher_distribution(teacher, centre, teacher_temp)
-    log_targets = F.log_softmax((_widen(teacher) - centre) / teacher_temp, dim=-1)
+    rows, num_prototypes = targets.shape
     predicted = F.log_softmax(_widen(student[:rows]) / student_temp, dim=-1)
-    teacher_entropy = -(targets * log_targets).sum(-1).mean()
+    teacher_entropy = torch.special.entr(targets).sum(-1).mean()
     # The loss pairs different views, so the student's two are swapped against the teacher's.
     cross_entropy = -(targets * predicted.roll(rows // 2, dims=0)).sum(-1).mean()
-    chosen = torch.zeros(num_prototypes, device=teacher.device)
-    chosen.index_fill_(0, teacher.argmax(-1), 1.0)
+    chosen = torch.zeros(num_prototypes, device=targets.device)
+    chosen.index_fill_(0, targets.argmax(-1), 1.0)
     directions = F.normalize(_widen(embeddings), dim=-1)
     spread = directions.std(dim=0, correction=0).mean()
     return {

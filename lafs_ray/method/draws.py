@@ -26,6 +26,9 @@ _FACTORS = slice(28, 32)
 _ORDER = slice(32, 36)
 _NUM_UNIFORMS = 36
 
+Records = NDArray[np.integer[Any]]
+"""One number of every record of a batch, [B]: its epoch, shard or key."""
+
 LandmarkSource = Literal["per_view", "per_image", "grid"]
 
 
@@ -171,9 +174,9 @@ class ViewDraws:
 def draw_views(
     settings: ViewSettings,
     seed: int,
-    epoch: NDArray[np.integer[Any]],
-    shard: NDArray[np.integer[Any]],
-    key: NDArray[np.integer[Any]],
+    epoch: Records,
+    shard: Records,
+    key: Records,
 ) -> ViewDraws:
     """Draw the views of B records, each a pure function of (seed, epoch, shard, key).
 

@@ -11,12 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lafs_ray.method.dino import NUM_GLOBAL_VIEWS, Centre, dino_loss, learning_state
+from lafs_ray.method.dino import (
+    NUM_GLOBAL_VIEWS,
+    Centre,
+    centred_targets,
+    dino_loss,
+    learning_state,
+    sinkhorn_targets,
+)
 from lafs_ray.method.optim import cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.heads import DINOHead
@@ -72,6 +79,8 @@ class Lafs:
         freeze_last_layer_epochs: epochs in which the prototypes are not trained.
         teacher_dropout: the teacher keeps dropout and stochastic depth (the reference); without,
             it runs in eval mode (DINO's recipe).
+        centring: what keeps the teacher from giving all faces one answer: the running mean of its
+            scores (DINO), or balancing every micro-batch (`sinkhorn_targets`).
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class Lafs:
         centre_momentum: float = 0.9,
         freeze_last_layer_epochs: int = 1,
         teacher_dropout: bool = True,
+        centring: Literal["mean", "sinkhorn"] = "mean",
     ) -> None:
         self.trainable = student
         self.teacher = teacher
@@ -92,7 +102,11 @@ class Lafs:
         device = student.backbone.cls_token.device
         self.centre = Centre(num_prototypes, centre_momentum).to(device)
         self.student_temp = student_temp
+        self.centring = centring
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
+
+    def begin_step(self, step: int) -> None:
+        """Nothing is drawn here but dropout."""
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
@@ -117,15 +131,22 @@ class Lafs:
             embeddings = self.teacher.embed([global_views])
             teacher = self.teacher.head(embeddings)
         student = network([global_views, local_views])
-        temps = {"student_temp": self.student_temp, "teacher_temp": values["teacher_temp"]}
-        centre = self.centre.centre
-        loss = dino_loss(student, teacher, centre, **temps, num_views=num_views)
-        state = learning_state(student, teacher, centre, embeddings, **temps)
+        targets = self._targets(teacher, values["teacher_temp"])
+        temp = self.student_temp
+        loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
+        state = learning_state(student, targets, self.centre.centre, embeddings, student_temp=temp)
         self.centre.observe(teacher)
         return loss, {"loss": loss.detach(), **state}
 
-    def before_optimizer(self, epoch: int) -> None:
+    def _targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
+        """The teacher's distributions [2·B, K], kept from collapse as `centring` says."""
+        if self.centring == "sinkhorn":
+            return sinkhorn_targets(teacher, teacher_temp)
+        return centred_targets(teacher, self.centre.centre, teacher_temp)
+
+    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
         """Take the prototypes' gradient away in the first epochs; the gradients are complete."""
+        del values
         if epoch < self.freeze_last_layer_epochs:
             cancel_gradients(self.trainable)
 

@@ -6,6 +6,7 @@ base student has 145 trained tensors, and as many `.item()` calls would stall it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,50 +15,111 @@ from torch import Tensor, nn
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda _: 1.0
+    module: nn.Module,
+    weight_decay: float,
+    lr_scale: Callable[[str], float] = lambda _: 1.0,
+    decay_scale: Callable[[str], float] = lambda _: 1.0,
 ) -> list[dict[str, Any]]:
-    """Split the trained parameters by weight decay, and by their share of the learning rate.
+    """Split the trained parameters by their shares of the learning rate and of the weight decay.
 
     Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions
     are. Parameters that need no gradient belong to no group.
 
     Args:
         module: what is trained.
-        weight_decay: of the decayed groups.
+        weight_decay: of the groups whose share is 1.
         lr_scale: name of a parameter to its share of the learning rate.
+        decay_scale: name of a decayed parameter to its share of the weight decay.
 
     Returns:
-        Groups for AdamW, for each share first the decayed, then the other one; with one share they
-        are the reference's two. `set_hyperparameters` reads `lr_scale` and `is_decayed`.
-        Source: METHOD.md, "Objective and schedules"; golden cases c0 and d7.
+        Groups for AdamW, for each share of the learning rate first the decayed, then the others;
+        with one share they are the reference's two. `set_hyperparameters` reads `lr_scale` and
+        `decay_scale`. Source: METHOD.md, "Objective and schedules"; golden cases c0, d7 and f5.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             scale = lr_scale(name)
-            for is_decayed in (True, False):
-                groups.setdefault((scale, is_decayed), [])
+            for share in (1.0, 0.0):
+                groups.setdefault((scale, share), [])
             is_decayed = not (name.endswith(".bias") or parameter.ndim == 1)
-            groups[scale, is_decayed].append(parameter)
+            share = decay_scale(name) if is_decayed else 0.0
+            groups.setdefault((scale, share), []).append(parameter)
     return [
         {
             "params": parameters,
-            "weight_decay": weight_decay if is_decayed else 0.0,
+            "weight_decay": weight_decay * share,
             "lr_scale": scale,
-            "is_decayed": is_decayed,
+            "decay_scale": share,
         }
-        for (scale, is_decayed), parameters in groups.items()
+        for (scale, share), parameters in groups.items()
     ]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a Part fViT's parameter, for rates that fall from the output to the input.
+
+    Landmark CNN, patch embedding, class token and positions are layer 0, block i is layer i + 1,
+    everything above (norm, margin softmax) is layer depth + 1. Source: golden case f5.
+    """
+    block = re.match(r"(?:model\.)?transformer\.layers\.(\d+)\.", name)
+    if block is not None:
+        return int(block[1]) + 1
+    is_input = re.match(
+        r"(?:model\.)?(?:stn|output_layer|patch_to_embedding|cls_token|pos_embedding)\b", name
+    )
+    return 0 if is_input else depth + 1
+
+
+class RowAdamW(torch.optim.AdamW):
+    """AdamW that, where a gradient is sparse, moves only the rows that have one.
+
+    Such a row follows AdamW over the steps in which it had a gradient, as if there were no others:
+    in between it is not decayed, its moments rest and its count of steps (`step` [rows, 1], for the
+    correction of the moments' bias) does not grow. Dense gradients are AdamW's own business.
+    Ours: torch's SparseAdam has no weight decay and counts the steps of all rows together, which
+    makes the first steps of a row that comes late up to √1000/10 times as long.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move all parameters with a gradient; sparse gradients are used up."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._move_rows(parameter, group)
+                    parameter.grad = None
+        super().step()
+
+    def _move_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(len(parameter), 1, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        steps = state["step"][rows] + 1
+        mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
+        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
+        for name, moved in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
+            state[name].index_copy_(0, rows, moved)
+        length = square.div_(1 - beta2**steps).sqrt_().add_(group["eps"])
+        direction = mean.div_(1 - beta1**steps).div_(length)
+        kept = parameter[rows].mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.index_copy_(0, rows, kept.add_(direction, alpha=-group["lr"]))
 
 
 def set_hyperparameters(
     optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float
 ) -> None:
-    """Write this step's learning rate to every group and its weight decay to the decayed ones."""
+    """Write each group's share of this step's learning rate and weight decay to it."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
-        if group["is_decayed"]:
-            group["weight_decay"] = weight_decay
+        group["weight_decay"] = weight_decay * group["decay_scale"]
 
 
 @torch.no_grad()

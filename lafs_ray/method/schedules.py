@@ -79,6 +79,22 @@ class LinearEpochs:
         return self.end
 
 
+@dataclass(frozen=True)
+class Staircase:
+    """A value that falls in stairs, constant up to each end; 0 after the last.
+
+    Args:
+        stairs: pairs of the step that ends a stair (exclusive) and the value up to there, in the
+            order of their ends.
+    """
+
+    stairs: tuple[tuple[int, float], ...]
+
+    def __call__(self, step: int) -> float:
+        """Value at optimiser step `step`, counted from 0."""
+        return next((value for end, value in self.stairs if step < end), 0.0)
+
+
 def _linear(start: float, end: float, index: int, count: int) -> float:
     """Value `index` of `count` evenly spaced ones that include both ends; one value is `start`."""
     return start if count == 1 else start + (end - start) * index / (count - 1)

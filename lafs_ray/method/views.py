@@ -11,23 +11,19 @@ local view, p patch side, S image side.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.method.augment import change_appearance, crop_views
-from lafs_ray.method.draws import ViewDraws, ViewSettings, draw_views
+from lafs_ray.method.draws import Records, ViewDraws, ViewSettings, draw_views
 from lafs_ray.models.patches import extract_patches, grid_patches
 
 # Images that the landmark CNN sees at once; a last group is filled up with zeros. On one core 16
 # cost 10 % less each than 8 and as much as 32; single ones cost three times as much.
 LANDMARK_GROUP = 16
 _MIDDLE = 127.5
-
-Records = NDArray[np.integer[Any]]
 
 
 class ViewCutter:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lafs_ray.errors import ConfigError
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, predict_landmarks
-from lafs_ray.models.patches import extract_patches
+from lafs_ray.models.patches import extract_patches, grid_patches
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,12 @@ class FViT(nn.Module):
         x = self.dropout(x + self.pos_embedding[:, : count + 1])
         return self.mlp_head(self.transformer(x)[:, 0])  # type: ignore[no-any-return]
 
+    def _take_over(self, fvit: FViT) -> None:
+        """Share another transformer's parts."""
+        self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
+        self.patch_to_embedding, self.dropout = fvit.patch_to_embedding, fvit.dropout
+        self.transformer, self.mlp_head = fvit.transformer, fvit.mlp_head
+
 
 class PartFViT(FViT):
     """Image to embedding: landmark CNN, patches at the landmarks, transformer; one flat module.
@@ -128,10 +134,10 @@ class PartFViT(FViT):
         nn.Module.__init__(self)
         assert fvit.patch_to_embedding.in_features == 3 * patch_size**2, patch_size
         self.patch_size = patch_size
+        # Between positions and transformer: the published order, in which optimisers number them.
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.stn, self.output_layer = landmark_cnn.stn, landmark_cnn.output_layer
-        self.patch_to_embedding, self.dropout = fvit.patch_to_embedding, fvit.dropout
-        self.transformer, self.mlp_head = fvit.transformer, fvit.mlp_head
+        self._take_over(fvit)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
@@ -147,6 +153,24 @@ class PartFViT(FViT):
         `forward` in two calls serves who needs the landmarks as well (the regulariser).
         """
         return self.encode(extract_patches(images, landmarks, self.patch_size))
+
+
+class GridFViT(FViT):
+    """Image to embedding over plain grid patches, without landmarks (DINO-face); one flat module.
+
+    Args:
+        fvit: for tokens of p·p·3 numbers; taken over, not copied.
+        patch_size: p, in pixels.
+    """
+
+    def __init__(self, fvit: FViT, patch_size: int = 8) -> None:
+        nn.Module.__init__(self)
+        self.patch_size = patch_size
+        self._take_over(fvit)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
+        return self.encode(grid_patches(images, self.patch_size))
 
 
 def build_fvit(

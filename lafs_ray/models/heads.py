@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -86,8 +87,41 @@ class DINOHead(nn.Module):
         return self.last_layer(F.normalize(self.mlp(embeddings), dim=-1))  # type: ignore[no-any-return]
 
 
+MarginKind = Literal["cosface", "arcface"]
+
+
+@dataclass(frozen=True)
+class MixedLabels:
+    """Labels of images that are mixtures of two (mix-up), without a dense target over C classes.
+
+    Args:
+        first: int64 [B], class that has `share` of the image.
+        second: int64 [B], class that has the rest; may be the first one again.
+        share: float32 [B], in 0…1.
+    """
+
+    first: Tensor
+    second: Tensor
+    share: Tensor
+
+    @property
+    def main(self) -> Tensor:
+        """The class with the greater share, int64 [B]."""
+        return torch.where(self.share >= 0.5, self.first, self.second)
+
+
+def with_margin(cosines: Tensor, margins: Tensor, kind: MarginKind) -> Tensor:
+    """Cosines less their margins, elementwise; see `MarginSoftmax`."""
+    if kind == "cosface":
+        return cosines - margins
+    # The floor keeps the square root's gradient finite where an embedding meets its class.
+    sines = (1 - cosines.square()).clamp_min(1e-7).sqrt()
+    turned = cosines * margins.cos() - sines * margins.sin()
+    return torch.where(cosines > -margins.cos(), turned, cosines - margins * margins.sin())
+
+
 class MarginSoftmax(nn.Module):
-    """Cosine logits with a margin on the target class: CosFace or ArcFace.
+    """Cosine logits with a margin on the target class, and their loss: CosFace or ArcFace.
 
     CosFace: `scale · (cos θ - margin · target)`. ArcFace (ours): `scale · cos(θ + margin · target)`
     and, where that angle would exceed π, `scale · (cos θ - a · sin a)` with a = margin · target, so
@@ -109,7 +143,7 @@ class MarginSoftmax(nn.Module):
         *,
         scale: float = 64.0,
         margin: float = 0.4,
-        kind: Literal["cosface", "arcface"] = "cosface",
+        kind: MarginKind = "cosface",
     ) -> None:
         super().__init__()
         assert kind in ("cosface", "arcface"), kind
@@ -117,32 +151,58 @@ class MarginSoftmax(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor | MixedLabels) -> Tensor:
         """Logits for a cross-entropy.
 
         Args:
             embeddings: float [B, D], of any length.
-            labels: int64 class numbers [B], or soft targets float [B, C] that sum to 1 (mix-up).
+            labels: int64 class numbers [B], or mixed ones; a mixed image's margin is split in the
+                shares of its classes (golden case f1).
 
         Returns:
             float32 [B, C].
         """
         with torch.autocast(embeddings.device.type, enabled=False):
-            directions = F.normalize(embeddings.float(), dim=-1)
-            cosines = F.linear(directions, F.normalize(self.weight.float(), dim=-1))
-            if labels.is_floating_point():
-                margins = self.margin * labels.to(cosines.dtype)
-                return self.scale * self._with_margin(cosines, margins)
-            # A dense one-hot target would cost another [B, C]: 165 MB at 200 × 205,990.
-            rows = labels.unsqueeze(1)
-            target = cosines.gather(1, rows)
-            margin = torch.full_like(target, self.margin)
-            return self.scale * cosines.scatter(1, rows, self._with_margin(target, margin))
+            return self._logits(self.cosines(embeddings), labels)
 
-    def _with_margin(self, cosines: Tensor, margins: Tensor) -> Tensor:
-        if self.kind == "cosface":
-            return cosines - margins
-        # The floor keeps the square root's gradient finite where an embedding meets its class.
-        sines = (1 - cosines.square()).clamp_min(1e-7).sqrt()
-        turned = cosines * margins.cos() - sines * margins.sin()
-        return torch.where(cosines > -margins.cos(), turned, cosines - margins * margins.sin())
+    def loss(self, embeddings: Tensor, labels: Tensor | MixedLabels) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the logits with the labels.
+
+        Args:
+            embeddings: float [B, D], of any length.
+            labels: as in `forward`.
+
+        Returns:
+            The mean loss, float32 scalar; and whether each image's own class (of a mixed image:
+            that of the greater share) has the greatest cosine, without margins: bool [B].
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            cosines = self.cosines(embeddings)
+            logits = self._logits(cosines, labels)
+            if isinstance(labels, Tensor):
+                return F.cross_entropy(logits, labels), cosines.argmax(dim=1) == labels
+            of_first = logits.gather(1, labels.first.unsqueeze(1)).squeeze(1)
+            of_second = logits.gather(1, labels.second.unsqueeze(1)).squeeze(1)
+            wanted = labels.share * of_first + (1 - labels.share) * of_second
+            return (logits.logsumexp(dim=1) - wanted).mean(), cosines.argmax(dim=1) == labels.main
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """Cosines of embeddings [B, D] and all classes, float32 [B, C]."""
+        directions = F.normalize(embeddings.float(), dim=-1)
+        return F.linear(directions, F.normalize(self.weight.float(), dim=-1))
+
+    def _logits(self, cosines: Tensor, labels: Tensor | MixedLabels) -> Tensor:
+        # A dense one-hot target would cost another [B, C]: 165 MB at 200 × 205,990.
+        if isinstance(labels, Tensor):
+            return self.scale * self._set_margin(cosines, cosines, labels, torch.ones(()))
+        # Where both classes are one, the second setting replaces the first, gradient included.
+        share = torch.where(labels.first == labels.second, 1.0, labels.share)
+        marked = self._set_margin(cosines, cosines, labels.second, 1 - labels.share)
+        return self.scale * self._set_margin(marked, cosines, labels.first, share)
+
+    def _set_margin(self, onto: Tensor, cosines: Tensor, classes: Tensor, share: Tensor) -> Tensor:
+        """`onto` [B, C] with each row's class [B] replaced by its cosine with a share of m."""
+        rows = classes.unsqueeze(1)
+        target = cosines.gather(1, rows)
+        margins = (self.margin * share.to(target)).reshape(-1, 1).expand_as(target)
+        return onto.scatter(1, rows, with_margin(target, margins, self.kind))

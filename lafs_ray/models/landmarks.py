@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ def normalise_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
     low, high = values.aminmax(dim=1, keepdim=True)
     span = high - low
     unit = (values - low) / torch.where(span > 0, span, 1.0)
-    return (unit * (image_side - 1)).reshape(len(raw), -1, 2)
+    return (unit * (image_side - 1)).reshape(raw.shape[0], -1, 2)
 
 
 def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
@@ -265,6 +266,28 @@ class _SqueezeExcite(nn.Module):
 
 def _scaled(channels: int, width: float) -> int:
     return max(8, math.ceil(channels * width / 8) * 8)
+
+
+def infer_width(state: Mapping[str, Tensor]) -> float | None:
+    """The width of the `LandmarkCNN` with tensors of these shapes; None where none has them.
+
+    Channels are rounded up to multiples of 8, so a range of widths makes one network; the answer is
+    the widest of them, which is the one meant wherever a layer needed no rounding.
+    """
+    names = ["stn.features.0.0.weight"]
+    nominal = [_STEM_CHANNELS]
+    for number, (_, expanded, out, *_) in enumerate(_BLOCKS, start=1):
+        names += [f"stn.features.{number}.conv.{place}.weight" for place in (0, 7)]
+        nominal += [expanded, out]
+    if any(name not in state for name in names):
+        return None
+    actual = [state[name].shape[0] for name in names]
+    widest = min(found / wanted for found, wanted in zip(actual, nominal, strict=True))
+    # The quotient may have been rounded up past the end of the range.
+    for width in (widest, widest * (1 - 1e-12)):
+        if [_scaled(channels, width) for channels in nominal] == actual:
+            return width
+    return None
 
 
 @torch.no_grad()

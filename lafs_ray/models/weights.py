@@ -3,11 +3,13 @@
 A published pretraining file holds `student` (names `module.backbone.*`, `module.head.*`: it was
 wrapped by DDP) and `teacher` (`backbone.*`, `head.*`); a finetuned one holds the network's names
 flat. Inside a backbone our names are the published ones, so only prefixes change.
+`PublishedLayout` keeps what was taken off, for the way back.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,9 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lafs_ray.errors import CheckpointError
+from lafs_ray.data import storage
+from lafs_ray.errors import CheckpointError, UserError
+
+LANDMARK_PARTS = ("stn.", "output_layer.")
+"""How the names of a landmark CNN's tensors begin, by themselves and inside a Part fViT."""
 
 _WRAPPERS = ("module.", "backbone.", "encoder.")
 _CONTAINERS = ("state_dict", "model")
@@ -39,6 +46,46 @@ class PublishedState:
     backbone: dict[str, Tensor] = field(default_factory=dict)
     head: dict[str, Tensor] = field(default_factory=dict)
     loss: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishedLayout:
+    """Where a published checkpoint keeps a network, and what stands before its names there.
+
+    Args:
+        container: key of the checkpoint's dictionary; None: names lie flat.
+        backbone: before names of the backbone, such as `module.backbone.`.
+        head: before names of the DINO head.
+        loss: before the class weight.
+    """
+
+    container: str | None = None
+    backbone: str = ""
+    head: str = "head."
+    loss: str = "loss."
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether this is a student's or a teacher's place; these hold no landmark CNN."""
+        return self.container in ("student", "teacher")
+
+    def named(self, state: PublishedState) -> dict[str, Tensor]:
+        """Tensors of a network under their published names."""
+        return {
+            getattr(self, part) + name: tensor
+            for part in ("backbone", "loss", "head")
+            for name, tensor in getattr(state, part).items()
+        }
+
+
+LAYOUTS = {
+    None: PublishedLayout(),
+    "teacher": PublishedLayout("teacher", "backbone.", "head.", "backbone.loss."),
+    "student": PublishedLayout(
+        "student", "module.backbone.", "module.head.", "module.backbone.loss."
+    ),
+}
+"""Layouts as published: finetuned networks are flat, the student of pretraining was under DDP."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +118,27 @@ def published_state(
     Raises:
         CheckpointError: there are no tensors where they should be.
     """
+    _, tensors = network_tensors(checkpoint, role)
+    state = PublishedState()
+    for name, tensor in tensors.items():
+        _, part, inner = split_name(name)
+        getattr(state, part)[inner] = tensor
+    return state
+
+
+def network_tensors(
+    checkpoint: Mapping[str, Any], role: Literal["teacher", "student"] = "teacher"
+) -> tuple[str | None, dict[str, Tensor]]:
+    """The dictionary's key under which a network lies (None: flat), and its tensors by full name.
+
+    Raises:
+        CheckpointError: there are no tensors where they should be.
+    """
     flat: Any = checkpoint
+    found = None
     for container in (role, *_CONTAINERS):
         if isinstance(flat.get(container), Mapping):
-            flat = flat[container]
+            flat, found = flat[container], container
             break
     tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -84,11 +148,20 @@ def published_state(
             expected=f"a state under {role!r}, {' or '.join(map(repr, _CONTAINERS))}, or flat",
             fix="give the checkpoint of a network, not of an optimiser or a whole run",
         )
-    state = PublishedState()
-    for name, tensor in tensors.items():
-        part, inner = _part_and_name(name)
-        getattr(state, part)[inner] = tensor
-    return state
+    return found, tensors
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """What stands before a published name, the part of `PublishedState` it is of, its name there.
+
+    Example: `module.backbone.loss.weight` is `module.backbone.loss.`, `loss`, `weight`.
+    """
+    inner = name
+    while inner.startswith(_WRAPPERS):
+        inner = inner.split(".", 1)[1]
+    part = next((part for part in ("head", "loss") if inner.startswith(f"{part}.")), "backbone")
+    inner = inner.removeprefix(f"{part}.") if part != "backbone" else inner
+    return name.removesuffix(inner), part, inner
 
 
 def to_published(
@@ -102,13 +175,7 @@ def to_published(
             has no DINO head.
     """
     assert role is not None or not state.head, "a flat published state has no DINO head"
-    backbone = {None: "", "teacher": "backbone.", "student": "module.backbone."}[role]
-    head = {None: "", "teacher": "head.", "student": "module.head."}[role]
-    return (
-        {backbone + name: tensor for name, tensor in state.backbone.items()}
-        | {f"{backbone}loss.{name}": tensor for name, tensor in state.loss.items()}
-        | {head + name: tensor for name, tensor in state.head.items()}
-    )
+    return LAYOUTS[role].named(state)
 
 
 def load_weights(
@@ -126,6 +193,19 @@ def load_weights(
     Raises:
         CheckpointError: in strict mode, naming every such key with its shapes.
     """
+    report = check_weights(module, state, strict=strict)
+    module.load_state_dict({name: state[name] for name in report.used}, strict=False)
+    return report
+
+
+def check_weights(
+    module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True
+) -> LoadReport:
+    """What `load_weights` would copy; the module may be without memory (device `meta`).
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
     own = module.state_dict()
     shared = [name for name in own if name in state]
     mismatched = {
@@ -141,41 +221,42 @@ def load_weights(
     )
     if strict and (report.missing or report.mismatched):
         raise _does_not_fit(module, own, report)
-    module.load_state_dict({name: state[name] for name in report.used}, strict=False)
     return report
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(uri: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU: safetensors by that ending, otherwise torch's format.
 
     Nothing in the file is executed: besides tensors and plain containers only the argument
     namespace and NumPy scalars that the reference stores are admitted.
 
+    Args:
+        uri: a path or URI.
+
     Raises:
         CheckpointError: the file is missing, damaged, holds anything else, or is no dictionary.
     """
-    path = Path(path)
-    if not path.is_file():
+    uri = str(uri)
+    if not storage.exists(uri):
         raise CheckpointError(
-            str(path),
+            uri,
             found="no such file",
             expected="a checkpoint (.pth, .pt or .safetensors)",
             fix="correct the path",
         )
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        with storage.local_file(uri) as path:
+            read = _read_safetensors if path.endswith(".safetensors") else _read_torch
+            content = read(path)
     except pickle.UnpicklingError as error:
-        raise _refused(path, error) from None
+        raise _refused(uri, error) from None
+    except UserError:
+        raise
     except Exception as error:  # damaged files fail in every way, from KeyError to OverflowError
-        raise CheckpointError(
-            str(path),
-            found=f"{path.stat().st_size:,} bytes that do not read: {_first_line(error)}",
-            expected="a complete checkpoint",
-            fix="copy or download the file again, and compare its size with the original's",
-        ) from None
+        raise unreadable(uri, error) from None
     if not isinstance(content, dict):
         raise CheckpointError(
-            str(path),
+            uri,
             found=f"a {type(content).__name__}",
             expected="a dictionary of names and tensors",
             fix="save the network's state_dict()",
@@ -183,14 +264,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _part_and_name(name: str) -> tuple[str, str]:
-    """The part of `PublishedState` a published name belongs to, and its name there."""
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    for part in ("head", "loss"):
-        if name.startswith(f"{part}."):
-            return part, name.removeprefix(f"{part}.")
-    return "backbone", name
+def unreadable(uri: str, error: Exception) -> CheckpointError:
+    """The mistake of a file that a library could not read."""
+    return CheckpointError(
+        uri,
+        found=f"{storage.file_size(uri):,} bytes that do not read: {_first_line(error)}",
+        expected="a complete checkpoint",
+        fix="copy or download the file again, and compare its size with the original's",
+    )
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values, to know the same weights again wherever they lie."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(state.items()):
+        hashed.update(name.encode())
+        # As bytes: NumPy has no bfloat16, and no view of a number without dimensions.
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def _does_not_fit(
@@ -213,14 +304,11 @@ def _does_not_fit(
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    # Here, not at the top: only exports are safetensors, and the package is not needed otherwise.
-    from safetensors.torch import load_file
-
+def _read_safetensors(path: str) -> Any:
     return load_file(path)
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: str) -> Any:
     scalar = np.float64(0).__reduce__()[0]
     # The reference stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2 pickle
     # these under different names.
@@ -235,12 +323,12 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+def _refused(uri: str, error: pickle.UnpicklingError) -> CheckpointError:
     # torch's own message goes on to name the switch that would run the code: not repeated here.
     name = re.search(r"GLOBAL (\S+)", str(error))
-    unnamed = f"{path.stat().st_size:,} bytes of pickled content, damaged or not plain values"
+    unnamed = f"{storage.file_size(uri):,} bytes of pickled content, damaged or not plain values"
     return CheckpointError(
-        str(path),
+        uri,
         found=f"the object {name[1]}, which could run code when loaded" if name else unnamed,
         expected="tensors, numbers, strings, lists and dictionaries",
         fix="if you trust its origin, load it elsewhere and save only the state_dict()",

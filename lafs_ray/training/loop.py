@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.method.optim import clip_each_, set_hyperparameters
 from lafs_ray.training.meter import Meter
+from lafs_ray.training.ranks import gather_state, load_gathered
 from lafs_ray.training.stream import StepBatch
 
 _STEP_STREAM = 0x73746570
@@ -33,12 +34,15 @@ class Method(Protocol):
     def trainable(self) -> nn.Module:
         """What the optimiser trains and DDP wraps."""
 
+    def begin_step(self, step: int) -> None:
+        """What is drawn from now on is that of this global step."""
+
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its metrics; `network` is `trainable`, maybe wrapped."""
 
-    def before_optimizer(self, epoch: int) -> None:
+    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
         """Change gradients between clipping and the optimiser's step."""
 
     def finish_step(self, values: Mapping[str, float]) -> None:
@@ -86,24 +90,28 @@ class Training:
     skipped: set[str] = field(default_factory=set)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the networks and the optimiser."""
+        """What a checkpoint holds of the networks and the optimiser, whole on rank 0.
+
+        A collective operation.
+        """
+        model, optimizer = gather_state(self.method.trainable, self.optimizer)
         return {
-            "model": self.method.trainable.state_dict(),
+            "model": model,
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "skipped": sorted(self.skipped),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: str) -> None:
-        """Restore `state_dict`.
+        """Restore this rank's part of rank 0's `state_dict`, on whatever number of ranks.
 
         Raises:
             CheckpointError: the checkpoint is of another architecture.
         """
         try:
-            self.method.trainable.load_state_dict(state["model"])
+            parts = self.method.trainable, self.optimizer
+            load_gathered(*parts, state["model"], state["optimizer"])
             self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
             self.skipped.update(state["skipped"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
@@ -166,6 +174,7 @@ def train_step(
     # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
     torch.manual_seed(step_seed(training.seed, batch.step, training.rank))
     set_hyperparameters(training.optimizer, values["lr"], values["weight_decay"])
+    training.method.begin_step(batch.step)
     micro_batches = split(batch, training.accumulation)
     sums: dict[str, Tensor] = {}
     for index, columns in enumerate(micro_batches):
@@ -185,7 +194,7 @@ def train_step(
     if training.clip_grad is not None:
         norms = clip_each_(training.method.trainable.parameters(), training.clip_grad)
         sums["gradient_norm_max"] = norms.max()
-    training.method.before_optimizer(batch.epoch)
+    training.method.before_optimizer(batch.epoch, values)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.method.finish_step(values)

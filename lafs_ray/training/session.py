@@ -7,33 +7,29 @@ calls it with its own rank and its own stream of batches.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.finetune import FinetuneConfig, Subset
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
 from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.plan import OrderPlan
+from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.training.build import (
-    Length,
-    build_cut,
-    build_landmark_network,
-    build_plan,
-    build_training,
-    load_landmark_weights,
-    run_length,
-)
+from lafs_ray.training.build import build_cut, build_training
+from lafs_ray.training.length import Length, build_plan, run_length
 from lafs_ray.training.loop import Training, train
 from lafs_ray.training.meter import Meter, MetricsLog, from_first_rank, share_lines
+from lafs_ray.training.ranks import count_ranks
+from lafs_ray.training.start import StartWeights, as_tensors, load_start
 from lafs_ray.training.state import RunFolder, load_checkpoint
 from lafs_ray.training.stream import Cropper, StepBatch, local_stream
 
@@ -44,11 +40,12 @@ class JobInputs:
 
     Args:
         config: the run's configuration.
-        faces: the opened set.
+        faces: the opened set, of a few-shot run its subset.
         plan: order of its records.
         length: of the run.
-        num_classes: identities of a labelled run.
-        landmark_state: weights of the frozen landmark CNN of a pretraining run.
+        num_classes: identities of the whole set of a labelled run.
+        num_identities: identities among `faces`; None where the set does not list them.
+        start: weights from other runs.
     """
 
     config: Job
@@ -56,23 +53,21 @@ class JobInputs:
     plan: OrderPlan
     length: Length
     num_classes: int | None
-    landmark_state: dict[str, Tensor] | None
-
-    def landmark_network(self) -> nn.Module | None:
-        """A fresh landmark CNN with the run's weights, in eval mode; None where it has none."""
-        if self.landmark_state is None:
-            return None
-        assert isinstance(self.config, PretrainConfig)
-        network = build_landmark_network(self.config)
-        network.load_state_dict(self.landmark_state)
-        return network.eval().requires_grad_(requires_grad=False)
+    num_identities: int | None
+    start: StartWeights
 
     def cropper(self) -> Cropper:
         """What decodes and cuts; every ingest process makes its own."""
         config = self.config
-        cut = build_cut(config, self.landmark_network())
+        cut = build_cut(config, self.start)
         source = config.data.colour_order, config.run.seed
         return Cropper(self.faces, *source, cut, num_classes=self.num_classes)
+
+    def frozen_landmarks(self) -> dict[str, Tensor] | None:
+        """The landmark CNN of a pretraining run; a supervised run trains its own."""
+        if isinstance(self.config, FinetuneConfig) or self.start.landmarks is None:
+            return None
+        return as_tensors(self.start.landmarks)
 
     def folder(self) -> RunFolder:
         """The run's folder."""
@@ -80,20 +75,47 @@ class JobInputs:
 
 
 def open_job(config: Job) -> JobInputs:
-    """Open the set, read the landmark weights and claim the run's folder.
+    """`check_job`, then make the run's folder this run's own and record its subset there.
+
+    Raises:
+        UserError: as in `check_job`, or the folder holds another run.
+    """
+    inputs = check_job(config)
+    config, start, folder = inputs.config, inputs.start, inputs.folder()
+    folder.claim(start.landmarks_hash, start.transformer_hash)
+    if isinstance(config, FinetuneConfig) and config.data.subset is not None:
+        uri = storage.join(folder.uri, "subset.parquet")
+        if not storage.exists(uri):
+            write_subset(uri, inputs.faces)
+    return inputs
+
+
+def check_job(config: Job) -> JobInputs:
+    """Open the set, choose its subset, read the weights to start from and check all of them.
 
     Raises:
         UserError: whatever is wrong with any of them.
     """
     config = _with_absolute_paths(config)
-    faces = open_faces(config.data.path, config.data.colour_order)
+    faces, num_classes = open_faces(config.data.path, config.data.colour_order), None
+    num_identities = faces.num_identities
+    if isinstance(config, FinetuneConfig):
+        labels = faces.labels()
+        num_classes = _num_classes(config, faces, labels)
+        if config.compute.workers > num_classes:
+            raise ConfigError(
+                "compute.workers",
+                found=f"{config.compute.workers} workers for {num_classes} identities",
+                expected="at least one identity for each worker, as they share the class centres",
+                fix=f"set compute.workers to at most {num_classes}",
+            )
+        if config.data.subset is not None:
+            chosen = chosen_images(config.data.subset, faces, labels)
+            faces, labels = faces.subset(chosen), labels[chosen]
+        num_identities = len(np.unique(labels[labels >= 0]))
     plan = build_plan(config, faces)
     length = run_length(config, plan)
-    num_classes = _num_classes(config, faces) if isinstance(config, FinetuneConfig) else None
-    weights = load_landmark_weights(config) if isinstance(config, PretrainConfig) else None
-    inputs = JobInputs(config, faces, plan, length, num_classes, weights)
-    inputs.folder().claim(_digest(weights, config))
-    return inputs
+    return JobInputs(config, faces, plan, length, num_classes, num_identities, load_start(config))
 
 
 def _with_absolute_paths(config: Job) -> Job:
@@ -103,19 +125,20 @@ def _with_absolute_paths(config: Job) -> Job:
     return config.model_copy(update={"run": run, "data": data})
 
 
-def _digest(weights: dict[str, Tensor] | None, config: Job) -> str | None:
-    """Hash of the landmark weights that come from a file; None where they do not."""
-    if not isinstance(config, PretrainConfig) or config.landmarks.weights == "untrained":
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted((weights or {}).items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest() if weights else None
+def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the images that a few-shot run trains on, ascending.
+
+    Raises:
+        DataError: identities have too few images.
+    """
+    if subset.images_per_identity is not None:
+        count, short = subset.images_per_identity, subset.short_identities
+        return images_per_identity(faces, labels, count, subset.seed, short)
+    assert subset.fraction is not None, "the configuration requires one of the two"
+    return fraction_of_images(faces, subset.fraction, subset.seed, subset.order)
 
 
-def _num_classes(config: Job, faces: FaceSet) -> int:
-    labels = faces.labels()
+def _num_classes(config: Job, faces: FaceSet, labels: NDArray[np.int64]) -> int:
     highest, expected = int(labels.max()), faces.num_identities
     num_classes = expected if expected is not None else highest + 1
     # Those without a label are damaged records as any other: the cropper replaces and names them.
@@ -172,9 +195,8 @@ def run_rank(
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
-    training = build_training(
-        config, inputs.plan, inputs.num_classes, inputs.landmark_network(), device, rank
-    )
+    what = config, inputs.plan, inputs.num_classes, inputs.start
+    training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)
     training.network = wrap(training.network)
     recorder = Recorder(inputs, training, first_step, say, after_save)
@@ -251,23 +273,29 @@ class Recorder:
         self._say(self._progress.line(self._last))
 
     def save(self, step: int) -> None:
-        """Write a checkpoint; every rank then calls `after_save`."""
+        """Write a checkpoint, a collective operation; every rank then calls `after_save`."""
+        state = self._training.state_dict()
         if self._log is not None:
             # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
             self._log.flush()
-            state = {**self._training.state_dict(), "landmarks": self._inputs.landmark_state}
+            state = {**state, "landmarks": self._inputs.frozen_landmarks()}
             self._folder.save(step, state, self._inputs.config.checkpoints.keep)
         self._after_save(dict(self._last))
 
 
-def run_local(inputs: JobInputs, say: Callable[[str], None] = print) -> None:
-    """Debug mode: the whole run in this process, without Ray."""
+def run_local(
+    inputs: JobInputs,
+    say: Callable[[str], None] = print,
+    after_save: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> None:
+    """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
     crop = inputs.cropper()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return local_stream(inputs.faces, inputs.plan, crop, first, stop)
 
-    run_rank(inputs, stream, device=training_device(inputs.config), say=say)
+    device = training_device(inputs.config)
+    run_rank(inputs, stream, device=device, say=say, after_save=after_save)
 
 
 class Progress:

@@ -24,6 +24,7 @@ import torch
 
 from lafs_ray import __version__
 from lafs_ray.config.base import differences
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, ConfigError
@@ -34,7 +35,7 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
-_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops")
+_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops", "probe")
 
 
 class RunFolder:
@@ -50,11 +51,12 @@ class RunFolder:
         self.uri = storage.join(config.run.storage, config.run.name)
         self._checkpoints = storage.join(self.uri, "checkpoints")
 
-    def claim(self, landmarks: str | None = None) -> None:
+    def claim(self, landmarks: str | None = None, transformer: str | None = None) -> None:
         """Make the folder this run's own, or see that it already is.
 
         Args:
-            landmarks: hash of the frozen landmark weights; their file may change, a run may not.
+            landmarks: hash of the landmark weights read; their file may change, a run may not.
+            transformer: hash of the transformer's weights read.
 
         Raises:
             ConfigError: the folder holds another run, or something that is no run at all.
@@ -64,6 +66,7 @@ class RunFolder:
             "config": self._config.model_dump(mode="json"),
             "faces": self._fingerprint,
             "landmarks": landmarks,
+            "transformer": transformer,
         }
         config_uri = storage.join(self.uri, "config.json")
         if storage.exists(config_uri):
@@ -94,9 +97,14 @@ class RunFolder:
         found = [] if old["kind"] == new["kind"] else [f"kind: {old['kind']} -> {new['kind']}"]
         if old["faces"] != new["faces"]:
             found.append(f"data.path: another set of faces ({old['faces']} -> {new['faces']})")
-        if old.get("landmarks") != new["landmarks"]:
-            hashes = f"{old.get('landmarks')} -> {new['landmarks']}"
-            found.append(f"landmarks.weights: the file holds other weights now ({hashes})")
+        is_pretraining = new["kind"] == PretrainConfig.__name__
+        for part, key in (
+            ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks"),
+            ("transformer", "start.transformer"),
+        ):
+            if old.get(part) != new[part]:
+                hashes = f"{old.get(part)} -> {new[part]}"
+                found.append(f"{key}: the file holds other weights now ({hashes})")
         found += differences(_binding(old["config"]), _binding(new["config"]))
         if found:
             raise ConfigError(
@@ -123,12 +131,7 @@ class RunFolder:
             "step": step,
             "config": self._config.model_dump(mode="json"),
             "faces": self._fingerprint,
-            "versions": {
-                "lafs_ray": __version__,
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             **state,
         }
         with storage.atomic_write(self.checkpoint_uri(step)) as file:
@@ -159,6 +162,16 @@ class RunFolder:
                 fix="delete the folder's checkpoints to start from the beginning",
             )
         return None
+
+
+def versions() -> dict[str, str]:
+    """What computes here; checkpoints and results name it."""
+    return {
+        "lafs_ray": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def newest_checkpoint(path: str) -> str:

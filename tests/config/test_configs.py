@@ -20,8 +20,12 @@ def pretrain(**changes) -> PretrainConfig:
     return resolve(PretrainConfig, tree, "test")
 
 
+def finetune(**changes) -> FinetuneConfig:
+    return resolve(FinetuneConfig, {"run": {"name": "x"}, "data": {"path": "a.rec"}, **changes}, "")
+
+
 def test_configs__are_all_found():
-    assert len(FILES) >= 7, "a recursive glob that shrinks would check nothing"
+    assert len(FILES) >= 11, "a recursive glob that shrinks would check nothing"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -90,3 +94,72 @@ def test_presets__differ_where_the_released_code_deviates():
 def test_impossible_values__are_refused_with_key_and_numbers(changes, message):
     with pytest.raises(ConfigError, match=message):
         pretrain(**changes)
+
+
+GRID = {"source": "grid"}
+STRONG = {"strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data": {"path": "a", "subset": {"images_per_identity": 2, "fraction": 0.1}}},
+            r"data\.subset: images_per_identity, fraction: both given",
+        ),
+        ({"data": {"path": "a", "subset": {}}}, "images_per_identity, fraction: neither given"),
+        (
+            {"data": {"path": "a", "subset": {"images_per_identity": 2, "order": "head"}}},
+            "order: head goes with fraction",
+        ),
+        (
+            {"data": {"path": "a", "subset": {"fraction": 0.1, "short_identities": "drop"}}},
+            "short_identities: goes with images_per_identity",
+        ),
+        (
+            {"data": {"path": "a", "subset": {"fraction": 1.5}}},
+            "data.subset.fraction: 1.5",
+        ),
+        ({"regulariser": STRONG}, "regulariser.strength: 1, but no trained landmark CNN"),
+        (
+            {"regulariser": STRONG, "start": {"transformer": "a", "landmarks": "untrained"}},
+            "regulariser.strength: 1, but no trained landmark CNN",
+        ),
+        (
+            {"landmarks": GRID, "regulariser": STRONG, "start": {"transformer": "a"}},
+            "landmarks.source=grid has no landmarks to hold",
+        ),
+        (
+            {"landmarks": GRID, "start": {"landmarks": "runs/x"}},
+            "start.landmarks: runs/x, but landmarks.source=grid",
+        ),
+        ({"landmarks": GRID, "model": {"num_landmarks": 100}}, r"\(112 // 8\)² = 196"),
+        (
+            {"landmarks": GRID, "freeze": {"landmarks": "1 run"}},
+            "freeze.landmarks: 1 run, but landmarks.source=grid",
+        ),
+        (
+            {"mixup": {"probability": 0.1}, "batch_size": 6, "compute": {"workers": 2}},
+            "a micro-batch holds 3: batch_size 6 over 2 workers × 1 micro-batches",
+        ),
+        (
+            {"regulariser": {"table": [["0.5 run", 1], ["0.2 run", 2]]}},
+            "table: 0.2 run comes after 0.5 run",
+        ),
+        ({"regulariser": {"table": [["0.5 run", -1]]}}, "table: a weight is negative"),
+        ({"optim": {"layer_decay": 1.1}}, "optim.layer_decay: 1.1"),
+        ({"augmentation": {"rand_augment": 10}}, "augmentation.rand_augment: 10"),
+    ],
+)
+def test_finetuning__impossible_values_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        finetune(**changes)
+
+
+def test_finetuning__settings_survive_being_written():
+    config = finetune(
+        start={"transformer": "runs/lafs"},
+        regulariser={"strength": 2, "table": [["8 epochs", 1000], ["0.5 run", 0.11]]},
+        data={"path": "a.rec", "subset": {"images_per_identity": 4, "seed": 3}},
+    )
+    assert resolve(FinetuneConfig, config.model_dump(mode="json"), "") == config

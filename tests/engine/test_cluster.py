@@ -12,9 +12,20 @@ from typing import Any
 
 import pytest
 
+from lafs_ray.config.sections import Probe
+from lafs_ray.data.pairs import write_pairs
+from lafs_ray.engine.probe import judge_checkpoint
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.meter import read_metrics
-from tests.training.faces import NO_IMAGE, PRETRAIN, ROOT, TINY_PRETRAIN, tiny, write_face_set
+from tests.training.faces import (
+    NO_IMAGE,
+    PRETRAIN,
+    ROOT,
+    TINY_PRETRAIN,
+    face_jpegs,
+    tiny,
+    write_face_set,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -50,9 +61,14 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    done = run(folder, face_set_path)
+    write_pairs(str(folder / "pairs.bin"), face_jpegs(20), [True, False] * 5)
+    pairs = os.path.relpath(folder / "pairs.bin", ROOT)
+    # Steps of milliseconds would delete a checkpoint before the probe's process has started.
+    kept = "checkpoints.keep=9"
+    done = run(folder, face_set_path, f"probe.pairs={pairs}", "probe.every=12 steps", kept)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 24/24" in done.stdout
+    assert "probe of step 24: pair_accuracy" in done.stdout
     return folder
 
 
@@ -95,6 +111,19 @@ def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_on
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
+def test_probes__judge_checkpoints_beside_the_training(uninterrupted: Path) -> None:
+    """Lines are ordered by step and end with the last one; its figures are the checkpoint's."""
+    lines = read_metrics(str(uninterrupted / "run" / "probes.jsonl"))
+    # That of step 12 may still run when step 24 is reached, never the other way round.
+    assert [line["step"] for line in lines] == [12, 24]
+    probe = Probe(pairs=str(uninterrupted / "pairs.bin"))
+    newest = str(uninterrupted / "run" / "checkpoints" / "step-00000024.pt")
+    expected = judge_checkpoint(newest, probe, "cpu")
+    assert lines[-1]["pair_accuracy"] == expected["pair_accuracy"]
+    # Another number of threads may sum in another order.
+    assert lines[-1]["pair_auc"] == pytest.approx(expected["pair_auc"], abs=0.02)
+
+
 def test_finished_run__ends_at_once_and_changes_nothing(
     uninterrupted: Path, face_set_path: str
 ) -> None:
@@ -120,6 +149,8 @@ def test_check_enough__shows_the_arithmetic(tmp_path: Path, face_set_path: str) 
     from lafs_ray.engine.cluster import _arithmetic, _check_enough
 
     config = tiny(tmp_path, face_set_path, "compute.workers=2", "ingest.actors_per_worker=3")
+    probed = tiny(tmp_path, face_set_path, "probe.pairs=a.bin", "probe.cpus=2")
+    assert _arithmetic(probed).endswith("+ 1 for reading) + probe.cpus 2")
     with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
         _check_enough("CPU", 10.0, 4.0, _arithmetic(config))
     message = str(raised.value)

@@ -96,3 +96,5 @@ def test_needed_cpus__counts_trainers_actors_and_reading(
 
     settings = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=2"]
     assert needed_cpus(tiny(tmp_path, face_set_path, *settings)) == 2 * (2 + 3 + 1)
+    probe = ["probe.pairs=a.bin", "probe.cpus=4"]
+    assert needed_cpus(tiny(tmp_path, face_set_path, *settings, *probe)) == 2 * (2 + 3 + 1) + 4

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from lafs_ray.method.dino import Centre, dino_loss, learning_state
+from lafs_ray.method.dino import (
+    Centre,
+    centred_targets,
+    dino_loss,
+    learning_state,
+    sinkhorn_targets,
+)
 from lafs_ray.models.heads import DINOHead
 from tests.golden_cases import GoldenCase, load_case
+from tests.ranks import on_ranks
 
 HEAD_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
 
@@ -74,10 +78,8 @@ def test_dino_loss__golden(name: str) -> None:
             teacher = teacher_head(torch.from_numpy(case.inputs[f"teacher_feat_{step}"]))
         loss = dino_loss(
             student,
-            teacher,
-            centre.centre,
+            centred_targets(teacher, centre.centre, case.outputs["teacher_temp_schedule"][epoch]),
             student_temp=meta["student_temp"],
-            teacher_temp=case.outputs["teacher_temp_schedule"][epoch],
             num_views=meta["ncrops"],
         )
         loss.backward()
@@ -115,7 +117,10 @@ def test_dino_loss__definition(num_views: int) -> None:
         leaf = student.clone().requires_grad_()
         if fast:
             loss = dino_loss(
-                leaf, teacher, centre, student_temp=0.1, teacher_temp=0.05, num_views=num_views
+                leaf,
+                centred_targets(teacher, centre, 0.05),
+                student_temp=0.1,
+                num_views=num_views,
             )
         else:
             loss = naive_loss(leaf, teacher, centre, 0.1, 0.05, num_views)
@@ -130,10 +135,10 @@ def test_dino_loss__bfloat16_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(20, 64, generator=generator).bfloat16().requires_grad_()
     teacher, centre = torch.randn(4, 64, generator=generator).bfloat16(), torch.randn(1, 64) * 0.1
-    temps = {"student_temp": 0.1, "teacher_temp": 0.04}
-    loss = dino_loss(student, teacher, centre, **temps, num_views=10)
+    targets, exact_targets = (centred_targets(t, centre, 0.04) for t in (teacher, teacher.float()))
+    loss = dino_loss(student, targets, student_temp=0.1, num_views=10)
     loss.backward()
-    exact = dino_loss(student.detach().float(), teacher.float(), centre, **temps, num_views=10)
+    exact = dino_loss(student.detach().float(), exact_targets, student_temp=0.1, num_views=10)
     assert loss.dtype == torch.float32
     assert torch.equal(loss.detach(), exact)
     assert student.grad is not None
@@ -145,10 +150,8 @@ def test_dino_loss__large_scores_stay_finite() -> None:
     student = (torch.eye(20, 8) * 1e4).requires_grad_()
     loss = dino_loss(
         student,
-        torch.eye(4, 8) * 1e4,
-        torch.zeros(1, 8),
+        centred_targets(torch.eye(4, 8) * 1e4, torch.zeros(1, 8), 0.04),
         student_temp=0.1,
-        teacher_temp=0.04,
         num_views=10,
     )
     loss.backward()
@@ -160,14 +163,7 @@ def test_dino_loss__large_scores_stay_finite() -> None:
 def test_dino_loss__rows_that_do_not_fit() -> None:
     """Student rows of another number of images than the teacher's stop at once."""
     with pytest.raises(AssertionError, match="30 student rows in 10 views, 4 teacher rows"):
-        dino_loss(
-            torch.zeros(30, 5),
-            torch.zeros(4, 5),
-            torch.zeros(1, 5),
-            student_temp=0.1,
-            teacher_temp=0.1,
-            num_views=10,
-        )
+        dino_loss(torch.zeros(30, 5), torch.zeros(4, 5), student_temp=0.1, num_views=10)
 
 
 def test_centre__micro_batches_equal_one_batch() -> None:
@@ -194,10 +190,9 @@ def test_centre__forgets_a_step_once_it_is_done() -> None:
     assert list(centre.state_dict()) == ["centre"]
 
 
-def rank_main(rank: int, store: str, results: str) -> None:
+def rank_of_case_d9(rank: int, num_ranks: int) -> dict[str, np.ndarray]:
     """One rank of case d9: its losses, and the centre after every step."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    assert num_ranks == 2
     case = load_case("d9_loss_2ranks")
     out = {}
     centre = Centre(case.meta["out_dim"])
@@ -208,35 +203,33 @@ def rank_main(rank: int, store: str, results: str) -> None:
         )
         out[f"loss_{step}"] = dino_loss(
             student,
-            teacher,
-            centre.centre,
+            centred_targets(teacher, centre.centre, (0.07, 0.04, 0.04)[epoch]),
             student_temp=0.1,
-            teacher_temp=(0.07, 0.04, 0.04)[epoch],
             num_views=case.meta["ncrops"],
-        ).numpy()
+        )
         centre.observe(teacher)
         centre.update()
-        out[f"center_{step}"] = centre.centre.numpy().copy()
-    np.savez(Path(results) / f"rank{rank}.npz", **out)
-    dist.destroy_process_group()
+        out[f"center_{step}"] = centre.centre.clone()
+    return out
 
 
-def test_centre__two_ranks(tmp_path: Path) -> None:
-    """Golden d9 on two gloo ranks: local losses, and the centre of one process with all rows."""
-    context = mp.spawn(
-        rank_main, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=False
-    )
-    assert context is not None
-    deadline = time.monotonic() + 90
-    try:
-        # join returns after each process that ends, true once all have.
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "two ranks took over 90 s for three tiny steps"
-    finally:
-        for process in context.processes:
-            process.kill()
+def sinkhorn_rows() -> Tensor:
+    return torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+
+
+def sinkhorn_rank(rank: int, num_ranks: int) -> Tensor:
+    """One of several ranks, with its share of the rows."""
+    return sinkhorn_targets(sinkhorn_rows()[rank::num_ranks], 0.05)
+
+
+def test_two_ranks__recorded_centre_and_sinkhorn(tmp_path: Path) -> None:
+    """Golden d9 on two gloo ranks, and Sinkhorn's targets: those of one process with all rows."""
+    ranks, parts = on_ranks(tmp_path, (2, rank_of_case_d9, ()), (2, sinkhorn_rank, ()))
+    together = sinkhorn_targets(sinkhorn_rows(), 0.05)
+    for rank, part in enumerate(parts):
+        # float32 sums in another order, in exponents of up to 60.
+        torch.testing.assert_close(part, together[rank::2], rtol=0, atol=2e-5)
     case = load_case("d9_loss_2ranks")
-    ranks = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(2)]
     single = Centre(case.meta["out_dim"])
     for step in range(len(case.meta["epochs"])):
         rows = [torch.from_numpy(case.inputs[f"rank{r}/teacher_out_{step}"]) for r in range(2)]
@@ -251,14 +244,35 @@ def test_centre__two_ranks(tmp_path: Path) -> None:
         np.testing.assert_allclose(ranks[0][f"center_{step}"], single.centre, rtol=1e-6, atol=1e-7)
 
 
+def test_sinkhorn_targets__definition() -> None:
+    """Equal to the products of the definition (float64), rows sum to 1, prototypes nearly equal."""
+    teacher = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = sinkhorn_targets(teacher, 0.5)
+    expected = torch.exp(teacher / 0.5)
+    for _ in range(3):
+        expected = expected / expected.sum(0, keepdim=True)
+        expected = expected / expected.sum(1, keepdim=True)
+    torch.testing.assert_close(targets, expected, rtol=1e-12, atol=0)
+    # Three iterations come within a tenth of the even share of 12/5 rows a prototype.
+    assert (targets.sum(0) - 12 / 5).abs().max() < 0.24
+    centred = centred_targets(teacher, teacher.mean(0, keepdim=True), 0.5)
+    assert (centred.sum(0) - 12 / 5).abs().max() > 0.24
+
+
+def test_sinkhorn_targets__temperatures_that_underflow() -> None:
+    """Scores whose exponentials all vanish in float32 still give finite rows that sum to 1."""
+    targets = sinkhorn_targets(-torch.rand(6, 4) - 1.0, 0.005)
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+
+
 def state_of(student: Tensor, teacher: Tensor, embeddings: Tensor) -> dict[str, float]:
+    centre = torch.zeros(1, teacher.shape[1])
     state = learning_state(
         student,
-        teacher,
-        torch.zeros(1, teacher.shape[1]),
+        centred_targets(teacher, centre, 0.04),
+        centre,
         embeddings,
         student_temp=0.1,
-        teacher_temp=0.04,
     )
     assert all(value.shape == () and not value.requires_grad for value in state.values())
     return {name: value.item() for name, value in state.items()}

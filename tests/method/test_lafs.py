@@ -70,7 +70,7 @@ def step(lafs: Lafs, optimizer: torch.optim.Optimizer, batches: list[dict[str, T
         (loss / len(batches)).backward()
         total += loss.item() / len(batches)
     clip_each_(lafs.trainable.parameters(), 3.0)
-    lafs.before_optimizer(epoch=1)
+    lafs.before_optimizer(1, {})
     optimizer.step()
     lafs.finish_step(VALUES)
     return total
@@ -182,7 +182,7 @@ class Replay:
         loss.backward()
         trained = {n: p for n, p in lafs.trainable.named_parameters() if p.grad is not None}
         norms = clip_each_(trained.values(), self.cfg["clip_grad"])
-        lafs.before_optimizer(epoch)
+        lafs.before_optimizer(epoch, {})
         self.optimizer.step()
         lafs.finish_step(values)
         return loss.item(), dict(zip(trained, norms.tolist(), strict=True))
@@ -280,7 +280,7 @@ def test_lafs__last_layer_frozen_in_the_first_epochs() -> None:
     for epoch, kept in ((0, False), (1, False), (2, True)):
         loss, _ = lafs.loss(lafs.trainable, small_batch(2), VALUES)
         loss.backward()
-        lafs.before_optimizer(epoch)
+        lafs.before_optimizer(epoch, {})
         assert (lafs.trainable.head.last_layer.weight_v.grad is not None) is kept
         assert lafs.trainable.backbone.cls_token.grad is not None
 

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from lafs_ray.method.optim import (
+    RowAdamW,
     cancel_gradients,
     clip_each_,
     ema_update_,
+    layer_of,
     parameter_groups,
     set_hyperparameters,
 )
@@ -128,6 +130,48 @@ def test_cancel_gradients__adamw_leaves_the_parameter() -> None:
     assert module["last_layer"].weight not in optimizer.state
 
 
+def test_parameter_groups__shares_of_rate_and_decay() -> None:
+    """Each pair of shares is a group; biases get no decay whatever their share is."""
+    module = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    groups = parameter_groups(
+        module, 0.1, lambda name: 0.5 if name[0] == "a" else 1.0, lambda name: 0.25
+    )
+    found = {
+        name: (group["lr_scale"], group["decay_scale"], group["weight_decay"])
+        for group in groups
+        for name in names_of(module, group["params"])
+    }
+    assert found == {
+        "a.weight": (0.5, 0.25, 0.025),
+        "a.bias": (0.5, 0.0, 0.0),
+        "b.weight": (1.0, 0.25, 0.025),
+        "b.bias": (1.0, 0.0, 0.0),
+    }
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    set_hyperparameters(optimizer, 0.2, 0.4)
+    written = {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups if g["params"]}
+    assert written == {(0.1, 0.1), (0.1, 0.0), (0.2, 0.1), (0.2, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.stn.features.0.0.weight", 0),
+        ("model.output_layer.1.bias", 0),
+        ("model.patch_to_embedding.weight", 0),
+        ("pos_embedding", 0),
+        ("model.cls_token", 0),
+        ("model.transformer.layers.0.0.fn.norm.weight", 1),
+        ("transformer.layers.11.1.fn.fn.net.3.bias", 12),
+        ("model.mlp_head.0.weight", 13),
+        ("head.weight", 13),
+    ],
+)
+def test_layer_of__from_input_to_output(name: str, layer: int) -> None:
+    """Inputs are layer 0, blocks 1 to depth, what stands above depth + 1."""
+    assert layer_of(name, 12) == layer
+
+
 def test_set_hyperparameters__decay_goes_to_the_first_group() -> None:
     """The learning rate reaches both groups, the weight decay only the decayed one."""
     optimizer = torch.optim.AdamW(parameter_groups(nn.Linear(2, 2), 0.04), lr=1.0)
@@ -161,3 +205,49 @@ def test_ema_update__momentum_of_one_and_of_none() -> None:
     assert torch.equal(teacher.weight, before.weight)
     ema_update_(teacher, student, 0.0)
     assert torch.equal(teacher.weight, student.weight)
+
+
+def test_row_adamw__moves_rows_as_adamw_does_in_the_steps_that_they_have_a_gradient() -> None:
+    """Each row follows an AdamW of its own that sees only its own gradients; others rest."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 3, generator=generator)
+    settings = {"lr": 0.1, "weight_decay": 0.3, "betas": (0.8, 0.9)}
+    ours, alone = nn.Parameter(start.clone()), [nn.Parameter(row.clone()) for row in start]
+    optimizer = RowAdamW([ours], **settings)
+    optimizers = [torch.optim.AdamW([row], **settings) for row in alone]
+    for step in range(8):
+        gradient = torch.randn(6, 3, generator=generator)
+        # Row 5 never comes, row 4 in the last step for the first time; row 0 comes in two pieces.
+        rows = [0, 0] + [row for row in range(1, 5) if (step + 1) % (2 * row) == 0]
+        part = torch.sparse_coo_tensor([rows], gradient[rows], start.shape, check_invariants=True)
+        ours.grad = part
+        optimizer.step()
+        assert ours.grad is None
+        for row in set(rows):
+            alone[row].grad = gradient[row] * rows.count(row)
+            optimizers[row].step()
+        # The same operations in another order: a few float32 roundings a step.
+        torch.testing.assert_close(ours.data, torch.stack([row.data for row in alone]))
+    assert torch.equal(ours[5], start[5])
+    assert optimizer.state[ours]["step"].flatten().tolist() == [8, 4, 2, 1, 1, 0]
+
+
+def test_row_adamw__is_adamw_where_gradients_are_dense() -> None:
+    """Dense gradients beside a sparse one give AdamW's own result, bit by bit, and its state."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 4, 3, generator=generator)
+    sparse, dense, plain = (
+        nn.Parameter(value) for value in (values[0], values[1].clone(), values[1].clone())
+    )
+    ours, theirs = RowAdamW([sparse, dense]), torch.optim.AdamW([plain])
+    for _ in range(3):
+        gradient = torch.randn(4, 3, generator=generator)
+        sparse.grad = gradient.to_sparse(1)
+        dense.grad, plain.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        theirs.step()
+    assert torch.equal(dense, plain)
+    restored = RowAdamW([nn.Parameter(torch.zeros(4, 3)) for _ in range(2)])
+    restored.load_state_dict(ours.state_dict())
+    for mine, saved in zip(restored.state.values(), ours.state.values(), strict=True):
+        assert all(torch.equal(mine[name], saved[name]) for name in saved)

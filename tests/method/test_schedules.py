@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lafs_ray.method.schedules import CosineSchedule, LinearEpochs
+from lafs_ray.method.schedules import CosineSchedule, LinearEpochs, Staircase
 from tests.golden_cases import load_case
 
 CASE = load_case("d5_schedules")
@@ -79,6 +79,13 @@ def test_linear_epochs__one_warm_up_epoch_is_spent_at_the_start() -> None:
     """As numpy's linspace of one value, which is what the reference asks for."""
     schedule = LinearEpochs(start=0.04, end=0.07, warmup_epochs=1, num_epochs=2)
     assert [schedule(0), schedule(1)] == [0.04, 0.07]
+
+
+def test_staircase__values_up_to_each_end() -> None:
+    """A stair holds up to its end, which belongs to the next; after the last there is 0."""
+    schedule = Staircase(((2, 5.0), (3, 1.0)))
+    assert [schedule(step) for step in range(5)] == [5.0, 5.0, 1.0, 0.0, 0.0]
+    assert Staircase(())(0) == 0.0
 
 
 @pytest.mark.parametrize(

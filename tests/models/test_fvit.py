@@ -12,11 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lafs_ray.errors import ConfigError
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, PartFViT, build_fvit, drop_path
+from lafs_ray.models.fvit import (
+    FVIT_SIZES,
+    FViT,
+    FViTSize,
+    GridFViT,
+    PartFViT,
+    build_fvit,
+    drop_path,
+)
 from lafs_ray.models.heads import MarginSoftmax
 from lafs_ray.models.landmarks import LandmarkCNN, build_landmark_cnn
-from lafs_ray.models.patches import extract_patches, grid_patches
-from tests.golden_cases import ROOT, GoldenCase, load_case, to_unit_range
+from lafs_ray.models.patches import extract_patches
+from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels, to_unit_range
 
 TINY = FViTSize(width=24, depth=2, heads=2, head_dim=8, mlp_width=32)
 
@@ -44,9 +52,9 @@ def _check_image_case(case: GoldenCase, network: nn.Module, inputs: Tensor, head
     margin = MarginSoftmax(case.meta["dim"], case.meta["num_class"])
     margin.load_state_dict({"weight": head})
     embedding = network(inputs)
-    soft = torch.from_numpy(case.inputs["soft_labels"])
-    logits_soft = margin(embedding, soft)
-    loss = -(soft * logits_soft.log_softmax(dim=1)).sum(dim=1).mean()
+    mixed = mixed_labels(case.inputs["soft_labels"])
+    logits_soft = margin(embedding, mixed)
+    loss, _ = margin.loss(embedding, mixed)
     loss.backward()
     tol, out = case.meta["tol"], case.outputs
     for ours, name, atol in (
@@ -104,9 +112,9 @@ def test_fvit__recorded_tokens(count: int) -> None:
 def test_fvit__recorded_grid_patches() -> None:
     """A plain ViT: grid patches, row by row, equal the reference without landmarks."""
     case = load_case("c3_vit_grid_image")
-    model, (state, head) = _fvit(case), _state(case)
+    model, (state, head) = GridFViT(_fvit(case), case.meta["patch_size"]).eval(), _state(case)
     model.load_state_dict(state, strict=True)
-    _check_image_case(case, model, grid_patches(_images(case), case.meta["patch_size"]), head)
+    _check_image_case(case, model, _images(case), head)
 
 
 def test_fvit__recorded_standard_coordinates() -> None:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lafs_ray.models.heads import DINOHead, MarginSoftmax
-from tests.golden_cases import ROOT, GoldenCase, load_case
+from lafs_ray.models.heads import DINOHead, MarginSoftmax, MixedLabels
+from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels
 
 DINO_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
 
@@ -137,44 +137,106 @@ def _naive_logits(
     return logits
 
 
+def _dense(labels: Tensor | MixedLabels, num_classes: int) -> Tensor:
+    """Targets float32 [B, C] of class numbers or mixed labels."""
+
+    def one_hot(classes: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(classes, num_classes).float()
+
+    if isinstance(labels, Tensor):
+        return one_hot(labels)
+    share = labels.share.unsqueeze(1)
+    return share * one_hot(labels.first) + (1 - share) * one_hot(labels.second)
+
+
+# The fourth row mixes a class with itself, the last is not mixed at all.
+LABELS = torch.tensor([0, 5, 2, 2, 1])
+MIXED = MixedLabels(LABELS, torch.tensor([1, 3, 0, 2, 4]), torch.tensor([0.7, 0.3, 0.5, 0.6, 1.0]))
+
+
 @pytest.mark.parametrize(("kind", "margin"), [("cosface", 0.4), ("arcface", 0.5)])
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("labels", [LABELS, MIXED], ids=["plain", "mixed"])
 def test_margin_softmax__equals_its_definition(
-    kind: Literal["cosface", "arcface"], margin: float, soft: bool
+    kind: Literal["cosface", "arcface"], margin: float, labels: Tensor | MixedLabels
 ) -> None:
-    """Both margins equal the definition, also past π, for class numbers and soft targets."""
+    """Both margins equal the definition over dense targets, also past π."""
     generator = torch.Generator().manual_seed(3)
     head = MarginSoftmax(4, 6, scale=30.0, margin=margin, kind=kind)
     embeddings = torch.randn(5, 4, generator=generator) * 3
-    labels = torch.tensor([0, 5, 2, 2, 1])
     with torch.no_grad():
         # One sample nearly opposite to its class: its angle and the margin exceed π.
         embeddings[0] = -head.weight[0] + 0.02 * head.weight[1]
-        targets = torch.nn.functional.one_hot(labels, 6).float()
-        if soft:
-            targets = 0.7 * targets + 0.3 * targets.flip(0)
-        logits = head(embeddings, targets if soft else labels)
-    expected = _naive_logits(embeddings, head.weight.detach(), targets, kind, 30.0, margin)
+        logits = head(embeddings, labels)
+    expected = _naive_logits(
+        embeddings, head.weight.detach(), _dense(labels, 6), kind, 30.0, margin
+    )
     # float32 cosines times 30; near ±1 the sine in ArcFace amplifies rounding to about 1e-4.
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["cosface", "arcface"])
-def test_margin_softmax__class_numbers_equal_one_hot(
-    kind: Literal["cosface", "arcface"],
+@pytest.mark.parametrize("labels", [LABELS, MIXED], ids=["plain", "mixed"])
+def test_margin_softmax__loss_equals_the_dense_one(
+    kind: Literal["cosface", "arcface"], labels: Tensor | MixedLabels
 ) -> None:
-    """Class numbers and their one-hot targets give the same logits and gradients."""
+    """Loss and gradients are those of a cross-entropy with dense soft targets [B, C]."""
     torch.manual_seed(0)
-    head = MarginSoftmax(8, 5, kind=kind)
-    labels = torch.tensor([4, 0, 2])
-    grads = []
-    for targets in (labels, torch.nn.functional.one_hot(labels, 5).float()):
-        torch.manual_seed(1)
-        embeddings = torch.randn(3, 8, requires_grad=True)
-        logits = head(embeddings, targets)
-        (grad,) = torch.autograd.grad(logits.logsumexp(1).sum(), embeddings)
-        grads.append((logits, grad))
-    torch.testing.assert_close(grads[0], grads[1])
+    head = MarginSoftmax(8, 6, kind=kind)
+    embeddings = torch.randn(5, 8, requires_grad=True)
+    inputs = (embeddings, head.weight)
+    loss, _ = head.loss(embeddings, labels)
+    targets = _dense(labels, 6)
+    cosines = head.cosines(embeddings)
+    margins = head.margin * targets
+    if kind == "cosface":
+        logits = 64.0 * (cosines - margins)
+    else:
+        # Random directions in eight dimensions: no angle and its margin exceed π.
+        logits = 64.0 * (cosines.acos() + margins).cos()
+    dense = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    # float32 with logits of up to 64; arccosine amplifies rounding.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(loss, dense, **tolerance)
+    ours, theirs = torch.autograd.grad(loss, inputs), torch.autograd.grad(dense, inputs)
+    torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("labels", ["int", "soft"])
+def test_margin_softmax__recorded_loss_and_gradients(labels: str) -> None:
+    """Case f1: logits, cross-entropy and both gradients, for class numbers and soft labels."""
+    case = load_case("f1_cosface")
+    assert (case.meta["s"], case.meta["m"]) == (64.0, 0.4)
+    head = MarginSoftmax(16, 9, scale=case.meta["s"], margin=case.meta["m"])
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(case.inputs["weight"]))
+    embeddings = torch.from_numpy(case.inputs["embedding"]).requires_grad_()
+    targets = (
+        torch.from_numpy(case.inputs["labels"])
+        if labels == "int"
+        else mixed_labels(case.inputs["soft_labels"])
+    )
+    loss, _ = head.loss(embeddings, targets)
+    loss.backward()
+    tol, out = case.meta["tol"], case.outputs
+    logits = head(embeddings, targets).detach().numpy()
+    np.testing.assert_allclose(logits, out[f"logits_{labels}"], rtol=0, atol=tol["logits"])
+    assert loss.item() == pytest.approx(float(out[f"ce_{labels}"]), abs=tol["loss"])
+    for tensor, name in ((embeddings, "grad_emb"), (head.weight, "grad_w")):
+        assert tensor.grad is not None
+        np.testing.assert_allclose(tensor.grad.numpy(), out[f"{name}_{labels}"], **tol["grad"])
+
+
+def test_margin_softmax__nearest_class_is_told_without_margins() -> None:
+    """A row is right if its own cosine is the greatest; of a mixed one the greater share's."""
+    head = MarginSoftmax(3, 3, margin=0.9)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(3))
+    embeddings = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.9, 1.0]])
+    _, is_nearest = head.loss(embeddings, torch.tensor([0, 0, 2]))
+    assert is_nearest.tolist() == [True, False, True]
+    first, second = torch.tensor([0, 0, 0]), torch.tensor([1, 1, 2])
+    _, is_nearest = head.loss(embeddings, MixedLabels(first, second, torch.tensor([0.3, 0.3, 0.7])))
+    assert is_nearest.tolist() == [False, True, False]
 
 
 def test_margin_softmax__embedding_on_its_class() -> None:

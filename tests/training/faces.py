@@ -36,6 +36,11 @@ TINY_PRETRAIN = [
 ]
 TINY_FINETUNE = [
     *_NETWORK,
+    "accumulation=1",
+    "optim.lr=1e-3",
+    "augmentation.rand_augment=null",
+    "augmentation.erasing=0",
+    "mixup.probability=0",
     "model.size=tiny",
     "model.landmark_cnn_width=0.25",
     "compute.workers=0",
@@ -62,6 +67,7 @@ def write_face_set(
     num_identities: int = 12,
     images_each: int = 10,
     replaced: Mapping[int, bytes] | None = None,
+    first_label: int = 0,
 ) -> None:
     """Write a set in insightface's layout; image i has key i + 1 and label i // images_each.
 
@@ -70,6 +76,7 @@ def write_face_set(
         num_identities: persons.
         images_each: images of each.
         replaced: bytes that stand in place of an image's JPEG, by image number.
+        first_label: label of the first person; more than 0 contradicts the identities listed.
     """
     count = num_identities * images_each
     jpegs: list[bytes] = face_jpegs(count)
@@ -80,7 +87,7 @@ def write_face_set(
         ends = (float(first), float(first + num_identities))
         writer.write(0, pack(Header(2, ends, 0), b""))
         for number, jpeg in enumerate(jpegs):
-            label = float(number // images_each)
+            label = float(first_label + number // images_each)
             writer.write(number + 1, pack(Header(0, label, number + 1), jpeg))
         for identity in range(num_identities):
             images = (float(1 + identity * images_each), float(1 + (identity + 1) * images_each))

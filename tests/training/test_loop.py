@@ -24,6 +24,9 @@ class Recorder:
         nn.init.ones_(self.trainable.weight)
         self.calls: list[Any] = []
 
+    def begin_step(self, step: int) -> None:
+        self.calls.append(("begin_step", step))
+
     def loss(
         self, network: nn.Module, batch: dict[str, Tensor], values: dict[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -31,10 +34,10 @@ class Recorder:
         loss = network(batch["x"]).mean() + 0 * values["lr"]
         return loss, {"loss": loss}
 
-    def before_optimizer(self, epoch: int) -> None:
+    def before_optimizer(self, epoch: int, values: dict[str, float]) -> None:
         gradient = self.trainable.weight.grad
         assert gradient is not None
-        self.calls.append(("before_optimizer", epoch, gradient.item()))
+        self.calls.append(("before_optimizer", epoch, values["lr"], gradient.item()))
 
     def finish_step(self, values: dict[str, float]) -> None:
         assert self.trainable.weight.grad is None
@@ -75,9 +78,9 @@ def test_train_step__order_of_its_parts() -> None:
     run_ = training(accumulation=2)
     metrics = train_step(run_, batch(3, 1, 2, 3, 6), run_.values(3))
     calls = run_.method.calls  # type: ignore[attr-defined]
-    assert calls[:2] == [("loss", [1, 2]), ("loss", [3, 6])]
-    assert calls[2] == ("before_optimizer", 1, 3.0)
-    name, rate, weight = calls[3]
+    assert calls[:3] == [("begin_step", 3), ("loss", [1, 2]), ("loss", [3, 6])]
+    assert calls[3] == ("before_optimizer", 1, 0.4, 3.0)
+    name, rate, weight = calls[4]
     assert (name, rate) == ("finish_step", 0.4)
     # float32 has 24 bits.
     assert weight == pytest.approx(1 - 0.4 * 3.0, abs=1e-6)
@@ -90,7 +93,7 @@ def test_train_step__clips_the_whole_gradient() -> None:
     metrics = train_step(run_, batch(0, 1, 2, 3, 6), run_.values(0))
     assert metrics["gradient_norm_max"].item() == 3.0
     # clip_each_ divides by norm + 1e-6.
-    assert run_.method.calls[2][2] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]
+    assert run_.method.calls[3][3] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -192,10 +192,8 @@ def test_after_save__gets_the_report_of_the_step_saved(tmp_path: Path, face_set_
 def test_open_job__frozen_landmarks_of_another_file(tmp_path: Path, face_set_path: str) -> None:
     """A run cannot continue on other landmark weights than those it was started with."""
     for name, seed in (("one", 1), ("two", 2)):
-        torch.save(
-            open_job(tiny(tmp_path / name, face_set_path, f"run.seed={seed}")).landmark_state,
-            tmp_path / f"{name}.pt",
-        )
+        inputs = open_job(tiny(tmp_path / name, face_set_path, f"run.seed={seed}"))
+        torch.save(inputs.frozen_landmarks(), tmp_path / f"{name}.pt")
     weights = tmp_path / "weights.pt"
     weights.write_bytes((tmp_path / "one.pt").read_bytes())
     config = tiny(tmp_path, face_set_path, f"landmarks.weights={weights}")

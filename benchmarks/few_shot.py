@@ -1,0 +1,369 @@
+"""What pretraining is worth with few labels: scratch, DINO-face, LAFS, LAFS with the regulariser.
+
+    python benchmarks/few_shot.py WORK                       generated faces
+    python benchmarks/few_shot.py WORK --att FOLDER          AT&T faces (train.rec, att_10id.bin)
+
+Persons of stage 1, pretraining, finetuning and evaluation are disjoint (AT&T: pretraining and
+finetuning share labels 0-29, landmarks come from generated faces). Every run is one process of one
+thread in debug mode; a result is kept in WORK/results, so a run broken off continues. The figure is
+10-fold pair accuracy of persons not trained on, mean ± std over pretraining × finetuning seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from views import cpu_name
+
+from lafs_ray.config.base import apply_overrides, resolve
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.data import recordio, storage, synthetic
+from lafs_ray.data.faces import open_faces
+from lafs_ray.data.sources import open_pairs
+from lafs_ray.engine.evaluate import judge_pairs, local_embedding
+from lafs_ray.training.session import open_job, run_local
+from lafs_ray.training.trained import load_embedder
+
+Tree = dict[str, Any]
+
+ON_GRID = {"model.num_landmarks": 49, "landmarks.source": "grid"}
+WITHOUT = "scratch"
+START = "landmarks alone"
+RAW, UNTRAINED, FROZEN = "raw pixels", "untrained", "frozen"
+
+COMMON: Tree = {
+    "model": {
+        "size": "tiny",
+        "num_landmarks": 25,
+        "patch_size": 16,
+        "landmark_cnn_width": 0.25,
+        "dropout": 0.0,
+        "drop_path": 0.0,
+    },
+    "batch_size": 64,
+    "checkpoints": {"every": "1 run", "keep": 1},
+    "log": {"every_steps": 50},
+    "compute": {"workers": 0, "device": "cpu", "precision": "float32"},
+}
+MARGIN = {"scale": 16.0, "margin": 0.1}
+STAGE_1 = {
+    "model.init_std": 1.0,
+    "duration": "1200 steps",
+    "margin": MARGIN,
+    "optim": {
+        "lr": 3e-3,
+        "landmark_lr_scale": 0.3,
+        "warmup": "60 steps",
+        "weight_decay": 0.05,
+        "landmark_decay_scale": 1.0,
+    },
+}
+PRETRAIN = {
+    "views": {
+        "num_local": 4,
+        "crop_area": [0.7, 1.0],
+        "local_crop_area": [0.7, 1.0],
+        "crop_aspect": [0.9, 1.11],
+    },
+    "head": {"num_prototypes": 1024, "hidden_dim": 256, "bottleneck_dim": 64},
+    "dino": {
+        "centring": "sinkhorn",
+        "teacher_momentum": 0.99,
+        "teacher_temp": {"start": 0.02, "end": 0.02, "warmup_epochs": 0},
+    },
+    "optim": {"lr": 8e-3, "warmup": "0.0833 run", "weight_decay_end": 0.1},
+}
+METHODS: dict[str, Tree] = {
+    "LAFS": {"landmarks.source": "per_image", "landmarks.local_tokens": 8, "landmarks.noise_px": 2},
+    "DINO-face": {**ON_GRID, "landmarks.local_tokens": 9},
+}
+FINETUNE = {
+    "batch_size": 24,
+    "margin": MARGIN,
+    "optim": {"lr": 3e-3, "warmup": "0.25 run", "landmark_lr_scale": 0.3, "weight_decay": 0.05},
+}
+# Columns of the table: settings, and the pretraining method that they start from.
+ARMS: dict[str, tuple[Tree, str | None]] = {
+    WITHOUT: ({"model.init_std": 1.0}, None),
+    START: ({"model.init_std": 1.0}, None),
+    "DINO-face": ({**ON_GRID, "optim.layer_decay": 0.58}, "DINO-face"),
+    "LAFS": ({"optim.layer_decay": 0.58}, "LAFS"),
+    "LAFS + regulariser": ({"optim.layer_decay": 0.58, "regulariser.strength": 1.0}, "LAFS"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies, and how much of it to do."""
+
+    work: Path
+    pretraining_faces: str
+    labelled_faces: str
+    pairs: str
+    pretraining_steps: int
+    finetuning_steps: int
+    pretraining_seeds: int
+    finetuning_seeds: int
+    stage_1: str
+    shots: tuple[int, ...]
+
+    @property
+    def storage(self) -> str:
+        """Where runs lie."""
+        return str(self.work / "runs")
+
+    def pretrained(self, method: str, seed: int) -> str:
+        """Folder of a pretraining run."""
+        return str(self.work / "runs" / f"{method}-{seed}")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One finetuning run."""
+
+    arm: str
+    num_images: int
+    pretraining_seed: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the run and of its result."""
+        arm = self.arm.replace(" ", "_").replace("+", "and")
+        return f"{arm}-k{self.num_images}-p{self.pretraining_seed}-s{self.seed}"
+
+
+def tree(base: Tree, settings: Tree, *, name: str, storage: str, faces: str, seed: int) -> Tree:
+    """Settings of a run as a tree."""
+    run = {"run.name": name, "run.storage": storage, "run.seed": seed, "data.path": faces}
+    return apply_overrides(apply_overrides(base, settings), run)
+
+
+def train(config: FinetuneConfig | PretrainConfig) -> None:
+    """Train to the end, or continue where an earlier process was broken off."""
+    run_local(open_job(config), say=lambda _: None)
+
+
+def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, float]:
+    """Plain and centred pair accuracy of a run's network."""
+    network = local_embedding(load_embedder(path, trained=trained))
+    plain, centred = judge_pairs(open_pairs(pairs), {"": network}).rows
+    return {
+        "plain": plain.figures["accuracy"] or 0.0,
+        "centred": centred.figures["accuracy"] or 0.0,
+    }
+
+
+def keep(plan: Plan, name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """A result from WORK/results, made first where it is not there yet."""
+    path = plan.work / "results" / f"{name}.json"
+    if not path.exists():
+        started = time.monotonic()
+        result = make()
+        with storage.atomic_write(str(path)) as file:
+            file.write(json.dumps(result).encode())
+        shown = "  ".join(f"{key} {value:.3f}" for key, value in result.items())
+        print(f"{name:<36} {shown}  {time.monotonic() - started:.0f} s", flush=True)
+    content: dict[str, float] = json.loads(path.read_text())
+    return content
+
+
+def stage_1(plan: Plan) -> None:
+    """Train the landmark CNN on labelled persons of its own."""
+    faces = str(plan.work / "stage1_faces" / "train.rec")
+    where = {"name": "stage1", "storage": plan.storage, "faces": faces, "seed": 0}
+    train(resolve(FinetuneConfig, tree(COMMON, STAGE_1, **where), "stage 1"))
+
+
+def pretrain(plan: Plan, method: str, seed: int) -> None:
+    """Pretrain, and judge the frozen network."""
+
+    def make() -> dict[str, float]:
+        settings = {**PRETRAIN, **METHODS[method], "duration": f"{plan.pretraining_steps} steps"}
+        if METHODS[method]["landmarks.source"] != "grid":
+            settings["landmarks.weights"] = plan.stage_1
+        where = {"name": f"{method}-{seed}", "storage": plan.storage, "seed": seed}
+        config = tree(COMMON, settings, faces=plan.pretraining_faces, **where)
+        train(resolve(PretrainConfig, config, method))
+        return accuracies(plan.pretrained(method, seed), plan.pairs)
+
+    keep(plan, f"{FROZEN}-{method}-{seed}", make)
+
+
+def finetune(plan: Plan, shot: Shot) -> None:
+    """Finetune on k images of each person, judge the network, and drop its run."""
+
+    def make() -> dict[str, float]:
+        settings, method = ARMS[shot.arm]
+        settings = {**FINETUNE, **settings, "duration": f"{plan.finetuning_steps} steps"}
+        settings["data.subset"] = {"images_per_identity": shot.num_images, "seed": shot.seed}
+        if method is not None:
+            settings["start.transformer"] = plan.pretrained(method, shot.pretraining_seed)
+        if shot.arm == START:
+            settings["start.landmarks"] = plan.stage_1
+        where = {"name": shot.name, "storage": plan.storage, "seed": shot.seed}
+        config = tree(COMMON, settings, faces=plan.labelled_faces, **where)
+        train(resolve(FinetuneConfig, config, shot.name))
+        run = Path(plan.storage, shot.name)
+        result = accuracies(str(run), plan.pairs)
+        shutil.rmtree(run)
+        return result
+
+    keep(plan, shot.name, make)
+
+
+def shots(plan: Plan) -> list[Shot]:
+    """All finetuning runs; arms without pretraining have one pretraining seed."""
+    return [
+        Shot(arm, k, pretraining_seed, seed)
+        for seed in range(plan.finetuning_seeds)
+        for k in plan.shots
+        for arm, (_, method) in ARMS.items()
+        for pretraining_seed in range(plan.pretraining_seeds if method else 1)
+    ]
+
+
+def table(plan: Plan) -> str:
+    """The results as Markdown."""
+
+    def cell(results: Iterable[dict[str, float]], key: str) -> str:
+        values = [result[key] for result in results]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.3f}{spread}"
+
+    def kept(name: str) -> dict[str, float]:
+        return keep(plan, name, dict)
+
+    lines = ["| images a person | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
+    for k in plan.shots:
+        of_k = [shot for shot in shots(plan) if shot.num_images == k]
+        cells = [cell([kept(s.name) for s in of_k if s.arm == arm], "plain") for arm in ARMS]
+        lines.append(f"| {k} | " + " | ".join(cells) + " |")
+    lines += ["", "| frozen | plain | centred |", "|---|---|---|"]
+    seeds = range(plan.pretraining_seeds)
+    frozen = {RAW: [RAW], UNTRAINED: [UNTRAINED]}
+    frozen |= {method: [f"{FROZEN}-{method}-{seed}" for seed in seeds] for method in METHODS}
+    for name, files in frozen.items():
+        results = [kept(file) for file in files]
+        lines.append(f"| {name} | {cell(results, 'plain')} | {cell(results, 'centred')} |")
+    return "\n".join(lines)
+
+
+def baselines(plan: Plan) -> None:
+    """Raw pixels, and an untrained network on stage-1 landmarks."""
+
+    def raw() -> dict[str, float]:
+        rows = judge_pairs(open_pairs(plan.pairs), {}, raw_pixels=True).rows
+        return dict(
+            zip(("plain", "centred"), (r.figures["accuracy"] or 0.0 for r in rows), strict=True)
+        )
+
+    keep(plan, RAW, raw)
+    keep(plan, UNTRAINED, lambda: accuracies(plan.pretrained("LAFS", 0), plan.pairs, trained=False))
+
+
+def copy_labels_below(source: str, target: Path, limit: int) -> str:
+    """A set with the records of the first labels alone."""
+    faces = open_faces(source)
+    if not target.exists():
+        chosen = np.flatnonzero(faces.labels() < limit)
+        rows = faces.read(chosen)
+        with recordio.RecordWriter(str(target)) as writer:
+            for key, (label, image) in enumerate(zip(rows.label, rows.images, strict=True)):
+                header = recordio.Header(flag=0, label=float(label), id=key, id2=0)
+                writer.write(key, recordio.pack(header, image))
+    return str(target)
+
+
+def generated_faces(work: Path) -> dict[str, str]:
+    """The sets of the main table; persons of different seeds are different."""
+    quiet = {"workers": 2, "report": lambda _: None}
+    many = {"num_identities": 600, "images_per_identity": 20, "seed": 0}
+    synthetic.write_faces(str(work / "faces"), **many, **quiet)
+    few = {"num_identities": 100, "images_per_identity": 10, "seed": 12}
+    synthetic.write_faces(str(work / "few"), **few, **quiet)
+    pairs = str(work / "pairs.bin")
+    synthetic.write_pair_file(pairs, num_pairs=1000, identities=range(600, 750), seed=0, **quiet)
+    return {
+        "pretraining_faces": str(work / "faces" / "train.rec"),
+        "labelled_faces": str(work / "few" / "train.rec"),
+        "pairs": pairs,
+    }
+
+
+def att_faces(work: Path, folder: str) -> dict[str, str]:
+    """AT&T: labels 0-29 to train on, pairs of 30-39 to judge by."""
+    faces = copy_labels_below(storage.join(folder, "train.rec"), work / "att.rec", 30)
+    pairs = storage.join(folder, "att_10id.bin")
+    return {"pretraining_faces": faces, "labelled_faces": faces, "pairs": pairs}
+
+
+def in_processes(count: int, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """Make the calls in a pool; the first mistake ends all."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context) as pool:
+        try:
+            for future in [pool.submit(function, *arguments) for function, arguments in calls]:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=str(__doc__))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--att", metavar="FOLDER", help="AT&T faces in place of generated ones")
+    parser.add_argument("--stage-1", help="a stage-1 run made earlier, or `untrained`")
+    numbers = {"pretraining-steps": 700, "finetuning-steps": 80}
+    numbers |= {"pretraining-seeds": 2, "finetuning-seeds": 5, "processes": 2}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 10], help="images k")
+    options = parser.parse_args(arguments)
+    started, work = time.monotonic(), options.work.absolute()
+    (work / "results").mkdir(parents=True, exist_ok=True)
+    sets = att_faces(work, options.att) if options.att else generated_faces(work)
+    plan = Plan(
+        work,
+        **sets,
+        pretraining_steps=options.pretraining_steps,
+        finetuning_steps=options.finetuning_steps,
+        pretraining_seeds=options.pretraining_seeds,
+        finetuning_seeds=options.finetuning_seeds,
+        stage_1=options.stage_1 or str(work / "runs" / "stage1"),
+        shots=tuple(options.shots),
+    )
+    if not options.stage_1:
+        size = {"num_identities": 200, "images_per_identity": 20, "seed": 11}
+        synthetic.write_faces(
+            str(work / "stage1_faces"), **size, workers=options.processes, report=lambda _: None
+        )
+        in_processes(1, [(stage_1, (plan,))])
+    both = [(method, seed) for seed in range(plan.pretraining_seeds) for method in METHODS]
+    in_processes(options.processes, [(pretrain, (plan, *one)) for one in both])
+    in_processes(
+        options.processes,
+        [(baselines, (plan,)), *((finetune, (plan, shot)) for shot in shots(plan))],
+    )
+    print(f"\n{table(plan)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, ", end="")
+    print(f"{plan.pretraining_steps} and {plan.finetuning_steps} steps, ", end="")
+    print(f"{options.processes} processes, {(time.monotonic() - started) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

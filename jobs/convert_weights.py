@@ -1,0 +1,53 @@
+"""Turn checkpoints (published, or of a run) into a weights file, or back into a published one.
+
+python jobs/convert_weights.py checkpoint.pth teacher.safetensors --landmarks part_fvit.pth
+python jobs/convert_weights.py teacher.safetensors back.pth
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from lafs_ray.data import storage
+from lafs_ray.engine.job import run
+from lafs_ray.errors import ConfigError
+from lafs_ray.models.architecture import PUBLISHED_HEAD_DIM
+from lafs_ray.models.convert import write_published
+from lafs_ray.models.weights_file import write_weights
+from lafs_ray.training.trained import convert
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert by the ending of OUT, and account for every name."""
+    parser = argparse.ArgumentParser(
+        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="published checkpoint, weights file, run or its checkpoint")
+    parser.add_argument("out", help=".safetensors: a weights file; .pth: published names")
+    parser.add_argument("--role", choices=["teacher", "student"], default="teacher")
+    parser.add_argument("--landmarks", help="stage-1 checkpoint whose landmark CNN is added")
+    parser.add_argument("--heads", action="store_true", help="keep DINO head and class weight")
+    parser.add_argument("--grid", action="store_true", help="trained on grid patches (DINO-face)")
+    parser.add_argument("--head-dim", type=int, default=PUBLISHED_HEAD_DIM, metavar="WIDTH")
+    parser.add_argument("--force", action="store_true", help="replace OUT")
+    options = vars(parser.parse_args(arguments))
+    source, out, force = (options.pop(name) for name in ("source", "out", "force"))
+    ending = out.partition("?")[0].rpartition(".")[2]
+    if ending not in ("safetensors", "pth"):
+        raise ConfigError(
+            out, found=f"the ending .{ending}", expected=".safetensors or .pth", fix="name it so"
+        )
+    if not force:
+        storage.require_absent(out)
+    # On the way back nothing is left out that the file was asked to keep.
+    conversion = convert(source, **{**options, "heads": options["heads"] or ending == "pth"})
+    left_out: dict[str, str] = {}
+    if ending == "safetensors":
+        write_weights(out, conversion.weights)
+    else:
+        left_out = write_published(out, conversion.weights)
+    lines = conversion.lines() + [f"left out: {names}: {why}" for names, why in left_out.items()]
+    print("\n".join([*lines, f"written: {out}, {storage.file_size(out):,} bytes"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, interrupted="interrupted; nothing was written"))

@@ -1,0 +1,48 @@
+"""Export the face embedder of a run, checkpoint or weights file for other programs.
+
+python jobs/export.py runs/lafs exported --formats safetensors,onnx,torch_export
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from lafs_ray.data import storage
+from lafs_ray.engine.job import run
+from lafs_ray.models.export import FILES, TOLERANCE, export_embedder, require_format
+from lafs_ray.training.trained import read_trained
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write OUT/embedder.* in each format, and print how far each is from our own network."""
+    parser = argparse.ArgumentParser(
+        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="a run's folder, a checkpoint, or a weights file")
+    parser.add_argument("out", help="folder of the exported files")
+    parser.add_argument("--formats", default="safetensors", help=f"some of {','.join(FILES)}")
+    parser.add_argument(
+        "--input",
+        choices=["float32", "uint8"],
+        default="float32",
+        help="what goes into onnx and torch_export: NCHW in [-1, 1], or NHWC pixels 0…255",
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    options = parser.parse_args(arguments)
+    files = dict.fromkeys(options.formats.split(","), "")
+    for name in files:
+        require_format(name)
+        files[name] = storage.join(options.out, FILES[name])
+        if not options.force:
+            storage.require_absent(files[name])
+    weights = read_trained(options.checkpoint)
+    print("\n".join([f"source: {weights.source}", *weights.architecture.lines()]))
+    for name, uri in files.items():
+        difference = export_embedder(weights, uri, name, kind=options.input)
+        size = storage.file_size(uri)
+        print(f"{uri}: {size:,} bytes; differs by {difference:.1e} (allowed {TOLERANCE:.0e})")
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        run(main, interrupted="interrupted; files named above are whole, others not there")
+    )

@@ -1,0 +1,221 @@
+"""Embeddings of a set as one Parquet file: a row for each face, what made them in its metadata.
+
+Faces stream through: 256 are read, decoded and embedded at a time, 8192 rows are written at a time
+(25 MB at width 768), so memory does not grow with the set. The file is there whole or not at all.
+Letters: B faces, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lafs_ray.data import storage
+from lafs_ray.data.faces import decode_image
+from lafs_ray.data.keyed import ImageFiles, KeyedFace, RecordFaces
+from lafs_ray.errors import DataError
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+SIDE = 112
+_CHUNK = 256
+_ROW_GROUP = 8192
+_REPORT_S = 10.0
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How stored faces become pixels.
+
+    Args:
+        colour_order: what the files decode to.
+        resize: scale square images of another size to 112×112; else they count as damaged.
+        max_bad_records: faces that may be left out before it counts as a mistake.
+    """
+
+    colour_order: Literal["rgb", "bgr"] = "rgb"
+    resize: bool = False
+    max_bad_records: int = 100
+
+
+@dataclass
+class Outcome:
+    """What was written.
+
+    Args:
+        num_rows: faces in the file.
+        left_out: a line for each damaged face.
+    """
+
+    num_rows: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+
+def with_flip(embed: Embed) -> Embed:
+    """The sum of a face's embedding and its mirror image's, as in verification."""
+    return lambda images: embed(images) + embed(np.ascontiguousarray(images[:, :, ::-1]))
+
+
+def write_embeddings(
+    uri: str,
+    source: RecordFaces | ImageFiles,
+    embed: Embed,
+    decoding: Decoding,
+    metadata: Mapping[str, str],
+    *,
+    say: Callable[[str], None] = print,
+    complain: Callable[[str], None] = print,
+) -> Outcome:
+    """Embed every face of a source into a Parquet file.
+
+    Columns: `shard` (only of `.rec` files), `key`, `label` (null where there is none), `vector`
+    (float32, fixed-size list of D), in the source's order.
+
+    Args:
+        uri: the file.
+        source: the faces.
+        embed: uint8 [B, 112, 112, 3] RGB to float32 [B, D].
+        decoding: how faces become pixels.
+        metadata: stands in the file's metadata beside the counts of rows.
+        say: told of progress every ten seconds.
+        complain: told of each face left out.
+
+    Raises:
+        DataError: more faces are damaged than allowed, or all are; an embedding is not finite; the
+            place cannot be written to.
+    """
+    outcome = Outcome()
+    with storage.atomic_write(uri) as file, contextlib.ExitStack() as closing:
+        writer: pq.ParquetWriter | None = None
+        for table in _tables(source, embed, decoding, outcome, complain, say):
+            if writer is None:
+                schema = table.schema.with_metadata(dict(metadata))
+                writer = pq.ParquetWriter(file, schema, use_dictionary=["shard"])
+                closing.enter_context(writer)
+            writer.write_table(table)
+        if writer is None:
+            raise _too_many(outcome, source, "at least one face")
+        counts = {"num_rows": outcome.num_rows, "left_out": len(outcome.left_out)}
+        writer.add_key_value_metadata({name: str(count) for name, count in counts.items()})
+    return outcome
+
+
+def _tables(
+    source: RecordFaces | ImageFiles,
+    embed: Embed,
+    decoding: Decoding,
+    outcome: Outcome,
+    complain: Callable[[str], None],
+    say: Callable[[str], None],
+) -> Iterator[pa.Table]:
+    """Row groups."""
+    start = told = time.monotonic()
+    faces: list[KeyedFace] = []
+    vectors: list[NDArray[np.float32]] = []
+    for first in range(0, source.num_images, _CHUNK):
+        stop = min(first + _CHUNK, source.num_images)
+        sound, images = _decoded(source.read(first, stop), decoding, outcome, complain)
+        if len(outcome.left_out) > decoding.max_bad_records:
+            raise _too_many(outcome, source, f"at most {decoding.max_bad_records}")
+        if sound:
+            faces += sound
+            vectors.append(_finite(embed(np.stack(images)), sound))
+            outcome.num_rows += len(sound)
+        if len(faces) >= _ROW_GROUP or (faces and stop == source.num_images):
+            yield _table(faces, np.concatenate(vectors), has_shards=source.has_shards)
+            faces, vectors = [], []
+        if (now := time.monotonic()) - told > _REPORT_S:
+            told = now
+            say(f"{stop:,} of {source.num_images:,} faces, {stop / (now - start):.0f}/s")
+
+
+def _decoded(
+    faces: list[KeyedFace],
+    decoding: Decoding,
+    outcome: Outcome,
+    complain: Callable[[str], None],
+) -> tuple[list[KeyedFace], list[NDArray[np.uint8]]]:
+    """The sound ones of some faces, and their pixels."""
+    sound, images = [], []
+    for face in faces:
+        problem = face.error
+        if not problem:
+            try:
+                images.append(_pixels(face.image, decoding))
+                sound.append(face)
+                continue
+            except DataError as error:
+                problem = f"{face.where}: found {error.found}; expected {error.expected}"
+        outcome.left_out.append(problem)
+        complain(f"left out: {problem}")
+    return sound, images
+
+
+def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
+    """RGB pixels of a face, uint8 [112, 112, 3].
+
+    Raises:
+        DataError: it does not decode, or has another size or shape than asked for.
+    """
+    if not decoding.resize:
+        return decode_image(data, colour_order=decoding.colour_order, size=SIDE)
+    pixels = decode_image(data, colour_order=decoding.colour_order, size=None)
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise DataError(
+            "image",
+            found=f"{width}x{height}",
+            expected="a square: --resize scales faces, it does not align them",
+            fix="align the faces first",
+        )
+    if height == SIDE:
+        return pixels
+    shrinks = height > SIDE
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    scaled: NDArray[np.uint8] = cv2.resize(pixels, (SIDE, SIDE), interpolation=interpolation)
+    return scaled
+
+
+def _finite(vectors: NDArray[np.float32], faces: list[KeyedFace]) -> NDArray[np.float32]:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"embedding of {faces[bad[0]].where}",
+            found="nan or infinity",
+            expected="finite numbers",
+            fix="the network has diverged: take an earlier checkpoint",
+        )
+    return vectors
+
+
+def _table(faces: list[KeyedFace], vectors: NDArray[np.float32], *, has_shards: bool) -> pa.Table:
+    columns: dict[str, pa.Array] = {}
+    if has_shards:
+        columns["shard"] = pa.array([face.shard for face in faces], pa.string())
+    keys = [face.key for face in faces]
+    columns["key"] = pa.array(keys, pa.int64() if has_shards else pa.string())
+    columns["label"] = pa.array([face.label for face in faces], pa.int64())
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(columns)
+
+
+def _too_many(outcome: Outcome, source: RecordFaces | ImageFiles, expected: str) -> DataError:
+    shown = outcome.left_out[:_NAMED]
+    return DataError(
+        f"{source.path}: damaged faces",
+        found="\n    ".join([f"{len(outcome.left_out)} so far:", *shown]),
+        expected=expected,
+        fix="repair the files named, raise --max-bad-records, or, where aligned faces have "
+        "another size, add --resize",
+    )

@@ -1,0 +1,85 @@
+"""What an evaluation leaves behind: tables for people, results.json, ROC pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lafs_ray.data import storage
+from lafs_ray.evaluation.figures import as_png, roc_figure
+from lafs_ray.evaluation.report import Row
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The figures of one input.
+
+    Args:
+        protocol: pairs, identities or templates.
+        uri: the input.
+        counts: its sizes.
+        rows: a row for each embedding and treatment.
+    """
+
+    protocol: str
+    uri: str
+    counts: dict[str, int]
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        sizes = [f"{value} {name.removeprefix('num_')}" for name, value in self.counts.items()]
+        return "\n".join([f"{self.uri}: {', '.join(sizes)}", *table(self.rows)])
+
+    def content(self) -> dict[str, Any]:
+        """The input and its rows as plain values."""
+        rows = [row.content() for row in self.rows]
+        return {"protocol": self.protocol, "input": self.uri, **self.counts, "rows": rows}
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of a table: a heading, then a line for each row."""
+    width = max(len(row.title) for row in rows)
+    names = list(rows[0].figures)
+    widths = [max(len(name), 7) for name in names]
+    heading = "  ".join(f"{name:>{size}}" for name, size in zip(names, widths, strict=True))
+    lines = [f"{'':{width}}  {heading}"]
+    for row in rows:
+        cells = [
+            f"{'–' if value is None else format(value, '.4f'):>{size}}"
+            for value, size in zip(row.figures.values(), widths, strict=True)
+        ]
+        lines.append(f"{row.title:{width}}  {'  '.join(cells)}")
+    return lines
+
+
+def write_results(folder: str, header: Mapping[str, Any], judged: Sequence[Judged]) -> None:
+    """Write results.json and roc_<input>.png for each input with ROC curves, each all or nothing.
+
+    Args:
+        folder: path or URI.
+        header: what was evaluated, and with what.
+        judged: the inputs.
+
+    Raises:
+        DataError: the folder cannot be written to.
+    """
+    content = {**header, "results": [one.content() for one in judged]}
+    files = {"results.json": (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()}
+    for one in judged:
+        curves = {row.title: row.curve for row in one.rows if row.curve is not None}
+        if curves:
+            files[_picture_name(one.uri, files)] = as_png(roc_figure(one.uri, curves))
+    for name, data in files.items():
+        with storage.atomic_write(storage.join(folder, name)) as file:
+            file.write(data)
+
+
+def _picture_name(uri: str, taken: Mapping[str, bytes]) -> str:
+    """The input's own name, with a number where two inputs have the same."""
+    last = uri.partition("?")[0].rstrip("/").rpartition("/")[2].removesuffix(".bin")
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", last)
+    numbered = (f"roc_{name}{suffix}.png" for suffix in ("", *(f"_{i}" for i in range(2, 1000))))
+    return next(name for name in numbered if name not in taken)

@@ -1,0 +1,222 @@
+"""What a network is, told by the shapes of its tensors or written beside them, and built from that.
+
+Shapes tell nearly everything. They cannot tell heads from their width (only the product is in a
+shape), landmarks from a grid, nor the side of the images; published networks have heads of 64,
+landmarks, and 112 pixels. Shape letters: N landmarks, p patch side, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lafs_ray.errors import CheckpointError
+from lafs_ray.models.embedder import FaceEmbedder
+from lafs_ray.models.fvit import FViT, FViTSize, build_fvit
+from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, build_landmark_cnn, infer_width
+
+IMAGE_SIDE = 112
+PUBLISHED_HEAD_DIM = 64
+
+_QKV = "transformer.layers.{}.0.fn.fn.to_qkv.weight"
+_FIX = "give a checkpoint of fViT or Part fViT, or see docs/weights.md"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build the network which a set of tensors fits.
+
+    Args:
+        num_tokens: N, landmarks or cells of the grid.
+        transformer: its size; None where there is a landmark CNN alone.
+        patch_size: p, in pixels; None without a transformer.
+        landmark_cnn: `mobilenetv3` or `timm/<name>`; None where there is none.
+        landmark_cnn_width: factor on its channels.
+        grid: whether tokens are the plain grid's, so that no landmark CNN is missing.
+    """
+
+    num_tokens: int
+    transformer: FViTSize | None = None
+    patch_size: int | None = None
+    landmark_cnn: str | None = None
+    landmark_cnn_width: float = 1.0
+    grid: bool = False
+
+    def build_transformer(self, init_std: float = 0.02) -> FViT:
+        """The transformer with fresh weights; for inference, so without dropout."""
+        assert self.transformer is not None
+        assert self.patch_size is not None
+        token_dim = 3 * self.patch_size**2
+        return build_fvit(self.transformer, self.num_tokens, token_dim, 0.0, 0.0, init_std)
+
+    def build_landmark_cnn(self) -> LandmarkCNN | TimmLandmarks:
+        """The landmark CNN with fresh weights."""
+        assert self.landmark_cnn is not None
+        return build_landmark_cnn(self.landmark_cnn, self.num_tokens, self.landmark_cnn_width)
+
+    def lines(self) -> list[str]:
+        """The architecture for people, a line for each part."""
+        tokens = f"{self.num_tokens} landmarks"
+        if self.patch_size is not None:
+            kind = "cells of a grid" if self.grid else "landmarks"
+            tokens = f"{self.num_tokens} {kind}, patches of {self.patch_size} px"
+        lines = [f"tokens: {tokens}"]
+        if (size := self.transformer) is not None:
+            lines.append(
+                f"transformer: width {size.width}, depth {size.depth}, "
+                f"heads {size.heads} × {size.head_dim}, MLP {size.mlp_width}"
+            )
+        if self.landmark_cnn is not None:
+            lines.append(f"landmark CNN: {self.landmark_cnn}, width {self.landmark_cnn_width:g}")
+        return lines
+
+
+def build_embedder(
+    architecture: Architecture, source: str, *, seed: int = 0, init_std: float = 0.02
+) -> FaceEmbedder:
+    """The network that embeds whole faces, with fresh weights, in eval mode.
+
+    Args:
+        architecture: with a transformer, and a landmark CNN unless it reads the grid.
+        source: the file it is from, for the message.
+        seed: of the fresh weights.
+        init_std: deviation of the initial positions and class token.
+
+    Raises:
+        CheckpointError: a part is missing.
+    """
+    if architecture.transformer is None:
+        raise CheckpointError(
+            source,
+            found="a landmark CNN alone",
+            expected="a transformer as well",
+            fix="use this file for landmarks.weights=; embedding needs a trained transformer",
+        )
+    if architecture.landmark_cnn is None and not architecture.grid:
+        raise CheckpointError(
+            source,
+            found="a transformer on landmarks, without a landmark CNN",
+            expected="both: published pretraining checkpoints leave out the CNN",
+            fix="convert it anew with jobs/convert_weights.py … --landmarks STAGE_1_CHECKPOINT",
+        )
+    torch.manual_seed(seed)
+    transformer = architecture.build_transformer(init_std)
+    cnn = None if architecture.grid else architecture.build_landmark_cnn()
+    assert architecture.patch_size is not None
+    return FaceEmbedder(transformer, cnn, architecture.patch_size).eval()
+
+
+def infer_architecture(
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    head_dim: int = PUBLISHED_HEAD_DIM,
+    grid: bool = False,
+) -> Architecture:
+    """What the shapes of a backbone's tensors tell.
+
+    Args:
+        state: tensors under `PartFViT`'s names; others do not matter.
+        source: the file they are from, for messages.
+        head_dim: width of an attention head, which no shape tells.
+        grid: whether tokens are cells of the plain grid, which no shape tells.
+
+    Raises:
+        CheckpointError: there is neither a transformer nor a landmark CNN, or their shapes
+            contradict each other.
+    """
+    landmarks, width = _landmark_cnn(state, source)
+    if _QKV.format(0) not in state:
+        if landmarks is None:
+            raise CheckpointError(
+                source,
+                found="neither the names of a transformer nor of a landmark CNN; but "
+                + ", ".join(sorted(state)[:8]),
+                expected="names such as " + _QKV.format(0) + " or stn.features.0.0.weight",
+                fix=_FIX,
+            )
+        return Architecture(landmarks, landmark_cnn="mobilenetv3", landmark_cnn_width=width)
+    size, num_tokens, patch_size = _transformer(state, source, head_dim)
+    if landmarks is not None and landmarks != num_tokens:
+        raise CheckpointError(
+            source,
+            found=f"positions for {num_tokens} tokens, and a landmark CNN of {landmarks} landmarks",
+            expected="as many landmarks as tokens",
+            fix="join the transformer with the landmark CNN that it was trained on",
+        )
+    if grid and (IMAGE_SIDE // patch_size) ** 2 != num_tokens:
+        raise CheckpointError(
+            source,
+            found=f"positions for {num_tokens} tokens, patches of {patch_size} px",
+            expected=f"({IMAGE_SIDE} // {patch_size})² = {(IMAGE_SIDE // patch_size) ** 2} cells "
+            f"of a grid on {IMAGE_SIDE} px",
+            fix="leave out --grid: this transformer was trained on landmarks",
+        )
+    has_cnn = landmarks is not None and not grid
+    return Architecture(
+        num_tokens,
+        size,
+        patch_size,
+        landmark_cnn="mobilenetv3" if has_cnn else None,
+        landmark_cnn_width=width if has_cnn else 1.0,
+        grid=grid,
+    )
+
+
+def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None, float]:
+    """Number of landmarks (None: no landmark CNN) and width."""
+    if not any(name.startswith("stn.") for name in state):
+        return None, 1.0
+    width = infer_width(state)
+    if width is None:
+        raise CheckpointError(
+            source,
+            found="a trunk `stn.*` whose channels are not MobileNetV3-Large's at any width",
+            expected="the published landmark CNN",
+            fix="no shape tells another trunk; a run of lafs_ray keeps its own, as a whole",
+        )
+    return _shape(state, "output_layer.1.weight", source, 2)[0] // 2, width
+
+
+def _transformer(
+    state: Mapping[str, Tensor], source: str, head_dim: int
+) -> tuple[FViTSize, int, int]:
+    """Size, N and p."""
+    _, positions, width = _shape(state, "pos_embedding", source, 3)
+    token_dim = _shape(state, "patch_to_embedding.weight", source, 2)[1]
+    patch_size = math.isqrt(token_dim // 3)
+    if 3 * patch_size**2 != token_dim:
+        raise CheckpointError(
+            f"{source}, patch_to_embedding.weight",
+            found=f"tokens of {token_dim} numbers",
+            expected="3·p² of them, p the side of a patch of three colours",
+            fix=_FIX,
+        )
+    inner = _shape(state, _QKV.format(0), source, 2)[0] / 3
+    if inner % head_dim:
+        raise CheckpointError(
+            f"{source}, {_QKV.format(0)}",
+            found=f"heads of {inner:g} numbers together, not a multiple of {head_dim}",
+            expected="heads × head width; no shape tells the two apart",
+            fix="name the width of a head: --head-dim",
+        )
+    depth = 0
+    while _QKV.format(depth) in state:
+        depth += 1
+    mlp_width = _shape(state, "transformer.layers.0.1.fn.fn.net.0.weight", source, 2)[0]
+    size = FViTSize(width, depth, int(inner) // head_dim, head_dim, mlp_width)
+    return size, positions - 1, patch_size
+
+
+def _shape(state: Mapping[str, Tensor], name: str, source: str, ndim: int) -> tuple[int, ...]:
+    shape = tuple(state[name].shape) if name in state else None
+    if shape is None or len(shape) != ndim:
+        found = "no such name" if shape is None else f"shape {list(shape)}"
+        raise CheckpointError(
+            f"{source}, {name}", found=found, expected=f"a tensor of {ndim} dimensions", fix=_FIX
+        )
+    return shape

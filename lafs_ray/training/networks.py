@@ -1,0 +1,46 @@
+"""From a configuration to its networks, untrained."""
+
+from __future__ import annotations
+
+import torch
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, build_fvit
+from lafs_ray.models.landmarks import (
+    LandmarkCNN,
+    TimmLandmarks,
+    build_landmark_cnn,
+    start_on_grid_,
+)
+
+_INIT_STREAM = 0x696E6974
+
+
+def seed_weights(seed: int) -> None:
+    """Seed torch's generator for the initial weights of a run."""
+    torch.manual_seed(seed ^ _INIT_STREAM)
+
+
+def build_landmark_network(
+    config: PretrainConfig | FinetuneConfig,
+) -> LandmarkCNN | TimmLandmarks:
+    """The landmark CNN, weights from torch's current generator."""
+    model = config.model
+    network = build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
+    if model.landmark_start == "grid":
+        start_on_grid_(network)
+    return network
+
+
+def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
+    """The fViT, weights from torch's current generator."""
+    model = config.model
+    return build_fvit(
+        FVIT_SIZES[model.size],
+        num_tokens=model.num_landmarks,
+        token_dim=3 * model.patch_size**2,
+        dropout=model.dropout,
+        drop_path=model.drop_path,
+        init_std=model.init_std,
+    )

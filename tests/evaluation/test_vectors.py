@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lafs_ray.errors import DataError
+from lafs_ray.evaluation.report import pair_rows
+from lafs_ray.evaluation.vectors import centre, flip_sum, normalise
+
+
+def cone_pairs(num_pairs: int, common: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs whose embeddings are a person's direction plus noise plus a large common vector."""
+    generator = np.random.default_rng(0)
+    same = np.arange(num_pairs) % 2 == 0
+    persons = generator.standard_normal((num_pairs, 2, 16))
+    persons[same, 1] = persons[same, 0]
+    rows = persons + 0.5 * generator.standard_normal((num_pairs, 2, 16))
+    return rows.reshape(2 * num_pairs, 16) + common, same
+
+
+def test_centre__information_in_a_narrow_cone() -> None:
+    """Where a common part hides the persons from the grid of thresholds, centring finds them."""
+    rows, same = cone_pairs(400, common=60.0)
+    plain, centred = pair_rows("network", rows, same)
+    assert (plain.centred, centred.centred) == (False, True)
+    assert plain.figures["accuracy"] is not None
+    assert centred.figures["accuracy"] is not None
+    # All distances are below the first threshold, 0.01: every pair is called different, or same.
+    assert plain.figures["accuracy"] == pytest.approx(0.5, abs=0.02)
+    assert centred.figures["accuracy"] > 0.9
+
+
+def test_centre__of_flip_sums_is_the_mean_over_images_and_mirrors() -> None:
+    """Subtracting twice the mean over all 2N embeddings from the sums is the same to rounding."""
+    both = np.random.default_rng(1).standard_normal((7, 2, 5)).astype(np.float32) + 3
+    expected = both.astype(np.float64).sum(axis=1) - 2 * both.astype(np.float64).mean(axis=(0, 1))
+    # Sums of 14 float64 numbers near 3.
+    np.testing.assert_allclose(centre(flip_sum(both)), expected, atol=1e-14)
+
+
+def test_flip_sum__symmetry() -> None:
+    """An image and its mirror have the same embedding, in float64."""
+    both = np.random.default_rng(2).standard_normal((4, 2, 6)).astype(np.float32)
+    total = flip_sum(both)
+    assert total.dtype == np.float64
+    assert np.array_equal(total, flip_sum(both[:, ::-1]))
+
+
+def test_normalise__special_rows() -> None:
+    """Rows get length 1, zeros stay zeros, nan is refused with the image's number."""
+    rows = np.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(normalise(rows), [[0.6, 0.8], [0.0, 0.0]])
+    rows[1, 0] = np.inf
+    with pytest.raises(DataError, match="image 1\n.*in 1 of 2 rows"):
+        normalise(rows)

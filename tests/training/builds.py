@@ -1,0 +1,34 @@
+"""Configurations and built runs of tiny networks, for the tests of what a configuration becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.data.plan import OrderPlan
+from lafs_ray.training.build import build_training
+from lafs_ray.training.loop import Training
+from lafs_ray.training.start import StartWeights
+from tests.training.faces import tiny
+
+PLAN = OrderPlan(120, 8, 0, 4)
+CPU = torch.device("cpu")
+NO_START = StartWeights()
+
+
+def pretrain(*overrides: str, file: str | None = None) -> PretrainConfig:
+    """A pretraining configuration that no set stands behind."""
+    return tiny("nowhere", "nowhere.rec", *overrides, file=file)
+
+
+def finetune(*overrides: str, file: str | None = None) -> FinetuneConfig:
+    """A supervised one."""
+    return tiny("nowhere", "nowhere.rec", *overrides, kind=FinetuneConfig, file=file)
+
+
+def built(config: Any, num_classes: int | None = None) -> Training:
+    """What the loop would train at the start of a run, in batches of 8 of 120 images."""
+    return build_training(config, PLAN, num_classes, NO_START, CPU)
