@@ -12,7 +12,6 @@ record is left for the reader to tell.
 from __future__ import annotations
 
 import contextlib
-import math
 from array import array
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,8 @@ from lafs_ray.data.fetch import note_opened, read_spans
 from lafs_ray.errors import DataError
 
 _SAMPLED_RECORDS = 18
+# Labels and keys are float32 in the file; more would not fit the arrays they go to (nor does nan).
+_MOST = 1 << 62
 _REBUILD = (
     "copy .rec and .idx again from one place, or delete the .idx: the .rec is then read through "
     "once, and record n gets key n"
@@ -247,8 +248,7 @@ def _range_in(header: recordio.Header, payload_bytes: int) -> tuple[int, int] | 
     """The two keys in a record of insightface's that is no image."""
     if payload_bytes or not isinstance(header.label, tuple) or len(header.label) != 2:
         return None
-    # Keys are whole numbers; a float32 beyond 2^62 would not even fit the arrays they go to.
-    if not all(math.isfinite(label) and abs(label) < 1 << 62 for label in header.label):
+    if not all(abs(label) < _MOST for label in header.label):
         return None
     return int(header.label[0]), int(header.label[1])
 
@@ -312,6 +312,6 @@ def _first_label(
             key = starts[identity]
             with contextlib.suppress(DataError):
                 label = shard.headers(by_key[key : key + 1])[0][0].first_label
-                if math.isfinite(label):
+                if abs(label) < _MOST:
                     return int(label) - int(identity)
     return 0

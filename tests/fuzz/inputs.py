@@ -79,7 +79,9 @@ def found(target: str) -> list[bytes]:
         huge = [Header(0, 2.0**100, 1), Header(2, (2.0**70, 2.0**71), 0)]
         ends = pack(Header(2, (2.0, 3.0), 0), b"")
         bodies = [ends, pack(huge[0], b"image"), pack(huge[1], b"")]
-        return [b"".join(map(encode_record, bodies)), encode_record(pack(huge[0], b"image"))]
+        one = [ends, pack(huge[0], b"image"), pack(Header(2, (1.0, 2.0), 2), b"")]
+        sets = [b"".join(map(encode_record, each)) for each in (bodies, one)]
+        return [*sets, encode_record(bodies[1])]
     if target in ("index", "record_and_index"):
         return [b"\n", b"\r\n\r\n"]
     if target == "pairs":
