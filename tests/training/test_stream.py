@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 import torch
 
 from lafs_ray.data.faces import FaceSet, open_faces
-from lafs_ray.data.plan import OrderPlan, rank_batches
+from lafs_ray.data.plan import OrderPlan, Portion, rank_batches
 from lafs_ray.errors import DataError
+from lafs_ray.training import stream as stream_module
 from lafs_ray.training.loop import note_skipped
 from lafs_ray.training.session import open_job
 from lafs_ray.training.stream import (
@@ -226,3 +229,50 @@ def test_damaged_record__in_a_run(tmp_path: Path) -> None:
     assert [line["skipped_records"] for line in result.metrics][1:] == [1, 1, 1]
     named = [line for line in result.said if "record 6:" in line]
     assert len(named) == 1
+
+
+def test_local_stream__reads_the_next_window_while_one_is_used(
+    face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first batch is used up the second window is read, and no third one."""
+    faces = open_faces(face_set_path)
+    plan = OrderPlan(faces.num_images, 4, 5, chunk_records=4)
+    read, second = [], threading.Event()
+
+    def noted(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+        read.append(portion.window)
+        if portion.window == 1:
+            second.set()
+        return read_portion(faces, plan, portion)
+
+    monkeypatch.setattr(stream_module, "read_portion", noted)
+    batches = local_stream(faces, plan, Cropper(faces, "rgb", 5, as_it_is), 0, 30)
+    next(batches)
+    assert second.wait(30), "the next window waits for this one to be used up"
+    assert read == [0, 1]
+    batches.close()
+
+
+def test_local_stream__an_error_on_the_way_comes_in_its_place(tmp_path: Path) -> None:
+    """A file that vanishes while a run reads from it stops the stream by name."""
+    write_face_set(tmp_path / "a.rec")
+    faces = open_faces(str(tmp_path / "a.rec"))
+    plan = OrderPlan(faces.num_images, 4, 5, chunk_records=4)
+    batches = local_stream(faces, plan, Cropper(faces, "rgb", 5, as_it_is), 0, 30)
+    next(batches)
+    (tmp_path / "a.rec").unlink()
+    with pytest.raises(DataError, match=r"a\.rec\n.*no such file"):
+        list(batches)
+
+
+def test_read__stops_when_the_file_is_written_to(tmp_path: Path) -> None:
+    """A local file that is written anew during a run, at the same size, stops it by name."""
+    path = tmp_path / "a.rec"
+    write_face_set(path)
+    faces = open_faces(str(path))
+    faces.read(np.arange(3))
+    os.utime(path, ns=(0, 10**18))
+    with pytest.raises(DataError, match="as when the set was opened") as raised:
+        faces.read(np.arange(3))
+    assert raised.value.subject == str(path)
+    assert open_faces(str(path)).read(np.arange(3)).errors == [""] * 3
