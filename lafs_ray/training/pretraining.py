@@ -59,7 +59,8 @@ def token_cut(config: PretrainConfig, landmark_network: nn.Module | None) -> Cut
     cutter = ViewCutter(view_settings(config), landmark_network, config.run.seed)
 
     def cut(faces: Columns) -> Columns:
-        tokens = cutter(faces["image"], faces["epoch"], faces["shard"], faces["key"])
+        names = ("image", "epoch", "shard", "key", "landmarks")
+        tokens = cutter(*(faces[name] for name in names if name in faces))
         return {**cast("Columns", tokens), "shard": faces["shard"], "key": faces["key"]}
 
     return cut
@@ -73,7 +74,8 @@ def cut_on_device(
 
     def prepare(batch: TensorBatch) -> dict[str, Tensor]:
         names = ("epoch", "shard", "key")
-        tokens = cutter(batch["image"], *(batch[name].cpu().numpy() for name in names))
+        records = (batch[name].cpu().numpy() for name in names)
+        tokens = cutter(batch["image"], *records, batch.get("landmarks"))
         return cast("TensorBatch", tokens)
 
     return prepare
