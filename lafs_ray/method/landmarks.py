@@ -1,4 +1,4 @@
-"""The frozen landmark CNN as views and caches run it: fused, and always on the same number of images.
+"""The frozen landmark CNN as views and caches run it: fused, and on a fixed number of images.
 
 Convolutions change their order of summation with the batch. In groups of a fixed size an image's
 landmarks are the same bits in any company, on any day, so those of a cache are those of a run.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lafs_ray.method.augment import change_appearance, crop_views
 from lafs_ray.method.draws import Records, ViewDraws, ViewSettings, draw_views
 from lafs_ray.method.landmarks import MIDDLE, LandmarkFinder
+from lafs_ray.method.pixels import cut_patches
 from lafs_ray.models.patches import extract_patches, grid_patches
 
 
@@ -104,7 +105,7 @@ class ViewCutter:
             clean = crop_views(images, part.boxes, part.flips, size)
             changed = change_appearance(clean, part)
             if settings.landmark_source == "grid":
-                cut = grid_patches(changed, settings.patch_size).round_().to(torch.uint8)
+                cut = _rounded(grid_patches(changed, settings.patch_size))
             else:
                 if on_images is None:
                     landmarks = self.find_landmarks(clean)
@@ -167,7 +168,12 @@ def supervised_view(
     pixels = to_tensor(images)
     draws = draw_views(settings, seed, epoch, shard, key)
     views = cut_images(pixels, draws, settings.image_size)
-    return views.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return _rounded(views).permute(0, 2, 3, 1).contiguous()
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """As uint8; what is in 8 bits already stays as it is."""
+    return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
 
 
 def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
@@ -179,7 +185,7 @@ def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
         size: side of the views, in pixels.
 
     Returns:
-        float32 [B·V, 3, size, size] in 0…255.
+        [B·V, 3, size, size] in 0…255: uint8 on CPU, else float32.
     """
     return change_appearance(crop_views(images, draws.boxes, draws.flips, size), draws)
 
@@ -216,13 +222,16 @@ def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     """Patches around landmarks as 8-bit tokens; outside the view lies the middle of the range.
 
     Args:
-        views: float32 [M, 3, S, S] in 0…255.
+        views: [M, 3, S, S] in 0…255, float32, or on CPU uint8.
         landmarks: float32 [M, n, 2], pixels.
         patch_size: p, in pixels.
 
     Returns:
         uint8 [M, n, p·p·3].
     """
+    if views.dtype == torch.uint8:
+        pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.from_numpy(cut_patches(pixels, landmarks.numpy(), patch_size))
     # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
     # lie between pixels, so adding 128 and cutting the fraction off rounds them into 0…255.
     samples = extract_patches(views - MIDDLE, landmarks, patch_size)

@@ -22,6 +22,7 @@ from lafs_ray.data.landmark_cache import (
     open_landmarks,
     plan_parts,
     read_entries,
+    read_entry,
     write_part,
     write_stamp,
 )
@@ -110,9 +111,12 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
     if done:
         say(f"{len(done)} of {len(parts)} parts are there already")
     missing = [part for part in parts if part not in done]
+    rows, damaged = (sum(getattr(e, name) for e in done.values()) for name in ("rows", "damaged"))
     for part in apply(job, missing):
-        done.update(read_entries(job.folder, job.identity, [part]))
-        rows, damaged = (sum(getattr(e, name) for e in done.values()) for name in ("rows", "damaged"))
+        entry = read_entry(job.folder, job.identity, part)
+        assert entry is not None, f"{part.name} was written and cannot be read"
+        done[part] = entry
+        rows, damaged = rows + entry.rows, damaged + entry.damaged
         say(f"{rows:,} of {job.faces.num_images:,} records")
         if damaged > max_bad:
             raise DataError(
