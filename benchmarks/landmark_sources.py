@@ -7,7 +7,7 @@ settings are those of few_shot.py's LAFS; everything but the source is the same,
 crops and noise included, so that losses compare step by step. WORK is kept: a result that is there
 is not made again, a run broken off continues. One process of one thread at a time.
 
-Prints for each source the loss (mean of the last tenth of the steps) and of its teacher, frozen, the
+Prints for each source the loss (mean of the last tenth of the steps) and of its frozen teacher the
 10-fold pair accuracy, plain and centred, and the 1-NN identity accuracy over faces of persons not
 trained on.
 """

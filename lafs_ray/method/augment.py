@@ -60,12 +60,14 @@ def crop_by_kernel(
     """`crop_views` on CPU: one call of the 8-bit kernel for each view."""
     planes = images.permute(0, 3, 1, 2)
     cut = torch.empty((flips.size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    targets = iter(cut)
-    for image, image_boxes, image_flips in zip(planes, boxes.tolist(), flips.tolist(), strict=True):
-        for (top, left, height, width), flip in zip(image_boxes, image_flips, strict=True):
-            box = image[None, :, top : top + height, left : left + width]
-            view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0]
-            next(targets).copy_(view.flip(-1) if flip else view)
+    draws = zip(boxes.reshape(-1, 4).tolist(), flips.reshape(-1).tolist(), strict=True)
+    for number, ((top, left, height, width), flip) in enumerate(draws):
+        # Ranges of one, not numbers: only four dimensions in the right strides are known as having
+        # channels last, for which the kernel is twice as fast.
+        image, target = number // flips.shape[1], cut[number : number + 1]
+        box = planes[image : image + 1, :, top : top + height, left : left + width]
+        view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)
+        target.copy_(view.flip(-1) if flip else view)
     return cut
 
 

@@ -26,6 +26,9 @@ LUMA = (0.299, 0.587, 0.114)
 BLUR_REACH = 3.0
 SOLARISE_THRESHOLD = 128
 
+# Matrices that keep a colour, and that make it grey.
+_COLOUR = np.eye(3)
+_GREY = np.array([LUMA, LUMA, LUMA])
 # OpenCV filters 8-bit images with weights of 8 bits.
 _WEIGHT_UNIT = 256
 _SOLARISED = np.where(np.arange(256) >= SOLARISE_THRESHOLD, 255 - np.arange(256), np.arange(256))
@@ -79,8 +82,7 @@ def contrast(view: Pixels, factor: float) -> Pixels:
 
 def saturate(view: Pixels, factor: float) -> Pixels:
     """Move away from (factor > 1) or towards the pixel's own grey."""
-    matrix = factor * np.eye(3) + (1 - factor) * np.array([LUMA])
-    return _pixels(cv2.transform(view, matrix.astype(np.float32)))
+    return _pixels(cv2.transform(view, factor * _COLOUR + (1 - factor) * _GREY))
 
 
 def shift_hue(view: Pixels, shift: float) -> Pixels:
@@ -102,12 +104,11 @@ def make_grey(view: Pixels) -> Pixels:
 def blur(view: Pixels, sigma_px: float) -> Pixels:
     """Gaussian blur with edge pixels repeated; weights are whole 256ths and add up to one."""
     reach = math.ceil(BLUR_REACH * sigma_px)
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
-    weights = np.rint(taps / taps.sum() * _WEIGHT_UNIT)
+    weights = np.rint(cv2.getGaussianKernel(2 * reach + 1, sigma_px) * _WEIGHT_UNIT)
     weights[reach] += _WEIGHT_UNIT - weights.sum()
     if weights[reach] == _WEIGHT_UNIT:
         return view
-    kernel = (weights / _WEIGHT_UNIT).astype(np.float32)
+    kernel = weights / _WEIGHT_UNIT
     return _pixels(cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lafs_ray.method.augment import change_appearance, crop_views
 from lafs_ray.method.draws import LandmarkSource, ViewSettings, draw_views, supervised_settings
-from lafs_ray.method.landmarks import LandmarkFinder
+from lafs_ray.method.landmarks import LandmarkFinder, fused
 from lafs_ray.method.views import (
     ViewCutter,
     cut_images,
@@ -19,24 +19,16 @@ from lafs_ray.method.views import (
     map_landmarks,
     supervised_view,
 )
-from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.models.patches import extract_patches
-from tests.method.faces import smooth_images
+from tests.method.faces import lively_cnn, smooth_images
 
 SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "grid")
 ZEROS = np.zeros(16, dtype=np.int64)
 KEYS = np.arange(16, dtype=np.int64)
 
 
-def landmark_cnn(width: float = 0.25) -> LandmarkCNN:
-    """A CNN whose landmarks depend on the image: random weights, lively batch statistics."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LandmarkCNN(196, width=width)
-
-
 def cutter(settings: ViewSettings, **arguments: object) -> ViewCutter:
-    cnn = None if settings.landmark_source in ("cached", "grid") else landmark_cnn()
+    cnn = None if settings.landmark_source in ("cached", "grid") else lively_cnn()
     return ViewCutter(settings, cnn, 0, **arguments)  # type: ignore[arg-type]
 
 
@@ -45,7 +37,7 @@ def cached(settings: ViewSettings, images: NDArray[np.uint8]) -> list[NDArray[np
     if settings.landmark_source != "cached":
         return []
     planes = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
-    return [LandmarkFinder(landmark_cnn())(planes).numpy().astype(np.float16)]
+    return [LandmarkFinder(lively_cnn())(planes).numpy().astype(np.float16)]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -69,7 +61,7 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
     """A record's tokens are the same bits alone, in any company and in any chunk."""
     settings = ViewSettings(landmark_source=source)
     # The full width: small matrices would hide kernels that change with the batch.
-    cnn = None if source in ("cached", "grid") else landmark_cnn(width=1.0)
+    cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)
     images, count = smooth_images(5), 5
     names = (ZEROS[:count] + 2, ZEROS[:count] + 1, KEYS[:count], *cached(settings, images))
     together = ViewCutter(settings, cnn, 7)(images, *names)
@@ -84,7 +76,7 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
 
 def test_tokens__of_any_number_of_threads() -> None:
     """One thread and two, torch's and OpenCV's, give the same bits."""
-    settings, cnn = ViewSettings(landmark_source="per_image"), landmark_cnn(width=1.0)
+    settings, cnn = ViewSettings(landmark_source="per_image"), lively_cnn(width=1.0)
     before, tokens = (torch.get_num_threads(), cv2.getNumThreads()), []
     try:
         for threads in (1, 2):
@@ -101,7 +93,7 @@ def test_tokens__of_any_number_of_threads() -> None:
 
 def test_landmarks__of_a_view_in_any_batch() -> None:
     """The CNN's float landmarks are the same bits alone and among others."""
-    cut = ViewCutter(ViewSettings(), landmark_cnn(width=1.0), 0)
+    cut = ViewCutter(ViewSettings(), lively_cnn(width=1.0), 0)
     planes = torch.from_numpy(smooth_images(19)).permute(0, 3, 1, 2).float()
     together = cut.find_landmarks(planes)
     assert together.std(dim=0).mean() > 0
@@ -128,7 +120,7 @@ def naive_tokens(settings: ViewSettings, cnn: nn.Module, image: Tensor, key: int
 def test_tokens__equal_one_view_after_another(replacement: bool) -> None:
     """Batching changes nothing but the rounding to 8 bits."""
     settings = ViewSettings(replacement=replacement)
-    images, cnn = smooth_images(2), landmark_cnn()
+    images, cnn = smooth_images(2), lively_cnn()
     tokens = ViewCutter(settings, cnn, 0)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
     for row in range(2):
         with torch.no_grad():
@@ -192,7 +184,7 @@ def test_cached__equals_per_image_up_to_float16() -> None:
     per_image = ViewSettings(landmark_source="per_image")
     settings = replace(per_image, landmark_source="cached")
     images, names = smooth_images(5), (ZEROS[:5], ZEROS[:5], KEYS[:5])
-    cnn = landmark_cnn(width=1.0)
+    cnn = lively_cnn(width=1.0)
     landmarks = LandmarkFinder(cnn)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     rounded = landmarks.astype(np.float16)
     # Numbers up to 111 px lie between float16's steps of 1/16 px.
@@ -201,16 +193,17 @@ def test_cached__equals_per_image_up_to_float16() -> None:
 
     class Rounding(nn.Module):
         def forward(self, planes: Tensor) -> Tensor:
-            return cnn(planes).half().float()
+            return fast(planes).half().float()
 
+    fast = fused(cnn)
     same = ViewCutter(per_image, Rounding(), 7)(images, *names)
     exact = ViewCutter(per_image, cnn, 7)(images, *names)
     for name, tokens in found.items():
         np.testing.assert_array_equal(tokens, same[name], err_msg=name)
         difference = np.abs(tokens.astype(int) - exact[name].astype(int))
-        # A crop enlarges 1/32 px to at most 1/16; a smooth image changes by some steps a pixel.
+        # A crop enlarges 1/32 px to 1/16 at most, in which these images change by 6 steps at most.
         assert 0 < difference.mean() < 0.2, name
-        assert difference.max() <= 3, name
+        assert difference.max() <= 6, name
 
 
 def test_grid__cuts_the_augmented_view_row_by_row() -> None:
