@@ -114,10 +114,10 @@ def main(arguments: Sequence[str]) -> None:
     synthetic.write_faces(str(work / "people"), **people, workers=1, report=lambda _: None)
     options.identities = str(work / "people" / "train.rec")
     cache_job("", [options.stage_1, options.faces])
-    results = {
-        source: [result(work, source, seed, options) for seed in range(options.seeds)]
-        for source in SOURCES
-    }
+    results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
+    for seed in range(options.seeds):
+        for source in SOURCES:
+            results[source].append(result(work, source, seed, options))
     print(f"\n{table(results)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, ", end="")
     print(f"torch {torch.__version__}, {options.steps} steps, {options.seeds} seeds, ", end="")
     print(f"{(time.monotonic() - started) / 60:.0f} minutes")
