@@ -141,6 +141,6 @@ def cut_patches(views: Pixels, landmarks: NDArray[np.float32], patch_size: int) 
     columns = landmarks[..., 0, None] + np.repeat(offsets, patch_size)
     rows = landmarks[..., 1, None] + np.tile(offsets, patch_size)
     samples = np.empty((*columns.shape, 3), dtype=np.uint8)
-    for view, *places, target in zip(views, columns, rows, samples, strict=True):
-        cv2.remap(view, *places, cv2.INTER_LINEAR, target, cv2.BORDER_CONSTANT, _OUTSIDE)
+    for view, x, y, target in zip(views, columns, rows, samples, strict=True):
+        cv2.remap(view, x, y, cv2.INTER_LINEAR, target, cv2.BORDER_CONSTANT, _OUTSIDE)
     return samples.reshape(*landmarks.shape[:2], -1)

@@ -143,8 +143,8 @@ class Cropper:
         """
         if error := rows["error"][index]:
             return None, str(error)
-        names = [name for name in ("shard", "key", "label", "landmarks") if name in rows]
-        face = {name: rows[name][index] for name in names}
+        names = ("shard", "key", "label", "landmarks")
+        face: Columns = {name: rows[name][index] for name in names if name in rows}
         where = f"{self._faces.shard_uris[face['shard']]}, record {face['key']}"
         if self._num_classes is not None and not 0 <= face["label"] < self._num_classes:
             expected = f"expected 0 to {self._num_classes - 1}"

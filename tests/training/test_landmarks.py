@@ -21,6 +21,7 @@ from lafs_ray.training import landmarks as training_landmarks
 from lafs_ray.training.landmarks import make_here, read_landmark_cnn
 from lafs_ray.training.session import open_job
 from lafs_ray.training.stream import StepBatch, local_stream
+from tests.method.faces import lively_cnn
 from tests.test_jobs import main_of
 from tests.training.faces import break_frame, run, tiny, write_face_set
 
@@ -33,10 +34,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A landmark CNN under published names; as `debug.yaml` builds it, of 49 landmarks."""
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "cnn.pth"
-    network = LandmarkCNN(49, width=0.25)
-    torch.save(network.state_dict(), path)
+    torch.save(lively_cnn(49).state_dict(), path)
     return str(path)
 
 
@@ -52,9 +51,9 @@ def settings(source: str, weights: str, *more: str) -> list[str]:
     return [f"landmarks.source={source}", f"landmarks.weights={weights}", *more]
 
 
-def batches(folder: Path, faces: str, source: str, weights: str, *more: str) -> list[StepBatch]:
-    inputs = open_job(tiny(folder / source, faces, *settings(source, weights, *more)))
-    return list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 16))
+def batches(folder: Path, faces: str, source: str, weights: str, first: int = 0) -> list[StepBatch]:
+    inputs = open_job(tiny(folder / source, faces, *settings(source, weights)))
+    return list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), first, 16))
 
 
 def cache(*arguments: str) -> None:
@@ -64,16 +63,17 @@ def cache(*arguments: str) -> None:
 def test_cached__is_per_image_up_to_float16(
     tmp_path: Path, faces: str, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Over two epochs a cached run sees the tokens of a per_image run, but for float16."""
+    """Over the end of an epoch a cached run sees the tokens of per_image, but for float16."""
     cache(weights, faces)
     assert "49 landmarks of 120 records" in capsys.readouterr().out
-    found, expected = (batches(tmp_path, faces, s, weights) for s in ("cached", "per_image"))
-    assert [batch.epoch for batch in found] == [0] * 15 + [1]
+    found, expected = (batches(tmp_path, faces, s, weights, 13) for s in ("cached", "per_image"))
+    assert [batch.epoch for batch in found] == [0, 0, 1]
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine.columns["key"], theirs.columns["key"])
         for name in ("global_tokens", "local_tokens"):
             difference = np.abs(mine.columns[name].astype(int) - theirs.columns[name].astype(int))
-            assert difference.max() <= 5, name
+            # As in tests/method/test_views.py, on pictures with steeper changes.
+            assert difference.max() <= 8, name
             assert difference.mean() < 0.2, name
 
 
@@ -81,8 +81,9 @@ def test_cached_run__trains_and_keeps_the_network(tmp_path: Path, faces: str, we
     """Losses of a cached run are those of per_image; its checkpoint holds the landmark CNN."""
     cache(weights, faces, "--out", str(tmp_path / "elsewhere"))
     where = f"landmarks.cache={tmp_path / 'elsewhere'}"
-    one = run(tiny(tmp_path / "a", faces, *settings("cached", weights, where)))
-    two = run(tiny(tmp_path / "b", faces, *settings("per_image", weights)))
+    short = "duration=2 steps"
+    one = run(tiny(tmp_path / "a", faces, short, *settings("cached", weights, where)))
+    two = run(tiny(tmp_path / "b", faces, short, *settings("per_image", weights)))
     for mine, theirs in zip(one.metrics, two.metrics, strict=True):
         # Tokens differ by a fifth of a step in the mean.
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
@@ -92,7 +93,7 @@ def test_cached_run__trains_and_keeps_the_network(tmp_path: Path, faces: str, we
     # The cache may lie elsewhere when the run goes on.
     moved = shutil.move(tmp_path / "elsewhere", tmp_path / "moved")
     more = settings("cached", weights, f"landmarks.cache={moved}")
-    assert run(tiny(tmp_path / "a", faces, *more)).metrics == one.metrics
+    assert run(tiny(tmp_path / "a", faces, short, *more)).metrics == one.metrics
 
 
 def test_job__killed_goes_on_with_the_missing_parts(
@@ -137,12 +138,12 @@ def test_damaged_records__have_no_landmarks(
     assert "1 so far" in raised.value.found
     assert "record 18" in raised.value.found
     cache(weights, str(data))
-    found, expected = (batches(tmp_path, str(data), s, weights) for s in ("cached", "per_image"))
+    found = batches(tmp_path, str(data), "cached", weights)
     skipped = [line for batch in found for line in batch.skipped]
-    assert skipped == [line for batch in expected for line in batch.skipped]
     assert "key 18" in skipped[0]
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine.columns["key"], theirs.columns["key"])
+    keys = np.concatenate([batch.columns["key"] for batch in found])
+    assert len(keys) == 16 * 8
+    assert 18 not in keys
 
 
 def test_run__with_a_record_that_was_repaired(tmp_path: Path, weights: str) -> None:
