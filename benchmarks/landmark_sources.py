@@ -64,6 +64,7 @@ def make(work: Path, source: str, seed: int, options: argparse.Namespace) -> dic
         "landmarks.weights": options.stage_1,
         "duration": f"{options.steps} steps",
         "log.every_steps": max(options.steps // 10, 1),
+        "checkpoints.every": f"{max(options.steps // 5, 1)} steps",
     }
     where: dict[str, Any] = {"name": name, "storage": str(work / "runs"), "seed": seed}
     config = few_shot.tree(few_shot.COMMON, settings, faces=options.faces, **where)
