@@ -102,6 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--pairs", help="pairs to judge by (default: few_shot.py's, generated)")
     parser.add_argument("--steps", type=int, default=600, help="of each run (default 600)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each source (default 2)")
+    parser.add_argument("--people", type=int, default=100, help="for 1-NN, 5 faces each (100)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started, work = time.monotonic(), options.work.absolute()
@@ -111,7 +112,11 @@ def main(arguments: Sequence[str]) -> None:
         options.faces = options.faces or sets["pretraining_faces"]
         options.pairs = options.pairs or sets["pairs"]
     # Other persons than those of the sets above, which have the seeds 0, 11 and 12.
-    people: dict[str, Any] = {"num_identities": 100, "images_per_identity": 5, "seed": 13}
+    people: dict[str, Any] = {
+        "num_identities": options.people,
+        "images_per_identity": 5,
+        "seed": 13,
+    }
     synthetic.write_faces(str(work / "people"), **people, workers=1, report=lambda _: None)
     options.identities = str(work / "people" / "train.rec")
     cache_job("", [options.stage_1, options.faces])
