@@ -13,7 +13,6 @@ from lafs_ray.data import storage
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.landmark_cache import Identity, Part
 from lafs_ray.method.landmarks import LandmarkFinder
-from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks
 from lafs_ray.training.landmarks import (
     CacheJob,
     cache_landmarks,
@@ -34,9 +33,7 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     options = _parse(description, arguments)
     network, weights = read_landmark_cnn(options.checkpoint)
     faces = open_faces(storage.absolute(options.faces), options.colour_order)
-    assert isinstance(network, (LandmarkCNN, TimmLandmarks)), type(network)
-    num_landmarks = network.output_layer[1].out_features // 2
-    assert isinstance(num_landmarks, int)
+    num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
     identity = Identity(
         weights, faces.fingerprint, options.colour_order, num_landmarks, faces.num_images
     )
