@@ -22,6 +22,7 @@ from lafs_ray.data.cache import BlockCache
 from lafs_ray.data.fetch import Spans, fetch_spans
 from lafs_ray.data.image_size import stated_size
 from lafs_ray.data.manifest import ColourOrder, PackedLabels, find_packed
+from lafs_ray.data.record_files import expand_records
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
@@ -218,7 +219,7 @@ def open_faces(
             the counts in insightface's header, or in a packed set's manifest, contradict each
             other; or the manifest has the other colour order.
     """
-    uris = storage.expand_records(path)
+    uris = expand_records(path)
     packed = find_packed(path, uris, [storage.file_size(uri) for uri in uris])
     if colour_order and packed.colour_order not in (None, colour_order):
         raise DataError(

@@ -109,12 +109,14 @@ def test_faults__that_stay_end_in_a_message(
     begin = time.monotonic()
     with pytest.raises(DataError) as error:
         faces.read(np.arange(3))
-    assert time.monotonic() - begin < 30
+    seconds = time.monotonic() - begin
+    assert seconds < 30
     first, stop = faces.offsets[0], faces.offsets[2] + faces.sizes[2]
     uri = storage.join(on_s3, "a.rec")
     assert error.value.subject == f"{uri}, bytes {first} to {stop}"
     assert "AWS Error" in error.value.found
-    assert "gave up after" in error.value.found
+    # The client draws its waits: both may be so short that there is nothing to tell.
+    assert "gave up after" in error.value.found or seconds < 1.2
     assert len(store.log()) == 3
 
 
