@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import storage
-from lafs_ray.data.manifest import MANIFEST, Manifest, read_manifest
+from lafs_ray.data.manifest import MANIFEST, MAX_LABELS, Manifest, read_manifest
 from lafs_ray.data.packing.describing import describe, named_bad
 from lafs_ray.data.packing.folder import PackFolder, is_sound
 from lafs_ray.data.packing.lock import Lock, locked
@@ -36,7 +36,6 @@ from lafs_ray.errors import DataError
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 """Runs `task(shared, item)` for every item, anywhere and in any order, and yields the results."""
 
-_MAX_LABELS = 1 << 24  # labels are float32 in the file
 _PIECES_PER_WORKER = 4
 
 
@@ -214,11 +213,11 @@ class _Packing:
         for number, source in enumerate(self.sources):
             highest = max((run.highest[number] for run in runs), default=-1)
             first.append(first[-1] + max(source.num_identities or 0, highest + 1))
-        if first[-1] > _MAX_LABELS:
+        if first[-1] > MAX_LABELS:
             raise DataError(
                 "identities",
                 found=f"{first[-1]} in all sources",
-                expected=f"at most {_MAX_LABELS}: labels are float32 in the file",
+                expected=f"at most {MAX_LABELS}: labels are float32 in the file",
                 fix="leave labels out, or pack fewer sources",
             )
         return first
