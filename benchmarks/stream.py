@@ -19,13 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from benchmarks.pack import PACK, forget, peak_mb, seconds, write_ordered
@@ -125,8 +124,7 @@ class Watch(threading.Thread):
         """Look until `stop`."""
         while not self._done.wait(0.1):
             self.driver = max(self.driver, _status(os.getpid(), "RssAnon") - self.before)
-            processes = psutil.Process().children(recursive=True)
-            names = {one.pid: _name(one) for one in processes}
+            names = _descendants()
             sizes = [_status(pid, "RssAnon") for pid, n in names.items() if n.startswith("ray::")]
             stores = [_status(pid, "RssShmem") for pid, n in names.items() if "raylet" in n]
             self.worker = max(self.worker, *sizes, 0, 0)
@@ -144,7 +142,7 @@ class Watch(threading.Thread):
 
 
 def _status(pid: int, field: str) -> int:
-    """A line of /proc/<pid>/status in KiB; 0 where the process has gone."""
+    """A number in /proc/<pid>/status, sizes in KiB; 0 where the process has gone."""
     try:
         found = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except (FileNotFoundError, ProcessLookupError):
@@ -152,11 +150,18 @@ def _status(pid: int, field: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _name(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()[:1])
-    except psutil.Error:
-        return ""
+def _descendants() -> dict[int, str]:
+    """Process ids and titles of what this process has started, directly or not."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    parents = {pid: _status(pid, "PPid") for pid in pids}
+    found, new = set[int](), {os.getpid()}
+    while new := {pid for pid, parent in parents.items() if parent in new}:
+        found |= new
+    titles = {}
+    for pid in found:
+        with suppress(OSError):
+            titles[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+    return titles
 
 
 @contextmanager

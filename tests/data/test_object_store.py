@@ -32,6 +32,15 @@ def test_open_faces__same_set_as_on_disk(store: ObjectStore, on_s3: str, on_disk
     assert rows_of(one, range(60)) == rows_of(local, range(60))
 
 
+def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> None:
+    """The second shard's index is asked for while the first shard is still being looked at."""
+    store.latency_s = 0.05
+    open_faces(on_s3)
+    paths = [one.path for one in store.requests]
+    last_of_first = len(paths) - 1 - paths[::-1].index("/faces/set/a.rec")
+    assert paths.index("/faces/set/b.idx") < last_of_first, paths
+
+
 @pytest.mark.parametrize("readers", [1, 2, 4])
 def test_streams__byte_equal_from_disk_and_store(
     store: ObjectStore, on_s3: str, on_disk: Path, readers: int
