@@ -84,8 +84,8 @@ def stream_locally(faces: FaceSet, chunk_records: int) -> int:
     return sum(len(batch.columns["key"]) for batch in batches)
 
 
-def stream_through_ray(faces: FaceSet, path: str, actors: int) -> int:
-    """An epoch of one rank through Ray Data; the number of records."""
+def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int:
+    """Up to so many records of an epoch of one rank through Ray Data; their number."""
     import ray
 
     from lafs_ray.engine.ingest import rank_stream
@@ -100,7 +100,7 @@ def stream_through_ray(faces: FaceSet, path: str, actors: int) -> int:
         }
     )
     plan = OrderPlan(faces.num_images, BATCH, 0, 256)
-    steps = plan.steps_per_epoch
+    steps = min(max(most // BATCH, 1), plan.steps_per_epoch)
     inputs = DecodingOnly(
         config, faces, plan, Length(steps, steps, steps), None, None, StartWeights()
     )
@@ -176,8 +176,10 @@ def ray_session(actors: int) -> Iterator[None]:
         logging_level="error",
         log_to_driver=False,
     )
-    yield
-    ray.shutdown()
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def watched(work: Callable[[], Any]) -> tuple[Any, str]:
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200_000, help=f"a multiple of {EACH}")
     parser.add_argument("--limit", type=int, default=20_480, help="records read one by one")
     parser.add_argument("--actors", type=int, default=0, help="on Ray; 0: without Ray")
+    parser.add_argument("--ray-records", type=int, default=0, help="through Ray; 0: an epoch")
     parser.add_argument("--folder", help="where temporary files go")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -281,7 +284,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     )
     rates.add("packed, debug mode, decoded", root, lambda: stream_locally(shuffled, 256))
     if options.actors:
-        print_ray(rates, shuffled, packed, options.actors)
+        print_ray(rates, shuffled, packed, options)
     print_memory(packed, size)
     print("\ntime to the first batch (a window of 2048 records is read, the batch decoded)")
     print_resume("ordered, chunk_records 4", root, ordered, 4)
@@ -307,12 +310,13 @@ def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
     print(f"packing, {actors} Ray workers with {memory >> 20} MiB together: {peaks}")
 
 
-def print_ray(rates: Rates, faces: FaceSet, packed: Path, actors: int) -> None:
+def print_ray(rates: Rates, faces: FaceSet, packed: Path, options: argparse.Namespace) -> None:
     """Stream through Ray, and tell the peaks of memory."""
     peaks: list[str] = []
+    actors, most = options.actors, options.ray_records or faces.num_images
 
     def work() -> int:
-        count, seen = watched(lambda: stream_through_ray(faces, str(packed), actors))
+        count, seen = watched(lambda: stream_through_ray(faces, str(packed), actors, most))
         peaks.append(seen)
         return int(count)
 

@@ -168,8 +168,8 @@ class _ChunkOrder:
             even += missing * (even >= (position + 1) * self._size - missing)
         position, within = np.divmod(even, self._size)
         chunk = self._order[position].astype(np.int64)
-        first: NDArray[np.int64] = np.maximum(self._begin + chunk * self._size, 0)
-        return first + within
+        found: NDArray[np.int64] = np.maximum(self._begin + chunk * self._size, 0) + within
+        return found
 
 
 @lru_cache(maxsize=2)

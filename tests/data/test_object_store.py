@@ -34,7 +34,7 @@ def test_open_faces__same_set_as_on_disk(store: ObjectStore, on_s3: str, on_disk
 
 def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> None:
     """The second shard's index is asked for while the first shard is still being looked at."""
-    store.latency_s = 0.05
+    store.latency_s = 0.01
     open_faces(on_s3)
     paths = [one.path for one in store.requests]
     last_of_first = len(paths) - 1 - paths[::-1].index("/faces/set/a.rec")
