@@ -32,7 +32,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.plan import OrderPlan, _chunk_order
+from lafs_ray.data.plan import WINDOW_STEPS, OrderPlan, _chunk_order
 from lafs_ray.training.length import Length
 from lafs_ray.training.session import JobInputs
 from lafs_ray.training.start import StartWeights
@@ -199,16 +199,17 @@ class Rates:
         took, _ = seconds(lambda: read_sequentially(source))
         self._baseline = self._size / took
         print(f"{'':40}{'records/s':>10}{'MB/s':>8}{'of sequential':>15}{'records':>10}")
-        self._row("plain sequential read", num_records, took)
+        self.row("plain sequential read", num_records, took)
 
     def add(self, name: str, root: Path, work: Callable[[], int]) -> None:
         """Time something that reads records, and returns how many."""
         forget(root)
         start = time.perf_counter()
         count = work()
-        self._row(name, count, time.perf_counter() - start)
+        self.row(name, count, time.perf_counter() - start)
 
-    def _row(self, name: str, count: int, took: float) -> None:
+    def row(self, name: str, count: int, took: float) -> None:
+        """Print one line."""
         rate = count * self._each / took
         ratio = rate / self._baseline
         print(f"{name:40}{count / took:10.0f}{rate / 1e6:8.1f}{ratio:15.3f}{count:10}")
@@ -225,18 +226,23 @@ def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) ->
     """Time and bytes to the first batch at several places."""
     plan = OrderPlan(faces.num_images, BATCH, 0, chunk_records)
     steps = plan.steps_per_epoch
+    # Of a window its first step waits for most; the middle is the one nearest to it.
+    middle = steps // 2 // WINDOW_STEPS * WINDOW_STEPS
     places = {
-        "epoch 0, first batch": 0,
-        "epoch 0, middle": steps // 2,
-        "epoch 0, last batch": steps - 1,
-        "epoch 7, middle": 7 * steps + steps // 2,
+        "epoch 0, first batch": (0, 0),
+        "epoch 0, middle": (0, middle),
+        "epoch 0, last batch": (0, steps - 1),
+        "epoch 7, middle": (7, middle),
     }
-    for place, step in places.items():
+    for place, (epoch, number) in places.items():
+        step = epoch * steps + number
+        # To the end of its window: reading ahead would add the next one.
+        stop = epoch * steps + min((number // WINDOW_STEPS + 1) * WINDOW_STEPS, steps)
         forget(folder)
         _chunk_order.cache_clear()
         crop = Cropper(faces, "rgb", 0, as_it_is)
         before, start = bytes_read(), time.perf_counter()
-        batches = local_stream(faces, plan, crop, step, step + 1)
+        batches = local_stream(faces, plan, crop, step, stop)
         assert next(batches).step == step
         took, read = time.perf_counter() - start, bytes_read() - before
         batches.close()
@@ -271,8 +277,12 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     )
     print_packing(source, packed, options.actors, size)
     took, _ = seconds(lambda: open_faces(str(source)))
-    print(f"opening the ordered set: {took:.2f} s, {options.images / took:.0f} records/s\n")
+    print(f"opening the ordered set: {took:.2f} s, {options.images / took:.0f} records/s")
     ordered, shuffled = open_faces(str(source)), open_faces(str(packed))
+    print("time to the first batch (a window of 2048 records is read, the batch decoded)")
+    print_resume("ordered, chunk_records 4", root, ordered, 4)
+    print_resume("packed, chunk_records 256", root, shuffled, 256)
+    print()
     rates = Rates(source, options.images)
     for chunk in (1, 4, 16):
         name = f"ordered, chunk_records {chunk}, bytes"
@@ -282,13 +292,10 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         root,
         lambda: read_in_order(shuffled, 256, options.images),
     )
-    rates.add("packed, debug mode, decoded", root, lambda: stream_locally(shuffled, 256))
+    forget(root)
+    print_locally(rates, packed, size)
     if options.actors:
         print_ray(rates, shuffled, packed, options)
-    print_memory(packed, size)
-    print("\ntime to the first batch (a window of 2048 records is read, the batch decoded)")
-    print_resume("ordered, chunk_records 4", root, ordered, 4)
-    print_resume("packed, chunk_records 256", root, shuffled, 256)
 
 
 def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
@@ -325,11 +332,17 @@ def print_ray(rates: Rates, faces: FaceSet, packed: Path, options: argparse.Name
     print(f"streaming, {actors} Ray actors: {peaks[0]}")
 
 
-def print_memory(packed: Path, size: int) -> None:
-    """Peak of memory of debug mode's stream."""
-    imports = ["from benchmarks.stream import open_faces, stream_locally"]
-    work = ["stream_locally(open_faces(sys.argv[1]), 256)"]
-    peak, _ = peak_mb(imports, work, str(packed))
+def print_locally(rates: Rates, packed: Path, size: int) -> None:
+    """Debug mode's stream in a process of its own, and its peak of memory."""
+    imports = ["import time", "from benchmarks.stream import open_faces, stream_locally"]
+    work = [
+        "start = time.perf_counter()",
+        "count = stream_locally(open_faces(sys.argv[1]), 256)",
+        "print(count, time.perf_counter() - start)",
+    ]
+    peak, printed = peak_mb(imports, work, str(packed))
+    count, took = printed.split()
+    rates.row("packed, debug mode, decoded", int(count), float(took))
     print(f"streaming, debug mode: + {peak:.0f} MB, {peak * 2**20 / size:.2f} of the data")
 
 

@@ -135,7 +135,6 @@ def test_stream__rates_memory_and_places(tmp_path: Path) -> None:
         r", (epoch .*?) +\d\.\d{3} s +[\d.]+ MB +([\d.]+)% of the set$", printed, re.M
     )
     assert len(shares) == 8, printed
-    # A window is 2048 of 6000 records; the last one of an epoch has fewer steps. Joined reads of an
-    # ordered set bring the gaps between chunks as well: the whole of so small a file.
+    # A window is 2048 of 6000 records, and joined reads bring gaps between them as well.
     for place, share in shares[4:]:
-        assert 10 < float(share) < 60, (place, printed)
+        assert 3 < float(share) < 75, (place, printed)
