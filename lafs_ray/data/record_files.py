@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pyarrow import fs
 
 from lafs_ray.data import storage
+from lafs_ray.data.many_files import list_tree
 from lafs_ray.errors import DataError
 
 
@@ -54,7 +55,9 @@ def _in_folder(folder: str) -> tuple[str, ...]:
         )
     if not records:
         found = f"{len(names)} files, none of them .rec" if names else "an empty folder"
-        fix = "give the folder that holds the .rec shards"
+        if not names and next(list_tree(folder), None):
+            found = "files in its subfolders alone"
+        fix = "give the folder that holds the .rec; pack a folder of images first (jobs/pack.py)"
         raise DataError(folder, found=found, expected="at least one .rec file", fix=fix)
     return tuple(storage.join(folder, name) for name in records)
 

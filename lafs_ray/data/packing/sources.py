@@ -262,6 +262,9 @@ def open_source(path: str, landmarks: str | None = None) -> Source:
         source: Source = _open_list(uri)
     elif _holds_images(uri):
         return _open_folder(uri, landmarks)
+    elif not uri.endswith(".rec") and not set(uri) & set("*?[") and not storage.exists(uri):
+        expected = "a .rec file, a pattern of some, a folder of images, or a list (.csv, .parquet)"
+        raise DataError(path, found="no such file", expected=expected, fix="check the path")
     else:
         faces = open_faces(uri)
         stamps = tuple(storage.file_stamp(shard) for shard in faces.shard_uris)
