@@ -34,8 +34,6 @@ from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.plan import SLOT_ROWS, WINDOW_STEPS, OrderPlan
 from lafs_ray.training.stream import Cropper, local_stream, read_portion
 
-# moto copies a whole object for every range of it: many small objects keep that cheap.
-SHARDS = 8
 EACH = 40
 ONE_BY_ONE, JOINED = {"_GAP_BYTES": -1, "_REMOTE_READS": 1}, {"_REMOTE_READS": 1}
 
@@ -111,7 +109,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--portions", type=int, default=3, help="portions of 256 records")
-    parser.add_argument("--images", type=int, default=20_480, help="in the set: a multiple of 320")
+    parser.add_argument("--images", type=int, default=20_480, help="a multiple of 40 × shards")
+    # moto copies a whole object for every range of it: many small objects keep that cheap.
+    parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--latency", type=float, default=0.05, help="seconds before each answer")
     parser.add_argument("--training", type=float, default=1.0, help="seconds on each portion")
     options = parser.parse_args()
@@ -128,9 +128,9 @@ def measure(
     query = f"endpoint_override={endpoint}&scheme=http&region=us-east-1"
     storage.resolve(f"s3://faces?{query}&allow_bucket_creation=true")[0].create_dir("faces")
     (root / "sorted").mkdir()
-    for shard in range(SHARDS):
-        write_ordered(root / "sorted" / f"{shard}.rec", options.images // SHARDS, EACH)
-    named = PackOptions((str(root / "sorted"),), str(root / "packed"), SHARDS)
+    for shard in range(options.shards):
+        write_ordered(root / "sorted" / f"{shard}.rec", options.images // options.shards, EACH)
+    named = PackOptions((str(root / "sorted"),), str(root / "packed"), options.shards)
     pack_faces(named, say=lambda _: None)
     uris = {name: f"s3://faces/{name}?{query}" for name in ("sorted", "packed")}
     for name, uri in uris.items():
@@ -140,14 +140,15 @@ def measure(
     print(
         f"{date.today()}  Python {platform.python_version()}, pyarrow {pa.__version__}, "
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; {options.latency * 1e3:.0f} ms a "
-        f"request, {options.images} images in {SHARDS} shards, "
+        f"request, {options.images} images in {options.shards} shards, "
         f"{faces.sizes.sum() / 1e6:.0f} MB; {options.portions} portions of 256 records"
     )
     latency(options.latency)
     start = time.perf_counter()
     open_faces(uris["packed"])
     took = time.perf_counter() - start
-    print(f"opening the packed set: {took:.2f} s, {latency(0.0) / SHARDS:.0f} requests a shard")
+    requests = latency(0.0) / options.shards
+    print(f"opening the packed set: {took:.2f} s, {requests:.0f} requests a shard")
     print(f"{'':44}{'s of waiting':>12}{'of (a)':>10}{'requests':>10}")
     baseline = 0.0
     for name, work, found, chunk_records, patches in (
@@ -163,9 +164,8 @@ def measure(
         latency(options.latency)
         with mock.patch.multiple(fetch, **patches) if patches else mock.patch.dict({}):
             waited = work(found, options.portions, options.training, chunk_records)
-        requests = latency(0.0)
         baseline = baseline or waited
-        print(f"{name:44}{waited:12.2f}{waited / baseline:10.3f}{requests:10}")
+        print(f"{name:44}{waited:12.2f}{waited / baseline:10.3f}{latency(0.0):10}")
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ def test_pack__ratios_memory_and_order() -> None:
 
 def test_storage__every_way_with_its_requests() -> None:
     """All ways read the same records from the server; joining and caching save requests."""
-    options = ("--portions", "1", "--images", "320", "--latency", "0.001", "--training", "0")
-    printed = output("storage", *options)
+    options = ("--portions", "1", "--images", "1200", "--shards", "2")
+    printed = output("storage", *options, "--latency", "0", "--training", "0")
     rows = re.findall(r"^[( ].{42} +(\d+\.\d\d) +(\d\.\d{3}) +(\d+)$", printed, re.MULTILINE)
     requests = [int(row[2]) for row in rows]
     assert len(rows) == 8, printed
@@ -127,7 +127,7 @@ def test_plan__order_and_costs() -> None:
 
 def test_stream__rates_memory_and_places(tmp_path: Path) -> None:
     """Every way of reading is timed, and the first batch of any place reads one window alone."""
-    printed = output("stream", "--images", "6000", "--limit", "512", "--folder", str(tmp_path))
+    printed = output("stream", "--images", "4400", "--limit", "512", "--folder", str(tmp_path))
     for name in ("plain sequential read", "ordered, chunk_records 4, bytes", "packed, debug mode"):
         assert re.search(rf"^{name}.* \d+ +\d+\.\d +\d+\.\d{{3}} +\d+$", printed, re.M), printed
     assert re.search(r"^streaming, debug mode: \+ \d+ MB, ", printed, re.M), printed
@@ -135,6 +135,6 @@ def test_stream__rates_memory_and_places(tmp_path: Path) -> None:
         r", (epoch .*?) +\d\.\d{3} s +[\d.]+ MB +([\d.]+)% of the set$", printed, re.M
     )
     assert len(shares) == 8, printed
-    # A window is 2048 of 6000 records, and joined reads bring gaps between them as well.
+    # A window is 2048 of 4400 records, and joined reads bring gaps between them as well.
     for place, share in shares[4:]:
         assert 3 < float(share) < 75, (place, printed)
