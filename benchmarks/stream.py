@@ -247,7 +247,7 @@ def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) ->
         took, read = time.perf_counter() - start, bytes_read() - before
         batches.close()
         share = read / faces.sizes.sum()
-        print(f"{f'{name}, {place}':44}{took:8.3f} s{read / 1e6:8.2f} MB{share:10.2%} of the set")
+        print(f"{f'{name}, {place}':52}{took:8.3f} s{read / 1e6:8.2f} MB{share:10.2%} of the set")
 
 
 def main() -> None:
