@@ -11,6 +11,8 @@ import torch.multiprocessing as mp
 
 from lafs_ray.training.meter import Meter, MetricsLog, read_metrics, share_lines
 
+GO, HELD = torch.tensor(0.0), torch.tensor(1.0)
+
 
 def step(**values: float) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(value) for name, value in values.items()}
@@ -20,11 +22,11 @@ def test_report__means_over_steps() -> None:
     """A report averages the steps since the last one, and the next one starts anew."""
     meter = Meter(images_per_step=4)
     for loss in (1.0, 2.0, 6.0):
-        meter.add(step(loss=loss, norm=-loss), wait_s=0.0)
-    first = meter.report()
+        meter.add(step(loss=loss, norm=-loss), 0.0, {}, GO)
+    first = meter.report(3)
     assert (first["loss"], first["norm"]) == (3.0, -3.0)
-    meter.add(step(loss=10.0, norm=0.5), wait_s=0.0)
-    second = meter.report()
+    meter.add(step(loss=10.0, norm=0.5), 0.0, {}, GO)
+    second = meter.report(1)
     assert (second["loss"], second["norm"]) == (10.0, 0.5)
 
 
@@ -32,8 +34,8 @@ def test_report__mean_is_taken_in_double_precision() -> None:
     """A mean over many float32 steps does not lose the small ones."""
     meter = Meter(images_per_step=1)
     for value in (2.0**24, 1.0, 1.0, 1.0):
-        meter.add(step(loss=value), wait_s=0.0)
-    assert meter.report()["loss"] == (2.0**24 + 3) / 4
+        meter.add(step(loss=value), 0.0, {}, GO)
+    assert meter.report(4)["loss"] == (2.0**24 + 3) / 4
 
 
 def test_report__speed_and_waiting() -> None:
@@ -41,12 +43,25 @@ def test_report__speed_and_waiting() -> None:
     meter = Meter(images_per_step=100)
     time.sleep(0.1)
     for _ in range(2):
-        meter.add(step(loss=1.0), wait_s=0.025)
-    report = meter.report()
+        meter.add(step(loss=1.0), 0.025, {"read": 0.2, "cut": 1.0}, GO)
+    report = meter.report(2)
     # A sleep may last longer on a busy machine, never shorter.
     assert 0 < report["images_per_s"] <= 2000
     assert 0 < report["wait_share"] <= 0.5
     assert report["images_per_s"] == pytest.approx(2 * 100 * report["wait_share"] / 0.05)
+    # 0.2 s of reading and 1 s of cutting for each 100 images.
+    assert report["read_ms"] == pytest.approx(2.0)
+    assert report["cut_ms"] == pytest.approx(10.0)
+
+
+def test_report__steps_that_were_held_do_not_count() -> None:
+    """Metrics of steps after a bad one are left out of the means, and that is all that they are."""
+    meter = Meter(images_per_step=4)
+    for loss in (1.0, 3.0):
+        meter.add(step(loss=loss), 0.0, {}, GO)
+    for loss in (float("nan"), 8.0):
+        meter.add(step(loss=loss), 0.0, {}, HELD)
+    assert meter.report(2)["loss"] == 2.0
 
 
 def rank_main(rank: int, store: str, results: str) -> None:
@@ -54,8 +69,8 @@ def rank_main(rank: int, store: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     meter = Meter(images_per_step=8)
     for number in range(2):
-        meter.add(step(loss=float(10 * rank + number), accuracy=0.5 * rank), wait_s=0.0)
-    report = meter.report()
+        meter.add(step(loss=float(10 * rank + number), accuracy=0.5 * rank), 0.0, {}, GO)
+    report = meter.report(2)
     lines = sorted(share_lines({"seen by both", f"seen by {rank}"}))
     Path(results, f"{rank}.json").write_text(json.dumps([report, lines]))
     dist.destroy_process_group()

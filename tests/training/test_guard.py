@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.data.plan import rank_batches
+from lafs_ray.errors import TrainingError
+from lafs_ray.method.lafs import Lafs
+from lafs_ray.method.supervised import Supervised
+from lafs_ray.training.guard import NonFinite
+from lafs_ray.training.loop import train
+from lafs_ray.training.meter import Meter, read_metrics
+from lafs_ray.training.state import load_checkpoint
+from tests.ranks import on_ranks
+from tests.training.faces import run, tiny, without_times
+from tests.training.test_loop import batch, training
+
+# Eight steps; the sixth is bad, long after the last report and before any checkpoint.
+BAD = 5
+SETTINGS = ["duration=8 steps", "log.every_steps=4", "batch_size=16"]
+KINDS = {
+    "pretrain": (PretrainConfig, Lafs, []),
+    # Batch statistics of the landmark CNN move in the forward; sampled classes have own steps.
+    "finetune": (FinetuneConfig, Supervised, ["margin.sample_rate=0.5"]),
+}
+
+
+def poison(
+    monkeypatch: pytest.MonkeyPatch, method: type, step: int, change: Callable[[Tensor], Tensor]
+) -> None:
+    """Change the loss of one step of a method."""
+    now = []
+    begin, loss = method.begin_step, method.loss  # type: ignore[attr-defined]
+
+    def begin_step(self: Any, number: int) -> None:
+        now[:] = [number]
+        begin(self, number)
+
+    def changed(self: Any, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = loss(self, *arguments)
+        if now == [step]:
+            value = change(value)
+            metrics = {**metrics, "loss": value.detach()}
+        return value, metrics
+
+    monkeypatch.setattr(method, "begin_step", begin_step)
+    monkeypatch.setattr(method, "loss", changed)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors of a nested state, in its order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [each for inner in value.values() for each in tensors(inner)]
+    return [each for inner in value for each in tensors(inner)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_run__a_loss_that_is_not_finite(
+    name: str, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with the state before the bad step, bit by bit that of a run without it."""
+    kind, method, more = KINDS[name]
+    settings = [*SETTINGS, *more]
+    every = "checkpoints.every={} steps"
+    whole = run(tiny(tmp_path / "a", face_set_path, *settings, every.format(BAD), kind=kind))
+    config = tiny(tmp_path / "b", face_set_path, *settings, every.format(8), kind=kind)
+    with monkeypatch.context() as patched:
+        poison(patched, method, BAD, lambda loss: loss * math.nan)
+        with pytest.raises(TrainingError, match=f"step {BAD + 1} of run") as raised:
+            run(config)
+    folder = tmp_path / "b" / config.run.name
+    saved = sorted((folder / "checkpoints").iterdir())
+    assert [path.name for path in saved] == [f"step-{BAD:08d}.pt"]
+    expected = load_checkpoint(whole.inputs.folder().checkpoint_uri(BAD))
+    found = load_checkpoint(str(saved[0]))
+    for part in ("model", "method", "optimizer"):
+        ours, theirs = tensors(found[part]), tensors(expected[part])
+        assert len(ours) == len(theirs)
+        assert ours or part == "method"
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)), part
+    lines = [without_times(line) for line in read_metrics(str(folder / "metrics.jsonl"))]
+    assert lines == [line for line in whole.exact if line["step"] <= BAD]
+    # Without the poison the run goes on to the end of the other one.
+    again = run(config)
+    assert again.said[0] == f"continuing {config.run.name} at step {BAD} of 8"
+    assert again.exact == whole.exact
+
+    written = json.loads((folder / f"not-finite-{BAD + 1:08d}.json").read_text())
+    ((_, images),) = rank_batches(whole.inputs.plan, BAD, BAD + 1)
+    (rank,) = written["ranks"]
+    assert written["step"] == BAD + 1
+    assert written["steps_done"] == BAD
+    assert (rank["rank"], rank["loss"]) == (0, "nan")
+    # Image i of the set has key i + 1.
+    assert rank["keys"] == {face_set_path: (images + 1).tolist()}
+    message = str(raised.value)
+    assert "loss nan on rank 0 (1 of 1 ranks)" in message
+    assert f"learning rate {written['learning_rate']:.3g}" in message
+    assert f"train.rec {images[0] + 1}, " in message
+    assert f"the state after step {BAD} is saved" in message
+
+
+def test_run__first_step_is_bad(
+    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was trained, so nothing is saved; a gradient that is not finite names its weights."""
+
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, loss: Tensor) -> Tensor:
+            return loss.clone()
+
+        @staticmethod
+        def backward(_: Any, gradient: Tensor) -> Tensor:
+            return gradient * math.inf
+
+    poison(monkeypatch, Lafs, 0, Overflow.apply)
+    with pytest.raises(TrainingError, match="a finite loss") as raised:
+        run(tiny(tmp_path, face_set_path, "log.every_steps=2"))
+    message = str(raised.value)
+    assert "step 1 of run debug" in message
+    assert "nothing was trained yet" in message
+    assert "gradients not finite in " in message
+    assert "backbone." in message
+    assert not (tmp_path / "debug" / "checkpoints").exists()
+    assert read_metrics(str(tmp_path / "debug" / "metrics.jsonl")) == []
+
+
+def guarded(rank: int, num_ranks: int) -> list[Any]:
+    """Ten steps on this rank; rank 1's fourth has an infinite loss and a sound gradient."""
+    run_, saved, reported = training(), [], []
+    plain = run_.method.loss
+
+    def loss(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = plain(*arguments)
+        is_bad = rank == 1 and ("begin_step", 3) in run_.method.calls  # type: ignore[attr-defined]
+        return (value + math.inf, metrics) if is_bad else (value, metrics)
+
+    run_.method.loss = loss  # type: ignore[method-assign]
+    try:
+        train(
+            run_,
+            (batch(step, 1.0) for step in range(10)),
+            Meter(num_ranks),
+            last_step=10,
+            report=lambda line: reported.append(line["step"]),
+            report_every=5,
+            save=saved.append,
+            save_every=10,
+        )
+    except NonFinite as found:
+        evidence = [(each.rank, each.loss) for each in found.ranks]
+        weight = run_.method.trainable.weight
+        assert isinstance(weight, nn.Parameter)
+        return [found.step, evidence, weight.item(), saved, reported]
+    return ["went on"]
+
+
+def test_two_ranks__stop_together(tmp_path: Path) -> None:
+    """Both stop, save the state after three steps, and know whose loss it was."""
+    (results,) = on_ranks(tmp_path, (2, guarded, ()))
+    for found in results:
+        step, evidence, weight, saved, reported = found
+        assert (step, saved, reported) == (3, [3], [3])
+        assert evidence == [(0, pytest.approx(0.4)), (1, math.inf)]
+        # The weight is 1 less the rates of three steps, gradient 1: 0.1 + 0.2 + 0.3.
+        assert weight == pytest.approx(0.4, abs=1e-6)
