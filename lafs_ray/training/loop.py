@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lafs_ray.errors import CheckpointError, DataError, TrainingError
 from lafs_ray.method.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
-from lafs_ray.training.guard import NonFiniteGuard
+from lafs_ray.training.guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.meter import Meter
 from lafs_ray.training.ranks import gather_state, load_gathered
 from lafs_ray.training.stream import StepBatch
@@ -155,17 +155,12 @@ def train(
         NonFinite: a loss or gradient was; the state before that step has been reported and saved.
         TrainingError: `report` wants the run to end; the step it reported has been saved.
     """
-    reported = saved = None
-
-    def tell(done: int, epoch: int) -> None:
-        line = {"step": done, "epoch": epoch, **training.values(done - 1)}
-        report({**line, **meter.report(done - reported)})
-
+    log: _Log | None = None
     waited_since = time.perf_counter()
     for batch in batches:
         wait_s = time.perf_counter() - waited_since
-        if reported is None:
-            reported = saved = batch.step
+        if log is None:
+            log = _Log(training, meter, report, save, batch.step)
         note_skipped(training, batch)
         values = training.values(batch.step)
         training.guard.begin(batch, values["lr"])
@@ -174,25 +169,64 @@ def train(
         done = batch.step + 1
         saves = done % save_every == 0 or done == last_step
         if saves or done % report_every == 0:
-            found = training.guard.look()
-            if found is not None:
-                # The state is that before the step found: nothing has moved it since.
-                if found.step > reported:
-                    with contextlib.suppress(TrainingError):
-                        tell(found.step, found.epoch_before)
-                if found.step > saved:
-                    save(found.step)
-                raise found
-            try:
-                tell(done, batch.epoch)
-            except TrainingError:
-                save(done)
-                raise
-            reported = done
+            log.tell(done, batch.epoch)
         if saves:
-            save(done)
-            saved = done
+            log.keep(done)
         waited_since = time.perf_counter()
+
+
+class _Log:
+    """What has been reported and saved, up to the end that a report may bring.
+
+    Args:
+        training: the run on this rank.
+        meter: of its metrics.
+        report: gets a report.
+        save: gets the number of steps done.
+        first_step: where the run continues.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        meter: Meter,
+        report: Callable[[dict[str, Any]], None],
+        save: Callable[[int], None],
+        first_step: int,
+    ) -> None:
+        self._training, self._meter, self._report, self._save = training, meter, report, save
+        self._reported = self._saved = first_step
+
+    def tell(self, done: int, epoch: int) -> None:
+        """Report the steps up to `done`; if the run ends with that, save first.
+
+        Raises:
+            NonFinite, TrainingError: see `train`.
+        """
+        found = self._training.guard.look()
+        end: NonFinite | TrainingError | None = found
+        if found is not None:
+            # The state is that before the step found: nothing has moved it since.
+            done, epoch = found.step, found.epoch_before
+        try:
+            if done > self._reported:
+                self._send(done, epoch)
+        except TrainingError as error:
+            end = end or error
+        if end is not None:
+            self.keep(done)
+            raise end
+
+    def _send(self, done: int, epoch: int) -> None:
+        means = self._meter.report(done - self._reported)
+        self._reported = done
+        self._report({"step": done, "epoch": epoch, **self._training.values(done - 1), **means})
+
+    def keep(self, done: int) -> None:
+        """Save, unless that has been done."""
+        if done > self._saved:
+            self._save(done)
+            self._saved = done
 
 
 def train_step(

@@ -11,7 +11,7 @@ FIGURES = ("teacher_entropy", "kl", "centre_norm", "used_prototypes", "embedding
 NAMES = ("step", *FIGURES)
 Rows = list[tuple[float, ...]]
 
-# Means over up to 100 steps of runs on generated faces or AT&T, batch 64, K = 1024 (docs/method.md).
+# Means over up to 100 steps, on generated faces or AT&T: batch 64, K = 1024 (docs/method.md).
 HEALTHY: dict[str, Rows] = {
     "sinkhorn 0.02": [
         (100, 5.184, 1.766, 1.828, 0.912, 0.720),

@@ -6,21 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.plan import rank_batches
 from lafs_ray.errors import TrainingError
 from lafs_ray.method.lafs import Lafs
+from lafs_ray.method.optim import RowAdamW
 from lafs_ray.method.supervised import Supervised
 from lafs_ray.training.guard import NonFinite
-from lafs_ray.training.loop import train
+from lafs_ray.training.loop import train, train_step
 from lafs_ray.training.meter import Meter, read_metrics
 from lafs_ray.training.state import load_checkpoint
+from lafs_ray.training.stream import StepBatch
 from tests.ranks import on_ranks
+from tests.training.builds import built, finetune, pretrain
 from tests.training.faces import run, tiny, without_times
 from tests.training.test_loop import batch, training
 
@@ -135,6 +140,42 @@ def test_run__first_step_is_bad(
     assert "backbone." in message
     assert not (tmp_path / "debug" / "checkpoints").exists()
     assert read_metrics(str(tmp_path / "debug" / "metrics.jsonl")) == []
+
+
+class HostReads(TorchDispatchMode):
+    """Notes each operation that hands a number from the device to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [pretrain, finetune])
+def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
+    """With the fused optimiser, that of GPUs, no step waits for the device; a look does."""
+    run_ = built(kind(), num_classes=12)
+    groups = run_.optimizer.param_groups
+    run_.optimizer = RowAdamW(groups, lr=1e-3, fused=True)
+    cut = {
+        "images": np.zeros((8, 112, 112, 3), np.uint8),
+        "label": np.arange(8),
+        "global_tokens": np.zeros((8, 2, 49, 768), np.uint8),
+        "local_tokens": np.zeros((8, 2, 9, 768), np.uint8),
+    }
+    for step in range(2):
+        one = StepBatch(step, 0, cut, [])
+        with HostReads() as reads:
+            run_.guard.begin(one, 1e-3)
+            metrics = train_step(run_, one, run_.values(step))
+            Meter(8).add(metrics, 0.0, {}, run_.guard.hold)
+        assert reads.count == 0
+    with HostReads() as reads:
+        assert run_.guard.look() is None
+    assert reads.count == 1
 
 
 def guarded(rank: int, num_ranks: int) -> list[Any]:
