@@ -2,8 +2,8 @@
 
 Four figures of `learning_state` are compared with what they were earlier in the run, since what is
 normal differs from network to network: an untrained teacher of 65,536 prototypes is nearly uniform
-(0.3 nats below log K), one of 1024 is not. The rules were set on 17 recorded runs of small networks
-(docs/watching.md), so they warn; whether they may also stop a run is the user's choice.
+(0.3 nats below log K), one of 1024 is not. The rules were set on records of small networks (docs/watching.md),
+so they warn; whether they may also stop a run is the user's choice.
 """
 
 from __future__ import annotations
