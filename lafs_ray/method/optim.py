@@ -200,8 +200,7 @@ def ema_update_(
     moved: list[Tensor] = list(teacher.parameters())
     targets: list[Tensor] = list(student.parameters())
     assert len(moved) == len(targets), f"a teacher of {len(moved)} for a student of {len(targets)}"
-    like = {"dtype": moved[0].dtype, "device": moved[0].device}
-    kept, taken = (torch.full((), share, **like) for share in (momentum, 1.0 - momentum))
+    kept, taken = (moved[0].new_full((), share) for share in (momentum, 1.0 - momentum))
     if hold is not None:
         kept, taken = kept.masked_fill(hold > 0, 1.0), taken.masked_fill(hold > 0, 0.0)
     # Two products, as in the reference: `lerp` is closer to float64, but not to its record (e1).

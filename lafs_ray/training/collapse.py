@@ -1,9 +1,10 @@
 """Signs that self-distillation collapses: all faces get one answer, or the teacher has none.
 
 Four figures of `learning_state` are compared with what they were earlier in the run, since what is
-normal differs from network to network: an untrained teacher of 65,536 prototypes is nearly uniform
-(0.3 nats below log K), one of 1024 is not. The rules were set on records of small networks (docs/watching.md),
-so they warn; whether they may also stop a run is the user's choice.
+normal differs from network to network: how far an untrained teacher is from the uniform answer
+depends on the number of prototypes, the bottleneck and the temperature. The rules were set on
+records of small networks (docs/watching.md), so they warn; whether they may also stop a run is the
+user's choice.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class NonFiniteGuard:
 
     def _restore_buffers(self) -> None:
         for group, flat in zip(self._groups(), self._buffers, strict=True):
-            parts = flat.split([buffer.numel() for buffer in group])
+            parts = torch.split(flat, [buffer.numel() for buffer in group])
             for buffer, part in zip(group, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
 

@@ -64,7 +64,8 @@ COLLAPSED: dict[str, tuple[Rows, set[str]]] = {
 
 
 def monitor(*overrides: str) -> CollapseMonitor:
-    config = pretrain("head.num_prototypes=1024", "optim.warmup=50 steps", *overrides)
+    length = ["optim.warmup=50 steps", "duration=700 steps"]
+    config = pretrain("head.num_prototypes=1024", *length, *overrides)
     return CollapseMonitor(config, steps_per_epoch=187, total_steps=700)
 
 

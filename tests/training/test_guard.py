@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lafs_ray.config.finetune import FinetuneConfig
@@ -17,21 +17,18 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.plan import rank_batches
 from lafs_ray.errors import TrainingError
 from lafs_ray.method.lafs import Lafs
-from lafs_ray.method.optim import RowAdamW
+from lafs_ray.method.optim import RowAdamW, parameter_groups
 from lafs_ray.method.supervised import Supervised
-from lafs_ray.training.guard import NonFinite
-from lafs_ray.training.loop import train, train_step
+from lafs_ray.training.loop import train_step
 from lafs_ray.training.meter import Meter, read_metrics
 from lafs_ray.training.state import load_checkpoint
 from lafs_ray.training.stream import StepBatch
-from tests.ranks import on_ranks
 from tests.training.builds import built, finetune, pretrain
 from tests.training.faces import run, tiny, without_times
-from tests.training.test_loop import batch, training
 
 # Eight steps; the sixth is bad, long after the last report and before any checkpoint.
 BAD = 5
-SETTINGS = ["duration=8 steps", "log.every_steps=4", "batch_size=16"]
+SETTINGS = ["duration=8 steps", "log.every_steps=4", "batch_size=8"]
 KINDS = {
     "pretrain": (PretrainConfig, Lafs, []),
     # Batch statistics of the landmark CNN move in the forward; sampled classes have own steps.
@@ -158,7 +155,7 @@ class HostReads(TorchDispatchMode):
 def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
     """With the fused optimiser, that of GPUs, no step waits for the device; a look does."""
     run_ = built(kind(), num_classes=12)
-    groups = run_.optimizer.param_groups
+    groups = parameter_groups(run_.method.trainable, 0.1)
     run_.optimizer = RowAdamW(groups, lr=1e-3, fused=True)
     cut = {
         "images": np.zeros((8, 112, 112, 3), np.uint8),
@@ -176,44 +173,3 @@ def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
     with HostReads() as reads:
         assert run_.guard.look() is None
     assert reads.count == 1
-
-
-def guarded(rank: int, num_ranks: int) -> list[Any]:
-    """Ten steps on this rank; rank 1's fourth has an infinite loss and a sound gradient."""
-    run_, saved, reported = training(), [], []
-    plain = run_.method.loss
-
-    def loss(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        value, metrics = plain(*arguments)
-        is_bad = rank == 1 and ("begin_step", 3) in run_.method.calls  # type: ignore[attr-defined]
-        return (value + math.inf, metrics) if is_bad else (value, metrics)
-
-    run_.method.loss = loss  # type: ignore[method-assign]
-    try:
-        train(
-            run_,
-            (batch(step, 1.0) for step in range(10)),
-            Meter(num_ranks),
-            last_step=10,
-            report=lambda line: reported.append(line["step"]),
-            report_every=5,
-            save=saved.append,
-            save_every=10,
-        )
-    except NonFinite as found:
-        evidence = [(each.rank, each.loss) for each in found.ranks]
-        weight = run_.method.trainable.weight
-        assert isinstance(weight, nn.Parameter)
-        return [found.step, evidence, weight.item(), saved, reported]
-    return ["went on"]
-
-
-def test_two_ranks__stop_together(tmp_path: Path) -> None:
-    """Both stop, save the state after three steps, and know whose loss it was."""
-    (results,) = on_ranks(tmp_path, (2, guarded, ()))
-    for found in results:
-        step, evidence, weight, saved, reported = found
-        assert (step, saved, reported) == (3, [3], [3])
-        assert evidence == [(0, pytest.approx(0.4)), (1, math.inf)]
-        # The weight is 1 less the rates of three steps, gradient 1: 0.1 + 0.2 + 0.3.
-        assert weight == pytest.approx(0.4, abs=1e-6)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lafs_ray.training.meter import Meter, MetricsLog, read_metrics, share_lines
 
@@ -62,38 +60,6 @@ def test_report__steps_that_were_held_do_not_count() -> None:
     for loss in (float("nan"), 8.0):
         meter.add(step(loss=loss), 0.0, {}, HELD)
     assert meter.report(2)["loss"] == 2.0
-
-
-def rank_main(rank: int, store: str, results: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    meter = Meter(images_per_step=8)
-    for number in range(2):
-        meter.add(step(loss=float(10 * rank + number), accuracy=0.5 * rank), 0.0, {}, GO)
-    report = meter.report(2)
-    lines = sorted(share_lines({"seen by both", f"seen by {rank}"}))
-    Path(results, f"{rank}.json").write_text(json.dumps([report, lines]))
-    dist.destroy_process_group()
-
-
-def test_two_ranks__means_and_lines_of_both(tmp_path: Path) -> None:
-    """On two gloo ranks both report the mean over ranks and know each other's lines."""
-    context = mp.spawn(
-        rank_main, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2, join=False
-    )
-    assert context is not None
-    deadline = time.monotonic() + 60
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "two ranks took over 60 s to average two numbers"
-    finally:
-        for process in context.processes:
-            process.kill()
-    for rank in range(2):
-        report, lines = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert (report["loss"], report["accuracy"]) == ((0 + 1 + 10 + 11) / 4, 0.25)
-        assert lines == ["seen by 0", "seen by 1", "seen by both"]
-        assert report["images_per_s"] > 0
 
 
 def test_share_lines__alone() -> None:
