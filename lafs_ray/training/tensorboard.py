@@ -26,8 +26,8 @@ def require_tensorboard() -> Any:
             "log.tensorboard",
             found="true, but the package tensorboardX is not installed",
             expected="a Python with lafs_ray's extra `tensorboard`",
-            fix="pip install 'lafs-ray[tensorboard]' (in a checkout: pip install -e '.[tensorboard]'), "
-            "or set log.tensorboard=false; metrics.jsonl has the same figures",
+            fix="pip install 'lafs-ray[tensorboard]' (in a checkout: pip install -e "
+            "'.[tensorboard]'), or set log.tensorboard=false; metrics.jsonl has the same figures",
         ) from None
     return tensorboardX
 
