@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from lafs_ray.training.session import JobInputs
 from lafs_ray.training.watch import Progress
+
+_LEAST_COLUMNS = 60
 
 
 class Display(Protocol):
@@ -93,5 +96,7 @@ class Bar:
 
 
 def terminal_display(inputs: JobInputs) -> Display:
-    """A bar where the standard output is a terminal, else lines."""
-    return Bar(inputs) if sys.stdout.isatty() else Lines(inputs)
+    """A bar where the standard output is a terminal that is wide enough for it, else lines."""
+    # Some terminals (of containers, of `script`) say that they have no columns: a bar is nothing.
+    has_room = sys.stdout.isatty() and os.get_terminal_size(1).columns >= _LEAST_COLUMNS
+    return Bar(inputs) if has_room else Lines(inputs)

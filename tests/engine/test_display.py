@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
+
+import pytest
 
 from lafs_ray.engine.display import Bar, Lines, terminal_display
 from lafs_ray.training.session import JobInputs, check_job
@@ -52,6 +55,18 @@ def test_bar__moves_and_keeps_lines_above_it(tmp_path: Path, face_set_path: str)
     assert "loss 0.5000" in last
 
 
-def test_terminal_display__where_there_is_no_terminal(tmp_path: Path, face_set_path: str) -> None:
-    """Job logs, pipes and tests get lines."""
-    assert isinstance(terminal_display(inputs(tmp_path, face_set_path)), Lines)
+@pytest.mark.parametrize(
+    ("is_terminal", "columns", "kind"), [(True, 80, Bar), (True, 0, Lines), (False, 80, Lines)]
+)
+def test_terminal_display__where_there_is_room(
+    is_terminal: bool,
+    columns: int,
+    kind: type,
+    tmp_path: Path,
+    face_set_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Job logs and pipes get lines, and so does a terminal that knows no width."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    assert isinstance(terminal_display(inputs(tmp_path, face_set_path)), kind)
