@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lafs_ray.training.session import JobInputs
 from lafs_ray.training.watch import Progress
 
-_LEAST_COLUMNS = 60
+_LEAST_COLUMNS, _LEAST_LINES = 60, 3
 
 
 class Display(Protocol):
@@ -96,7 +96,10 @@ class Bar:
 
 
 def terminal_display(inputs: JobInputs) -> Display:
-    """A bar where the standard output is a terminal that is wide enough for it, else lines."""
-    # Some terminals (of containers, of `script`) say that they have no columns: a bar is nothing.
-    has_room = sys.stdout.isatty() and os.get_terminal_size(1).columns >= _LEAST_COLUMNS
+    """A bar where the standard output is a terminal with room for it, else lines."""
+    if not sys.stdout.isatty():
+        return Lines(inputs)
+    # Some terminals (of containers, of `script`) say that they are 0 × 0: tqdm draws nothing there.
+    size = os.get_terminal_size(1)
+    has_room = size.columns >= _LEAST_COLUMNS and size.lines >= _LEAST_LINES
     return Bar(inputs) if has_room else Lines(inputs)

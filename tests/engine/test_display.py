@@ -56,17 +56,23 @@ def test_bar__moves_and_keeps_lines_above_it(tmp_path: Path, face_set_path: str)
 
 
 @pytest.mark.parametrize(
-    ("is_terminal", "columns", "kind"), [(True, 80, Bar), (True, 0, Lines), (False, 80, Lines)]
+    ("is_terminal", "size", "kind"),
+    [
+        (True, (80, 24), Bar),
+        (True, (80, 0), Lines),
+        (True, (0, 24), Lines),
+        (False, (80, 24), Lines),
+    ],
 )
 def test_terminal_display__where_there_is_room(
     is_terminal: bool,
-    columns: int,
+    size: tuple[int, int],
     kind: type,
     tmp_path: Path,
     face_set_path: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Job logs and pipes get lines, and so does a terminal that knows no width."""
+    """Job logs and pipes get lines, and so does a terminal that does not know its size."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
-    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size(size))
     assert isinstance(terminal_display(inputs(tmp_path, face_set_path)), kind)
