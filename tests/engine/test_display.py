@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -76,3 +79,33 @@ def test_terminal_display__where_there_is_room(
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
     monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size(size))
     assert isinstance(terminal_display(inputs(tmp_path, face_set_path)), kind)
+
+
+class Local:
+    """An actor's handle without Ray: a remote call is a call."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
+def test_follow__shows_what_workers_say_and_report(
+    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver prints the workers' lines and reports in the order in which they came."""
+    pytest.importorskip("ray")
+    from lafs_ray.engine import cluster
+
+    monkeypatch.setattr(cluster.ray, "get", lambda value: value)
+    relay, out, ended = cluster.Relay(), io.StringIO(), threading.Event()
+    relay.say("continuing")
+    relay.show(dict(REPORT))
+    relay.say("warning")
+    ended.set()
+    cluster._follow(Local(relay), Lines(inputs(tmp_path, face_set_path), out), None, ended)
+    first, second, third = out.getvalue().splitlines()
+    assert (first, third) == ("continuing", "warning")
+    assert second.startswith(f"step  40/100  {FIGURES}")
+    assert relay.drain() == []
