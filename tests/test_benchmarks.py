@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from lafs_ray.data import synthetic
+from lafs_ray.models.landmarks import LandmarkCNN
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,9 +33,9 @@ def output(script: str, *arguments: str) -> str:
 
 
 def test_views__runs_to_the_end() -> None:
-    """The benchmark of the views times all three sources of landmarks and prints its ratios."""
+    """The benchmark of the views times all four sources of landmarks and prints its ratios."""
     printed = output("views.py", "--images", "16", "--repeats", "1")
-    for source in ("per_view", "per_image", "grid"):
+    for source in ("per_view", "per_image", "cached", "grid"):
         assert re.search(rf"^ +\d+\.\d × the time of {source}$", printed, re.MULTILINE), printed
 
 
@@ -74,6 +77,25 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
     assert re.search(row, first, re.M)[0] == re.search(row, second, re.M)[0]  # type: ignore[index]
     for frozen in ("raw pixels", "untrained", "LAFS", "DINO-face"):
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
+
+
+def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
+    """Three runs that differ in the source of landmarks alone begin with nearly the same loss."""
+    faces = tmp_path / "faces"
+    synthetic.write_faces(str(faces), num_identities=32, images_per_identity=3, seed=0)
+    pairs = str(tmp_path / "pairs.bin")
+    synthetic.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
+    network = tmp_path / "stage_1.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(LandmarkCNN(25, width=0.25).state_dict(), network)
+    sets = ("--stage-1", str(network), "--faces", str(faces / "train.rec"), "--pairs", pairs)
+    command = ("landmark_sources.py", str(tmp_path / "work"), *sets, "--steps", "1", "--seeds", "1")
+    printed = output(*command, "--people", "4")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d\.\d{3}) (?:\| 0\.\d{3} ){4}\|$", printed, re.M))
+    assert list(rows) == ["per_view", "per_image", "cached"], printed
+    # The prototypes of an untrained head tell faces apart by hundredths.
+    assert abs(float(rows["per_image"]) - float(rows["cached"])) < 0.01
 
 
 def test_pack__ratios_memory_and_order() -> None:

@@ -22,6 +22,7 @@ from lafs_ray.data import recordio, storage
 from lafs_ray.data.cache import BlockCache
 from lafs_ray.data.fetch import Spans, fetch_spans
 from lafs_ray.data.image_size import stated_size
+from lafs_ray.data.landmark_cache import LandmarkCache
 from lafs_ray.data.manifest import ColourOrder, PackedLabels, find_packed
 from lafs_ray.data.record_files import expand_records
 from lafs_ray.data.shards import Identities, open_shard, spread
@@ -44,6 +45,7 @@ class FaceRows:
         label: the record's first label, int64 [n]; -1: damaged, or no whole number ≥ 0.
         images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
         errors: what is wrong with the record; empty where nothing is.
+        landmarks: cached ones, float16 [n, N, 2], where the set has them; see `LandmarkCache`.
     """
 
     shard: NDArray[np.int32]
@@ -51,6 +53,7 @@ class FaceRows:
     label: NDArray[np.int64]
     images: list[bytes]
     errors: list[str]
+    landmarks: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,7 @@ class FaceSet:
         colour_order: of the images, where the manifest of a packed set says it.
         shard_versions: what an object store calls the content of each file; empty on a disk.
         cache: where what comes from an object store is kept; None: nowhere.
+        landmarks: of every image, found before; None: not wanted.
     """
 
     shard_uris: tuple[str, ...]
@@ -82,6 +86,7 @@ class FaceSet:
     colour_order: ColourOrder | None = None
     shard_versions: tuple[str, ...] = ()
     cache: BlockCache | None = None
+    landmarks: LandmarkCache | None = None
 
     @property
     def num_images(self) -> int:
@@ -114,6 +119,7 @@ class FaceSet:
             DataError: a file has vanished, or changed since the set was opened.
         """
         assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
+        landmarks = None if self.landmarks is None else self.landmarks.read(index)
         wanted, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
         members = [(shard, wanted[shards == shard]) for shard in np.unique(shards).tolist()]
@@ -134,6 +140,7 @@ class FaceSet:
             label=np.array([label for label, _, _ in rows], dtype=np.int64),
             images=[image for _, image, _ in rows],
             errors=[error for _, _, error in rows],
+            landmarks=landmarks,
         )
 
     def subset(self, index: NDArray[np.int64]) -> FaceSet:
@@ -143,6 +150,7 @@ class FaceSet:
             index: image numbers, ascending, int64 [n].
         """
         assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
+        assert self.landmarks is None, "cached landmarks are numbered as the whole set"
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         digest.update(np.ascontiguousarray(index).data)
         return replace(
