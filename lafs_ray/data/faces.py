@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,11 +24,13 @@ from lafs_ray.data.fetch import Spans, fetch_spans
 from lafs_ray.data.image_size import stated_size
 from lafs_ray.data.landmark_cache import LandmarkCache
 from lafs_ray.data.manifest import ColourOrder, PackedLabels, find_packed
+from lafs_ray.data.record_files import expand_records
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
 _SAMPLED_IDENTITIES = 64
 _ROWS_PER_READ = 4096
+_SHARDS_AT_ONCE = 16
 # 400 MB once decoded; a file of a few bytes may state ten times as much.
 _MAX_PIXELS = 1 << 27
 
@@ -96,12 +99,15 @@ class FaceSet:
 
         Shards cut from one set carry its labels, so an identity in two shards counts once.
         """
-        labels: list[NDArray[np.int64]] = []
+        # The shards of a packed set know the same labels: counting them once is enough.
+        tables: dict[object, NDArray[np.int64]] = {}
         for table in self.identities:
             if table is None:
                 return None
-            labels.append(table.listed)
-        return len(np.unique(np.concatenate(labels)))
+            same = table.uri if isinstance(table, PackedLabels) else table
+            if same not in tables:
+                tables[same] = table.listed
+        return len(np.unique(np.concatenate(list(tables.values()))))
 
     def read(self, index: NDArray[np.int64]) -> FaceRows:
         """The rows of these images, in the order asked; repeats are read once.
@@ -226,8 +232,10 @@ def open_faces(
             the counts in insightface's header, or in a packed set's manifest, contradict each
             other; or the manifest has the other colour order.
     """
-    uris = storage.expand_records(path)
-    packed = find_packed(path, uris, [storage.file_size(uri) for uri in uris])
+    uris = expand_records(path)
+    # A shard of an object store is opened with some forty requests, which is waiting.
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        packed = find_packed(path, uris, list(pool.map(storage.file_size, uris)))
     if colour_order and packed.colour_order not in (None, colour_order):
         raise DataError(
             path,
@@ -235,7 +243,8 @@ def open_faces(
             expected=f"data.colour_order: {colour_order}",
             fix=f"set data.colour_order={packed.colour_order}, or pack anew with --colour-order",
         )
-    shards = [open_shard(uri) for uri in uris]
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        shards = list(pool.map(open_shard, uris))
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:
