@@ -255,7 +255,7 @@ def test_job__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_write_yaml__reads_back_as_it_was(tmp_path: Path) -> None:
-    """Numbers, words that look like numbers, nothing, lists: the winner's file says what was run."""
+    """Numbers, words that look like numbers, nothing, lists: a winner's file says what was run."""
     tree = {
         "run": {"name": "1e3"},
         "a": [1e-05, 0.1, 3, None, True, "true", "no", "1e-3", "5 epochs"],

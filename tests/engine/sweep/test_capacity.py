@@ -77,12 +77,12 @@ def test_at_once__no_room_for_one(tmp_path: Path) -> None:
         at_once(one.config, trial_room(one), {"CPU": 6})
     assert caught.value.found == "6 in the cluster"
     assert caught.value.expected.startswith("at least 7: 1 CPUs, 0 GPUs for its process + 6 CPUs")
+    limited = of(
+        tmp_path,
+        {"compute.workers": 2, "ingest.actors_per_worker": 1},
+        budget={"trials": 4, "cpus": 3},
+    )
     with pytest.raises(ConfigError, match="budget.cpus allows 3"):
-        limited = of(
-            tmp_path,
-            {"compute.workers": 2, "ingest.actors_per_worker": 1},
-            budget={"trials": 4, "cpus": 3},
-        )
         at_once(limited.config, trial_room(limited), {"CPU": 64})
 
 

@@ -1,4 +1,4 @@
-"""What is found before the first trial: unreadable files, shared persons, runs of a wrong length."""
+"""What is found before the first trial: unreadable files, shared persons, runs too short."""
 
 from __future__ import annotations
 
