@@ -43,7 +43,7 @@ class Dimension(Section):
     """Greatest value of a range."""
     values: tuple[Any, ...] = ()
     """The values of a choice or grid."""
-    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    when: dict[str, tuple[Any, ...]] = Field(default={})
     """Values of keys above it for which it is drawn; with others it keeps the base's value."""
 
     @model_validator(mode="before")

@@ -161,7 +161,7 @@ class ShortFinetune(Section):
 
     base: str
     """YAML file of a short finetuning run."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default={})
     """Settings that differ from the file; start.transformer is the trial's checkpoint."""
 
 
@@ -179,7 +179,7 @@ class SweepConfig(Section):
     """What a trial is."""
     base: str
     """YAML file of that job; its settings are the default that the winner is compared with."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default={})
     """Settings of all trials and of the default that differ from the file, by section or by dotted
     key."""
     finetune: ShortFinetune | None = None
