@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lafs_ray.config.base import all_mistakes
+from lafs_ray.config.sections import Job
 from lafs_ray.config.space import Settings
 from lafs_ray.config.sweep_checks import known_settings, mistakes_in
 from lafs_ray.config.trial_configs import Sweep
+from lafs_ray.data.faces import FaceSet
 from lafs_ray.engine.sweep.held_out import overlaps
 from lafs_ray.engine.sweep.objective import check_judges
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.length import build_plan, run_length
-from lafs_ray.training.session import JobInputs, check_job, training_device
+from lafs_ray.training.session import check_job, training_device
 
 # Settings of these decide which files and networks are read; other ones only how long a run is.
 _READ = ("data.", "start.", "landmarks.", "model.", "regulariser.")
@@ -28,13 +30,21 @@ class Checked:
 
     Args:
         sweep: the sweep.
-        inputs: of a run with the base's settings.
+        total_steps: of a run with the base's settings.
         fingerprints: of the sets that trials train on, by section.
     """
 
     sweep: Sweep
-    inputs: JobInputs
+    total_steps: int
     fingerprints: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is kept of a job that was checked; its weights may be large."""
+
+    faces: FaceSet
+    total_steps: int
 
 
 def check_sweep(sweep: Sweep) -> Checked:
@@ -49,15 +59,20 @@ def check_sweep(sweep: Sweep) -> Checked:
         mistakes.append("searcher.kind: optuna is not installed; pip install 'lafs-ray[sweep]'")
     if mistakes:
         raise all_mistakes(source, mistakes, expected)
-    found: dict[str, JobInputs] = {}
+    found: dict[str, _Opened] = {}
     mistakes = [*_data_mistakes(sweep, found)]
     if mistakes:
         raise all_mistakes(source, mistakes, expected)
-    fingerprints = {name: inputs.faces.fingerprint for name, inputs in found.items()}
-    return Checked(sweep, found["trials"], fingerprints)
+    fingerprints = {name: opened.faces.fingerprint for name, opened in found.items()}
+    return Checked(sweep, found["trials"].total_steps, fingerprints)
 
 
-def _data_mistakes(sweep: Sweep, found: dict[str, JobInputs]) -> Iterator[str]:
+def _open(config: Job) -> _Opened:
+    inputs = check_job(config)
+    return _Opened(inputs.faces, inputs.length.total_steps)
+
+
+def _data_mistakes(sweep: Sweep, found: dict[str, _Opened]) -> Iterator[str]:
     config = sweep.config
     for section in ("objective", "confirm"):
         judges = getattr(config, section)
@@ -71,18 +86,18 @@ def _data_mistakes(sweep: Sweep, found: dict[str, JobInputs]) -> Iterator[str]:
         if sweep.default.compute.workers == 0:
             training_device(sweep.default)
         job = sweep.job({}, name="check", folder=config.storage, seed=0)
-        found["trials"] = check_job(job)
+        found["trials"] = _open(job)
     except UserError as error:
         yield f"a run with the base's settings: {one_line(error)}"
     else:
-        yield from _trial_mistakes(sweep, found["trials"])
+        yield from _trial_mistakes(sweep, found["trials"].faces)
     if sweep.default_finetune is not None:
         try:
             # The transformer does not exist yet; the rest does.
             start = sweep.default_finetune.start.model_copy(update={"transformer": None})
             regulariser = sweep.default_finetune.regulariser.model_copy(update={"strength": 0.0})
             parts = {"start": start, "regulariser": regulariser}
-            found["finetune"] = check_job(sweep.default_finetune.model_copy(update=parts))
+            found["finetune"] = _open(sweep.default_finetune.model_copy(update=parts))
         except UserError as error:
             yield f"finetune: {one_line(error)}"
     try:
@@ -91,10 +106,10 @@ def _data_mistakes(sweep: Sweep, found: dict[str, JobInputs]) -> Iterator[str]:
         yield one_line(error)
 
 
-def _trial_mistakes(sweep: Sweep, default: JobInputs) -> Iterator[str]:
+def _trial_mistakes(sweep: Sweep, default: FaceSet) -> Iterator[str]:
     """What is wrong with single trials: their files, their length, the number of their reports."""
     named: set[str] = set()
-    read: dict[str, JobInputs] = {}
+    read: dict[str, FaceSet] = {}
     for settings in [{}, *known_settings(sweep.config)]:
         for line in _mistakes_of_trial(sweep, settings, default, read):
             if line not in named:
@@ -103,15 +118,15 @@ def _trial_mistakes(sweep: Sweep, default: JobInputs) -> Iterator[str]:
 
 
 def _mistakes_of_trial(
-    sweep: Sweep, settings: Settings, default: JobInputs, read: dict[str, JobInputs]
+    sweep: Sweep, settings: Settings, default: FaceSet, read: dict[str, FaceSet]
 ) -> Iterator[str]:
     config = sweep.job(settings, name="check", folder=sweep.config.storage, seed=0)
     decisive = {key: value for key, value in settings.items() if key.startswith(_READ)}
     kind = json.dumps(decisive, sort_keys=True)
     try:
         if decisive and kind not in read and len(read) < _MAX_READ:
-            read[kind] = check_job(config)
-        faces = read.get(kind, default).faces
+            read[kind] = _open(config).faces
+        faces = read.get(kind, default)
         length = run_length(config, build_plan(config, faces))
     except UserError as error:
         yield one_line(error)

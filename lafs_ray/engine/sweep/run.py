@@ -81,9 +81,8 @@ def describe(checked: Checked) -> None:
         values = dimension.edges()
         when = "".join(f", when {name} is one of {list(v)}" for name, v in dimension.when.items())
         _say(f"  {key}: {dimension.kind} {values}{when}")
-    length = checked.inputs.length.total_steps
     _say(
-        f"{config.name}: {config.budget.trials} trials of {length} steps, "
+        f"{config.name}: {config.budget.trials} trials of {checked.total_steps} steps, "
         f"{config.objective.reports} reports, {len(config.objective.seeds)} seeds; "
         f"results in {folder.uri}"
     )
