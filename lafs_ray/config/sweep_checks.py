@@ -56,6 +56,15 @@ def mistakes_in(sweep: Sweep) -> list[str]:
     return found or [*_value_mistakes(sweep)]
 
 
+def edge_settings(space: Mapping[str, Dimension]) -> list[Settings]:
+    """Each key at the ends of its range or with each value listed, with what it is drawn after."""
+    return [
+        {**reaching(space, key), key: value}
+        for key, dimension in space.items()
+        for value in dimension.edges()
+    ]
+
+
 def known_settings(config: SweepConfig) -> list[Settings]:
     """Settings of the trials, as far as they can be known before the first has been run."""
     if config.searcher.kind == "grid":
@@ -214,15 +223,13 @@ def _scheduler_mistakes(config: SweepConfig) -> Iterator[str]:
 
 def _value_mistakes(sweep: Sweep) -> Iterator[str]:
     """Values that the job refuses: each end by itself, then the combinations of whole trials."""
-    space = sweep.config.space
     named: set[str] = set()
-    for key, dimension in space.items():
-        for value in dimension.edges():
-            settings = {**reaching(space, key), key: value}
-            for line in find_mistakes(sweep.kind, sweep.tree(settings)):
-                if line not in named:
-                    yield f"space.{line}" if line.startswith(key) else f"space.{key}: {line}"
-                named.add(line)
+    for settings in edge_settings(sweep.config.space):
+        key = [*settings][-1]
+        for line in find_mistakes(sweep.kind, sweep.tree(settings)):
+            if line not in named:
+                yield f"space.{line}" if line.startswith(key) else f"space.{key}: {line}"
+            named.add(line)
     if named:
         return
     for settings in known_settings(sweep.config):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lafs_ray.config.base import all_mistakes
 from lafs_ray.config.sections import Job
 from lafs_ray.config.space import Settings
-from lafs_ray.config.sweep_checks import known_settings, mistakes_in
+from lafs_ray.config.sweep_checks import edge_settings, known_settings, mistakes_in
 from lafs_ray.config.trial_configs import Sweep
 from lafs_ray.data.faces import FaceSet
 from lafs_ray.engine.sweep.held_out import overlaps
@@ -110,7 +110,7 @@ def _trial_mistakes(sweep: Sweep, default: FaceSet) -> Iterator[str]:
     """What is wrong with single trials: their files, their length, the number of their reports."""
     named: set[str] = set()
     read: dict[str, FaceSet] = {}
-    for settings in [{}, *known_settings(sweep.config)]:
+    for settings in [{}, *edge_settings(sweep.config.space), *known_settings(sweep.config)]:
         for line in _mistakes_of_trial(sweep, settings, default, read):
             if line not in named:
                 yield f"{line} (with {settings})" if settings else line

@@ -98,6 +98,9 @@ class Driver:
 
     checked: Checked
     _started: float = field(default_factory=time.monotonic)
+    _spent_before: float = 0.0
+    _done: set[int] = field(default_factory=set)
+    _trials: dict[int, Trial] = field(default_factory=dict)
 
     @property
     def sweep(self) -> Sweep:
@@ -121,14 +124,11 @@ class Driver:
 
     @cached_property
     def _tpe(self) -> Any:
-        """The searcher that learns, with what is known already; Optuna is an extra."""
+        """The searcher that learns; Optuna is an extra."""
         from lafs_ray.engine.sweep.tpe import Tpe
 
         config = self.config
-        tpe = Tpe(config.space, config.seed, config.searcher.startup, config.objective.sign)
-        for trial in self.folder.trials():
-            tpe.learn(trial)
-        return tpe
+        return Tpe(config.space, config.seed, config.searcher.startup, config.objective.sign)
 
     def run(self) -> None:
         """Run what is left of it, then write its results and compare the winner with the base.
@@ -139,26 +139,32 @@ class Driver:
         """
         self.folder.claim(self.checked.fingerprints)
         self._spent_before = self.folder.spent_s()
+        self._trials = {trial.number: trial for trial in self.folder.trials()}
         try:
             self._search()
         finally:
             self.folder.spend(self._spent_s())
             trials = self.folder.trials()
             write_results(self.sweep, self.folder, trials)
-            _say("\n".join(["", *self._table(trials)]))
+            if trials:
+                _say("\n".join(["", *self._table(trials)]))
         self._finish(trials)
 
     def _search(self) -> None:
-        outcomes = {n: self.folder.trial(n).read_outcome() for n in range(self.folder.count())}
-        done = [n for n, outcome in outcomes.items() if outcome and outcome[0] != "failed"]
-        left = [n for n in outcomes if n not in done]
+        known = self._trials.values()
+        done = [trial.number for trial in known if trial.status in ("finished", "stopped")]
+        left = [number for number in range(self.folder.count()) if number not in done]
         for number in left:
             self.folder.trial(number).drop_outcome()
+        self._done.update(done)
         seconds = self._seconds_left()
         if not left or (seconds is not None and seconds <= 0):
             return
         if done:
             _say(f"continuing {self.config.name}: {len(done)} trials are done")
+        if self.config.searcher.kind == "optuna":
+            for trial in self._trials.values():
+                self._tpe.learn(trial)
         from lafs_ray.engine.sweep.tuning import Watch, make_scheduler
 
         # The scheduler learns from the trials that are done before it decides on others.
@@ -223,7 +229,8 @@ class Driver:
         if replayed:
             return
         self.folder.spend(self._spent_s())
-        leader = best(self.folder.trials(), self.config.objective.sign)
+        self._read(number)
+        leader = best([*self._trials.values()], self.config.objective.sign)
         lead = "" if leader is None else f"  (best {leader.objective:.4f}, trial {leader.number})"
         last = self.config.objective.last_report
         _say(
@@ -232,6 +239,8 @@ class Driver:
         )
 
     def _ended(self, number: int, error: str) -> None:
+        if number in self._done:
+            return
         folder = self.folder.trial(number)
         seconds = self._seconds_left()
         outcome = folder.read_outcome()
@@ -245,13 +254,20 @@ class Driver:
             folder.write_outcome("stopped")
             for seed in self.config.objective.seeds:
                 storage.delete_tree(storage.join(folder.uri, f"s{seed}", "checkpoints"))
-        trial = folder.trial(number)
-        assert trial is not None, "trials that end were proposed"
+        trial = self._read(number)
         if is_new or trial.status == "failed":
             _say(f"trial {number}: {trial.status} {trial.message}".rstrip())
         if self.config.searcher.kind == "optuna":
             self._tpe.learn(trial)
-        write_results(self.sweep, self.folder, self.folder.trials())
+        trials = sorted(self._trials.values(), key=lambda one: one.number)
+        write_results(self.sweep, self.folder, trials)
+
+    def _read(self, number: int) -> Trial:
+        """A trial as it has written itself down."""
+        trial = self.folder.trial(number).trial(number)
+        assert trial is not None, "trials that report or end were proposed"
+        self._trials[number] = trial
+        return trial
 
     def _finish(self, trials: list[Trial]) -> None:
         config = self.config
@@ -280,6 +296,8 @@ class Driver:
             # More trials may have brought another winner.
             if folder.read_settings() not in (None, settings[arm]):
                 storage.delete_tree(folder.uri)
+            if (folder.read_outcome() or ("", ""))[0] == "failed":
+                folder.drop_outcome()
             folder.write_settings(settings[arm])
         folders = [self.folder.confirmation(arm, seed) for arm, seed in reruns]
         left = [n for n, folder in enumerate(folders) if folder.read_outcome() is None]
