@@ -160,7 +160,6 @@ class _Trial:
             for step in self._unjudged(inputs, first):
                 self._judge(inputs, seed, first, step)
             self._train(inputs, _Saved(self, inputs, seed, first))
-            self._tidy(inputs)
 
     def saved(self, inputs: JobInputs, seed: int, first: int, step: int) -> None:
         """A checkpoint is there: judge it, unless an earlier process did."""
@@ -202,8 +201,10 @@ class _Trial:
             attempts=(*progress.attempts, task.attempt),
         )
         task.folder.write_progress(self._progress)
+        # Before it is told: a scheduler ends the process of a trial that has reached its end.
+        if step == inputs.length.total_steps:
+            self._tidy(inputs)
         if number == task.last_report:
-            # Before it is told: a scheduler ends the process of a trial that has reached its end.
             task.folder.write_outcome("finished")
         self._tell(report, False)
 
