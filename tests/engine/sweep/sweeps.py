@@ -21,9 +21,9 @@ PRETRAIN_SETTINGS = {
 
 
 def pair_file(folder: Path, name: str = "select.bin", seed: int = 1) -> str:
-    """Ten pairs of pictures that no training set has."""
+    """Twenty pairs of pictures that no training set has, a same and a different one each fold."""
     path = folder / name
-    write_pairs(str(path), face_jpegs(20, seed=seed), [True, False] * 5)
+    write_pairs(str(path), face_jpegs(40, seed=seed), [True, False] * 10)
     return str(path)
 
 

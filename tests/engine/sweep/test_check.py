@@ -45,8 +45,11 @@ def test_check_sweep__files_that_are_missing(tmp_path: Path) -> None:
 
 def test_check_sweep__a_figure_that_pairs_do_not_define(tmp_path: Path, face_set_path: str) -> None:
     """TAR at FAR needs pairs of both kinds in every fold; pairs too few for ten folds are none."""
-    message = refused(tmp_path, face_set_path, objective={"metric": "tar_at_far", "far": 0.1})
-    assert "select.bin: verification pairs, fold 0: found 1 same and 0 different" in message
+    ten = str(tmp_path / "ten.bin")
+    write_pairs(ten, face_jpegs(20, seed=1), [True, False] * 5)
+    tar = {"metric": "tar_at_far", "far": 0.1, "pairs": ten}
+    message = refused(tmp_path, face_set_path, objective=tar)
+    assert "ten.bin: verification pairs, fold 0: found 1 same and 0 different" in message
     write_pairs(str(tmp_path / "few.bin"), face_jpegs(8, seed=1), [True, False] * 2)
     message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "few.bin")})
     assert "few.bin: verification pairs: found 4 pairs for 10 folds" in message
@@ -95,7 +98,7 @@ def test_check_sweep__tested_on_what_it_selects_by(tmp_path: Path, face_set_path
     """Another name for the same pairs is found by their images."""
     message = refused(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin")})
     assert "confirm.pairs" in message
-    assert "which the sweep selects by, share 20 images" in message
+    assert "which the sweep selects by, share 40 images" in message
 
 
 def generated(path: Path, beside: str, **content: Any) -> None:
