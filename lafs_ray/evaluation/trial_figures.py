@@ -47,14 +47,14 @@ def interaction_figure(trials: Sequence[Trial], space: Space, keys: Sequence[str
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     points = [
-        (_at(trial.settings[first], space[first]), _at(trial.settings[second], space[second]), y)
+        (*(_at(trial.settings[key], space[key]) for key in keys), value)
         for trial in trials
         if first in trial.settings
         and second in trial.settings
-        and (y := trial.objective_at(at)) is not None
+        and (value := trial.objective_at(at)) is not None
     ]
-    x, y, colour = zip(*points, strict=True) if points else ((), (), ())
-    drawn = axes.scatter(x, y, c=colour, cmap="viridis", s=60, edgecolors="black", linewidths=0.4)
+    x, y, colours = ([point[axis] for point in points] for axis in range(3))
+    drawn = axes.scatter(x, y, c=colours, cmap="viridis", s=60, edgecolors="black", linewidths=0.4)
     _label(axes, "x", first, space[first])
     _label(axes, "y", second, space[second])
     figure.colorbar(drawn, ax=axes, label=f"objective at report {at}")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lafs_ray.data.faces import open_faces
@@ -88,7 +89,7 @@ def test_check_sweep__pairs_with_images_of_the_training_set(
 ) -> None:
     """A single image is enough."""
     faces = open_labelled(face_set_path)
-    image = faces.faces.read(range(3, 4)).images[0]  # type: ignore[arg-type]
+    image = faces.faces.read(np.array([3])).images[0]
     write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
     message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "a.bin")})
     assert "which is trained on, share 1 images among those compared" in message
@@ -134,7 +135,7 @@ def test_check_sweep__persons_of_the_run_that_trials_start_from(
         path = face_set_path if start else str(old / "train.rec")
         config = {"data": {"path": path}, "landmarks": {"weights": weights}}
         (tmp_path / name / "config.json").write_text(json.dumps({"config": config}))
-    image = open_faces(str(old / "train.rec")).read(range(0, 1)).images[0]  # type: ignore[arg-type]
+    image = open_faces(str(old / "train.rec")).read(np.array([0])).images[0]
     write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
     one = sweep(
         tmp_path,
