@@ -155,6 +155,22 @@ def _is_among(value: Any, values: Iterable[Any]) -> bool:
 Space = Mapping[str, Dimension]
 
 
+def flat_space(written: Any) -> Any:
+    """A space with dotted keys; sections may be nested, as overrides on a command line nest them.
+
+    Of a key that is written twice the last one holds.
+    """
+    if not isinstance(written, Mapping):
+        return written
+    flat: dict[str, Any] = {}
+    for key, value in written.items():
+        if isinstance(value, Mapping) and not set(value) & set(_KINDS):
+            flat |= {f"{key}.{inner}": one for inner, one in flat_space(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
 def is_active(dimension: Dimension, settings: Mapping[str, Any]) -> bool:
     """Whether a key is drawn, given the settings of the keys above it."""
     return all(

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lafs_ray.config.base import Real, Section
 from lafs_ray.config.sections import Positive, Rate
-from lafs_ray.config.space import Dimension
+from lafs_ray.config.space import Dimension, flat_space
 
 Metric = Literal["pair_accuracy", "tar_at_far", "knn", "loss"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -184,7 +184,7 @@ class SweepConfig(Section):
     key."""
     finetune: ShortFinetune | None = None
     """Of a pretraining sweep: judge after this finetuning; none: the frozen network."""
-    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+    space: Annotated[dict[str, Dimension], BeforeValidator(flat_space), Field(min_length=1)]
     """Dotted keys of the job, each with one of uniform, log_uniform, integer (ranges), choice, grid
     (lists), and `when`: {key above: [values]} if it is drawn only then."""
     objective: Objective = Objective()

@@ -206,6 +206,16 @@ def test_sweep_config__impossible(changes: dict[str, Any], message: str) -> None
         sweep(**changes)
 
 
+def test_space__nested_as_the_command_line_nests_it(tmp_path: Path) -> None:
+    """`space.optim.lr.uniform=[0.1, 0.2]` replaces what the file says of that key."""
+    file = tmp_path / "a.yaml"
+    file.write_text(write_yaml({"name": "a", "job": "finetune", "base": FEW_SHOT, "space": LR}))
+    overrides = ["space.optim.lr.uniform=[0.1, 0.2]", "space.mixup.probability.choice=[0, 0.1]"]
+    space = load(SweepConfig, str(file), overrides).space
+    assert [*space] == ["optim.lr", "mixup.probability"]
+    assert (space["optim.lr"].kind, space["optim.lr"].edges()) == ("uniform", [0.1, 0.2])
+
+
 def test_finetune_of_a_pretraining_sweep__another_network() -> None:
     """A finetuning that cannot take over the trial's networks is found beforehand."""
     found = mistakes_in(
