@@ -235,8 +235,9 @@ def moved_settings(
 def reaching(space: Space, key: str) -> Settings:
     """Settings of the keys above with which a key is drawn: the first that its conditions allow."""
     settings: Settings = {}
+    above = [*space][: [*space].index(key)]
     for parent, values in space[key].when.items():
-        if parent in space:
+        if parent in above and values:
             settings |= {**reaching(space, parent), parent: values[0]}
     return settings
 

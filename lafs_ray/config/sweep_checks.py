@@ -44,16 +44,19 @@ _SHARED = ("size", "num_landmarks", "patch_size", "landmark_cnn", "landmark_cnn_
 
 def mistakes_in(sweep: Sweep) -> list[str]:
     """A line for each mistake in the settings of a sweep; none reads any data."""
+    base = [*_base_mistakes(sweep)]
     found = [
-        *_base_mistakes(sweep),
+        *base,
         *_condition_mistakes(sweep.config.space),
         *_key_mistakes(sweep.config),
         *_objective_mistakes(sweep.config),
         *_search_mistakes(sweep.config),
         *_scheduler_mistakes(sweep.config),
     ]
-    # With a wrong base every value would be named as well.
-    return found or [*_value_mistakes(sweep)]
+    if not base:
+        # With a wrong base every value would be named as well.
+        found += _value_mistakes(sweep)
+    return found or [*_combination_mistakes(sweep)]
 
 
 def edge_settings(space: Mapping[str, Dimension]) -> list[Settings]:
@@ -222,7 +225,7 @@ def _scheduler_mistakes(config: SweepConfig) -> Iterator[str]:
 
 
 def _value_mistakes(sweep: Sweep) -> Iterator[str]:
-    """Values that the job refuses: each end by itself, then the combinations of whole trials."""
+    """Values that the job refuses, each end by itself."""
     named: set[str] = set()
     for settings in edge_settings(sweep.config.space):
         key = [*settings][-1]
@@ -230,8 +233,11 @@ def _value_mistakes(sweep: Sweep) -> Iterator[str]:
             if line not in named:
                 yield f"space.{line}" if line.startswith(key) else f"space.{key}: {line}"
             named.add(line)
-    if named:
-        return
+
+
+def _combination_mistakes(sweep: Sweep) -> Iterator[str]:
+    """Trials that the job refuses, though it takes each of their values."""
+    named: set[str] = set()
     for settings in known_settings(sweep.config):
         shown = ", ".join(f"{key}={value}" for key, value in settings.items())
         for line in find_mistakes(sweep.kind, sweep.tree(settings)) or _finetune_misfit(

@@ -181,7 +181,7 @@ def test_mistakes_in__all_at_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": {}}, "space: {} - dictionary should have at least 1 item"),
+        ({"space": {}}, "space: {} - value should have at least 1 item"),
         ({"objective": {"metric": "f1"}}, "objective.metric: 'f1'"),
         (
             {"objective": {"metric": "tar_at_far", "far": 0.5, "pairs": "a"}},
@@ -273,3 +273,15 @@ def test_write_yaml__reads_back_as_it_was(tmp_path: Path) -> None:
     }
     (tmp_path / "a.yaml").write_text(write_yaml(tree))
     assert read_yaml(str(tmp_path / "a.yaml")) == tree
+
+
+def test_mistakes_in__conditions_that_go_round() -> None:
+    """Two keys that wait for each other are named, not followed for ever."""
+    space = {
+        "mixup.probability": {"choice": [0, 0.1], "when": {"augmentation.rand_augment": [1]}},
+        "augmentation.rand_augment": {"choice": [1, 2], "when": {"mixup.probability": []}},
+    }
+    found = mistakes_in(sweep(space))
+    assert len(found) == 2, found
+    assert "augmentation.rand_augment is no key of the space above" in found[0]
+    assert "mixup.probability is never anything listed" in found[1]
