@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,11 +38,13 @@ class Sweep:
         config: its settings.
         base: what all its trials have in common.
         finetune: what all short finetunings of a pretraining sweep have in common, if it has any.
+        here: folder that relative paths are meant from; trials run in other ones.
     """
 
     config: SweepConfig
     base: Tree
     finetune: Tree | None
+    here: str
 
     @property
     def kind(self) -> type[FinetuneConfig] | type[PretrainConfig]:
@@ -68,7 +71,8 @@ class Sweep:
         self, settings: Settings, *, name: str, folder: str, seed: int
     ) -> FinetuneConfig | PretrainConfig:
         """One run of a trial: its results lie in `<folder>/<name>`."""
-        tree = _run_tree(self.tree(settings), name, folder, seed, self.config.objective.reports)
+        reports = self.config.objective.reports
+        tree = self._run_tree(self.tree(settings), name, folder, seed, reports)
         return resolve(self.kind, tree, f"trial with {settings}")
 
     def finetune_job(
@@ -77,8 +81,22 @@ class Sweep:
         """The short finetuning of a pretrained checkpoint."""
         assert self.finetune is not None, "the sweep judges frozen networks"
         tree = apply_overrides(self.finetune, {"start.transformer": transformer})
-        tree = _run_tree(tree, name, folder, seed, 1)
+        tree = self._run_tree(tree, name, folder, seed, 1)
         return resolve(FinetuneConfig, tree, f"finetuning of {transformer}")
+
+    def _run_tree(self, tree: Tree, name: str, folder: str, seed: int, reports: int) -> Tree:
+        """A job's tree as a trial runs it: in the sweep's folder, judged by the sweep alone."""
+        run = {"run": {"name": name, "storage": folder, "seed": seed}, "probe": {}}
+        # Every report judges a checkpoint, and the trial deletes them; how far apart they lie is
+        # decided where the number of steps is known.
+        run["checkpoints"] = {"every": "1 run", "keep": reports}
+        found = {path: _at(tree, path) for path in _PATHS}
+        absolute = {
+            path: storage.absolute(value, self.here)
+            for path, value in found.items()
+            if isinstance(value, str) and value not in _WORDS
+        }
+        return {**apply_overrides(tree, absolute), **run}
 
 
 def read_sweep(config: SweepConfig) -> Sweep:
@@ -91,7 +109,7 @@ def read_sweep(config: SweepConfig) -> Sweep:
     finetune = None
     if config.finetune is not None:
         finetune = with_settings(read_yaml(config.finetune.base), config.finetune.settings)
-    return Sweep(config, base, finetune)
+    return Sweep(config, base, finetune, os.getcwd())
 
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> Tree:
@@ -107,21 +125,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
         else:
             pairs.append((f"{prefix}{key}", value))
     return pairs
-
-
-def _run_tree(tree: Tree, name: str, folder: str, seed: int, reports: int) -> Tree:
-    """A job's tree as a trial runs it: in the sweep's folder, judged by the sweep alone."""
-    run = {"run": {"name": name, "storage": folder, "seed": seed}, "probe": {}}
-    # Every report judges a checkpoint, and the trial deletes them; how far apart they lie is
-    # decided where the number of steps is known.
-    run["checkpoints"] = {"every": "1 run", "keep": reports}
-    found = {path: _at(tree, path) for path in _PATHS}
-    absolute = {
-        path: storage.absolute(value)
-        for path, value in found.items()
-        if isinstance(value, str) and value not in _WORDS
-    }
-    return {**apply_overrides(tree, absolute), **run}
 
 
 def _at(tree: Mapping[str, Any], dotted: str) -> Any:

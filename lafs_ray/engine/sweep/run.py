@@ -61,9 +61,8 @@ def start_sweep(description: str, arguments: Sequence[str]) -> None:
 
 def _with_absolute_paths(config: SweepConfig) -> SweepConfig:
     """Trials run in folders of their own."""
-    return config.model_copy(
-        update={name: _absolute(getattr(config, name)) for name in ("objective", "confirm")}
-    )
+    judges = {name: _absolute(getattr(config, name)) for name in ("objective", "confirm")}
+    return config.model_copy(update={**judges, "storage": storage.absolute(config.storage)})
 
 
 def _absolute(judges: Judges) -> Judges:

@@ -40,8 +40,11 @@ from lafs_ray.training.session import JobInputs
 _POLL_S = 1.0
 _POINTER = "pointer.json"
 
-# Set before Tune is used: Ctrl-C is ours to handle, and nobody reads its logs.
+# Set before Tune is used: Ctrl-C is ours to handle, nobody reads its logs and tables, and a trial
+# that fails before its first report ends without a figure.
 ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -159,6 +162,7 @@ def make_scheduler(config: SweepConfig) -> TrialScheduler:
             quantile_fraction=own.quantile,
             custom_explore_fn=_Explore(config),
             log_config=False,
+            require_attrs=False,
         )
     return FIFOScheduler()
 

@@ -246,16 +246,21 @@ def test_sweep__on_workers_and_as_a_population(
 @pytest.mark.timeout(600)
 def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
     """More trials than room; SIGKILL after the first has ended; the same command repeats none of
-    those that ended, and brings all to an end."""
+    those that ended, and brings all to an end. Settings that do not train fail by themselves."""
     pytest.importorskip("ray")
     whole = tree(
         tmp_path,
-        face_set_path,
+        os.path.relpath(face_set_path, ROOT),
         settings={"duration": "12 steps"},
+        space={"optim.lr": {"grid": [1e-3, 1e-2, 1e30, 2e-3]}},
+        searcher={"kind": "grid"},
         objective={"reports": 3},
         budget={"trials": 4, "concurrent": 2},
         scheduler={"kind": "asha", "reduction": 2},
     )
+    # Relative, as people type them: trials run in another folder.
+    whole["storage"] = os.path.relpath(whole["storage"], ROOT)
+    whole["objective"]["pairs"] = os.path.relpath(whole["objective"]["pairs"], ROOT)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(whole))))
     command = [sys.executable, "jobs/sweep.py", str(tmp_path / "sweep.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -287,6 +292,8 @@ def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None
     assert f"continuing sweep: {len(ended)} trials are done" in done.stdout
     assert {path: (path / "reports.json").read_bytes() for path in ended} == before
     outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("*/outcome.json"))]
-    assert len(outcomes) == 4
-    assert {outcome["status"] for outcome in outcomes} <= {"finished", "stopped"}
-    assert any(outcome["status"] == "finished" for outcome in outcomes)
+    statuses = [outcome["status"] for outcome in outcomes]
+    assert statuses[2] == "failed", outcomes
+    assert {*statuses[:2], statuses[3]} <= {"finished", "stopped"}
+    assert "finished" in statuses
+    assert "trial 2 failed: " in done.stdout
