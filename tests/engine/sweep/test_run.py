@@ -227,7 +227,8 @@ def test_sweep__on_workers_and_as_a_population(
     population = sweep(
         tmp_path,
         face_set_path,
-        objective={"reports": 2},
+        # Losses differ, so there are worse and better ones; accuracies of 20 pairs may not.
+        objective={"metric": "loss", "pairs": None, "reports": 4},
         budget={"trials": 4, "concurrent": 2},
         scheduler={"kind": "pbt", "quantile": 0.5},
     )
