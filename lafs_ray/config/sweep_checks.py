@@ -16,7 +16,7 @@ from lafs_ray.config.trial_configs import TRIAL, Sweep, with_settings
 _TRIED = 100
 
 # They decide where a run computes or what it says, not what it learns.
-_NOT_LEARNT = ("run", "compute", "ingest", "checkpoints", "log", "probe", "crops")
+_NOT_LEARNT = ("run", "compute", "ingest", "checkpoints", "log", "guards", "probe", "crops")
 _NOT_LEARNT_KEYS = ("data.path", "data.cache", "data.max_bad_records", "data.colour_order")
 
 # With another value the loss measures something else.

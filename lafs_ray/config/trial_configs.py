@@ -25,6 +25,7 @@ _PATHS = (
     "start.transformer",
     "start.landmarks",
     "landmarks.weights",
+    "landmarks.cache",
 )
 # Stands for a trial's own checkpoint until there is one.
 TRIAL = "<the trial>"

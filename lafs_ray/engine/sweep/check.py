@@ -20,7 +20,8 @@ from lafs_ray.training.length import build_plan, run_length
 from lafs_ray.training.session import check_job, training_device
 
 # Settings of these decide which files and networks are read; other ones only how long a run is.
-_READ = ("data.", "start.", "landmarks.", "model.", "regulariser.")
+_LANDMARKS = ("landmarks.weights", "landmarks.source", "landmarks.cache")
+_READ = ("data.", "start.", "model.", "regulariser.strength", *_LANDMARKS)
 _MAX_READ = 20
 
 
