@@ -30,6 +30,7 @@ from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.nodes import await_nodes, bundles_of, require_nodes
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.session import JobInputs, run_rank
@@ -120,12 +121,16 @@ def connect(config: Job) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
-        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
+        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves, on all nodes or on
+            those with the labels that it names.
     """
     workers = config.compute.workers if config.compute.device == "cuda" else 0
     probes = int(config.probe.enabled and config.probe.device == "cuda")
     gpu_arithmetic = f"compute.workers = {workers}" + (" + 1 for probe.device=cuda" * probes)
+    start_or_join(needed_cpus(config))
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s, _say)
     join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
+    require_nodes(bundles_of(config))
 
 
 def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic: str = "") -> None:
@@ -140,6 +145,15 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic
     Raises:
         ConfigError: the cluster has fewer.
     """
+    start_or_join(cpus)
+    have = ray.cluster_resources()
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+
+
+def start_or_join(cpus: float) -> None:
+    """Join the cluster of this job, or start one on this machine with at least these CPUs."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
@@ -152,10 +166,6 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic
             log_to_driver=False,
             **local,
         )
-    have = ray.cluster_resources()
-    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
-    if gpus:
-        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
 
 
 def _arithmetic(config: Job) -> str:
@@ -194,6 +204,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
                 "CPU": config.compute.cpus_per_worker,
                 **({"GPU": 1} if uses_gpu else {}),
             },
+            label_selector=dict(config.compute.node_labels) or None,
         ),
         run_config=RunConfig(
             name=attempt,

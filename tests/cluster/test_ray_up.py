@@ -1,0 +1,148 @@
+"""A real `ray up` over sshd on hosts in network namespaces, a job over two of them, `ray down`.
+
+`rehearsal.sh` goes the way once, with Ray's own command line; the tests read what it left behind.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lafs_ray.training.meter import read_metrics
+from tests.training.faces import ROOT, TINY_PRETRAIN, write_face_set
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+
+HERE = Path(__file__).parent
+HEAD, WORKER = "10.77.0.1", "10.77.0.2"
+MISSING = 3
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a rehearsal that has ended well."""
+    pytest.importorskip("ray")
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "faces").mkdir()
+    write_face_set(folder / "faces" / "train.rec")
+    command: list[str | Path] = [
+        HERE / "hosts.sh",
+        folder,
+        "1",
+        "--",
+        HERE / "rehearsal.sh",
+        folder,
+    ]
+    # The environment's programs first: hosts.sh shows the hosts the environment that `python` has.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with subprocess.Popen(
+        [*command, *TINY_PRETRAIN, "duration=6 steps", "checkpoints.every=3 steps"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**clean, "PATH": path, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        try:
+            said = process.communicate(timeout=360)[0]
+        finally:
+            # Its end is the end of all hosts and of every process on them.
+            process.send_signal(signal.SIGKILL)
+    if process.returncode == MISSING:
+        pytest.skip(said.strip())
+    logs = "".join(f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in folder.glob("*.log"))
+    assert process.returncode == 0, said[-3000:] + logs
+    return folder
+
+
+def test_every_host__joins(rehearsal: Path) -> None:
+    status = (rehearsal / "status.txt").read_text()
+    assert "2 local.cluster.node" in status
+    # Five each, as hosts.sh says.
+    assert "0.0/10.0 CPU" in status
+
+
+def test_job__trains_over_both_hosts_and_its_log_is_followed(rehearsal: Path) -> None:
+    """Two workers of three CPUs fit on no host of five, and each did half of every step."""
+    log = (rehearsal / "job.log").read_text()
+    assert "Job 'rehearsal' succeeded" in log
+    assert re.search(r"step +6/6", log), log[-2000:]
+    run = rehearsal / "runs" / "rehearsal"
+    assert [line["step"] for line in read_metrics(str(run / "metrics.jsonl"))] == [1, 2, 3, 4, 5, 6]
+    assert (run / "checkpoints" / "step-00000006.pt").exists()
+
+
+def test_mistake__reaches_the_status_and_the_message_of_the_job(rehearsal: Path) -> None:
+    """debug.yaml keeps runs in ./runs, which on the head is the folder that Ray deletes."""
+    log = (rehearsal / "mistake.log").read_text()
+    assert "FAILED" in log
+    assert "exit code 2" in log
+    for part in ("error: run.storage", "found:    runs, below", "expected: a place", "to do:"):
+        assert part in log, log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("who", ["stranger", "forger"])
+def test_submission__without_the_token_or_with_another_is_refused(
+    who: str, rehearsal: Path
+) -> None:
+    log = (rehearsal / f"{who}.log").read_text()
+    assert "AuthenticationError" in log, log[-2000:]
+    assert "submitted successfully" not in log
+    assert not (rehearsal / "stranger-was-here").exists()
+
+
+def documented(host: str) -> set[tuple[int, str]]:
+    """(port, bound to) of the table in docs/cluster.md, for the head or for a worker."""
+    found = set()
+    for line in (ROOT / "docs" / "cluster.md").read_text().splitlines():
+        row = re.match(r"\| (\d+) \| (head|every) \| ([a-z, ]+) \|", line)
+        if row and row[2] in ("every", host):
+            found |= {(int(row[1]), where) for where in row[3].split(", ")}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "kind"), [("head", HEAD, "head"), ("worker1", WORKER, "worker")]
+)
+def test_listeners__are_those_that_the_documentation_names(
+    name: str, address: str, kind: str, rehearsal: Path
+) -> None:
+    """No more: nothing else is reachable. No fewer: the table is no wish."""
+    listening = set()
+    for line in (rehearsal / name / "listening.txt").read_text().splitlines():
+        where, port = line.split()[3].rsplit(":", 1)
+        listening.add((int(port), bound_to(where.strip("[]"), address)))
+    workers = {
+        (port, "all") for port, where in listening if 20000 <= port <= 20999 and where == "all"
+    }
+    assert listening - workers - {(22, "all")} == documented(kind)
+
+
+def bound_to(where: str, own: str) -> str:
+    where = where.removeprefix("::ffff:").split("%")[0]
+    if where in ("*", "0.0.0.0", "::"):
+        return "all"
+    if ipaddress.ip_address(where).is_loopback:
+        return "loopback"
+    return "own" if where == own else where
+
+
+def test_ray_down__leaves_no_ray_and_the_end_no_process(rehearsal: Path) -> None:
+    assert (rehearsal / "head" / "left.txt").read_text() == ""
+    assert (rehearsal / "worker1" / "left.txt").read_text() == ""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            commands.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    assert [command for command in commands if str(rehearsal) in command] == []
