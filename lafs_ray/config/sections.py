@@ -128,7 +128,7 @@ class Compute(Section):
     timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds a collective operation may wait for another rank before the run counts as failed."""
     node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
-    """Labels of the nodes that training workers may take, such as {ray.io/market-type: on-demand};
+    """Labels of the nodes that training workers may take, such as {market: on-demand};
     all nodes with GPUs, if there are none."""
     nodes_wait_s: Annotated[Real, Field(ge=0.0)] = 1800.0
     """Seconds that a run waits for nodes which an autoscaler has yet to bring; without an

@@ -62,7 +62,10 @@ def bundles_of(config: Job) -> list[Bundles]:
         Bundles(compute.workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
     ]
     if probe.enabled:
-        found.append(Bundles(1, {"CPU": probe.cpus, "GPU": int(probe.device == "cuda")}, {}, ""))
+        resources: dict[str, float] = {"CPU": probe.cpus}
+        if probe.device == "cuda":
+            resources["GPU"] = 1
+        found.append(Bundles(1, resources, {}, ""))
     return found
 
 

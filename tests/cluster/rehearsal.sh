@@ -57,6 +57,20 @@ timeout 60 ray job submit --no-wait --submission-id mistake --working-dir . -- \
     python jobs/pretrain.py configs/pretrain/debug.yaml data.path="$FOLDER/faces/train.rec" compute.workers=1 \
     > "$FOLDER/submit.log" 2>&1
 
+# While the job trains: what a worker process and everything else answer to somebody without the token.
+visit() {
+    local port=
+    for _ in $(seq 100); do
+        port=$(on worker1 'ss --tcp --listening --numeric --no-header' | grep -oE ':20[0-9]{3}\b' | head -1) || true
+        [ -n "$port" ] && break
+        sleep 1
+    done
+    timeout 90 python tests/cluster/stranger.py 10.77.0.1 6379 6380 6381 6382 6383 6384 6385 10001 44217 44227 > "$FOLDER/head/answers.txt"
+    timeout 90 python tests/cluster/stranger.py 10.77.0.2 6380 6381 6382 6383 6384 6385 ${port#:} > "$FOLDER/worker1/answers.txt"
+}
+visit > "$FOLDER/visit.log" 2>&1 &
+readonly VISITOR=$!
+
 step "pretraining over two hosts"
 code=0
 timeout 200 ray job submit --submission-id rehearsal --working-dir . -- \
@@ -65,6 +79,7 @@ timeout 200 ray job submit --submission-id rehearsal --working-dir . -- \
     ingest.actors_per_worker=1 "$@" 2>&1 | tee "$FOLDER/job.log" || code=$?
 timeout 60 ray job status mistake > "$FOLDER/mistake.log" 2>&1 || true
 [ "$code" = 0 ] || exit "$code"
+wait "$VISITOR"
 
 step "ray down, and ray stop on the workers, which ray down leaves to themselves with the provider local"
 timeout 60 ray down --yes "$CLUSTER" > "$FOLDER/down.log" 2>&1

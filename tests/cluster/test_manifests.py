@@ -84,16 +84,19 @@ def test_start_commands__are_the_same_everywhere_but_for_labels() -> None:
 @pytest.mark.parametrize("file", [AWS, GCP])
 def test_cloud__has_nodes_for_each_part_within_limits(file: str) -> None:
     """A head without work, GPU nodes on demand and spot, CPU nodes; none runs unless wanted."""
+    from ray._private.label_utils import validate_node_labels
+
     config = prepared(file)
     kinds = config["available_node_types"]
     assert kinds[config["head_node_type"]]["resources"] == {"CPU": 0}
     workers = {name: kind for name, kind in kinds.items() if name != config["head_node_type"]}
     found = {
-        (kind["labels"]["pool"], kind["labels"]["ray.io/market-type"], kind["resources"].get("GPU"))
+        (kind["labels"]["pool"], kind["labels"]["market"], kind["resources"].get("GPU"))
         for kind in workers.values()
     }
     assert found == {("gpu", "on-demand", 8), ("gpu", "spot", 8), ("cpu", "spot", None)}
     for kind in workers.values():
+        validate_node_labels(kind["labels"])
         assert kind["min_workers"] == 0
         assert 0 < kind["max_workers"] <= config["max_workers"] <= 20
 

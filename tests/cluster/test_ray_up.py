@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import signal
@@ -23,6 +24,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 HERE = Path(__file__).parent
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
 MISSING = 3
+# A row of the table of ports in docs/cluster.md.
+DOCUMENTED = re.compile(
+    r"^\| (?P<port>\d+) \| (?P<host>head|every) \| (?P<bound>[a-z, ]+) \| .* "
+    r"\| (?P<token>yes|no) \|$",
+    re.MULTILINE,
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +109,12 @@ def test_submission__without_the_token_or_with_another_is_refused(
 
 def documented(host: str) -> set[tuple[int, str]]:
     """(port, bound to) of the table in docs/cluster.md, for the head or for a worker."""
-    found = set()
-    for line in (ROOT / "docs" / "cluster.md").read_text().splitlines():
-        row = re.match(r"\| (\d+) \| (head|every) \| ([a-z, ]+) \|", line)
-        if row and row[2] in ("every", host):
-            found |= {(int(row[1]), where) for where in row[3].split(", ")}
-    return found
+    return {
+        (int(row["port"]), where)
+        for row in DOCUMENTED.finditer((ROOT / "docs" / "cluster.md").read_text())
+        if row["host"] in ("every", host)
+        for where in row["bound"].split(", ")
+    }
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,25 @@ def test_listeners__are_those_that_the_documentation_names(
         (port, "all") for port, where in listening if 20000 <= port <= 20999 and where == "all"
     }
     assert listening - workers - {(22, "all")} == documented(kind)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("head", "head"), ("worker1", "worker")])
+def test_listeners__ask_for_the_token_where_the_documentation_says_so(
+    name: str, kind: str, rehearsal: Path
+) -> None:
+    """Without it, all but the pages of figures refuse; 8265 is not to be reached from outside."""
+    lines = (rehearsal / name / "answers.txt").read_text().splitlines()
+    answers = {found["port"]: found["answer"] for found in map(json.loads, lines)}
+    expected = {}
+    for row in DOCUMENTED.finditer((ROOT / "docs" / "cluster.md").read_text()):
+        if row["host"] in ("every", kind) and row["bound"] != "loopback":
+            expected[int(row["port"])] = row["token"]
+    workers = {port: "yes" for port in answers if port >= 20000 and port not in expected}
+    assert len(workers) == (kind == "worker")
+    assert answers.keys() == {*expected, *workers}
+    refused = {"UNAUTHENTICATED", "401", "403"}
+    for port, token in {**expected, **workers}.items():
+        assert (answers[port] in refused) == (token == "yes"), (port, answers[port])
 
 
 def bound_to(where: str, own: str) -> str:
