@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -20,7 +20,8 @@ _POLL_S = 2.0
 _SAY_S = 60.0
 
 
-class Bundles(NamedTuple):
+@dataclass(frozen=True)
+class Bundles:
     """So many times these resources, each time on one node with these labels."""
 
     count: int
@@ -30,7 +31,8 @@ class Bundles(NamedTuple):
     """The configuration's key of the labels."""
 
 
-class Shortage(NamedTuple):
+@dataclass(frozen=True)
+class Shortage:
     """A resource of which nodes with these labels have too little."""
 
     resource: str

@@ -14,7 +14,7 @@ export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 PYTHONPA
 # Ray's second autoscaler, the default, starts no workers with the provider `local`.
 export RAY_UP_enable_autoscaler_v2=0
 
-step() { printf '\n=== %s\n' "$*"; }
+step() { printf '\n=== %s s: %s\n' "$SECONDS" "$*"; }
 on() { # HOST COMMAND…
     timeout 30 ssh -q -i "$FOLDER/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "root@$1" "${@:2}"
 }
@@ -24,10 +24,12 @@ on() { # HOST COMMAND…
 step "the token, and ray up"
 [ -e ~/.ray/auth_token ] || timeout 30 ray get-auth-token --generate > /dev/null
 chmod 600 ~/.ray/auth_token
-timeout 120 ray up --yes --no-config-cache --disable-usage-stats "$CLUSTER" > "$FOLDER/up.log" 2>&1
+up() { timeout 120 ray up --yes --no-config-cache --disable-usage-stats "$CLUSTER" > "$FOLDER/up.log" 2>&1; }
+# Ray gives a raylet 30 s to start, which a busy machine may exceed; a second time is what people do then.
+up || up
 
 step "ray dashboard: the way to the head's loopback through ssh"
-timeout 280 ray dashboard "$CLUSTER" > "$FOLDER/dashboard.log" 2>&1 &
+timeout 600 ray dashboard "$CLUSTER" > "$FOLDER/dashboard.log" 2>&1 &
 for _ in $(seq 60); do
     (exec 3<> /dev/tcp/127.0.0.1/8265) 2> /dev/null && break
     sleep 0.5
@@ -40,7 +42,7 @@ echo "both refused"
 
 step "ray status: every host joins"
 for _ in $(seq 60); do
-    on head 'bash -lic "ray status"' > "$FOLDER/status.txt" 2> /dev/null || true
+    on head 'bash -ic "ray status"' > "$FOLDER/status.txt" 2> /dev/null || true
     grep -q "0.0/10.0 CPU" "$FOLDER/status.txt" && break
     sleep 1
 done
@@ -84,9 +86,9 @@ wait "$VISITOR"
 step "ray down, and ray stop on the workers, which ray down leaves to themselves with the provider local"
 timeout 60 ray down --yes "$CLUSTER" > "$FOLDER/down.log" 2>&1
 for host in $(awk '/worker/ {print $2}' "$FOLDER/hosts"); do
-    on "$host" 'bash -lic "ray stop --grace-period 5"' > /dev/null 2>&1 || true
+    on "$host" 'bash -ic "ray stop --grace-period 5"' > /dev/null 2>&1 || true
 done
 for host in $(awk '/head|worker/ {print $2}' "$FOLDER/hosts"); do
     on "$host" 'pgrep -a "raylet|gcs_server" || true' > "$FOLDER/$host/left.txt"
 done
-echo "done"
+step "done"

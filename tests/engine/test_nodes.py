@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -29,12 +30,17 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     limits = {"object_store_memory": 200 * 2**20}
-    cluster = Cluster(head_node_args={"num_cpus": 0, "include_dashboard": True, **limits})
+    with socket.socket() as probe:
+        # Ray would insist on 8265, which another cluster of this machine may have.
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, **limits}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.connect()
         for pool, cpus in NODES.items():
             cluster.add_node(num_cpus=cpus, labels={"pool": pool}, **limits)
         cluster.wait_for_nodes(timeout=60)
+        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
         yield cluster
     finally:
         ray.shutdown()
