@@ -9,6 +9,7 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,11 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "faces").mkdir()
     write_face_set(folder / "faces" / "train.rec")
-    command = [str(HERE / "hosts.sh"), str(folder), "1"]
+    if shutil.which("setpriv") is None:
+        pytest.skip(
+            "no setpriv (util-linux), without which a killed pytest would leave hosts behind"
+        )
+    command = ["setpriv", "--pdeathsig", "KILL", str(HERE / "hosts.sh"), str(folder), "1"]
     command += ["--", str(HERE / "rehearsal.sh"), str(folder), *TINY_PRETRAIN]
     # The environment's programs first: hosts.sh shows the hosts the environment that `python` has.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

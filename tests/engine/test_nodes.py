@@ -18,7 +18,7 @@ from lafs_ray.errors import ConfigError
 from tests.training.faces import PRETRAIN, ROOT, TINY_PRETRAIN, tiny
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 
 # More CPUs than the run takes on either, so that nothing but the labels decides.
 NODES = {"gpu": 9, "cpu": 8}
@@ -57,12 +57,11 @@ def pretrain(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         env={**os.environ, "RAY_ADDRESS": cluster.address},
     )
 
 
-@pytest.mark.timeout(240)
 def test_labels__place_training_and_crops_on_their_nodes(
     cluster: Any, tmp_path: Path, face_set_path: str
 ) -> None:
