@@ -102,7 +102,9 @@ END
         ln -sf "$environment"/{bin,lib,pyvenv.cfg} "$1/$name/home/lafs_env/"
         touch "$1/$name/home/lafs_env/.node-ready"
         # Five logical processors a host: two training workers of three do not fit on one of them.
-        echo "export RAY_OVERRIDE_RESOURCES='{\"CPU\": 5, \"object_store_memory\": 300000000}'" > "$1/$name/home/.bashrc"
+        # Ray gives its workers niceness 15: on a machine with other work they would hardly move.
+        echo "export RAY_worker_niceness=0" > "$1/$name/home/.bashrc"
+        echo "export RAY_OVERRIDE_RESOURCES='{\"CPU\": 5, \"object_store_memory\": 300000000}'" >> "$1/$name/home/.bashrc"
     done
     ( # The shipped file, with these addresses.
         cd "$REPOSITORY"

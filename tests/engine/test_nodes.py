@@ -34,6 +34,9 @@ def cluster() -> Iterator[Any]:
         # Ray would insist on 8265, which another cluster of this machine may have.
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # Ray's 15 would leave its workers next to nothing of a busy machine.
+    environment = pytest.MonkeyPatch()
+    environment.setenv("RAY_worker_niceness", "0")
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, **limits}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -45,6 +48,7 @@ def cluster() -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        environment.undo()
 
 
 def pretrain(
