@@ -75,7 +75,7 @@ readonly VISITOR=$!
 
 step "pretraining over two hosts"
 code=0
-timeout 200 ray job submit --submission-id rehearsal --working-dir . -- \
+timeout 400 ray job submit --submission-id rehearsal --working-dir . -- \
     python jobs/pretrain.py configs/pretrain/debug.yaml data.path="$FOLDER/faces/train.rec" \
     run.storage="$FOLDER/runs" run.name=rehearsal compute.workers=2 compute.cpus_per_worker=3 \
     ingest.actors_per_worker=1 "$@" 2>&1 | tee "$FOLDER/job.log" || code=$?

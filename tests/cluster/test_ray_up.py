@@ -19,7 +19,7 @@ import pytest
 from lafs_ray.training.meter import read_metrics
 from tests.training.faces import ROOT, TINY_PRETRAIN, write_face_set
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(700)]
 
 HERE = Path(__file__).parent
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"
@@ -59,7 +59,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ) as process,
     ):
         try:
-            code = process.wait(timeout=380)
+            code = process.wait(timeout=620)
         except subprocess.TimeoutExpired:
             code = None
         finally:
