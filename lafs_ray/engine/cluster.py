@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
+from lafs_ray.engine.dashboard import Gauges
+from lafs_ray.engine.display import Display, terminal_display
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
 from lafs_ray.engine.nodes import await_nodes, bundles_of, require_nodes
@@ -54,7 +57,7 @@ class Relay:
     """Carries lines of progress and a user's mistake from the workers to the driver."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: list[str | dict[str, Any]] = []
         self._saved: list[int] = []
         self._mistake: UserError | None = None
 
@@ -62,8 +65,12 @@ class Relay:
         """Keep a line for the driver."""
         self._lines.append(line)
 
-    def drain(self) -> list[str]:
-        """Lines since the last call."""
+    def show(self, report: dict[str, Any]) -> None:
+        """Keep a report for the driver."""
+        self._lines.append(report)
+
+    def drain(self) -> list[str | dict[str, Any]]:
+        """Lines and reports since the last call."""
         lines, self._lines = self._lines, []
         return lines
 
@@ -97,8 +104,10 @@ def run_on_ray(inputs: JobInputs) -> None:
     connect(config)
     relay = ray.remote(num_cpus=0)(Relay).remote()
     printing = threading.Event()
-    probes = Probes(inputs, _judge_on_ray(config), _say) if config.probe.enabled else None
-    printer = threading.Thread(target=_follow, args=(relay, probes, printing), daemon=True)
+    display = terminal_display(inputs)
+    probes = Probes(inputs, _judge_on_ray(config), display.say) if config.probe.enabled else None
+    arguments = relay, display, probes, printing
+    printer = threading.Thread(target=_follow, args=arguments, daemon=True)
     printer.start()
     try:
         _trainer(inputs, relay).fit()
@@ -110,6 +119,7 @@ def run_on_ray(inputs: JobInputs) -> None:
     finally:
         printing.set()
         printer.join(timeout=10)
+        display.close()
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
@@ -128,7 +138,7 @@ def connect(config: Job) -> None:
     probes = int(config.probe.enabled and config.probe.device == "cuda")
     gpu_arithmetic = f"compute.workers = {workers}" + (" + 1 for probe.device=cuda" * probes)
     start_or_join(needed_cpus(config))
-    await_nodes(bundles_of(config), config.compute.nodes_wait_s, _say)
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
     join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
     require_nodes(bundles_of(config))
 
@@ -221,24 +231,23 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     )
 
 
-def _follow(relay: Any, probes: Probes | None, stop: threading.Event) -> None:
-    """Print what the workers say, and judge the checkpoints that they write, until they end."""
+def _follow(relay: Any, display: Display, probes: Probes | None, stop: threading.Event) -> None:
+    """Show what the workers say, and judge the checkpoints that they write, until they end."""
     if probes is not None:
         probes.catch_up()
     while True:
         last = stop.wait(_RELAY_POLL_S)
         for line in ray.get(relay.drain.remote()):
-            _say(line)
+            if isinstance(line, str):
+                display.say(line)
+            else:
+                display.show(line)
         if probes is not None:
             for step in ray.get(relay.drain_saved.remote()):
                 probes.saved(step)
             probes.collect()
         if last:
             return
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 def _judge_on_ray(config: Job) -> Judge:
@@ -291,6 +300,12 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
+    gauges = Gauges(inputs.config.run.name)
+
+    def show(report: dict[str, Any]) -> None:
+        gauges.set(report)
+        relay.show.remote(report)
+
     run_rank(
         inputs,
         lambda first, stop: rank_stream(inputs, reference, rank, world, first, stop),
@@ -299,6 +314,7 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         wrap=wrap,
         say=lambda line: relay.say.remote(line),
         after_save=lambda line: _after_save(line, inputs, rank, relay),
+        show=show,
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
 from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
+from lafs_ray.engine.display import terminal_display
 from lafs_ray.engine.job import require_lasting
 from lafs_ray.engine.probe import Probes, check_probe, judge_here
 from lafs_ray.training.session import JobInputs, check_job, open_job, run_local, training_device
@@ -75,10 +77,19 @@ def launch(config: Job) -> None:
 
 def run_in_process(inputs: JobInputs) -> None:
     """Debug mode: train to the end of the run, and judge checkpoints if the run has probes."""
-    if not inputs.config.probe.enabled:
-        run_local(inputs)
-        return
-    probes = Probes(inputs, judge_here(inputs.config))
-    probes.catch_up()
-    run_local(inputs, after_save=lambda line: probes.saved(line["step"]))
-    probes.finish()
+    display = terminal_display(inputs)
+    probes = None
+    if inputs.config.probe.enabled:
+        probes = Probes(inputs, judge_here(inputs.config), display.say)
+        probes.catch_up()
+
+    def after_save(line: dict[str, Any]) -> None:
+        if probes is not None:
+            probes.saved(line["step"])
+
+    try:
+        run_local(inputs, display.say, after_save, display.show)
+    finally:
+        display.close()
+    if probes is not None:
+        probes.finish()

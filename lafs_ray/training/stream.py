@@ -9,9 +9,10 @@ so both give the same batches, bit for bit.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,9 +28,13 @@ Columns = dict[str, NDArray[Any]]
 Cut = Callable[[Columns], Columns]
 """Makes training columns from decoded faces.
 
-In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B]. Out: what the method's
+In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and landmarks float16
+[B,N,2] where the set has cached ones. Out: what the method's
 `loss` takes, rows in the same order.
 """
+
+WORK = ("read", "cut")
+"""Kinds of work on a batch before it is trained on: reading its records; decoding and cutting."""
 
 _SUBSTITUTE_STREAM = 0x73756273
 _MAX_SUBSTITUTES = 16
@@ -44,20 +49,22 @@ class StepBatch:
         epoch: its epoch.
         columns: what the method's `loss` takes, rows in batch order.
         skipped: a line for each damaged record that was replaced by another.
+        work_s: seconds that processes have spent on these rows, by kind of work (`WORK`).
     """
 
     step: int
     epoch: int
     columns: Columns
     skipped: list[str]
+    work_s: dict[str, float] = field(default_factory=dict)
 
 
 def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
     """The stored bytes of a portion's records, step by step.
 
     Returns:
-        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]) and error (str as
-        object [n], empty where the record is sound).
+        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]), error (str as
+        object [n], empty where the record is sound) and cached landmarks (float16 [n,N,2]), if any.
     """
     rows = faces.read(plan.records(portion).ravel())
     return {"epoch": np.full(len(rows.images), portion.epoch, dtype=np.int64), **_as_columns(rows)}
@@ -66,13 +73,14 @@ def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
 def _as_columns(rows: FaceRows) -> Columns:
     image = np.empty(len(rows.images), dtype=object)
     image[:] = rows.images
-    return {
+    columns: Columns = {
         "shard": rows.shard.astype(np.int64),
         "key": rows.key,
         "label": rows.label,
         "image": image,
         "error": np.array(rows.errors, dtype=object),
     }
+    return columns if rows.landmarks is None else {**columns, "landmarks": rows.landmarks}
 
 
 class Cropper:
@@ -107,38 +115,25 @@ class Cropper:
         Raises:
             DataError: too many replacements in a row are damaged as well.
         """
-        decoded = [self._sound_face(rows, index) for index in range(len(rows["key"]))]
-        images, shards, keys, labels, skipped = zip(*decoded, strict=True)
-        cut = self._cut(
-            {
-                "image": np.stack(images),
-                "epoch": rows["epoch"],
-                "shard": np.array(shards, dtype=np.int64),
-                "key": np.array(keys, dtype=np.int64),
-                "label": np.array(labels, dtype=np.int64),
-            }
-        )
-        return {**cut, "skipped": np.array(skipped, dtype=object)}
+        faces = [self._sound_face(rows, index) for index in range(len(rows["key"]))]
+        columns = {name: np.stack([face[name] for face, _ in faces]) for name in faces[0][0]}
+        cut = self._cut({**columns, "epoch": rows["epoch"]})
+        return {**cut, "skipped": np.array([problem for _, problem in faces], dtype=object)}
 
-    def _sound_face(
-        self, rows: Columns, index: int
-    ) -> tuple[NDArray[np.uint8], int, int, int, str]:
-        """Pixels, shard, key, label of a row or its replacement, and why it was replaced."""
-        names = ("epoch", "shard", "key", "label")
-        epoch, shard, key, label = (int(rows[name][index]) for name in names)
-        image, problem = self._decode(rows, index)
-        if image is not None:
-            return image, shard, key, label, ""
+    def _sound_face(self, rows: Columns, index: int) -> tuple[Columns, str]:
+        """What `Cut` takes, of a row or its replacement, and why it was replaced."""
+        face, problem = self._decode(rows, index)
+        if face is not None:
+            return face, ""
+        epoch, shard, key = (int(rows[name][index]) for name in ("epoch", "shard", "key"))
         entropy = [_SUBSTITUTE_STREAM, self._seed, epoch, shard, key]
         draws = np.random.default_rng(entropy).integers(
             self._faces.num_images, size=_MAX_SUBSTITUTES
         )
         for draw in draws:
-            other = _as_columns(self._faces.read(np.array([draw])))
-            shard, key, label = (int(other[name][0]) for name in ("shard", "key", "label"))
-            image, _ = self._decode(other, 0)
-            if image is not None:
-                return image, shard, key, label, problem
+            face, _ = self._decode(_as_columns(self._faces.read(np.array([draw]))), 0)
+            if face is not None:
+                return face, problem
         raise DataError(
             problem,
             found=f"this record and {_MAX_SUBSTITUTES} others drawn in its place are damaged",
@@ -146,18 +141,50 @@ class Cropper:
             fix="check data.path and data.colour_order, and that the images are 112×112 faces",
         )
 
-    def _decode(self, rows: Columns, index: int) -> tuple[NDArray[np.uint8] | None, str]:
-        """Pixels of a row, or None and what is wrong with it."""
+    def _decode(self, rows: Columns, index: int) -> tuple[Columns | None, str]:
+        """What `Cut` takes of a row but its epoch, or None and what is wrong with the record.
+
+        Raises:
+            DataError: the record is sound, but was not when landmarks were cached.
+        """
         if error := rows["error"][index]:
             return None, str(error)
-        shard, key, label = (int(rows[name][index]) for name in ("shard", "key", "label"))
-        where = f"{self._faces.shard_uris[shard]}, record {key}"
-        if self._num_classes is not None and not 0 <= label < self._num_classes:
-            return None, f"{where}: found label {label}; expected 0 to {self._num_classes - 1}"
+        names = ("shard", "key", "label", "landmarks")
+        face: Columns = {name: rows[name][index] for name in names if name in rows}
+        where = f"{self._faces.shard_uris[face['shard']]}, record {face['key']}"
+        if self._num_classes is not None and not 0 <= face["label"] < self._num_classes:
+            expected = f"expected 0 to {self._num_classes - 1}"
+            return None, f"{where}: found label {face['label']}; {expected}"
         try:
-            return decode_image(rows["image"][index], colour_order=self._colour_order), ""
+            face["image"] = decode_image(rows["image"][index], colour_order=self._colour_order)
         except DataError as problem:
             return None, f"{where}: found {problem.found}; expected {problem.expected}"
+        if "landmarks" in face and np.isnan(face["landmarks"]).any():
+            raise DataError(
+                where,
+                found="a sound record that was damaged when landmarks were cached",
+                expected="landmarks of every sound record",
+                fix="delete the cached landmarks and make them anew (jobs/cache_landmarks.py)",
+            )
+        return face, ""
+
+
+def timed_read(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+    """`read_portion`, and a column `read`: each row's share of the seconds it took."""
+    start = time.perf_counter()
+    columns = read_portion(faces, plan, portion)
+    return {**columns, "read": _shares(start, len(columns["key"]))}
+
+
+def timed_cut(crop: Cropper, rows: Columns) -> Columns:
+    """What `crop` makes of rows of `timed_read`; their column `read`, and one `cut` like it."""
+    start = time.perf_counter()
+    cut = crop({name: column for name, column in rows.items() if name != "read"})
+    return {**cut, "read": rows["read"], "cut": _shares(start, len(rows["read"]))}
+
+
+def _shares(start: float, rows: int) -> NDArray[np.float32]:
+    return np.full(rows, (time.perf_counter() - start) / rows, dtype=np.float32)
 
 
 def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterator[StepBatch]:
@@ -170,7 +197,8 @@ def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterat
             ]
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             skipped = [line for line in columns.pop("skipped") if line]
-            yield StepBatch(first + offset, portions[0].epoch, columns, skipped)
+            work_s = {kind: float(columns.pop(kind).sum()) for kind in WORK if kind in columns}
+            yield StepBatch(first + offset, portions[0].epoch, columns, skipped, work_s)
 
 
 def _rows_of_step(portion: Portion, block: Columns, offset: int) -> Columns:
@@ -184,7 +212,7 @@ def _read_ahead(
     """Each window with its records, read while the one before it is in use."""
 
     def read(portions: list[Portion]) -> tuple[list[Portion], list[Columns]]:
-        return portions, [read_portion(faces, plan, portion) for portion in portions]
+        return portions, [timed_read(faces, plan, portion) for portion in portions]
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         # One window in use and one on the way: some 2 MB for each 256 records.
@@ -211,7 +239,7 @@ def local_stream(
                 Portion(p.epoch, p.window, p.slot, (step, step + 1), p.rows) for p in portions
             ]
             cut = [
-                crop(_rows_of_step(p, block, offset))
+                timed_cut(crop, _rows_of_step(p, block, offset))
                 for p, block in zip(portions, blocks, strict=True)
             ]
             yield from deal_steps([(one_step, cut)])

@@ -92,7 +92,7 @@ def test_job__trains_over_both_hosts_and_its_log_is_followed(rehearsal: Path) ->
 def test_mistake__reaches_the_status_and_the_message_of_the_job(rehearsal: Path) -> None:
     """debug.yaml keeps runs in ./runs, which on the head is the folder that Ray deletes."""
     log = (rehearsal / "mistake.log").read_text()
-    assert "FAILED" in log
+    assert "Job 'mistake' failed" in log
     assert "exit code 2" in log
     for part in ("error: run.storage", "found:    runs, below", "expected: a place", "to do:"):
         assert part in log, log
