@@ -4,7 +4,7 @@
 #
 #   tests/cluster/hosts.sh /tmp/hosts 1 -- tests/cluster/rehearsal.sh /tmp/hosts [KEY=VALUE…]
 #
-# About two minutes on two cores. Every wait is bounded. What the test reads lies in FOLDER.
+# Two minutes on two quiet cores, five on busy ones. Every wait is bounded. What the test reads lies in FOLDER.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 readonly FOLDER=$1
