@@ -94,6 +94,14 @@ class Checkpoints(Section):
     """Distance between checkpoints; at most this much work is lost to a crash."""
     keep: Positive = 2
     """Newest checkpoints kept; older ones are deleted."""
+    keep_best: str | None = None
+    """A figure of probes.jsonl or metrics.jsonl, such as pair_accuracy or loss: the checkpoint with
+    the best one is kept as well, however old."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of that figure is best."""
+    retry_s: Annotated[Real, Field(ge=0.0)] = 300.0
+    """Seconds for which a checkpoint that the storage refuses is tried again, while the training
+    goes on, before the run gives up."""
 
 
 class Log(Section):
@@ -216,4 +224,14 @@ class Job(Section):
     def _checkpoints_are_apart(self) -> Job:
         if self.checkpoints.every.amount <= 0:
             raise ValueError("checkpoints.every: must be more than 0")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_wait_long_enough(self) -> Job:
+        retry_s, timeout_s = self.checkpoints.retry_s, self.compute.timeout_s
+        if self.compute.workers > 1 and retry_s >= timeout_s:
+            raise ValueError(
+                f"checkpoints.retry_s: {retry_s:g}, but workers wait for each other for "
+                f"compute.timeout_s = {timeout_s:g} only; lower the first or raise the second"
+            )
         return self

@@ -1,27 +1,28 @@
 """A training job on Ray: TorchTrainer workers, each with its own Ray Data stream.
 
-Checkpoints are written by `lafs_ray.training.state`, as in debug mode; Ray Train is told of them so
-that its own tools see metrics, and restarts failed workers, which continue from the newest one.
-Ours: resuming does not rely on Ray's record of checkpoints, which a kill can leave cut short
-(shared RAY notes, section 2.4).
+Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train is told the metrics of
+each, and restarts failed workers, which continue from the newest one.
+Ours: Ray Train gets no checkpoint object. It would write its record of them to the run's storage,
+in the step's time and without a second try; and a kill can leave that record cut short (shared RAY
+notes, section 2.4).
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
-import tempfile
+import queue
+import signal
 import threading
 import time
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,8 +32,10 @@ from lafs_ray.data import storage
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
+from lafs_ray.engine.stopping import StopRequest, stop_request
 from lafs_ray.errors import ConfigError, UserError
-from lafs_ray.training.session import JobInputs, run_rank
+from lafs_ray.training.session import Hooks, JobInputs, run_rank
+from lafs_ray.training.wishes import Wish
 
 _RELAY_POLL_S = 0.5
 
@@ -50,11 +53,13 @@ _QUIET = {
 
 
 class Relay:
-    """Carries lines of progress and a user's mistake from the workers to the driver."""
+    """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._saved: list[int] = []
+        self._judged: set[int] = set()
+        self._wish = Wish.NOTHING
         self._mistake: UserError | None = None
 
     def say(self, line: str) -> None:
@@ -71,9 +76,29 @@ class Relay:
         self._saved.append(step)
 
     def drain_saved(self) -> list[int]:
-        """Steps of checkpoints since the last call."""
+        """Steps of checkpoints since the last call; they are spared until `judging`."""
         steps, self._saved = self._saved, []
+        self._judged.update(steps)
         return steps
+
+    def judging(self, steps: set[int]) -> None:
+        """Keep which checkpoints the driver's probes are reading."""
+        self._judged = steps
+
+    def spared(self) -> set[int]:
+        """Steps of checkpoints that are being judged or may be, not to be deleted."""
+        return {*self._saved, *self._judged}
+
+    def ask(self, wish: Wish) -> None:
+        """Ask something of the run."""
+        self._wish = max(self._wish, wish)
+
+    def take_wish(self) -> Wish:
+        """What has been asked since the last call; to stop is asked for ever."""
+        wish = self._wish
+        if wish is not Wish.STOP:
+            self._wish = Wish.NOTHING
+        return wish
 
     def fail(self, mistake: UserError) -> None:
         """Keep a mistake that no restart can mend."""
@@ -90,14 +115,24 @@ def run_on_ray(inputs: JobInputs) -> None:
     Raises:
         ConfigError: the cluster is too small for the run.
         UserError: a mistake that the workers met.
+        Stopped: SIGTERM or Ctrl-C came; the run has saved.
         TrainingFailedError: workers failed more often than compute.max_failures.
     """
     config = inputs.config
     connect(config)
-    relay = ray.remote(num_cpus=0)(Relay).remote()
-    printing = threading.Event()
     probes = Probes(inputs, _judge_on_ray(config), _say) if config.probe.enabled else None
-    printer = threading.Thread(target=_follow, args=(relay, probes, printing), daemon=True)
+    # After connecting, as Ray installs a handler of its own there.
+    with stop_request(signal.SIGTERM, signal.SIGINT) as request:
+        _fit(inputs, probes, request)
+        request.raise_if_stopped(inputs)
+    if probes is not None:
+        probes.finish()
+
+
+def _fit(inputs: JobInputs, probes: Probes | None, request: StopRequest) -> None:
+    relay = ray.remote(num_cpus=0)(Relay).remote()
+    ended = threading.Event()
+    printer = threading.Thread(target=_follow, args=(relay, probes, request, ended), daemon=True)
     printer.start()
     try:
         _trainer(inputs, relay).fit()
@@ -107,13 +142,11 @@ def run_on_ray(inputs: JobInputs) -> None:
             raise mistake from None
         raise
     finally:
-        printing.set()
+        ended.set()
         printer.join(timeout=10)
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
-    if probes is not None:
-        probes.finish()
 
 
 def connect(config: Job) -> None:
@@ -184,7 +217,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
     # A name of its own for each start: no old record of Ray's can be in the way of resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config={"inputs": as_reference(inputs), "relay": relay},
         scaling_config=ScalingConfig(
@@ -201,7 +234,6 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
             failure_config=FailureConfig(
                 max_failures=config.compute.max_failures, controller_failure_limit=3
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": {**_QUIET, **threads}},
         ),
         torch_config=TorchConfig(
@@ -210,18 +242,35 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     )
 
 
-def _follow(relay: Any, probes: Probes | None, stop: threading.Event) -> None:
-    """Print what the workers say, and judge the checkpoints that they write, until they end."""
+class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
+    """Ours: Ctrl-C is a `StopRequest`; Ray's handler would kill workers that have not saved."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the handler that is there."""
+
+
+def _follow(
+    relay: Any, probes: Probes | None, request: StopRequest, ended: threading.Event
+) -> None:
+    """Print what the workers say, judge their checkpoints, pass on a signal, until they end."""
     if probes is not None:
         probes.catch_up()
+    leaving: set[str] = set()
     while True:
-        last = stop.wait(_RELAY_POLL_S)
+        last = ended.wait(_RELAY_POLL_S)
         for line in ray.get(relay.drain.remote()):
             _say(line)
+        if request.signum is not None:
+            relay.ask.remote(Wish.STOP)
+        elif new := _leaving_nodes() - leaving:
+            _say(f"{len(new)} nodes of the cluster will leave: saving at once")
+            leaving |= new
+            relay.ask.remote(Wish.SAVE)
         if probes is not None:
             for step in ray.get(relay.drain_saved.remote()):
                 probes.saved(step)
             probes.collect()
+            relay.judging.remote(probes.running)
         if last:
             return
 
@@ -280,6 +329,8 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
+    wishes = _Wishes(relay) if rank == 0 else None
+    judges = inputs.config.probe.enabled
     run_rank(
         inputs,
         lambda first, stop: rank_stream(inputs, reference, rank, world, first, stop),
@@ -287,25 +338,46 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         rank=rank,
         wrap=wrap,
         say=lambda line: relay.say.remote(line),
-        after_save=lambda line: _after_save(line, inputs, rank, relay),
+        hooks=Hooks(
+            after_save=lambda line: _tell_ray(line, inputs),
+            written=relay.saved.remote if judges else lambda _: None,
+            spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
+            wish=lambda: Wish.NOTHING if wishes is None else wishes.take(),
+        ),
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def _after_save(line: dict[str, Any], inputs: JobInputs, rank: int, relay: Any) -> None:
-    if rank == 0:
-        relay.saved.remote(line["step"])
-    _tell_ray(line, inputs, rank)
+class _Wishes:
+    """What the driver asks of the run, as rank 0 hears of it in a thread of its own."""
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+        self._heard: queue.SimpleQueue[Wish] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def take(self) -> Wish:
+        """What has been asked since the last call."""
+        return Wish.NOTHING if self._heard.empty() else self._heard.get()
+
+    def _listen(self) -> None:
+        # The end of the driver is the end of this process, too.
+        with contextlib.suppress(ray.exceptions.RayError):
+            while True:
+                wish = ray.get(self._relay.take_wish.remote())
+                if wish is not Wish.NOTHING:
+                    self._heard.put(wish)
+                time.sleep(_RELAY_POLL_S)
 
 
-def _tell_ray(line: dict[str, Any], inputs: JobInputs, rank: int) -> None:
-    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint is."""
+def _leaving_nodes() -> set[str]:
+    """Nodes that are about to be taken away (`ray drain-node`, spot notices of the autoscaler)."""
+    # What Ray Train itself asks; its public form is a collective operation of the workers.
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def _tell_ray(line: dict[str, Any], inputs: JobInputs) -> None:
+    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint will be."""
     where = inputs.folder().checkpoint_uri(line["step"])
-    metrics = {**line, "checkpoint_path": where}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint_path": where}))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    ray.train.report({**line, "checkpoint_path": where})

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.method.optim import clip_each_, set_hyperparameters
 from lafs_ray.training.meter import Meter
-from lafs_ray.training.ranks import gather_state, load_gathered
+from lafs_ray.training.ranks import cpu_copy, gather_state, is_first, load_gathered
 from lafs_ray.training.stream import StepBatch
+from lafs_ray.training.wishes import Vote, Wish
 
 _STEP_STREAM = 0x73746570
 
@@ -90,14 +91,15 @@ class Training:
     skipped: set[str] = field(default_factory=set)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the networks and the optimiser, whole on rank 0.
+        """What a checkpoint holds of the networks and the optimiser: a whole copy on rank 0's CPU.
 
-        A collective operation.
+        A collective operation. What it returns on other ranks is of no use.
         """
         model, optimizer = gather_state(self.method.trainable, self.optimizer)
+        method = self.method.state_dict()
         return {
             "model": model,
-            "method": self.method.state_dict(),
+            "method": cpu_copy(method) if is_first() else method,
             "optimizer": optimizer,
             "skipped": sorted(self.skipped),
         }
@@ -132,8 +134,9 @@ def train(
     report_every: int,
     save: Callable[[int], None],
     save_every: int,
+    wish: Callable[[], Wish] = lambda: Wish.NOTHING,
 ) -> None:
-    """Train on `batches` until they end.
+    """Train on `batches` until they end, or until a rank wishes to stop.
 
     Args:
         training: the run on this rank.
@@ -145,7 +148,9 @@ def train(
             covers steps from before a restart.
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
+        wish: what this rank is asked to do out of turn; called after every step.
     """
+    vote = Vote(training.device)
     waited_since = time.perf_counter()
     for batch in batches:
         wait_s = time.perf_counter() - waited_since
@@ -154,11 +159,14 @@ def train(
         metrics = train_step(training, batch, values)
         meter.add(metrics, wait_s)
         done = batch.step + 1
-        saves = done % save_every == 0 or done == last_step
+        wished = vote.ask(wish())
+        saves = done % save_every == 0 or done == last_step or wished > Wish.NOTHING
         if saves or done % report_every == 0:
             report({"step": done, "epoch": batch.epoch, **values, **meter.report()})
         if saves:
             save(done)
+        if wished is Wish.STOP:
+            return
         waited_since = time.perf_counter()
 
 

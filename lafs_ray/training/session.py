@@ -8,7 +8,7 @@ calls it with its own rank and its own stream of batches.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from lafs_ray.data.cache import BlockCache
 from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.plan import OrderPlan
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
-from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.errors import ConfigError, DataError, UserError
 from lafs_ray.training.build import build_cut, build_training
 from lafs_ray.training.length import Length, build_plan, run_length
 from lafs_ray.training.loop import Training, train
@@ -33,6 +33,8 @@ from lafs_ray.training.ranks import count_ranks
 from lafs_ray.training.start import StartWeights, as_tensors, load_start
 from lafs_ray.training.state import RunFolder, load_checkpoint
 from lafs_ray.training.stream import Cropper, StepBatch, local_stream
+from lafs_ray.training.wishes import Wish
+from lafs_ray.training.writer import CheckpointWriter
 
 
 @dataclass(frozen=True)
@@ -197,9 +199,9 @@ def run_rank(
     rank: int = 0,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     say: Callable[[str], None] = print,
-    after_save: Callable[[dict[str, Any]], None] = lambda _: None,
+    hooks: Hooks | None = None,
 ) -> None:
-    """Restore the newest checkpoint and train to the end of the run.
+    """Restore the newest checkpoint and train to the end of the run, or until it shall stop.
 
     Args:
         inputs: the checked job.
@@ -207,8 +209,8 @@ def run_rank(
         device: where to train.
         rank: this rank; rank 0 writes checkpoints and metrics.
         wrap: puts the trained network into DDP.
-        say: prints a line of progress; called on rank 0.
-        after_save: gets the last report; called on every rank after each checkpoint.
+        say: prints a line of progress; called on rank 0, by several threads.
+        hooks: what else follows from saving, and leads to it.
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
@@ -216,8 +218,11 @@ def run_rank(
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)
     training.network = wrap(training.network)
-    recorder = Recorder(inputs, training, first_step, say, after_save)
-    if first_step < length.total_steps:
+    hooks = hooks or Hooks()
+    if first_step == length.total_steps:
+        Recorder(inputs, training, first_step, say, hooks)
+        return
+    with Recorder(inputs, training, first_step, say, hooks) as recorder:
         train(
             training,
             stream(first_step, length.total_steps),
@@ -227,6 +232,7 @@ def run_rank(
             report_every=config.log.every_steps,
             save=recorder.save,
             save_every=length.save_every,
+            wish=recorder.wish,
         )
 
 
@@ -245,15 +251,37 @@ def restore(training: Training, folder: RunFolder, rank: int) -> int:
     return step
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What the engine adds to a run.
+
+    Args:
+        after_save: gets the report of the step; called on every rank at each checkpoint, which may
+            still be on its way to the storage.
+        written: gets the step of a checkpoint that has arrived there; called on rank 0, between
+            steps.
+        spared: steps of checkpoints that are still being read, hence not to be deleted; called on
+            rank 0, by the thread that writes.
+        wish: what this rank is asked to do out of turn; called after every step.
+    """
+
+    after_save: Callable[[dict[str, Any]], None] = lambda _: None
+    written: Callable[[int], None] = lambda _: None
+    spared: Callable[[], Collection[int]] = tuple
+    wish: Callable[[], Wish] = lambda: Wish.NOTHING
+
+
 class Recorder:
     """What a rank does with reports and checkpoints; rank 0 writes and speaks for all.
+
+    At the end of its `with` block the last checkpoint has arrived, or its failure is raised.
 
     Args:
         inputs: the job.
         training: the run on this rank.
         first_step: where it continues.
         say: prints a line of progress.
-        after_save: gets the last report after each checkpoint.
+        hooks: what else follows from saving, and leads to it.
     """
 
     def __init__(
@@ -262,19 +290,46 @@ class Recorder:
         training: Training,
         first_step: int,
         say: Callable[[str], None],
-        after_save: Callable[[dict[str, Any]], None],
+        hooks: Hooks,
     ) -> None:
         self._inputs, self._training, self._folder = inputs, training, inputs.folder()
-        self._say, self._after_save = say, after_save
+        self._say, self._hooks = say, hooks
         self._last: dict[str, Any] = {}
         self._named = set(training.skipped)
         self._progress = Progress(inputs.length, first_step)
         self._log: MetricsLog | None = None
+        self._writer: CheckpointWriter | None = None
         if training.rank == 0:
             self._log = MetricsLog(storage.join(self._folder.uri, "metrics.jsonl"), first_step)
+            retry_s = inputs.config.checkpoints.retry_s
+            self._writer = CheckpointWriter(self._write, retry_s, say)
             if first_step:
                 name, total = inputs.config.run.name, inputs.length.total_steps
                 say(f"continuing {name} at step {first_step} of {total}")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._tell(self._writer.close(hurry=kind is not None))
+        except UserError as error:
+            if kind is None:
+                raise
+            # What ends the run says more than that the checkpoint before it was lost.
+            self._say(f"the last checkpoint was not written: {error}")
+
+    def wish(self) -> Wish:
+        """What this rank is asked to do; also where it hears of what became of checkpoints.
+
+        Raises:
+            UserError: one could not be written.
+        """
+        if self._writer is not None:
+            self._tell(self._writer.collect())
+        return self._hooks.wish()
 
     def report(self, line: dict[str, Any]) -> None:
         """Write a line of metrics; a collective operation."""
@@ -283,27 +338,55 @@ class Recorder:
         self._last.update(line, skipped_records=len(training.skipped))
         if self._log is None:
             return
+        self._check_best()
         for skipped in sorted(training.skipped - self._named):
             self._say(f"skipped a damaged record: {skipped}")
         self._named.update(training.skipped)
         self._log.write(self._last)
         self._say(self._progress.line(self._last))
 
+    def _check_best(self) -> None:
+        """Refuse a figure to keep checkpoints by that neither these metrics nor probes have."""
+        config = self._inputs.config
+        figure = config.checkpoints.keep_best
+        if figure is None or figure in self._last:
+            return
+        if not (config.probe.enabled and figure.startswith(("pair_", "identity_"))):
+            raise ConfigError(
+                "checkpoints.keep_best",
+                found=f"{figure}, which this run does not report",
+                expected=f"a figure of its probes, or one of {', '.join(sorted(self._last))}",
+                fix="correct the name, or name files to judge checkpoints on (probe.pairs)",
+            )
+
     def save(self, step: int) -> None:
-        """Write a checkpoint, a collective operation; every rank then calls `after_save`."""
+        """Begin to write a checkpoint, a collective operation, and call `after_save`."""
+        if self._writer is not None:
+            # Before the copy is made: memory holds one, and `written` comes before `spared`.
+            self._tell(self._writer.wait())
         state = self._training.state_dict()
-        if self._log is not None:
-            # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
-            self._log.flush()
-            state = {**state, "landmarks": self._inputs.frozen_landmarks()}
-            self._folder.save(step, state, self._inputs.config.checkpoints.keep)
-        self._after_save(dict(self._last))
+        if self._writer is not None:
+            landmarks = self._inputs.frozen_landmarks()
+            self._writer.begin(step, {**state, "landmarks": landmarks})
+        self._hooks.after_save(dict(self._last))
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        """What the writer's thread does with it."""
+        assert self._log is not None, "rank 0 alone writes"
+        # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
+        self._log.flush()
+        keep = self._inputs.config.checkpoints.keep
+        self._folder.save(step, state, keep, self._hooks.spared())
+
+    def _tell(self, written: int | None) -> None:
+        if written is not None:
+            self._hooks.written(written)
 
 
 def run_local(
     inputs: JobInputs,
     say: Callable[[str], None] = print,
-    after_save: Callable[[dict[str, Any]], None] = lambda _: None,
+    hooks: Hooks | None = None,
 ) -> None:
     """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
     crop = inputs.cropper()
@@ -312,7 +395,7 @@ def run_local(
         return local_stream(inputs.faces, inputs.plan, crop, first, stop)
 
     device = training_device(inputs.config)
-    run_rank(inputs, stream, device=device, say=say, after_save=after_save)
+    run_rank(inputs, stream, device=device, say=say, hooks=hooks)
 
 
 class Progress:
