@@ -216,7 +216,7 @@ def run_rank(
     torch.set_num_threads(config.compute.cpus_per_worker)
     what = config, inputs.plan, inputs.num_classes, inputs.start
     training = build_training(*what, device, rank, count_ranks())
-    first_step = restore(training, inputs.folder(), rank)
+    first_step = restore(training, inputs.folder(), rank, say)
     training.network = wrap(training.network)
     hooks = hooks or Hooks()
     if first_step == length.total_steps:
@@ -236,13 +236,13 @@ def run_rank(
         )
 
 
-def restore(training: Training, folder: RunFolder, rank: int) -> int:
+def restore(training: Training, folder: RunFolder, rank: int, say: Callable[[str], None]) -> int:
     """Load the newest checkpoint; rank 0 chooses it, so that all ranks begin at one step.
 
     Returns:
         The steps done; 0 for a new run.
     """
-    checkpoint = folder.latest() if rank == 0 else None
+    checkpoint = folder.latest(say) if rank == 0 else None
     step = from_first_rank(0 if checkpoint is None else int(checkpoint["step"]))
     if step == 0:
         return 0

@@ -19,7 +19,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -216,10 +216,12 @@ class RunFolder:
                         storage.delete(storage.join(folder, name))
             yield
 
-    def latest(self) -> dict[str, Any] | None:
+    def latest(self, warn: Callable[[str], None] = logger.warning) -> dict[str, Any] | None:
         """The newest sound checkpoint, None when there is none.
 
-        A damaged file (a disk that lost its last blocks) is named in the log and passed over.
+        Args:
+            warn: gets a line for each damaged file (a disk that lost its last blocks), which is
+                passed over.
 
         Raises:
             CheckpointError: there are checkpoints, but all are damaged.
@@ -229,7 +231,7 @@ class RunFolder:
             try:
                 return load_checkpoint(self.checkpoint_uri(step))
             except CheckpointError as error:
-                logger.warning("passing over a damaged checkpoint: %s", error)
+                warn(f"passing over a damaged checkpoint: {error}")
         if steps:
             raise CheckpointError(
                 self._checkpoints,
