@@ -89,3 +89,16 @@ def test_pack__ratios_memory_and_order() -> None:
     # about 40 of the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
     assert abs(means["packed, chunk_records 256"] - perfect) < 2
     assert means["unpacked, chunk_records 256"] < perfect - 10
+
+
+def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
+    """A storage of 5 MB/s stretches the steps that wait for it, and far less those that do not."""
+    size = ("--steps", "12", "--every", "6", "--repeats", "1", "--batch", "2")
+    printed = output("checkpoints.py", *size, "--mb-per-s", "5", "--prototypes", "512")
+    longest = {
+        name: float(maximum)
+        for name, maximum in re.findall(
+            r"^(in the step|beside the step) .* (\d+) \(.*$", printed, re.M
+        )
+    }
+    assert longest["beside the step"] < longest["in the step"] / 2, printed
