@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import statistics
 import tempfile
@@ -101,10 +102,9 @@ def train(inputs: JobInputs) -> tuple[list[float], float]:
             yield batch
         starts.append(time.perf_counter())
 
-    begin = time.perf_counter()
     run_rank(inputs, stream, device=torch.device("cpu"), say=lambda _: None)
-    whole = time.perf_counter() - max(begin, starts[0])
-    return [b - a for a, b in zip(starts[1:], starts[2:], strict=False)], whole
+    whole = time.perf_counter() - starts[0]
+    return [after - before for before, after in itertools.pairwise(starts[1:])], whole
 
 
 def open_run(folder: Path, name: str, options: argparse.Namespace, every: int) -> JobInputs:
@@ -140,9 +140,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         f"MB/s ({size / options.mb_per_s / 1e6:.2f} s)"
     )
     base = statistics.median(steps[names[0]])
-    print(
-        f"{'checkpoints written':20}{'median, ms':>20}{'p95, ms':>20}{'max, ms':>20}{'run, s':>10}"
-    )
+    titles = "".join(f"{title:>20}" for title in ("median, ms", "p95, ms", "max, ms"))
+    print(f"{'checkpoints written':20}{titles}{'run, s':>10}")
     for name in names:
         ordered = sorted(steps[name])
         figures = statistics.median(ordered), ordered[int(0.95 * len(ordered))], ordered[-1]

@@ -79,7 +79,7 @@ def kill_worker(job: Job) -> float:
 
 
 def hang_worker(job: Job) -> float:
-    """Stop a training worker in its step, without ending it: the other one waits in a collective."""
+    """Stop a training worker in its step without ending it: the other one waits for it."""
     return recovered(job, kill(job.processes(WORKER)[-1], signal.SIGSTOP))
 
 

@@ -92,7 +92,7 @@ def joined(ranks: list[Keys]) -> Keys:
 def test_run_on_three_ranks__continued_on_others_reads_the_same_records(
     ranks: int, one: Result, several: dict[int, Any]
 ) -> None:
-    """The sequence of record keys of the whole run is that of one process: none lost or repeated."""
+    """The record keys of the whole run come in the order of one process: none lost or repeated."""
     before, after = joined(several[3][1]), joined(several[ranks][1])
     assert sorted(before) == [*range(STOPPED_AT)]
     assert sorted(after) == [*range(SAVED, STEPS)]
