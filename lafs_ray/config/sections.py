@@ -117,6 +117,9 @@ class Compute(Section):
     workers: Count = 1
     """Ray Train workers, one for each GPU; 0 is debug mode: one process without Ray, where pdb
     works."""
+    min_workers: Positive | None = None
+    """Workers that will do while nodes are missing: Ray Train then goes on with as many as there is
+    room for, up to compute.workers, and starts them anew when that changes. null waits for all."""
     device: Literal["cuda", "cpu"] = "cuda"
     """What each worker trains on."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
@@ -128,6 +131,20 @@ class Compute(Section):
     """Worker failures before a run gives up; each restart continues from the last checkpoint."""
     timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds a collective operation may wait for another rank before the run counts as failed."""
+
+    @property
+    def worker_counts(self) -> range:
+        """Numbers of processes that may share a batch."""
+        return range(self.min_workers or max(self.workers, 1), max(self.workers, 1) + 1)
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> Compute:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"compute.min_workers: {self.min_workers}, more than compute.workers = "
+                f"{self.workers}"
+            )
+        return self
 
 
 class Ingest(Section):
@@ -199,19 +216,14 @@ class Job(Section):
     probe: Probe = Probe()
     """Judging checkpoints on the way."""
 
-    @property
-    def micro_batch(self) -> int:
-        """Faces in one micro-batch of one worker."""
-        return self.batch_size // (max(self.compute.workers, 1) * self.accumulation)
-
     @model_validator(mode="after")
     def _batch_divides(self) -> Job:
-        workers = max(self.compute.workers, 1)
-        if self.batch_size % (workers * self.accumulation):
-            raise ValueError(
-                f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
-                f"{self.accumulation} micro-batches = {workers * self.accumulation}"
-            )
+        for workers in self.compute.worker_counts:
+            if self.batch_size % (workers * self.accumulation):
+                raise ValueError(
+                    f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
+                    f"{self.accumulation} micro-batches = {workers * self.accumulation}"
+                )
         return self
 
     @model_validator(mode="after")

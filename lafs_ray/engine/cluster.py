@@ -155,9 +155,12 @@ def connect(config: Job) -> None:
     Raises:
         ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
     """
-    workers = config.compute.workers if config.compute.device == "cuda" else 0
+    workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
     probes = int(config.probe.enabled and config.probe.device == "cuda")
-    gpu_arithmetic = f"compute.workers = {workers}" + (" + 1 for probe.device=cuda" * probes)
+    # Else a worker that hangs alone, with nobody who waits for it, would be given ten minutes.
+    timeout_s = str(config.compute.timeout_s)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", timeout_s)
+    gpu_arithmetic = f"{_workers_key(config)} = {workers}" + (" + 1 for probe.device=cuda" * probes)
     join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
 
 
@@ -191,10 +194,14 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic
         _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
 
 
+def _workers_key(config: Job) -> str:
+    return "compute.workers" if config.compute.min_workers is None else "compute.min_workers"
+
+
 def _arithmetic(config: Job) -> str:
     compute, ingest = config.compute, config.ingest
     return (
-        f"{compute.workers} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
+        f"{compute.worker_counts[0]} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
         f"{ingest.cpus_per_actor:g} + 1 for reading)"
         + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")
@@ -212,8 +219,9 @@ def _check_enough(resource: str, needed: float, have: float, arithmetic: str) ->
 
 
 def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
-    config = inputs.config
-    uses_gpu = config.compute.device == "cuda"
+    config, compute = inputs.config, inputs.config.compute
+    fewest, workers = compute.min_workers, compute.workers
+    uses_gpu = compute.device == "cuda"
     threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
     # A name of its own for each start: no old record of Ray's can be in the way of resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -221,7 +229,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
         train_worker,
         train_loop_config={"inputs": as_reference(inputs), "relay": relay},
         scaling_config=ScalingConfig(
-            num_workers=config.compute.workers,
+            num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=uses_gpu,
             resources_per_worker={
                 "CPU": config.compute.cpus_per_worker,
