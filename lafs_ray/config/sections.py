@@ -216,6 +216,11 @@ class Job(Section):
     probe: Probe = Probe()
     """Judging checkpoints on the way."""
 
+    @property
+    def micro_batch(self) -> int:
+        """Faces in one micro-batch of one worker."""
+        return self.batch_size // (max(self.compute.workers, 1) * self.accumulation)
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Job:
         for workers in self.compute.worker_counts:

@@ -201,7 +201,8 @@ def _workers_key(config: Job) -> str:
 def _arithmetic(config: Job) -> str:
     compute, ingest = config.compute, config.ingest
     return (
-        f"{compute.worker_counts[0]} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
+        f"{compute.worker_counts[0]} workers × "
+        f"(compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
         f"{ingest.cpus_per_actor:g} + 1 for reading)"
         + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")

@@ -191,7 +191,7 @@ def ingest_cpus(config: Job) -> float:
 
 
 def needed_cpus(config: Job) -> float:
-    """CPUs without which a run would wait for ever; with compute.min_workers, those of the fewest."""
+    """CPUs without which a run, of compute.min_workers if there is one, would wait for ever."""
     probe = config.probe.cpus if config.probe.enabled else 0
     compute = config.compute
     return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + probe
