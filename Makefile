@@ -38,7 +38,7 @@ demo: environment
 	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
 
 test: environment
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: environment
 	$(BIN)/ruff check .

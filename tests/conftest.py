@@ -7,6 +7,13 @@ import pytest
 from tests.training.faces import write_face_set
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process of pytest-xdist run all tests that start a Ray: two would share the cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def face_set_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A sound set in insightface's layout: 120 faces of 112×112 of 12 identities, one `.rec`.
