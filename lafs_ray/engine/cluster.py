@@ -125,7 +125,7 @@ def run_on_ray(inputs: JobInputs) -> None:
     with stop_request(signal.SIGTERM, signal.SIGINT) as request:
         _fit(inputs, probes, request)
         request.raise_if_stopped(inputs)
-    if probes is not None:
+    if probes is not None and request.signum is None:
         probes.finish()
 
 
@@ -383,7 +383,10 @@ class _Wishes:
 def _leaving_nodes() -> set[str]:
     """Nodes that are about to be taken away (`ray drain-node`, spot notices of the autoscaler)."""
     # What Ray Train itself asks; its public form is a collective operation of the workers.
-    return set(ray._private.state.state.get_draining_nodes())
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except Exception:  # the head may be busy: a notice is there at the next time as well
+        return set()
 
 
 def _tell_ray(line: dict[str, Any], inputs: JobInputs) -> None:

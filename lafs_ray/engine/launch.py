@@ -100,5 +100,5 @@ def run_in_process(inputs: JobInputs) -> None:
             probes.catch_up()
         run_local(inputs, hooks=hooks)
         request.raise_if_stopped(inputs)
-    if probes is not None:
+    if probes is not None and request.signum is None:
         probes.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,10 @@ import pytest
 from lafs_ray.training.meter import read_metrics
 from tests.training.faces import PRETRAIN, ROOT, TINY_PRETRAIN, without_times
 
-LIMIT_S = 240
+# A laptop whose cores are taken starts a process in a minute.
+LIMIT_S = 420
 INGEST, WORKER = "CropActor", "RayTrainWorker"
+_MEMORY = 200 << 20
 
 
 def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
@@ -46,35 +49,107 @@ def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> 
     """
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not in {limit_s:g} s"
+        assert time.monotonic() < deadline, f"not in {limit_s:g} s: {what}"
         time.sleep(0.02)
     return found
 
 
+class Nodes:
+    """A Ray cluster whose nodes are processes of their own on this machine.
+
+    Args:
+        head_cpus: of the head, where the driver of a job runs.
+        cpus: of each other node.
+    """
+
+    def __init__(self, head_cpus: int, cpus: Sequence[int] = ()) -> None:
+        pytest.importorskip("ray")
+        # Otherwise each node starts a process for each of its CPUs, needed or not.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": head_cpus, "object_store_memory": _MEMORY}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.others = [self.add(number) for number in cpus]
+        self.cluster.wait_for_nodes()
+
+    def add(self, cpus: int) -> Any:
+        """A node more."""
+        return self.cluster.add_node(num_cpus=cpus, object_store_memory=_MEMORY)
+
+    def job(self, arguments: list[str], **environment: str) -> Job:
+        """A command that joins this cluster."""
+        raylets = [_raylet(node) for node in (self.cluster.head_node, *self.others)]
+        return Job(arguments, raylets, {"RAY_ADDRESS": self.cluster.address, **environment})
+
+    def of_workers(self) -> list[Any]:
+        """The nodes beside the head that training workers run on, those with most first."""
+        counts = [
+            (len(titled(_descendants(_raylet(node)), WORKER)), number)
+            for number, node in enumerate(self.others)
+        ]
+        return [self.others[number] for count, number in sorted(counts, reverse=True) if count]
+
+    def kill(self, node: Any) -> float:
+        """Kill a node with all that runs on it.
+
+        Returns:
+            When.
+        """
+        since = time.monotonic()
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.others.remove(node)
+        return since
+
+
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _descendants(pid: int) -> list[Any]:
+    import psutil  # Ray brings it along.
+
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def titled(processes: Iterable[Any], *titles: str) -> list[int]:
+    """Ids of those that run and whose command line contains one of some titles."""
+    import psutil
+
+    found = []
+    for one in processes:
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(one.cmdline())
+            if one.status() != psutil.STATUS_ZOMBIE and any(title in line for title in titles):
+                found.append(one.pid)
+    return found
+
+
 class Job:
-    """A running command; at the end of its `with` block it and what it started are dead.
+    """A command that trains on a cluster; at the end of its `with` block it is dead.
 
     Args:
         arguments: the command.
+        raylets: process ids of the cluster's raylets, which start the job's processes.
         environment: variables to add.
     """
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str] | None = None) -> None:
-        pytest.importorskip("ray")
-        import psutil  # Ray brings it along.
-
-        self._psutil = psutil
+    def __init__(
+        self, arguments: list[str], raylets: Sequence[int], environment: Mapping[str, str]
+    ) -> None:
+        self._raylets = raylets
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
             arguments,
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
-        self._tree: dict[tuple[int, float], Any] = {}
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -92,11 +167,8 @@ class Job:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.processes()
         self.process.kill()
         self.process.wait(30)
-        for one in self.alive():
-            one.kill()
 
     @property
     def output(self) -> str:
@@ -116,7 +188,10 @@ class Job:
             assert at or self.process.poll() is None, f"ended before {pattern!r}:\n{self.output}"
             return at
 
-        return float(until(there, f"a line like {pattern!r} in\n{self.output}", limit_s))
+        try:
+            return float(until(there, f"a line like {pattern!r}", limit_s))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output}") from None
 
     def end(self, limit_s: float = LIMIT_S) -> int:
         """Wait for its end.
@@ -124,41 +199,25 @@ class Job:
         Returns:
             The exit code.
         """
-        until(lambda: self.processes() and self.process.poll() is not None, "the end", limit_s)
+        until(lambda: self.process.poll() is not None, f"the end of\n{self.output}", limit_s)
         self._reader.join(10)
         return int(self.process.returncode)
 
-    def processes(self, title: str = "") -> list[int]:
-        """Ids of the processes that it has started and whose command line contains a title."""
-        found = []
-        try:
-            tree = [own := self._psutil.Process(self.process.pid), *own.children(recursive=True)]
-        except self._psutil.NoSuchProcess:
-            return [self.process.pid]
-        for one in tree:
-            try:
-                self._tree[one.pid, one.create_time()] = one
-                if title in " ".join(one.cmdline()):
-                    found.append(one.pid)
-            except self._psutil.NoSuchProcess:
-                continue
-        return found
+    def processes(self, *titles: str) -> list[int]:
+        """Ids of the cluster's processes with one of these titles."""
+        below = [one for raylet in self._raylets for one in _descendants(raylet)]
+        return titled(below, *titles)
 
-    def alive(self) -> list[Any]:
-        """Those of its processes seen so far that still run."""
-        return [one for one in self._tree.values() if one.is_running() and not is_zombie(one)]
+    def assert_nothing_left(self) -> float:
+        """See that what the cluster ran for it is gone soon after its end.
 
-    def assert_nothing_left(self) -> None:
-        """All processes that it ever had are gone, soon after its end."""
-        until(lambda: not self.alive(), f"end of {[one.pid for one in self.alive()]}", 30)
-
-
-def is_zombie(process: Any) -> bool:
-    """Whether it has ended and nobody has noticed."""
-    try:
-        return bool(process.status() == "zombie")
-    except Exception:
-        return True
+        Returns:
+            Seconds that this took.
+        """
+        begin = time.monotonic()
+        ours = (INGEST, WORKER, "TrainController", "Relay", "ReadPortions")
+        until(lambda: not self.processes(*ours), "the end of all that the job had started", 60)
+        return time.monotonic() - begin
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> float:

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from lafs_ray.training.state import load_checkpoint
-from tests.engine.jobs import INGEST, WORKER, Job, command, kill, metrics, until
+from tests.engine.jobs import INGEST, WORKER, Job, Nodes, command, kill, metrics, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,20 @@ HANG_S = 12
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
+def nodes() -> Iterator[Nodes]:
+    """A cluster for all jobs of this module, with room for three workers."""
+    nodes = Nodes(9)
+    yield nodes
+    nodes.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str
+) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    with Job(command(folder, face_set_path, *SETTINGS)) as job:
+    with nodes.job(command(folder, face_set_path, *SETTINGS)) as job:
         assert job.end() == 0, job.output
         job.assert_nothing_left()
     assert len(metrics(folder)) == STEPS
@@ -113,12 +123,14 @@ class Battered:
 
 
 @pytest.fixture(scope="module")
-def battered(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Battered:
+def battered(
+    nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str
+) -> Battered:
     """One run that meets one fault after the other: starting Ray for each would take minutes."""
     folder = tmp_path_factory.mktemp("battered")
     patience = [f"compute.timeout_s={HANG_S}", "checkpoints.retry_s=10"]
     seconds = {}
-    with Job(command(folder, face_set_path, *SETTINGS, *patience)) as job:
+    with nodes.job(command(folder, face_set_path, *SETTINGS, *patience)) as job:
         faults: list[tuple[int, str, Callable[[Job], float]]] = [
             (2, "ingest actor killed", kill_ingest),
             (9, "worker killed", kill_worker),
@@ -175,12 +187,12 @@ def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None
 
 
 def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut_checkpoint(
-    tmp_path: Path, face_set_path: str, uninterrupted: Path
+    nodes: Nodes, tmp_path: Path, face_set_path: str, uninterrupted: Path
 ) -> None:
     """A spot notice: saved within seconds, exit code 143. Its checkpoint is then cut short on the
     disk: the run names it and continues from the one before, to the same losses."""
     folder = tmp_path / "run" / "checkpoints"
-    with Job(command(tmp_path, face_set_path, *SETTINGS)) as job:
+    with nodes.job(command(tmp_path, face_set_path, *SETTINGS)) as job:
         beyond(job, 5)
         since = kill(job.process.pid, signal.SIGTERM)
         assert job.end() == 143, job.output
@@ -193,7 +205,7 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
     assert sorted(os.listdir(folder))[-1] == newest.name
     assert [line["step"] for line in metrics(tmp_path)] == [*range(1, int(stopped[1]) + 1)]
     os.truncate(newest, newest.stat().st_size // 2)
-    with Job(command(tmp_path, face_set_path, *SETTINGS)) as job:
+    with nodes.job(command(tmp_path, face_set_path, *SETTINGS)) as job:
         assert job.end() == 0, job.output
     assert f"passing over a damaged checkpoint: {newest}" in job.output
     before = (int(stopped[1]) - 1) // 4 * 4
@@ -201,22 +213,24 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
-def test_run_on_three_workers__continues_on_two(tmp_path: Path, face_set_path: str) -> None:
+def test_run_on_three_workers__continues_on_two(
+    nodes: Nodes, tmp_path: Path, face_set_path: str
+) -> None:
     """Killed on three, continued on two: the losses of one process, as the global batch and the
     order of records stay the same."""
     # Dropout depends on the rank.
     plain = ["model.dropout=0", "model.drop_path=0", "batch_size=12", "duration=24 steps"]
     plain += ["checkpoints.every=4 steps", "ingest.actors_per_worker=1"]
     folder = tmp_path / "several"
-    with Job(command(folder, face_set_path, *plain, "compute.workers=3")) as job:
+    with nodes.job(command(folder, face_set_path, *plain, "compute.workers=3")) as job:
         beyond(job, 5)
         kill(job.process.pid)
-        job.assert_nothing_left()
+        logger.info("driver killed: its processes gone after %.1f s", job.assert_nothing_left())
     assert metrics(folder)[-1]["step"] < 24, "killed too late to show anything"
-    with Job(command(folder, face_set_path, *plain, "compute.workers=2")) as job:
+    with nodes.job(command(folder, face_set_path, *plain, "compute.workers=2")) as job:
         assert job.end() == 0, job.output
     assert "continuing run at step" in job.output
-    with Job(command(tmp_path / "one", face_set_path, *plain, "compute.workers=0")) as job:
+    with nodes.job(command(tmp_path / "one", face_set_path, *plain, "compute.workers=0")) as job:
         assert job.end() == 0, job.output
     ours, theirs = metrics(folder), metrics(tmp_path / "one")
     assert [line["step"] for line in ours] == [line["step"] for line in theirs] == [*range(1, 25)]

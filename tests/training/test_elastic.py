@@ -27,8 +27,11 @@ SETTINGS = [
     "checkpoints.every=3 steps",
     "model.dropout=0",
     "model.drop_path=0",
+    "landmarks.source=grid",
 ]
 STEPS, STOPPED_AT, SAVED = 12, 7, 6
+
+pytestmark = pytest.mark.xdist_group("elastic")  # one process, hence one run of the fixtures
 
 Keys = dict[int, list[int]]
 """Record keys of each step, in the order of the batch."""

@@ -127,7 +127,9 @@ def test_cpu_copy__of_a_nest() -> None:
         assert one.tolist() == [0.0, 1.0, 2.0]
 
 
-SHORT = ["duration=9 steps", "checkpoints.every=2 steps", "checkpoints.keep=9"]
+# Without the landmark CNN, nine tenths of a step's time.
+QUICK = ["landmarks.source=grid"]
+SHORT = [*QUICK, "duration=9 steps", "checkpoints.every=2 steps", "checkpoints.keep=9"]
 
 
 def delayed(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
@@ -204,7 +206,7 @@ def test_run__storage_fails_for_good(
 @pytest.mark.parametrize("best_is", ["lowest", "highest"])
 def test_keep_best__stays_however_old(tmp_path: Path, face_set_path: str, best_is: str) -> None:
     """Besides the newest, the checkpoint with the best loss of those ever written is kept."""
-    settings = ["duration=8 steps", "checkpoints.every=1 steps", "checkpoints.keep=2"]
+    settings = [*QUICK, "duration=8 steps", "checkpoints.every=1 steps", "checkpoints.keep=2"]
     best = ["checkpoints.keep_best=loss", f"checkpoints.best_is={best_is}"]
     result = run(tiny(tmp_path, face_set_path, *settings, *best))
     losses = {line["step"]: line["loss"] for line in result.metrics}
