@@ -157,9 +157,6 @@ def connect(config: Job) -> None:
     """
     workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
     probes = int(config.probe.enabled and config.probe.device == "cuda")
-    # Else a worker that hangs alone, with nobody who waits for it, would be given ten minutes.
-    timeout_s = str(config.compute.timeout_s)
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", timeout_s)
     gpu_arithmetic = f"{_workers_key(config)} = {workers}" + (" + 1 for probe.device=cuda" * probes)
     join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
 

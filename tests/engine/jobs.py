@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,7 +69,9 @@ class Nodes:
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": head_cpus, "object_store_memory": _MEMORY}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        head = {"num_cpus": head_cpus, "object_store_memory": _MEMORY, "dashboard_port": port}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.others = [self.add(number) for number in cpus]
         self.cluster.wait_for_nodes()

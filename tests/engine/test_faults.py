@@ -35,7 +35,7 @@ SETTINGS = [
     "ingest.actors_per_worker=1",
 ]
 # A worker that hangs is noticed after this long.
-HANG_S = 12
+HANG_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def battered(
 ) -> Battered:
     """One run that meets one fault after the other: starting Ray for each would take minutes."""
     folder = tmp_path_factory.mktemp("battered")
-    patience = [f"compute.timeout_s={HANG_S}", "checkpoints.retry_s=10"]
+    patience = [f"compute.timeout_s={HANG_S}", "checkpoints.retry_s=20"]
     seconds = {}
     with nodes.job(command(folder, face_set_path, *SETTINGS, *patience)) as job:
         faults: list[tuple[int, str, Callable[[Job], float]]] = [
