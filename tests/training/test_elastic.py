@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,23 +66,24 @@ def one(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Result:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> dict[int, Any]:
-    """Folder and keys of the run on 3 ranks, stopped, and of what continues it on 2 and on 4."""
+    """By the ranks that continued it: folder and keys of a run, and its keys on 3 ranks before."""
     base = tmp_path_factory.mktemp("several")
-    configs = {
-        ranks: tiny(base / str(ranks), face_set_path, *SETTINGS, f"compute.workers={ranks}")
-        for ranks in (3, 2, 4)
-    }
-    open_job(configs[3])
-    stopped = on_ranks(tmp_path_factory.mktemp("3"), (3, train_rank, (configs[3], STOPPED_AT)))[0]
-    for ranks in (2, 4):
-        shutil.copytree(base / "3", base / str(ranks))
-    on_two, on_four = on_ranks(
-        tmp_path_factory.mktemp("2 and 4"),
-        (2, train_rank, (configs[2], STEPS)),
-        (4, train_rank, (configs[4], STEPS)),
-    )
-    parts = {3: stopped, 2: on_two, 4: on_four}
-    return {ranks: (base / str(ranks) / "debug", keys) for ranks, keys in parts.items()}
+    settings = {ranks: [*SETTINGS, f"compute.workers={ranks}"] for ranks in (3, 2, 4)}
+
+    def config(then: int, ranks: int) -> PretrainConfig:
+        return tiny(base / f"then {then}", face_set_path, *settings[ranks])
+
+    for then in (2, 4):
+        open_job(config(then, 3))
+    # In the same processes, since starting one costs seconds.
+    stages = [
+        (ranks, train_rank, (config(then, ranks), stop))
+        for then in (2, 4)
+        for ranks, stop in ((3, STOPPED_AT), (then, STEPS))
+    ]
+    on_three, on_two, on_three_too, on_four = on_ranks(tmp_path_factory.mktemp("ranks"), *stages)
+    parts = {2: (on_three, on_two), 4: (on_three_too, on_four)}
+    return {then: (base / f"then {then}" / "debug", *keys) for then, keys in parts.items()}
 
 
 def joined(ranks: list[Keys]) -> Keys:
@@ -96,7 +96,7 @@ def test_run_on_three_ranks__continued_on_others_reads_the_same_records(
     ranks: int, one: Result, several: dict[int, Any]
 ) -> None:
     """The record keys of the whole run come in the order of one process: none lost or repeated."""
-    before, after = joined(several[3][1]), joined(several[ranks][1])
+    before, after = map(joined, several[ranks][1:])
     assert sorted(before) == [*range(STOPPED_AT)]
     assert sorted(after) == [*range(SAVED, STEPS)]
     steps = {**{step: before[step] for step in range(SAVED)}, **after}
