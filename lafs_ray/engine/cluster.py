@@ -9,10 +9,8 @@ notes, section 2.4).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import queue
 import signal
 import threading
 import time
@@ -31,6 +29,7 @@ from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.notices import Wishes, leaving_nodes
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
 from lafs_ray.engine.stopping import StopRequest, stop_request
 from lafs_ray.errors import ConfigError, UserError
@@ -268,7 +267,7 @@ def _follow(
             _say(line)
         if request.signum is not None:
             relay.ask.remote(Wish.STOP)
-        elif new := _leaving_nodes() - leaving:
+        elif new := leaving_nodes() - leaving:
             _say(f"{len(new)} nodes of the cluster will leave: saving at once")
             leaving |= new
             relay.ask.remote(Wish.SAVE)
@@ -335,7 +334,7 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
-    wishes = _Wishes(relay) if rank == 0 else None
+    wishes = Wishes(relay) if rank == 0 else None
     judges = inputs.config.probe.enabled
     run_rank(
         inputs,
@@ -353,37 +352,6 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-class _Wishes:
-    """What the driver asks of the run, as rank 0 hears of it in a thread of its own."""
-
-    def __init__(self, relay: Any) -> None:
-        self._relay = relay
-        self._heard: queue.SimpleQueue[Wish] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def take(self) -> Wish:
-        """What has been asked since the last call."""
-        return Wish.NOTHING if self._heard.empty() else self._heard.get()
-
-    def _listen(self) -> None:
-        # The end of the driver is the end of this process, too.
-        with contextlib.suppress(ray.exceptions.RayError):
-            while True:
-                wish = ray.get(self._relay.take_wish.remote())
-                if wish is not Wish.NOTHING:
-                    self._heard.put(wish)
-                time.sleep(_RELAY_POLL_S)
-
-
-def _leaving_nodes() -> set[str]:
-    """Nodes that are about to be taken away (`ray drain-node`, spot notices of the autoscaler)."""
-    # What Ray Train itself asks; its public form is a collective operation of the workers.
-    try:
-        return set(ray._private.state.state.get_draining_nodes())
-    except Exception:  # the head may be busy: a notice is there at the next time as well
-        return set()
 
 
 def _tell_ray(line: dict[str, Any], inputs: JobInputs) -> None:

@@ -28,8 +28,10 @@ class StopRequest:
         Raises:
             Stopped: a signal ended the run before its last step.
         """
+        if self.signum is None:
+            return
         steps, total = inputs.folder().steps(), inputs.length.total_steps
-        if self.signum is None or (steps and steps[-1] >= total):
+        if steps and steps[-1] >= total:
             return
         name = signal.Signals(self.signum).name
         where = f"saved after step {steps[-1]} of {total}" if steps else "before its first step"
