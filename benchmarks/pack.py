@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,18 @@ DRAWN = 100
 RANDOM_READS = 5000
 
 
+@lru_cache(maxsize=1)
+def drawn_faces(count: int, images_each: int) -> tuple[bytes, ...]:
+    """Generated faces as JPEGs, `images_each` of a person."""
+    return tuple(
+        encode_face(sample_identity(0, person), sample_nuisance(0, person, number))
+        for number, person in ((number, number // images_each) for number in range(count))
+    )
+
+
 def write_ordered(path: Path, num_images: int, images_each: int) -> None:
     """A set in insightface's layout, ordered by identity."""
-    drawn = []
-    for number in range(min(DRAWN, num_images)):
-        person = sample_identity(0, number // images_each)
-        drawn.append(encode_face(person, sample_nuisance(0, number // images_each, number)))
+    drawn = drawn_faces(min(DRAWN, num_images), images_each)
     first, people = num_images + 1, num_images // images_each
     with RecordWriter(str(path)) as writer:
         writer.write(0, pack(Header(2, (float(first), float(first + people)), 0), b""))
@@ -88,25 +95,36 @@ def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
     return statistics.median(clock), statistics.median(processor)
 
 
-def peak_mb(source: str, out: str, memory: str) -> float:
-    """Peak of memory of a process that packs, above one that has only imported what it needs."""
+def peak_mb(imports: list[str], work: list[str], *arguments: str) -> tuple[float, str]:
+    """Peak of memory of a process that works, above what it had after its imports; its output.
+
+    Args:
+        imports: lines of Python that bring what the work needs.
+        work: lines of Python.
+        arguments: `sys.argv[1:]`.
+    """
     lines = [
         "import re, sys",
         "from pathlib import Path",
-        "from lafs_ray.data.packing.options import PackOptions",
-        "from lafs_ray.data.packing.session import pack_faces",
         # Not getrusage: a child's mark there begins with its parent's.
         "def peak():",
         "    status = Path('/proc/self/status').read_text()",
         "    return int(re.search(r'VmHWM:\\s+(\\d+)', status)[1])",
+        *imports,
         "before = peak()",
-        "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
-        "pack_faces(options, say=lambda _: None)",
+        *work,
         "print(peak() - before)",
     ]
-    command = [sys.executable, "-c", "\n".join(lines), source, out, memory]
+    command = [sys.executable, "-c", "\n".join(lines), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout) / 1024
+    *printed, peak = done.stdout.splitlines()
+    return int(peak) / 1024, "\n".join(printed)
+
+
+PACK = [
+    "from lafs_ray.data.packing.options import PackOptions",
+    "from lafs_ray.data.packing.session import pack_faces",
+]
 
 
 def random_read_rate(faces: FaceSet) -> float:
@@ -181,7 +199,11 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     print(f"packing takes {ours / plain:.1f} × a sequential copy")
     if options.workers:
         print_on_ray(root, source, options, plain)
-    peak = peak_mb(str(source), str(root / "measured"), str(options.memory))
+    work = [
+        "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
+        "pack_faces(options, say=lambda _: None)",
+    ]
+    peak, _ = peak_mb(PACK, work, str(source), str(root / "measured"), str(options.memory))
     print(f"peak of memory above the program's own: {peak:.0f} MB, the set has {size / 1e6:.0f}")
     forget(root)
     faces = open_faces(str(source))

@@ -8,14 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from lafs_ray.data import synthetic
+from lafs_ray.models.landmarks import LandmarkCNN
 
 ROOT = Path(__file__).parent.parent
 
 
 def output(script: str, *arguments: str) -> str:
+    # Two of them share code with another one or with the tests, and run as modules.
+    start = [f"benchmarks/{script}"] if script.endswith(".py") else ["-m", f"benchmarks.{script}"]
     done = subprocess.run(
-        [sys.executable, f"benchmarks/{script}", *arguments],
+        [sys.executable, *start, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -28,9 +33,9 @@ def output(script: str, *arguments: str) -> str:
 
 
 def test_views__runs_to_the_end() -> None:
-    """The benchmark of the views times all three sources of landmarks and prints its ratios."""
+    """The benchmark of the views times all four sources of landmarks and prints its ratios."""
     printed = output("views.py", "--images", "16", "--repeats", "1")
-    for source in ("per_view", "per_image", "grid"):
+    for source in ("per_view", "per_image", "cached", "grid"):
         assert re.search(rf"^ +\d+\.\d × the time of {source}$", printed, re.MULTILINE), printed
 
 
@@ -74,6 +79,25 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
 
 
+def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
+    """Three runs that differ in the source of landmarks alone begin with nearly the same loss."""
+    faces = tmp_path / "faces"
+    synthetic.write_faces(str(faces), num_identities=32, images_per_identity=3, seed=0)
+    pairs = str(tmp_path / "pairs.bin")
+    synthetic.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
+    network = tmp_path / "stage_1.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(LandmarkCNN(25, width=0.25).state_dict(), network)
+    sets = ("--stage-1", str(network), "--faces", str(faces / "train.rec"), "--pairs", pairs)
+    command = ("landmark_sources.py", str(tmp_path / "work"), *sets, "--steps", "1", "--seeds", "1")
+    printed = output(*command, "--people", "4")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d\.\d{3}) (?:\| 0\.\d{3} ){4}\|$", printed, re.M))
+    assert list(rows) == ["per_view", "per_image", "cached"], printed
+    # The prototypes of an untrained head tell faces apart by hundredths.
+    assert abs(float(rows["per_image"]) - float(rows["cached"])) < 0.01
+
+
 def test_pack__ratios_memory_and_order() -> None:
     """Packing is timed beside a copy; a packed set mixes identities as a perfect shuffle does."""
     printed = output("pack.py", "--images", "1000", "--each", "20", "--repeats", "1")
@@ -98,3 +122,50 @@ def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
     maxima = re.findall(r"^(in|beside) the step .* (\d+) \(.*$", printed, re.MULTILINE)
     longest = {name: float(milliseconds) for name, milliseconds in maxima}
     assert longest["beside"] < longest["in"] / 2, printed
+
+
+def test_storage__every_way_with_its_requests() -> None:
+    """All ways read the same records from the server; joining and caching save requests."""
+    options = ("--portions", "1", "--images", "1200", "--shards", "2")
+    printed = output("storage", *options, "--latency", "0", "--training", "0")
+    rows = re.findall(r"^[( ].{42} +(\d+\.\d\d) +(\d\.\d{3}) +(\d+)$", printed, re.MULTILINE)
+    requests = [int(row[2]) for row in rows]
+    assert len(rows) == 8, printed
+    one_by_one, joined, at_once, ahead, filling, cached, packed, packed_ahead = requests
+    assert one_by_one >= 256
+    assert joined == at_once == ahead < 64
+    assert 0 < filling <= joined
+    assert cached == 0
+    assert packed == packed_ahead < joined
+
+
+def test_plan__order_and_costs() -> None:
+    """A packed set mixes as a perfect shuffle does, an ordered one by whole chunks does not."""
+    options = ("--images", "20000", "--batches", "20", "--records", "5000", "--chunks", "4")
+    printed = output("plan", *options)
+    ratios = {
+        name: float(ratio)
+        for name, ratio in re.findall(
+            r"^(.{28}) +[\d.]+ +\d+ to \d+ +(\d\.\d\d) +[\d.]+$", printed, re.MULTILINE
+        )
+    }
+    found = {name.strip(): ratio for name, ratio in ratios.items()}
+    assert found["perfect shuffle"] == 1
+    assert abs(found["packed, chunk_records 256"] - 1) < 0.05, printed
+    assert found["ordered, chunk_records 256"] < 0.5, printed
+    assert re.search(r"^ +5000 +4 +\d+\.\d\d +\d\.\d{4} +\d+$", printed, re.MULTILINE), printed
+
+
+def test_stream__rates_memory_and_places(tmp_path: Path) -> None:
+    """Every way of reading is timed, and the first batch of any place reads one window alone."""
+    printed = output("stream", "--images", "4400", "--limit", "512", "--folder", str(tmp_path))
+    for name in ("plain sequential read", "ordered, chunk_records 4, bytes", "packed, debug mode"):
+        assert re.search(rf"^{name}.* \d+ +\d+\.\d +\d+\.\d{{3}} +\d+$", printed, re.M), printed
+    assert re.search(r"^streaming, debug mode: \+ \d+ MB, ", printed, re.M), printed
+    shares = re.findall(
+        r", (epoch .*?) +\d\.\d{3} s +[\d.]+ MB +([\d.]+)% of the set$", printed, re.M
+    )
+    assert len(shares) == 8, printed
+    # A window is 2048 of 4400 records, and joined reads bring gaps between them as well.
+    for place, share in shares[4:]:
+        assert 3 < float(share) < 75, (place, printed)

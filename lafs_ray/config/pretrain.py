@@ -17,12 +17,16 @@ from lafs_ray.config.sections import Count, Job, Positive, Rate
 class Landmarks(Section):
     """Where landmarks come from and how they are disturbed."""
 
-    source: Literal["per_view", "per_image", "grid"] = "per_view"
-    """per_view: the CNN sees each clean view (reference); per_image: once, mapped through the crop;
-    grid: none, plain patches (DINO-face)."""
+    source: Literal["per_view", "per_image", "cached", "grid"] = "per_view"
+    """per_view: the CNN sees each clean view (reference); per_image: the whole face, once, and its
+    landmarks are mapped through the crop; cached: the same, found before by
+    jobs/cache_landmarks.py; grid: none, plain patches (DINO-face)."""
     weights: str | None = None
     """Checkpoint of stage 1 (ours or published) with the landmark CNN, or the word `untrained`;
     required unless source is grid."""
+    cache: str | None = None
+    """Folder of cached landmarks; null: beside the set, where jobs/cache_landmarks.py puts them
+    unless told otherwise."""
     noise_px: Annotated[Real, Field(ge=0.0)] = 5.0
     """Standard deviation of the landmark perturbation, in pixels."""
     local_tokens: Positive = 36
@@ -175,6 +179,11 @@ class PretrainConfig(Job):
             raise ValueError(
                 "landmarks.weights: required, the landmark CNN comes from stage 1; give its "
                 "checkpoint, or landmarks.source=grid to pretrain without landmarks"
+            )
+        elif self.landmarks.source == "cached" and self.landmarks.weights == "untrained":
+            raise ValueError(
+                "landmarks.source: cached, but landmarks.weights=untrained; landmarks are cached "
+                "of a stage-1 checkpoint"
             )
         elif local > total and not self.landmarks.replacement:
             raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,12 +22,15 @@ from lafs_ray.data import recordio, storage
 from lafs_ray.data.cache import BlockCache
 from lafs_ray.data.fetch import Spans, fetch_spans
 from lafs_ray.data.image_size import stated_size
+from lafs_ray.data.landmark_cache import LandmarkCache
 from lafs_ray.data.manifest import ColourOrder, PackedLabels, find_packed
+from lafs_ray.data.record_files import expand_records
 from lafs_ray.data.shards import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
 _SAMPLED_IDENTITIES = 64
 _ROWS_PER_READ = 4096
+_SHARDS_AT_ONCE = 16
 # 400 MB once decoded; a file of a few bytes may state ten times as much.
 _MAX_PIXELS = 1 << 27
 
@@ -41,6 +45,7 @@ class FaceRows:
         label: the record's first label, int64 [n]; -1: damaged, or no whole number ≥ 0.
         images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
         errors: what is wrong with the record; empty where nothing is.
+        landmarks: cached ones, float16 [n, N, 2], where the set has them; see `LandmarkCache`.
     """
 
     shard: NDArray[np.int32]
@@ -48,6 +53,7 @@ class FaceRows:
     label: NDArray[np.int64]
     images: list[bytes]
     errors: list[str]
+    landmarks: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +72,7 @@ class FaceSet:
         colour_order: of the images, where the manifest of a packed set says it.
         shard_versions: what an object store calls the content of each file; empty on a disk.
         cache: where what comes from an object store is kept; None: nowhere.
+        landmarks: of every image, found before; None: not wanted.
     """
 
     shard_uris: tuple[str, ...]
@@ -79,6 +86,7 @@ class FaceSet:
     colour_order: ColourOrder | None = None
     shard_versions: tuple[str, ...] = ()
     cache: BlockCache | None = None
+    landmarks: LandmarkCache | None = None
 
     @property
     def num_images(self) -> int:
@@ -91,12 +99,15 @@ class FaceSet:
 
         Shards cut from one set carry its labels, so an identity in two shards counts once.
         """
-        labels: list[NDArray[np.int64]] = []
+        # The shards of a packed set know the same labels: counting them once is enough.
+        tables: dict[object, NDArray[np.int64]] = {}
         for table in self.identities:
             if table is None:
                 return None
-            labels.append(table.listed)
-        return len(np.unique(np.concatenate(labels)))
+            same = table.uri if isinstance(table, PackedLabels) else table
+            if same not in tables:
+                tables[same] = table.listed
+        return len(np.unique(np.concatenate(list(tables.values()))))
 
     def read(self, index: NDArray[np.int64]) -> FaceRows:
         """The rows of these images, in the order asked; repeats are read once.
@@ -108,6 +119,7 @@ class FaceSet:
             DataError: a file has vanished, or changed since the set was opened.
         """
         assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
+        landmarks = None if self.landmarks is None else self.landmarks.read(index)
         wanted, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
         members = [(shard, wanted[shards == shard]) for shard in np.unique(shards).tolist()]
@@ -128,6 +140,7 @@ class FaceSet:
             label=np.array([label for label, _, _ in rows], dtype=np.int64),
             images=[image for _, image, _ in rows],
             errors=[error for _, _, error in rows],
+            landmarks=landmarks,
         )
 
     def subset(self, index: NDArray[np.int64]) -> FaceSet:
@@ -137,6 +150,7 @@ class FaceSet:
             index: image numbers, ascending, int64 [n].
         """
         assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
+        assert self.landmarks is None, "cached landmarks are numbered as the whole set"
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         digest.update(np.ascontiguousarray(index).data)
         return replace(
@@ -218,8 +232,10 @@ def open_faces(
             the counts in insightface's header, or in a packed set's manifest, contradict each
             other; or the manifest has the other colour order.
     """
-    uris = storage.expand_records(path)
-    packed = find_packed(path, uris, [storage.file_size(uri) for uri in uris])
+    uris = expand_records(path)
+    # A shard of an object store is opened with some forty requests, which is waiting.
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        packed = find_packed(path, uris, list(pool.map(storage.file_size, uris)))
     if colour_order and packed.colour_order not in (None, colour_order):
         raise DataError(
             path,
@@ -227,7 +243,8 @@ def open_faces(
             expected=f"data.colour_order: {colour_order}",
             fix=f"set data.colour_order={packed.colour_order}, or pack anew with --colour-order",
         )
-    shards = [open_shard(uri) for uri in uris]
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        shards = list(pool.map(open_shard, uris))
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
     for shard in shards:

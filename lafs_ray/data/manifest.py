@@ -21,6 +21,8 @@ from lafs_ray.errors import DataError
 MANIFEST, CLAIM, LABELS, IDENTITIES = "manifest.json", "pack.json", "labels.npy", "identities.csv"
 FORMAT, VERSION = "lafs_ray packed faces", 1
 LABEL = np.dtype("<i4")
+MAX_LABELS = 1 << 24  # labels are float32 in the file
+_MOST = 1 << 62
 
 ColourOrder = Literal["rgb", "bgr"]
 
@@ -96,7 +98,7 @@ def read_json(uri: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad_manifest(uri, f"no JSON ({error})") from error
     if not isinstance(content, dict):
         raise _bad_manifest(uri, f"JSON that is no object but a {type(content).__name__}")
@@ -116,12 +118,29 @@ def read_manifest(uri: str) -> Manifest:
         shards = tuple(ShardEntry(**shard) for shard in content.pop("shards"))
         sources = tuple(content.pop("sources"))
         manifest = Manifest(**content, shards=shards, sources=sources)
-        fits = sum(shard.images for shard in shards) == manifest.images
     except (TypeError, KeyError) as error:
         raise _bad_manifest(uri, f"keys that are missing or too many ({error})") from error
-    if not fits or manifest.colour_order not in get_args(ColourOrder):
-        raise _bad_manifest(uri, "counts or a colour order that cannot be")
+    if not _is_possible(manifest):
+        raise _bad_manifest(uri, "counts, names or a colour order that cannot be")
     return manifest
+
+
+def _is_possible(manifest: Manifest) -> bool:
+    """Whether the values are of their types and fit each other."""
+    shards = manifest.shards
+    counts = [manifest.images, manifest.identities, manifest.unlabelled, manifest.image_size]
+    counts += [count for shard in shards for count in (shard.images, shard.size_bytes)]
+    texts = [text for one in shards for text in (one.name, one.blake2b, one.index_blake2b)]
+    return (
+        all(type(count) is int and 0 <= count < _MOST for count in counts)
+        and all(type(text) is str for text in [*texts, *manifest.checksums])
+        and sum(shard.images for shard in shards) == manifest.images
+        and manifest.identities <= MAX_LABELS
+        and manifest.colour_order in get_args(ColourOrder)
+        and all(isinstance(source, dict) for source in manifest.sources)
+        and isinstance(manifest.request, dict)
+        and isinstance(manifest.checksums, dict)
+    )
 
 
 def _bad_manifest(uri: str, found: str) -> DataError:
@@ -156,18 +175,27 @@ class PackedLabels:
         """The label of each image key; -1: it has none.
 
         Raises:
-            DataError: `labels.npy` is missing or of another length.
+            DataError: `labels.npy` is missing, of another length, or of other records.
         """
         with storage.open_input(self.uri) as file:
             # The numbers are the end of the file: its header need not be understood.
-            start = file.size() - LABEL.itemsize * self.total
+            size = file.size()
+            start = size - LABEL.itemsize * self.total
+            # Before reading: what the manifest says may be more than there is memory for.
+            if not 0 < start <= 4096 or self.first + self.images > self.total:
+                raise DataError(
+                    self.uri,
+                    found=f"{size} bytes",
+                    expected=f"a header and {self.total} labels of 4 bytes",
+                    fix="copy the file again",
+                )
             data = file.read_at(LABEL.itemsize * self.images, start + LABEL.itemsize * self.first)
-        if not 0 < start <= 4096 or len(data) != LABEL.itemsize * self.images:
+        if len(keys) and not 0 <= keys.min() <= keys.max() < self.images:
             raise DataError(
                 self.uri,
-                found=f"{start + LABEL.itemsize * self.total} bytes",
-                expected=f"a header and {self.total} labels of 4 bytes",
-                fix="copy the file again",
+                found=f"labels of keys 0 to {self.images - 1}, as {MANIFEST} says",
+                expected=f"those of keys {keys.min()} to {keys.max()}, as the .idx has them",
+                fix="copy manifest, .rec and .idx again from one place",
             )
         return np.frombuffer(data, LABEL)[keys].astype(np.int64)
 

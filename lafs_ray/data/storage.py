@@ -13,21 +13,17 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
 
 from lafs_ray.data.object_store import is_s3, s3_client, without_credentials
-from lafs_ray.data.reading import Input, persist, unreadable
+from lafs_ray.data.reading import Input, persist
 from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
-# Opening a file on NFS, or in an object store, is waiting for an answer.
-_FILES_AT_ONCE = 16
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -67,7 +63,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         ) from error
 
 
-def _info(uri: str) -> fs.FileInfo:
+def file_info(uri: str) -> fs.FileInfo:
+    """Type, size and time of the last change of what is there, or that nothing is."""
     filesystem, path = resolve(uri)
     return persist(lambda: filesystem.get_file_info(path), uri)
 
@@ -79,12 +76,12 @@ def absolute(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    return bool(_info(uri).type != fs.FileType.NotFound)
+    return bool(file_info(uri).type != fs.FileType.NotFound)
 
 
 def is_folder(uri: str) -> bool:
     """Whether a folder is there."""
-    return bool(_info(uri).type == fs.FileType.Directory)
+    return bool(file_info(uri).type == fs.FileType.Directory)
 
 
 def file_size(uri: str) -> int:
@@ -102,7 +99,7 @@ def file_stamp(uri: str) -> tuple[int, int]:
     Raises:
         DataError: there is no such file.
     """
-    info = _info(uri)
+    info = file_info(uri)
     if info.type != fs.FileType.File:
         found = "no such file" if info.type == fs.FileType.NotFound else "a folder"
         raise DataError(uri, found=found, expected="a file", fix="check the path")
@@ -245,112 +242,6 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
         raise DataError(uri, found=found, expected="a place to write the file", fix=fix) from error
 
 
-def expand_records(path: str) -> tuple[str, ...]:
-    """The `.rec` files of a face set, sorted by name.
-
-    Args:
-        path: a `.rec` file, a folder that holds some, or a pattern (`*`, `[…]`; on disk also `?`).
-
-    Raises:
-        DataError: nothing is there, an `.idx` lacks its `.rec`, or the file is of another kind.
-    """
-    wildcards = "*[" if is_uri(path) else "*?["
-    is_pattern = any(mark in path for mark in wildcards) and not (
-        not is_uri(path) and os.path.exists(path)
-    )
-    if is_pattern:
-        return _matching(path, wildcards)
-    info = _info(path)
-    if info.type == fs.FileType.Directory:
-        return _in_folder(path)
-    bare = path.partition("?")[0] if is_uri(path) else path
-    if not bare.endswith(".rec"):
-        found = "no such file or folder" if info.type == fs.FileType.NotFound else "another file"
-        expected = "a .rec file, a folder of .rec files, or a pattern such as shards/*.rec"
-        raise DataError(path, found=found, expected=expected, fix="check the path")
-    if info.type == fs.FileType.NotFound:
-        lonely = exists(replace_suffix(path, ".rec", ".idx"))
-        found = "the .idx, but no .rec beside it" if lonely else "no such file"
-        raise DataError(path, found=found, expected="a .rec file", fix="copy the .rec to this path")
-    return (path,)
-
-
-def _in_folder(folder: str) -> tuple[str, ...]:
-    names = _names_below(folder, recursive=False)
-    records = [name for name in names if name.endswith(".rec")]
-    lonely = [name for name in names if name.endswith(".idx") and name[:-4] + ".rec" not in records]
-    if lonely:
-        raise DataError(
-            folder,
-            found=f".idx without .rec: {', '.join(lonely[:5])}",
-            expected="a .rec beside every .idx",
-            fix="copy the missing .rec files, or remove the .idx files",
-        )
-    if not records:
-        found = f"{len(names)} files, none of them .rec" if names else "an empty folder"
-        fix = "give the folder that holds the .rec shards"
-        raise DataError(folder, found=found, expected="at least one .rec file", fix=fix)
-    return tuple(join(folder, name) for name in records)
-
-
-def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
-    pattern, mark, query = pattern.partition("?") if is_uri(pattern) else (pattern, "", "")
-    parts = pattern.split("/")
-    first = next(i for i, part in enumerate(parts) if any(mark in part for mark in wildcards))
-    base, wanted = "/".join(parts[:first]) or ("/" if first else "."), parts[first:]
-    base += mark + query
-    names = _names_below(base, recursive=len(wanted) > 1) if exists(base) else []
-    matches = [
-        name
-        for name in names
-        if len(name.split("/")) == len(wanted)
-        and all(map(fnmatchcase, name.split("/"), wanted))
-        and name.endswith(".rec")
-    ]
-    if not matches:
-        found = f"no match among {len(names)} files" if names else f"nothing below {base}"
-        pattern += mark + query
-        raise DataError(pattern, found=found, expected="at least one .rec", fix="check the pattern")
-    return tuple(join(base, name) for name in matches)
-
-
-def _names_below(folder: str, *, recursive: bool) -> list[str]:
-    """Sorted names of the files below a folder, relative to it."""
-    filesystem, path = resolve(folder)
-    selector = fs.FileSelector(path, recursive=recursive)
-    infos = persist(lambda: filesystem.get_file_info(selector), folder)
-    prefix = path.rstrip("/") + "/"
-    return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
-
-
-def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]:
-    """The content of each of many small files, some of them read at the same time.
-
-    Args:
-        folder: what names are relative to.
-        names: relative to the folder, or complete paths or URIs.
-
-    Yields:
-        In the order of the names, the content, or what is wrong with the file.
-    """
-    filesystem, path = resolve(folder)
-
-    def read(name: str) -> bytes | DataError:
-        try:
-            if is_uri(name):
-                return read_bytes(name)
-            # Not by URI: names need not be percent-encoded, and the client is found once.
-            with filesystem.open_input_file(name if name[0] == "/" else f"{path}/{name}") as file:
-                return bytes(file.read())
-        except OSError as error:
-            return unreadable(name if name[0] == "/" else join(folder, name), error)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        yield from pool.map(read, names)
-
-
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 
@@ -402,32 +293,13 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
         folder: a path or URI.
         recursive: also files in the folders below, as paths relative to this one.
     """
-    return _names_below(folder, recursive=recursive) if exists(folder) else []
-
-
-def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
-    """(name relative to the folder, bytes, time of the last change in ns) of every file below it.
-
-    In no particular order. On disk one subfolder is listed after the other, so that memory holds
-    only its files; an object store lists everything in pages of its own, whatever the folders.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
+    if not exists(folder):
+        return []
     filesystem, path = resolve(folder)
+    selector = fs.FileSelector(path, recursive=recursive)
+    infos = persist(lambda: filesystem.get_file_info(selector), folder)
     prefix = path.rstrip("/") + "/"
-    is_local = isinstance(filesystem, fs.LocalFileSystem)
-    waiting = [path]
-    while waiting:
-        try:
-            infos = filesystem.get_file_info(fs.FileSelector(waiting.pop(), recursive=not is_local))
-        except OSError as error:
-            raise unreadable(folder, error) from error
-        for info in infos:
-            if info.type == fs.FileType.File:
-                yield info.path.removeprefix(prefix), int(info.size), int(info.mtime_ns or 0)
-            elif info.type == fs.FileType.Directory and is_local:
-                waiting.append(info.path)
+    return sorted(one.path.removeprefix(prefix) for one in infos if one.type == fs.FileType.File)
 
 
 def delete_tree(folder: str) -> None:

@@ -21,6 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
+from ray.data.extensions import ArrowTensorArray
 
 from lafs_ray.config.sections import Job
 from lafs_ray.data.plan import Portion
@@ -86,7 +87,9 @@ def _num_records(portion: Portion) -> int:
 def _read(reference: ray.ObjectRef, number: int, portion: Portion) -> Iterator[pa.Table]:
     inputs: JobInputs = ray.get(reference)
     rows = read_portion(inputs.faces, inputs.plan, portion)
-    yield pa.table({"portion": np.full(len(rows["key"]), number), **rows})
+    # Arrow's own columns have one dimension; cached landmarks have three.
+    wide = {n: ArrowTensorArray.from_numpy(rows.pop(n)) for n in list(rows) if rows[n].ndim > 1}
+    yield pa.table({"portion": np.full(len(rows["key"]), number), **rows, **wide})
 
 
 class CropActor:

@@ -1,12 +1,13 @@
 """Crop, colour, blur and solarise many views at once, as PIL does them one image at a time.
 
-All functions take [M, 3, H, W] (M = B·V views) and run on CPU and CUDA. Where a colour operation is
-drawn for some views only, views are regrouped so that it runs on a contiguous slice: no Python loop
-over views and no work on views that did not draw it. Every operation treats a view by itself, so
-results do not depend on which views share a call, bit by bit.
-Ours: values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after every
-operation; we round where a decision depends on it (crop, contrast pivot, solarise threshold) and
-clamp where it clamps. Tests hold the difference to PIL below 3 of 255 in the mean.
+All functions take [M, 3, H, W] (M = B·V views). On CPU views are uint8, and `pixels` changes them;
+the operations here are in float32: they say what is computed, and run on CUDA. Where a colour
+operation is drawn for some views only, views are regrouped so that it runs on a contiguous slice:
+no Python loop over views and no work on views that did not draw it. Every operation treats a view
+by itself, so results do not depend on which views share a call, bit by bit.
+Ours: on CUDA values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after
+every operation; we round where a decision depends on it (crop, contrast pivot, solarise threshold)
+and clamp where it clamps. Tests hold the difference to PIL below 3 of 255 in the mean.
 """
 
 from __future__ import annotations
@@ -21,14 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.method.draws import HUE, ViewDraws
+from lafs_ray.method.pixels import BLUR_REACH, LUMA, SOLARISE_THRESHOLD, change_pixels
 
-# Rec. 601 luma, PIL's `convert("L")`.
-_LUMA = (0.299, 0.587, 0.114)
 _GREY = HUE + 1
 _NONE = _GREY + 1
-# A Gaussian is cut at three standard deviations: 0.3 % of its weight lies beyond.
-_BLUR_REACH = 3.0
-SOLARISE_THRESHOLD = 128
 
 _Key = TypeVar("_Key", bound=np.number[Any])
 
@@ -50,7 +47,7 @@ def crop_views(
         size: side of the views, in pixels.
 
     Returns:
-        float32 [B·V, 3, size, size], whole numbers in 0…255.
+        [B·V, 3, size, size], whole numbers in 0…255: uint8 with channels last on CPU, else float32.
     """
     if images.device.type == "cpu":
         return crop_by_kernel(images, boxes, flips, size)
@@ -61,15 +58,16 @@ def crop_by_kernel(
     images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
 ) -> Tensor:
     """`crop_views` on CPU: one call of the 8-bit kernel for each view."""
-    batch, views = flips.shape
     planes = images.permute(0, 3, 1, 2)
-    cut = torch.empty((batch * views, 3, size, size), dtype=torch.float32)
-    targets = iter(cut)
-    for image, image_boxes, image_flips in zip(planes, boxes.tolist(), flips.tolist(), strict=True):
-        for (top, left, height, width), flip in zip(image_boxes, image_flips, strict=True):
-            box = image[None, :, top : top + height, left : left + width]
-            view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0]
-            next(targets).copy_(view.flip(-1) if flip else view)
+    cut = torch.empty((flips.size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    draws = zip(boxes.reshape(-1, 4).tolist(), flips.reshape(-1).tolist(), strict=True)
+    for number, ((top, left, height, width), flip) in enumerate(draws):
+        # Ranges of one, not numbers: only four dimensions in the right strides are known as having
+        # channels last, for which the kernel is twice as fast.
+        image, target = number // flips.shape[1], cut[number : number + 1]
+        box = planes[image : image + 1, :, top : top + height, left : left + width]
+        view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)
+        target.copy_(view.flip(-1) if flip else view)
     return cut
 
 
@@ -115,12 +113,15 @@ def change_appearance(views: Tensor, draws: ViewDraws) -> Tensor:
     """Colour jitter in each view's own order, then grey, blur and solarise, where drawn.
 
     Args:
-        views: float32 [M, 3, H, W] in 0…255, left as they are.
+        views: [M, 3, H, W] in 0…255, float32, or on CPU uint8; left as they are.
         draws: of B images and V views with B·V = M.
 
     Returns:
-        float32 [M, 3, H, W] in 0…255.
+        [M, 3, H, W] in 0…255, of the same type.
     """
+    if views.dtype == torch.uint8:
+        changed = change_pixels(views.permute(0, 2, 3, 1).contiguous().numpy(), draws)
+        return torch.from_numpy(changed).permute(0, 3, 1, 2)
     jitters, greys = draws.jitters.reshape(-1, 1), draws.greys.reshape(-1, 1)
     order = draws.jitter_order.reshape(-1, 4)
     operations = np.hstack((np.where(jitters, order, _NONE), np.where(greys, _GREY, _NONE)))
@@ -170,8 +171,8 @@ class _Regrouping:
 def luma(views: Tensor) -> Tensor:
     """PIL's grey value of every pixel, [M, 1, H, W], rounded to whole numbers as there."""
     red, green, blue = views.chunk(3, dim=1)
-    grey = red * _LUMA[0]
-    return grey.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).round_()
+    grey = red * LUMA[0]
+    return grey.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).round_()
 
 
 def brighten_(views: Tensor, factor: Tensor) -> None:
@@ -246,7 +247,7 @@ def blur_(views: Tensor, sigma_px: NDArray[np.float32]) -> None:
     """
     assert (np.diff(sigma_px) <= 0).all(), sigma_px
     sigma = sigma_px.astype(np.float64)
-    reach = np.ceil(_BLUR_REACH * sigma).astype(int)
+    reach = np.ceil(BLUR_REACH * sigma).astype(int)
     taps = np.exp(-0.5 * (np.arange(reach[0] + 1) / sigma[:, None]) ** 2)
     taps[np.arange(reach[0] + 1) > reach[:, None]] = 0
     taps /= taps[:, :1] + 2 * taps[:, 1:].sum(axis=1, keepdims=True)

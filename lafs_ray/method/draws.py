@@ -29,7 +29,7 @@ _NUM_UNIFORMS = 36
 Records = NDArray[np.integer[Any]]
 """One number of every record of a batch, [B]: its epoch, shard or key."""
 
-LandmarkSource = Literal["per_view", "per_image", "grid"]
+LandmarkSource = Literal["per_view", "per_image", "cached", "grid"]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A plain callable that the Ray Data actor, the test and the GPU step all call. What a record becomes
 depends on (seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because
-every operation treats each view by itself and the landmark CNN, whose kernels change their order of
-summation with the batch, always runs on the same number of images.
+every operation treats each view by itself and the landmark CNN always runs on the same number of
+images (`lafs_ray.method.landmarks`).
 Tokens are uint8, 130 KB an image: t stands for t / 127.5 - 1, half a step of 8 bits at most away
 from the reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a
 local view, p patch side, S image side.
@@ -18,12 +18,9 @@ from torch import Tensor, nn
 
 from lafs_ray.method.augment import change_appearance, crop_views
 from lafs_ray.method.draws import Records, ViewDraws, ViewSettings, draw_views
+from lafs_ray.method.landmarks import MIDDLE, LandmarkFinder
+from lafs_ray.method.pixels import cut_patches
 from lafs_ray.models.patches import extract_patches, grid_patches
-
-# Images that the landmark CNN sees at once; a last group is filled up with zeros. On one core 16
-# cost 10 % less each than 8 and as much as 32; single ones cost three times as much.
-LANDMARK_GROUP = 16
-_MIDDLE = 127.5
 
 
 class ViewCutter:
@@ -31,8 +28,8 @@ class ViewCutter:
 
     Args:
         settings: what to draw and cut.
-        landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; taken over: moved to
-            `device`, set to eval mode, gradients off. None exactly if the source is `grid`.
+        landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is
+            used. None exactly if the source is `cached` or `grid`.
         seed: the run's seed.
         device: where the pixels are worked on, `cpu` or `cuda`.
         chunk: images worked on at once on CPU, where eight images' views still fit the cache.
@@ -48,18 +45,21 @@ class ViewCutter:
         device: str | torch.device = "cpu",
         chunk: int = 8,
     ) -> None:
-        assert (landmarker is None) == (settings.landmark_source == "grid"), settings
+        assert (landmarker is None) == (settings.landmark_source in ("cached", "grid")), settings
         self.settings = settings
         self.seed = seed
         self.device = torch.device(device)
         self.chunk = chunk
-        self.landmarker = None
-        if landmarker is not None:
-            self.landmarker = landmarker.to(self.device).eval().requires_grad_(False)
+        self._finder = None if landmarker is None else LandmarkFinder(landmarker, self.device)
 
     @torch.no_grad()
     def __call__(
-        self, images: NDArray[np.uint8] | Tensor, epoch: Records, shard: Records, key: Records
+        self,
+        images: NDArray[np.uint8] | Tensor,
+        epoch: Records,
+        shard: Records,
+        key: Records,
+        landmarks: NDArray[np.float16] | Tensor | None = None,
     ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
         """Cut the views of B ≥ 1 faces.
 
@@ -68,6 +68,7 @@ class ViewCutter:
             epoch: [B], as in `draw_views`.
             shard: [B], as in `draw_views`.
             key: [B], as in `draw_views`.
+            landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
 
         Returns:
             `global_tokens` uint8 [B, V_g, N, p·p·3] and `local_tokens` uint8 [B, V_l, n, p·p·3]:
@@ -77,15 +78,13 @@ class ViewCutter:
         size = self.settings.image_size
         assert pixels.shape[1:] == (size, size, 3), pixels.shape
         draws = draw_views(self.settings, self.seed, epoch, shard, key)
-        on_images = None
-        if self.settings.landmark_source == "per_image":
-            on_images = self.find_landmarks(pixels.permute(0, 3, 1, 2).to(torch.float32))
+        on_images = self._landmarks_on_images(pixels, landmarks)
         length = self.chunk if self.device.type == "cpu" else len(pixels)
         chunks = []
         for start in range(0, len(pixels), length):
             rows = slice(start, start + length)
-            landmarks = None if on_images is None else on_images[rows]
-            chunks.append(self._cut(pixels[rows], draws.images(rows), landmarks))
+            known = None if on_images is None else on_images[rows]
+            chunks.append(self._cut(pixels[rows], draws.images(rows), known))
         tokens = {
             "global_tokens": torch.cat([chunk[0] for chunk in chunks]),
             "local_tokens": torch.cat([chunk[1] for chunk in chunks]),
@@ -106,7 +105,7 @@ class ViewCutter:
             clean = crop_views(images, part.boxes, part.flips, size)
             changed = change_appearance(clean, part)
             if settings.landmark_source == "grid":
-                cut = grid_patches(changed, settings.patch_size).round_().to(torch.uint8)
+                cut = _rounded(grid_patches(changed, settings.patch_size))
             else:
                 if on_images is None:
                     landmarks = self.find_landmarks(clean)
@@ -117,18 +116,22 @@ class ViewCutter:
             tokens.append(cut.reshape(*part.flips.shape, *cut.shape[1:]))
         return tokens[0], tokens[1]
 
+    def _landmarks_on_images(
+        self, images: Tensor, cached: NDArray[np.float16] | Tensor | None
+    ) -> Tensor | None:
+        """Landmarks [B, N, 2] of whole images; None where the source does not ask for them."""
+        source = self.settings.landmark_source
+        assert (cached is not None) == (source == "cached"), source
+        if cached is not None:
+            return torch.as_tensor(cached).to(self.device, torch.float32)
+        if source == "per_image":
+            return self.find_landmarks(images.permute(0, 3, 1, 2))
+        return None
+
     def find_landmarks(self, planes: Tensor) -> Tensor:
-        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255, by groups of a fixed size."""
-        assert self.landmarker is not None
-        found = []
-        for start in range(0, len(planes), LANDMARK_GROUP):
-            group = planes[start : start + LANDMARK_GROUP]
-            scaled = group / _MIDDLE - 1
-            missing = LANDMARK_GROUP - len(group)
-            if missing:
-                scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
-            found.append(self.landmarker(scaled)[: len(group)])
-        return torch.cat(found)
+        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
+        assert self._finder is not None
+        return self._finder(planes)
 
     def _perturb(self, landmarks: Tensor, draws: ViewDraws, *, is_local: bool) -> Tensor:
         """Add the noise; then keep the landmarks that a local view drew (METHOD.md, Views)."""
@@ -165,7 +168,12 @@ def supervised_view(
     pixels = to_tensor(images)
     draws = draw_views(settings, seed, epoch, shard, key)
     views = cut_images(pixels, draws, settings.image_size)
-    return views.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return _rounded(views).permute(0, 2, 3, 1).contiguous()
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """As uint8; what is in 8 bits already stays as it is."""
+    return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
 
 
 def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
@@ -177,7 +185,7 @@ def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
         size: side of the views, in pixels.
 
     Returns:
-        float32 [B·V, 3, size, size] in 0…255.
+        [B·V, 3, size, size] in 0…255: uint8 on CPU, else float32.
     """
     return change_appearance(crop_views(images, draws.boxes, draws.flips, size), draws)
 
@@ -214,17 +222,20 @@ def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     """Patches around landmarks as 8-bit tokens; outside the view lies the middle of the range.
 
     Args:
-        views: float32 [M, 3, S, S] in 0…255.
+        views: [M, 3, S, S] in 0…255, float32, or on CPU uint8.
         landmarks: float32 [M, n, 2], pixels.
         patch_size: p, in pixels.
 
     Returns:
         uint8 [M, n, p·p·3].
     """
+    if views.dtype == torch.uint8:
+        pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.from_numpy(cut_patches(pixels, landmarks.numpy(), patch_size))
     # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
     # lie between pixels, so adding 128 and cutting the fraction off rounds them into 0…255.
-    samples = extract_patches(views - _MIDDLE, landmarks, patch_size)
-    return samples.add_(_MIDDLE + 0.5).to(torch.uint8)
+    samples = extract_patches(views - MIDDLE, landmarks, patch_size)
+    return samples.add_(MIDDLE + 0.5).to(torch.uint8)
 
 
 def to_tensor(images: NDArray[np.uint8] | Tensor) -> Tensor:

@@ -28,8 +28,8 @@ _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def frozen_landmark_network(config: PretrainConfig, start: StartWeights) -> nn.Module | None:
-    """A fresh frozen landmark CNN with a pretraining run's weights; None over the grid."""
-    if start.landmarks is None:
+    """A frozen landmark CNN with a run's weights; None where the cutting of views needs none."""
+    if start.landmarks is None or config.landmarks.source == "cached":
         return None
     network = build_landmark_network(config)
     network.load_state_dict(as_tensors(start.landmarks))

@@ -59,7 +59,8 @@ def token_cut(config: PretrainConfig, landmark_network: nn.Module | None) -> Cut
     cutter = ViewCutter(view_settings(config), landmark_network, config.run.seed)
 
     def cut(faces: Columns) -> Columns:
-        tokens = cutter(faces["image"], faces["epoch"], faces["shard"], faces["key"])
+        image, epoch, shard, key = (faces[name] for name in ("image", "epoch", "shard", "key"))
+        tokens = cutter(image, epoch, shard, key, faces.get("landmarks"))
         return {**cast("Columns", tokens), "shard": faces["shard"], "key": faces["key"]}
 
     return cut
@@ -72,8 +73,8 @@ def cut_on_device(
     cutter = ViewCutter(view_settings(config), landmark_network, config.run.seed, device=device)
 
     def prepare(batch: TensorBatch) -> dict[str, Tensor]:
-        names = ("epoch", "shard", "key")
-        tokens = cutter(batch["image"], *(batch[name].cpu().numpy() for name in names))
+        epoch, shard, key = (batch[name].cpu().numpy() for name in ("epoch", "shard", "key"))
+        tokens = cutter(batch["image"], epoch, shard, key, batch.get("landmarks"))
         return cast("TensorBatch", tokens)
 
     return prepare

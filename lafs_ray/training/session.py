@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.config.finetune import FinetuneConfig, Subset
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
 from lafs_ray.data.cache import BlockCache
@@ -26,6 +27,7 @@ from lafs_ray.data.plan import OrderPlan
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError, UserError
 from lafs_ray.training.build import build_cut, build_training
+from lafs_ray.training.landmarks import with_cached_landmarks
 from lafs_ray.training.length import Length, build_plan, run_length
 from lafs_ray.training.loop import Training, train
 from lafs_ray.training.meter import Meter, MetricsLog, from_first_rank, share_lines
@@ -119,8 +121,10 @@ def check_job(config: Job) -> JobInputs:
             faces, labels = faces.subset(chosen), labels[chosen]
         num_identities = len(np.unique(labels[labels >= 0]))
     plan = build_plan(config, faces)
-    length = run_length(config, plan)
-    return JobInputs(config, faces, plan, length, num_classes, num_identities, load_start(config))
+    length, start = run_length(config, plan), load_start(config)
+    if isinstance(config, PretrainConfig):
+        faces = with_cached_landmarks(config, faces, start)
+    return JobInputs(config, faces, plan, length, num_classes, num_identities, start)
 
 
 def _cache(config: Job) -> BlockCache | None:

@@ -286,11 +286,13 @@ def _write(content: Mapping[str, Any], file: BinaryIO) -> None:
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes.
 
-    Where the faces lie does not (their fingerprint is compared), nor does the storage's own path.
+    Where the faces lie does not (their fingerprint is compared), nor where their cached landmarks
+    do (their stamp is), nor does the storage's own path.
     """
     kept = {name: value for name, value in config.items() if name not in _FREE_SECTIONS}
     free = ("path", "max_bad_records", "cache")
     kept["data"] = {k: v for k, v in config["data"].items() if k not in free}
+    kept["landmarks"] = {k: v for k, v in config["landmarks"].items() if k != "cache"}
     kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
     return kept
 

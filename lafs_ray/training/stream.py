@@ -27,7 +27,8 @@ Columns = dict[str, NDArray[Any]]
 Cut = Callable[[Columns], Columns]
 """Makes training columns from decoded faces.
 
-In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B]. Out: what the method's
+In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and landmarks float16
+[B,N,2] where the set has cached ones. Out: what the method's
 `loss` takes, rows in the same order.
 """
 
@@ -56,8 +57,8 @@ def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
     """The stored bytes of a portion's records, step by step.
 
     Returns:
-        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]) and error (str as
-        object [n], empty where the record is sound).
+        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]), error (str as
+        object [n], empty where the record is sound) and cached landmarks (float16 [n,N,2]), if any.
     """
     rows = faces.read(plan.records(portion).ravel())
     return {"epoch": np.full(len(rows.images), portion.epoch, dtype=np.int64), **_as_columns(rows)}
@@ -66,13 +67,14 @@ def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
 def _as_columns(rows: FaceRows) -> Columns:
     image = np.empty(len(rows.images), dtype=object)
     image[:] = rows.images
-    return {
+    columns: Columns = {
         "shard": rows.shard.astype(np.int64),
         "key": rows.key,
         "label": rows.label,
         "image": image,
         "error": np.array(rows.errors, dtype=object),
     }
+    return columns if rows.landmarks is None else {**columns, "landmarks": rows.landmarks}
 
 
 class Cropper:
@@ -107,38 +109,25 @@ class Cropper:
         Raises:
             DataError: too many replacements in a row are damaged as well.
         """
-        decoded = [self._sound_face(rows, index) for index in range(len(rows["key"]))]
-        images, shards, keys, labels, skipped = zip(*decoded, strict=True)
-        cut = self._cut(
-            {
-                "image": np.stack(images),
-                "epoch": rows["epoch"],
-                "shard": np.array(shards, dtype=np.int64),
-                "key": np.array(keys, dtype=np.int64),
-                "label": np.array(labels, dtype=np.int64),
-            }
-        )
-        return {**cut, "skipped": np.array(skipped, dtype=object)}
+        faces = [self._sound_face(rows, index) for index in range(len(rows["key"]))]
+        columns = {name: np.stack([face[name] for face, _ in faces]) for name in faces[0][0]}
+        cut = self._cut({**columns, "epoch": rows["epoch"]})
+        return {**cut, "skipped": np.array([problem for _, problem in faces], dtype=object)}
 
-    def _sound_face(
-        self, rows: Columns, index: int
-    ) -> tuple[NDArray[np.uint8], int, int, int, str]:
-        """Pixels, shard, key, label of a row or its replacement, and why it was replaced."""
-        names = ("epoch", "shard", "key", "label")
-        epoch, shard, key, label = (int(rows[name][index]) for name in names)
-        image, problem = self._decode(rows, index)
-        if image is not None:
-            return image, shard, key, label, ""
+    def _sound_face(self, rows: Columns, index: int) -> tuple[Columns, str]:
+        """What `Cut` takes, of a row or its replacement, and why it was replaced."""
+        face, problem = self._decode(rows, index)
+        if face is not None:
+            return face, ""
+        epoch, shard, key = (int(rows[name][index]) for name in ("epoch", "shard", "key"))
         entropy = [_SUBSTITUTE_STREAM, self._seed, epoch, shard, key]
         draws = np.random.default_rng(entropy).integers(
             self._faces.num_images, size=_MAX_SUBSTITUTES
         )
         for draw in draws:
-            other = _as_columns(self._faces.read(np.array([draw])))
-            shard, key, label = (int(other[name][0]) for name in ("shard", "key", "label"))
-            image, _ = self._decode(other, 0)
-            if image is not None:
-                return image, shard, key, label, problem
+            face, _ = self._decode(_as_columns(self._faces.read(np.array([draw]))), 0)
+            if face is not None:
+                return face, problem
         raise DataError(
             problem,
             found=f"this record and {_MAX_SUBSTITUTES} others drawn in its place are damaged",
@@ -146,18 +135,32 @@ class Cropper:
             fix="check data.path and data.colour_order, and that the images are 112×112 faces",
         )
 
-    def _decode(self, rows: Columns, index: int) -> tuple[NDArray[np.uint8] | None, str]:
-        """Pixels of a row, or None and what is wrong with it."""
+    def _decode(self, rows: Columns, index: int) -> tuple[Columns | None, str]:
+        """What `Cut` takes of a row but its epoch, or None and what is wrong with the record.
+
+        Raises:
+            DataError: the record is sound, but was not when landmarks were cached.
+        """
         if error := rows["error"][index]:
             return None, str(error)
-        shard, key, label = (int(rows[name][index]) for name in ("shard", "key", "label"))
-        where = f"{self._faces.shard_uris[shard]}, record {key}"
-        if self._num_classes is not None and not 0 <= label < self._num_classes:
-            return None, f"{where}: found label {label}; expected 0 to {self._num_classes - 1}"
+        names = ("shard", "key", "label", "landmarks")
+        face: Columns = {name: rows[name][index] for name in names if name in rows}
+        where = f"{self._faces.shard_uris[face['shard']]}, record {face['key']}"
+        if self._num_classes is not None and not 0 <= face["label"] < self._num_classes:
+            expected = f"expected 0 to {self._num_classes - 1}"
+            return None, f"{where}: found label {face['label']}; {expected}"
         try:
-            return decode_image(rows["image"][index], colour_order=self._colour_order), ""
+            face["image"] = decode_image(rows["image"][index], colour_order=self._colour_order)
         except DataError as problem:
             return None, f"{where}: found {problem.found}; expected {problem.expected}"
+        if "landmarks" in face and np.isnan(face["landmarks"]).any():
+            raise DataError(
+                where,
+                found="a sound record that was damaged when landmarks were cached",
+                expected="landmarks of every sound record",
+                fix="delete the cached landmarks and make them anew (jobs/cache_landmarks.py)",
+            )
+        return face, ""
 
 
 def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterator[StepBatch]:

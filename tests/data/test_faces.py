@@ -237,6 +237,10 @@ def test_open_faces__paths_without_records(tmp_path: Path) -> None:
     assert refusal(tmp_path / "face.jpg").found == "another file"
     assert refusal(tmp_path / "*.rec").found == "no match among 1 files"
     assert refusal(f"{tmp_path.as_uri()}/*/x.rec").found == "no match among 1 files"
+    (tmp_path / "photos" / "person").mkdir(parents=True)
+    (tmp_path / "photos" / "person" / "1.jpg").write_bytes(b"")
+    assert refusal(tmp_path / "photos").found == "files in its subfolders alone"
+    assert "jobs/pack.py" in refusal(tmp_path / "photos").fix
 
 
 def test_open_faces__index_without_records(tmp_path: Path) -> None:

@@ -32,6 +32,15 @@ def test_open_faces__same_set_as_on_disk(store: ObjectStore, on_s3: str, on_disk
     assert rows_of(one, range(60)) == rows_of(local, range(60))
 
 
+def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> None:
+    """The second shard's index is asked for while the first shard is still being looked at."""
+    store.latency_s = 0.01
+    open_faces(on_s3)
+    paths = [one.path for one in store.requests]
+    last_of_first = len(paths) - 1 - paths[::-1].index("/faces/set/a.rec")
+    assert paths.index("/faces/set/b.idx") < last_of_first, paths
+
+
 @pytest.mark.parametrize("readers", [1, 2, 4])
 def test_streams__byte_equal_from_disk_and_store(
     store: ObjectStore, on_s3: str, on_disk: Path, readers: int
@@ -109,12 +118,14 @@ def test_faults__that_stay_end_in_a_message(
     begin = time.monotonic()
     with pytest.raises(DataError) as error:
         faces.read(np.arange(3))
-    assert time.monotonic() - begin < 30
+    seconds = time.monotonic() - begin
+    assert seconds < 30
     first, stop = faces.offsets[0], faces.offsets[2] + faces.sizes[2]
     uri = storage.join(on_s3, "a.rec")
     assert error.value.subject == f"{uri}, bytes {first} to {stop}"
     assert "AWS Error" in error.value.found
-    assert "gave up after" in error.value.found
+    # The client draws its waits: both may be so short that there is nothing to tell.
+    assert "gave up after" in error.value.found or seconds < 1.2
     assert len(store.log()) == 3
 
 

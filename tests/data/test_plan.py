@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from lafs_ray.data.plan import OrderPlan, rank_batches
+from lafs_ray.data.plan import OrderPlan, _chunk_order, rank_batches
 
 GRID = [
     (records, batch, chunk)
@@ -33,6 +33,28 @@ def test_epoch__visits_each_record_at_most_once_and_drops_less_than_a_batch(reco
         assert len(np.unique(seen)) == len(seen) == records // batch * batch
         assert seen.min() >= 0
         assert seen.max() < records
+
+
+def sequence_by_definition(plan: OrderPlan, epoch: int) -> np.ndarray:
+    """The epoch's sequence before portions shuffle it: chunks of a shifted grid, put in a row."""
+    generator = np.random.default_rng([0x6368756E6B, plan.seed, epoch])
+    shift = int(generator.integers(plan.chunk_records))
+    edges = range(shift - plan.chunk_records, plan.num_records, plan.chunk_records)
+    chunks = [
+        np.arange(max(edge, 0), min(edge + plan.chunk_records, plan.num_records)) for edge in edges
+    ]
+    chunks = [chunk for chunk in chunks if len(chunk)]
+    return np.concatenate([chunks[i] for i in generator.permutation(len(chunks))])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 64, 199, 200, 201, 1000])
+def test_sequence__is_that_of_the_definition(chunk: int) -> None:
+    """Arithmetic instead of tables finds the same record at every place, whatever is cut short."""
+    for records in (12, 97, 200, 203):
+        plan = OrderPlan(records, 12, seed=3, chunk_records=chunk)
+        for epoch in range(12):
+            found = _chunk_order(plan, epoch).records(np.arange(records))
+            np.testing.assert_array_equal(found, sequence_by_definition(plan, epoch))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])

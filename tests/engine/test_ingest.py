@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lafs_ray.data import storage
 from lafs_ray.training.session import JobInputs, open_job
 from lafs_ray.training.stream import StepBatch, local_stream
 from tests.training.faces import break_frame, tiny, write_face_set
@@ -60,6 +61,35 @@ def test_stream__of_each_rank_is_its_share_of_the_batch_and_starts_at_any_step(
     inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
     expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 2, 12))
     assert_same(through_ray(inputs, 1, 2, 2, 12), expected, slice(18, 36))
+
+
+@pytest.fixture(scope="module")
+def in_a_store(face_set_path: str) -> Iterator[str]:
+    """The same set in an S3 server on loopback, for which Ray's processes need no credentials."""
+    pytest.importorskip("moto")
+    from tests.object_store import object_store
+
+    with object_store() as store:
+        bucket = store.uri("faces", anonymous="true", allow_bucket_creation="true")
+        storage.resolve(bucket)[0].create_dir("faces")
+        for name in ("train.rec", "train.idx"):
+            uri = store.uri(f"faces/{name}", anonymous="true")
+            with storage.atomic_write(uri) as file:
+                file.write(Path(face_set_path).with_name(name).read_bytes())
+        yield store.uri("faces/train.rec", anonymous="true")
+
+
+def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
+    tmp_path: Path, face_set_path: str, in_a_store: str, ray_session: None
+) -> None:
+    """The last of 1, 2 and 4 ranks reads its rows from S3 as debug mode reads them from the disk;
+    the rows of the other ranks are compared in tests/data/test_object_store.py and test_stream."""
+    local = inputs_of(tmp_path / "disk", face_set_path)
+    remote = inputs_of(tmp_path / "store", in_a_store, "ingest.actors_per_worker=1")
+    expected = list(local_stream(local.faces, local.plan, local.cropper(), 1, 4))
+    for world in (1, 2, 4):
+        share = slice(*remote.plan.share(world - 1, world))
+        assert_same(through_ray(remote, world - 1, world, 1, 4), expected, share)
 
 
 def test_stream__over_several_executions_is_one_stream(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 import pickle
 import random
+import re
 import struct
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 
+from lafs_ray.data.manifest import LABEL, Manifest, ShardEntry
 from lafs_ray.data.recordio import MAGIC, Header, encode_record, pack
 
 _WORD = struct.pack("<I", MAGIC)
@@ -45,6 +48,46 @@ def _insightface() -> tuple[bytes, bytes]:
 SOUND_SET, SOUND_INDEX = _insightface()
 
 
+def _packed() -> dict[str, bytes]:
+    """A sound packed set of two shards, as `jobs/pack.py` writes it, without its manifest."""
+    labels = [1, 0, 1, 0]
+    files = {}
+    for shard in range(2):
+        framed = [
+            encode_record(pack(Header(0, float(labels[2 * shard + i]), i), b"image %d" % i))
+            for i in range(2)
+        ]
+        name = f"train-0000{shard}-of-00002"
+        files[f"{name}.rec"] = b"".join(framed)
+        files[f"{name}.idx"] = b"0\t0\n1\t%d\n" % len(framed[0])
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(labels, LABEL))
+    return {**files, "labels.npy": buffer.getvalue()}
+
+
+PACKED = _packed()
+
+
+def _manifest() -> bytes:
+    names = sorted(name for name in PACKED if name.endswith(".rec"))
+    shards = [ShardEntry(name, 2, len(PACKED[name]), "0" * 32, "1" * 32) for name in names]
+    return Manifest(
+        images=4,
+        identities=2,
+        unlabelled=0,
+        image_size=112,
+        colour_order="rgb",
+        seed=0,
+        left_out={"images": 0, "first": []},
+        encoded=0,
+        sources=({"uri": "a.rec", "first_label": 0},),
+        request={"seed": 0},
+        checksums={"labels.npy": "2" * 32},
+        shards=tuple(shards),
+        lafs_ray="0",
+    ).as_json()
+
+
 def _pickles() -> list[bytes]:
     images, same = [b"one", b"two", b"one", b"three"], [True, False]
     arrays = [np.frombuffer(image, np.uint8) for image in images]
@@ -62,6 +105,9 @@ def seeds(target: str) -> list[bytes]:
     if target in ("index", "record_and_index"):
         lines = SOUND_INDEX.splitlines(keepends=True)
         return [SOUND_INDEX, b"".join(lines[::-1]), SOUND_INDEX.replace(b"\n", b"\r\n"), b"0\t0"]
+    if target == "manifest":
+        sound = _manifest()
+        return [sound, sound.replace(b'"identities": 2', b'"identities": 0'), b"{}"]
     if target == "pairs":
         # Places in the memo up to 2^32, lengths up to 2^63: a few bytes that ask for gigabytes.
         bombs = [b"\x80\x04]r\xff\xff\xff\x7f.", b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f."]
@@ -84,6 +130,17 @@ def found(target: str) -> list[bytes]:
         return [*sets, encode_record(bodies[1])]
     if target in ("index", "record_and_index"):
         return [b"\n", b"\r\n\r\n"]
+    if target == "manifest":
+        # Nested without end; counts that are none, or that ask for gigabytes; other records.
+        sound = _manifest()
+        changed = [
+            sound.replace(b'"identities": 2', b'"identities": ' + value)
+            for value in (b'"many"', b"1e18", b"1000000000000", b"-1", b"true", b"null")
+        ]
+        fewer = sound.replace(b'"images": 2', b'"images": 1').replace(
+            b'"images": 4', b'"images": 2'
+        )
+        return [b"[" * 100_000, b'{"a":' * 50_000, fewer, *changed]
     if target == "pairs":
         # An array that is named and never filled; a list in itself; a number of 5000 digits.
         arrays = b"\x80\x02]q\x00(" + b"cnumpy\nndarray\n)\x81" * 4 + b"e](K\x01K\x00e\x86."
@@ -176,6 +233,33 @@ def _opcode(data: bytearray, rng: random.Random) -> None:
     data[at : at + rng.choice([0, 1])] = bytes([code]) + tail
 
 
+_VALUES = [
+    b"0",
+    b"-1",
+    b"1",
+    b"3",
+    b"1e18",
+    b"NaN",
+    b"true",
+    b"null",
+    b'""',
+    b"[]",
+    b"{}",
+    b'"rgb"',
+]
+_VALUES += [b"%d" % (1 << bits) for bits in (24, 31, 40, 62, 64)]
+_TOKEN = re.compile(rb'-?\d+(?=[,\n])|"[^"\n]*"')
+
+
+def _value(data: bytearray, rng: random.Random) -> None:
+    """Another value or key in a JSON text: a telling one, or one from elsewhere in it."""
+    tokens = list(_TOKEN.finditer(data))
+    if tokens:
+        chosen = rng.choice(tokens)
+        other = rng.choice([*_VALUES, rng.choice(tokens)[0]])
+        data[chosen.start() : chosen.end()] = other
+
+
 Mutation = Callable[[bytearray, random.Random], None]
 _GENERAL: list[Mutation] = [_flip, _byte, _number, _cut, _remove, _repeat]
 _SPECIAL: dict[str, list[Mutation]] = {
@@ -184,6 +268,7 @@ _SPECIAL: dict[str, list[Mutation]] = {
     "indexed_set": [_magic, _word, _word],
     "index": [_digits, _digits],
     "record_and_index": [_digits, _digits],
+    "manifest": [_value] * 8,
     "pairs": [_opcode, _opcode],
     "image": [_marker],
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lafs_ray.data.faces import decode_image, open_faces
+from lafs_ray.data.manifest import read_manifest
 from lafs_ray.data.pairs import read_pairs
 from lafs_ray.data.recordio import MAGIC, Body, parse_records, read_index, scan_records, unpack
 from lafs_ray.errors import DataError
@@ -164,6 +165,28 @@ def oracle_records_at(data: bytes, start: int) -> list[tuple[int, bytes]]:
     return oracle_records(data[start:])[0]
 
 
+def manifest(data: bytes) -> str:
+    """A fuzzed manifest beside a sound packed set: the set's rows and labels, or a refusal."""
+    from tests.fuzz.inputs import PACKED
+
+    folder = Path(_folder, f"{os.getpid()}-packed")
+    if not folder.exists():
+        folder.mkdir()
+        for name, content in PACKED.items():
+            (folder / name).write_bytes(content)
+    (folder / "manifest.json").write_bytes(data)
+    try:
+        read_manifest(str(folder / "manifest.json"))
+        faces = open_faces(str(folder))
+        labels, number = faces.labels(), faces.num_identities
+    except DataError as error:
+        return "refused" if len(str(error)) < 2000 else "refused at length: a finding"
+    # A manifest may say that there are no labels, or order shards anew: then the images answer.
+    assert labels.tolist() == faces.read(np.arange(faces.num_images)).label.tolist()
+    assert number is None or 0 <= number <= 1 << 24
+    return "read"
+
+
 def pairs(data: bytes) -> str:
     """The pair reader: plain values or a refusal."""
     path = _written("a.bin", data)
@@ -194,6 +217,7 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "index": index,
     "record_and_index": record_and_index,
     "indexed_set": indexed_set,
+    "manifest": manifest,
     "pairs": pairs,
     "image": image,
 }

@@ -1,10 +1,14 @@
-"""Smooth random images for the view tests: like photographs, neighbours resemble each other."""
+"""Smooth random images, whose neighbours resemble each other as in photographs; a CNN for them."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
+
+from lafs_ray.models.landmarks import LandmarkCNN
 
 
 def smooth_images(count: int, seed: int = 0, size: int = 112) -> NDArray[np.uint8]:
@@ -13,3 +17,21 @@ def smooth_images(count: int, seed: int = 0, size: int = 112) -> NDArray[np.uint
     coarse = generator.uniform(-40, 295, (count, 9, 9, 3)).astype(np.float32)
     images = [cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC) for image in coarse]
     return np.stack(images).clip(0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def lively_cnn(num_landmarks: int = 196, width: float = 0.25) -> LandmarkCNN:
+    """An untrained landmark CNN in eval mode whose landmarks move by pixels from image to image."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = LandmarkCNN(num_landmarks, width=width)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                # One forward sets the statistics to those of the images.
+                module.momentum = 1.0
+                module.weight.uniform_(0.8, 1.2)
+                module.bias.normal_(0, 0.1)
+        images = torch.from_numpy(smooth_images(16, seed=1)).permute(0, 3, 1, 2) / 127.5 - 1
+        network.train()(images)
+        network.output_layer[1].weight.mul_(20)
+    return network.eval()

@@ -39,7 +39,7 @@ LANDMARKS = {
 def test_view_settings__every_key_of_views_and_landmarks_counts() -> None:
     """Changing any field of views or landmarks changes the ViewSettings: none is unused."""
     assert VIEWS.keys() == Views.model_fields.keys()
-    assert LANDMARKS.keys() == Landmarks.model_fields.keys() - {"weights"}
+    assert LANDMARKS.keys() == Landmarks.model_fields.keys() - {"weights", "cache"}
     base = view_settings(pretrain("views.num_local=2"))
     changed = [f"views.{name}={value}" for name, value in VIEWS.items()]
     changed += [f"landmarks.{name}={value}" for name, value in LANDMARKS.items()]

@@ -18,6 +18,7 @@ record is a pure function of (seed, number of records), so bytes depend on no wo
 restart.
 
 `sources` says what can be packed, `images` what is done to an image, `folder` owns the output
-folder (lock, resuming, refusals), `options` is what a user asks, `session` runs the passes,
-`verification` and `inspection` look at sets.
+folder (lock, resuming, refusals), `options` and `request` are what a user asks, `session` runs the
+passes, `describing` writes what stands beside the shards, `verification` and `inspection` look at
+sets.
 """

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
-from lafs_ray import __version__
 from lafs_ray.data import storage
-from lafs_ray.data.manifest import (
-    IDENTITIES,
-    LABEL,
-    LABELS,
-    MANIFEST,
-    Manifest,
-    read_manifest,
-)
+from lafs_ray.data.manifest import MANIFEST, MAX_LABELS, Manifest, read_manifest
+from lafs_ray.data.packing.describing import describe, named_bad
 from lafs_ray.data.packing.folder import PackFolder, is_sound
 from lafs_ray.data.packing.lock import Lock, locked
 from lafs_ray.data.packing.options import PackOptions, check_options
+from lafs_ray.data.packing.request import open_sources, request_of
 from lafs_ray.data.packing.runs import (
     RunFooter,
     Sorting,
@@ -39,16 +29,14 @@ from lafs_ray.data.packing.runs import (
     too_many_bad,
 )
 from lafs_ray.data.packing.shuffle import Shuffle, shard_edges
-from lafs_ray.data.packing.sources import Source, open_source
-from lafs_ray.data.packing.writing import Merging, Written, file_digest, write_shard
+from lafs_ray.data.packing.sources import Source
+from lafs_ray.data.packing.writing import Merging, Written, write_shard
 from lafs_ray.errors import DataError
 
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 """Runs `task(shared, item)` for every item, anywhere and in any order, and yields the results."""
 
-_MAX_LABELS = 1 << 24  # labels are float32 in the file
 _PIECES_PER_WORKER = 4
-_NAMED = 100
 
 
 def run_here(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
@@ -67,7 +55,7 @@ def pack_faces(
     """
     check_options(options)
     out = storage.absolute(options.out)
-    sources = _open_sources(options, out)
+    sources = open_sources(options, out)
     starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
     num_records = int(starts[-1])
     size = sum(source.size_bytes for source in sources)
@@ -75,7 +63,7 @@ def pack_faces(
     if num_shards > num_records:
         found = f"{num_shards} shards of {num_records} images"
         raise DataError("--shards", found=found, expected="an image a shard", fix="ask for fewer")
-    request = _request(options, sources, num_shards)
+    request = request_of(options, sources, num_shards)
     scratch = None if options.scratch is None else storage.absolute(options.scratch)
     folder = PackFolder(out, request, num_shards, scratch)
     say(f"{num_records} images, {size / 1e9:.2f} GB, to {num_shards} shards in {out}")
@@ -84,49 +72,6 @@ def pack_faces(
         folder.sweep()
         packing = _Packing(options, folder, sources, starts, request, apply, lock, say)
         return packing.run()
-
-
-def _open_sources(options: PackOptions, out: str) -> tuple[Source, ...]:
-    folders = [path for path in options.sources if storage.is_folder(storage.absolute(path))]
-    for path in folders:
-        inside = storage.absolute(path).rstrip("/") + "/"
-        if (out.rstrip("/") + "/").startswith(inside):
-            raise DataError(
-                options.out,
-                found=f"a place inside the source {path}",
-                expected="a folder outside of the sources",
-                fix="choose another folder for the set",
-            )
-    sources = tuple(open_source(path, options.landmarks) for path in options.sources)
-    is_aligned = any(getattr(source, "landmarks", None) is not None for source in sources)
-    if is_aligned and options.rules.size != 112:
-        found = f"{options.rules.size} with landmarks"
-        fix = "leave --size out"
-        raise DataError("--size", found=found, expected="112, where landmarks are put", fix=fix)
-    return sources
-
-
-def _request(options: PackOptions, sources: Sequence[Source], num_shards: int) -> dict[str, Any]:
-    """What decides the bytes of the set."""
-    described = [
-        {
-            "uri": source.uri,
-            "kind": source.kind,
-            "images": source.num_records,
-            "size_bytes": source.size_bytes,
-            "fingerprint": source.fingerprint,
-            "aligned_by_landmarks": getattr(source, "landmarks", None) is not None,
-        }
-        for source in sources
-    ]
-    request = {
-        "sources": described,
-        "seed": options.seed,
-        "num_shards": num_shards,
-        "colour_order": options.colour_order,
-        "images": asdict(options.rules),
-    }
-    return dict(json.loads(json.dumps(request)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +102,15 @@ class _Packing:
         runs = self._sort(missing)
         first_labels = self._first_labels(runs)
         written = {**kept, **self._merge(runs, first_labels, missing)}
-        manifest = self._describe(runs, first_labels, [written[shard] for shard in sorted(written)])
+        manifest = describe(
+            self.folder.uri,
+            self.options,
+            self.sources,
+            self.request,
+            runs=runs,
+            first_labels=first_labels,
+            written=[written[shard] for shard in sorted(written)],
+        )
         self.folder.finish()
         return manifest
 
@@ -222,7 +175,7 @@ class _Packing:
     def _check_bad(self, runs: Sequence[RunFooter], *, so_far: bool) -> None:
         count = sum(run.left_out for run in runs)
         if count > self.options.max_bad:
-            named = _named(runs)[:10]
+            named = named_bad(runs)[:10]
             raise too_many_bad(count, self.options.max_bad, named, so_far=so_far)
 
     def _check_space(self, left: Sequence[tuple[int, int]], missing: Sequence[int]) -> None:
@@ -260,11 +213,11 @@ class _Packing:
         for number, source in enumerate(self.sources):
             highest = max((run.highest[number] for run in runs), default=-1)
             first.append(first[-1] + max(source.num_identities or 0, highest + 1))
-        if first[-1] > _MAX_LABELS:
+        if first[-1] > MAX_LABELS:
             raise DataError(
                 "identities",
                 found=f"{first[-1]} in all sources",
-                expected=f"at most {_MAX_LABELS}: labels are float32 in the file",
+                expected=f"at most {MAX_LABELS}: labels are float32 in the file",
                 fix="leave labels out, or pack fewer sources",
             )
         return first
@@ -303,77 +256,10 @@ class _Packing:
             tell.add(1)
         return written
 
-    def _describe(
-        self, runs: Sequence[RunFooter], first_labels: Sequence[int], written: Sequence[Written]
-    ) -> Manifest:
-        """Write what stands beside the shards; the manifest last."""
-        labels = np.frombuffer(b"".join(one.labels for one in written), LABEL)
-        buffer = io.BytesIO()
-        np.save(buffer, labels)
-        size = self.options.rules.size
-        files = {
-            LABELS: buffer.getvalue(),
-            IDENTITIES: _identity_table(self.sources, first_labels, labels),
-            "property": f"{first_labels[-1]},{size},{size}".encode(),
-        }
-        for name, content in files.items():
-            with storage.atomic_write(storage.join(self.folder.uri, name)) as file:
-                file.write(content)
-        left_out = sum(run.left_out for run in runs)
-        manifest = Manifest(
-            images=len(labels),
-            identities=first_labels[-1],
-            unlabelled=int((labels < 0).sum()),
-            image_size=size,
-            colour_order=self.options.colour_order,
-            seed=self.options.seed,
-            left_out={"images": left_out, "first": _named(runs)},
-            encoded=sum(run.encoded for run in runs),
-            sources=tuple(
-                {**described, "first_label": first, "identities": after - first}
-                for described, first, after in zip(
-                    self.request["sources"], first_labels, first_labels[1:], strict=False
-                )
-            ),
-            request=self.request,
-            checksums={name: file_digest(storage.join(self.folder.uri, name)) for name in files},
-            shards=tuple(one.entry for one in written),
-            lafs_ray=__version__,
-        )
-        with storage.atomic_write(storage.join(self.folder.uri, MANIFEST)) as file:
-            file.write(manifest.as_json())
-        return manifest
-
 
 def _look_at(shared: tuple[str, dict[int, Written]], shard: int) -> tuple[int, bool]:
     folder, recorded = shared
     return shard, is_sound(folder, recorded[shard].entry)
-
-
-def _named(runs: Sequence[RunFooter]) -> list[str]:
-    in_order = sorted(runs, key=lambda run: run.first)
-    return [line for run in in_order for line in run.named][:_NAMED]
-
-
-def _identity_table(
-    sources: Sequence[Source], first_labels: Sequence[int], labels: NDArray[np.int32]
-) -> bytes:
-    """CSV: what each label of the set stands for, and how many images it has."""
-    total = first_labels[-1]
-    uris: list[str] = []
-    names: list[str] = []
-    for source, first, after in zip(sources, first_labels, first_labels[1:], strict=False):
-        uris += [source.uri] * (after - first)
-        names += source.names if source.names is not None else map(str, range(after - first))
-    columns = {
-        "label": np.arange(total),
-        "source": pa.array(uris, pa.string()),
-        "name": pa.array(names, pa.string()),
-        "images": np.bincount(labels[labels >= 0], minlength=total),
-    }
-    buffer = io.BytesIO()
-    csv.write_csv(pa.table(columns), buffer)
-    return buffer.getvalue()
 
 
 class _Progress:

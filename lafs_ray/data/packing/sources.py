@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data import storage
 from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.many_files import list_tree, read_files
 from lafs_ray.data.packing.lists import ENDINGS, numbered, read_list
 from lafs_ray.errors import DataError
 
@@ -217,7 +218,7 @@ class ImageSource:
         for begin in range(first, stop, _FILES_PER_READ):
             numbers = range(begin, min(begin + _FILES_PER_READ, stop))
             files = self.files[numbers.start : numbers.stop].to_pylist()
-            contents = storage.read_files(self.base, files)
+            contents = read_files(self.base, files)
             for number, name, content in zip(numbers, files, contents, strict=True):
                 yield self._row(number, name, content)
 
@@ -261,6 +262,9 @@ def open_source(path: str, landmarks: str | None = None) -> Source:
         source: Source = _open_list(uri)
     elif _holds_images(uri):
         return _open_folder(uri, landmarks)
+    elif not uri.endswith(".rec") and not set(uri) & set("*?[") and not storage.exists(uri):
+        expected = "a .rec file, a pattern of some, a folder of images, or a list (.csv, .parquet)"
+        raise DataError(path, found="no such file", expected=expected, fix="check the path")
     else:
         faces = open_faces(uri)
         stamps = tuple(storage.file_stamp(shard) for shard in faces.shard_uris)
@@ -294,7 +298,7 @@ def _open_folder(uri: str, landmarks: str | None) -> ImageSource:
     Raises:
         DataError: there are no images, or some in classes and some outside.
     """
-    found = [file for file in storage.list_tree(uri) if file[0].lower().endswith(IMAGE_ENDINGS)]
+    found = [file for file in list_tree(uri) if file[0].lower().endswith(IMAGE_ENDINGS)]
     if not found:
         expected = f"images ({', '.join(IMAGE_ENDINGS)}) or .rec files in it"
         raise DataError(uri, found="none of either", expected=expected, fix="check the path")

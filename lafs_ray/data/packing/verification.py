@@ -31,6 +31,9 @@ def verify_set(path: str, apply: Apply, say: Callable[[str], object]) -> None:
     """
     uri = storage.absolute(path)
     folder = storage.parent(uri) if storage.file_name(uri) == MANIFEST else uri
+    if not storage.exists(storage.join(folder, MANIFEST)):
+        fix = "pack it first; --inspect looks into any .rec"
+        raise DataError(path, found=f"no {MANIFEST} in it", expected="a packed set", fix=fix)
     manifest = read_manifest(storage.join(folder, MANIFEST))
     bad = {}
     for name, expected in manifest.checksums.items():

@@ -1,0 +1,133 @@
+"""What the source of landmarks is worth: pretraining with per_view, per_image and cached.
+
+    python benchmarks/landmark_sources.py WORK --stage-1 RUN --steps 600 --seeds 2
+
+RUN is a stage-1 run of the tiny model (few_shot.py makes one: WORK/runs/stage1). Faces, model and
+settings are those of few_shot.py's LAFS; everything but the source is the same, the order of faces,
+crops and noise included, so that losses compare step by step. WORK is kept: a result that is there
+is not made again, a run broken off continues. One process of one thread at a time.
+
+Prints for each source the loss (mean of the last tenth of the steps) and of its frozen teacher the
+10-fold pair accuracy, plain and centred, and the 1-NN identity accuracy over faces of persons not
+trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import few_shot
+import torch
+from views import cpu_name
+
+from lafs_ray.config.base import resolve
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.data import storage, synthetic
+from lafs_ray.data.sources import open_labelled, open_pairs
+from lafs_ray.engine.cache_landmarks import cache_job
+from lafs_ray.engine.evaluate import judge_identities, judge_pairs, local_embedding
+from lafs_ray.training.meter import read_metrics
+from lafs_ray.training.trained import load_embedder
+
+SOURCES = ("per_view", "per_image", "cached")
+FIGURES = ("loss", "plain", "centred", "nn_plain", "nn_centred")
+
+
+def result(work: Path, source: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Figures of one run, from WORK/results, made first where they are not there yet."""
+    path = work / "results" / f"{source}-{seed}-{options.steps}.json"
+    if not path.exists():
+        started = time.monotonic()
+        figures = make(work, source, seed, options)
+        with storage.atomic_write(str(path)) as file:
+            file.write(json.dumps(figures).encode())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        print(f"{path.stem:<24} {shown}  {time.monotonic() - started:.0f} s", flush=True)
+    content: dict[str, float] = json.loads(path.read_text())
+    return content
+
+
+def make(work: Path, source: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Pretrain with one source and judge the teacher."""
+    name = f"{source}-{seed}-{options.steps}"
+    settings: few_shot.Tree = {
+        **few_shot.PRETRAIN,
+        **few_shot.METHODS["LAFS"],
+        "landmarks.source": source,
+        "landmarks.weights": options.stage_1,
+        "duration": f"{options.steps} steps",
+        "log.every_steps": max(options.steps // 10, 1),
+        "checkpoints.every": f"{max(options.steps // 5, 1)} steps",
+    }
+    where: dict[str, Any] = {"name": name, "storage": str(work / "runs"), "seed": seed}
+    config = few_shot.tree(few_shot.COMMON, settings, faces=options.faces, **where)
+    few_shot.train(resolve(PretrainConfig, config, name))
+    run = work / "runs" / name
+    network = {"": local_embedding(load_embedder(str(run)))}
+    pairs = judge_pairs(open_pairs(options.pairs), network).rows
+    people = judge_identities(open_labelled(options.identities, "rgb"), network, ks=(1,)).rows
+    line = read_metrics(str(run / "metrics.jsonl"))[-1]
+    found = [row.figures["accuracy"] for row in pairs] + [row.figures["1-NN"] for row in people]
+    return dict(zip(FIGURES, (line["loss"], *(value or 0.0 for value in found)), strict=True))
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """The results as Markdown, mean ± deviation over the seeds."""
+    lines = ["| landmarks.source | " + " | ".join(FIGURES) + " |", "|---|" + "---|" * len(FIGURES)]
+    for source, runs in results.items():
+        cells = []
+        for name in FIGURES:
+            values = [figures[name] for figures in runs]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
+        lines.append(f"| `{source}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--stage-1", required=True, help="a stage-1 run of few_shot.py's model")
+    parser.add_argument("--faces", help="a set to pretrain on (default: few_shot.py's, generated)")
+    parser.add_argument("--pairs", help="pairs to judge by (default: few_shot.py's, generated)")
+    parser.add_argument("--steps", type=int, default=600, help="of each run (default 600)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each source (default 2)")
+    parser.add_argument("--people", type=int, default=100, help="for 1-NN, 5 faces each (100)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    started, work = time.monotonic(), options.work.absolute()
+    (work / "results").mkdir(parents=True, exist_ok=True)
+    if options.faces is None or options.pairs is None:
+        sets = few_shot.generated_faces(work)
+        options.faces = options.faces or sets["pretraining_faces"]
+        options.pairs = options.pairs or sets["pairs"]
+    # Other persons than those of the sets above, which have the seeds 0, 11 and 12.
+    people: dict[str, Any] = {
+        "num_identities": options.people,
+        "images_per_identity": 5,
+        "seed": 13,
+    }
+    synthetic.write_faces(str(work / "people"), **people, workers=1, report=lambda _: None)
+    options.identities = str(work / "people" / "train.rec")
+    cache_job("", [options.stage_1, options.faces])
+    results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
+    for seed in range(options.seeds):
+        for source in SOURCES:
+            results[source].append(result(work, source, seed, options))
+    print(f"\n{table(results)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, ", end="")
+    print(f"torch {torch.__version__}, {options.steps} steps, {options.seeds} seeds, ", end="")
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,142 @@
+"""What the order of records is worth, and what planning it costs, without reading a face.
+
+    python -m benchmarks.plan --records 5000000 500000000
+
+First: how many different identities a batch of 256 holds, and how many images of the one that has
+most, for a set ordered by identity and for a packed one, beside a perfect shuffle of the same
+labels. Then: time and memory of going to the middle of epoch 7, each in a process of its own, and
+of reading an index. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.pack import peak_mb
+from lafs_ray.data.packing.shuffle import Shuffle
+from lafs_ray.data.plan import OrderPlan, rank_batches
+
+BATCH = 256
+GLOBAL_BATCH = 1024
+# The longest index that is written and read: 17 bytes a line.
+MOST_LINES = 5_000_000
+
+
+def packed_labels(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The labels in the order that packing gives them."""
+    packed = np.empty_like(labels)
+    packed[Shuffle(len(labels), seed).places(0, len(labels))] = labels
+    return packed
+
+
+def identities(labels: NDArray[np.int64], batches: int, chunk_records: int) -> NDArray[np.int64]:
+    """Different identities, and images of the most frequent one, in each batch: [batches, 2]."""
+    plan = OrderPlan(len(labels), BATCH, 0, chunk_records)
+    stop = min(batches, plan.steps_per_epoch)
+    return np.array([counted(labels[index]) for _, index in rank_batches(plan, 0, stop)])
+
+
+def counted(batch: NDArray[np.int64]) -> tuple[int, int]:
+    """Different labels, and how often the most frequent one stands there."""
+    counts = np.unique(batch, return_counts=True)[1]
+    return len(counts), int(counts.max())
+
+
+def print_order(num_images: int, each: int, batches: int) -> None:
+    """The table of orders."""
+    ordered = np.arange(num_images) // each
+    packed = packed_labels(ordered, seed=0)
+    draw = np.random.default_rng(0)
+    shuffled = draw.permutation(ordered)[: num_images // BATCH * BATCH].reshape(-1, BATCH)
+    perfect = np.array([counted(batch) for batch in shuffled[:batches]])
+    print(
+        f"{num_images} images, {each} of each identity; batches of {BATCH}, {len(perfect)} of them"
+    )
+    print(f"{'':28}{'identities':>12}{'5 % to 95 %':>14}{'of perfect':>12}{'most of one':>13}")
+    rows = [("perfect shuffle", perfect)]
+    rows += [
+        (f"ordered, chunk_records {chunk}", identities(ordered, batches, chunk))
+        for chunk in (1, 4, 16, 64, 256)
+    ]
+    rows += [
+        (f"packed, chunk_records {chunk}", identities(packed, batches, chunk)) for chunk in (1, 256)
+    ]
+    for name, found in rows:
+        mean, most = found.mean(axis=0)
+        low, high = np.percentile(found[:, 0], [5, 95])
+        ratio = mean / perfect[:, 0].mean()
+        print(f"{name:28}{mean:12.1f}{f'{low:.0f} to {high:.0f}':>14}{ratio:12.2f}{most:13.1f}")
+
+
+IMPORTS = ["import time", "from lafs_ray.data.plan import OrderPlan, rank_batches"]
+SEEK = [
+    "records, batch, chunk = map(int, sys.argv[1:])",
+    "plan = OrderPlan(records, batch, 0, chunk)",
+    "step = 7 * plan.steps_per_epoch + plan.steps_per_epoch // 2",
+    "for seek in (step, step + 1000):",
+    "    start = time.perf_counter()",
+    "    next(rank_batches(plan, seek, seek + 1))",
+    "    print(time.perf_counter() - start)",
+]
+
+
+def print_planning(records: list[int], chunks: list[int]) -> None:
+    """The table of costs."""
+    print(f"\nto the middle of epoch 7, global batch {GLOBAL_BATCH}: one batch of all ranks")
+    print(f"{'records':>12}{'chunk_records':>15}{'first, s':>10}{'next, s':>10}{'peak, MB':>10}")
+    for count in records:
+        for chunk in chunks:
+            peak, times = peak_mb(IMPORTS, SEEK, str(count), str(GLOBAL_BATCH), str(chunk))
+            first, following = (float(line) for line in times.split())
+            print(f"{count:12}{chunk:15}{first:10.2f}{following:10.4f}{peak:10.0f}")
+
+
+READ_INDEX = [
+    "start = time.perf_counter()",
+    "keys, offsets = read_index(sys.argv[1])",
+    "print(time.perf_counter() - start)",
+]
+
+
+def print_index(num_lines: int) -> None:
+    """What reading an index costs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.idx"
+        with path.open("w") as file:
+            file.writelines(f"{key}\t{key * 7000}\n" for key in range(num_lines))
+        imports = ["import time", "from lafs_ray.data.recordio import read_index"]
+        peak, seconds = peak_mb(imports, READ_INDEX, str(path))
+        print(
+            f"\nreading an index of {num_lines} lines ({path.stat().st_size / 1e6:.0f} MB): "
+            f"{float(seconds):.2f} s, peak {peak:.0f} MB; {24 * num_lines / 1e6:.0f} MB are kept"
+        )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=200_000, help="for the order: of the set")
+    parser.add_argument("--each", type=int, default=40, help="images an identity")
+    parser.add_argument("--batches", type=int, default=400, help="that are counted")
+    parser.add_argument("--records", type=int, nargs="+", default=[5_000_000])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 256])
+    options = parser.parse_args()
+    print(
+        f"{date.today()}  Python {platform.python_version()}, numpy {np.__version__}, "
+        f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
+    )
+    print_order(options.images, options.each, options.batches)
+    print_planning(options.records, options.chunks)
+    print_index(min(max(options.records), MOST_LINES))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""Stream a generated set: throughput, memory, and what going to any batch costs.
+
+    python -m benchmarks.stream --images 200000 --actors 2
+
+A hundred generated faces, repeated under new labels, make a `.rec` ordered by identity; it is
+packed as `jobs/pack.py` packs it. Throughput is told as a ratio to a plain sequential read of the
+same file in the same run, the system's cache dropped before each. Memory is told beside the size of
+the data. With `--actors`, packing and streaming run through Ray as well, the stream with decoding
+alone: what crops cost says benchmarks/views.py. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.pack import PACK, forget, peak_mb, seconds, write_ordered
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.packing.options import PackOptions
+from lafs_ray.data.packing.session import pack_faces
+from lafs_ray.data.plan import WINDOW_STEPS, OrderPlan, _chunk_order
+from lafs_ray.training.length import Length
+from lafs_ray.training.session import JobInputs
+from lafs_ray.training.start import StartWeights
+from lafs_ray.training.stream import Columns, Cropper, local_stream, read_portion
+
+BATCH = 256
+EACH = 40
+SHARDS = 8
+PIECE_BYTES = 8 << 20
+PACK_BYTES = 64 << 20
+
+
+def as_it_is(faces: Columns) -> Columns:
+    """A cut that changes nothing."""
+    return dict(faces)
+
+
+class DecodingOnly(JobInputs):
+    """A job whose actors decode and do nothing else."""
+
+    def cropper(self) -> Cropper:
+        """See the class."""
+        return Cropper(self.faces, "rgb", 0, as_it_is)
+
+
+def read_sequentially(path: Path) -> None:
+    """The baseline: every byte of the file once, in pieces of 8 MiB."""
+    piece = memoryview(bytearray(PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass
+
+
+def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
+    """Stored bytes of up to so many records in the order of training, one thread; their number."""
+    plan, count = OrderPlan(faces.num_images, BATCH, 0, chunk_records), 0
+    for portions in plan.windows(0, plan.steps_per_epoch):
+        for portion in portions:
+            count += len(read_portion(faces, plan, portion)["key"])
+        if count >= most:
+            break
+    return count
+
+
+def stream_locally(faces: FaceSet, chunk_records: int) -> int:
+    """An epoch of debug mode's stream: read ahead and decoded; the number of records."""
+    plan = OrderPlan(faces.num_images, BATCH, 0, chunk_records)
+    batches = local_stream(faces, plan, Cropper(faces, "rgb", 0, as_it_is), 0, plan.steps_per_epoch)
+    return sum(len(batch.columns["key"]) for batch in batches)
+
+
+def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int:
+    """Up to so many records of an epoch of one rank through Ray Data; their number."""
+    import ray
+
+    from lafs_ray.engine.ingest import rank_stream
+
+    config = PretrainConfig.model_validate(
+        {
+            "run": {"name": "stream"},
+            "data": {"path": path, "chunk_records": 256},
+            "landmarks": {"source": "grid"},
+            "batch_size": BATCH,
+            "ingest": {"actors_per_worker": actors},
+        }
+    )
+    plan = OrderPlan(faces.num_images, BATCH, 0, 256)
+    steps = min(max(most // BATCH, 1), plan.steps_per_epoch)
+    inputs = DecodingOnly(
+        config, faces, plan, Length(steps, steps, steps), None, None, StartWeights()
+    )
+    batches = rank_stream(inputs, ray.put(inputs), 0, 1, 0, steps)
+    return sum(len(batch.columns["key"]) for batch in batches)
+
+
+class Watch(threading.Thread):
+    """Peaks of memory of this process and of what Ray has started, looked at ten times a second.
+
+    Anonymous memory alone: pages of the object store, which all processes share, are told once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.driver = self.worker = self.workers = self.store = 0
+        self.before = _status(os.getpid(), "RssAnon")
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        while not self._done.wait(0.1):
+            self.driver = max(self.driver, _status(os.getpid(), "RssAnon") - self.before)
+            names = _descendants()
+            sizes = [_status(pid, "RssAnon") for pid, n in names.items() if n.startswith("ray::")]
+            stores = [_status(pid, "RssShmem") for pid, n in names.items() if "raylet" in n]
+            self.worker = max(self.worker, *sizes, 0, 0)
+            self.workers = max(self.workers, sum(sizes))
+            self.store = max(self.store, *stores, 0, 0)
+
+    def stop(self) -> str:
+        """What was seen, in MB."""
+        self._done.set()
+        self.join()
+        return (
+            f"driver + {self.driver / 1024:.0f} MB, largest worker {self.worker / 1024:.0f} MB, "
+            f"all workers {self.workers / 1024:.0f} MB, object store {self.store / 1024:.0f} MB"
+        )
+
+
+def _status(pid: int, field: str) -> int:
+    """A number in /proc/<pid>/status, sizes in KiB; 0 where the process has gone."""
+    try:
+        found = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(found[1]) if found else 0
+
+
+def _descendants() -> dict[int, str]:
+    """Process ids and titles of what this process has started, directly or not."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    parents = {pid: _status(pid, "PPid") for pid in pids}
+    found, new = set[int](), {os.getpid()}
+    while new := {pid for pid, parent in parents.items() if parent in new}:
+        found |= new
+    titles = {}
+    for pid in found:
+        with suppress(OSError):
+            titles[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+    return titles
+
+
+@contextmanager
+def ray_session(actors: int) -> Iterator[None]:
+    """Ray on this machine, with a small object store."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=actors + 2,
+        object_store_memory=512 << 20,
+        logging_level="error",
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def watched(work: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of some work on Ray, and the peaks of memory meanwhile."""
+    watch = Watch()
+    watch.start()
+    return work(), watch.stop()
+
+
+class Rates:
+    """Prints throughput beside that of the sequential read."""
+
+    def __init__(self, source: Path, num_records: int) -> None:
+        self._root, self._size = source.parent, source.stat().st_size
+        self._each = self._size / num_records
+        forget(self._root)
+        took, _ = seconds(lambda: read_sequentially(source))
+        self._baseline = self._size / took
+        print(f"{'':40}{'records/s':>10}{'MB/s':>8}{'of sequential':>15}{'records':>10}")
+        self.row("plain sequential read", num_records, took)
+
+    def add(self, name: str, root: Path, work: Callable[[], int]) -> None:
+        """Time something that reads records, and returns how many."""
+        forget(root)
+        start = time.perf_counter()
+        count = work()
+        self.row(name, count, time.perf_counter() - start)
+
+    def row(self, name: str, count: int, took: float) -> None:
+        """Print one line."""
+        rate = count * self._each / took
+        ratio = rate / self._baseline
+        print(f"{name:40}{count / took:10.0f}{rate / 1e6:8.1f}{ratio:15.3f}{count:10}")
+
+
+def bytes_read() -> int:
+    """What this process has read by system calls."""
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) -> None:
+    """Time and bytes to the first batch at several places."""
+    plan = OrderPlan(faces.num_images, BATCH, 0, chunk_records)
+    steps = plan.steps_per_epoch
+    # Of a window its first step waits for most; the middle is the one nearest to it.
+    middle = steps // 2 // WINDOW_STEPS * WINDOW_STEPS
+    places = {
+        "epoch 0, first batch": (0, 0),
+        "epoch 0, middle": (0, middle),
+        "epoch 0, last batch": (0, steps - 1),
+        "epoch 7, middle": (7, middle),
+    }
+    for place, (epoch, number) in places.items():
+        step = epoch * steps + number
+        # To the end of its window: reading ahead would add the next one.
+        stop = epoch * steps + min((number // WINDOW_STEPS + 1) * WINDOW_STEPS, steps)
+        forget(folder)
+        _chunk_order.cache_clear()
+        crop = Cropper(faces, "rgb", 0, as_it_is)
+        before, start = bytes_read(), time.perf_counter()
+        batches = local_stream(faces, plan, crop, step, stop)
+        assert next(batches).step == step
+        took, read = time.perf_counter() - start, bytes_read() - before
+        batches.close()
+        share = read / faces.sizes.sum()
+        print(f"{f'{name}, {place}':52}{took:8.3f} s{read / 1e6:8.2f} MB{share:10.2%} of the set")
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=200_000, help=f"a multiple of {EACH}")
+    parser.add_argument("--limit", type=int, default=20_480, help="records read one by one")
+    parser.add_argument("--actors", type=int, default=0, help="on Ray; 0: without Ray")
+    parser.add_argument("--ray-records", type=int, default=0, help="through Ray; 0: an epoch")
+    parser.add_argument("--folder", help="where temporary files go")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        measure(Path(folder), options)
+
+
+def measure(root: Path, options: argparse.Namespace) -> None:
+    """Make the set, pack it and print."""
+    source = root / "source" / "train.rec"
+    packed = root / "packed"
+    source.parent.mkdir()
+    write_ordered(source, options.images, EACH)
+    size = source.stat().st_size
+    print(
+        f"{date.today()}  Python {platform.python_version()}, numpy {np.__version__}, pyarrow "
+        f"{pa.__version__}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; "
+        f"{options.images} images, {size / 1e6:.0f} MB, page cache dropped before each"
+    )
+    print_packing(source, packed, options.actors, size)
+    took, _ = seconds(lambda: open_faces(str(source)))
+    print(f"opening the ordered set: {took:.2f} s, {options.images / took:.0f} records/s")
+    ordered, shuffled = open_faces(str(source)), open_faces(str(packed))
+    print("time to the first batch (a window of 2048 records is read, the batch decoded)")
+    print_resume("ordered, chunk_records 4", root, ordered, 4)
+    print_resume("packed, chunk_records 256", root, shuffled, 256)
+    print()
+    rates = Rates(source, options.images)
+    for chunk in (1, 4, 16):
+        name = f"ordered, chunk_records {chunk}, bytes"
+        rates.add(name, root, lambda c=chunk: read_in_order(ordered, c, options.limit))
+    rates.add(
+        "packed, chunk_records 256, bytes",
+        root,
+        lambda: read_in_order(shuffled, 256, options.images),
+    )
+    forget(root)
+    print_locally(rates, packed, size)
+    if options.actors:
+        print_ray(rates, shuffled, packed, options)
+
+
+def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
+    """Pack, and tell the peaks of memory."""
+    paths, memory = (str(source), str(packed)), PACK_BYTES * max(actors, 1)
+    if not actors:
+        work = [
+            f"options = PackOptions((sys.argv[1],), sys.argv[2], {SHARDS}, memory_bytes={memory})",
+            "pack_faces(options, say=lambda _: None)",
+        ]
+        peak, _ = peak_mb(PACK, work, *paths)
+        print(f"packing, one process: + {peak:.0f} MB, {peak * 2**20 / size:.2f} of the data")
+        return
+    from lafs_ray.engine.pack import on_ray
+
+    named = PackOptions(paths[:1], paths[1], SHARDS, memory_bytes=memory, workers=actors)
+    with ray_session(actors):
+        _, peaks = watched(lambda: pack_faces(named, on_ray(actors), lambda _: None))
+    print(f"packing, {actors} Ray workers with {memory >> 20} MiB together: {peaks}")
+
+
+def print_ray(rates: Rates, faces: FaceSet, packed: Path, options: argparse.Namespace) -> None:
+    """Stream through Ray, and tell the peaks of memory."""
+    peaks: list[str] = []
+    actors, most = options.actors, options.ray_records or faces.num_images
+
+    def work() -> int:
+        count, seen = watched(lambda: stream_through_ray(faces, str(packed), actors, most))
+        peaks.append(seen)
+        return int(count)
+
+    with ray_session(actors):
+        rates.add(f"packed, {actors} Ray actors, decoded", packed, work)
+    print(f"streaming, {actors} Ray actors: {peaks[0]}")
+
+
+def print_locally(rates: Rates, packed: Path, size: int) -> None:
+    """Debug mode's stream in a process of its own, and its peak of memory."""
+    imports = ["import time", "from benchmarks.stream import open_faces, stream_locally"]
+    work = [
+        "start = time.perf_counter()",
+        "count = stream_locally(open_faces(sys.argv[1]), 256)",
+        "print(count, time.perf_counter() - start)",
+    ]
+    peak, printed = peak_mb(imports, work, str(packed))
+    count, took = printed.split()
+    rates.row("packed, debug mode, decoded", int(count), float(took))
+    print(f"streaming, debug mode: + {peak:.0f} MB, {peak * 2**20 / size:.2f} of the data")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Find the landmarks of every face of a set once, for pretraining with landmarks.source=cached.
+
+python jobs/cache_landmarks.py runs/part_fvit packed --workers 8
+python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=packed landmarks.source=cached \
+    landmarks.weights=runs/part_fvit
+"""
+
+from collections.abc import Sequence
+
+from lafs_ray.engine.cache_landmarks import cache_job
+from lafs_ray.engine.job import run
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the landmarks, or go on where an earlier call was stopped."""
+    cache_job(str(__doc__), arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, "interrupted; the same command continues with the missing parts"))

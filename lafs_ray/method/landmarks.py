@@ -1,0 +1,61 @@
+"""The frozen landmark CNN as views and caches run it: fused, and on a fixed number of images.
+
+Convolutions change their order of summation with the batch. In groups of a fixed size an image's
+landmarks are the same bits in any company, on any day, so those of a cache are those of a run.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# A last group is filled up with zeros. On one core 16 images cost 10 % less each than 8 and as much
+# as 32; single ones cost three times as much.
+LANDMARK_GROUP = 16
+MIDDLE = 127.5
+
+
+class LandmarkFinder:
+    """Finds landmarks without gradients.
+
+    Args:
+        network: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; copied.
+        device: where to compute.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
+        self._network = fused(network).to(device)
+
+    @torch.no_grad()
+    def __call__(self, planes: Tensor) -> Tensor:
+        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255 on the device."""
+        found = []
+        for start in range(0, len(planes), LANDMARK_GROUP):
+            group = planes[start : start + LANDMARK_GROUP].to(torch.float32)
+            scaled = group / MIDDLE - 1
+            missing = LANDMARK_GROUP - len(group)
+            if missing:
+                scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
+            found.append(self._network(scaled)[: len(group)])
+        return torch.cat(found)
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """A frozen copy in eval mode whose batch norms are part of the convolutions before them.
+
+    The same function up to float32 rounding: landmarks move by some 1e-4 pixels.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+    for sequence in network.modules():
+        if not isinstance(sequence, nn.Sequential):
+            continue
+        for place in range(len(sequence) - 1):
+            convolution, norm = sequence[place], sequence[place + 1]
+            if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                sequence[place] = fuse_conv_bn_eval(convolution, norm)
+                sequence[place + 1] = nn.Identity()
+    return network

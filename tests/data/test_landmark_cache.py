@@ -1,0 +1,179 @@
+"""Cached landmarks as files: read by place, whole or not at all, of one set and one network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from lafs_ray.data import landmark_cache, storage
+from lafs_ray.data.landmark_cache import (
+    STAMP,
+    Identity,
+    open_landmarks,
+    plan_parts,
+    read_entries,
+    write_part,
+    write_stamp,
+)
+from lafs_ray.errors import DataError
+from tests.object_store import ObjectStore
+
+STARTS = np.array([0, 70, 100], dtype=np.int64)
+IDENTITY = Identity("w" * 32, "f" * 32, "rgb", 9, 100)
+COMMAND = "python jobs/cache_landmarks.py W S"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landmark_cache, "PART_ROWS", 32)
+
+
+def values() -> NDArray[np.float32]:
+    found = np.random.default_rng(0).uniform(0, 111, (100, 9, 2)).astype(np.float32)
+    found[40] = np.nan
+    return found
+
+
+def write(folder: str, identity: Identity = IDENTITY, stamp: bool = True) -> None:
+    parts, landmarks = plan_parts(STARTS), values()
+    for part in parts:
+        rows = slice(part.first, part.stop)
+        write_part(folder, identity, part, np.arange(part.first, part.stop) + 1, landmarks[rows])
+    if stamp:
+        entries = read_entries(folder, identity, parts)
+        write_stamp(folder, identity, [entries[part] for part in parts], {"checkpoint": "x"})
+
+
+def test_parts__cover_every_shard_in_order() -> None:
+    """No part holds images of two shards, and none is longer than PART_ROWS."""
+    limits = [(part.first, part.stop) for part in plan_parts(STARTS)]
+    assert limits == [(0, 32), (32, 64), (64, 70), (70, 100)]
+    assert plan_parts(STARTS)[2].name == "part-00002-of-00004.parquet"
+
+
+def test_read__any_rows_in_any_order(tmp_path: Path) -> None:
+    """Rows by number, repeats and damaged ones too, are the numbers written, in float16."""
+    write(str(tmp_path))
+    cache = open_landmarks(str(tmp_path), IDENTITY, COMMAND)
+    expected = values().astype(np.float16)
+    for index in (np.arange(100), np.array([99, 0, 31, 32, 32, 69, 70, 40]), np.array([5])):
+        found = cache.read(index)
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, expected[index])
+    assert sum(part.damaged for part in cache.parts) == 1
+
+
+def test_part__is_a_table_that_others_can_read(tmp_path: Path) -> None:
+    """Parquet with the record's key and lists of float16."""
+    write(str(tmp_path))
+    table = pq.read_table(tmp_path / "part-00003-of-00004.parquet")
+    assert table["key"].to_pylist() == list(range(71, 101))
+    assert str(table.schema.field("landmarks").type) == "fixed_size_list<element: halffloat>[18]"
+    rows = np.array(table["landmarks"].to_pylist(), dtype=np.float16).reshape(-1, 9, 2)
+    np.testing.assert_array_equal(rows, values()[70:].astype(np.float16))
+
+
+def test_read__from_an_object_store(store: ObjectStore) -> None:
+    """The same rows over S3, and of each part no more than the rows asked for and its footer."""
+    folder = storage.join(store.uri("faces"), "cached")
+    write(folder)
+    cache = open_landmarks(folder, IDENTITY, COMMAND)
+    store.calm()
+    index = np.array([3, 80, 33])
+    np.testing.assert_array_equal(cache.read(index), values()[index].astype(np.float16))
+    spans = [request.span for request in store.requests if request.span is not None]
+    assert [stop - start for start, stop in spans] == [36, 36, 36]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"weights": "v" * 32}, "landmark CNN with other weights"),
+        ({"faces": "g" * 32}, "another set of faces"),
+        ({"colour_order": "bgr"}, "another colour order: rgb -> bgr"),
+        ({"images": 101}, "another number of records: 100 -> 101"),
+    ],
+)
+def test_open__of_something_else(tmp_path: Path, change: dict[str, object], found: str) -> None:
+    """Landmarks of other weights, another set or colour order are refused, finished or not."""
+    write(str(tmp_path))
+    wanted = replace(IDENTITY, **change)  # type: ignore[arg-type]
+    with pytest.raises(DataError) as raised:
+        open_landmarks(str(tmp_path), wanted, COMMAND)
+    assert found in raised.value.found
+    assert COMMAND in raised.value.fix
+    with pytest.raises(DataError) as raised:
+        read_entries(str(tmp_path), wanted, plan_parts(STARTS))
+    assert found in raised.value.found
+
+
+def lose(folder: Path) -> None:
+    (folder / "part-00001-of-00004.parquet").unlink()
+
+
+def cut(folder: Path) -> None:
+    path = folder / "part-00001-of-00004.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def forget(folder: Path) -> None:
+    path = folder / STAMP
+    content = json.loads(path.read_text())
+    content["parts"].pop(1)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lose, "no such file"),
+        (cut, " bytes"),
+        (forget, "parts that do not cover 100 records"),
+        (lambda folder: (folder / STAMP).write_text("{}"), "another format or version"),
+        (lambda folder: (folder / STAMP).unlink(), "cached landmarks that are not finished"),
+    ],
+    ids=["part missing", "part cut short", "part not listed", "foreign stamp", "unfinished"],
+)
+def test_open__with_records_missing(
+    tmp_path: Path, damage: Callable[[Path], object], found: str
+) -> None:
+    """A cache that lacks anything is refused, with the file and what to do."""
+    write(str(tmp_path))
+    damage(tmp_path)
+    with pytest.raises(DataError) as raised:
+        open_landmarks(str(tmp_path), IDENTITY, COMMAND)
+    assert found in raised.value.found
+    assert COMMAND in raised.value.fix
+    assert str(tmp_path) in raised.value.subject
+
+
+def test_open__where_there_is_none(tmp_path: Path) -> None:
+    """The message says how to make one."""
+    with pytest.raises(DataError, match="no cached landmarks") as raised:
+        open_landmarks(str(tmp_path / "nowhere"), IDENTITY, COMMAND)
+    assert raised.value.fix == f"run {COMMAND}"
+
+
+def test_entries__a_damaged_part_is_made_anew(tmp_path: Path) -> None:
+    """A part whose file is no Parquet counts as missing."""
+    write(str(tmp_path), stamp=False)
+    cut(tmp_path)
+    names = [part.name[:10] for part in read_entries(str(tmp_path), IDENTITY, plan_parts(STARTS))]
+    assert names == ["part-00000", "part-00002", "part-00003"]
+
+
+def test_read__of_a_part_that_changes_meanwhile(tmp_path: Path) -> None:
+    """A cache made anew under a run is told by name, and not read."""
+    write(str(tmp_path))
+    cache = open_landmarks(str(tmp_path), IDENTITY, COMMAND)
+    cut(tmp_path)
+    with pytest.raises(DataError, match="part-00001") as raised:
+        cache.read(np.array([35]))
+    assert "when the set was opened" in raised.value.expected
