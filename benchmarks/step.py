@@ -48,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from views import cpu_name
 
 from lafs_ray.method.lafs import Lafs
-from lafs_ray.method.optim import clip_each_, parameter_groups
+from lafs_ray.method.optim import RowAdamW, clip_each_, parameter_groups
 from lafs_ray.method.views import ViewCutter, cut_tokens
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.loop import Training, train_step
@@ -90,10 +90,10 @@ class TimedLafs(Lafs):
         self.watch.mark(LOSS)
         return result
 
-    def finish_step(self, values: Any) -> None:
+    def finish_step(self, values: Any, hold: Tensor | None = None) -> None:
         """As `Lafs.finish_step`."""
         self.watch.mark(UPDATE)
-        super().finish_step(values)
+        super().finish_step(values, hold)
         self.watch.mark(EMA)
 
 
@@ -114,9 +114,7 @@ class Ours:
         )
         self.method.watch = watch
         groups = parameter_groups(student, VALUES["weight_decay"])
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=VALUES["lr"], fused=case.device.type == "cuda"
-        )
+        self.optimizer = RowAdamW(groups, lr=VALUES["lr"], fused=case.device.type == "cuda")
         self.training = Training(
             method=self.method,
             network=student,

@@ -48,3 +48,7 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint does not fit the run, or is damaged."""
+
+
+class TrainingError(UserError):
+    """Training has gone wrong, and to go on would waste or spoil it."""

@@ -163,6 +163,34 @@ def test_pack__refusals(tmp_path: Path, face_set_path: str) -> None:
     assert_refused(job("jobs/pack.py", "--verify", str(tmp_path / "set")), f"{shard.name}: ")
 
 
+def test_status__of_a_run_and_of_what_is_none(tmp_path: Path, face_set_path: str) -> None:
+    """A run's state is printed for people and for programs; another folder is refused."""
+    run(tiny(tmp_path, face_set_path, "duration=2 steps"))
+    folder = str(tmp_path / "debug")
+    done = job("jobs/status.py", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder} (pretraining)\nstate       finished: all steps")
+    main_of("status")([folder, "--json"])
+    assert_refused(job("jobs/status.py", str(tmp_path)), f"give one of the runs in it: {folder}")
+
+
+def test_job__diverges(tmp_path: Path, face_set_path: str) -> None:
+    """A learning rate that breaks training ends it with code 2; what is saved is finite."""
+    settings = ["optim.lr=1e38", "optim.warmup=0 steps", "log.every_steps=4"]
+    done = job(*arguments("pretrain", tmp_path, face_set_path, *settings))
+    assert_refused(done, " of run debug", "records of rank 0: train.rec ", "learning rate ")
+    folder = tmp_path / "debug"
+    (named,) = folder.glob("not-finite-*.json")
+    written = json.loads(named.read_text())
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{written['steps_done']:08d}.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    assert all(weight.isfinite().all() for weight in content["model"].values())
+    status = job("jobs/status.py", str(folder)).stdout
+    assert "state       not finite" in status
+    assert f"not finite  {named}" in status
+
+
 def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
     """Ctrl-C ends a run with code 130 and one line; no half-written file stays behind."""
     settings = ["duration=500 steps", "checkpoints.every=1 steps"]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lafs_ray.config.base import Duration, DurationField, Real, RealPair, RealTriple, Section
-from lafs_ray.config.sections import Count, Job, Positive, Rate
+from lafs_ray.config.sections import Count, Guards, Job, Positive, Rate
 
 
 class Landmarks(Section):
@@ -150,6 +150,14 @@ class Optimiser(Section):
     """Norm at which each parameter's gradient is clipped by itself."""
 
 
+class PretrainGuards(Guards):
+    """What looks after a pretraining run."""
+
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    """What follows from signs that the networks collapse (docs/watching.md): a warning with advice;
+    stop: also the end of the run, saved, after five reports in a row with the same sign."""
+
+
 class PretrainConfig(Job):
     """LAFS pretraining."""
 
@@ -169,6 +177,8 @@ class PretrainConfig(Job):
     """Loss, centre and teacher."""
     optim: Optimiser = Optimiser()
     """Optimiser."""
+    guards: PretrainGuards = PretrainGuards()
+    """Warnings."""
 
     @model_validator(mode="after")
     def _landmarks_fit(self) -> PretrainConfig:

@@ -109,6 +109,17 @@ class Log(Section):
 
     every_steps: Positive = 50
     """Optimiser steps between lines of metrics.jsonl and of the terminal."""
+    tensorboard: bool = False
+    """Whether the same figures go to TensorBoard's event files in <run>/tensorboard; needs the
+    extra: pip install 'lafs-ray[tensorboard]'."""
+
+
+class Guards(Section):
+    """What looks after a run while it trains; what is not finite always stops it."""
+
+    wait_share: Rate = 0.2
+    """Share of the time that training may wait for its input before a warning names the slow stage
+    and the CPUs that it would take; 0 never warns."""
 
 
 class Compute(Section):
@@ -209,6 +220,8 @@ class Job(Section):
     """Saving and retention."""
     log: Log = Log()
     """Reporting."""
+    guards: Guards = Guards()
+    """Warnings."""
     compute: Compute = Compute()
     """Workers and devices."""
     ingest: Ingest = Ingest()

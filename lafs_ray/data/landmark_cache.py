@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from lafs_ray.data import storage
 from lafs_ray.data.fetch import Spans, fetch_spans
 from lafs_ray.data.manifest import ColourOrder, as_json, read_json
+from lafs_ray.data.many_files import list_tree
 from lafs_ray.errors import DataError
 
 STAMP = "landmarks.json"
@@ -305,7 +306,7 @@ def open_landmarks(folder: str, identity: Identity, command: str) -> LandmarkCac
 
 
 def _check_files(folder: str, entries: tuple[PartEntry, ...], command: str) -> None:
-    sizes = {name: size for name, size, _ in storage.list_tree(folder)}
+    sizes = {name: size for name, size, _ in list_tree(folder)}
     for entry in entries:
         if sizes.get(entry.name) != entry.size_bytes:
             size = sizes.get(entry.name)

@@ -27,6 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
+from lafs_ray.engine.dashboard import Gauges
+from lafs_ray.engine.display import Display, terminal_display
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
 from lafs_ray.engine.notices import Wishes, leaving_nodes
@@ -55,7 +57,7 @@ class Relay:
     """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: list[str | dict[str, Any]] = []
         self._saved: list[int] = []
         self._judged: set[int] = set()
         self._wish = Wish.NOTHING
@@ -65,8 +67,12 @@ class Relay:
         """Keep a line for the driver."""
         self._lines.append(line)
 
-    def drain(self) -> list[str]:
-        """Lines since the last call."""
+    def show(self, report: dict[str, Any]) -> None:
+        """Keep a report for the driver."""
+        self._lines.append(report)
+
+    def drain(self) -> list[str | dict[str, Any]]:
+        """Lines and reports since the last call."""
         lines, self._lines = self._lines, []
         return lines
 
@@ -119,19 +125,21 @@ def run_on_ray(inputs: JobInputs) -> None:
     """
     config = inputs.config
     connect(config)
-    probes = Probes(inputs, _judge_on_ray(config), _say) if config.probe.enabled else None
+    display = terminal_display(inputs)
+    probes = Probes(inputs, _judge_on_ray(config), display.say) if config.probe.enabled else None
     # After connecting, as Ray installs a handler of its own there.
     with stop_request(signal.SIGTERM, signal.SIGINT) as request:
-        _fit(inputs, probes, request)
+        _fit(inputs, display, probes, request)
         request.raise_if_stopped(inputs)
     if probes is not None and request.signum is None:
         probes.finish()
 
 
-def _fit(inputs: JobInputs, probes: Probes | None, request: StopRequest) -> None:
+def _fit(inputs: JobInputs, display: Display, probes: Probes | None, request: StopRequest) -> None:
     relay = ray.remote(num_cpus=0)(Relay).remote()
     ended = threading.Event()
-    printer = threading.Thread(target=_follow, args=(relay, probes, request, ended), daemon=True)
+    arguments = relay, display, probes, request, ended
+    printer = threading.Thread(target=_follow, args=arguments, daemon=True)
     printer.start()
     try:
         _trainer(inputs, relay).fit()
@@ -143,6 +151,7 @@ def _fit(inputs: JobInputs, probes: Probes | None, request: StopRequest) -> None
     finally:
         ended.set()
         printer.join(timeout=10)
+        display.close()
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
@@ -255,20 +264,27 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
 
 
 def _follow(
-    relay: Any, probes: Probes | None, request: StopRequest, ended: threading.Event
+    relay: Any,
+    display: Display,
+    probes: Probes | None,
+    request: StopRequest,
+    ended: threading.Event,
 ) -> None:
-    """Print what the workers say, judge their checkpoints, pass on a signal, until they end."""
+    """Show what the workers say, judge their checkpoints, pass on a signal, until they end."""
     if probes is not None:
         probes.catch_up()
     leaving: set[str] = set()
     while True:
         last = ended.wait(_RELAY_POLL_S)
         for line in ray.get(relay.drain.remote()):
-            _say(line)
+            if isinstance(line, str):
+                display.say(line)
+            else:
+                display.show(line)
         if request.signum is not None:
             relay.ask.remote(Wish.STOP)
         elif new := leaving_nodes() - leaving:
-            _say(f"{len(new)} nodes of the cluster will leave: saving at once")
+            display.say(f"{len(new)} nodes of the cluster will leave: saving at once")
             leaving |= new
             relay.ask.remote(Wish.SAVE)
         if probes is not None:
@@ -278,10 +294,6 @@ def _follow(
             relay.judging.remote(probes.running)
         if last:
             return
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 def _judge_on_ray(config: Job) -> Judge:
@@ -334,6 +346,12 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
+    gauges = Gauges(inputs.config.run.name)
+
+    def show(report: dict[str, Any]) -> None:
+        gauges.set(report)
+        relay.show.remote(report)
+
     wishes = Wishes(relay) if rank == 0 else None
     judges = inputs.config.probe.enabled
     run_rank(
@@ -343,6 +361,7 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         rank=rank,
         wrap=wrap,
         say=lambda line: relay.say.remote(line),
+        show=show,
         hooks=Hooks(
             after_save=lambda line: _tell_ray(line, inputs),
             written=relay.saved.remote if judges else lambda _: None,

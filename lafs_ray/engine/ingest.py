@@ -26,14 +26,12 @@ from ray.data.extensions import ArrowTensorArray
 from lafs_ray.config.sections import Job
 from lafs_ray.data.plan import Portion
 from lafs_ray.training.session import JobInputs
-from lafs_ray.training.stream import Columns, StepBatch, deal_steps, read_portion
+from lafs_ray.training.starvation import CPUS_A_READ, READING_CPUS
+from lafs_ray.training.stream import Columns, StepBatch, deal_steps, timed_cut, timed_read
 
 # One execution plans this many portions at most: half a million faces. Actors start anew for the
 # next one, a few seconds in ten minutes or more; without a limit planning would grow with the run.
 PORTIONS_PER_EXECUTION = 2048
-
-# Reading is waiting for storage; reserving a whole CPU would starve the croppers.
-_READ_CPUS = 0.25
 
 _NO_PROGRESS_TIMEOUT_S = 300
 _BYTES_PER_RECORD = 8_000
@@ -86,7 +84,7 @@ def _num_records(portion: Portion) -> int:
 
 def _read(reference: ray.ObjectRef, number: int, portion: Portion) -> Iterator[pa.Table]:
     inputs: JobInputs = ray.get(reference)
-    rows = read_portion(inputs.faces, inputs.plan, portion)
+    rows = timed_read(inputs.faces, inputs.plan, portion)
     # Arrow's own columns have one dimension; cached landmarks have three.
     wide = {n: ArrowTensorArray.from_numpy(rows.pop(n)) for n in list(rows) if rows[n].ndim > 1}
     yield pa.table({"portion": np.full(len(rows["key"]), number), **rows, **wide})
@@ -100,9 +98,9 @@ class CropActor:
         self._crop = inputs.cropper()
 
     def __call__(self, rows: Columns) -> Columns:
-        """Cut one portion; its number travels along."""
+        """Cut one portion; its number and what reading took travel along."""
         portion = rows.pop("portion")
-        return {**self._crop(rows), "portion": portion}
+        return {**timed_cut(self._crop, rows), "portion": portion}
 
 
 def rank_stream(
@@ -154,7 +152,7 @@ def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> I
     dataset = ray.data.read_datasource(
         PortionSource(reference, portions),
         override_num_blocks=len(portions),
-        num_cpus=_READ_CPUS,
+        num_cpus=CPUS_A_READ,
     ).map_batches(
         CropActor,
         batch_size=None,
@@ -190,7 +188,7 @@ def configure_context(context: DataContext, cpus: float) -> None:
 
 def ingest_cpus(config: Job) -> float:
     """CPUs that the ingest of one training worker takes: its croppers and one worth of reading."""
-    return config.ingest.actors_per_worker * config.ingest.cpus_per_actor + 1.0
+    return config.ingest.actors_per_worker * config.ingest.cpus_per_actor + READING_CPUS
 
 
 def needed_cpus(config: Job) -> float:

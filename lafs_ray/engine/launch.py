@@ -10,6 +10,7 @@ import yaml
 
 from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
+from lafs_ray.engine.display import terminal_display
 from lafs_ray.engine.probe import Probes, check_probe, judge_here
 from lafs_ray.engine.stopping import stop_request
 from lafs_ray.training.session import (
@@ -89,16 +90,22 @@ def run_in_process(inputs: JobInputs) -> None:
     Raises:
         Stopped: SIGTERM came; the run has saved.
     """
-    probes = Probes(inputs, judge_here(inputs.config)) if inputs.config.probe.enabled else None
+    display = terminal_display(inputs)
+    probes = None
+    if inputs.config.probe.enabled:
+        probes = Probes(inputs, judge_here(inputs.config), display.say)
     # Ctrl-C stays what it is: in a debugger it has to act at once.
     with stop_request(signal.SIGTERM) as request:
         hooks = Hooks(
             written=probes.saved if probes is not None else lambda _: None,
             wish=lambda: Wish.NOTHING if request.signum is None else Wish.STOP,
         )
-        if probes is not None:
-            probes.catch_up()
-        run_local(inputs, hooks=hooks)
+        try:
+            if probes is not None:
+                probes.catch_up()
+            run_local(inputs, display.say, display.show, hooks)
+        finally:
+            display.close()
         request.raise_if_stopped(inputs)
     if probes is not None and request.signum is None:
         probes.finish()

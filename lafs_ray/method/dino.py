@@ -142,17 +142,21 @@ class Centre(nn.Module):
         self.pending_rows += teacher_logits.shape[0]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, hold: Tensor | None = None) -> None:
         """Move the centre towards the mean over all ranks' rows; every rank must call it.
 
         Ranks have seen equally many rows (the plan gives equal batches): only sums are exchanged.
+
+        Args:
+            hold: 0-d, on the centre's device; where it is 1, the centre stays as it is.
         """
         assert self.pending_rows > 0, "the centre is updated after at least one micro-batch"
         rows = self.pending_rows
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.pending)
             rows *= dist.get_world_size()
-        self.centre.lerp_(self.pending / rows, 1.0 - self.momentum)
+        moved = torch.lerp(self.centre, self.pending / rows, 1.0 - self.momentum)
+        self.centre.copy_(moved if hold is None else torch.where(hold > 0, self.centre, moved))
         self.pending.zero_()
         self.pending_rows = 0
 

@@ -150,14 +150,15 @@ class Lafs:
         if epoch < self.freeze_last_layer_epochs:
             cancel_gradients(self.trainable)
 
-    def finish_step(self, values: Mapping[str, float]) -> None:
+    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
         """Move the teacher and the centre; the optimiser has moved the student.
 
         Args:
             values: `ema_momentum`.
+            hold: 0-d; where it is 1, both stay as they are.
         """
-        ema_update_(self.teacher, self.trainable, values["ema_momentum"])
-        self.centre.update()
+        ema_update_(self.teacher, self.trainable, values["ema_momentum"], hold)
+        self.centre.update(hold)
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher's and the centre's state: the live tensors, to be written before a step."""

@@ -79,12 +79,23 @@ class RowAdamW(torch.optim.AdamW):
     correction of the moments' bias) does not grow. Dense gradients are AdamW's own business.
     Ours: torch's SparseAdam has no weight decay and counts the steps of all rows together, which
     makes the first steps of a row that comes late up to √1000/10 times as long.
+
+    `hold`, where it is set, is a 0-d float32 tensor on the parameters' device: 0, or 1 to make a
+    step that moves and counts nothing. A fused optimiser reads it on the device, so that the host
+    need not know; others read it on the host, which costs nothing where that is the device.
     """
+
+    hold: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move all parameters with a gradient; sparse gradients are used up."""
         assert closure is None
+        if self.defaults["fused"]:
+            # The name under which torch's fused kernel takes GradScaler's verdict.
+            self.found_inf = self.hold
+        elif self.hold is not None and self.hold > 0:
+            return
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
@@ -106,11 +117,15 @@ class RowAdamW(torch.optim.AdamW):
         mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
         square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
         for name, moved in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-            state[name].index_copy_(0, rows, moved)
+            state[name].index_copy_(0, rows, self._unless_held(state[name][rows], moved))
         length = square.div_(1 - beta2**steps).sqrt_().add_(group["eps"])
         direction = mean.div_(1 - beta1**steps).div_(length)
         kept = parameter[rows].mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.index_copy_(0, rows, kept.add_(direction, alpha=-group["lr"]))
+        moved = self._unless_held(parameter[rows], kept.add_(direction, alpha=-group["lr"]))
+        parameter.index_copy_(0, rows, moved)
+
+    def _unless_held(self, before: Tensor, after: Tensor) -> Tensor:
+        return after if self.hold is None else torch.where(self.hold > 0, before, after)
 
 
 def set_hyperparameters(
@@ -123,6 +138,20 @@ def set_hyperparameters(
 
 
 @torch.no_grad()
+def gradient_norms(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of each gradient, in the order of `parameters`; those without one are left out.
+
+    On the gradients' device, so that reading them is the caller's decision. Empty when there is no
+    gradient.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.empty(0)
+    dense = [each._values() if each.is_sparse else each for each in gradients]
+    return torch.stack(torch._foreach_norm(dense))
+
+
+@torch.no_grad()
 def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale down, in place, each gradient whose own norm exceeds `max_norm`.
 
@@ -130,13 +159,13 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     is below 1. Parameters without a gradient are skipped. Source: golden case d7.
 
     Returns:
-        The norms before clipping, one per gradient in the order of `parameters`; on the gradients'
-        device, so that reading them is the caller's decision. Empty when there is no gradient.
+        The norms before clipping, as `gradient_norms`.
     """
+    parameters = list(parameters)
+    norms = gradient_norms(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return torch.empty(0)
-    norms = torch.stack(torch._foreach_norm(gradients))
+        return norms
     # A product with exactly 1 changes no bit, which spares the host the question whether to clip.
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
@@ -154,18 +183,30 @@ def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:
 
 
 @torch.no_grad()
-def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def ema_update_(
+    teacher: nn.Module, student: nn.Module, momentum: float, hold: Tensor | None = None
+) -> None:
     """Move the teacher towards the student: teacher ← momentum·teacher + (1 − momentum)·student.
 
     Parameters move; buffers are copied. A momentum of 1 leaves the parameters as they are, bit for
     bit.
+
+    Args:
+        teacher: moved.
+        student: of the same architecture.
+        momentum: 0 … 1.
+        hold: 0-d, on their device; where it is 1, the parameters stay, for a finite student.
     """
     moved: list[Tensor] = list(teacher.parameters())
     targets: list[Tensor] = list(student.parameters())
     assert len(moved) == len(targets), f"a teacher of {len(moved)} for a student of {len(targets)}"
+    kept, taken = (moved[0].new_full((), share) for share in (momentum, 1.0 - momentum))
+    if hold is not None:
+        kept, taken = kept.masked_fill(hold > 0, 1.0), taken.masked_fill(hold > 0, 0.0)
     # Two products, as in the reference: `lerp` is closer to float64, but not to its record (e1).
-    torch._foreach_mul_(moved, momentum)
-    torch._foreach_add_(moved, targets, alpha=1.0 - momentum)
+    # They hold one copy of the student for a moment, when nothing else of the step is left.
+    torch._foreach_mul_(moved, kept)
+    torch._foreach_add_(moved, torch._foreach_mul(targets, taken))
     buffers = list(teacher.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(student.buffers()))

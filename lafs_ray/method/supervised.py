@@ -139,7 +139,7 @@ class Supervised:
             if ("landmarks" if name.startswith(LANDMARK_PARTS) else "transformer") in frozen:
                 parameter.grad = None
 
-    def finish_step(self, values: Mapping[str, float]) -> None:
+    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
         """Nothing moves besides what the optimiser moved."""
 
     def state_dict(self) -> dict[str, Any]:

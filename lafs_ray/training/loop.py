@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lafs_ray.errors import CheckpointError, DataError
-from lafs_ray.method.optim import clip_each_, set_hyperparameters
+from lafs_ray.errors import CheckpointError, DataError, TrainingError
+from lafs_ray.method.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
+from lafs_ray.training.guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.meter import Meter
 from lafs_ray.training.ranks import cpu_copy, gather_state, is_first, load_gathered
 from lafs_ray.training.stream import StepBatch
@@ -46,8 +47,8 @@ class Method(Protocol):
     def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
         """Change gradients between clipping and the optimiser's step."""
 
-    def finish_step(self, values: Mapping[str, float]) -> None:
-        """Update what the optimiser does not, such as the teacher."""
+    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
+        """Update what the optimiser does not, such as the teacher; nothing where `hold` is 1."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything beyond `trainable` and the optimiser."""
@@ -78,7 +79,7 @@ class Training:
 
     method: Method
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: RowAdamW
     values: Callable[[int], dict[str, float]]
     prepare: Callable[[TensorBatch], TensorBatch]
     device: torch.device
@@ -89,6 +90,10 @@ class Training:
     clip_grad: float | None
     max_bad_records: int
     skipped: set[str] = field(default_factory=set)
+    guard: NonFiniteGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = NonFiniteGuard(self.method.trainable, self.device, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the networks and the optimiser: a whole copy on rank 0's CPU.
@@ -149,25 +154,87 @@ def train(
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
         wish: what this rank is asked to do out of turn; called after every step.
+
+    Raises:
+        NonFinite: a loss or gradient was; the state before that step has been reported and saved.
+        TrainingError: `report` wants the run to end; the step it reported has been saved.
     """
     vote = Vote(training.device)
+    log: _Log | None = None
     waited_since = time.perf_counter()
     for batch in batches:
         wait_s = time.perf_counter() - waited_since
+        if log is None:
+            log = _Log(training, meter, report, save, batch.step)
         note_skipped(training, batch)
         values = training.values(batch.step)
+        training.guard.begin(batch, values["lr"])
         metrics = train_step(training, batch, values)
-        meter.add(metrics, wait_s)
+        meter.add(metrics, wait_s, batch.work_s, training.guard.hold)
         done = batch.step + 1
         wished = vote.ask(wish())
         saves = done % save_every == 0 or done == last_step or wished > Wish.NOTHING
         if saves or done % report_every == 0:
-            report({"step": done, "epoch": batch.epoch, **values, **meter.report()})
+            log.tell(done, batch.epoch)
         if saves:
-            save(done)
+            log.keep(done)
         if wished is Wish.STOP:
             return
         waited_since = time.perf_counter()
+
+
+class _Log:
+    """What has been reported and saved, up to the end that a report may bring.
+
+    Args:
+        training: the run on this rank.
+        meter: of its metrics.
+        report: gets a report.
+        save: gets the number of steps done.
+        first_step: where the run continues.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        meter: Meter,
+        report: Callable[[dict[str, Any]], None],
+        save: Callable[[int], None],
+        first_step: int,
+    ) -> None:
+        self._training, self._meter, self._report, self._save = training, meter, report, save
+        self._reported = self._saved = first_step
+
+    def tell(self, done: int, epoch: int) -> None:
+        """Report the steps up to `done`; if the run ends with that, save first.
+
+        Raises:
+            NonFinite, TrainingError: see `train`.
+        """
+        found = self._training.guard.look()
+        end: NonFinite | TrainingError | None = found
+        if found is not None:
+            # The state is that before the step found: nothing has moved it since.
+            done, epoch = found.step, found.epoch_before
+        try:
+            if done > self._reported:
+                self._send(done, epoch)
+        except TrainingError as error:
+            end = end or error
+        if end is not None:
+            self.keep(done)
+            raise end
+
+    def _send(self, done: int, epoch: int) -> None:
+        means = self._meter.report(done - self._reported)
+        self._reported = done
+        self._report({"step": done, "epoch": epoch, **self._training.values(done - 1), **means})
+
+    def keep(self, done: int) -> None:
+        """Save, unless that has been done."""
+        if done > self._saved:
+            self._save(done)
+            self._saved = done
 
 
 def train_step(
@@ -177,7 +244,8 @@ def train_step(
 
     Returns:
         The metrics of its micro-batches, averaged, and the largest gradient norm; 0-d tensors that
-        nobody has waited for.
+        nobody has waited for. From the first step with a loss or gradient that is not finite on,
+        nothing moves any more (`training.guard`).
     """
     # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
     torch.manual_seed(step_seed(training.seed, batch.step, training.rank))
@@ -185,6 +253,7 @@ def train_step(
     training.method.begin_step(batch.step)
     micro_batches = split(batch, training.accumulation)
     sums: dict[str, Tensor] = {}
+    total = torch.zeros((), device=training.device)
     for index, columns in enumerate(micro_batches):
         inputs = training.prepare(to_device(columns, training.device))
         is_last = index == len(micro_batches) - 1
@@ -196,16 +265,23 @@ def train_step(
             ):
                 loss, metrics = training.method.loss(training.network, inputs, values)
             (loss / training.accumulation).backward()  # type: ignore[no-untyped-call]
+        total = total + loss.detach() / training.accumulation
         for name, value in metrics.items():
             part = value.detach() / training.accumulation
             sums[name] = sums[name] + part if name in sums else part
-    if training.clip_grad is not None:
-        norms = clip_each_(training.method.trainable.parameters(), training.clip_grad)
+    parameters = list(training.method.trainable.parameters())
+    if training.clip_grad is None:
+        norms = gradient_norms(parameters)
+    else:
+        norms = clip_each_(parameters, training.clip_grad)
+    if len(norms):
         sums["gradient_norm_max"] = norms.max()
+    training.guard.judge(batch.step, total, norms)
     training.method.before_optimizer(batch.epoch, values)
+    training.optimizer.hold = training.guard.hold
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
-    training.method.finish_step(values)
+    training.method.finish_step(values, training.guard.hold)
     return sums
 
 

@@ -7,9 +7,8 @@ calls it with its own rank and its own stream of batches.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from lafs_ray.data.plan import OrderPlan
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError, UserError
 from lafs_ray.training.build import build_cut, build_training
+from lafs_ray.training.guard import NonFinite
 from lafs_ray.training.landmarks import with_cached_landmarks
 from lafs_ray.training.length import Length, build_plan, run_length
 from lafs_ray.training.loop import Training, train
@@ -35,6 +35,8 @@ from lafs_ray.training.ranks import count_ranks
 from lafs_ray.training.start import StartWeights, as_tensors, load_start
 from lafs_ray.training.state import RunFolder, load_checkpoint
 from lafs_ray.training.stream import Cropper, StepBatch, local_stream
+from lafs_ray.training.tensorboard import require_tensorboard
+from lafs_ray.training.watch import Watch
 from lafs_ray.training.wishes import Wish
 from lafs_ray.training.writer import CheckpointWriter
 
@@ -87,7 +89,7 @@ def open_job(config: Job) -> JobInputs:
     """
     inputs = check_job(config)
     config, start, folder = inputs.config, inputs.start, inputs.folder()
-    folder.claim(start.landmarks_hash, start.transformer_hash)
+    folder.claim(start.landmarks_hash, start.transformer_hash, asdict(inputs.length))
     if isinstance(config, FinetuneConfig) and config.data.subset is not None:
         uri = storage.join(folder.uri, "subset.parquet")
         if not storage.exists(uri):
@@ -104,6 +106,8 @@ def check_job(config: Job) -> JobInputs:
     config = _with_absolute_paths(config)
     colour_order = config.data.colour_order
     faces = open_faces(config.data.path, colour_order, cache=_cache(config))
+    if config.log.tensorboard:
+        require_tensorboard()
     num_classes = None
     num_identities = faces.num_identities
     if isinstance(config, FinetuneConfig):
@@ -203,6 +207,7 @@ def run_rank(
     rank: int = 0,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     say: Callable[[str], None] = print,
+    show: Callable[[dict[str, Any]], None] | None = None,
     hooks: Hooks | None = None,
 ) -> None:
     """Restore the newest checkpoint and train to the end of the run, or until it shall stop.
@@ -214,7 +219,11 @@ def run_rank(
         rank: this rank; rank 0 writes checkpoints and metrics.
         wrap: puts the trained network into DDP.
         say: prints a line of progress; called on rank 0, by several threads.
+        show: gets each report, on rank 0; None says a line of progress.
         hooks: what else follows from saving, and leads to it.
+
+    Raises:
+        TrainingError: a step was not finite, or the networks collapse; see `Watch`.
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
@@ -223,21 +232,25 @@ def run_rank(
     first_step = restore(training, inputs.folder(), rank, say)
     training.network = wrap(training.network)
     hooks = hooks or Hooks()
-    if first_step == length.total_steps:
-        Recorder(inputs, training, first_step, say, hooks)
-        return
-    with Recorder(inputs, training, first_step, say, hooks) as recorder:
-        train(
-            training,
-            stream(first_step, length.total_steps),
-            Meter(config.batch_size),
-            last_step=length.total_steps,
-            report=recorder.report,
-            report_every=config.log.every_steps,
-            save=recorder.save,
-            save_every=length.save_every,
-            wish=recorder.wish,
-        )
+    with Watch(config, length, inputs.folder().uri, first_step, rank, say, show) as watch:
+        recorder = Recorder(inputs, training, first_step, say, hooks, watch)
+        if first_step == length.total_steps:
+            return
+        try:
+            with recorder:
+                train(
+                    training,
+                    stream(first_step, length.total_steps),
+                    Meter(config.batch_size),
+                    last_step=length.total_steps,
+                    report=recorder.report,
+                    report_every=config.log.every_steps,
+                    save=recorder.save,
+                    save_every=length.save_every,
+                    wish=recorder.wish,
+                )
+        except NonFinite as found:
+            raise watch.explain(found, inputs.faces.shard_uris) from None
 
 
 def restore(training: Training, folder: RunFolder, rank: int, say: Callable[[str], None]) -> int:
@@ -286,6 +299,7 @@ class Recorder:
         first_step: where it continues.
         say: prints a line of progress.
         hooks: what else follows from saving, and leads to it.
+        watch: gets every report.
     """
 
     def __init__(
@@ -295,12 +309,12 @@ class Recorder:
         first_step: int,
         say: Callable[[str], None],
         hooks: Hooks,
+        watch: Watch,
     ) -> None:
         self._inputs, self._training, self._folder = inputs, training, inputs.folder()
-        self._say, self._hooks = say, hooks
+        self._say, self._hooks, self._watch = say, hooks, watch
         self._last: dict[str, Any] = {}
         self._named = set(training.skipped)
-        self._progress = Progress(inputs.length, first_step)
         self._log: MetricsLog | None = None
         self._writer: CheckpointWriter | None = None
         if training.rank == 0:
@@ -336,18 +350,20 @@ class Recorder:
         return self._hooks.wish()
 
     def report(self, line: dict[str, Any]) -> None:
-        """Write a line of metrics; a collective operation."""
+        """Write a line of metrics and let the watch see it; a collective operation.
+
+        Raises:
+            TrainingError: the run shall end here; this step remains to be saved.
+        """
         training = self._training
         training.skipped = share_lines(training.skipped)
         self._last.update(line, skipped_records=len(training.skipped))
-        if self._log is None:
-            return
-        self._check_best()
-        for skipped in sorted(training.skipped - self._named):
-            self._say(f"skipped a damaged record: {skipped}")
+        damaged = sorted(training.skipped - self._named)
         self._named.update(training.skipped)
-        self._log.write(self._last)
-        self._say(self._progress.line(self._last))
+        if self._log is not None:
+            self._check_best()
+            self._log.write(self._last)
+        self._watch.report(dict(self._last), damaged)
 
     def _check_best(self) -> None:
         """Refuse a figure to keep checkpoints by that neither these metrics nor probes have."""
@@ -390,6 +406,7 @@ class Recorder:
 def run_local(
     inputs: JobInputs,
     say: Callable[[str], None] = print,
+    show: Callable[[dict[str, Any]], None] | None = None,
     hooks: Hooks | None = None,
 ) -> None:
     """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
@@ -399,29 +416,4 @@ def run_local(
         return local_stream(inputs.faces, inputs.plan, crop, first, stop)
 
     device = training_device(inputs.config)
-    run_rank(inputs, stream, device=device, say=say, hooks=hooks)
-
-
-class Progress:
-    """Lines of progress that a person can read.
-
-    Args:
-        length: of the run.
-        first_step: where this process began.
-    """
-
-    def __init__(self, length: Length, first_step: int) -> None:
-        self._length, self._first_step = length, first_step
-        self._start = time.monotonic()
-
-    def line(self, report: dict[str, Any]) -> str:
-        """Step, epoch, loss, learning rate, speed, waiting and the time still to go."""
-        step, total = report["step"], self._length.total_steps
-        seconds_a_step = (time.monotonic() - self._start) / max(step - self._first_step, 1)
-        remaining = round((total - step) * seconds_a_step)
-        return (
-            f"step {step:>{len(str(total))}}/{total}  epoch {report['epoch']}  "
-            f"loss {report['loss']:.4f}  lr {report['lr']:.2e}  "
-            f"{report['images_per_s']:.0f} images/s  wait {report['wait_share']:.0%}  "
-            f"left {remaining // 3600}:{remaining // 60 % 60:02}:{remaining % 60:02}"
-        )
+    run_rank(inputs, stream, device=device, say=say, show=show, hooks=hooks)

@@ -40,7 +40,7 @@ _NAME = re.compile(r"step-(\d{8,})\.pt")
 _LOCK = ".lock"
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
-_FREE_SECTIONS = ("compute", "ingest", "log", "checkpoints", "crops", "probe")
+_FREE_SECTIONS = ("compute", "ingest", "log", "guards", "checkpoints", "crops", "probe")
 
 
 class RunFolder:
@@ -56,12 +56,18 @@ class RunFolder:
         self.uri = storage.join(config.run.storage, config.run.name)
         self._checkpoints = storage.join(self.uri, "checkpoints")
 
-    def claim(self, landmarks: str | None = None, transformer: str | None = None) -> None:
+    def claim(
+        self,
+        landmarks: str | None = None,
+        transformer: str | None = None,
+        length: Mapping[str, int] | None = None,
+    ) -> None:
         """Make the folder this run's own, or see that it already is.
 
         Args:
             landmarks: hash of the landmark weights read; their file may change, a run may not.
             transformer: hash of the transformer's weights read.
+            length: of the run in steps, for those who look at the folder without its faces.
 
         Raises:
             ConfigError: the folder holds another run, or something that is no run at all.
@@ -72,6 +78,7 @@ class RunFolder:
             "faces": self._fingerprint,
             "landmarks": landmarks,
             "transformer": transformer,
+            "length": length,
         }
         config_uri = storage.join(self.uri, "config.json")
         if storage.exists(config_uri):
@@ -121,8 +128,7 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints present, oldest first."""
-        matches = map(_NAME.fullmatch, storage.list_names(self._checkpoints))
-        return sorted(int(match[1]) for match in matches if match)
+        return checkpoint_steps(self.uri)
 
     def checkpoint_uri(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
@@ -260,16 +266,21 @@ def newest_checkpoint(path: str) -> str:
     """
     if not storage.exists(storage.join(path, "config.json")):
         return path
-    folder = storage.join(path, "checkpoints")
-    names = [name for name in storage.list_names(folder) if _NAME.fullmatch(name)]
-    if not names:
+    steps = checkpoint_steps(path)
+    if not steps:
         raise CheckpointError(
             path,
             found="a run without checkpoints",
             expected="at least one checkpoint",
             fix="let the run reach its first checkpoint, or name another",
         )
-    return storage.join(folder, max(names, key=lambda name: (len(name), name)))
+    return storage.join(path, "checkpoints", f"step-{steps[-1]:08d}.pt")
+
+
+def checkpoint_steps(run: str) -> list[int]:
+    """Steps of the checkpoints in a run's folder, oldest first."""
+    names = storage.list_names(storage.join(run, "checkpoints"))
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
 
 
 def _write(content: Mapping[str, Any], file: BinaryIO) -> None:

@@ -9,9 +9,10 @@ so both give the same batches, bit for bit.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,9 @@ In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and la
 `loss` takes, rows in the same order.
 """
 
+WORK = ("read", "cut")
+"""Kinds of work on a batch before it is trained on: reading its records; decoding and cutting."""
+
 _SUBSTITUTE_STREAM = 0x73756273
 _MAX_SUBSTITUTES = 16
 
@@ -45,12 +49,14 @@ class StepBatch:
         epoch: its epoch.
         columns: what the method's `loss` takes, rows in batch order.
         skipped: a line for each damaged record that was replaced by another.
+        work_s: seconds that processes have spent on these rows, by kind of work (`WORK`).
     """
 
     step: int
     epoch: int
     columns: Columns
     skipped: list[str]
+    work_s: dict[str, float] = field(default_factory=dict)
 
 
 def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
@@ -163,6 +169,24 @@ class Cropper:
         return face, ""
 
 
+def timed_read(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+    """`read_portion`, and a column `read`: each row's share of the seconds it took."""
+    start = time.perf_counter()
+    columns = read_portion(faces, plan, portion)
+    return {**columns, "read": _shares(start, len(columns["key"]))}
+
+
+def timed_cut(crop: Cropper, rows: Columns) -> Columns:
+    """What `crop` makes of rows of `timed_read`; their column `read`, and one `cut` like it."""
+    start = time.perf_counter()
+    cut = crop({name: column for name, column in rows.items() if name != "read"})
+    return {**cut, "read": rows["read"], "cut": _shares(start, len(rows["read"]))}
+
+
+def _shares(start: float, rows: int) -> NDArray[np.float32]:
+    return np.full(rows, (time.perf_counter() - start) / rows, dtype=np.float32)
+
+
 def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterator[StepBatch]:
     """Turn the cut portions of each window into one batch for each step."""
     for portions, blocks in windows:
@@ -173,7 +197,8 @@ def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterat
             ]
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             skipped = [line for line in columns.pop("skipped") if line]
-            yield StepBatch(first + offset, portions[0].epoch, columns, skipped)
+            work_s = {kind: float(columns.pop(kind).sum()) for kind in WORK if kind in columns}
+            yield StepBatch(first + offset, portions[0].epoch, columns, skipped, work_s)
 
 
 def _rows_of_step(portion: Portion, block: Columns, offset: int) -> Columns:
@@ -187,7 +212,7 @@ def _read_ahead(
     """Each window with its records, read while the one before it is in use."""
 
     def read(portions: list[Portion]) -> tuple[list[Portion], list[Columns]]:
-        return portions, [read_portion(faces, plan, portion) for portion in portions]
+        return portions, [timed_read(faces, plan, portion) for portion in portions]
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         # One window in use and one on the way: some 2 MB for each 256 records.
@@ -214,7 +239,7 @@ def local_stream(
                 Portion(p.epoch, p.window, p.slot, (step, step + 1), p.rows) for p in portions
             ]
             cut = [
-                crop(_rows_of_step(p, block, offset))
+                timed_cut(crop, _rows_of_step(p, block, offset))
                 for p, block in zip(portions, blocks, strict=True)
             ]
             yield from deal_steps([(one_step, cut)])

@@ -16,7 +16,7 @@ from lafs_ray.config.sections import Probe
 from lafs_ray.data.pairs import write_pairs
 from lafs_ray.engine.probe import judge_checkpoint
 from lafs_ray.errors import ConfigError
-from lafs_ray.training.meter import read_metrics
+from lafs_ray.training.meter import TIMES, read_metrics
 from tests.training.faces import (
     NO_IMAGE,
     PRETRAIN,
@@ -30,7 +30,6 @@ from tests.training.faces import (
 # A test starts up to three runs of its own, each bounded below, and one for the fixture.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-TIMES = ("images_per_s", "wait_share")
 # 120 faces in batches of 8: 15 steps an epoch, so the checkpoints at 6, 12, 18 lie inside epochs.
 SETTINGS = [
     *TINY_PRETRAIN,

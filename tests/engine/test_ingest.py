@@ -43,6 +43,8 @@ def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) 
         assert mine.columns.keys() == theirs.columns.keys()
         for name, column in theirs.columns.items():
             np.testing.assert_array_equal(mine.columns[name], column[rows], err_msg=name)
+        assert mine.work_s["read"] > 0
+        assert mine.work_s["cut"] > 0
 
 
 @pytest.mark.parametrize("actors", [1, 3])

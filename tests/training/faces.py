@@ -16,7 +16,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import storage
 from lafs_ray.data.recordio import Header, RecordWriter, pack, read_index
-from lafs_ray.training.meter import read_metrics
+from lafs_ray.training.meter import TIMES, read_metrics
 from lafs_ray.training.session import JobInputs, open_job, run_rank, training_device
 from lafs_ray.training.stream import StepBatch, local_stream
 
@@ -144,7 +144,7 @@ class Result:
 
 def without_times(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of metrics without speeds."""
-    return {name: v for name, v in line.items() if name not in ("images_per_s", "wait_share")}
+    return {name: v for name, v in line.items() if name not in TIMES}
 
 
 def run(config: Any, killed_at: int | None = None) -> Result:

@@ -39,7 +39,8 @@ class Recorder:
         assert gradient is not None
         self.calls.append(("before_optimizer", epoch, values["lr"], gradient.item()))
 
-    def finish_step(self, values: dict[str, float]) -> None:
+    def finish_step(self, values: dict[str, float], hold: Tensor) -> None:
+        assert hold.ndim == 0
         assert self.trainable.weight.grad is None
         self.calls.append(("finish_step", values["lr"], self.trainable.weight.item()))
 
@@ -50,12 +51,23 @@ class Recorder:
         assert not state
 
 
+class RowSGD(torch.optim.SGD):
+    """Plain steps, whose sizes can be told, with `RowAdamW`'s way to be held."""
+
+    hold: Tensor | None = None
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        if self.hold is None or not self.hold > 0:
+            super().step()
+
+
 def training(accumulation: int = 1, clip_grad: float | None = None) -> Training:
     method = Recorder()
     return Training(
         method=method,
         network=method.trainable,
-        optimizer=torch.optim.SGD(parameter_groups(method.trainable, 0.0), lr=99.0),
+        optimizer=RowSGD(parameter_groups(method.trainable, 0.0), lr=99.0),
         values=lambda step: {"lr": 0.1 * (step + 1), "weight_decay": 0.0},
         prepare=lambda batch: batch,
         device=torch.device("cpu"),

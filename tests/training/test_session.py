@@ -14,7 +14,7 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import Hooks, Progress, open_job, run_rank, training_device
+from lafs_ray.training.session import Hooks, open_job, run_rank, training_device
 from lafs_ray.training.stream import local_stream
 from tests.training.faces import (
     NO_IMAGE,
@@ -215,11 +215,3 @@ def test_training_device__without_a_gpu(
     with pytest.raises(ConfigError, match="compute.device=cpu compute.precision=float32"):
         training_device(config)
     assert training_device(tiny(tmp_path, face_set_path)) == torch.device("cpu")
-
-
-def test_progress__line_of_a_report(tmp_path: Path, face_set_path: str) -> None:
-    """A line says step of steps, epoch, loss, rate and the time left, in fixed places."""
-    inputs = open_job(tiny(tmp_path, face_set_path, "duration=100 steps"))
-    report = {"step": 7, "epoch": 0, "loss": 1.23456, "lr": 5e-4}
-    line = Progress(inputs.length, 5).line({**report, "images_per_s": 31.4, "wait_share": 0.25})
-    assert line.startswith("step   7/100  epoch 0  loss 1.2346  lr 5.00e-04  31 images/s  wait 25%")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,30 @@ def test_damaged_record__in_a_run(tmp_path: Path) -> None:
     assert [line["skipped_records"] for line in result.metrics][1:] == [1, 1, 1]
     named = [line for line in result.said if "record 6:" in line]
     assert len(named) == 1
+
+
+def test_local_stream__tells_what_reading_and_cutting_took(
+    face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch carries its rows' share of the seconds that each kind of work took a process."""
+
+    def slow_cut(faces: Columns) -> Columns:
+        time.sleep(0.05)
+        return dict(faces)
+
+    def slow_read(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+        time.sleep(0.4)
+        return read_portion(faces, plan, portion)
+
+    monkeypatch.setattr(stream_module, "read_portion", slow_read)
+    faces = open_faces(face_set_path)
+    plan = OrderPlan(faces.num_images, 4, 5, chunk_records=4)
+    batches = list(local_stream(faces, plan, Cropper(faces, "rgb", 5, slow_cut), 0, 8))
+    # A window is read at once and cut step by step; on a busy machine all of it takes longer.
+    assert sum(batch.work_s["read"] for batch in batches) > 0.399
+    assert all(batch.work_s["read"] > 0.0499 for batch in batches)
+    assert all(batch.work_s["cut"] > 0.0499 for batch in batches)
+    assert not {"read", "cut"} & batches[0].columns.keys()
 
 
 def test_local_stream__reads_the_next_window_while_one_is_used(

@@ -1,0 +1,26 @@
+"""Where a run stands: state, step, loss, speed, time left, checkpoint, warnings, probes.
+
+python jobs/status.py runs/lafs          # or s3://bucket/runs/lafs; --json for programs
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from lafs_ray.engine.job import run
+from lafs_ray.training.status import read_status
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the run's folder, which another process may be writing, and print what it says."""
+    parser = argparse.ArgumentParser(
+        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the folder of a run, a path or a URI")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    options = parser.parse_args(arguments)
+    status = read_status(options.run)
+    print(status.as_json() if options.json else status)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, interrupted="interrupted"))

@@ -1,0 +1,84 @@
+"""What ranks agree on, tested on two gloo ranks that start once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from lafs_ray.training.guard import NonFinite, NonFiniteGuard
+from lafs_ray.training.loop import train
+from lafs_ray.training.meter import Meter, share_lines
+from tests.ranks import on_ranks
+from tests.training.test_loop import batch, training
+from tests.training.test_meter import GO, step
+
+
+def metered(rank: int, num_ranks: int) -> list[Any]:
+    """A report and the lines of this rank."""
+    meter = Meter(images_per_step=8)
+    for number in range(2):
+        work_s = {"read": 0.004 * rank, "cut": 0.008}
+        metrics = step(loss=float(10 * rank + number), accuracy=0.5 * rank)
+        meter.add(metrics, 0.0, work_s, GO)
+    return [meter.report(2), sorted(share_lines({"seen by both", f"seen by {rank}"}))]
+
+
+def guarded(rank: int, num_ranks: int) -> list[Any]:
+    """Ten steps on this rank; rank 1's fourth has an infinite loss and a sound gradient."""
+    run_, saved, reported = training(), [], []
+    run_.guard = NonFiniteGuard(run_.method.trainable, run_.device, rank)
+    plain = run_.method.loss
+
+    def loss(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = plain(*arguments)
+        is_bad = rank == 1 and ("begin_step", 3) in run_.method.calls  # type: ignore[attr-defined]
+        return (value + math.inf, metrics) if is_bad else (value, metrics)
+
+    run_.method.loss = loss  # type: ignore[method-assign]
+    try:
+        train(
+            run_,
+            (batch(step, 1.0) for step in range(10)),
+            Meter(num_ranks),
+            last_step=10,
+            report=lambda line: reported.append(line["step"]),
+            report_every=5,
+            save=saved.append,
+            save_every=10,
+        )
+    except NonFinite as found:
+        evidence = [(each.rank, each.loss) for each in found.ranks]
+        weight = run_.method.trainable.weight
+        assert isinstance(weight, nn.Parameter)
+        return [found.step, evidence, weight.item(), saved, reported]
+    return ["went on"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """What both functions return on each rank."""
+    return on_ranks(tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()))
+
+
+def test_meter__means_and_lines_of_both(results: list[list[Any]]) -> None:
+    """Both ranks report the mean over ranks and know each other's lines."""
+    for report, lines in results[0]:
+        assert (report["loss"], report["accuracy"]) == ((0 + 1 + 10 + 11) / 4, 0.25)
+        assert lines == ["seen by 0", "seen by 1", "seen by both"]
+        assert report["images_per_s"] > 0
+        # A rank has 4 images a step: 1 ms of reading for each on one rank, none on the other.
+        assert report["read_ms"] == pytest.approx(0.5)
+        assert report["cut_ms"] == pytest.approx(2.0)
+
+
+def test_guard__ranks_stop_together(results: list[list[Any]]) -> None:
+    """Both stop, save the state after three steps, and know whose loss it was."""
+    for found_at, evidence, weight, saved, reported in results[1]:
+        assert (found_at, saved, reported) == (3, [3], [3])
+        assert [rank for rank, _ in evidence] == [0, 1]
+        # The weight is 1 less the rates of three steps, gradient 1: 0.1 + 0.2 + 0.3; float32.
+        assert weight == pytest.approx(0.4, abs=1e-6)
+        assert [loss for _, loss in evidence] == [pytest.approx(0.4, abs=1e-6), math.inf]
