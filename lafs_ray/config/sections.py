@@ -101,6 +101,14 @@ class Checkpoints(Section):
     """Distance between checkpoints; at most this much work is lost to a crash."""
     keep: Positive = 2
     """Newest checkpoints kept; older ones are deleted."""
+    keep_best: str | None = None
+    """A figure of probes.jsonl or metrics.jsonl, such as pair_accuracy or loss: the checkpoint with
+    the best one is kept as well, however old."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of that figure is best."""
+    retry_s: Annotated[Real, Field(ge=0.0)] = 300.0
+    """Seconds for which a checkpoint that the storage refuses is tried again, while the training
+    goes on, before the run gives up."""
 
 
 class Log(Section):
@@ -127,6 +135,9 @@ class Compute(Section):
     workers: Count = 1
     """Ray Train workers, one for each GPU; 0 is debug mode: one process without Ray, where pdb
     works."""
+    min_workers: Positive | None = None
+    """Workers that will do while nodes are missing: Ray Train then goes on with as many as there is
+    room for, up to compute.workers, and starts them anew when that changes. null waits for all."""
     device: Literal["cuda", "cpu"] = "cuda"
     """What each worker trains on."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
@@ -154,6 +165,20 @@ class Compute(Section):
             raise ValueError(
                 f"gpus_per_worker: {self.gpus_per_worker:g} with {self.workers} workers, but "
                 "NCCL wants a GPU for each rank; write 1, or workers: 1"
+            )
+        return self
+
+    @property
+    def worker_counts(self) -> range:
+        """Numbers of processes that may share a batch."""
+        return range(self.min_workers or max(self.workers, 1), max(self.workers, 1) + 1)
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> Compute:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"compute.min_workers: {self.min_workers}, more than compute.workers = "
+                f"{self.workers}"
             )
         return self
 
@@ -239,12 +264,12 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Job:
-        workers = max(self.compute.workers, 1)
-        if self.batch_size % (workers * self.accumulation):
-            raise ValueError(
-                f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
-                f"{self.accumulation} micro-batches = {workers * self.accumulation}"
-            )
+        for workers in self.compute.worker_counts:
+            if self.batch_size % (workers * self.accumulation):
+                raise ValueError(
+                    f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
+                    f"{self.accumulation} micro-batches = {workers * self.accumulation}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -257,4 +282,14 @@ class Job(Section):
     def _checkpoints_are_apart(self) -> Job:
         if self.checkpoints.every.amount <= 0:
             raise ValueError("checkpoints.every: must be more than 0")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_wait_long_enough(self) -> Job:
+        retry_s, timeout_s = self.checkpoints.retry_s, self.compute.timeout_s
+        if self.compute.workers > 1 and retry_s >= timeout_s:
+            raise ValueError(
+                f"checkpoints.retry_s: {retry_s:g}, but workers wait for each other for "
+                f"compute.timeout_s = {timeout_s:g} only; lower the first or raise the second"
+            )
         return self

@@ -195,9 +195,10 @@ def ingest_cpus(config: Job) -> float:
 
 
 def needed_cpus(config: Job) -> float:
-    """CPUs that a run takes from the cluster, with which nothing can wait for ever."""
+    """CPUs without which a run, of compute.min_workers if there is one, would wait for ever."""
     probe = config.probe.cpus if config.probe.enabled else 0
-    return config.compute.workers * (config.compute.cpus_per_worker + ingest_cpus(config)) + probe
+    compute = config.compute
+    return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + probe
 
 
 def as_reference(inputs: JobInputs) -> Any:

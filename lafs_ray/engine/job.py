@@ -11,6 +11,20 @@ from lafs_ray.errors import ConfigError, UserError
 
 _UPLOADED = "/runtime_resources/working_dir_files/"
 
+
+class Stopped(Exception):
+    """A run ended before its last step because a signal asked it to; it has saved.
+
+    Args:
+        signum: the signal.
+        message: what that leaves behind, in a line for people.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 _CONTINUES = "interrupted; the same command continues from the last checkpoint"
 
 
@@ -23,6 +37,7 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
 
     Returns:
         The exit code: 0 success, 2 a mistake of the user's (printed without traceback), 130 Ctrl-C.
+        As shells have it, 128 and the number of a signal that the job obeyed (143 for SIGTERM).
         Anything else is our mistake and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -31,6 +46,9 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)  # noqa: T201
         return 130
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)  # noqa: T201
+        return 128 + stopped.signum
     except Exception as error:
         mistake = find_user_error(error)
         if mistake is None:

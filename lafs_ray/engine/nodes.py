@@ -57,11 +57,13 @@ def bundles_of(config: Job) -> list[Bundles]:
     worker: dict[str, float] = {"CPU": compute.cpus_per_worker}
     if compute.device == "cuda":
         worker["GPU"] = compute.gpus_per_worker
-    croppers = compute.workers * ingest.actors_per_worker
+    # An elastic run starts with the fewest.
+    workers = compute.worker_counts[0]
+    croppers = workers * ingest.actors_per_worker
     found = [
-        Bundles(compute.workers, worker, compute.node_labels, "compute.node_labels"),
+        Bundles(workers, worker, compute.node_labels, "compute.node_labels"),
         Bundles(croppers, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
-        Bundles(compute.workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
+        Bundles(workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
     ]
     if probe.enabled:
         resources: dict[str, float] = {"CPU": probe.cpus}
