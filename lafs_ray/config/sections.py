@@ -127,10 +127,22 @@ class Compute(Section):
     cpus_per_worker: Positive = 1
     """CPUs that Ray reserves for each training worker, besides those of its ingest; also its torch
     threads on CPU."""
+    gpus_per_worker: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a GPU that Ray reserves for a worker; below 1, trials of a sweep share GPUs, and the
+    run has one worker."""
     max_failures: Count = 3
     """Worker failures before a run gives up; each restart continues from the last checkpoint."""
     timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds a collective operation may wait for another rank before the run counts as failed."""
+
+    @model_validator(mode="after")
+    def _ranks_have_a_gpu_each(self) -> Compute:
+        if self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker: {self.gpus_per_worker:g} with {self.workers} workers, but "
+                "NCCL wants a GPU for each rank; write 1, or workers: 1"
+            )
+        return self
 
 
 class Ingest(Section):

@@ -132,12 +132,16 @@ def connect(config: Job) -> None:
         ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
     """
     workers = config.compute.workers if config.compute.device == "cuda" else 0
+    share = config.compute.gpus_per_worker
     probes = int(config.probe.enabled and config.probe.device == "cuda")
-    gpu_arithmetic = f"compute.workers = {workers}" + (" + 1 for probe.device=cuda" * probes)
-    join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
+    gpu_arithmetic = f"compute.workers = {workers}" + f" × {share:g} GPUs" * (share < 1)
+    gpu_arithmetic += " + 1 for probe.device=cuda" * probes
+    join_cluster(needed_cpus(config), _arithmetic(config), workers * share + probes, gpu_arithmetic)
 
 
-def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic: str = "") -> None:
+def join_cluster(
+    cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = ""
+) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Args:
@@ -201,7 +205,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
             use_gpu=uses_gpu,
             resources_per_worker={
                 "CPU": config.compute.cpus_per_worker,
-                **({"GPU": 1} if uses_gpu else {}),
+                **({"GPU": config.compute.gpus_per_worker} if uses_gpu else {}),
             },
         ),
         run_config=RunConfig(
