@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from lafs_ray.engine.dashboard import Gauges
 from lafs_ray.engine.display import Display, terminal_display
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.nodes import await_nodes, bundles_of, require_nodes
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.session import JobInputs, run_rank
@@ -129,14 +131,18 @@ def connect(config: Job) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
-        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
+        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves, on all nodes or on
+            those with the labels that it names.
     """
     workers = config.compute.workers if config.compute.device == "cuda" else 0
     share = config.compute.gpus_per_worker
     probes = int(config.probe.enabled and config.probe.device == "cuda")
     gpu_arithmetic = f"compute.workers = {workers}" + f" × {share:g} GPUs" * (share < 1)
     gpu_arithmetic += " + 1 for probe.device=cuda" * probes
+    start_or_join(needed_cpus(config))
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
     join_cluster(needed_cpus(config), _arithmetic(config), workers * share + probes, gpu_arithmetic)
+    require_nodes(bundles_of(config))
 
 
 def join_cluster(
@@ -153,6 +159,15 @@ def join_cluster(
     Raises:
         ConfigError: the cluster has fewer.
     """
+    start_or_join(cpus)
+    have = ray.cluster_resources()
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+
+
+def start_or_join(cpus: float) -> None:
+    """Join the cluster of this job, or start one on this machine with at least these CPUs."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
@@ -165,10 +180,6 @@ def join_cluster(
             log_to_driver=False,
             **local,
         )
-    have = ray.cluster_resources()
-    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
-    if gpus:
-        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
 
 
 def _arithmetic(config: Job) -> str:
@@ -207,6 +218,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
                 "CPU": config.compute.cpus_per_worker,
                 **({"GPU": config.compute.gpus_per_worker} if uses_gpu else {}),
             },
+            label_selector=dict(config.compute.node_labels) or None,
         ),
         run_config=RunConfig(
             name=attempt,
