@@ -12,6 +12,7 @@ from tests.training.faces import write_face_set
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one process of pytest-xdist run all tests that start a Ray: two would share the cores."""
     for item in items:
