@@ -122,6 +122,19 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was: it quotes what that would take for a number."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def write_yaml(tree: Mapping[str, Any]) -> str:
+    """A tree of settings as YAML, in its own order."""
+    text: str = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """The tree of settings in a YAML file.
 
@@ -211,13 +224,28 @@ def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Secti
         return kind.model_validate(dict(tree))
     except ValidationError as error:
         mistakes = [_explain(kind, item) for item in error.errors(include_url=False)]
-        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise ConfigError(
-            f"{source}: {count} in the configuration",
-            found="\n    ".join(["", *mistakes]) if len(mistakes) > 1 else mistakes[0],
-            expected=f"keys and values that {kind.__name__} knows",
-            fix="mend the keys named; docs/config.md lists every key with its meaning",
-        ) from None
+        expected = f"keys and values that {kind.__name__} knows"
+        raise all_mistakes(source, mistakes, expected) from None
+
+
+def find_mistakes(kind: type[SectionT], tree: Mapping[str, Any]) -> list[str]:
+    """What `resolve` would name, a line for each mistake."""
+    try:
+        kind.model_validate(dict(tree))
+    except ValidationError as error:
+        return [_explain(kind, item) for item in error.errors(include_url=False)]
+    return []
+
+
+def all_mistakes(source: str, mistakes: Sequence[str], expected: str) -> ConfigError:
+    """One error that names them all."""
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return ConfigError(
+        f"{source}: {count} in the configuration",
+        found="\n    ".join(["", *mistakes]) if len(mistakes) > 1 else mistakes[0],
+        expected=expected,
+        fix="mend the keys named; docs/config.md lists every key with its meaning",
+    )
 
 
 def load(kind: type[SectionT], path: str, overrides: Sequence[str] = ()) -> SectionT:

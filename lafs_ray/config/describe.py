@@ -9,6 +9,7 @@ from pydantic_core import PydanticUndefined
 from lafs_ray.config.base import Section, section_at
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.sweep import SweepConfig
 
 _HEADER = """\
 # Configuration
@@ -29,6 +30,7 @@ def describe() -> str:
     for title, kind in (
         ("Pretraining (`jobs/pretrain.py`)", PretrainConfig),
         ("Supervised training: stage 1 and finetuning (`jobs/finetune.py`)", FinetuneConfig),
+        ("Sweeps (`jobs/sweep.py`)", SweepConfig),
     ):
         rows = "\n".join(_rows(kind, ""))
         parts.append(f"## {title}\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n")
@@ -62,6 +64,8 @@ def _shown(default: Any) -> str:
 
 def _written(value: Any) -> str:
     """A value as YAML may write it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(item)}' for key, item in value.items())}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_written, value))}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

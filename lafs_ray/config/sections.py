@@ -12,6 +12,13 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 
+# Ray's own rule for the values of labels, and for the names after the slash of a key.
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+NodeLabels = dict[
+    Annotated[str, Field(pattern=rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=rf"^{_LABEL}$")],
+]
+
 IMAGE_SIZE = 112
 
 
@@ -138,10 +145,28 @@ class Compute(Section):
     cpus_per_worker: Positive = 1
     """CPUs that Ray reserves for each training worker, besides those of its ingest; also its torch
     threads on CPU."""
+    gpus_per_worker: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a GPU that Ray reserves for a worker; below 1, trials of a sweep share GPUs, and the
+    run has one worker."""
     max_failures: Count = 3
     """Worker failures before a run gives up; each restart continues from the last checkpoint."""
     timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds a collective operation may wait for another rank before the run counts as failed."""
+    node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
+    """Labels of the nodes that training workers may take, such as {market: on-demand};
+    all nodes with GPUs, if there are none."""
+    nodes_wait_s: Annotated[Real, Field(ge=0.0)] = 1800.0
+    """Seconds that a run waits for nodes which an autoscaler has yet to bring; without an
+    autoscaler too small a cluster is a mistake at once."""
+
+    @model_validator(mode="after")
+    def _ranks_have_a_gpu_each(self) -> Compute:
+        if self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker: {self.gpus_per_worker:g} with {self.workers} workers, but "
+                "NCCL wants a GPU for each rank; write 1, or workers: 1"
+            )
+        return self
 
     @property
     def worker_counts(self) -> range:
@@ -167,6 +192,9 @@ class Ingest(Section):
     """CPUs that Ray reserves for each cropping process."""
     prefetch_batches: Positive = 2
     """Blocks of 256 faces or fewer fetched ahead of the training step, 33 MB each."""
+    node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
+    """Labels of the nodes that read and crop, such as {pool: cpu} to leave the CPUs of GPU nodes
+    alone; all nodes, if there are none."""
 
 
 class Probe(Section):

@@ -69,9 +69,14 @@ def file_info(uri: str) -> fs.FileInfo:
     return persist(lambda: filesystem.get_file_info(path), uri)
 
 
-def absolute(uri: str) -> str:
-    """The same place named so that a process in another folder finds it; a URI stays as it is."""
-    return uri if is_uri(uri) else os.path.abspath(os.path.expanduser(uri))
+def absolute(uri: str, here: str = "") -> str:
+    """The same place named so that a process in another folder finds it; a URI stays as it is.
+
+    Args:
+        uri: path or URI.
+        here: the folder that a relative path is meant from; empty is that of this process.
+    """
+    return uri if is_uri(uri) else os.path.abspath(os.path.join(here, os.path.expanduser(uri)))
 
 
 def exists(uri: str) -> bool:

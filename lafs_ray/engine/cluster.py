@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import ray
@@ -31,6 +32,7 @@ from lafs_ray.engine.dashboard import Gauges
 from lafs_ray.engine.display import Display, terminal_display
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.nodes import await_nodes, bundles_of, require_nodes
 from lafs_ray.engine.notices import Wishes, leaving_nodes
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
 from lafs_ray.engine.stopping import StopRequest, stop_request
@@ -161,15 +163,23 @@ def connect(config: Job) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
-        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
+        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves, on all nodes or on
+            those with the labels that it names.
     """
     workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
+    share = config.compute.gpus_per_worker
     probes = int(config.probe.enabled and config.probe.device == "cuda")
-    gpu_arithmetic = f"{_workers_key(config)} = {workers}" + (" + 1 for probe.device=cuda" * probes)
-    join_cluster(needed_cpus(config), _arithmetic(config), workers + probes, gpu_arithmetic)
+    gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
+    gpu_arithmetic += " + 1 for probe.device=cuda" * probes
+    start_or_join(needed_cpus(config))
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
+    join_cluster(needed_cpus(config), _arithmetic(config), workers * share + probes, gpu_arithmetic)
+    require_nodes(bundles_of(config))
 
 
-def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic: str = "") -> None:
+def join_cluster(
+    cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = ""
+) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Args:
@@ -181,6 +191,15 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic
     Raises:
         ConfigError: the cluster has fewer.
     """
+    start_or_join(cpus)
+    have = ray.cluster_resources()
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+
+
+def start_or_join(cpus: float) -> None:
+    """Join the cluster of this job, or start one on this machine with at least these CPUs."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
@@ -193,10 +212,6 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: int = 0, gpu_arithmetic
             log_to_driver=False,
             **local,
         )
-    have = ray.cluster_resources()
-    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
-    if gpus:
-        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
 
 
 def _workers_key(config: Job) -> str:
@@ -239,8 +254,9 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
             use_gpu=uses_gpu,
             resources_per_worker={
                 "CPU": config.compute.cpus_per_worker,
-                **({"GPU": 1} if uses_gpu else {}),
+                **({"GPU": config.compute.gpus_per_worker} if uses_gpu else {}),
             },
+            label_selector=dict(config.compute.node_labels) or None,
         ),
         run_config=RunConfig(
             name=attempt,

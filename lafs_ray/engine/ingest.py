@@ -148,7 +148,10 @@ def _windows_with_blocks(
 def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> Iterator[Columns]:
     """The cut portions, one block each, in order."""
     ingest = config.ingest
-    configure_context(DataContext.get_current(), ingest_cpus(config))
+    context = DataContext.get_current()
+    configure_context(context, ingest_cpus(config))
+    # Every task and actor of the dataset goes where the nodes have these labels.
+    context.execution_options.label_selector = ingest.node_labels or None
     dataset = ray.data.read_datasource(
         PortionSource(reference, portions),
         override_num_blocks=len(portions),

@@ -6,7 +6,10 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from lafs_ray.errors import UserError
+from lafs_ray.data import storage
+from lafs_ray.errors import ConfigError, UserError
+
+_UPLOADED = "/runtime_resources/working_dir_files/"
 
 
 class Stopped(Exception):
@@ -53,6 +56,25 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
         print(f"error: {mistake}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def require_lasting(key: str, uri: str) -> None:
+    """Refuse to write where Ray unpacked the files that a job was submitted with.
+
+    Args:
+        key: the setting or argument that names the place.
+        uri: the place.
+
+    Raises:
+        ConfigError: it lies there; Ray deletes that folder soon after the job.
+    """
+    if _UPLOADED in storage.absolute(uri):
+        raise ConfigError(
+            key,
+            found=f"{uri}, below the folder that `ray job submit --working-dir` made on the head",
+            expected="a place that outlives the job and that all nodes reach",
+            fix="name a URI such as s3://bucket/runs, or a folder of a shared file system in full",
+        )
 
 
 def find_user_error(error: BaseException) -> UserError | None:

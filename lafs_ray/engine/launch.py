@@ -11,6 +11,7 @@ import yaml
 from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
 from lafs_ray.engine.display import terminal_display
+from lafs_ray.engine.job import require_lasting
 from lafs_ray.engine.probe import Probes, check_probe, judge_here
 from lafs_ray.engine.stopping import stop_request
 from lafs_ray.training.session import (
@@ -71,6 +72,7 @@ def launch(config: Job) -> None:
     """
     if config.compute.workers == 0:
         training_device(config)
+    require_lasting("run.storage", config.run.storage)
     check_probe(config.probe)
     inputs = open_job(config)
     describe(inputs)

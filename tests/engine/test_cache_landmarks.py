@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.training.stream import local_stream
 from tests.engine.test_ingest import assert_same, inputs_of, through_ray
+from tests.method.faces import lively_cnn
 from tests.test_jobs import main_of
 from tests.training.faces import write_face_set
 
-pytestmark = pytest.mark.ray
+# An actor starts in 3 s of a core, which on a crowded machine are minutes.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +26,38 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_two_actors__write_the_files_of_one_process(tmp_path: Path, ray_session: None) -> None:
-    """Byte for byte; and a rank's stream through Ray is that of debug mode, landmarks included."""
-    from lafs_ray.training.stream import local_stream
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "cnn.pth"
+    torch.save(lively_cnn(49).state_dict(), path)
+    return str(path)
 
+
+def test_two_actors__write_the_files_of_one_process(
+    tmp_path: Path, weights: str, ray_session: None
+) -> None:
+    """Byte for byte, beside the set."""
     (tmp_path / "set").mkdir()
     for name in "abc":
         write_face_set(tmp_path / "set" / f"{name}.rec", num_identities=4)
-    torch.manual_seed(0)
-    weights = tmp_path / "cnn.pth"
-    torch.save(LandmarkCNN(49, width=0.25).state_dict(), weights)
     job = main_of("cache_landmarks")
-    job([str(weights), str(tmp_path / "set"), "--out", str(tmp_path / "one")])
-    job([str(weights), str(tmp_path / "set"), "--workers", "2"])
+    job([weights, str(tmp_path / "set"), "--out", str(tmp_path / "one")])
+    job([weights, str(tmp_path / "set"), "--workers", "2"])
     (beside,) = (tmp_path / "set").glob("landmarks-*")
     files = sorted((tmp_path / "one").iterdir())
     assert len(files) == 4
     for path in files:
         assert path.read_bytes() == (beside / path.name).read_bytes(), path.name
-    cached = ["landmarks.source=cached", f"landmarks.weights={weights}"]
-    inputs = inputs_of(tmp_path / "run", tmp_path / "set", "ingest.actors_per_worker=2", *cached)
-    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
-    assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
+
+
+def test_stream__with_cached_landmarks_is_that_of_debug_mode(
+    tmp_path: Path, face_set_path: str, weights: str, ray_session: None
+) -> None:
+    """Bit by bit: landmarks travel with their records through Ray."""
+    cache = str(tmp_path / "cache")
+    main_of("cache_landmarks")([weights, face_set_path, "--out", cache])
+    cached = [f"landmarks.{key}" for key in ("source=cached", f"weights={weights}")]
+    cached.append(f"landmarks.cache={cache}")
+    inputs = inputs_of(tmp_path / "run", face_set_path, "ingest.actors_per_worker=1", *cached)
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 8))
+    assert_same(through_ray(inputs, 0, 1, 0, 8), expected, slice(None))

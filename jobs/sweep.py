@@ -1,0 +1,19 @@
+"""Search the settings of a training job with Ray Tune; the same command continues.
+
+python jobs/sweep.py configs/sweep/few_shot.yaml settings.data.path=train.rec
+"""
+
+from collections.abc import Sequence
+
+from lafs_ray.engine.job import run
+from lafs_ray.engine.sweep.run import start_sweep
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is left of the sweep; leave table, plots and the winner's YAML."""
+    start_sweep(str(__doc__), arguments)
+
+
+if __name__ == "__main__":
+    said = "interrupted; the table above is what there is so far, and the same command continues"
+    raise SystemExit(run(main, interrupted=said))
