@@ -55,10 +55,10 @@ def bundles_of(config: Job) -> list[Bundles]:
     """What training workers, croppers, readers and probes of a run reserve."""
     compute, ingest, probe = config.compute, config.ingest, config.probe
     worker: dict[str, float] = {"CPU": compute.cpus_per_worker}
-    if compute.device == "cuda":
-        worker["GPU"] = compute.gpus_per_worker
     # An elastic run starts with the fewest.
     workers = compute.worker_counts[0]
+    if compute.device == "cuda":
+        worker["GPU"] = compute.gpus_per_worker
     croppers = workers * ingest.actors_per_worker
     found = [
         Bundles(workers, worker, compute.node_labels, "compute.node_labels"),

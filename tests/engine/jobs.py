@@ -22,7 +22,7 @@ from lafs_ray.training.meter import read_metrics
 from tests.training.faces import PRETRAIN, ROOT, TINY_PRETRAIN, without_times
 
 # A laptop whose cores are taken starts a process in a minute.
-LIMIT_S = 420
+LIMIT_S = 600
 INGEST, WORKER = "CropActor", "RayTrainWorker"
 _MEMORY = 200 << 20
 
