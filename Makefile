@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
 
-.PHONY: demo test lint environment mxnet-environment clean
+.PHONY: demo test lint environment node-environment mxnet-environment clean
 
 environment: $(VENV)/.ready
 
@@ -15,6 +15,21 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==$(TORCHVISION)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+# What a node of a cluster needs: the same torch and the dependencies of pyproject.toml. Not the package:
+# each job brings its own (`ray job submit --working-dir .`). Where there is no GPU,
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA.
+TORCH_INDEX :=
+DEPENDENCIES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])
+
+node-environment: $(VENV)/.node-ready
+
+$(VENV)/.node-ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX:%=--index-url %) torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX:%=--index-url %) --no-deps torchvision==$(TORCHVISION)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c '$(DEPENDENCIES)')
 	touch $@
 
 # The retired mxnet, to compare files with: an environment of its own, as it needs an old numpy and

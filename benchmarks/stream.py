@@ -43,6 +43,7 @@ EACH = 40
 SHARDS = 8
 PIECE_BYTES = 8 << 20
 PACK_BYTES = 64 << 20
+STORE_BYTES = 512 << 20
 
 
 def as_it_is(faces: Columns) -> Columns:
@@ -111,12 +112,12 @@ def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int
 class Watch(threading.Thread):
     """Peaks of memory of this process and of what Ray has started, looked at ten times a second.
 
-    Anonymous memory alone: pages of the object store, which all processes share, are told once.
+    Anonymous memory alone: the object store, which all processes share, has a size of its own.
     """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.driver = self.worker = self.workers = self.store = 0
+        self.driver = self.worker = self.workers = 0
         self.before = _status(os.getpid(), "RssAnon")
         self._done = threading.Event()
 
@@ -126,10 +127,8 @@ class Watch(threading.Thread):
             self.driver = max(self.driver, _status(os.getpid(), "RssAnon") - self.before)
             names = _descendants()
             sizes = [_status(pid, "RssAnon") for pid, n in names.items() if n.startswith("ray::")]
-            stores = [_status(pid, "RssShmem") for pid, n in names.items() if "raylet" in n]
             self.worker = max(self.worker, *sizes, 0, 0)
             self.workers = max(self.workers, sum(sizes))
-            self.store = max(self.store, *stores, 0, 0)
 
     def stop(self) -> str:
         """What was seen, in MB."""
@@ -137,7 +136,7 @@ class Watch(threading.Thread):
         self.join()
         return (
             f"driver + {self.driver / 1024:.0f} MB, largest worker {self.worker / 1024:.0f} MB, "
-            f"all workers {self.workers / 1024:.0f} MB, object store {self.store / 1024:.0f} MB"
+            f"all workers {self.workers / 1024:.0f} MB, besides the object store"
         )
 
 
@@ -172,7 +171,7 @@ def ray_session(actors: int) -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=actors + 2,
-        object_store_memory=512 << 20,
+        object_store_memory=STORE_BYTES,
         logging_level="error",
         log_to_driver=False,
     )

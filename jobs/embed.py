@@ -10,7 +10,7 @@ from functools import partial
 
 from lafs_ray.data import storage
 from lafs_ray.data.keyed import open_keyed
-from lafs_ray.engine.job import run
+from lafs_ray.engine.job import require_lasting, run
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip, write_embeddings
 from lafs_ray.models.weights_file import describe_network
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="faces at once (64)")
     parser.add_argument("--force", action="store_true", help="replace OUT")
     options = parser.parse_args(arguments)
+    require_lasting("OUT", options.out)
     if not options.force:
         storage.require_absent(options.out)
     device, source = inference_device(options.device), open_keyed(options.faces)

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from lafs_ray.data import storage
-from lafs_ray.engine.job import run
+from lafs_ray.engine.job import require_lasting, run
 from lafs_ray.models.export import FILES, TOLERANCE, export_embedder, require_format
 from lafs_ray.training.trained import read_trained
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
+    require_lasting("OUT", options.out)
     files = dict.fromkeys(options.formats.split(","), "")
     for name in files:
         require_format(name)

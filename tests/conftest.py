@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.training.faces import write_face_set
 
+# Ray gives its workers a niceness of 15: beside the other test process they would hardly move.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one process of pytest-xdist run all tests that start a Ray: two would share the cores."""
     for item in items:

@@ -115,6 +115,15 @@ def test_pack__ratios_memory_and_order() -> None:
     assert means["unpacked, chunk_records 256"] < perfect - 10
 
 
+def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
+    """A storage of 5 MB/s stretches the steps that wait for it, and far less those that do not."""
+    size = ("--steps", "12", "--every", "6", "--repeats", "1", "--batch", "2")
+    printed = output("checkpoints.py", *size, "--mb-per-s", "5", "--prototypes", "512")
+    maxima = re.findall(r"^(in|beside) the step .* (\d+) \(.*$", printed, re.MULTILINE)
+    longest = {name: float(milliseconds) for name, milliseconds in maxima}
+    assert longest["beside"] < longest["in"] / 2, printed
+
+
 def test_storage__every_way_with_its_requests() -> None:
     """All ways read the same records from the server; joining and caching save requests."""
     options = ("--portions", "1", "--images", "1200", "--shards", "2")

@@ -64,6 +64,8 @@ def _shown(default: Any) -> str:
 
 def _written(value: Any) -> str:
     """A value as YAML may write it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(item)}' for key, item in value.items())}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(_written, value))}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

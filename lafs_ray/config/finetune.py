@@ -221,13 +221,13 @@ class FinetuneConfig(Job):
 
     @model_validator(mode="after")
     def _mixup_has_pairs(self) -> FinetuneConfig:
-        if self.mixup.probability > 0 and self.micro_batch % 2:
-            raise ValueError(
-                f"mixup.probability: {self.mixup.probability:g} mixes faces in pairs, but a "
-                f"micro-batch holds {self.micro_batch}: batch_size {self.batch_size} over "
-                f"{max(self.compute.workers, 1)} workers × {self.accumulation} micro-batches; make "
-                "it even"
-            )
+        for workers in self.compute.worker_counts if self.mixup.probability > 0 else ():
+            if (held := self.batch_size // (workers * self.accumulation)) % 2:
+                raise ValueError(
+                    f"mixup.probability: {self.mixup.probability:g} mixes faces in pairs, but a "
+                    f"micro-batch holds {held}: batch_size {self.batch_size} over {workers} "
+                    f"workers × {self.accumulation} micro-batches; make it even"
+                )
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,13 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 
+# Ray's own rule for the values of labels, and for the names after the slash of a key.
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+NodeLabels = dict[
+    Annotated[str, Field(pattern=rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL}$")],
+    Annotated[str, Field(pattern=rf"^{_LABEL}$")],
+]
+
 IMAGE_SIZE = 112
 
 
@@ -94,6 +101,14 @@ class Checkpoints(Section):
     """Distance between checkpoints; at most this much work is lost to a crash."""
     keep: Positive = 2
     """Newest checkpoints kept; older ones are deleted."""
+    keep_best: str | None = None
+    """A figure of probes.jsonl or metrics.jsonl, such as pair_accuracy or loss: the checkpoint with
+    the best one is kept as well, however old."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of that figure is best."""
+    retry_s: Annotated[Real, Field(ge=0.0)] = 300.0
+    """Seconds for which a checkpoint that the storage refuses is tried again, while the training
+    goes on, before the run gives up."""
 
 
 class Log(Section):
@@ -120,6 +135,9 @@ class Compute(Section):
     workers: Count = 1
     """Ray Train workers, one for each GPU; 0 is debug mode: one process without Ray, where pdb
     works."""
+    min_workers: Positive | None = None
+    """Workers that will do while nodes are missing: Ray Train then goes on with as many as there is
+    room for, up to compute.workers, and starts them anew when that changes. null waits for all."""
     device: Literal["cuda", "cpu"] = "cuda"
     """What each worker trains on."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
@@ -134,6 +152,12 @@ class Compute(Section):
     """Worker failures before a run gives up; each restart continues from the last checkpoint."""
     timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
     """Seconds a collective operation may wait for another rank before the run counts as failed."""
+    node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
+    """Labels of the nodes that training workers may take, such as {market: on-demand};
+    all nodes with GPUs, if there are none."""
+    nodes_wait_s: Annotated[Real, Field(ge=0.0)] = 1800.0
+    """Seconds that a run waits for nodes which an autoscaler has yet to bring; without an
+    autoscaler too small a cluster is a mistake at once."""
 
     @model_validator(mode="after")
     def _ranks_have_a_gpu_each(self) -> Compute:
@@ -141,6 +165,20 @@ class Compute(Section):
             raise ValueError(
                 f"gpus_per_worker: {self.gpus_per_worker:g} with {self.workers} workers, but "
                 "NCCL wants a GPU for each rank; write 1, or workers: 1"
+            )
+        return self
+
+    @property
+    def worker_counts(self) -> range:
+        """Numbers of processes that may share a batch."""
+        return range(self.min_workers or max(self.workers, 1), max(self.workers, 1) + 1)
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> Compute:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"compute.min_workers: {self.min_workers}, more than compute.workers = "
+                f"{self.workers}"
             )
         return self
 
@@ -154,6 +192,9 @@ class Ingest(Section):
     """CPUs that Ray reserves for each cropping process."""
     prefetch_batches: Positive = 2
     """Blocks of 256 faces or fewer fetched ahead of the training step, 33 MB each."""
+    node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
+    """Labels of the nodes that read and crop, such as {pool: cpu} to leave the CPUs of GPU nodes
+    alone; all nodes, if there are none."""
 
 
 class Probe(Section):
@@ -223,12 +264,12 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Job:
-        workers = max(self.compute.workers, 1)
-        if self.batch_size % (workers * self.accumulation):
-            raise ValueError(
-                f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
-                f"{self.accumulation} micro-batches = {workers * self.accumulation}"
-            )
+        for workers in self.compute.worker_counts:
+            if self.batch_size % (workers * self.accumulation):
+                raise ValueError(
+                    f"batch_size: {self.batch_size} is not a multiple of {workers} workers × "
+                    f"{self.accumulation} micro-batches = {workers * self.accumulation}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -241,4 +282,14 @@ class Job(Section):
     def _checkpoints_are_apart(self) -> Job:
         if self.checkpoints.every.amount <= 0:
             raise ValueError("checkpoints.every: must be more than 0")
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_wait_long_enough(self) -> Job:
+        retry_s, timeout_s = self.checkpoints.retry_s, self.compute.timeout_s
+        if self.compute.workers > 1 and retry_s >= timeout_s:
+            raise ValueError(
+                f"checkpoints.retry_s: {retry_s:g}, but workers wait for each other for "
+                f"compute.timeout_s = {timeout_s:g} only; lower the first or raise the second"
+            )
         return self

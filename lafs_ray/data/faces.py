@@ -107,7 +107,8 @@ class FaceSet:
             same = table.uri if isinstance(table, PackedLabels) else table
             if same not in tables:
                 tables[same] = table.listed
-        return len(np.unique(np.concatenate(list(tables.values()))))
+        listed = list(tables.values())
+        return len(listed[0]) if len(listed) == 1 else len(np.unique(np.concatenate(listed)))
 
     def read(self, index: NDArray[np.int64]) -> FaceRows:
         """The rows of these images, in the order asked; repeats are read once.

@@ -1,27 +1,27 @@
 """A training job on Ray: TorchTrainer workers, each with its own Ray Data stream.
 
-Checkpoints are written by `lafs_ray.training.state`, as in debug mode; Ray Train is told of them so
-that its own tools see metrics, and restarts failed workers, which continue from the newest one.
-Ours: resuming does not rely on Ray's record of checkpoints, which a kill can leave cut short
-(shared RAY notes, section 2.4).
+Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train is told the metrics of
+each, and restarts failed workers, which continue from the newest one.
+Ours: Ray Train gets no checkpoint object. It would write its record of them to the run's storage,
+in the step's time and without a second try; and a kill can leave that record cut short (shared RAY
+notes, section 2.4).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tempfile
+import signal
 import threading
 import time
 from concurrent.futures import Future
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,9 +32,13 @@ from lafs_ray.engine.dashboard import Gauges
 from lafs_ray.engine.display import Display, terminal_display
 from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.engine.nodes import await_nodes, bundles_of, require_nodes
+from lafs_ray.engine.notices import Wishes, leaving_nodes
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
+from lafs_ray.engine.stopping import StopRequest, stop_request
 from lafs_ray.errors import ConfigError, UserError
-from lafs_ray.training.session import JobInputs, run_rank
+from lafs_ray.training.session import Hooks, JobInputs, run_rank
+from lafs_ray.training.wishes import Wish
 
 _RELAY_POLL_S = 0.5
 
@@ -52,11 +56,13 @@ _QUIET = {
 
 
 class Relay:
-    """Carries lines of progress and a user's mistake from the workers to the driver."""
+    """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
 
     def __init__(self) -> None:
         self._lines: list[str | dict[str, Any]] = []
         self._saved: list[int] = []
+        self._judged: set[int] = set()
+        self._wish = Wish.NOTHING
         self._mistake: UserError | None = None
 
     def say(self, line: str) -> None:
@@ -77,9 +83,29 @@ class Relay:
         self._saved.append(step)
 
     def drain_saved(self) -> list[int]:
-        """Steps of checkpoints since the last call."""
+        """Steps of checkpoints since the last call; they are spared until `judging`."""
         steps, self._saved = self._saved, []
+        self._judged.update(steps)
         return steps
+
+    def judging(self, steps: set[int]) -> None:
+        """Keep which checkpoints the driver's probes are reading."""
+        self._judged = steps
+
+    def spared(self) -> set[int]:
+        """Steps of checkpoints that are being judged or may be, not to be deleted."""
+        return {*self._saved, *self._judged}
+
+    def ask(self, wish: Wish) -> None:
+        """Ask something of the run."""
+        self._wish = max(self._wish, wish)
+
+    def take_wish(self) -> Wish:
+        """What has been asked since the last call; to stop is asked for ever."""
+        wish = self._wish
+        if wish is not Wish.STOP:
+            self._wish = Wish.NOTHING
+        return wish
 
     def fail(self, mistake: UserError) -> None:
         """Keep a mistake that no restart can mend."""
@@ -96,15 +122,25 @@ def run_on_ray(inputs: JobInputs) -> None:
     Raises:
         ConfigError: the cluster is too small for the run.
         UserError: a mistake that the workers met.
+        Stopped: SIGTERM or Ctrl-C came; the run has saved.
         TrainingFailedError: workers failed more often than compute.max_failures.
     """
     config = inputs.config
     connect(config)
-    relay = ray.remote(num_cpus=0)(Relay).remote()
-    printing = threading.Event()
     display = terminal_display(inputs)
     probes = Probes(inputs, _judge_on_ray(config), display.say) if config.probe.enabled else None
-    arguments = relay, display, probes, printing
+    # After connecting, as Ray installs a handler of its own there.
+    with stop_request(signal.SIGTERM, signal.SIGINT) as request:
+        _fit(inputs, display, probes, request)
+        request.raise_if_stopped(inputs)
+    if probes is not None and request.signum is None:
+        probes.finish()
+
+
+def _fit(inputs: JobInputs, display: Display, probes: Probes | None, request: StopRequest) -> None:
+    relay = ray.remote(num_cpus=0)(Relay).remote()
+    ended = threading.Event()
+    arguments = relay, display, probes, request, ended
     printer = threading.Thread(target=_follow, args=arguments, daemon=True)
     printer.start()
     try:
@@ -115,28 +151,30 @@ def run_on_ray(inputs: JobInputs) -> None:
             raise mistake from None
         raise
     finally:
-        printing.set()
+        ended.set()
         printer.join(timeout=10)
         display.close()
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
-    if probes is not None:
-        probes.finish()
 
 
 def connect(config: Job) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
-        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves.
+        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves, on all nodes or on
+            those with the labels that it names.
     """
-    workers = config.compute.workers if config.compute.device == "cuda" else 0
+    workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
     share = config.compute.gpus_per_worker
     probes = int(config.probe.enabled and config.probe.device == "cuda")
-    gpu_arithmetic = f"compute.workers = {workers}" + f" × {share:g} GPUs" * (share < 1)
+    gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
     gpu_arithmetic += " + 1 for probe.device=cuda" * probes
+    start_or_join(needed_cpus(config))
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
     join_cluster(needed_cpus(config), _arithmetic(config), workers * share + probes, gpu_arithmetic)
+    require_nodes(bundles_of(config))
 
 
 def join_cluster(
@@ -153,6 +191,15 @@ def join_cluster(
     Raises:
         ConfigError: the cluster has fewer.
     """
+    start_or_join(cpus)
+    have = ray.cluster_resources()
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+
+
+def start_or_join(cpus: float) -> None:
+    """Join the cluster of this job, or start one on this machine with at least these CPUs."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
@@ -165,16 +212,17 @@ def join_cluster(
             log_to_driver=False,
             **local,
         )
-    have = ray.cluster_resources()
-    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
-    if gpus:
-        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+
+
+def _workers_key(config: Job) -> str:
+    return "compute.workers" if config.compute.min_workers is None else "compute.min_workers"
 
 
 def _arithmetic(config: Job) -> str:
     compute, ingest = config.compute, config.ingest
     return (
-        f"{compute.workers} workers × (compute.cpus_per_worker {compute.cpus_per_worker} + "
+        f"{compute.worker_counts[0]} workers × "
+        f"(compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
         f"{ingest.cpus_per_actor:g} + 1 for reading)"
         + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")
@@ -192,21 +240,23 @@ def _check_enough(resource: str, needed: float, have: float, arithmetic: str) ->
 
 
 def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
-    config = inputs.config
-    uses_gpu = config.compute.device == "cuda"
+    config, compute = inputs.config, inputs.config.compute
+    fewest, workers = compute.min_workers, compute.workers
+    uses_gpu = compute.device == "cuda"
     threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
     # A name of its own for each start: no old record of Ray's can be in the way of resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config={"inputs": as_reference(inputs), "relay": relay},
         scaling_config=ScalingConfig(
-            num_workers=config.compute.workers,
+            num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=uses_gpu,
             resources_per_worker={
                 "CPU": config.compute.cpus_per_worker,
                 **({"GPU": config.compute.gpus_per_worker} if uses_gpu else {}),
             },
+            label_selector=dict(config.compute.node_labels) or None,
         ),
         run_config=RunConfig(
             name=attempt,
@@ -214,7 +264,6 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
             failure_config=FailureConfig(
                 max_failures=config.compute.max_failures, controller_failure_limit=3
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": {**_QUIET, **threads}},
         ),
         torch_config=TorchConfig(
@@ -223,21 +272,42 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     )
 
 
-def _follow(relay: Any, display: Display, probes: Probes | None, stop: threading.Event) -> None:
-    """Show what the workers say, and judge the checkpoints that they write, until they end."""
+class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
+    """Ours: Ctrl-C is a `StopRequest`; Ray's handler would kill workers that have not saved."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the handler that is there."""
+
+
+def _follow(
+    relay: Any,
+    display: Display,
+    probes: Probes | None,
+    request: StopRequest,
+    ended: threading.Event,
+) -> None:
+    """Show what the workers say, judge their checkpoints, pass on a signal, until they end."""
     if probes is not None:
         probes.catch_up()
+    leaving: set[str] = set()
     while True:
-        last = stop.wait(_RELAY_POLL_S)
+        last = ended.wait(_RELAY_POLL_S)
         for line in ray.get(relay.drain.remote()):
             if isinstance(line, str):
                 display.say(line)
             else:
                 display.show(line)
+        if request.signum is not None:
+            relay.ask.remote(Wish.STOP)
+        elif new := leaving_nodes() - leaving:
+            display.say(f"{len(new)} nodes of the cluster will leave: saving at once")
+            leaving |= new
+            relay.ask.remote(Wish.SAVE)
         if probes is not None:
             for step in ray.get(relay.drain_saved.remote()):
                 probes.saved(step)
             probes.collect()
+            relay.judging.remote(probes.running)
         if last:
             return
 
@@ -298,6 +368,8 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         gauges.set(report)
         relay.show.remote(report)
 
+    wishes = Wishes(relay) if rank == 0 else None
+    judges = inputs.config.probe.enabled
     run_rank(
         inputs,
         lambda first, stop: rank_stream(inputs, reference, rank, world, first, stop),
@@ -305,26 +377,19 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
         rank=rank,
         wrap=wrap,
         say=lambda line: relay.say.remote(line),
-        after_save=lambda line: _after_save(line, inputs, rank, relay),
         show=show,
+        hooks=Hooks(
+            after_save=lambda line: _tell_ray(line, inputs),
+            written=relay.saved.remote if judges else lambda _: None,
+            spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
+            wish=lambda: Wish.NOTHING if wishes is None else wishes.take(),
+        ),
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def _after_save(line: dict[str, Any], inputs: JobInputs, rank: int, relay: Any) -> None:
-    if rank == 0:
-        relay.saved.remote(line["step"])
-    _tell_ray(line, inputs, rank)
-
-
-def _tell_ray(line: dict[str, Any], inputs: JobInputs, rank: int) -> None:
-    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint is."""
+def _tell_ray(line: dict[str, Any], inputs: JobInputs) -> None:
+    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint will be."""
     where = inputs.folder().checkpoint_uri(line["step"])
-    metrics = {**line, "checkpoint_path": where}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pointer.json").write_text(json.dumps({"checkpoint_path": where}))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    ray.train.report({**line, "checkpoint_path": where})

@@ -22,6 +22,7 @@ from lafs_ray.data.sources import (
     open_pairs,
 )
 from lafs_ray.data.templates import Templates, open_templates
+from lafs_ray.engine.job import require_lasting
 from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.embed import PixelRange, embed_faces
 from lafs_ray.evaluation.neighbours import check_possible
@@ -87,6 +88,8 @@ def evaluate(request: Request) -> None:
         UserError: a mistake in the request, the checkpoint or an input.
     """
     _check(request)
+    if request.out is not None:
+        require_lasting("--out", request.out)
     jobs = [*_jobs(request)]
     trained = read_trained(request.checkpoint)
     embeddings = _embeddings(request, trained)

@@ -148,7 +148,10 @@ def _windows_with_blocks(
 def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> Iterator[Columns]:
     """The cut portions, one block each, in order."""
     ingest = config.ingest
-    configure_context(DataContext.get_current(), ingest_cpus(config))
+    context = DataContext.get_current()
+    configure_context(context, ingest_cpus(config))
+    # Every task and actor of the dataset goes where the nodes have these labels.
+    context.execution_options.label_selector = ingest.node_labels or None
     dataset = ray.data.read_datasource(
         PortionSource(reference, portions),
         override_num_blocks=len(portions),
@@ -192,9 +195,10 @@ def ingest_cpus(config: Job) -> float:
 
 
 def needed_cpus(config: Job) -> float:
-    """CPUs that a run takes from the cluster, with which nothing can wait for ever."""
+    """CPUs without which a run, of compute.min_workers if there is one, would wait for ever."""
     probe = config.probe.cpus if config.probe.enabled else 0
-    return config.compute.workers * (config.compute.cpus_per_worker + ingest_cpus(config)) + probe
+    compute = config.compute
+    return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + probe
 
 
 def as_reference(inputs: JobInputs) -> Any:

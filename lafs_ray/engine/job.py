@@ -6,7 +6,24 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from lafs_ray.errors import UserError
+from lafs_ray.data import storage
+from lafs_ray.errors import ConfigError, UserError
+
+_UPLOADED = "/runtime_resources/working_dir_files/"
+
+
+class Stopped(Exception):
+    """A run ended before its last step because a signal asked it to; it has saved.
+
+    Args:
+        signum: the signal.
+        message: what that leaves behind, in a line for people.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
 
 _CONTINUES = "interrupted; the same command continues from the last checkpoint"
 
@@ -20,6 +37,7 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
 
     Returns:
         The exit code: 0 success, 2 a mistake of the user's (printed without traceback), 130 Ctrl-C.
+        As shells have it, 128 and the number of a signal that the job obeyed (143 for SIGTERM).
         Anything else is our mistake and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -28,6 +46,9 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)  # noqa: T201
         return 130
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)  # noqa: T201
+        return 128 + stopped.signum
     except Exception as error:
         mistake = find_user_error(error)
         if mistake is None:
@@ -35,6 +56,25 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
         print(f"error: {mistake}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def require_lasting(key: str, uri: str) -> None:
+    """Refuse to write where Ray unpacked the files that a job was submitted with.
+
+    Args:
+        key: the setting or argument that names the place.
+        uri: the place.
+
+    Raises:
+        ConfigError: it lies there; Ray deletes that folder soon after the job.
+    """
+    if _UPLOADED in storage.absolute(uri):
+        raise ConfigError(
+            key,
+            found=f"{uri}, below the folder that `ray job submit --working-dir` made on the head",
+            expected="a place that outlives the job and that all nodes reach",
+            fix="name a URI such as s3://bucket/runs, or a folder of a shared file system in full",
+        )
 
 
 def find_user_error(error: BaseException) -> UserError | None:

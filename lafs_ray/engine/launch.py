@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
 from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
 from lafs_ray.engine.display import terminal_display
+from lafs_ray.engine.job import require_lasting
 from lafs_ray.engine.probe import Probes, check_probe, judge_here
-from lafs_ray.training.session import JobInputs, check_job, open_job, run_local, training_device
+from lafs_ray.engine.stopping import stop_request
+from lafs_ray.training.session import (
+    Hooks,
+    JobInputs,
+    check_job,
+    open_job,
+    run_local,
+    training_device,
+)
+from lafs_ray.training.wishes import Wish
 
 
 def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> None:
@@ -58,36 +68,46 @@ def launch(config: Job) -> None:
 
     Raises:
         UserError: a mistake in the configuration, the data or the run's folder.
+        Stopped: a signal ended the run early.
     """
     if config.compute.workers == 0:
         training_device(config)
+    require_lasting("run.storage", config.run.storage)
     check_probe(config.probe)
     inputs = open_job(config)
     describe(inputs)
-    if config.compute.workers == 0:
-        run_in_process(inputs)
-    else:
-        # Debug mode has to start, and run, where Ray is not installed.
-        from lafs_ray.engine.cluster import run_on_ray
+    with inputs.folder().held():
+        if config.compute.workers == 0:
+            run_in_process(inputs)
+        else:
+            # Debug mode has to start, and run, where Ray is not installed.
+            from lafs_ray.engine.cluster import run_on_ray
 
-        run_on_ray(inputs)
+            run_on_ray(inputs)
 
 
 def run_in_process(inputs: JobInputs) -> None:
-    """Debug mode: train to the end of the run, and judge checkpoints if the run has probes."""
+    """Debug mode: train to the end of the run, and judge checkpoints if the run has probes.
+
+    Raises:
+        Stopped: SIGTERM came; the run has saved.
+    """
     display = terminal_display(inputs)
     probes = None
     if inputs.config.probe.enabled:
         probes = Probes(inputs, judge_here(inputs.config), display.say)
-        probes.catch_up()
-
-    def after_save(line: dict[str, Any]) -> None:
-        if probes is not None:
-            probes.saved(line["step"])
-
-    try:
-        run_local(inputs, display.say, after_save, display.show)
-    finally:
-        display.close()
-    if probes is not None:
+    # Ctrl-C stays what it is: in a debugger it has to act at once.
+    with stop_request(signal.SIGTERM) as request:
+        hooks = Hooks(
+            written=probes.saved if probes is not None else lambda _: None,
+            wish=lambda: Wish.NOTHING if request.signum is None else Wish.STOP,
+        )
+        try:
+            if probes is not None:
+                probes.catch_up()
+            run_local(inputs, display.say, display.show, hooks)
+        finally:
+            display.close()
+        request.raise_if_stopped(inputs)
+    if probes is not None and request.signum is None:
         probes.finish()

@@ -12,6 +12,7 @@ from lafs_ray.data.packing.inspection import inspect_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import Apply, pack_faces, run_here
 from lafs_ray.data.packing.verification import verify_set
+from lafs_ray.engine.job import require_lasting
 from lafs_ray.errors import ConfigError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -30,6 +31,7 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
     elif options.inspect is not None:
         inspect_faces(options.inspect, sheet=options.sheet, every=options.check, say=print)
     else:
+        require_lasting("OUT", options.paths[-1])
         manifest = pack_faces(_pack_options(options), apply, print)
         count = manifest.left_out["images"]
         print(  # noqa: T201

@@ -16,6 +16,7 @@ from lafs_ray.data import storage
 from lafs_ray.data.sources import open_labelled, open_pairs
 from lafs_ray.engine.evaluate import Device, judge_identities, judge_pairs, local_embedding
 from lafs_ray.engine.job import find_user_error
+from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import chunks
 from lafs_ray.evaluation.neighbours import check_possible
 from lafs_ray.evaluation.results import Judged
@@ -104,7 +105,7 @@ class Probes:
         self._judge, self._say = judge, say
         probe, length = inputs.config.probe, inputs.length
         self._every = max(probe.every.steps(length.steps_per_epoch, length.total_steps), 1)
-        self._wait_s = probe.wait_s
+        self._wait_s, self._keep = probe.wait_s, inputs.config.checkpoints.keep
         self._running: tuple[int, Future[dict[str, float]]] | None = None
         uri = storage.join(self._folder.uri, "probes.jsonl")
         self._newest = max(self._folder.steps(), default=0)
@@ -130,6 +131,11 @@ class Probes:
         self._judged.add(step)
         self._running = (step, self._judge(self._folder.checkpoint_uri(step)))
         self.collect()
+
+    @property
+    def running(self) -> set[int]:
+        """Steps of checkpoints that are being judged, which nobody may delete."""
+        return set() if self._running is None else {self._running[0]}
 
     def collect(self, wait_s: float = 0.0) -> None:
         """Write and say the figures of the running probe, if it ends within `wait_s`."""
@@ -162,6 +168,11 @@ class Probes:
                 f"probe of step {self._running[0]} given up: it did not end within "
                 f"{self._wait_s:g} s (probe.wait_s); jobs/evaluate.py judges the checkpoint"
             )
+        try:
+            # Those that were spared for a probe, or that the last figures show not to be the best.
+            self._folder.tidy(self._length.total_steps, self._keep)
+        except DataError as error:
+            self._say(f"old checkpoints stay: {error}")
 
     def _is_due(self, step: int) -> bool:
         """Whether a multiple of probe.every lies since the checkpoint before, or the run ends."""

@@ -20,8 +20,9 @@ from lafs_ray.errors import CheckpointError, DataError, TrainingError
 from lafs_ray.method.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
 from lafs_ray.training.guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.meter import Meter
-from lafs_ray.training.ranks import gather_state, load_gathered
+from lafs_ray.training.ranks import cpu_copy, gather_state, is_first, load_gathered
 from lafs_ray.training.stream import StepBatch
+from lafs_ray.training.wishes import Vote, Wish
 
 _STEP_STREAM = 0x73746570
 
@@ -95,14 +96,15 @@ class Training:
         self.guard = NonFiniteGuard(self.method.trainable, self.device, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the networks and the optimiser, whole on rank 0.
+        """What a checkpoint holds of the networks and the optimiser: a whole copy on rank 0's CPU.
 
-        A collective operation.
+        A collective operation. What it returns on other ranks is of no use.
         """
         model, optimizer = gather_state(self.method.trainable, self.optimizer)
+        method = self.method.state_dict()
         return {
             "model": model,
-            "method": self.method.state_dict(),
+            "method": cpu_copy(method) if is_first() else method,
             "optimizer": optimizer,
             "skipped": sorted(self.skipped),
         }
@@ -137,8 +139,9 @@ def train(
     report_every: int,
     save: Callable[[int], None],
     save_every: int,
+    wish: Callable[[], Wish] = lambda: Wish.NOTHING,
 ) -> None:
-    """Train on `batches` until they end.
+    """Train on `batches` until they end, or until a rank wishes to stop.
 
     Args:
         training: the run on this rank.
@@ -150,11 +153,13 @@ def train(
             covers steps from before a restart.
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
+        wish: what this rank is asked to do out of turn; called after every step.
 
     Raises:
         NonFinite: a loss or gradient was; the state before that step has been reported and saved.
         TrainingError: `report` wants the run to end; the step it reported has been saved.
     """
+    vote = Vote(training.device)
     log: _Log | None = None
     waited_since = time.perf_counter()
     for batch in batches:
@@ -167,11 +172,14 @@ def train(
         metrics = train_step(training, batch, values)
         meter.add(metrics, wait_s, batch.work_s, training.guard.hold)
         done = batch.step + 1
-        saves = done % save_every == 0 or done == last_step
+        wished = vote.ask(wish())
+        saves = done % save_every == 0 or done == last_step or wished > Wish.NOTHING
         if saves or done % report_every == 0:
             log.tell(done, batch.epoch)
         if saves:
             log.keep(done)
+        if wished is Wish.STOP:
+            return
         waited_since = time.perf_counter()
 
 

@@ -21,19 +21,37 @@ def count_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def is_first() -> bool:
+    """Whether this is the rank that writes and speaks for all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def cpu_copy(state: Any) -> Any:
+    """The same dicts, lists and values; the tensors are copies that later steps leave alone."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: cpu_copy(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(cpu_copy, state))
+    return state
+
+
 def gather_state(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """States of the networks and of the optimiser; a collective operation.
+    """States of the networks and of the optimiser, copied to the CPU; a collective operation.
 
     Rank 0 receives the centres and each of their moments shard after shard, so that beside its own
-    it holds one whole copy, on the CPU.
+    it holds one whole copy.
 
     Returns:
-        `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks; on ranks
-        other than 0, without those that are sharded (None in their place).
+        `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks. On
+        ranks other than 0 the live state, without what is sharded (None in its place).
     """
     model, optim = module.state_dict(), optimizer.state_dict()
+    if is_first():
+        model, optim = cpu_copy(model), cpu_copy(optim)
     numbers = _numbers(optimizer)
     for name, head in _sharded(module):
         number = numbers[head.weight]

@@ -11,12 +11,15 @@ nothing executes when it is loaded. Debug mode and Ray write the same files.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import logging
+import math
+import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,12 +30,14 @@ from lafs_ray.config.base import differences
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.sections import Job
 from lafs_ray.data import storage
-from lafs_ray.errors import CheckpointError, ConfigError
+from lafs_ray.errors import CheckpointError, ConfigError, DataError
+from lafs_ray.training.meter import read_metrics
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})\.pt")
+_LOCK = ".lock"
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
 _FREE_SECTIONS = ("compute", "ingest", "log", "guards", "checkpoints", "crops", "probe")
@@ -78,7 +83,7 @@ class RunFolder:
         config_uri = storage.join(self.uri, "config.json")
         if storage.exists(config_uri):
             self._compare(self._read_description(config_uri), description)
-        elif any(not name.endswith(".partial") for name in storage.list_names(self.uri)):
+        elif any(not name.startswith(".") for name in storage.list_names(self.uri)):
             raise ConfigError(
                 f"run folder {self.uri}",
                 found="files, but no config.json of a run",
@@ -129,8 +134,14 @@ class RunFolder:
         """Where the checkpoint of a step lies."""
         return storage.join(self._checkpoints, f"step-{step:08d}.pt")
 
-    def save(self, step: int, state: Mapping[str, Any], keep: int) -> None:
-        """Write the checkpoint taken after `step` steps, then delete all but the newest `keep`."""
+    def save(
+        self, step: int, state: Mapping[str, Any], keep: int, spared: Collection[int] = ()
+    ) -> None:
+        """Write the checkpoint taken after `step` steps, then `tidy`.
+
+        Raises:
+            DataError: the storage refuses it; that an old one cannot be deleted is only logged.
+        """
         content = {
             "format": FORMAT,
             "kind": type(self._config).__name__,
@@ -142,14 +153,81 @@ class RunFolder:
         }
         with storage.atomic_write(self.checkpoint_uri(step)) as file:
             _write(content, file)
-        # A later one was damaged, or the run would have continued from it: it does not count.
-        for old in [old for old in self.steps() if old <= step][:-keep]:
-            storage.delete(self.checkpoint_uri(old))
+        try:
+            self.tidy(step, keep, spared)
+        except DataError as error:
+            logger.warning("old checkpoints stay for now: %s", error)
 
-    def latest(self) -> dict[str, Any] | None:
+    def tidy(self, step: int, keep: int, spared: Collection[int] = ()) -> None:
+        """Delete checkpoints of up to `step` but the newest `keep` and the best.
+
+        Args:
+            step: the newest; a later one was damaged, or the run would have continued from it.
+            keep: how many of the newest stay.
+            spared: steps of others that stay for now.
+
+        Raises:
+            DataError: the storage cannot be read or refuses.
+        """
+        steps = self.steps()
+        stay = {*spared, self._best_step(steps)}
+        for old in [old for old in steps if old <= step][:-keep]:
+            if old not in stay:
+                storage.delete(self.checkpoint_uri(old))
+
+    def _best_step(self, steps: Collection[int]) -> int | None:
+        """The one of `steps` where checkpoints.keep_best is best, the newest of equals."""
+        settings = self._config.checkpoints
+        if settings.keep_best is None:
+            return None
+        sign = 1 if settings.best_is == "highest" else -1
+        values = {
+            line["step"]: sign * line[settings.keep_best]
+            for name in ("metrics.jsonl", "probes.jsonl")
+            for line in read_metrics(storage.join(self.uri, name))
+            if math.isfinite(line.get(settings.keep_best, math.nan))
+        }
+        known = values.keys() & set(steps)
+        return max(known, key=lambda step: (values[step], step), default=None)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out while this one trains, and clear what killed ones left behind.
+
+        On a disk alone, and where it can lock files; the lock goes with the process, however it
+        ends. An object store has none.
+
+        Raises:
+            ConfigError: another process is training this run.
+        """
+        path = storage.local_path(self.uri)
+        if path is None:
+            yield
+            return
+        with open(os.path.join(path, _LOCK), "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run folder {self.uri}",
+                    found="another process that is training this run",
+                    expected="one process for a run",
+                    fix="wait for it or end it, or choose another run.name",
+                ) from None
+            except OSError:
+                logger.warning("%s cannot lock files: start each run once", self.uri)
+            for folder in (path, os.path.join(path, "checkpoints")):
+                for name in storage.list_names(folder):
+                    if name.endswith(".partial"):
+                        storage.delete(storage.join(folder, name))
+            yield
+
+    def latest(self, warn: Callable[[str], None] = logger.warning) -> dict[str, Any] | None:
         """The newest sound checkpoint, None when there is none.
 
-        A damaged file (a disk that lost its last blocks) is named in the log and passed over.
+        Args:
+            warn: gets a line for each damaged file (a disk that lost its last blocks), which is
+                passed over.
 
         Raises:
             CheckpointError: there are checkpoints, but all are damaged.
@@ -159,7 +237,7 @@ class RunFolder:
             try:
                 return load_checkpoint(self.checkpoint_uri(step))
             except CheckpointError as error:
-                logger.warning("passing over a damaged checkpoint: %s", error)
+                warn(f"passing over a damaged checkpoint: {error}")
         if steps:
             raise CheckpointError(
                 self._checkpoints,

@@ -77,23 +77,18 @@ def test_cached__is_per_image_up_to_float16(
             assert difference.mean() < 0.2, name
 
 
-def test_cached_run__trains_and_keeps_the_network(tmp_path: Path, faces: str, weights: str) -> None:
-    """Losses of a cached run are those of per_image; its checkpoint holds the landmark CNN."""
+def test_cached_run__keeps_the_network(tmp_path: Path, faces: str, weights: str) -> None:
+    """The checkpoint of a cached run holds the landmark CNN; its cache may move meanwhile."""
     cache(weights, faces, "--out", str(tmp_path / "elsewhere"))
     where = f"landmarks.cache={tmp_path / 'elsewhere'}"
-    short = "duration=2 steps"
-    one = run(tiny(tmp_path / "a", faces, short, *settings("cached", weights, where)))
-    two = run(tiny(tmp_path / "b", faces, short, *settings("per_image", weights)))
-    for mine, theirs in zip(one.metrics, two.metrics, strict=True):
-        # Tokens differ by a fifth of a step in the mean.
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    short = "duration=1 steps", "optim.warmup=0 steps"
+    one = run(tiny(tmp_path / "a", faces, *short, *settings("cached", weights, where)))
     network, expected = read_landmark_cnn(one.inputs.folder().uri)
     assert read_landmark_cnn(weights)[1] == expected
     assert isinstance(network, LandmarkCNN)
-    # The cache may lie elsewhere when the run goes on.
     moved = shutil.move(tmp_path / "elsewhere", tmp_path / "moved")
     more = settings("cached", weights, f"landmarks.cache={moved}")
-    assert run(tiny(tmp_path / "a", faces, short, *more)).metrics == one.metrics
+    assert run(tiny(tmp_path / "a", faces, *short, *more)).metrics == one.metrics
 
 
 def test_job__killed_goes_on_with_the_missing_parts(

@@ -14,7 +14,7 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import open_job, run_rank, training_device
+from lafs_ray.training.session import Hooks, open_job, run_rank, training_device
 from lafs_ray.training.stream import local_stream
 from tests.training.faces import (
     NO_IMAGE,
@@ -168,25 +168,28 @@ def test_metrics__are_complete_and_finite(uninterrupted: Result) -> None:
     assert steps == [3, 4, 6, 8, 9, 12, 15, 16, 17], "every third step, and every checkpoint"
 
 
-def test_after_save__gets_the_report_of_the_step_saved(tmp_path: Path, face_set_path: str) -> None:
-    """What is told after a checkpoint (to Ray) carries that checkpoint's step, which exists."""
+def test_hooks__report_at_the_step_and_word_when_it_is_written(
+    tmp_path: Path, face_set_path: str
+) -> None:
+    """`after_save` carries its step's report at once; `written` comes when the file is there."""
     inputs = open_job(
         tiny(tmp_path, face_set_path, "checkpoints.every=2 steps", "log.every_steps=3")
     )
-    crop, told = inputs.cropper(), []
+    crop, told, arrived = inputs.cropper(), [], []
 
-    def after_save(line: dict[str, object]) -> None:
-        told.append(line["step"])
-        assert inputs.folder().steps()[-1] == line["step"]
+    def written(step: int) -> None:
+        arrived.append(step)
+        assert step in inputs.folder().steps()
 
     run_rank(
         inputs,
         lambda first, stop: local_stream(inputs.faces, inputs.plan, crop, first, stop),
         device=torch.device("cpu"),
         say=lambda _: None,
-        after_save=after_save,
+        hooks=Hooks(after_save=lambda line: told.append(line["step"]), written=written),
     )
     assert told == [2, 4]
+    assert arrived == [2, 4]
 
 
 def test_open_job__frozen_landmarks_of_another_file(tmp_path: Path, face_set_path: str) -> None:

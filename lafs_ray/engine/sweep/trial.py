@@ -24,7 +24,7 @@ from lafs_ray.engine.evaluate import Device
 from lafs_ray.engine.sweep.folder import Progress, TrialFolder
 from lafs_ray.engine.sweep.objective import judge
 from lafs_ray.evaluation.trials import Report
-from lafs_ray.training.session import JobInputs, open_job, run_local
+from lafs_ray.training.session import Hooks, JobInputs, open_job, run_local
 from lafs_ray.training.state import RunFolder
 
 # Trains a job to its end; after each checkpoint it calls back with the step.
@@ -277,6 +277,6 @@ def train_here(inputs: JobInputs, saved: Callable[[int], None]) -> None:
     """Debug mode: a run in this process."""
     threads = torch.get_num_threads()
     try:
-        run_local(inputs, say=lambda _: None, after_save=lambda line: saved(line["step"]))
+        run_local(inputs, say=lambda _: None, hooks=Hooks(written=saved))
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,153 @@
+"""Which nodes a run needs, by resources and labels, and waiting for those an autoscaler brings.
+
+Without these checks Ray waits in silence, half an hour or for ever, for what no node has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+from lafs_ray.config.sections import Job
+from lafs_ray.errors import ConfigError
+
+_POLL_S = 2.0
+_SAY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """So many times these resources, each time on one node with these labels."""
+
+    count: int
+    resources: dict[str, float]
+    labels: Mapping[str, str]
+    key: str
+    """The configuration's key of the labels."""
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A resource of which nodes with these labels have too little."""
+
+    resource: str
+    have: float
+    needed: float
+    labels: Mapping[str, str]
+    key: str
+
+    def __str__(self) -> str:
+        where = f" on nodes with {self.key} = {shown(self.labels)}" if self.labels else ""
+        return f"{self.have:g} of {self.needed:g} {self.resource}s{where}"
+
+
+def shown(labels: Mapping[str, str]) -> str:
+    """Labels as YAML writes them."""
+    return f"{{{', '.join(f'{key}: {value}' for key, value in labels.items())}}}"
+
+
+def bundles_of(config: Job) -> list[Bundles]:
+    """What training workers, croppers, readers and probes of a run reserve."""
+    compute, ingest, probe = config.compute, config.ingest, config.probe
+    worker: dict[str, float] = {"CPU": compute.cpus_per_worker}
+    if compute.device == "cuda":
+        worker["GPU"] = compute.gpus_per_worker
+    # An elastic run starts with the fewest.
+    workers = compute.worker_counts[0]
+    croppers = workers * ingest.actors_per_worker
+    found = [
+        Bundles(workers, worker, compute.node_labels, "compute.node_labels"),
+        Bundles(croppers, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
+        Bundles(workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
+    ]
+    if probe.enabled:
+        resources: dict[str, float] = {"CPU": probe.cpus}
+        if probe.device == "cuda":
+            resources["GPU"] = 1
+        found.append(Bundles(1, resources, {}, ""))
+    return found
+
+
+def shortages(bundles: Sequence[Bundles]) -> list[Shortage]:
+    """What the nodes there lack: over all of them, and over those with each set of labels."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    groups: list[tuple[Mapping[str, str], str]] = [({}, "")]
+    for bundle in bundles:
+        if bundle.labels and all(bundle.labels != labels for labels, _ in groups):
+            groups.append((bundle.labels, bundle.key))
+    found = []
+    for labels, key in groups:
+        matching = [node for node in nodes if labels.items() <= node["Labels"].items()]
+        wanted = [bundle for bundle in bundles if not labels or bundle.labels == labels]
+        for resource in ("GPU", "CPU"):
+            needed = sum(bundle.count * bundle.resources.get(resource, 0.0) for bundle in wanted)
+            have = sum(node["Resources"].get(resource, 0.0) for node in matching)
+            if have < needed:
+                found.append(Shortage(resource, have, needed, labels, key))
+    return found
+
+
+def has_autoscaler() -> bool:
+    """Whether this cluster was started by `ray up` in a cloud or by KubeRay, which add nodes."""
+    return bool(is_autoscaler_v2(fetch_from_server=True))
+
+
+def await_nodes(bundles: Sequence[Bundles], wait_s: float, say: Callable[[str], None]) -> None:
+    """Ask the autoscaler, if there is one, for the nodes that a run lacks, and wait for them.
+
+    Args:
+        bundles: what the run reserves.
+        wait_s: how long at most; what is lacking then is `require_nodes`' to tell.
+        say: prints a line of progress.
+    """
+    missing = shortages(bundles)
+    if not missing or not wait_s or not has_autoscaler():
+        return
+    single = [bundle for bundle in bundles for _ in range(bundle.count)]
+    request_resources(
+        bundles=[bundle.resources for bundle in single],
+        bundle_label_selectors=[dict(bundle.labels) for bundle in single],
+    )
+    deadline = time.monotonic() + wait_s
+    said = -_SAY_S
+    try:
+        while missing and time.monotonic() < deadline:
+            if time.monotonic() - said >= _SAY_S:
+                said = time.monotonic()
+                say(f"waiting for nodes: {'; '.join(map(str, missing))} (compute.nodes_wait_s)")
+            time.sleep(_POLL_S)
+            missing = shortages(bundles)
+    finally:
+        # Else the autoscaler would keep them when the run is over.
+        request_resources(bundles=[])
+
+
+def require_nodes(bundles: Sequence[Bundles]) -> None:
+    """Refuse labels that too few nodes have.
+
+    Raises:
+        ConfigError: naming the key, the labels, and what nodes with them have.
+    """
+    for missing in shortages(bundles):
+        if missing.labels:
+            labels = sorted(
+                {
+                    f"{key}: {value}"
+                    for node in ray.nodes()
+                    for key, value in node["Labels"].items()
+                    if node["Alive"] and key != "ray.io/node-id"
+                }
+            )
+            raise ConfigError(
+                missing.key,
+                found=f"{shown(missing.labels)}: nodes with these labels have {missing.have:g} "
+                f"{missing.resource}s together",
+                expected=f"at least {missing.needed:g}",
+                fix="add such nodes, or name other labels; the cluster's are: "
+                + (", ".join(labels) or "none"),
+            )
