@@ -22,8 +22,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        "LAFS_NODE_FAULTS" not in os.environ,
-        reason="several Ray nodes on one machine take minutes: LAFS_NODE_FAULTS=1 runs them",
+        "LAFS_FAULTS" not in os.environ,
+        reason="several Ray nodes on one machine take minutes: LAFS_FAULTS=1 runs them",
     ),
 ]
 
