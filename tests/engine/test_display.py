@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lafs_ray.engine.display import Bar, Lines, terminal_display
+from lafs_ray.engine.stopping import StopRequest
 from lafs_ray.training.session import JobInputs, check_job
 from tests.training.faces import tiny
 
@@ -99,12 +100,14 @@ def test_follow__shows_what_workers_say_and_report(
     from lafs_ray.engine import cluster
 
     monkeypatch.setattr(cluster.ray, "get", lambda value: value)
+    monkeypatch.setattr(cluster, "leaving_nodes", set)
     relay, out, ended = cluster.Relay(), io.StringIO(), threading.Event()
     relay.say("continuing")
     relay.show(dict(REPORT))
     relay.say("warning")
     ended.set()
-    cluster._follow(Local(relay), Lines(inputs(tmp_path, face_set_path), out), None, ended)
+    display = Lines(inputs(tmp_path, face_set_path), out)
+    cluster._follow(Local(relay), display, None, StopRequest(), ended)
     first, second, third = out.getvalue().splitlines()
     assert (first, third) == ("continuing", "warning")
     assert second.startswith(f"step  40/100  {FIGURES}")
