@@ -67,6 +67,8 @@ class Nodes:
         pytest.importorskip("ray")
         # Otherwise each node starts a process for each of its CPUs, needed or not.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        # Ray's default is 15: beside other busy processes its workers would get next to nothing.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         from ray.cluster_utils import Cluster
 
         with socket.create_server(("127.0.0.1", 0)) as free:
