@@ -108,7 +108,8 @@ def test_job__finetune_then_another_configuration(tmp_path: Path, face_set_path:
     assert done.returncode == 0, done.stderr
     assert "step 2/2" in done.stdout
     folder = tmp_path / "part_fvit"
-    assert sorted(os.listdir(folder)) == ["checkpoints", "config.json", "metrics.jsonl"]
+    left = {".lock", "checkpoints", "config.json", "metrics.jsonl"}
+    assert set(os.listdir(folder)) == left
     assert os.listdir(folder / "checkpoints") == ["step-00000002.pt"]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
