@@ -117,7 +117,8 @@ def test_pack__ratios_memory_and_order() -> None:
 
 def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
     """A storage of 5 MB/s stretches the steps that wait for it, and far less those that do not."""
-    size = ("--steps", "12", "--every", "6", "--repeats", "1", "--batch", "2")
+    # 1.4 s a checkpoint: less than the steps between two of them, of which one is in flight.
+    size = ("--steps", "28", "--every", "14", "--repeats", "1", "--batch", "2")
     printed = output("checkpoints.py", *size, "--mb-per-s", "5", "--prototypes", "512")
     maxima = re.findall(r"^(in|beside) the step .* (\d+) \(.*$", printed, re.MULTILINE)
     longest = {name: float(milliseconds) for name, milliseconds in maxima}

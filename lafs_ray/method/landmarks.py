@@ -7,6 +7,7 @@ landmarks are the same bits in any company, on any day, so those of a cache are 
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class LandmarkFinder:
 def fused(network: nn.Module) -> nn.Module:
     """A frozen copy in eval mode whose batch norms are part of the convolutions before them.
 
-    The same function up to float32 rounding: landmarks move by some 1e-4 pixels.
+    The same function up to float32 rounding: landmarks move by some 1e-4 pixels. What follows a
+    convolution works in its memory, as fresh pages cost a fifth of the network's time.
     """
     network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
     for sequence in network.modules():
@@ -58,4 +60,9 @@ def fused(network: nn.Module) -> nn.Module:
             if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 sequence[place] = fuse_conv_bn_eval(convolution, norm)
                 sequence[place + 1] = nn.Identity()
+        layers = [layer for layer in sequence if type(layer) is not nn.Identity]
+        for convolution, activation in itertools.pairwise(layers):
+            in_place = isinstance(activation, nn.ReLU | nn.Hardswish)
+            if type(convolution) is nn.Conv2d and in_place:
+                activation.inplace = True
     return network

@@ -24,12 +24,8 @@ from tests.engine.jobs import INGEST, WORKER, Job, Nodes, command, kill, metrics
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        "LAFS_FAULTS" not in os.environ,
-        reason="hurting runs on Ray takes minutes: LAFS_FAULTS=1 runs these tests",
-    ),
 ]
 
 logger = logging.getLogger(__name__)
@@ -158,9 +154,12 @@ def battered(
 
 def test_faults__cost_no_sample_and_change_no_loss(battered: Battered, uninterrupted: Path) -> None:
     """Every step is reported once, with the losses of the run that nothing disturbed, to the bit;
-    the checkpoints are whole, and no half-written file is left."""
+    the checkpoints are whole, and what the lost folder cut short has no valid name (the next start
+    deletes it)."""
     assert metrics(battered.folder) == metrics(uninterrupted)
-    names = sorted(os.listdir(battered.folder / "run" / "checkpoints"))
+    found = sorted(os.listdir(battered.folder / "run" / "checkpoints"))
+    names = [name for name in found if not name.endswith(".partial")]
+    assert len(found) - len(names) <= 1, "one was on its way"
     assert names == [f"step-{step:08}.pt" for step in (STEPS - 4, STEPS)]
     for name in names:
         load_checkpoint(str(battered.folder / "run" / "checkpoints" / name))

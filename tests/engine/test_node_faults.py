@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -19,12 +18,8 @@ from tests.training.faces import ROOT
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        "LAFS_FAULTS" not in os.environ,
-        reason="several Ray nodes on one machine take minutes: LAFS_FAULTS=1 runs them",
-    ),
 ]
 
 logger = logging.getLogger(__name__)

@@ -146,7 +146,7 @@ def test_sweep__hours_are_over(
 ) -> None:
     """Hours of all starts together: nothing starts without any left, and more are accepted."""
     pytest.importorskip("ray")
-    one = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1e-6})
+    one = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1e-9})
     with pytest.raises(ConfigError, match="no report of any"):
         drive(monkeypatch, one)
     assert SweepFolder(one).spent_s() > 0
@@ -202,18 +202,16 @@ def local_ray() -> Iterator[None]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_sweep__on_workers_and_as_a_population(
+def test_sweep__on_workers(
     tmp_path: Path,
     face_set_path: str,
     local_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A trial of two Ray Train workers finds room beside its own process; a population of four in
-    room for two exchanges checkpoints, and all its members come to their end."""
+    """A trial of two Ray Train workers finds room beside its own process."""
     workers = {"compute.workers": 2, "ingest.actors_per_worker": 1}
-    (tmp_path / "a").mkdir()
     one = sweep(
-        tmp_path / "a",
+        tmp_path,
         face_set_path,
         settings=workers,
         budget={"trials": 1, "cpus": 7},
@@ -224,6 +222,13 @@ def test_sweep__on_workers_and_as_a_population(
     (trial,) = SweepFolder(one).trials()
     assert trial.status == "finished"
     assert [report.step for report in trial.reports] == [2, 4]
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: None) -> None:
+    """Four in room for two exchange checkpoints, and all members come to their end."""
     population = sweep(
         tmp_path,
         face_set_path,
