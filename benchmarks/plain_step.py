@@ -36,10 +36,15 @@ STEP = (INPUT, TEACHER, STUDENT, LOSS, BACKWARD, UPDATE, EMA)
 
 
 class Stopwatch:
-    """Seconds of each stage, a stage being what lies between two marks."""
+    """Seconds of each stage, a stage being what lies between two marks.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        device: whose queue is waited for.
+        processor: count the time of this process's processors, whoever else uses them.
+    """
+
+    def __init__(self, device: torch.device, *, processor: bool = False) -> None:
+        self.device, self.clock = device, time.process_time if processor else time.perf_counter
         self.start()
 
     def start(self) -> None:
@@ -56,12 +61,12 @@ class Stopwatch:
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock()
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed or checked, on both sides alike."""
+    """What is timed or checked, on both sides alike; `compile` and `recompute` are for ours."""
 
     size: FViTSize
     num_prototypes: int
@@ -69,16 +74,25 @@ class Case:
     dropout: float
     device: torch.device
     precision: torch.dtype
+    processor_time: bool = False
+    hidden_dim: int = 2048
+    compile: bool = False
+    recompute: bool = False
+
+    def stopwatch(self) -> Stopwatch:
+        """What both sides are timed with."""
+        return Stopwatch(self.device, processor=self.processor_time)
 
     def network(self) -> LafsNetwork:
         """A network of equal weights at every call."""
         torch.manual_seed(0)
         backbone = build_fvit(self.size, dropout=self.dropout, drop_path=self.dropout)
-        return LafsNetwork(backbone, DINOHead(self.size.width, self.num_prototypes)).to(self.device)
+        head = DINOHead(self.size.width, self.num_prototypes, hidden_dim=self.hidden_dim)
+        return LafsNetwork(backbone, head).to(self.device)
 
-    def columns(self) -> Columns:
+    def columns(self, seed: int = 0) -> Columns:
         """Random tokens as the cutter delivers them."""
-        generator = np.random.default_rng(0)
+        generator = np.random.default_rng(seed)
         sets = {"global_tokens": (2, VIEWS.num_landmarks), "local_tokens": (8, VIEWS.local_tokens)}
         return {
             name: generator.integers(0, 256, (self.batch, *shape, 192), dtype=np.uint8)
@@ -137,7 +151,7 @@ class Plain:
     """The same step written straightforwardly, in the reference's manner."""
 
     def __init__(self, case: Case, clip: float) -> None:
-        self.case, self.clip, self.watch = case, clip, Stopwatch(case.device)
+        self.case, self.clip, self.watch = case, clip, case.stopwatch()
         self.student, self.teacher = PlainNetwork(case.network()), PlainNetwork(case.network())
         self.teacher.requires_grad_(False)
         self.centre = torch.zeros(1, case.num_prototypes, device=case.device)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from lafs_ray.data import synthetic
@@ -16,8 +17,8 @@ from lafs_ray.models.landmarks import LandmarkCNN
 ROOT = Path(__file__).parent.parent
 
 
-def output(script: str, *arguments: str) -> str:
-    # Two of them share code with another one or with the tests, and run as modules.
+def output(script: str, *arguments: str, limit_s: float = 120) -> str:
+    # Those that share code with each other or with the tests run as modules.
     start = [f"benchmarks/{script}"] if script.endswith(".py") else ["-m", f"benchmarks.{script}"]
     done = subprocess.run(
         [sys.executable, *start, *arguments],
@@ -25,7 +26,7 @@ def output(script: str, *arguments: str) -> str:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit_s,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -41,13 +42,38 @@ def test_views__runs_to_the_end() -> None:
 
 def test_step__equal_to_the_plain_step_and_ratio_printed() -> None:
     """The training step computes what the plain step does, and both are timed side by side."""
-    printed = output(
-        *("step.py", "--batch", "2", "--repeats", "1", "--prototypes", "256", "--device", "cpu")
-    )
+    size = ("--batch", "2", "--repeats", "1", "--prototypes", "256", "--device", "cpu")
+    printed = output("step", *size, "--processor-time")
     assert "\nequal\n" in printed
+    memory = re.search(r"^peak memory .* (\d+) MiB, plain (\d+): ratio", printed, re.MULTILINE)
+    assert memory is not None, printed
+    # Two images' activations and 5 M parameters' gradients and moments, in float32.
+    assert all(60 < int(found) < 600 for found in memory.groups()), printed
+    shares = re.findall(r" (\d+)%", printed)
+    assert len(shares) == 8, printed
     assert re.search(
         r"^step, from tokens: .* images/s, .*: ratio \d+\.\d\d$", printed, re.MULTILINE
     )
+
+
+def test_packed__equal_ways_and_ratios_printed() -> None:
+    """Ways through the transformer that run here compute the same, with a ratio for each."""
+    printed = output("packed", "--batch", "1", "--repeats", "1", "--processor-time")
+    assert "\nequal\n" in printed
+    for way in ("two passes", "padded, masked", "packed rows"):
+        assert re.search(rf"^{way}( +\d+\.\d\d){{4}} ×$", printed, re.MULTILINE), printed
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_ray_cost__equal_losses_and_ratios_printed() -> None:
+    """Through Ray and without it a run has the same losses, and every way's times are printed."""
+    size = ("--steps", "4", "--batch", "2", "--prototypes", "64")
+    printed = output("ray_cost", *size, limit_s=280)
+    assert "\nequal losses in all runs\n" in printed
+    for way in ("bare", "debug", "Ray"):
+        row = rf"^{way} +[\d.]+ +[\d.]+ × +[\d.]+ +[\d.]+ × +[\d.]+% +[\d.]+ +[\d.]+$"
+        assert re.search(row, printed, re.MULTILINE), printed
 
 
 def test_partial_fc__same_loss_and_ratios_printed() -> None:

@@ -142,6 +142,12 @@ class Compute(Section):
     """What each worker trains on."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Arithmetic of the networks (autocast); weights, loss and optimiser stay float32."""
+    compile: bool = False
+    """Whether torch.compile makes code for the transformer; where it cannot, a line says why and
+    the run goes on without. Dropout then draws other numbers."""
+    activation_checkpointing: bool = False
+    """Whether the backward pass computes each transformer block again in place of keeping all that
+    it needs: larger micro-batches fit, for about 30 % more time; no number changes."""
     cpus_per_worker: Positive = 1
     """CPUs that Ray reserves for each training worker, besides those of its ingest; also its torch
     threads on CPU."""

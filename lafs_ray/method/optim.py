@@ -1,7 +1,9 @@
 """What surrounds the optimiser in a step: groups, clipping, the frozen last layer, the EMA.
 
-All of it works on whole lists of tensors (`torch._foreach_*`) and never waits for the device: the
-base student has 145 trained tensors, and as many `.item()` calls would stall its queue every step.
+On a GPU all of it works on whole lists of tensors (`torch._foreach_*`) and never waits for the
+device: the base student has 145 trained tensors, and as many `.item()` calls would stall its queue
+every step. On a CPU memory is what all wait for, so there tensors take turns, each while it is in
+the cache.
 """
 
 from __future__ import annotations
@@ -103,6 +105,16 @@ class RowAdamW(torch.optim.AdamW):
                     parameter.grad = None
         super().step()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `AdamW.load_state_dict`, but how steps are computed stays as this optimiser was made.
+
+        torch would take it over as well: a run that continues on another device would be slow
+        there, and not see `hold`.
+        """
+        own = {name: self.defaults[name] for name in ("fused", "foreach", "capturable")}
+        groups = [{**group, **own} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
     def _move_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.coalesce()
@@ -168,7 +180,12 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         return norms
     # A product with exactly 1 changes no bit, which spares the host the question whether to clip.
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, list(factors.unbind()))
+    if factors.device.type == "cpu":
+        for gradient, factor in zip(gradients, factors.tolist(), strict=True):
+            if factor < 1:
+                gradient.mul_(factor)
+    else:
+        torch._foreach_mul_(gradients, list(factors.unbind()))
     return norms
 
 
@@ -204,9 +221,13 @@ def ema_update_(
     if hold is not None:
         kept, taken = kept.masked_fill(hold > 0, 1.0), taken.masked_fill(hold > 0, 0.0)
     # Two products, as in the reference: `lerp` is closer to float64, but not to its record (e1).
-    # They hold one copy of the student for a moment, when nothing else of the step is left.
-    torch._foreach_mul_(moved, kept)
-    torch._foreach_add_(moved, torch._foreach_mul(targets, taken))
+    if moved[0].device.type == "cpu":
+        for parameter, target in zip(moved, targets, strict=True):
+            parameter.mul_(kept).addcmul_(target, taken)
+    else:
+        # One copy of the student for a moment, when nothing else of the step is left.
+        torch._foreach_mul_(moved, kept)
+        torch._foreach_add_(moved, torch._foreach_mul(targets, taken))
     buffers = list(teacher.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(student.buffers()))

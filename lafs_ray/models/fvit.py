@@ -7,12 +7,13 @@ weights. Shape letters: B images, n tokens of at most N, D width, S image side i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lafs_ray.errors import ConfigError
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, predict_landmarks
@@ -77,7 +78,7 @@ class FViT(nn.Module):
         self.patch_to_embedding = nn.Linear(token_dim, width)
         self.dropout = nn.Dropout(embedding_dropout)
         blocks = [
-            nn.ModuleList(
+            _Block(
                 [
                     _Residual(width, _Attention(width, heads, head_dim, dropout), drop_path),
                     _Residual(width, _MLP(width, mlp_width, dropout), drop_path),
@@ -85,7 +86,7 @@ class FViT(nn.Module):
             )
             for _ in range(depth)
         ]
-        self.transformer = _Transformer(blocks)
+        self.transformer = Transformer(blocks)
         self.mlp_head = nn.Sequential(nn.LayerNorm(width))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -223,15 +224,37 @@ def drop_path(branch: Tensor, rate: float, *, training: bool) -> Tensor:
     return branch * (mask / keep)
 
 
-class _Transformer(nn.Module):
-    def __init__(self, blocks: list[nn.ModuleList]) -> None:
+class Transformer(nn.Module):
+    """Blocks, each after the other.
+
+    `recompute`, where it is set, is activation checkpointing: of each block only the input is kept,
+    and the backward pass computes the block again, with the same dropout. That takes a forward
+    pass more of time, and of memory a block's in place of all; every number stays, bit for bit.
+
+    Args:
+        blocks: maps [B, n, D] to [B, n, D].
+    """
+
+    recompute = False
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, n, D] to [B, n, D]."""
+        recompute = self.recompute and torch.is_grad_enabled()
         for block in self.layers:
-            for branch in cast(nn.ModuleList, block):
-                x = branch(x)
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+
+class _Block(nn.ModuleList):
+    """Attention, then the MLP: two branches under the names of a list."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self:
+            x = branch(x)
         return x
 
 

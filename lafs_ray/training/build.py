@@ -83,7 +83,7 @@ def build_training(
     return Training(
         method=method,
         network=method.trainable,
-        optimizer=RowAdamW(groups, lr=values(0)["lr"], fused=device.type == "cuda"),
+        optimizer=RowAdamW(groups, lr=values(0)["lr"], fused=True),
         values=values,
         prepare=prepare,
         device=device,

@@ -36,7 +36,7 @@ def build_landmark_network(
 def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
     """The fViT, weights from torch's current generator."""
     model = config.model
-    return build_fvit(
+    fvit = build_fvit(
         FVIT_SIZES[model.size],
         num_tokens=model.num_landmarks,
         token_dim=3 * model.patch_size**2,
@@ -44,3 +44,5 @@ def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
         drop_path=model.drop_path,
         init_std=model.init_std,
     )
+    fvit.transformer.recompute = config.compute.activation_checkpointing
+    return fvit

@@ -26,6 +26,7 @@ from lafs_ray.data.plan import OrderPlan
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError, UserError
 from lafs_ray.training.build import build_cut, build_training
+from lafs_ray.training.compiling import compile_training
 from lafs_ray.training.guard import NonFinite
 from lafs_ray.training.landmarks import with_cached_landmarks
 from lafs_ray.training.length import Length, build_plan, run_length
@@ -230,6 +231,8 @@ def run_rank(
     what = config, inputs.plan, inputs.num_classes, inputs.start
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank, say)
+    if config.compute.compile:
+        compile_training(training, config, say)
     training.network = wrap(training.network)
     hooks = hooks or Hooks()
     with Watch(config, length, inputs.folder().uri, first_step, rank, say, show) as watch:

@@ -26,6 +26,29 @@ def states(module: nn.Module, optimizer: RowAdamW) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_row_adamw__state_from_another_device(fused: bool) -> None:
+    """With the state of an optimiser of the other kind it stays of its own kind, and holds."""
+
+    def made(fused: bool) -> tuple[nn.Linear, RowAdamW]:
+        module = network()
+        return module, RowAdamW(parameter_groups(module, 0.1), lr=0.1, fused=fused)
+
+    (module, optimizer), (other, saved) = made(fused), made(not fused)
+    for parameter in other.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    saved.step()
+    optimizer.load_state_dict(saved.state_dict())
+    assert [group["fused"] for group in optimizer.param_groups] == [fused] * 2
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    before = states(module, optimizer)
+    optimizer.hold = HELD
+    optimizer.step()
+    for now, then in zip(states(module, optimizer), before, strict=True):
+        assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_row_adamw__held_steps_leave_no_trace(fused: bool, sparse: bool) -> None:
     """Weights, moments and counts stay bit by bit, whatever the gradients; later steps go on."""
