@@ -62,7 +62,7 @@ def fused(network: nn.Module) -> nn.Module:
                 sequence[place + 1] = nn.Identity()
         layers = [layer for layer in sequence if type(layer) is not nn.Identity]
         for convolution, activation in itertools.pairwise(layers):
-            in_place = isinstance(activation, nn.ReLU | nn.Hardswish)
-            if type(convolution) is nn.Conv2d and in_place:
+            follows = type(convolution) is nn.Conv2d
+            if follows and isinstance(activation, nn.ReLU | nn.Hardswish):
                 activation.inplace = True
     return network
