@@ -6,12 +6,16 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.training.guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.loop import train
 from lafs_ray.training.meter import Meter, share_lines
 from tests.ranks import on_ranks
+from tests.training.builds import built, pretrain
+from tests.training.test_compiling import trained
 from tests.training.test_loop import batch, training
 from tests.training.test_meter import GO, step
 
@@ -57,10 +61,24 @@ def guarded(rank: int, num_ranks: int) -> list[Any]:
     return ["went on"]
 
 
+def recomputed(rank: int, num_ranks: int) -> list[Any]:
+    """Losses and gradient norms under DDP, without and with activation checkpointing."""
+    found = []
+    for option in ("false", "true"):
+        config = pretrain(f"compute.activation_checkpointing={option}")
+        run_ = built(config)
+        run_.rank = rank
+        run_.network = DistributedDataParallel(run_.network)
+        found.append(torch.stack(trained(run_, "pretrain")[0]))
+    return found
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What both functions return on each rank."""
-    return on_ranks(tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()))
+    return on_ranks(
+        tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ())
+    )
 
 
 def test_meter__means_and_lines_of_both(results: list[list[Any]]) -> None:
@@ -82,3 +100,13 @@ def test_guard__ranks_stop_together(results: list[list[Any]]) -> None:
         # The weight is 1 less the rates of three steps, gradient 1: 0.1 + 0.2 + 0.3; float32.
         assert weight == pytest.approx(0.4, abs=1e-6)
         assert [loss for _, loss in evidence] == [pytest.approx(0.4, abs=1e-6), math.inf]
+
+
+def test_activation_checkpointing__under_ddp(results: list[list[Any]]) -> None:
+    """Both ranks have the same losses and reduced gradients, bit by bit, computed once or twice."""
+    for plain, recomputed in results[2]:
+        assert torch.equal(plain, recomputed), (plain, recomputed)
+    # Dropout, hence the loss, is each rank's own; gradients are those of both.
+    first, second = (each[0] for each in results[2])
+    assert not torch.equal(first[::2], second[::2])
+    assert torch.equal(first[1::2], second[1::2])
