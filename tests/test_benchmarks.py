@@ -48,7 +48,7 @@ def test_step__equal_to_the_plain_step_and_ratio_printed() -> None:
     memory = re.search(r"^peak memory .* (\d+) MiB, plain (\d+): ratio", printed, re.MULTILINE)
     assert memory is not None, printed
     # Two images' activations and 5 M parameters' gradients and moments, in float32.
-    assert all(60 < int(found) < 600 for found in memory.groups()), printed
+    assert all(40 < int(found) < 600 for found in memory.groups()), printed
     shares = re.findall(r" (\d+)%", printed)
     assert len(shares) == 8, printed
     assert re.search(
