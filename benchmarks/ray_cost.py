@@ -102,6 +102,7 @@ def measure(folder: Path, name: str, repeat: int, options: argparse.Namespace) -
     settings += ["landmarks.source=grid", "model.num_landmarks=196", f"model.size={options.size}"]
     settings += [f"batch_size={options.batch}", f"head.num_prototypes={options.prototypes}"]
     settings += [f"checkpoints.every={options.steps} steps", "log.every_steps=1"]
+    settings += ["optim.warmup=1 steps"]
     settings += [f"compute.workers={int(name == 'Ray')}", "guards.wait_share=0"]
     settings += [f"compute.cpus_per_worker={options.threads}"]
     settings += [f"ingest.actors_per_worker={options.actors}"]
