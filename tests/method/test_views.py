@@ -201,9 +201,10 @@ def test_cached__equals_per_image_up_to_float16() -> None:
     for name, tokens in found.items():
         np.testing.assert_array_equal(tokens, same[name], err_msg=name)
         difference = np.abs(tokens.astype(int) - exact[name].astype(int))
-        # A crop enlarges 1/32 px to 1/16 at most, in which these images change by 6 steps at most.
         assert 0 < difference.mean() < 0.2, name
-        assert difference.max() <= 6, name
+        # A crop enlarges 1/32 px to 1/16 at most. The steepest place is a view's border, 127 steps
+        # at most beside the middle of the range outside it: 8 steps of them, and one for rounding.
+        assert difference.max() <= 9, name
 
 
 def test_grid__cuts_the_augmented_view_row_by_row() -> None:
