@@ -147,7 +147,7 @@ class Compute(Section):
     the run goes on without. Dropout then draws other numbers."""
     activation_checkpointing: bool = False
     """Whether the backward pass computes each transformer block again in place of keeping all that
-    it needs: larger micro-batches fit, for about 30 % more time; no number changes."""
+    it needs: larger micro-batches fit, for another forward pass of time; no number changes."""
     cpus_per_worker: Positive = 1
     """CPUs that Ray reserves for each training worker, besides those of its ingest; also its torch
     threads on CPU."""

@@ -49,7 +49,7 @@ def fused(network: nn.Module) -> nn.Module:
     """A frozen copy in eval mode whose batch norms are part of the convolutions before them.
 
     The same function up to float32 rounding: landmarks move by some 1e-4 pixels. What follows a
-    convolution works in its memory, as fresh pages cost a fifth of the network's time.
+    convolution works in its memory, as fresh pages cost a quarter of the network's time.
     """
     network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
     for sequence in network.modules():

@@ -137,7 +137,7 @@ class RunFolder:
     def save(
         self, step: int, state: Mapping[str, Any], keep: int, spared: Collection[int] = ()
     ) -> None:
-        """Write the checkpoint taken after `step` steps, then `tidy`.
+        """Write the checkpoint taken after `step` steps, then `tidy` and clear failed tries.
 
         Raises:
             DataError: the storage refuses it; that an old one cannot be deleted is only logged.
@@ -155,6 +155,8 @@ class RunFolder:
             _write(content, file)
         try:
             self.tidy(step, keep, spared)
+            # One checkpoint is on its way at most, and this one has arrived.
+            _delete_unfinished(self._checkpoints)
         except DataError as error:
             logger.warning("old checkpoints stay for now: %s", error)
 
@@ -217,9 +219,7 @@ class RunFolder:
             except OSError:
                 logger.warning("%s cannot lock files: start each run once", self.uri)
             for folder in (path, os.path.join(path, "checkpoints")):
-                for name in storage.list_names(folder):
-                    if name.endswith(".partial"):
-                        storage.delete(storage.join(folder, name))
+                _delete_unfinished(folder)
             yield
 
     def latest(self, warn: Callable[[str], None] = logger.warning) -> dict[str, Any] | None:
@@ -246,6 +246,13 @@ class RunFolder:
                 fix="delete the folder's checkpoints to start from the beginning",
             )
         return None
+
+
+def _delete_unfinished(folder: str) -> None:
+    """Delete what killed processes and lost storage left half-written."""
+    for name in storage.list_names(folder):
+        if name.endswith(".partial"):
+            storage.delete(storage.join(folder, name))
 
 
 def versions() -> dict[str, str]:

@@ -137,7 +137,7 @@ def test_mistake_met_by_the_workers__is_told_without_traceback(tmp_path: Path) -
     """Records that do not decode are found in the actors; the message crosses three processes."""
     data = tmp_path / "train.rec"
     write_face_set(data, replaced=dict.fromkeys(range(0, 120, 2), NO_IMAGE))
-    done = run(tmp_path, data, "data.max_bad_records=5", "compute.max_failures=0")
+    done = run(tmp_path, data, "data.max_bad_records=5", "compute.max_failures=1")
     assert done.returncode == 2, done.stderr[-3000:]
     assert "damaged records" in done.stderr
     assert "at most 5 (data.max_bad_records)" in done.stderr

@@ -202,8 +202,12 @@ def test_cached__equals_per_image_up_to_float16() -> None:
         np.testing.assert_array_equal(tokens, same[name], err_msg=name)
         difference = np.abs(tokens.astype(int) - exact[name].astype(int))
         assert 0 < difference.mean() < 0.2, name
-        # A crop enlarges 1/32 px to 1/16 at most. The steepest place is a view's border, 127 steps
-        # at most beside the middle of the range outside it: 8 steps of them, and one for rounding.
+        # A crop enlarges 1/32 px to 1/16 at most, in which these images change by 6 steps at most.
+        pixels = exact[name].reshape(*exact[name].shape[:-1], 64, 3)
+        at_border = (pixels == 128).all(axis=-1).any(axis=-1)
+        assert difference[~at_border].max() <= 6, name
+        # Outside a view lies the middle of the range, 127 steps from white at most: 8 of them in
+        # 1/16 px, and one for rounding.
         assert difference.max() <= 9, name
 
 

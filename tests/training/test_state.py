@@ -53,6 +53,18 @@ def test_save__keeps_the_newest(tmp_path: Path) -> None:
     assert newest_checkpoint(place.uri) == place.checkpoint_uri(100_000_000)
 
 
+def test_save__clears_what_a_lost_storage_left_half_written(tmp_path: Path) -> None:
+    """The rest of a failed try goes with the next checkpoint that arrives, and nothing else."""
+    place, there = folder(tmp_path), checkpoints(tmp_path)
+    place.save(1, STATE, keep=2)
+    (there / ".step-00000002.pt.ab12.partial").write_bytes(b"half")
+    place.save(2, STATE, keep=2)
+    assert sorted(path.name for path in there.iterdir()) == [
+        "step-00000001.pt",
+        "step-00000002.pt",
+    ]
+
+
 def test_save__that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     """An exception while writing leaves the checkpoint of that step, and nothing half-written."""
     place = folder(tmp_path)
