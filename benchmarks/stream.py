@@ -87,9 +87,8 @@ def stream_locally(faces: FaceSet, chunk_records: int) -> int:
 
 def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int:
     """Up to so many records of an epoch of one rank through Ray Data; their number."""
-    import ray
-
     from lafs_ray.engine.ingest import rank_stream
+    from lafs_ray.engine.shared import share
 
     config = PretrainConfig.model_validate(
         {
@@ -105,7 +104,7 @@ def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int
     inputs = DecodingOnly(
         config, faces, plan, Length(steps, steps, steps), None, None, StartWeights()
     )
-    batches = rank_stream(inputs, ray.put(inputs), 0, 1, 0, steps)
+    batches = rank_stream(inputs, share(inputs), 0, 1, 0, steps)
     return sum(len(batch.columns["key"]) for batch in batches)
 
 

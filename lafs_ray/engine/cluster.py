@@ -30,13 +30,15 @@ from lafs_ray.config.sections import Job, Probe
 from lafs_ray.data import storage
 from lafs_ray.engine.dashboard import Gauges
 from lafs_ray.engine.display import Display, terminal_display
-from lafs_ray.engine.ingest import as_reference, needed_cpus, rank_stream
+from lafs_ray.engine.ingest import needed_cpus, rank_stream
 from lafs_ray.engine.job import find_user_error
 from lafs_ray.engine.nodes import await_nodes, bundles_of, require_nodes
 from lafs_ray.engine.notices import Wishes, leaving_nodes
 from lafs_ray.engine.probe import Judge, Probes, judge_checkpoint
+from lafs_ray.engine.relay import Relay
+from lafs_ray.engine.shared import Shared, share
 from lafs_ray.engine.stopping import StopRequest, stop_request
-from lafs_ray.errors import ConfigError, UserError
+from lafs_ray.errors import ConfigError
 from lafs_ray.training.session import Hooks, JobInputs, run_rank
 from lafs_ray.training.wishes import Wish
 
@@ -53,67 +55,6 @@ _QUIET = {
     # Ray's default is the number of cores, with a warning for every few processes beyond it.
     "RAY_worker_maximum_startup_concurrency": "64",
 }
-
-
-class Relay:
-    """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
-
-    def __init__(self) -> None:
-        self._lines: list[str | dict[str, Any]] = []
-        self._saved: list[int] = []
-        self._judged: set[int] = set()
-        self._wish = Wish.NOTHING
-        self._mistake: UserError | None = None
-
-    def say(self, line: str) -> None:
-        """Keep a line for the driver."""
-        self._lines.append(line)
-
-    def show(self, report: dict[str, Any]) -> None:
-        """Keep a report for the driver."""
-        self._lines.append(report)
-
-    def drain(self) -> list[str | dict[str, Any]]:
-        """Lines and reports since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
-
-    def saved(self, step: int) -> None:
-        """Keep the step of a checkpoint for the driver."""
-        self._saved.append(step)
-
-    def drain_saved(self) -> list[int]:
-        """Steps of checkpoints since the last call; they are spared until `judging`."""
-        steps, self._saved = self._saved, []
-        self._judged.update(steps)
-        return steps
-
-    def judging(self, steps: set[int]) -> None:
-        """Keep which checkpoints the driver's probes are reading."""
-        self._judged = steps
-
-    def spared(self) -> set[int]:
-        """Steps of checkpoints that are being judged or may be, not to be deleted."""
-        return {*self._saved, *self._judged}
-
-    def ask(self, wish: Wish) -> None:
-        """Ask something of the run."""
-        self._wish = max(self._wish, wish)
-
-    def take_wish(self) -> Wish:
-        """What has been asked since the last call; to stop is asked for ever."""
-        wish = self._wish
-        if wish is not Wish.STOP:
-            self._wish = Wish.NOTHING
-        return wish
-
-    def fail(self, mistake: UserError) -> None:
-        """Keep a mistake that no restart can mend."""
-        self._mistake = self._mistake or mistake
-
-    def mistake(self) -> UserError | None:
-        """The mistake kept, if any."""
-        return self._mistake
 
 
 def run_on_ray(inputs: JobInputs) -> None:
@@ -248,7 +189,7 @@ def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return _Trainer(
         train_worker,
-        train_loop_config={"inputs": as_reference(inputs), "relay": relay},
+        train_loop_config={"inputs": share(inputs), "relay": relay},
         scaling_config=ScalingConfig(
             num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=uses_gpu,
@@ -351,8 +292,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         ray.get(relay.fail.remote(mistake))
 
 
-def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
-    inputs: JobInputs = ray.get(reference)
+def _train_worker(shared: Shared, relay: Any) -> None:
+    inputs = shared.inputs()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -372,7 +313,7 @@ def _train_worker(reference: ray.ObjectRef, relay: Any) -> None:
     judges = inputs.config.probe.enabled
     run_rank(
         inputs,
-        lambda first, stop: rank_stream(inputs, reference, rank, world, first, stop),
+        lambda first, stop: rank_stream(inputs, shared, rank, world, first, stop),
         device=device,
         rank=rank,
         wrap=wrap,

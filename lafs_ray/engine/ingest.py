@@ -12,90 +12,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
-from ray.data.extensions import ArrowTensorArray
+from ray.data import ActorPoolStrategy, DataContext
 
 from lafs_ray.config.sections import Job
 from lafs_ray.data.plan import Portion
+from lafs_ray.engine.portions import PortionSource, num_records
+from lafs_ray.engine.shared import Shared
 from lafs_ray.training.session import JobInputs
 from lafs_ray.training.starvation import CPUS_A_READ, READING_CPUS
-from lafs_ray.training.stream import Columns, StepBatch, deal_steps, timed_cut, timed_read
+from lafs_ray.training.stream import Columns, StepBatch, deal_steps, timed_cut
 
 # One execution plans this many portions at most: half a million faces. Actors start anew for the
 # next one, a few seconds in ten minutes or more; without a limit planning would grow with the run.
 PORTIONS_PER_EXECUTION = 2048
 
 _NO_PROGRESS_TIMEOUT_S = 300
-_BYTES_PER_RECORD = 8_000
-
-
-class PortionSource(Datasource):  # type: ignore[misc] # Ray ships no types
-    """A datasource with one read task, hence one block, for each portion.
-
-    Args:
-        inputs: reference to the `JobInputs` in the object store, shared by all tasks of a node.
-        portions: in the order wanted.
-    """
-
-    def __init__(self, inputs: ray.ObjectRef, portions: list[Portion]) -> None:
-        super().__init__()
-        self._inputs, self._portions = inputs, portions
-
-    def get_name(self) -> str:
-        """Name of the read stage in Ray's displays."""
-        return "Portions"
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Bytes of the stored images, roughly."""
-        return sum(_num_records(portion) for portion in self._portions) * _BYTES_PER_RECORD
-
-    def get_read_tasks(
-        self,
-        parallelism: int,  # noqa: ARG002 - one task for each portion, whatever Ray would like
-        per_task_row_limit: int | None = None,
-        data_context: DataContext | None = None,  # noqa: ARG002 - part of Ray's interface
-    ) -> list[ReadTask]:
-        """One task for each portion, in order."""
-        return [
-            ReadTask(
-                partial(_read, self._inputs, number, portion),
-                BlockMetadata(
-                    num_rows=_num_records(portion),
-                    size_bytes=_num_records(portion) * _BYTES_PER_RECORD,
-                    exec_stats=None,
-                ),
-                per_task_row_limit=per_task_row_limit,
-            )
-            for number, portion in enumerate(self._portions)
-        ]
-
-
-def _num_records(portion: Portion) -> int:
-    return (portion.steps[1] - portion.steps[0]) * (portion.rows[1] - portion.rows[0])
-
-
-def _read(reference: ray.ObjectRef, number: int, portion: Portion) -> Iterator[pa.Table]:
-    inputs: JobInputs = ray.get(reference)
-    rows = timed_read(inputs.faces, inputs.plan, portion)
-    # Arrow's own columns have one dimension; cached landmarks have three.
-    wide = {n: ArrowTensorArray.from_numpy(rows.pop(n)) for n in list(rows) if rows[n].ndim > 1}
-    yield pa.table({"portion": np.full(len(rows["key"]), number), **rows, **wide})
 
 
 class CropActor:
     """A stateful worker: holds the decoder, the landmark CNN and the view settings."""
 
-    def __init__(self, reference: ray.ObjectRef) -> None:
-        inputs: JobInputs = ray.get(reference)
-        self._crop = inputs.cropper()
+    def __init__(self, shared: Shared) -> None:
+        self._crop = shared.inputs().cropper()
 
     def __call__(self, rows: Columns) -> Columns:
         """Cut one portion; its number and what reading took travel along."""
@@ -104,13 +45,13 @@ class CropActor:
 
 
 def rank_stream(
-    inputs: JobInputs, reference: ray.ObjectRef, rank: int, world: int, first: int, stop: int
+    inputs: JobInputs, shared: Shared, rank: int, world: int, first: int, stop: int
 ) -> Iterator[StepBatch]:
     """One rank's batches of steps first…stop-1, through Ray Data.
 
     Args:
         inputs: the job.
-        reference: the same, in the object store.
+        shared: the same, in the object store.
         rank: this rank.
         world: number of ranks.
         first: first global step.
@@ -126,7 +67,7 @@ def rank_stream(
             execution.append(window)
         if not execution:
             return
-        blocks = _blocks(inputs.config, reference, list(itertools.chain(*execution)))
+        blocks = _blocks(inputs.config, shared, list(itertools.chain(*execution)))
         yield from deal_steps(_windows_with_blocks(execution, blocks))
 
 
@@ -139,13 +80,13 @@ def _windows_with_blocks(
         for portion in window:
             block, number = dict(next(blocks)), next(expected)
             found = block.pop("portion")
-            in_order = len(found) == _num_records(portion) and (found == number).all()
+            in_order = len(found) == num_records(portion) and (found == number).all()
             assert in_order, f"Ray Data gave portions {np.unique(found)} in place of {number}"
             cut.append(block)
         yield window, cut
 
 
-def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> Iterator[Columns]:
+def _blocks(config: Job, shared: Shared, portions: list[Portion]) -> Iterator[Columns]:
     """The cut portions, one block each, in order."""
     ingest = config.ingest
     context = DataContext.get_current()
@@ -153,7 +94,7 @@ def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> I
     # Every task and actor of the dataset goes where the nodes have these labels.
     context.execution_options.label_selector = ingest.node_labels or None
     dataset = ray.data.read_datasource(
-        PortionSource(reference, portions),
+        PortionSource(shared.reading, portions),
         override_num_blocks=len(portions),
         num_cpus=CPUS_A_READ,
     ).map_batches(
@@ -163,7 +104,7 @@ def _blocks(config: Job, reference: ray.ObjectRef, portions: list[Portion]) -> I
         zero_copy_batch=True,
         compute=ActorPoolStrategy(size=min(ingest.actors_per_worker, len(portions))),
         num_cpus=ingest.cpus_per_actor,
-        fn_constructor_args=[reference],
+        fn_constructor_args=[shared],
         udf_modifying_row_count=False,
     )
     return iter(
@@ -199,8 +140,3 @@ def needed_cpus(config: Job) -> float:
     probe = config.probe.cpus if config.probe.enabled else 0
     compute = config.compute
     return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + probe
-
-
-def as_reference(inputs: JobInputs) -> Any:
-    """Put a job into the object store."""
-    return ray.put(inputs)

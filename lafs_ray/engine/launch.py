@@ -12,7 +12,7 @@ from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
 from lafs_ray.engine.display import terminal_display
 from lafs_ray.engine.job import require_lasting
-from lafs_ray.engine.probe import Probes, check_probe, judge_here
+from lafs_ray.engine.probe import Probes, check_probe, judge_here, judged_steps
 from lafs_ray.engine.stopping import stop_request
 from lafs_ray.training.session import (
     Hooks,
@@ -77,13 +77,27 @@ def launch(config: Job) -> None:
     inputs = open_job(config)
     describe(inputs)
     with inputs.folder().held():
-        if config.compute.workers == 0:
+        if is_finished(inputs):
+            newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
+            print(f"{config.run.name} is finished: {newest}", flush=True)  # noqa: T201
+        elif config.compute.workers == 0:
             run_in_process(inputs)
         else:
             # Debug mode has to start, and run, where Ray is not installed.
             from lafs_ray.engine.cluster import run_on_ray
 
             run_on_ray(inputs)
+
+
+def is_finished(inputs: JobInputs) -> bool:
+    """Whether the run's last checkpoint is there, sound, and judged if the run has probes."""
+    folder, last = inputs.folder(), inputs.length.total_steps
+    if last not in folder.steps():
+        return False
+    if inputs.config.probe.enabled and last not in judged_steps(folder):
+        return False
+    checkpoint = folder.latest()
+    return checkpoint is not None and checkpoint["step"] == last
 
 
 def run_in_process(inputs: JobInputs) -> None:

@@ -22,6 +22,7 @@ from lafs_ray.evaluation.neighbours import check_possible
 from lafs_ray.evaluation.results import Judged
 from lafs_ray.training.meter import MetricsLog, read_metrics
 from lafs_ray.training.session import JobInputs
+from lafs_ray.training.state import RunFolder
 from lafs_ray.training.trained import load_embedder
 
 # Starts to judge the checkpoint at a URI.
@@ -91,6 +92,11 @@ def judge_here(config: Job) -> Judge:
     return judge
 
 
+def judged_steps(folder: RunFolder) -> set[int]:
+    """Steps of a run whose checkpoints have been judged."""
+    return {line["step"] for line in read_metrics(storage.join(folder.uri, "probes.jsonl"))}
+
+
 class Probes:
     """The probes of one run, as its driver sees them.
 
@@ -111,7 +117,7 @@ class Probes:
         self._newest = max(self._folder.steps(), default=0)
         # Lines of steps that the run will do again are dropped, as in metrics.jsonl.
         self._log = MetricsLog(uri, self._newest)
-        self._judged = {line["step"] for line in read_metrics(uri)}
+        self._judged = judged_steps(self._folder)
 
     def catch_up(self) -> None:
         """Judge the newest checkpoint, if the end of an earlier process left that undone."""

@@ -22,7 +22,8 @@ from lafs_ray.training.guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.meter import Meter
 from lafs_ray.training.ranks import cpu_copy, gather_state, is_first, load_gathered
 from lafs_ray.training.stream import StepBatch
-from lafs_ray.training.wishes import Vote, Wish
+from lafs_ray.training.vote import Vote
+from lafs_ray.training.wishes import Wish
 
 _STEP_STREAM = 0x73746570
 

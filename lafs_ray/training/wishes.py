@@ -1,17 +1,11 @@
-"""What a run is asked to do out of turn, agreed upon by its ranks: save at once, or save and end.
+"""What a run is asked to do out of turn: save at once, or save and end.
 
-Ranks must save at the same step, but a signal or a notice reaches one of them at any time. So they
-vote after every step. On GPUs they hear the result a step later, so that no GPU's queue of work
-runs empty for it.
+Without torch, as processes of Ray use it that need nothing else of training.
 """
 
 from __future__ import annotations
 
 import enum
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 
 class Wish(enum.IntEnum):
@@ -22,37 +16,3 @@ class Wish(enum.IntEnum):
     """Save after this step and go on: this machine may soon be gone."""
     STOP = 2
     """Save after this step and end."""
-
-
-class Vote:
-    """The ranks' agreement.
-
-    Args:
-        device: where the ranks' collective operations work.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def ask(self, wish: Wish) -> Wish:
-        """The highest wish of all ranks; on several GPUs, that of the step before.
-
-        A collective operation.
-        """
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return wish
-        votes = torch.full((1,), int(wish), dtype=torch.int32, device=self._device)
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
-        if self._device.type != "cuda":
-            return Wish(int(votes))
-        # Only the GPU's stream waits for the others; this process reads the result a step later.
-        result = torch.empty(1, dtype=votes.dtype, pin_memory=True)
-        result.copy_(votes, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
-        before, self._before = self._before, (result, copied)
-        if before is None:
-            return Wish.NOTHING
-        before[1].synchronize()
-        return Wish(int(before[0]))

@@ -130,6 +130,7 @@ def test_finished_run__ends_at_once_and_changes_nothing(
     before = metrics(uninterrupted)
     done = run(uninterrupted, face_set_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "run is finished" in done.stdout
     assert metrics(uninterrupted) == before
 
 

@@ -30,11 +30,10 @@ def inputs_of(folder: Path, data: Path | str, *overrides: str) -> JobInputs:
 
 
 def through_ray(inputs: JobInputs, rank: int, world: int, first: int, stop: int) -> list[StepBatch]:
-    import ray
-
     from lafs_ray.engine.ingest import rank_stream
+    from lafs_ray.engine.shared import share
 
-    return list(rank_stream(inputs, ray.put(inputs), rank, world, first, stop))
+    return list(rank_stream(inputs, share(inputs), rank, world, first, stop))
 
 
 def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) -> None:
