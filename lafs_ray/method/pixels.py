@@ -75,8 +75,9 @@ def brighten(view: Pixels, factor: float) -> Pixels:
 
 def contrast(view: Pixels, factor: float) -> Pixels:
     """Move away from (factor > 1) or towards the view's mean grey."""
-    mean = cv2.mean(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))[0]
-    pivot = math.floor(mean + 0.5)
+    # The luma of the mean colour: that of every pixel takes a third of the time of all of this.
+    red, green, blue, _ = cv2.mean(view)
+    pivot = math.floor(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 0.5)
     return _pixels(cv2.addWeighted(view, factor, view, 0.0, pivot * (1 - factor)))
 
 
