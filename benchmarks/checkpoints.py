@@ -27,7 +27,8 @@ import torch
 from lafs_ray.config.base import load
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import storage, synthetic
-from lafs_ray.training.session import JobInputs, open_job, run_rank
+from lafs_ray.training.inputs import JobInputs, open_job
+from lafs_ray.training.session import run_rank
 from lafs_ray.training.stream import StepBatch, local_stream
 from lafs_ray.training.writer import CheckpointWriter
 

@@ -34,7 +34,8 @@ from lafs_ray.data import recordio, storage, synthetic
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.sources import open_pairs
 from lafs_ray.engine.evaluate import judge_pairs, local_embedding
-from lafs_ray.training.session import open_job, run_local
+from lafs_ray.training.inputs import open_job
+from lafs_ray.training.session import run_local
 from lafs_ray.training.trained import load_embedder
 
 Tree = dict[str, Any]

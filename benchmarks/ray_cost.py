@@ -42,8 +42,9 @@ from lafs_ray.config.base import load
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import storage, synthetic
 from lafs_ray.engine.cluster import run_on_ray
+from lafs_ray.training.inputs import JobInputs, open_job
 from lafs_ray.training.meter import TIMES, read_metrics
-from lafs_ray.training.session import JobInputs, open_job, run_local, run_rank
+from lafs_ray.training.session import run_local, run_rank
 from lafs_ray.training.stream import StepBatch, local_stream
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "debug.yaml"

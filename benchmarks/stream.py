@@ -33,8 +33,8 @@ from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.plan import WINDOW_STEPS, OrderPlan, _chunk_order
+from lafs_ray.training.inputs import JobInputs
 from lafs_ray.training.length import Length
-from lafs_ray.training.session import JobInputs
 from lafs_ray.training.start import StartWeights
 from lafs_ray.training.stream import Columns, Cropper, local_stream, read_portion
 

@@ -39,7 +39,8 @@ from lafs_ray.engine.relay import Relay
 from lafs_ray.engine.shared import Shared, share
 from lafs_ray.engine.stopping import StopRequest, stop_request
 from lafs_ray.errors import ConfigError
-from lafs_ray.training.session import Hooks, JobInputs, run_rank
+from lafs_ray.training.inputs import JobInputs
+from lafs_ray.training.session import Hooks, run_rank
 from lafs_ray.training.wishes import Wish
 
 _RELAY_POLL_S = 0.5

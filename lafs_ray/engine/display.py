@@ -9,7 +9,7 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-from lafs_ray.training.session import JobInputs
+from lafs_ray.training.inputs import JobInputs
 from lafs_ray.training.watch import Progress
 
 _LEAST_COLUMNS, _LEAST_LINES = 60, 3

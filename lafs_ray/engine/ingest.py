@@ -21,7 +21,7 @@ from lafs_ray.config.sections import Job
 from lafs_ray.data.plan import Portion
 from lafs_ray.engine.portions import PortionSource, num_records
 from lafs_ray.engine.shared import Shared
-from lafs_ray.training.session import JobInputs
+from lafs_ray.training.inputs import JobInputs
 from lafs_ray.training.starvation import CPUS_A_READ, READING_CPUS
 from lafs_ray.training.stream import Columns, StepBatch, deal_steps, timed_cut
 

@@ -14,14 +14,8 @@ from lafs_ray.engine.display import terminal_display
 from lafs_ray.engine.job import require_lasting
 from lafs_ray.engine.probe import Probes, check_probe, judge_here, judged_steps
 from lafs_ray.engine.stopping import stop_request
-from lafs_ray.training.session import (
-    Hooks,
-    JobInputs,
-    check_job,
-    open_job,
-    run_local,
-    training_device,
-)
+from lafs_ray.training.inputs import JobInputs, check_job, open_job
+from lafs_ray.training.session import Hooks, run_local, training_device
 from lafs_ray.training.wishes import Wish
 
 

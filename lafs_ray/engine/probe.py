@@ -20,8 +20,8 @@ from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import chunks
 from lafs_ray.evaluation.neighbours import check_possible
 from lafs_ray.evaluation.results import Judged
+from lafs_ray.training.inputs import JobInputs
 from lafs_ray.training.meter import MetricsLog, read_metrics
-from lafs_ray.training.session import JobInputs
 from lafs_ray.training.state import RunFolder
 from lafs_ray.training.trained import load_embedder
 

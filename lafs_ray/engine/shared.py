@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import ray
 
-from lafs_ray.training.session import JobInputs
+from lafs_ray.training.inputs import JobInputs
 
 # What read tasks get: they import no torch, seconds of a core for each of their processes.
 _READ = ("faces", "plan")

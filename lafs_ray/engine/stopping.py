@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from lafs_ray.engine.job import Stopped
-from lafs_ray.training.session import JobInputs
+from lafs_ray.training.inputs import JobInputs
 
 
 class StopRequest:

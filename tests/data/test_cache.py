@@ -171,7 +171,7 @@ def test_cache__four_processes_share_a_folder(tmp_path: Path) -> None:
 
 def test_open_job__config_turns_it_on(store: ObjectStore, on_s3: str, tmp_path: Path) -> None:
     """data.cache.folder reaches the set of a run on a store, and is left out for a local one."""
-    from lafs_ray.training.session import check_job
+    from lafs_ray.training.inputs import check_job
     from tests.training.faces import tiny
 
     settings = [f"data.cache.folder={tmp_path / 'cache'}", "data.cache.max_gb=0.5"]
@@ -184,7 +184,7 @@ def test_open_job__config_turns_it_on(store: ObjectStore, on_s3: str, tmp_path: 
 
 def test_open_job__local_set_has_no_cache(on_disk: Path, tmp_path: Path) -> None:
     """What lies on a disk is not copied to a disk."""
-    from lafs_ray.training.session import check_job
+    from lafs_ray.training.inputs import check_job
     from tests.training.faces import tiny
 
     settings = [f"data.cache.folder={tmp_path / 'cache'}"]

@@ -11,7 +11,7 @@ import pytest
 
 from lafs_ray.engine.display import Bar, Lines, terminal_display
 from lafs_ray.engine.stopping import StopRequest
-from lafs_ray.training.session import JobInputs, check_job
+from lafs_ray.training.inputs import JobInputs, check_job
 from tests.training.faces import tiny
 
 REPORT = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.data import storage
-from lafs_ray.training.session import JobInputs, open_job
+from lafs_ray.training.inputs import JobInputs, open_job
 from lafs_ray.training.stream import StepBatch, local_stream
 from tests.training.faces import break_frame, tiny, write_face_set
 

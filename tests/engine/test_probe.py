@@ -13,8 +13,8 @@ from lafs_ray.data.pairs import write_pairs
 from lafs_ray.engine.launch import launch
 from lafs_ray.engine.probe import Probes, judge_checkpoint
 from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.training.inputs import JobInputs, open_job
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import JobInputs, open_job
 from tests.training.faces import face_jpegs, run, tiny, without_times, write_face_set
 
 EVERY_STEP = ["duration=5 steps", "checkpoints.every=1 steps", "checkpoints.keep=9"]

@@ -16,8 +16,9 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import storage
 from lafs_ray.data.recordio import Header, RecordWriter, pack, read_index
+from lafs_ray.training.inputs import JobInputs, open_job
 from lafs_ray.training.meter import TIMES, read_metrics
-from lafs_ray.training.session import JobInputs, open_job, run_rank, training_device
+from lafs_ray.training.session import run_rank, training_device
 from lafs_ray.training.stream import StepBatch, local_stream
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.plan import rank_batches
+from lafs_ray.training.inputs import check_job, open_job
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import check_job, open_job, run_rank
+from lafs_ray.training.session import run_rank
 from lafs_ray.training.stream import StepBatch, deal_steps, read_portion
 from tests.ranks import on_ranks
 from tests.training.faces import Result, run, tiny

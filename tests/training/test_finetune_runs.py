@@ -20,8 +20,9 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.method.supervised import SupervisedNetwork
 from lafs_ray.training.build import build_training
+from lafs_ray.training.inputs import check_job, open_job
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import check_job, open_job, run_rank
+from lafs_ray.training.session import run_rank
 from lafs_ray.training.stream import StepBatch, deal_steps, read_portion
 from lafs_ray.training.trained import load_embedder
 from tests.training.builds import CPU

@@ -18,8 +18,8 @@ from lafs_ray.data.landmark_cache import Part
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training import landmarks as training_landmarks
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.landmarks import make_here, read_landmark_cnn
-from lafs_ray.training.session import open_job
 from lafs_ray.training.stream import StepBatch, local_stream
 from tests.method.faces import lively_cnn
 from tests.test_jobs import main_of

@@ -17,9 +17,10 @@ from lafs_ray.data import storage
 from lafs_ray.errors import ConfigError
 from lafs_ray.method.optim import RowAdamW
 from lafs_ray.models.partial_fc import PartialFC
+from lafs_ray.training.inputs import check_job, open_job
 from lafs_ray.training.meter import read_metrics
 from lafs_ray.training.ranks import gather_state, load_gathered
-from lafs_ray.training.session import check_job, open_job, run_rank
+from lafs_ray.training.session import run_rank
 from lafs_ray.training.state import load_checkpoint
 from lafs_ray.training.stream import StepBatch, deal_steps, read_portion
 from tests.ranks import on_ranks

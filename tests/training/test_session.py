@@ -13,8 +13,9 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import Hooks, open_job, run_rank, training_device
+from lafs_ray.training.session import Hooks, run_rank, training_device
 from lafs_ray.training.stream import local_stream
 from tests.training.faces import (
     NO_IMAGE,

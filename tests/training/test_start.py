@@ -16,8 +16,8 @@ from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.method.supervised import Supervised
 from lafs_ray.models.weights_file import write_weights
 from lafs_ray.training.build import build_training, frozen_landmark_network
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.networks import build_landmark_network
-from lafs_ray.training.session import open_job
 from lafs_ray.training.start import (
     Arrays,
     StartWeights,

@@ -14,7 +14,7 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.data import storage
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
-from lafs_ray.training.session import open_job
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.state import FORMAT, RunFolder, load_checkpoint, newest_checkpoint
 from tests.training.faces import run, tiny
 

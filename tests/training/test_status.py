@@ -9,7 +9,7 @@ import pytest
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError
-from lafs_ray.training.session import open_job
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.status import read_status
 from tests.training.faces import NO_IMAGE, run, tiny, write_face_set
 

@@ -14,8 +14,8 @@ from lafs_ray.data.faces import FaceSet, open_faces
 from lafs_ray.data.plan import OrderPlan, Portion, rank_batches
 from lafs_ray.errors import DataError
 from lafs_ray.training import stream as stream_module
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.loop import note_skipped
-from lafs_ray.training.session import open_job
 from lafs_ray.training.stream import (
     Columns,
     Cropper,

@@ -9,9 +9,9 @@ import pytest
 
 from lafs_ray.errors import ConfigError, TrainingError
 from lafs_ray.training.collapse import PATIENCE
+from lafs_ray.training.inputs import check_job
 from lafs_ray.training.length import Length
 from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import check_job
 from lafs_ray.training.tensorboard import TensorBoardLog
 from lafs_ray.training.watch import Progress, Watch, duration
 from tests.training.builds import pretrain

@@ -14,9 +14,9 @@ import torch
 from lafs_ray.data import storage
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training import writer as writer_module
+from lafs_ray.training.inputs import open_job
 from lafs_ray.training.meter import MetricsLog, read_metrics
 from lafs_ray.training.ranks import cpu_copy
-from lafs_ray.training.session import open_job
 from lafs_ray.training.writer import CheckpointWriter
 from tests.training.faces import run, tiny
 

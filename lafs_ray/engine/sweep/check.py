@@ -16,8 +16,9 @@ from lafs_ray.data.faces import FaceSet
 from lafs_ray.engine.sweep.held_out import overlaps
 from lafs_ray.engine.sweep.objective import check_judges
 from lafs_ray.errors import ConfigError, UserError
+from lafs_ray.training.inputs import check_job
 from lafs_ray.training.length import build_plan, run_length
-from lafs_ray.training.session import check_job, training_device
+from lafs_ray.training.session import training_device
 
 # Settings of these decide which files and networks are read; other ones only how long a run is.
 _LANDMARKS = ("landmarks.weights", "landmarks.source", "landmarks.cache")

@@ -24,7 +24,8 @@ from lafs_ray.engine.evaluate import Device
 from lafs_ray.engine.sweep.folder import Progress, TrialFolder
 from lafs_ray.engine.sweep.objective import judge
 from lafs_ray.evaluation.trials import Report
-from lafs_ray.training.session import Hooks, JobInputs, open_job, run_local
+from lafs_ray.training.inputs import JobInputs, open_job
+from lafs_ray.training.session import Hooks, run_local
 from lafs_ray.training.state import RunFolder
 
 # Trains a job to its end; after each checkpoint it calls back with the step.

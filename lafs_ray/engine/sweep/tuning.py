@@ -35,7 +35,7 @@ from lafs_ray.engine.sweep.check import one_line
 from lafs_ray.engine.sweep.trial import Copy, Task, run_trial, train_here
 from lafs_ray.errors import UserError
 from lafs_ray.evaluation.trials import Report
-from lafs_ray.training.session import JobInputs
+from lafs_ray.training.inputs import JobInputs
 
 _POLL_S = 1.0
 _POINTER = "pointer.json"

@@ -17,7 +17,7 @@ from lafs_ray.engine.sweep.objective import judge
 from lafs_ray.engine.sweep.trial import Copy, Task, run_trial, train_here
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.trials import Report
-from lafs_ray.training.session import JobInputs
+from lafs_ray.training.inputs import JobInputs
 from tests.engine.sweep.sweeps import PRETRAIN_SETTINGS, SETTINGS, sweep, tree
 from tests.training.faces import FINETUNE, PRETRAIN, ROOT
 
