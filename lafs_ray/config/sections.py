@@ -141,7 +141,8 @@ class Compute(Section):
     device: Literal["cuda", "cpu"] = "cuda"
     """What each worker trains on."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Arithmetic of the networks (autocast); weights, loss and optimiser stay float32."""
+    """Arithmetic of the networks (autocast); weights, loss and optimiser stay float32. Many CPUs
+    are far slower in bfloat16: a line at the start says so then."""
     compile: bool = False
     """Whether torch.compile makes code for the transformer; where it cannot, a line says why and
     the run goes on without. Dropout then draws other numbers."""

@@ -22,6 +22,7 @@ from lafs_ray.training.guard import NonFinite
 from lafs_ray.training.inputs import JobInputs
 from lafs_ray.training.loop import Training, train
 from lafs_ray.training.meter import Meter, MetricsLog, from_first_rank, share_lines
+from lafs_ray.training.precision import slow_arithmetic
 from lafs_ray.training.ranks import count_ranks
 from lafs_ray.training.state import RunFolder, load_checkpoint
 from lafs_ray.training.stream import StepBatch, local_stream
@@ -79,6 +80,9 @@ def run_rank(
     what = config, inputs.plan, inputs.num_classes, inputs.start
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank, say)
+    warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
+    if warning:
+        say(warning)
     if config.compute.compile:
         compile_training(training, config, say)
     training.network = wrap(training.network)
