@@ -30,7 +30,8 @@ pytestmark = [
 
 logger = logging.getLogger(__name__)
 
-STEPS = 40
+# Enough that croppers still have work when the first fault comes, however soon they started.
+STEPS = 200
 # 120 faces in batches of 8: 15 steps an epoch, so checkpoints lie inside epochs.
 SETTINGS = [
     f"duration={STEPS} steps",
@@ -83,7 +84,13 @@ def kill_ingest(job: Job) -> float:
     """Kill a cropping process in its work; seconds until another one stands in for it."""
     running = set(job.processes(INGEST))
     since = kill(min(running))
-    until(lambda: set(job.processes(INGEST)) - running, "a new cropping process")
+
+    def another() -> set[int]:
+        found = set(job.processes(INGEST)) - running
+        assert found or job.process.poll() is None, f"ended without another one:\n{job.output}"
+        return found
+
+    until(another, "a new cropping process")
     return time.monotonic() - since
 
 
@@ -202,7 +209,9 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
         assert job.end() == 143, job.output
         logger.info("SIGTERM: saved and ended after %.1f s", time.monotonic() - since)
         job.assert_nothing_left()
-    stopped = re.search(r"stopped by SIGTERM, saved after step (\d+) of 40; the same", job.output)
+    stopped = re.search(
+        rf"stopped by SIGTERM, saved after step (\d+) of {STEPS}; the same", job.output
+    )
     assert stopped, job.output
     assert "Traceback" not in job.output
     newest = folder / f"step-{int(stopped[1]):08}.pt"
@@ -215,7 +224,7 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
         assert job.end() == 0, job.output
     assert f"passing over a damaged checkpoint: {newest}" in job.output
     before = (int(stopped[1]) - 1) // 4 * 4
-    assert f"continuing run at step {before} of 40" in job.output
+    assert f"continuing run at step {before} of {STEPS}" in job.output
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
