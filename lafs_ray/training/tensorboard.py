@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class TensorBoardLog:
         self._writer = require_tensorboard().SummaryWriter(
             folder,
             purge_step=first_step + 1 if first_step else None,
-            filename_suffix=f".{os.getpid()}",
+            # The package names a file by its second and overwrites what has the name.
+            filename_suffix=f".{uuid.uuid4().hex[:8]}",
         )
 
     def write(self, line: Mapping[str, Any]) -> None:

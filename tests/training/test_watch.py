@@ -186,6 +186,19 @@ def test_tensorboard__has_the_figures_of_the_metrics(tmp_path: Path, face_set_pa
             assert found[key] == pytest.approx(value, rel=1e-6), key
 
 
+def test_tensorboard__two_starts_in_one_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that continues within the second leaves what was written before it."""
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setattr("time.time", lambda: 1.8e9)
+    for step in (1, 2):
+        log = TensorBoardLog(str(tmp_path), step - 1)
+        log.write({"step": step, "loss": step / 2})
+        log.close()
+    assert scalars(tmp_path) == {("loss", 1): 0.5, ("loss", 2): 1.0}
+
+
 def test_tensorboard__beyond_the_local_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
