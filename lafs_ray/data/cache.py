@@ -18,6 +18,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lafs_ray.data import storage
@@ -92,25 +93,33 @@ class BlockCache:
     def shrink(self) -> None:
         """Delete what was read longest ago until the blocks take less than the limit.
 
-        One process at a time; others go on without waiting.
+        One process at a time; others go on without waiting, and leave it a file that says to look
+        again, as it may have looked before they wrote.
         """
+        again = Path(self.folder, "again")
         with contextlib.suppress(OSError), open(os.path.join(self.folder, "lock"), "ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            blocks = sorted(self._blocks())
-            total = sum(size for _, size, _ in blocks)
-            # Room for what all may write before the next look.
-            target = self.limit_bytes - self.limit_bytes // 16
+            # Left before the lock is tried, it is seen by whoever holds the lock at that time.
+            again.touch()
+            while again.exists():
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return
+                again.unlink(missing_ok=True)
+                self._delete_oldest()
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    def _delete_oldest(self) -> None:
+        blocks = sorted(self._blocks())
+        total = sum(size for _, size, _ in blocks)
+        # Room for what all may write before the next look.
+        target = self.limit_bytes - self.limit_bytes // 16
+        for _, size, path in blocks:
             if total <= target:
                 return
-            for _, size, path in blocks:
-                if total <= target:
-                    break
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                total -= size
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= size
 
     def _blocks(self) -> Iterator[tuple[int, int, str]]:
         """(last use in ns, bytes, path) of each file, leftovers of killed processes included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from pathlib import Path
@@ -167,6 +168,27 @@ def test_cache__four_processes_share_a_folder(tmp_path: Path) -> None:
     # Each process may exceed the limit by what it writes between two looks, here one block.
     assert sizes <= 64 * 1024 + 4 * 4200
     assert list(tmp_path.rglob("*.partial")) == []
+
+
+def test_cache__written_while_another_process_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks over the folder looks again for those who could not while it did."""
+    cache = BlockCache(str(tmp_path), 10 * 4096)
+    delete, puts = BlockCache._delete_oldest, iter(range(100, 130))
+
+    def delete_and_be_late(one: BlockCache) -> None:
+        delete(one)
+        for block in itertools.islice(puts, 15):
+            # Another description of the same lock, as another process has; it looks each time.
+            one.put("s3://b/a.rec", "v", block, bytes(4096))
+
+    monkeypatch.setattr(BlockCache, "_delete_oldest", delete_and_be_late)
+    for block in range(12):
+        cache.put("s3://b/a.rec", "v", block, bytes(4096))
+    assert next(puts, None) is None, "two looks put thirty blocks"
+    assert sum(path.stat().st_size for path in blocks(cache)) <= cache.limit_bytes
+    assert not (tmp_path / "again").exists()
 
 
 def test_open_job__config_turns_it_on(store: ObjectStore, on_s3: str, tmp_path: Path) -> None:
