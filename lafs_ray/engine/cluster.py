@@ -23,6 +23,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -80,7 +81,9 @@ def run_on_ray(inputs: JobInputs) -> None:
 
 
 def _fit(inputs: JobInputs, display: Display, probes: Probes | None, request: StopRequest) -> None:
-    relay = ray.remote(num_cpus=0)(Relay).remote()
+    # On the driver's node: elsewhere the loss of a worker's node could end the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote()
     ended = threading.Event()
     arguments = relay, display, probes, request, ended
     printer = threading.Thread(target=_follow, args=arguments, daemon=True)

@@ -81,6 +81,8 @@ def test_labels__place_training_and_crops_on_their_nodes(
 
     actors = list_actors(limit=1000)
     tasks = list_tasks(limit=1000)
+    # Its node is the driver's, which no worker's loss takes away.
+    assert pools_of(actors, "Relay", "class_name") == {"head"}
     assert pools_of(actors, "RayTrainWorker", "class_name") == {"gpu"}
     assert pools_of(actors, "MapWorker", "class_name") == {"cpu"}
     assert pools_of(tasks, "Portions", "name") == {"cpu"}
