@@ -159,7 +159,7 @@ def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
     cutter = ViewCutter(SETTINGS, cnn, 0)
     with torch.no_grad():
         found = cutter.find_landmarks(plain)
-    places = map_landmarks(found, draws.boxes, draws.flips, 112).reshape(8, 10, 196, 2)
+    places = map_landmarks(found.unsqueeze(1), draws.boxes, draws.flips, 112)
     wide_places = places[:, :2].flatten(0, 1)
     narrow_places = places[:, 2:, :36].flatten(0, 1)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.method.draws import HUE, ViewDraws
-from lafs_ray.method.pixels import BLUR_REACH, LUMA, SOLARISE_THRESHOLD, change_pixels
+from lafs_ray.method.pixels import LUMA, SOLARISE_THRESHOLD, change_pixels, gaussian_weights
 
 _GREY = HUE + 1
 _NONE = _GREY + 1
@@ -246,14 +246,10 @@ def blur_(views: Tensor, sigma_px: NDArray[np.float32]) -> None:
         sigma_px: [M], descending, > 0.
     """
     assert (np.diff(sigma_px) <= 0).all(), sigma_px
-    sigma = sigma_px.astype(np.float64)
-    reach = np.ceil(BLUR_REACH * sigma).astype(int)
-    taps = np.exp(-0.5 * (np.arange(reach[0] + 1) / sigma[:, None]) ** 2)
-    taps[np.arange(reach[0] + 1) > reach[:, None]] = 0
-    taps /= taps[:, :1] + 2 * taps[:, 1:].sum(axis=1, keepdims=True)
+    taps, reach = gaussian_weights(sigma_px)
     weights = torch.from_numpy(taps.T.astype(np.float32)).to(views.device)
     weights = weights.reshape(*weights.shape, 1, 1, 1)
-    counts = [int(np.count_nonzero(reach >= tap)) for tap in range(reach[0] + 1)]
+    counts = [int(np.count_nonzero(reach >= tap)) for tap in range(taps.shape[1])]
     for dim in (3, 2):
         _blur_along(views, dim, weights, counts)
 

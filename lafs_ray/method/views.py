@@ -107,14 +107,36 @@ class ViewCutter:
             if settings.landmark_source == "grid":
                 cut = _rounded(grid_patches(changed, settings.patch_size))
             else:
-                if on_images is None:
-                    landmarks = self.find_landmarks(clean)
-                else:
-                    landmarks = map_landmarks(on_images, part.boxes, part.flips, size)
-                landmarks = self._perturb(landmarks, part, is_local=is_local)
-                cut = cut_tokens(changed, landmarks, settings.patch_size)
+                landmarks = self._landmarks(clean, on_images, part, size, is_local=is_local)
+                cut = cut_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
             tokens.append(cut.reshape(*part.flips.shape, *cut.shape[1:]))
         return tokens[0], tokens[1]
+
+    def _landmarks(
+        self,
+        clean: Tensor,
+        on_images: Tensor | None,
+        draws: ViewDraws,
+        size: int,
+        *,
+        is_local: bool,
+    ) -> Tensor:
+        """Where patches are cut, [B, V, n, 2]: with noise, and in local views those that they drew.
+
+        What a local view does not keep is not moved to it either (METHOD.md, Views).
+        """
+        noise = torch.from_numpy(draws.landmark_noise_px).to(clean.device)
+        if on_images is None:
+            landmarks = self.find_landmarks(clean).reshape(noise.shape)
+        else:
+            landmarks = on_images.unsqueeze(1).expand_as(noise)
+        if is_local:
+            kept = torch.from_numpy(draws.local_indices).to(clean.device).unsqueeze(-1)
+            kept = kept.expand(-1, -1, -1, 2)
+            landmarks, noise = landmarks.gather(2, kept), noise.gather(2, kept)
+        if on_images is not None:
+            landmarks = map_landmarks(landmarks, draws.boxes, draws.flips, size)
+        return landmarks + noise
 
     def _landmarks_on_images(
         self, images: Tensor, cached: NDArray[np.float16] | Tensor | None
@@ -132,15 +154,6 @@ class ViewCutter:
         """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
         assert self._finder is not None
         return self._finder(planes)
-
-    def _perturb(self, landmarks: Tensor, draws: ViewDraws, *, is_local: bool) -> Tensor:
-        """Add the noise; then keep the landmarks that a local view drew (METHOD.md, Views)."""
-        noise = torch.from_numpy(draws.landmark_noise_px).to(landmarks.device)
-        landmarks = landmarks + noise.flatten(0, 1)
-        if not is_local:
-            return landmarks
-        indices = torch.from_numpy(draws.local_indices).to(landmarks.device).flatten(0, 1)
-        return landmarks.gather(1, indices.unsqueeze(-1).expand(-1, -1, 2))
 
 
 def supervised_view(
@@ -200,13 +213,14 @@ def map_landmarks(
     shifts and the flip mirrors; the patch of a mirrored view is then the mirrored patch.
 
     Args:
-        landmarks: [B, N, 2], pixels of the image, (x, y).
+        landmarks: [B, V, n, 2] or, the same for all views, [B, 1, n, 2]; pixels of the image,
+            (x, y).
         boxes: int32 [B, V, 4], (top, left, height, width).
         flips: bool [B, V].
         size: side of the views, in pixels.
 
     Returns:
-        [B·V, N, 2], pixels of the views.
+        [B, V, n, 2], pixels of the views.
     """
     corner = boxes[..., [1, 0]].astype(np.float64)
     scale = size / boxes[..., [3, 2]]
@@ -215,7 +229,7 @@ def map_landmarks(
     shift[flips, 0] = size + 1 - shift[flips, 0]
     scales = torch.from_numpy(scale).to(landmarks).unsqueeze(2)
     shifts = torch.from_numpy(shift).to(landmarks).unsqueeze(2)
-    return (landmarks.unsqueeze(1) * scales + shifts).flatten(0, 1)
+    return landmarks * scales + shifts
 
 
 def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:

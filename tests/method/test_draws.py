@@ -6,7 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lafs_ray.method.draws import ViewDraws, ViewSettings, draw_views, supervised_settings
+from lafs_ray.method.draws import (
+    ViewDraws,
+    ViewSettings,
+    draw_views,
+    stable_argsort,
+    supervised_settings,
+)
 
 SETTINGS = ViewSettings()
 
@@ -171,3 +177,13 @@ def test_supervised_settings__draw_one_mild_view() -> None:
     assert not draws.solarises.any()
     assert not draws.blur_sigma_px.any()
     assert draws.jitters.all()
+
+
+def test_stable_argsort__with_ties_and_without() -> None:
+    """Equal numbers keep their order, also where other rows have none."""
+    numbers = np.random.default_rng(0).random((40, 5, 196), dtype=np.float32)
+    numbers[3, 2] = np.round(numbers[3, 2], 1)
+    numbers[7] = 0.5
+    expected = np.argsort(numbers, axis=-1, kind="stable")
+    np.testing.assert_array_equal(stable_argsort(numbers), expected)
+    assert not np.array_equal(np.argsort(numbers, axis=-1), expected), "ties would not matter"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -69,11 +71,43 @@ def test_blur__is_its_definition(sigma: float) -> None:
     images = with_noise()
     expected = planes(images)
     augment.blur_(expected, np.full(len(images), sigma, dtype=np.float32))
-    difference = distance([pixels.blur(image, sigma) for image in images], expected)
+    (kernel,) = pixels.blur_kernels(np.array([sigma], dtype=np.float32))
+    found = [image if kernel is None else pixels.blur(image, kernel) for image in images]
+    difference = distance(found, expected)
     # Each of up to 13 weights is rounded by 1/512 at most; on noise that adds up to a step.
     assert difference.max() <= 2.0, difference.max()
     assert difference.mean() < 0.35, difference.mean()
     assert difference[3:].max() < 1e-3
+
+
+def test_blur_kernels__are_those_of_opencv() -> None:
+    """Half Gaussians equal `getGaussianKernel`, whose weights are rounded and add up to one."""
+    sigmas = np.linspace(0, 2, 201, dtype=np.float32)
+    kernels = pixels.blur_kernels(sigmas)
+    assert kernels[0] is None
+    for sigma, kernel in zip(sigmas[1:].tolist(), kernels[1:], strict=True):
+        reach = math.ceil(3 * sigma)
+        expected = np.rint(cv2.getGaussianKernel(2 * reach + 1, sigma)[:, 0] * 256)
+        expected[reach] += 256 - expected.sum()
+        if kernel is None:
+            assert expected[reach] == 256, sigma
+        else:
+            np.testing.assert_array_equal(kernel, expected / 256, err_msg=str(sigma))
+    assert 0 < sum(kernel is None for kernel in kernels) < 40
+
+
+def test_grey_views__are_changed_as_colour_ones_are() -> None:
+    """Blur and solarise of one channel give the bits of three."""
+    images = with_noise()
+    draws = draw_views(ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5))
+    one = draws.views(slice(1, 2))
+    always = np.ones_like(one.greys)
+    sigma = np.full_like(one.blur_sigma_px, 1.3)
+    one = replace(one, jitters=~always, greys=always, solarises=always, blur_sigma_px=sigma)
+    (kernel,) = pixels.blur_kernels(sigma[0])
+    assert kernel is not None
+    expected = [pixels.solarise(pixels.blur(pixels.make_grey(image), kernel)) for image in images]
+    np.testing.assert_array_equal(pixels.change_pixels(images, one), np.stack(expected))
 
 
 def test_solarise__is_its_definition() -> None:

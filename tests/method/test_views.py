@@ -139,7 +139,7 @@ def test_landmarks__follow_a_flip() -> None:
     image = torch.from_numpy(smooth_images(1)).permute(0, 3, 1, 2).float()
     landmarks = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * 130 - 10
     whole = np.array([[[0, 0, 112, 112]]], dtype=np.int32)
-    mirrored = map_landmarks(landmarks, whole, np.array([[True]]), 112)
+    mirrored = map_landmarks(landmarks[:, None], whole, np.array([[True]]), 112)[:, 0]
     patches = cut_tokens(image, landmarks, 8).reshape(50, 8, 8, 3)
     found = cut_tokens(image.flip(-1), mirrored, 8).reshape(50, 8, 8, 3)
     # The first axis of a patch runs along x. Sampling positions are exact to 1e-5 pixels.
@@ -158,7 +158,7 @@ def test_landmarks__follow_a_crop(flip: bool) -> None:
     view = crop_views(torch.from_numpy(image[None].copy()), boxes, np.array([[flip]]), 112)
     generator = torch.Generator().manual_seed(0)
     landmarks = torch.rand(1, 30, 2, generator=generator) * 40 + torch.tensor([30.0, 32.0])
-    mapped = map_landmarks(landmarks, boxes, np.array([[flip]]), 112)
+    mapped = map_landmarks(landmarks[:, None], boxes, np.array([[flip]]), 112)[:, 0]
     seen = extract_patches(view, mapped, 1)[0, :, :2]
     plain = torch.from_numpy(image[None].copy()).permute(0, 3, 1, 2).float()
     # p = 1 has its only pixel one up-left of the landmark, as larger patches have their middle.
