@@ -219,6 +219,12 @@ def _scheduler_mistakes(config: SweepConfig) -> Iterator[str]:
             f"budget.trials: {config.budget.trials} × scheduler.quantile {scheduler.quantile:g} is "
             "less than one member; raise one of the two"
         )
+    members, together = config.budget.trials, config.budget.concurrent
+    if together is not None and together < members:
+        yield (
+            f"budget.concurrent: {together}, but the {members} members of pbt exchange with those "
+            "that run beside them; leave it out"
+        )
     for key, dimension in config.space.items():
         if dimension.when:
             yield f"space.{key}.when: has no meaning in a population; leave it out"

@@ -154,6 +154,11 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             {"scheduler": {"kind": "pbt"}, "budget": {"trials": 3}},
             "budget.trials: 3 × scheduler.quantile 0.25 is less than one member",
         ),
+        (
+            LR,
+            {"scheduler": {"kind": "pbt"}, "budget": {"trials": 8, "concurrent": 4}},
+            "budget.concurrent: 4, but the 8 members of pbt exchange with those that run beside",
+        ),
         (LR, {"finetune": {"base": FEW_SHOT}}, "finetune: goes with job: pretrain"),
         (LR, {"settings": {"optim": {"lr": -1}}}, "few_shot.yaml with settings: optim.lr: -1"),
     ],

@@ -32,6 +32,9 @@ class Room:
     def __add__(self, other: Room) -> Room:
         return Room(self.cpus + other.cpus, self.gpus + other.gpus)
 
+    def __mul__(self, times: int) -> Room:
+        return Room(self.cpus * times, self.gpus * times)
+
 
 @dataclass(frozen=True)
 class TrialRoom:
@@ -115,6 +118,29 @@ def at_once(config: SweepConfig, trial: TrialRoom, cluster: Mapping[str, float])
             )
         counts.append(count)
     return min(*counts, budget.concurrent or budget.trials, budget.trials)
+
+
+def check_population(members: int, together: int, trial: TrialRoom) -> None:
+    """See that all members of a population run side by side.
+
+    One that waits until others have ended has nobody to exchange with, and Tune would not say so.
+
+    Args:
+        members: to be run.
+        together: trials that find room.
+        trial: what one takes.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if together < members:
+        raise ConfigError(
+            "room for a population",
+            found=f"{together} trials at a time",
+            expected=f"all {members} members at once, each {trial.arithmetic}",
+            fix="lower budget.trials or what a trial takes, raise budget.cpus and budget.gpus, or "
+            "add nodes",
+        )
 
 
 def check_nodes(trial: TrialRoom, sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> None:

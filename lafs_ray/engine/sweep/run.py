@@ -180,13 +180,24 @@ class Driver:
         import ray
 
         from lafs_ray.engine.cluster import join_cluster
-        from lafs_ray.engine.sweep.capacity import at_once, check_nodes, trial_room
+        from lafs_ray.engine.sweep.capacity import (
+            at_once,
+            check_nodes,
+            check_population,
+            trial_room,
+        )
         from lafs_ray.engine.sweep.tuning import Plan, run_trials
 
         room = trial_room(self.sweep)
-        join_cluster(room.total.cpus, room.arithmetic, room.total.gpus, room.arithmetic)
+        is_population = scheduler is not None and self.config.scheduler.kind == "pbt"
+        members = len(numbers) if is_population else 1
+        whole, arithmetic = room.total * members, room.arithmetic
+        if members > 1:
+            arithmetic = f"{members} members × ({arithmetic})"
+        join_cluster(whole.cpus, arithmetic, whole.gpus, arithmetic)
         check_nodes(room, self.sweep, ray.nodes())
         together = at_once(self.config, room, ray.cluster_resources())
+        check_population(members, together, room)
         _say(f"{together} trials at a time, each {room.arithmetic}")
         plan = Plan(
             config=self.config,

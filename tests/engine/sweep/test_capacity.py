@@ -12,7 +12,13 @@ pytest.importorskip("ray")
 from lafs_ray.config.base import resolve
 from lafs_ray.config.sweep import SweepConfig
 from lafs_ray.config.trial_configs import Sweep, read_sweep
-from lafs_ray.engine.sweep.capacity import Room, at_once, check_nodes, trial_room
+from lafs_ray.engine.sweep.capacity import (
+    Room,
+    at_once,
+    check_nodes,
+    check_population,
+    trial_room,
+)
 from lafs_ray.errors import ConfigError
 from tests.engine.sweep.sweeps import PRETRAIN_SETTINGS, SETTINGS, sweep, tree
 from tests.training.faces import FINETUNE, PRETRAIN, ROOT
@@ -84,6 +90,16 @@ def test_at_once__no_room_for_one(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="budget.cpus allows 3"):
         at_once(limited.config, trial_room(limited), {"CPU": 64})
+
+
+def test_check_population__members_that_would_wait(tmp_path: Path) -> None:
+    """Who waits for others to end exchanges nothing with them."""
+    room = trial_room(of(tmp_path, {}))
+    with pytest.raises(ConfigError, match="room for a population") as caught:
+        check_population(4, 3, room)
+    assert caught.value.found == "3 trials at a time"
+    assert caught.value.expected == "all 4 members at once, each 1 CPUs, 0 GPUs for its process"
+    check_population(4, 4, room)
 
 
 def test_check_nodes__a_part_larger_than_any_node(tmp_path: Path) -> None:

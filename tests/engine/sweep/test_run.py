@@ -228,19 +228,20 @@ def test_sweep__on_workers(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: None) -> None:
-    """Four in room for two exchange checkpoints, and all members come to their end."""
+    """Members exchange checkpoints and come to their end, with more of them than cores."""
     population = sweep(
         tmp_path,
         face_set_path,
-        # Losses differ, so there are worse and better ones; accuracies of 20 pairs may not.
-        objective={"metric": "loss", "pairs": None, "reports": 4},
-        budget={"trials": 4, "concurrent": 2},
+        settings={"duration": "12 steps"},
+        # Losses differ from the third step on; accuracies of 20 pairs may not.
+        objective={"metric": "loss", "pairs": None, "reports": 6},
+        budget={"trials": 4},
         scheduler={"kind": "pbt", "quantile": 0.5},
     )
     Driver(check_sweep(population)).run()
     members = SweepFolder(population).trials()
     assert [member.status for member in members] == ["finished"] * 4
-    assert all(member.reports[-1].step == 4 for member in members)
+    assert all(member.reports[-1].step == 12 for member in members)
     copies = [member for member in members if member.reports[-1].generation > 0]
     assert copies, "nobody copied anybody"
     drawn = [draw_settings(population.config.space, 0, number) for number in range(4)]
