@@ -6,7 +6,7 @@ python jobs/sweep.py configs/sweep/few_shot.yaml settings.data.path=train.rec
 from collections.abc import Sequence
 
 from lafs_ray.engine.job import run
-from lafs_ray.engine.sweep.run import start_sweep
+from lafs_ray.engine.sweep.command import start_sweep
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from lafs_ray.data import storage
+from lafs_ray.data.packing.opening import open_source
 from lafs_ray.data.packing.options import PackOptions
-from lafs_ray.data.packing.sources import Source, open_source
+from lafs_ray.data.packing.sources import Source
 from lafs_ray.errors import DataError
 
 

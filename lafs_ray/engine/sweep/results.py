@@ -67,3 +67,8 @@ def write_winner(sweep: Sweep, folder: SweepFolder, winner: Trial, num_trials: i
             lines.insert(2, f"# Its last settings; it went on from {copies} copies of others.")
         folder.write(file, ("\n".join(lines) + "\n" + write_yaml(content)).encode())
     return commands
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)  # noqa: T201

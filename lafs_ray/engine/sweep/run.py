@@ -1,90 +1,30 @@
-"""A sweep from its command line to its winner."""
+"""A sweep that has been checked, to its winner."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-import yaml
-
-from lafs_ray.config.base import load
 from lafs_ray.config.space import Settings, draw_settings, grid_points
-from lafs_ray.config.sweep import Judges, SweepConfig
-from lafs_ray.config.trial_configs import Sweep, read_sweep
+from lafs_ray.config.sweep import SweepConfig
+from lafs_ray.config.trial_configs import Sweep
 from lafs_ray.data import storage
-from lafs_ray.engine.sweep.check import Checked, check_sweep, refuse_no_trials
+from lafs_ray.engine.sweep.check import Checked, refuse_no_trials
+from lafs_ray.engine.sweep.confirmation import Confirmation
 from lafs_ray.engine.sweep.folder import SweepFolder
-from lafs_ray.engine.sweep.results import write_pictures, write_results, write_winner
+from lafs_ray.engine.sweep.results import say, write_pictures, write_results, write_winner
 from lafs_ray.engine.sweep.trial import Task
 from lafs_ray.evaluation.trials import (
     Report,
     Trial,
     best,
-    comparison,
     importance_table,
     importances,
     table,
 )
-
-ARMS = ("winner", "default")
-
-
-def start_sweep(description: str, arguments: Sequence[str]) -> None:
-    """Do what the command line says.
-
-    Raises:
-        UserError: a mistake in the arguments, the sweep, its job, its data or its folder.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="a YAML file, such as those under configs/sweep/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything that can be checked here, list the trials, and end",
-    )
-    options = parser.parse_intermixed_args(arguments)
-    config = load(SweepConfig, options.config, options.overrides)
-    checked = check_sweep(read_sweep(_with_absolute_paths(config)))
-    describe(checked)
-    if not options.dry_run:
-        Driver(checked).run()
-
-
-def _with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """Trials run in folders of their own."""
-    judges = {name: _absolute(getattr(config, name)) for name in ("objective", "confirm")}
-    return config.model_copy(update={**judges, "storage": storage.absolute(config.storage)})
-
-
-def _absolute(judges: Judges) -> Judges:
-    paths = {name: getattr(judges, name) for name in ("pairs", "identities")}
-    absolute = {name: path and storage.absolute(path) for name, path in paths.items()}
-    return judges.model_copy(update=absolute)
-
-
-def describe(checked: Checked) -> None:
-    """Print what the sweep is and what its trials are, as far as they are known."""
-    config, folder = checked.sweep.config, SweepFolder(checked.sweep)
-    shown = config.model_dump(mode="json", exclude_defaults=True, exclude={"space"})
-    _say(yaml.safe_dump(shown, sort_keys=False).rstrip())
-    for key, dimension in config.space.items():
-        values = dimension.edges()
-        when = "".join(f", when {name} is one of {list(v)}" for name, v in dimension.when.items())
-        _say(f"  {key}: {dimension.kind} {values}{when}")
-    _say(
-        f"{config.name}: {config.budget.trials} trials of {checked.total_steps} steps, "
-        f"{config.objective.reports} reports, {len(config.objective.seeds)} seeds; "
-        f"results in {folder.uri}"
-    )
 
 
 @dataclass
@@ -146,7 +86,7 @@ class Driver:
             trials = self.folder.trials()
             write_results(self.sweep, self.folder, trials)
             if trials:
-                _say("\n".join(["", *self._table(trials)]))
+                say("\n".join(["", *self._table(trials)]))
         self._finish(trials)
 
     def _search(self) -> None:
@@ -160,11 +100,12 @@ class Driver:
         if not left or (seconds is not None and seconds <= 0):
             return
         if done:
-            _say(f"continuing {self.config.name}: {len(done)} trials are done")
+            say(f"continuing {self.config.name}: {len(done)} trials are done")
         if self.config.searcher.kind == "optuna":
             for trial in self._trials.values():
                 self._tpe.learn(trial)
-        from lafs_ray.engine.sweep.tuning import Watch, make_scheduler
+        from lafs_ray.engine.sweep.schedulers import make_scheduler
+        from lafs_ray.engine.sweep.tuning import Watch
 
         # The scheduler learns from the trials that are done before it decides on others.
         replayed = done if self.config.scheduler.kind in ("asha", "median") else []
@@ -198,7 +139,7 @@ class Driver:
         check_nodes(room, self.sweep, ray.nodes())
         together = at_once(self.config, room, ray.cluster_resources())
         check_population(members, together, room)
-        _say(f"{together} trials at a time, each {room.arithmetic}")
+        say(f"{together} trials at a time, each {room.arithmetic}")
         plan = Plan(
             config=self.config,
             numbers=numbers,
@@ -243,7 +184,7 @@ class Driver:
         leader = best([*self._trials.values()], self.config.objective.sign)
         lead = "" if leader is None else f"  (best {leader.objective:.4f}, trial {leader.number})"
         last = self.config.objective.last_report
-        _say(
+        say(
             f"trial {number}: report {report.report}/{last}, step {report.step} of seed "
             f"{report.seed}, {self.config.objective.metric} {report.objective:.4f}{lead}"
         )
@@ -258,7 +199,7 @@ class Driver:
         if outcome is None and error:
             folder.write_outcome("failed", error)
         elif outcome is None and seconds is not None and seconds <= 0:
-            _say(f"trial {number}: broken off, as budget.hours are over")
+            say(f"trial {number}: broken off, as budget.hours are over")
             return
         elif outcome is None:
             folder.write_outcome("stopped")
@@ -266,7 +207,7 @@ class Driver:
                 storage.delete_tree(storage.join(folder.uri, f"s{seed}", "checkpoints"))
         trial = self._read(number)
         if is_new or trial.status == "failed":
-            _say(f"trial {number}: {trial.status} {trial.message}".rstrip())
+            say(f"trial {number}: {trial.status} {trial.message}".rstrip())
         if self.config.searcher.kind == "optuna":
             self._tpe.learn(trial)
         trials = sorted(self._trials.values(), key=lambda one: one.number)
@@ -287,68 +228,14 @@ class Driver:
             raise refuse_no_trials(failed[0] if failed else "no report of any")
         write_pictures(self.sweep, self.folder, trials)
         found = importances(trials, config.space)
-        _say("\n".join(["", *importance_table(found)]))
+        say("\n".join(["", *importance_table(found)]))
         commands = write_winner(self.sweep, self.folder, winner, len(trials))
         unfinished = [trial for trial in trials if trial.status in ("waiting", "running")]
         if unfinished:
-            _say(f"\n{len(unfinished)} trials are unfinished: raise budget.hours to go on")
-        _say("\n".join(["", f"winner: trial {winner.number}", *commands]))
+            say(f"\n{len(unfinished)} trials are unfinished: raise budget.hours to go on")
+        say("\n".join(["", f"winner: trial {winner.number}", *commands]))
         if config.confirm.enabled and not unfinished:
-            self._confirm(winner)
-
-    def _confirm(self, winner: Trial) -> None:
-        """Run winner and base over new seeds, and judge them on faces that nobody selected by."""
-        config = self.config
-        settings: dict[str, Settings] = {"winner": winner.settings, "default": {}}
-        reruns = [(arm, seed) for seed in config.confirm.seeds for arm in ARMS]
-        for arm, seed in reruns:
-            folder = self.folder.confirmation(arm, seed)
-            # More trials may have brought another winner.
-            if folder.read_settings() not in (None, settings[arm]):
-                storage.delete_tree(folder.uri)
-            if (folder.read_outcome() or ("", ""))[0] == "failed":
-                folder.drop_outcome()
-            folder.write_settings(settings[arm])
-        folders = [self.folder.confirmation(arm, seed) for arm, seed in reruns]
-        left = [n for n, folder in enumerate(folders) if folder.read_outcome() is None]
-        if left:
-            from lafs_ray.engine.sweep.tuning import Watch
-
-            _say(f"\n{len(left)} runs of winner and default over new seeds")
-            task = partial(_confirm_task, self.sweep, self.attempt, tuple(reruns))
-            self._tune(
-                left,
-                lambda number: settings[reruns[number][0]],
-                task,
-                None,
-                Watch(partial(self._reran, reruns), self._rerun_ended),
-            )
-        self._compare(reruns)
-
-    def _reran(self, reruns: list[tuple[str, int]], number: int, report: Report, _: bool) -> None:
-        arm, seed = reruns[number]
-        _say(f"{arm}, seed {seed}: {report.objective:.4f}")
-
-    def _rerun_ended(self, number: int, error: str) -> None:
-        if error:
-            _say(f"rerun {number} of winner and default: {error}")
-
-    def _compare(self, reruns: list[tuple[str, int]]) -> None:
-        config = self.config
-        metric = config.confirm.metric or config.objective.metric
-        figures: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for arm, seed in reruns:
-            trial = self.folder.confirmation(arm, seed).trial(0)
-            if trial is None or trial.objective is None:
-                reason = "not judged" if trial is None else trial.message or "not judged"
-                raise refuse_no_trials(f"{arm} with seed {seed}: {reason}")
-            figures[arm].append(trial.objective)
-        content = {"metric": metric, "seeds": list(config.confirm.seeds), **figures}
-        self.folder.write("confirm.json", (json.dumps(content, indent=2) + "\n").encode())
-        judged_on = config.confirm.pairs or config.confirm.identities
-        seeds = len(config.confirm.seeds)
-        _say(f"\n{metric} over {seeds} new seeds on {judged_on}, which nobody selected by:")
-        _say("\n".join(comparison(figures, 1)))
+            Confirmation(self.sweep, self.folder, self.attempt, self._tune).run(winner)
 
     def _table(self, trials: list[Trial]) -> list[str]:
         objective = self.config.objective
@@ -376,26 +263,3 @@ def _search_task(sweep: Sweep, attempt: str, number: int, settings: Settings) ->
         attempt,
         replays=sweep.config.scheduler.kind in ("asha", "median"),
     )
-
-
-def _confirm_task(
-    sweep: Sweep, attempt: str, reruns: tuple[tuple[str, int], ...], number: int, settings: Settings
-) -> Task:
-    """What a rerun has to do."""
-    config = sweep.config
-    arm, seed = reruns[number]
-    return Task(
-        sweep,
-        SweepFolder(sweep).confirmation(arm, seed),
-        settings,
-        (seed,),
-        1,
-        config.confirm,
-        config.confirm.metric or config.objective.metric,
-        attempt,
-        replays=False,
-    )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201

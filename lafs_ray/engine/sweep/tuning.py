@@ -1,44 +1,23 @@
-"""Ray Tune: trials as its function trainables, its schedulers, proposals one after the other.
-
-With compute.workers=0 a trial trains in its own process; otherwise that process drives a
-`TorchTrainer` as a single run does, and judges its checkpoints beside it.
-"""
+"""Trials on Ray Tune: which start when, and what is told of them."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Checkpoint
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from lafs_ray.config.space import Settings, moved_settings
+from lafs_ray.config.space import Settings
 from lafs_ray.config.sweep import SweepConfig
-from lafs_ray.engine.cluster import run_on_ray
 from lafs_ray.engine.sweep.capacity import TrialRoom
-from lafs_ray.engine.sweep.check import one_line
-from lafs_ray.engine.sweep.trial import Copy, Task, run_trial, train_here
-from lafs_ray.errors import UserError
+from lafs_ray.engine.sweep.trainable import number_of, trainable
+from lafs_ray.engine.sweep.trial import Task
 from lafs_ray.evaluation.trials import Report
-from lafs_ray.training.inputs import JobInputs
-
-_POLL_S = 1.0
-_POINTER = "pointer.json"
 
 # Set before Tune is used: Ctrl-C is ours to handle, nobody reads its logs and tables, and a trial
 # that fails before its first report ends without a figure.
@@ -110,7 +89,7 @@ def run_trials(plan: Plan, scheduler: TrialScheduler | None, watch: Watch) -> No
     members = [plan.propose(number) for number in plan.numbers] if population else []
     numbers = plan.numbers if population else None
     tuner = tune.Tuner(
-        tune.with_resources(_function(plan.task, numbers), resources),
+        tune.with_resources(trainable(plan.task, numbers), resources),
         param_space={"settings": tune.grid_search(members)} if population else {},
         tune_config=tune.TuneConfig(
             metric="objective",
@@ -133,53 +112,6 @@ def run_trials(plan: Plan, scheduler: TrialScheduler | None, watch: Watch) -> No
         ),
     )
     tuner.fit()
-
-
-def make_scheduler(config: SweepConfig) -> TrialScheduler:
-    """Tune's scheduler; its unit of time is the report."""
-    own, last = config.scheduler, config.objective.last_report
-    if own.kind == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="report",
-            max_t=last,
-            grace_period=own.grace,
-            reduction_factor=own.reduction,
-        )
-    if own.kind == "median":
-        return MedianStoppingRule(
-            time_attr="report",
-            grace_period=own.grace,
-            min_samples_required=own.min_trials,
-            # Nobody yields before there are enough others: coming back costs a process.
-            min_time_slice=last + 1,
-        )
-    if own.kind == "pbt":
-        # Tune chooses whom to copy by the global generator of the driver's process.
-        random.seed(config.seed)
-        return PopulationBasedTraining(
-            time_attr="report",
-            perturbation_interval=own.every,
-            quantile_fraction=own.quantile,
-            custom_explore_fn=_Explore(config),
-            log_config=False,
-            require_attrs=False,
-        )
-    return FIFOScheduler()
-
-
-class _Explore:
-    """New settings for a member that copies another one, inside the space."""
-
-    def __init__(self, config: SweepConfig) -> None:
-        self._config, self._moves = config, 0
-
-    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The configuration of the copied member with other settings."""
-        sweep, number = self._config, self._moves
-        self._moves += 1
-        resample = sweep.scheduler.resample
-        moved = moved_settings(sweep.space, config["settings"], resample, sweep.seed, number)
-        return {**config, "settings": moved}
 
 
 class Proposals(Searcher):  # type: ignore[misc] # Ray ships no types
@@ -213,114 +145,6 @@ class Proposals(Searcher):  # type: ignore[misc] # Ray ships no types
         """Never asked for."""
 
 
-def _function(
-    make_task: Callable[[int, Settings], Task], numbers: Sequence[int] | None
-) -> Callable[[dict[str, Any]], None]:
-    """What Tune runs for a trial.
-
-    Args:
-        make_task: what there is to do.
-        numbers: of a population's members; None where the configuration says the number.
-    """
-
-    def trial(config: dict[str, Any]) -> None:
-        number = _number_of(tune.get_context().get_trial_id(), config, numbers)
-        task = make_task(number, config["settings"])
-        copied = tune.get_checkpoint()
-        try:
-            run_trial(
-                task,
-                _Teller(number, task.folder.uri, keeps_pointer=numbers is not None),
-                train_anywhere,
-                None if copied is None else _copy(copied, task.folder.uri),
-            )
-        except UserError as error:
-            # Another try would meet the same mistake, so Tune is not told of a failure.
-            task.folder.write_outcome("failed", one_line(error))
-
-    return trial
-
-
-def _number_of(trial_id: str, config: dict[str, Any], numbers: Sequence[int] | None) -> int:
-    """A trial's number. A copied configuration is that of another trial, its id is its own."""
-    if numbers is None:
-        return int(config["number"])
-    return numbers[int(trial_id.rpartition("_")[2])]
-
-
-@dataclass(frozen=True)
-class _Teller:
-    """Hands reports to Tune.
-
-    Args:
-        number: of the trial.
-        folder: of the trial.
-        keeps_pointer: whether each report says where its checkpoint lies, for those who copy it.
-    """
-
-    number: int
-    folder: str
-    keeps_pointer: bool
-
-    def __call__(self, report: Report, replayed: bool) -> None:
-        metrics = {**asdict(report), "number": self.number, "replayed": replayed}
-        if not self.keeps_pointer:
-            tune.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            pointer = {"folder": self.folder, "report": report.report}
-            (Path(folder) / _POINTER).write_text(json.dumps(pointer))
-            tune.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-
-def _copy(checkpoint: Checkpoint, own: str) -> Copy | None:
-    """Whose checkpoint it is; None where it is the trial's own, which it finds by itself."""
-    with checkpoint.as_directory() as folder:
-        pointer = json.loads((Path(folder) / _POINTER).read_text())
-    return None if pointer["folder"] == own else Copy(pointer["folder"], pointer["report"])
-
-
-def train_anywhere(inputs: JobInputs, saved: Callable[[int], None]) -> None:
-    """Train a job where its configuration says: in this process, or on workers of its own."""
-    if inputs.config.compute.workers == 0:
-        train_here(inputs, saved)
-    else:
-        train_on_workers(inputs, saved)
-
-
-def train_on_workers(inputs: JobInputs, saved: Callable[[int], None]) -> None:
-    """Train on Ray Train's workers; their checkpoints are told here as they appear.
-
-    The training does not wait for whoever is told. If he raises, the thread stays behind, and its
-    workers end with this process, which Tune ends then.
-
-    Raises:
-        UserError: a mistake that the workers met.
-    """
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            run_on_ray(inputs)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    folder, told = inputs.folder(), set(inputs.folder().steps())
-    thread.start()
-    while True:
-        thread.join(_POLL_S)
-        is_over = not thread.is_alive()
-        for step in folder.steps():
-            if step not in told:
-                told.add(step)
-                saved(step)
-        if is_over:
-            break
-    if errors:
-        raise errors[0]
-
-
 class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
     """Hands Tune's events on, with our numbers."""
 
@@ -328,7 +152,7 @@ class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
         self._numbers, self._watch = numbers, watch
 
     def _number(self, trial: Any) -> int:
-        return _number_of(trial.trial_id, trial.config, self._numbers)
+        return number_of(trial.trial_id, trial.config, self._numbers)
 
     def on_trial_result(
         self,

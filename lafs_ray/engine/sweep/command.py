@@ -1,0 +1,69 @@
+"""The command line of a sweep: read, checked, described, and run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import yaml
+
+from lafs_ray.config.base import load
+from lafs_ray.config.sweep import Judges, SweepConfig
+from lafs_ray.config.trial_configs import read_sweep
+from lafs_ray.data import storage
+from lafs_ray.engine.sweep.check import Checked, check_sweep
+from lafs_ray.engine.sweep.folder import SweepFolder
+from lafs_ray.engine.sweep.results import say
+from lafs_ray.engine.sweep.run import Driver
+
+
+def start_sweep(description: str, arguments: Sequence[str]) -> None:
+    """Do what the command line says.
+
+    Raises:
+        UserError: a mistake in the arguments, the sweep, its job, its data or its folder.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="a YAML file, such as those under configs/sweep/")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked here, list the trials, and end",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    config = load(SweepConfig, options.config, options.overrides)
+    checked = check_sweep(read_sweep(_with_absolute_paths(config)))
+    describe(checked)
+    if not options.dry_run:
+        Driver(checked).run()
+
+
+def _with_absolute_paths(config: SweepConfig) -> SweepConfig:
+    """Trials run in folders of their own."""
+    judges = {name: _absolute(getattr(config, name)) for name in ("objective", "confirm")}
+    return config.model_copy(update={**judges, "storage": storage.absolute(config.storage)})
+
+
+def _absolute(judges: Judges) -> Judges:
+    paths = {name: getattr(judges, name) for name in ("pairs", "identities")}
+    absolute = {name: path and storage.absolute(path) for name, path in paths.items()}
+    return judges.model_copy(update=absolute)
+
+
+def describe(checked: Checked) -> None:
+    """Print what the sweep is and what its trials are, as far as they are known."""
+    config, folder = checked.sweep.config, SweepFolder(checked.sweep)
+    shown = config.model_dump(mode="json", exclude_defaults=True, exclude={"space"})
+    say(yaml.safe_dump(shown, sort_keys=False).rstrip())
+    for key, dimension in config.space.items():
+        values = dimension.edges()
+        when = "".join(f", when {name} is one of {list(v)}" for name, v in dimension.when.items())
+        say(f"  {key}: {dimension.kind} {values}{when}")
+    say(
+        f"{config.name}: {config.budget.trials} trials of {checked.total_steps} steps, "
+        f"{config.objective.reports} reports, {len(config.objective.seeds)} seeds; "
+        f"results in {folder.uri}"
+    )
