@@ -1,6 +1,6 @@
 """How long steps take while checkpoints go to a slow storage: written in the step, or beside it.
 
-    python benchmarks/checkpoints.py --steps 60 --every 4 --mb-per-s 20
+    python -m benchmarks.checkpoints --steps 60 --every 4 --mb-per-s 20
 
 Both runs are those of the debug configuration, in one process, in turns (no checkpoints at all as
 the baseline), on a disk that takes bytes at the given rate. Prints median, 95th percentile and

@@ -1,7 +1,7 @@
 """What pretraining is worth with few labels: scratch, DINO-face, LAFS, LAFS with the regulariser.
 
-    python benchmarks/few_shot.py WORK                       generated faces
-    python benchmarks/few_shot.py WORK --att FOLDER          AT&T faces (train.rec, att_10id.bin)
+    python -m benchmarks.few_shot WORK                       generated faces
+    python -m benchmarks.few_shot WORK --att FOLDER          AT&T faces (train.rec, att_10id.bin)
 
 Persons of stage 1, pretraining, finetuning and evaluation are disjoint (AT&T: pretraining and
 finetuning share labels 0-29, landmarks come from generated faces). Every run is one process of one
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from views import cpu_name
 
+from benchmarks.views import cpu_name
 from lafs_ray.config.base import apply_overrides, resolve
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig

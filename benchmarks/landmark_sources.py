@@ -1,6 +1,6 @@
 """What the source of landmarks is worth: pretraining with per_view, per_image and cached.
 
-    python benchmarks/landmark_sources.py WORK --stage-1 RUN --steps 600 --seeds 2
+    python -m benchmarks.landmark_sources WORK --stage-1 RUN --steps 600 --seeds 2
 
 RUN is a stage-1 run of the tiny model (few_shot.py makes one: WORK/runs/stage1). Faces, model and
 settings are those of few_shot.py's LAFS; everything but the source is the same, the order of faces,
@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import few_shot
 import torch
-from views import cpu_name
 
+from benchmarks import few_shot
+from benchmarks.views import cpu_name
 from lafs_ray.config.base import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import storage, synthetic

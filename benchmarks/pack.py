@@ -1,6 +1,6 @@
 """Pack a generated set, beside a plain copy of the same bytes, and judge the order that comes out.
 
-    python benchmarks/pack.py --images 200000 --repeats 1
+    python -m benchmarks.pack --images 200000 --repeats 1
 
 The set is ordered by identity, as sets come: a hundred generated faces, repeated under new labels.
 Prints the time of each way as a ratio to a sequential copy of the `.rec` (read 8 MiB, write, fsync)

@@ -1,6 +1,6 @@
 """Memory and time of Partial FC beside the dense margin softmax.
 
-    python benchmarks/partial_fc.py --classes 100000 1000000 --repeats 3
+    python -m benchmarks.partial_fc --classes 100000 1000000 --repeats 3
 
 A step is forward, backward and AdamW of the head alone. The dense side is `MarginSoftmax` and a
 cross-entropy under autograd; AdamW is the fused one on both sides, as on a GPU. Each line runs in
@@ -29,8 +29,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
-from views import cpu_name
 
+from benchmarks.views import cpu_name
 from lafs_ray.method.optim import RowAdamW
 from lafs_ray.models.heads import MarginSoftmax
 from lafs_ray.models.partial_fc import PartialFC

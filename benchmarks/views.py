@@ -1,6 +1,6 @@
 """Time every stage from JPEG to landmark tokens, beside two plain ways of doing the same.
 
-    python benchmarks/views.py --images 64 --repeats 5
+    python -m benchmarks.views --images 64 --repeats 5
 
 Prints milliseconds of the processor an image, medians over the repeats, on one thread: waiting for
 a busy machine does not count, its crowded caches do. Everything runs in the same process on the

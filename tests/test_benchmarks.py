@@ -17,11 +17,9 @@ from lafs_ray.models.landmarks import LandmarkCNN
 ROOT = Path(__file__).parent.parent
 
 
-def output(script: str, *arguments: str, limit_s: float = 120) -> str:
-    # Those that share code with each other or with the tests run as modules.
-    start = [f"benchmarks/{script}"] if script.endswith(".py") else ["-m", f"benchmarks.{script}"]
+def output(benchmark: str, *arguments: str, limit_s: float = 120) -> str:
     done = subprocess.run(
-        [sys.executable, *start, *arguments],
+        [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -35,7 +33,7 @@ def output(script: str, *arguments: str, limit_s: float = 120) -> str:
 
 def test_views__runs_to_the_end() -> None:
     """The benchmark of the views times all four sources of landmarks and prints its ratios."""
-    printed = output("views.py", "--images", "16", "--repeats", "1")
+    printed = output("views", "--images", "16", "--repeats", "1")
     for source in ("per_view", "per_image", "cached", "grid"):
         assert re.search(rf"^ +\d+\.\d × the time of {source}$", printed, re.MULTILINE), printed
 
@@ -78,7 +76,7 @@ def test_ray_cost__equal_losses_and_ratios_printed() -> None:
 
 def test_partial_fc__same_loss_and_ratios_printed() -> None:
     """Partial FC on one and two processes has the dense head's loss, and a line for each side."""
-    printed = output("partial_fc.py", "--classes", "3000", "--width", "16", "--repeats", "1")
+    printed = output("partial_fc", "--classes", "3000", "--width", "16", "--repeats", "1")
     assert "First losses at r = 1 equal the dense one" in printed
     for side in ("dense", "Partial FC, r = 0.1", "Partial FC, r = 1, each of 2"):
         assert re.search(rf"^{side} +\d+ +\d+\.\d\d +\d+ +\d+ +\d+\.\d\d$", printed, re.M), printed
@@ -93,7 +91,7 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
     synthetic.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
     numbers = ("pretraining-steps", "finetuning-steps", "pretraining-seeds", "finetuning-seeds")
     options = [word for name in numbers for word in (f"--{name}", "1")]
-    command = ("few_shot.py", str(tmp_path / "work"), "--att", str(faces), *options)
+    command = ("few_shot", str(tmp_path / "work"), "--att", str(faces), *options)
     command += ("--stage-1", "untrained", "--shots", "1")
     first, second = output(*command), output(*command)
     row = r"^\| 1 \|( 0\.\d{3} \|){5}$"
@@ -116,7 +114,7 @@ def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
         torch.manual_seed(0)
         torch.save(LandmarkCNN(25, width=0.25).state_dict(), network)
     sets = ("--stage-1", str(network), "--faces", str(faces / "train.rec"), "--pairs", pairs)
-    command = ("landmark_sources.py", str(tmp_path / "work"), *sets, "--steps", "1", "--seeds", "1")
+    command = ("landmark_sources", str(tmp_path / "work"), *sets, "--steps", "1", "--seeds", "1")
     printed = output(*command, "--people", "4")
     rows = dict(re.findall(r"^\| `(\w+)` \| (\d\.\d{3}) (?:\| 0\.\d{3} ){4}\|$", printed, re.M))
     assert list(rows) == ["per_view", "per_image", "cached"], printed
@@ -126,7 +124,7 @@ def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
 
 def test_pack__ratios_memory_and_order() -> None:
     """Packing is timed beside a copy; a packed set mixes identities as a perfect shuffle does."""
-    printed = output("pack.py", "--images", "1000", "--each", "20", "--repeats", "1")
+    printed = output("pack", "--images", "1000", "--each", "20", "--repeats", "1")
     assert re.search(r"^packing takes \d+\.\d × a sequential copy$", printed, re.MULTILINE), printed
     means = {
         name: float(mean)
@@ -148,7 +146,7 @@ def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
     # where a step takes less than 33 ms. On a busy machine a step may take half of it by itself.
     size = ("--steps", "90", "--every", "45", "--repeats", "1", "--batch", "2")
     rate = ("--mb-per-s", "2.5", "--prototypes", "512")
-    printed = output("checkpoints.py", *size, *rate, limit_s=240)
+    printed = output("checkpoints", *size, *rate, limit_s=240)
     maxima = re.findall(r"^(in|beside) the step .* (\d+) \(.*$", printed, re.MULTILINE)
     longest = {name: float(milliseconds) for name, milliseconds in maxima}
     assert longest["in"] > 2900, printed
