@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 
 from lafs_ray.data import storage
@@ -56,6 +57,28 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
         print(f"error: {mistake}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def parse(description: str, arguments: Sequence[str], examples: str, dry_run: str) -> Namespace:
+    """The command line of a job with a configuration: `config`, `overrides`, `dry_run`.
+
+    Args:
+        description: of the job.
+        arguments: of the command line.
+        examples: the folder of its configurations.
+        dry_run: what the job does in place of its work, for people.
+    """
+    parser = ArgumentParser(description=description)
+    parser.add_argument("config", help=f"a YAML file, such as those under {examples}")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help=f"check everything that can be checked here, {dry_run}",
+    )
+    return parser.parse_intermixed_args(arguments)
 
 
 def require_lasting(key: str, uri: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ import yaml
 from lafs_ray.config.base import load
 from lafs_ray.config.sections import Job
 from lafs_ray.engine.display import terminal_display
-from lafs_ray.engine.job import require_lasting
+from lafs_ray.engine.job import parse, require_lasting
 from lafs_ray.engine.probe import Probes, check_probe, judge_here, judged_steps
 from lafs_ray.engine.stopping import stop_request
 from lafs_ray.training.inputs import JobInputs, check_job, open_job
@@ -25,17 +24,7 @@ def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> No
     Raises:
         UserError: a mistake in the arguments, the configuration, the data or the run's folder.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="a YAML file, such as those under configs/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything that can be checked here, say how long the run is, and end",
-    )
-    options = parser.parse_intermixed_args(arguments)
+    options = parse(description, arguments, "configs/", "say how long the run is, and end")
     config = load(kind, options.config, options.overrides)
     if options.dry_run:
         check_probe(config.probe)

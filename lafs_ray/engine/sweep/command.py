@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import yaml
@@ -11,6 +10,7 @@ from lafs_ray.config.base import load
 from lafs_ray.config.sweep import Judges, SweepConfig
 from lafs_ray.config.trial_configs import read_sweep
 from lafs_ray.data import storage
+from lafs_ray.engine.job import parse
 from lafs_ray.engine.sweep.check import Checked, check_sweep
 from lafs_ray.engine.sweep.folder import SweepFolder
 from lafs_ray.engine.sweep.results import say
@@ -23,17 +23,7 @@ def start_sweep(description: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: a mistake in the arguments, the sweep, its job, its data or its folder.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="a YAML file, such as those under configs/sweep/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that differ from the file"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything that can be checked here, list the trials, and end",
-    )
-    options = parser.parse_intermixed_args(arguments)
+    options = parse(description, arguments, "configs/sweep/", "describe the trials, and end")
     config = load(SweepConfig, options.config, options.overrides)
     checked = check_sweep(read_sweep(_with_absolute_paths(config)))
     describe(checked)
