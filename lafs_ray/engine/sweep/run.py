@@ -148,7 +148,7 @@ class Driver:
             room=room,
             at_once=together,
             folder=storage.join(self.folder.uri, "tune"),
-            attempt=f"{self.attempt}-{len(numbers)}",
+            attempt=f"{self.attempt}-{'reruns' if scheduler is None else 'trials'}",
             seconds=None if scheduler is None else self._seconds_left(),
         )
         run_trials(plan, scheduler, watch)
