@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.manifest import Manifest
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import Apply, pack_faces, run_here
 from lafs_ray.data.recordio import Header, RecordWriter, pack
+from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs
+
+# Memory for some 20 of the 120 faces of a test's set, so that there are many runs, and many blocks
+# a shard.
+SMALL_RUNS = 60_000
 
 
 def packed(
@@ -23,6 +29,13 @@ def packed(
     """Pack without a word, in this process unless told otherwise."""
     named = PackOptions(tuple(map(str, sources)), str(out), **options)
     return pack_faces(named, apply, say=lambda _: None)
+
+
+def refusal(*arguments: Any, **options: Any) -> DataError:
+    """Why they are not packed."""
+    with pytest.raises(DataError) as raised:
+        packed(*arguments, **options)
+    return raised.value
 
 
 def content(folder: Path) -> dict[str, bytes]:
