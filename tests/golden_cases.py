@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lafs_ray.models.heads import MixedLabels
+from lafs_ray.models.heads import DINOHead, MixedLabels
 
 ROOT = Path(__file__).parent / "golden"
 
@@ -58,6 +58,27 @@ def load_case(name: str) -> GoldenCase:
         params |= {key: value for key, value in included.items() if key.startswith(prefix)}
     params |= _params(folder / "params.npz")
     return GoldenCase(meta, _arrays(folder / "in.npz"), _arrays(folder / "out.npz"), params)
+
+
+def golden_head(case: GoldenCase, role: str) -> DINOHead:
+    """The recorded DINO head of the `student` or the `teacher`."""
+    meta, prefix = case.meta, f"{role}/"
+    head = DINOHead(
+        meta["in_dim"],
+        meta["out_dim"],
+        hidden_dim=meta["hidden_dim"],
+        bottleneck_dim=meta["bottleneck_dim"],
+        num_layers=meta["nlayers"],
+        frozen_norm=meta["norm_last_layer"],
+    )
+    head.load_state_dict(
+        {
+            name.removeprefix(prefix): torch.from_numpy(value)
+            for name, value in case.params.items()
+            if name.startswith(prefix)
+        }
+    )
+    return head
 
 
 def to_unit_range(images: NDArray[np.uint8]) -> NDArray[np.float32]:

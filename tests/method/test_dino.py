@@ -16,8 +16,7 @@ from lafs_ray.method.dino import (
     learning_state,
     sinkhorn_targets,
 )
-from lafs_ray.models.heads import DINOHead
-from tests.golden_cases import GoldenCase, load_case
+from tests.golden_cases import golden_head, load_case
 from tests.ranks import on_ranks
 
 HEAD_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
@@ -39,27 +38,6 @@ def naive_loss(
             if v != g:
                 terms.append(-(target * F.log_softmax(view / student_temp, dim=-1)).sum(-1).mean())
     return sum(terms, torch.zeros(())) / len(terms)
-
-
-def golden_head(case: GoldenCase, who: str) -> DINOHead:
-    meta = case.meta
-    head = DINOHead(
-        meta["in_dim"],
-        meta["out_dim"],
-        hidden_dim=meta["hidden_dim"],
-        bottleneck_dim=meta["bottleneck_dim"],
-        num_layers=meta["nlayers"],
-        frozen_norm=meta["norm_last_layer"],
-    )
-    prefix = f"{who}/"
-    head.load_state_dict(
-        {
-            key.removeprefix(prefix): torch.from_numpy(value)
-            for key, value in case.params.items()
-            if key.startswith(prefix)
-        }
-    )
-    return head
 
 
 @pytest.mark.parametrize("name", HEAD_CASES)

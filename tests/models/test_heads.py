@@ -14,30 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.models.heads import DINOHead, MarginSoftmax, MixedLabels
-from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels
+from tests.golden_cases import ROOT, golden_head, load_case, mixed_labels
 
 DINO_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
-
-
-def _head(case: GoldenCase, role: str) -> DINOHead:
-    meta = case.meta
-    head = DINOHead(
-        meta["in_dim"],
-        meta["out_dim"],
-        hidden_dim=meta["hidden_dim"],
-        bottleneck_dim=meta["bottleneck_dim"],
-        num_layers=meta["nlayers"],
-        frozen_norm=meta["norm_last_layer"],
-    )
-    prefix = f"{role}/"
-    head.load_state_dict(
-        {
-            name.removeprefix(prefix): torch.from_numpy(value)
-            for name, value in case.params.items()
-            if name.startswith(prefix)
-        }
-    )
-    return head
 
 
 @pytest.mark.parametrize("name", DINO_CASES)
@@ -47,8 +26,8 @@ def test_dino_head__recorded_outputs_and_gradients(name: str, step: int) -> None
     case = load_case(name)
     tol = case.meta["tol"]
     features = torch.from_numpy(case.inputs[f"student_feat_{step}"]).requires_grad_()
-    student = _head(case, "student")(features)
-    teacher = _head(case, "teacher")(torch.from_numpy(case.inputs[f"teacher_feat_{step}"]))
+    student = golden_head(case, "student")(features)
+    teacher = golden_head(case, "teacher")(torch.from_numpy(case.inputs[f"teacher_feat_{step}"]))
     student.backward(torch.from_numpy(case.outputs[f"grad_student_out_{step}"]))
     assert features.grad is not None
 
