@@ -18,6 +18,7 @@ from lafs_ray.models.fvit import (
     FViTSize,
     GridFViT,
     PartFViT,
+    attend,
     build_fvit,
     drop_path,
 )
@@ -289,3 +290,24 @@ def test_part_fvit__patch_size_that_does_not_fit() -> None:
     """Tokens of another length than the transformer takes are refused at construction."""
     with pytest.raises(AssertionError, match="8"):
         PartFViT(LandmarkCNN(9, width=0.25), build_fvit(TINY, 9, 48), patch_size=8)
+
+
+@pytest.mark.parametrize("count", [37, 197])
+def test_attend__in_bfloat16(count: int) -> None:
+    """Outputs and gradients are those of float32 up to some roundings to 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [2 * torch.randn(2, 3, count, 64, generator=generator) for _ in range(3)]
+    weights = torch.randn(2, 3, count, 64, generator=generator)
+
+    def outcome(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [part.to(torch.bfloat16).to(dtype).requires_grad_() for part in parts]
+        mixed = attend(*inputs, 384**-0.5)
+        assert mixed.dtype == dtype
+        gradients = torch.autograd.grad(mixed, inputs, weights.to(torch.bfloat16).to(dtype))
+        return [mixed.detach().float(), *(gradient.float() for gradient in gradients)]
+
+    for found, expected in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
+        # A rounding is half of 2⁻⁷ at most; scores, weights and sums are rounded one after another,
+        # and a score of 3 that is off by 2⁻⁸ of it moves its weight by 1 %.
+        error = (found - expected).norm() / expected.norm()
+        assert error < 0.02, error
