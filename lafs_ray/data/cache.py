@@ -14,6 +14,7 @@ import hashlib
 import os
 import struct
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _TRAILER = struct.Struct("<4sIQ")
 _MARK = b"lafs"
 # A process looks at the whole folder after writing this part of the limit.
 _LOOKS = 64
+# How long one process deletes for all.
+_LONGEST_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,17 @@ class BlockCache:
         """Delete what was read longest ago until the blocks take less than the limit.
 
         One process at a time; others go on without waiting, and leave it a file that says to look
-        again, as it may have looked before they wrote.
+        again, as it may have looked before they wrote. Who keeps on being told so stops after a
+        second: whoever writes next goes on.
         """
-        again = Path(self.folder, "again")
+        again, begin = Path(self.folder, "again"), time.monotonic()
         with contextlib.suppress(OSError), open(os.path.join(self.folder, "lock"), "ab") as lock:
-            # Left before the lock is tried, it is seen by whoever holds the lock at that time.
-            again.touch()
-            while again.exists():
+            # Left before the lock is tried, it is seen by whoever holds the lock at that time. A
+            # full disk takes no new file; then there is the more to delete.
+            with contextlib.suppress(OSError):
+                again.touch()
+            told = True
+            while told and time.monotonic() - begin < _LONGEST_LOOK_S:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -108,6 +115,7 @@ class BlockCache:
                 again.unlink(missing_ok=True)
                 self._delete_oldest()
                 fcntl.flock(lock, fcntl.LOCK_UN)
+                told = again.exists()
 
     def _delete_oldest(self) -> None:
         blocks = sorted(self._blocks())

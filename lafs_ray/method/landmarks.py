@@ -56,10 +56,10 @@ class LandmarkFinder:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 256 MB that it frees; whether that could be asked for.
+    """Let each thread of this process keep up to 256 MB that it frees; whether that could be asked.
 
     The network's maps are of a few MB. glibc returns such memory to the system and gets it back
-    page by page, for a tenth to a fifth of the network's time. Other C libraries are left alone.
+    page by page, for up to a fifth of the network's time. Other C libraries are left alone.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -126,10 +126,12 @@ class ViewCutter:
         What a local view does not keep is not moved to it either (METHOD.md, Views).
         """
         noise = torch.from_numpy(draws.landmark_noise_px).to(clean.device)
-        if on_images is None:
+        if on_images is not None:
+            landmarks = on_images.unsqueeze(1).expand_as(noise)
+        elif len(clean):
             landmarks = self.find_landmarks(clean).reshape(noise.shape)
         else:
-            landmarks = on_images.unsqueeze(1).expand_as(noise)
+            landmarks = noise  # num_local = 0: of no views there are none
         if is_local:
             kept = torch.from_numpy(draws.local_indices).to(clean.device).unsqueeze(-1)
             kept = kept.expand(-1, -1, -1, 2)

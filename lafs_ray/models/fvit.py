@@ -301,8 +301,10 @@ class _Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(QKᵀ·scale)V, for queries, keys and values [B, heads, tokens, D].
 
-    By torch's fused kernel, but not in bfloat16 on a CPU: there it takes 3 (197 tokens) to 8 times
-    (37) as long as the products, forward and backward (torch 2.13, a processor with bfloat16).
+    By torch's fused kernel, but not in bfloat16 on a CPU: forward and backward take it 2 to 3 times
+    (197 tokens) or 6 to 9 times (37) as long as the products there (torch 2.13). Where a processor
+    has no bfloat16 the products are the slower ones, but float32 is the precision to have then
+    (`training.precision` says so).
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return torch.softmax((query * scale) @ key.mT, dim=-1) @ value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import uuid
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ class TensorBoardLog:
         self._writer = require_tensorboard().SummaryWriter(
             folder,
             purge_step=first_step + 1 if first_step else None,
-            # The package names a file by its second and overwrites what has the name.
-            filename_suffix=f".{uuid.uuid4().hex[:8]}",
+            # The package names a file by its second and overwrites what has the name; TensorBoard
+            # reads files by name, and drops later steps of those that it has read by then.
+            filename_suffix=f".{time.time_ns()}",
         )
 
     def write(self, line: Mapping[str, Any]) -> None:

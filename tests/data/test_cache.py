@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -175,20 +175,56 @@ def test_cache__written_while_another_process_looks(
 ) -> None:
     """Whoever looks over the folder looks again for those who could not while it did."""
     cache = BlockCache(str(tmp_path), 10 * 4096)
-    delete, puts = BlockCache._delete_oldest, iter(range(100, 130))
+    for block in range(12):
+        cache.put("s3://b/a.rec", "v", block, bytes(4096))
+    delete, late = BlockCache._delete_oldest, iter(range(100, 115))
 
     def delete_and_be_late(one: BlockCache) -> None:
         delete(one)
-        for block in itertools.islice(puts, 15):
+        for block in late:
             # Another description of the same lock, as another process has; it looks each time.
             one.put("s3://b/a.rec", "v", block, bytes(4096))
 
     monkeypatch.setattr(BlockCache, "_delete_oldest", delete_and_be_late)
-    for block in range(12):
-        cache.put("s3://b/a.rec", "v", block, bytes(4096))
-    assert next(puts, None) is None, "two looks put thirty blocks"
+    cache.put("s3://b/a.rec", "v", 12, bytes(4096))
+    assert next(late, None) is None
     assert sum(path.stat().st_size for path in blocks(cache)) <= cache.limit_bytes
     assert not (tmp_path / "again").exists()
+
+
+def test_cache__looking_ends_though_others_write_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is told to look again and again goes on with its own work after a second."""
+    cache, looks = BlockCache(str(tmp_path), 10 * 4096), []
+
+    def tell(one: BlockCache) -> None:
+        looks.append(one)
+        (tmp_path / "again").touch()
+        time.sleep(0.01)
+
+    monkeypatch.setattr(BlockCache, "_delete_oldest", tell)
+    monkeypatch.setattr(cache_module, "_LONGEST_LOOK_S", 0.1)
+    cache.put("s3://b/a.rec", "v", 0, bytes(4096))
+    assert 1 < len(looks) <= 11
+    assert (tmp_path / "again").exists()
+
+
+def test_cache__shrinks_on_a_disk_that_takes_no_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not even the word to look again can be left, the oldest blocks go."""
+    cache = BlockCache(str(tmp_path), 10 * 4096)
+    for block in range(12):
+        cache.put("s3://b/a.rec", "v", block, bytes(4096))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    cache = BlockCache(str(tmp_path), 5 * 4096)
+    cache.shrink()
+    assert 0 < sum(path.stat().st_size for path in blocks(cache)) <= cache.limit_bytes
 
 
 def test_open_job__config_turns_it_on(store: ObjectStore, on_s3: str, tmp_path: Path) -> None:

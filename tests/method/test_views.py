@@ -57,6 +57,18 @@ def test_tokens__have_the_shapes_of_the_paper(source: LandmarkSource) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_tokens__without_local_views(source: LandmarkSource) -> None:
+    """With num_local = 0 there are the global tokens, and local ones of no view."""
+    images, settings = smooth_images(2), ViewSettings(landmark_source=source, num_local=0)
+    names = (ZEROS[:2], ZEROS[:2], KEYS[:2])
+    tokens = cutter(settings)(images, *names, *cached(settings, images))
+    assert tokens["local_tokens"].shape == (2, 0, 36, 192)
+    assert tokens["local_tokens"].dtype == np.uint8
+    assert tokens["global_tokens"].shape == (2, 2, 196, 192)
+    assert tokens["global_tokens"].std() > 10
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
     """A record's tokens are the same bits alone, in any company and in any chunk."""
     settings = ViewSettings(landmark_source=source)

@@ -120,26 +120,36 @@ def at_once(config: SweepConfig, trial: TrialRoom, cluster: Mapping[str, float])
     return min(*counts, budget.concurrent or budget.trials, budget.trials)
 
 
-def check_population(members: int, together: int, trial: TrialRoom) -> None:
+def check_population(
+    members: int, together: int, trial: TrialRoom, nodes: Sequence[Mapping[str, Any]]
+) -> None:
     """See that all members of a population run side by side.
 
     One that waits until others have ended has nobody to exchange with, and Tune would not say so.
 
     Args:
         members: to be run.
-        together: trials that find room.
+        together: trials that find room in the cluster and the budget, see `at_once`.
         trial: what one takes.
+        nodes: as `ray.nodes()` tells them; a trial's process lies on one.
 
     Raises:
         ConfigError: they do not.
     """
-    if together < members:
+    process = trial.process
+    places = 0
+    for have in _alive(nodes):
+        counts = [members]
+        for name, needed in (("CPU", process.cpus), ("GPU", process.gpus)):
+            counts += [int(have.get(name, 0.0) / needed + 1e-6)] if needed else []
+        places += min(counts)
+    if min(together, places) < members:
         raise ConfigError(
             "room for a population",
-            found=f"{together} trials at a time",
+            found=f"{min(together, places)} trials at a time, by cluster, nodes and budget",
             expected=f"all {members} members at once, each {trial.arithmetic}",
-            fix="lower budget.trials or what a trial takes, raise budget.cpus and budget.gpus, or "
-            "add nodes",
+            fix="lower budget.trials or what a trial takes, raise budget.cpus or budget.gpus where "
+            "they are set, or add nodes",
         )
 
 
@@ -157,7 +167,7 @@ def check_nodes(trial: TrialRoom, sweep: Sweep, nodes: Sequence[Mapping[str, Any
     jobs = [one for one in (sweep.default, sweep.default_finetune) if one is not None]
     parts = [("a trial's process", trial.process)]
     parts += [("a training worker", _in_process(one)) for one in jobs if one.compute.workers > 0]
-    have = [node["Resources"] for node in nodes if node.get("Alive")]
+    have = _alive(nodes)
     for name, part in parts:
         fits = any(
             node.get("CPU", 0.0) >= part.cpus and node.get("GPU", 0.0) >= part.gpus for node in have
@@ -170,3 +180,8 @@ def check_nodes(trial: TrialRoom, sweep: Sweep, nodes: Sequence[Mapping[str, Any
                 expected=f"one with {part.cpus:g} CPUs and {part.gpus:g} GPUs",
                 fix="lower compute.cpus_per_worker or compute.gpus_per_worker in settings",
             )
+
+
+def _alive(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
+    """CPUs and GPUs of each node that lives, by Ray's names."""
+    return [node["Resources"] for node in nodes if node.get("Alive")]

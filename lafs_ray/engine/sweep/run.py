@@ -120,7 +120,7 @@ class Driver:
         """Run trials on the cluster of this job, or on one of this machine."""
         import ray
 
-        from lafs_ray.engine.cluster import join_cluster
+        from lafs_ray.engine.cluster import join_cluster, start_or_join
         from lafs_ray.engine.sweep.capacity import (
             at_once,
             check_nodes,
@@ -132,13 +132,13 @@ class Driver:
         room = trial_room(self.sweep)
         is_population = scheduler is not None and self.config.scheduler.kind == "pbt"
         members = len(numbers) if is_population else 1
-        whole, arithmetic = room.total * members, room.arithmetic
-        if members > 1:
-            arithmetic = f"{members} members × ({arithmetic})"
-        join_cluster(whole.cpus, arithmetic, whole.gpus, arithmetic)
-        check_nodes(room, self.sweep, ray.nodes())
+        # On this machine CPUs are logical, and members share its cores.
+        start_or_join((room.total * members).cpus)
+        join_cluster(room.total.cpus, room.arithmetic, room.total.gpus, room.arithmetic)
+        nodes = ray.nodes()
+        check_nodes(room, self.sweep, nodes)
         together = at_once(self.config, room, ray.cluster_resources())
-        check_population(members, together, room)
+        check_population(members, together, room, nodes)
         say(f"{together} trials at a time, each {room.arithmetic}")
         plan = Plan(
             config=self.config,

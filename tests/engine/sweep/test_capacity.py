@@ -94,12 +94,22 @@ def test_at_once__no_room_for_one(tmp_path: Path) -> None:
 
 def test_check_population__members_that_would_wait(tmp_path: Path) -> None:
     """Who waits for others to end exchanges nothing with them."""
-    room = trial_room(of(tmp_path, {}))
+    room, large = trial_room(of(tmp_path, {})), {"Alive": True, "Resources": {"CPU": 64.0}}
     with pytest.raises(ConfigError, match="room for a population") as caught:
-        check_population(4, 3, room)
-    assert caught.value.found == "3 trials at a time"
+        check_population(4, 3, room, [large])
+    assert caught.value.found.startswith("3 trials at a time")
     assert caught.value.expected == "all 4 members at once, each 1 CPUs, 0 GPUs for its process"
-    check_population(4, 4, room)
+    check_population(4, 4, room, [large])
+
+
+def test_check_population__on_nodes_that_hold_one_each(tmp_path: Path) -> None:
+    """Three nodes of three CPUs hold three processes of two, whatever their sum."""
+    room = trial_room(of(tmp_path, {**ON_GPU, "compute.cpus_per_worker": 2}))
+    node = {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 8.0}}
+    gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    check_population(3, 4, room, [node, node, node, gone])
+    with pytest.raises(ConfigError, match="found: +3 trials at a time"):
+        check_population(4, 4, room, [node, node, node, gone])
 
 
 def test_check_nodes__a_part_larger_than_any_node(tmp_path: Path) -> None:
