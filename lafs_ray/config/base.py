@@ -299,5 +299,7 @@ def section_at(kind: type[Section], path: Sequence[str]) -> type[Section] | None
 def _section_in(annotation: Any) -> type[Section] | None:
     if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return next(filter(None, map(_section_in, get_args(annotation))), None)
-    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    # Python 3.10 takes tuple[int, int] for a class.
+    is_class = isinstance(annotation, type) and get_origin(annotation) is None
+    is_section = is_class and issubclass(annotation, Section)
     return annotation if is_section else None

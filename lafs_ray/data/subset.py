@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data import storage
 from lafs_ray.data.faces import FaceSet
+from lafs_ray.data.splitmix import mixed
 from lafs_ray.errors import DataError
 
 ShortIdentities = Literal["error", "take_all", "drop"]
@@ -89,16 +90,8 @@ def lottery_numbers(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
         name = storage.file_name(uri)
         digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
         start = np.uint64(int.from_bytes(digest, "little"))
-        columns.append(_mixed(_mixed(faces.keys[first:stop].astype(np.uint64)) ^ start))
+        columns.append(mixed(mixed(faces.keys[first:stop].astype(np.uint64)) ^ start))
     return np.concatenate(columns)
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One round of splitmix64; unsigned products wrap, which is what it needs."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
 
 
 def _too_few(

@@ -129,7 +129,7 @@ class PartialFC(nn.Module):
         """
         generator = torch.Generator(self.weight.device)
         entropy = np.random.SeedSequence([_SAMPLE_STREAM, self.seed, self.step, self.rank])
-        generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
         num_local = self.stop - self.start
         # The last place takes the classes of other ranks.
         scores = torch.rand(num_local + 1, generator=generator, device=self.weight.device)

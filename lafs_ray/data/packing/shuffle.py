@@ -13,6 +13,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data.splitmix import mixed
+
 _ROUNDS = 8
 
 
@@ -43,16 +45,8 @@ class Shuffle:
         shift, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
         left, right = values >> shift, values & mask
         for key in self._keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
+            left, right = right, left ^ (mixed(right ^ key) & mask)
         return np.asarray(left << shift | right, dtype=np.uint64)
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser; unsigned products wrap, which is what it needs."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
 
 
 def shard_edges(num_records: int, num_shards: int) -> NDArray[np.int64]:
