@@ -38,7 +38,7 @@ class RandAugment:
         self._seed = seed
         # Drawn magnitudes end at 9: at 10 timm asks for 0 bits, which Pillow 13 refuses.
         self.transform: Callable[[Image.Image], Image.Image] = timm_augment.rand_augment_transform(
-            f"rand-m{magnitude}-mstd0.5-mmax9-inc1"
+            f"rand-m{magnitude}-mstd0.5-mmax9-inc1", hparams={}
         )
 
     def __call__(

@@ -171,7 +171,8 @@ def _as_input(faces: NDArray[np.uint8], kind: Input) -> Tensor:
 def _trace(module: ExportedEmbedder) -> torch.export.ExportedProgram:
     # Two faces: a batch of one would be taken for a constant.
     example = _as_input(np.zeros((2, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8), module.kind)
-    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    # torch 2.6 wants an end to the number of images.
+    batch = {"images": {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}}
     return torch.export.export(module, (example,), dynamic_shapes=batch)
 
 
@@ -199,16 +200,26 @@ def _onnx(
     module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]
 ) -> tuple[bytes, Run]:
     del weights
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter about torch itself
-        program: Any = torch.onnx.export(
-            _trace(module),
-            input_names=["images"],
-            output_names=["embedding"],
-            opset_version=_OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+    traced = _trace(module)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter about torch itself
+            program: Any = torch.onnx.export(
+                traced,
+                input_names=["images"],
+                output_names=["embedding"],
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    # Of torch 2.6's exporter, which cannot take the network to ONNX's operations.
+    except torch.onnx.OnnxExporterError as error:
+        raise ConfigError(
+            "format onnx",
+            found=f"torch {torch.__version__}, whose exporter failed: {str(error).splitlines()[0]}",
+            expected="a torch that exports this network, as 2.13 does",
+            fix="install a newer torch, or leave onnx out of --formats",
+        ) from error
     program.model.metadata_props.update(header)
     content: bytes = program.model_proto.SerializeToString()
     session = importlib.import_module("onnxruntime").InferenceSession(

@@ -56,7 +56,8 @@ def normalise_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
         float32 [B, N, 2], pixels, (x, y).
     """
     values = raw.float()
-    low, high = values.aminmax(dim=1, keepdim=True)
+    # Not aminmax, which torch 2.6 cannot differentiate.
+    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
     span = high - low
     unit = (values - low) / torch.where(span > 0, span, 1.0)
     return (unit * (image_side - 1)).reshape(raw.shape[0], -1, 2)

@@ -10,6 +10,10 @@ from torch import nn
 
 from lafs_ray.models.landmarks import LandmarkCNN
 
+# Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a
+# sample by 1/64 px at most in x and in y, and `smooth_images` change by 96 a pixel at most.
+REMAP_STEPS = 0 if int(cv2.__version__.split(".")[0]) >= 5 else 2
+
 
 def smooth_images(count: int, seed: int = 0, size: int = 112) -> NDArray[np.uint8]:
     """Uint8 [count, size, size, 3] with the full range of values and all hues."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from lafs_ray.method import augment, pixels
 from lafs_ray.method.draws import ViewSettings, draw_views
 from lafs_ray.method.views import cut_tokens
-from tests.method.faces import smooth_images
+from tests.method.faces import REMAP_STEPS, smooth_images
 
 ZEROS = np.zeros(6, dtype=np.int64)
 
@@ -146,8 +146,8 @@ def test_patches__are_their_definition(patch_size: int) -> None:
     expected = cut_tokens(planes(images), landmarks, patch_size)
     found = cut_tokens(planes(images).to(torch.uint8), landmarks, patch_size)
     difference = (found.int() - expected.int()).abs()
-    # Rounding; OpenCV 4 besides moves samples by up to 1/64 px.
-    assert difference.max() <= 2, difference.max()
+    # Two roundings.
+    assert difference.max() <= 2 + REMAP_STEPS, difference.max()
     assert difference.float().mean() < 0.15, difference.float().mean()
 
 
