@@ -55,14 +55,15 @@ class PackFolder:
     ) -> None:
         self.uri = uri
         self.num_shards = num_shards
-        self._request = request
+        self._request, self._scratch_root = request, scratch
+        self.scratch = self._scratch_of(request)
+
+    def _scratch_of(self, request: dict[str, Any]) -> str:
+        if self._scratch_root is None:
+            return storage.join(self.uri, "scratch")
         # Below a folder of the user's choice others may pack as well.
-        name = hashlib.blake2b((uri + json.dumps(request)).encode(), digest_size=6).hexdigest()
-        self.scratch = (
-            storage.join(uri, "scratch")
-            if scratch is None
-            else storage.join(scratch, f"pack-{name}")
-        )
+        digest = hashlib.blake2b((self.uri + json.dumps(request)).encode(), digest_size=6)
+        return storage.join(self._scratch_root, f"pack-{digest.hexdigest()}")
 
     def claim(self) -> None:
         """Note what is about to be packed.
@@ -76,6 +77,8 @@ class PackFolder:
             before = read_manifest(storage.join(self.uri, MANIFEST)).request
         elif storage.exists(claim):
             before = read_json(claim)
+            if not storage.list_names(self._scratch_of(before)):
+                before = None  # Nothing came of it, so others may have the folder.
         if before is not None:
             self._check_same(before)
             return

@@ -23,6 +23,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # Start-of-frame markers; C4, C8 and CC among them mean other things.
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
+# From eyes to mouth: a smaller face would be enlarged ten times and more.
+_SMALLEST_FACE_PX = 4.0
+
 
 @dataclass(frozen=True)
 class ImageRules:
@@ -75,7 +78,9 @@ def fit_image(
     """
     side = rules.size
     if landmarks is not None:
-        return _encoded(align_face(_pixels(data), landmarks), rules.quality), True
+        picture = _pixels(data)
+        _check_landmarks(picture, landmarks)
+        return _encoded(align_face(picture, landmarks), rules.quality), True
     size = image_size(data)
     if size is None or (data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data):
         _pixels(data)  # Says what is wrong, unless OpenCV knows more than we do.
@@ -93,6 +98,24 @@ def fit_image(
     shrinks = pixels.shape[0] > side
     how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return _encoded(cv2.resize(pixels, (side, side), interpolation=how), rules.quality), True
+
+
+def _check_landmarks(picture: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]]) -> None:
+    """Refuse points that no face in the picture can have: they would align nothing, or a blur.
+
+    A face that the picture's edge cuts may have points outside, by half a side at most.
+    """
+    height, width = picture.shape[:2]
+    sides = np.array([width, height])
+    spread = float(np.ptp(landmarks, axis=0).max())
+    is_near = ((landmarks > -sides / 2) & (landmarks < 1.5 * sides)).all()
+    if not is_near or spread < _SMALLEST_FACE_PX:
+        raise DataError(
+            "image",
+            found=f"landmarks {landmarks.round(1).tolist()} of a picture of {width}x{height}",
+            expected="five points in pixels of the picture (x, y), of eyes, nose and mouth",
+            fix="detect the face's landmarks anew, or remove it from the list",
+        )
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

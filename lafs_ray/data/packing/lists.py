@@ -2,10 +2,12 @@
 
 A CSV may begin with the names of its columns (`path,label,x1,y1,…,x5,y5`); without them, the number
 of columns tells: 1 path; 2 path, label; 11 path, landmarks; 12 all of them. Parquet goes by names.
+Columns of other names are left alone, unless a name looks like a slip of one of these.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,8 @@ _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 _BY_COUNT = {1: ["path"], 2: ["path", "label"], 11: ["path", *_POINTS]} | {
     12: ["path", "label", *_POINTS]
 }
+# Landmarks that are all below it are shares of a picture's sides, not pixels.
+_RELATIVE = 2.0
 _FIX = "write columns path, label (and x1, y1 … x5, y5 for landmarks), parted by commas"
 
 
@@ -32,7 +36,7 @@ class ImageList:
 
     Args:
         paths: strings, n of them.
-        labels: integers or strings; None: the list has none.
+        labels: integers ≥ 0 or strings, null where an image has none; None: the list has none.
         landmarks: float32 [n, 5, 2]; None: the list has none.
     """
 
@@ -46,7 +50,7 @@ def read_list(uri: str) -> ImageList:
 
     Raises:
         DataError: the file is missing or empty, has other columns, a row without path, or landmarks
-            that are no numbers.
+            that are no numbers or no pixels.
     """
     with storage.open_input(uri) as file:
         if file.size() == 0:
@@ -60,6 +64,7 @@ def read_list(uri: str) -> ImageList:
         raise _bad(uri, "no rows")
     if "path" not in table.column_names:
         raise _bad(uri, f"columns {', '.join(table.column_names[:12])}")
+    _refuse_slips(uri, table.column_names)
     if table["path"].null_count:
         row = table["path"].is_null().index(value=True).as_py()
         raise _bad(f"{uri}, row {row + 1}", "no path")
@@ -77,17 +82,33 @@ def _bad(uri: str, found: str) -> DataError:
     return DataError(uri, found=found, expected="a list of images", fix=_FIX)
 
 
+def _refuse_slips(uri: str, names: list[str]) -> None:
+    known = ["path", "label", *_POINTS]
+    missing = [name for name in known if name not in names]
+    for name in names:
+        meant = difflib.get_close_matches(name.lower(), missing, n=1)
+        if name not in known and meant:
+            raise _bad(uri, f"a column {name!r}: is {meant[0]!r} meant?")
+
+
 def _read_csv(file: object) -> pa.Table:
     # Paths may look like numbers or times; only what follows them is typed by its looks.
-    head = file.read_at(1 << 16, 0).decode("utf-8", "replace").splitlines()[0]  # type: ignore[attr-defined]
+    lines = file.read_at(1 << 16, 0).decode("utf-8-sig", "replace").splitlines()  # type: ignore[attr-defined]
+    head = lines[0] if lines else ""
     fields = [field.strip().strip('"') for field in head.split(",")]
-    names = fields if fields[0] == "path" else _BY_COUNT.get(len(fields))
+    lowered = [field.lower() for field in fields]
+    names = lowered if "path" in lowered else _BY_COUNT.get(len(fields))
+    if len(fields) == 1 and (other := next((c for c in ";\t|" if c in head), None)):
+        raise pa.ArrowInvalid(f"columns parted by {other!r} in the first line: {head[:80]!r}")
     if names is None:
         raise pa.ArrowInvalid(f"{len(fields)} columns in the first line: {head[:80]!r}")
+    if names is not lowered and not set(fields[0]) & set("./\\"):
+        # Names of columns, which would be taken for an image and a person.
+        raise pa.ArrowInvalid(f"a first line without an image's path: {head[:80]!r}")
     file.seek(0)  # type: ignore[attr-defined]
     return csv.read_csv(
         file,
-        read_options=csv.ReadOptions(column_names=names, skip_rows=int(names is fields)),
+        read_options=csv.ReadOptions(column_names=names, skip_rows=int(names is lowered)),
         convert_options=csv.ConvertOptions(
             column_types={"path": pa.large_string()} | dict.fromkeys(_POINTS, pa.float32()),
             strings_can_be_null=False,
@@ -96,11 +117,16 @@ def _read_csv(file: object) -> pa.Table:
 
 
 def _labels(uri: str, table: pa.Table) -> pa.Array:
+    """An image of nobody has no label: an empty cell, or -1 among numbers."""
     column = _flat(table["label"])
     if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
+        numbers = column.cast(pa.int64())
+        return pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.int64()), numbers)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(pa.large_string())
+        text = column.cast(pa.large_string())
+        return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
+    if pa.types.is_null(column.type):
+        return column.cast(pa.int64())
     raise _bad(uri, f"labels of type {column.type} (whole numbers or names are wanted)")
 
 
@@ -109,7 +135,10 @@ def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
         columns = [table[name].cast(pa.float32()).to_numpy() for name in _POINTS]
     except pa.ArrowInvalid as error:
         raise _bad(uri, str(error)) from error
-    return np.stack(columns, axis=1).astype(np.float32).reshape(-1, 5, 2)
+    points = np.stack(columns, axis=1).astype(np.float32).reshape(-1, 5, 2)
+    if np.nanmax(np.abs(points), initial=0) <= _RELATIVE:
+        raise _bad(uri, "landmarks between 0 and 1, as shares of the picture (pixels are wanted)")
+    return points
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:

@@ -18,8 +18,8 @@ def open_sources(options: PackOptions, out: str) -> tuple[Source, ...]:
     """The sources, in the order asked.
 
     Raises:
-        DataError: one is missing or cannot be read; the set would lie inside of it; or landmarks
-            and `--size` contradict each other.
+        DataError: one is missing, cannot be read or is named twice; the set would lie inside of
+            it; or landmarks and `--size` contradict each other.
     """
     folders = [path for path in options.sources if storage.is_folder(storage.absolute(path))]
     for path in folders:
@@ -32,6 +32,15 @@ def open_sources(options: PackOptions, out: str) -> tuple[Source, ...]:
                 fix="choose another folder for the set",
             )
     sources = tuple(open_source(path, options.landmarks) for path in options.sources)
+    uris = [source.uri for source in sources]
+    for path, uri in zip(options.sources, uris, strict=True):
+        if uris.count(uri) > 1:
+            raise DataError(
+                path,
+                found="the same source twice",
+                expected="each source once: its people would become twice as many",
+                fix="name it once",
+            )
     is_aligned = any(getattr(source, "landmarks", None) is not None for source in sources)
     if is_aligned and options.rules.size != 112:
         found = f"{options.rules.size} with landmarks"

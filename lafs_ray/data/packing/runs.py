@@ -145,7 +145,19 @@ def too_many_bad(count: int, allowed: int, named: Iterable[str], *, so_far: bool
         "bad records",
         found=f"{count}{' so far' if so_far else ''}:{lines}",
         expected=f"at most {allowed} (--max-bad)",
-        fix="mend the sources, or allow more to be left out with --max-bad",
+        fix="mend the sources (--resize and --landmarks are for photographs), or allow more to be "
+        "left out with --max-bad",
+    )
+
+
+def none_sound(count: int, named: Iterable[str], *, so_far: bool) -> DataError:
+    """The refusal of sources of which no record is sound."""
+    lines = "".join(f"\n    {line}" for line in named)
+    return DataError(
+        "the sources",
+        found=f"{count} images{' so far' if so_far else ''}, of which none is sound:{lines}",
+        expected="aligned faces, or photographs with landmarks",
+        fix="mend the sources; --resize takes square images of another size, --landmarks aligns",
     )
 
 

@@ -24,6 +24,7 @@ from lafs_ray.data.packing.runs import (
     RunFooter,
     Sorting,
     gaps,
+    none_sound,
     read_runs,
     sort_piece,
     too_many_bad,
@@ -174,6 +175,11 @@ class _Packing:
 
     def _check_bad(self, runs: Sequence[RunFooter], *, so_far: bool) -> None:
         count = sum(run.left_out for run in runs)
+        is_all = count == sum(run.stop - run.first for run in runs)
+        if is_all and (count > self.options.max_bad or not so_far):
+            # Nothing is lost with what was done, and other options may now be tried on the folder.
+            self.folder.finish()
+            raise none_sound(count, named_bad(runs)[:10], so_far=so_far)
         if count > self.options.max_bad:
             named = named_bad(runs)[:10]
             raise too_many_bad(count, self.options.max_bad, named, so_far=so_far)
@@ -234,7 +240,8 @@ class _Packing:
         if empty:
             raise DataError(
                 self.folder.name(empty[0]),
-                found="no sound image for it",
+                found=f"no sound image for it; {sum(run.left_out for run in runs)} were left out:"
+                + "".join(f"\n    {line}" for line in named_bad(runs)[:10]),
                 expected="at least one in every shard",
                 fix="mend the sources, or ask for fewer --shards",
             )

@@ -50,6 +50,24 @@ def test_fit_image__another_size() -> None:
         fit_image(wide, ImageRules(resize=True), None)
 
 
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [(1 / 112, 0.0), (0.01, 50.0), (1.0, 8000.0), (1.0, -200.0), (1.0, np.nan)],
+)
+def test_fit_image__landmarks_that_no_face_has(scale: float, shift: float) -> None:
+    """Shares of the sides, points on one spot, and points far outside align nothing."""
+    with pytest.raises(DataError, match="of a picture of 112x112") as raised:
+        fit_image(face_jpegs(1)[0], RULES, POSITIONS_PX * scale + shift)
+    assert raised.value.expected.startswith("five points in pixels of the picture")
+
+
+@pytest.mark.parametrize("shift", [-40.0, 0.0, 60.0])
+def test_fit_image__face_at_the_edge(shift: float) -> None:
+    """A face that the picture cuts is aligned, black where the picture ends."""
+    _, encoded = fit_image(face_jpegs(1)[0], RULES, POSITIONS_PX + np.array([shift, 0.0]))
+    assert encoded
+
+
 @pytest.mark.parametrize("data", [b"", b"text", face_jpegs(1)[0][:400]])
 def test_fit_image__no_image(data: bytes) -> None:
     """What is no image is refused without being decoded whole."""

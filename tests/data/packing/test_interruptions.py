@@ -14,6 +14,7 @@ import pytest
 
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.packing import session
+from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import (
     content,
@@ -54,6 +55,28 @@ def test_bad_records__more_than_allowed(tmp_path: Path, small_runs: None) -> Non
     assert error.found.count("bad.rec, key") == 3
     assert error.expected == "at most 2 (--max-bad)"
     assert packed([source], tmp_path / "set", max_bad=3).left_out["images"] == 3
+
+
+@pytest.mark.parametrize("max_bad", [2, 100])
+def test_bad_records__all_of_them(tmp_path: Path, max_bad: int) -> None:
+    """Photographs of another size are told with their size and what takes them, on this folder."""
+    (tmp_path / "photos").mkdir()
+    for number, jpeg in enumerate(face_jpegs(4, size=(224, 224))):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg)
+    error = refusal([tmp_path / "photos"], tmp_path / "set", max_bad=max_bad)
+    assert "0.jpg: found 224x224; expected a JPEG or PNG of 112x112" in error.found
+    assert "--resize" in error.fix
+    rules = ImageRules(resize=True)
+    assert packed([tmp_path / "photos"], tmp_path / "set", rules=rules).images == 4
+
+
+def test_bad_records__leave_a_shard_empty(tmp_path: Path) -> None:
+    """More shards than sound images: the records left out are named, not only the shard."""
+    write_face_set(tmp_path / "train.rec", 1, 3, replaced={0: NO_IMAGE, 1: NO_IMAGE})
+    error = refusal([tmp_path / "train.rec"], tmp_path / "set", num_shards=3)
+    assert error.subject.startswith("train-0000")
+    assert "2 were left out" in error.found
+    assert "train.rec, key 1" in error.found
 
 
 class Killed(BaseException):
@@ -117,6 +140,7 @@ def test_pack__finished_shards_are_kept_and_damaged_ones_written_anew(
 KILLS_ITSELF = """
 import os, signal, sys
 from lafs_ray.data.packing import session
+from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 real, PackOptions.task_bytes = session.write_shard, 30_000

@@ -128,10 +128,19 @@ def test_pack__aligned(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"wide.jpg,1,{points}\nwide.jpg,1,{same}\n")
     manifest = packed([tmp_path / "list.csv"], tmp_path / "set")
     assert (manifest.encoded, manifest.left_out["images"]) == (1, 1)
-    assert "five different points" in manifest.left_out["first"][0]
+    assert "expected five points in pixels of the picture" in manifest.left_out["first"][0]
     assert image_size(images_by_label(tmp_path / "set")[0][0]) == (112, 112)
     error = refusal([tmp_path / "list.csv"], tmp_path / "b", rules=ImageRules(size=96))
     assert (error.subject, error.found) == ("--size", "96 with landmarks")
+
+
+def test_pack__source_named_twice(tmp_path: Path) -> None:
+    """Every person would be two; the same folder is the same by another way to it."""
+    write_folder(tmp_path / "images", {"a": 2})
+    again = tmp_path / "images" / ".." / "images"
+    error = refusal([tmp_path / "images", again], tmp_path / "set")
+    assert error.found == "the same source twice"
+    assert not (tmp_path / "set").exists()
 
 
 def test_pack__out_of_place(tmp_path: Path) -> None:

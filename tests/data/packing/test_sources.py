@@ -98,6 +98,48 @@ def test_list__csv_and_parquet(tmp_path: Path) -> None:
         assert rows[2].error == "found no such file; expected an image"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("header", ["path,label", "Path,Label", '"path","label"'])
+def test_list__header_as_programs_write_it(tmp_path: Path, encoding: str, header: str) -> None:
+    """Capitals, quotes and the mark that Excel begins a file with make no image of it."""
+    (tmp_path / "a.csv").write_text(f"{header}\nx.jpg,10\ny.jpg,9\n", encoding=encoding)
+    source = open_source(str(tmp_path / "a.csv"))
+    assert isinstance(source, ImageSource)
+    assert source.files.to_pylist() == ["x.jpg", "y.jpg"]
+    assert source.names == ["9", "10"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (["7", "-1", "", "7"], ["7"], [0, -1, -1, 0]),
+        (["zoe", "", "al", "zoe"], ["al", "zoe"], [1, -1, 0, 1]),
+        (["7", "NA", "8", "7"], ["7", "8"], [0, -1, 1, 0]),
+        (["NA", "zoe", "", "nan"], ["NA", "nan", "zoe"], [0, 2, -1, 1]),
+        (["", "", "", ""], [], [-1, -1, -1, -1]),
+    ],
+)
+def test_list__images_of_nobody(
+    tmp_path: Path, labels: list[str], names: list[str], numbers: list[int]
+) -> None:
+    """An empty cell is no person, nor is -1 or NA among numbers; among names NA is one."""
+    lines = "".join(f"{number}.jpg,{label}\n" for number, label in enumerate(labels))
+    (tmp_path / "a.csv").write_text("path,label\n" + lines)
+    source = open_source(str(tmp_path / "a.csv"))
+    assert isinstance(source, ImageSource)
+    assert source.names == names
+    assert source.labels.tolist() == numbers
+
+
+def test_list__other_columns_are_left_alone(tmp_path: Path) -> None:
+    """A list may hold more than we read, in any order."""
+    (tmp_path / "a.csv").write_text("score,label,path\n0.5,3,x.jpg\n0.1,4,y.jpg\n")
+    source = open_source(str(tmp_path / "a.csv"))
+    assert isinstance(source, ImageSource)
+    assert source.files.to_pylist() == ["x.jpg", "y.jpg"]
+    assert source.labels.tolist() == [0, 1]
+
+
 def test_list__with_landmarks(tmp_path: Path) -> None:
     """Ten numbers a row are five points; a list may have them with or without labels."""
     numbers = ",".join(map(str, POINTS))
@@ -121,6 +163,11 @@ def test_list__with_landmarks(tmp_path: Path) -> None:
         ("a.jpg,1.5\n", "labels of type double"),
         ("path,x1,y1\na.jpg,1,2\n", "2 of 10 landmark columns: x1, y1"),
         ("a.jpg,1," + ",".join("abcdefghij") + "\n", "invalid value 'a'"),
+        ("a.jpg,1," + ",".join(["0.5"] * 10) + "\n", "landmarks between 0 and 1"),
+        ("path,lable\na.jpg,1\n", "a column 'lable': is 'label' meant?"),
+        ("path;label\na.jpg;1\n", "columns parted by ';'"),
+        ("a.jpg\t1\n", "columns parted by '\\t'"),
+        ("file,person\na.jpg,1\n", "a first line without an image's path: 'file,person'"),
     ],
 )
 def test_list__refused(tmp_path: Path, text: str, found: str) -> None:
