@@ -292,7 +292,9 @@ def open_landmarks(folder: str, identity: Identity, command: str) -> LandmarkCac
     content = read_json(uri)
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise _bad_stamp(uri, "another format or version", command)
-    _refuse_others(uri, identity, content, f"run {command}")
+    other = f"{folder.rstrip('/')}-2"
+    fill = f"run {command.partition(' --out ')[0]} --out {other}"
+    _refuse_others(uri, identity, content, f"{fill} and set landmarks.cache={other}")
     try:
         entries = tuple(PartEntry(**entry) for entry in content["parts"])
         covered = [(entry.first, entry.first + entry.rows) for entry in entries]

@@ -25,7 +25,7 @@ from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM}
 
 
 def is_uri(path: str) -> bool:
@@ -166,6 +166,18 @@ def atomic_write(uri: str) -> Iterator[BinaryIO]:
         _upload(spool, filesystem, path, uri)
 
 
+def require_writable(folder: str) -> None:
+    """See that files can be written to a folder, before the work that they are to hold.
+
+    Raises:
+        DataError: no permission to write, the disk is full, or the store refuses them.
+    """
+    probe = join(folder, ".writable")
+    with atomic_write(probe) as file:
+        file.write(b"lafs_ray looked whether it may write here\n")
+    delete(probe)
+
+
 @contextlib.contextmanager
 def _renamed_at_end(uri: str, path: str) -> Iterator[BinaryIO]:
     folder, name = os.path.split(path)
@@ -240,8 +252,12 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
             raise
         if error.errno in _DISK_FULL:
             found, fix = "disk full", "free some space, or write to another disk"
+        elif error.errno == errno.EROFS:
+            found, fix = "a file system that is read-only", "name a place elsewhere"
         elif error.errno in _NO_PERMISSION:
             found, fix = "no permission to write", "check the folder's owner and mode"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            found, fix = "a file where a folder has to be", "name another place"
         else:
             found, fix = str(error), "check the path and that the storage is reachable"
         raise DataError(uri, found=found, expected="a place to write the file", fix=fix) from error

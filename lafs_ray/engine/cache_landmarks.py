@@ -12,6 +12,7 @@ import numpy as np
 from lafs_ray.data import storage
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.landmark_cache import Identity, Part
+from lafs_ray.errors import ConfigError
 from lafs_ray.method.landmarks import LandmarkFinder
 from lafs_ray.training.landmarks import (
     CacheJob,
@@ -31,6 +32,11 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
         UserError: a mistake in the arguments, the checkpoint or the data.
     """
     options = _parse(description, arguments)
+    for name, value in (("--workers", options.workers), ("--max-bad", options.max_bad)):
+        if value < 0:
+            raise ConfigError(
+                name, found=str(value), expected="0 or more", fix=f"choose another {name}"
+            )
     network, weights = read_landmark_cnn(options.checkpoint)
     faces = open_faces(storage.absolute(options.faces), options.colour_order)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
@@ -39,11 +45,14 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     )
     folder = storage.absolute(options.out) if options.out else default_folder(faces, weights)
     device = options.device if options.workers else str(inference_device(options.device))
+    say = partial(print, flush=True)
     cache_landmarks(
         CacheJob(faces, identity, network, folder, device),
-        make_here if options.workers == 0 else partial(make_on_ray, workers=options.workers),
+        partial(make_on_ray, workers=options.workers)
+        if options.workers
+        else partial(make_here, say=say),
         max_bad=options.max_bad,
-        say=partial(print, flush=True),
+        say=say,
         source=options.checkpoint,
     )
     print(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")  # noqa: T201

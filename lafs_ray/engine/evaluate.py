@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data import storage
 from lafs_ray.data.sources import (
     ColourOrder,
     FaceSource,
@@ -90,6 +91,7 @@ def evaluate(request: Request) -> None:
     _check(request)
     if request.out is not None:
         require_lasting("--out", request.out)
+        storage.require_writable(request.out)
     jobs = [*_jobs(request)]
     trained = read_trained(request.checkpoint)
     embeddings = _embeddings(request, trained)

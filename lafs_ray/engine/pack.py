@@ -17,6 +17,9 @@ from lafs_ray.errors import ConfigError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+# Records left out that are named on the screen; the manifest has more of them.
+_NAMED = 10
+
 
 def pack_job(description: str, arguments: Sequence[str]) -> None:
     """Pack, verify or inspect, as the command line says.
@@ -38,8 +41,11 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
             f"{manifest.images} images of {manifest.identities} identities in "
             f"{len(manifest.shards)} shards, {manifest.encoded} encoded anew, {count} left out"
         )
-        for line in manifest.left_out["first"][:10]:
+        named = manifest.left_out["first"][:_NAMED]
+        for line in named:
             print(f"  left out: {line}")  # noqa: T201
+        if count > len(named):
+            print(f"  and {count - len(named)} more, see manifest.json")  # noqa: T201
 
 
 def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:

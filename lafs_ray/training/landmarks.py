@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from lafs_ray.training.start import StartWeights, read_source
 
 # Records read and decoded at once, while the CNN works on those before: a few MB.
 _CHUNK = 256
+_SAY_EVERY_S = 10.0
 
 Report = Callable[[str], object]
 
@@ -108,9 +110,12 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
     """
     parts = plan_parts(job.faces.shard_starts)
     done = read_entries(job.folder, job.identity, parts)
+    say(f"{job.faces.num_images:,} records in {len(parts)} parts, to {job.folder}")
     if done:
         say(f"{len(done)} of {len(parts)} parts are there already")
     missing = [part for part in parts if part not in done]
+    if missing:
+        storage.require_writable(job.folder)
     rows, damaged = (sum(getattr(e, name) for e in done.values()) for name in ("rows", "damaged"))
     for part in apply(job, missing):
         entry = read_entry(job.folder, job.identity, part)
@@ -129,20 +134,46 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
     write_stamp(job.folder, job.identity, [done[part] for part in parts], details)
 
 
-def make_here(job: CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
-    """`Apply` in this process."""
+def make_here(job: CacheJob, parts: Sequence[Part], say: Report) -> Iterator[Part]:
+    """`Apply` in this process; says now and then how fast it goes.
+
+    Args:
+        job: what to do.
+        parts: the missing ones.
+        say: told of progress within a part.
+    """
     find = LandmarkFinder(job.network, job.device)
+    begin = told = time.monotonic()
+    count = 0
+
+    def seen(rows: int) -> None:
+        nonlocal count, told
+        count += rows
+        if (now := time.monotonic()) - told >= _SAY_EVERY_S:
+            told = now
+            say(f"  {part.name}: {count / (now - begin):.0f} records/s")
+
     for part in parts:
-        make_part(job, part, find)
+        make_part(job, part, find, seen)
         yield part
 
 
-def make_part(job: CacheJob, part: Part, find: LandmarkFinder) -> None:
-    """Find the landmarks of a part's images and write its file."""
+def make_part(
+    job: CacheJob, part: Part, find: LandmarkFinder, seen: Callable[[int], object] = lambda _: None
+) -> None:
+    """Find the landmarks of a part's images and write its file.
+
+    Args:
+        job: what to do.
+        part: which images.
+        find: the frozen landmark CNN.
+        seen: told the number of images that are done with.
+    """
     keys, landmarks = [], []
     for rows in _read_ahead(job.faces, part):
         keys.append(rows.key)
         landmarks.append(_landmarks(job, rows, find))
+        seen(len(rows.key))
     write_part(job.folder, job.identity, part, np.concatenate(keys), np.concatenate(landmarks))
 
 

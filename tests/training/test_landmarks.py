@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,8 @@ from lafs_ray.training.stream import StepBatch, local_stream
 from tests.method.faces import lively_cnn
 from tests.test_jobs import main_of
 from tests.training.faces import break_frame, run, tiny, write_face_set
+
+Say = Callable[[str], object]
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +102,8 @@ def test_job__killed_goes_on_with_the_missing_parts(
     """A second call makes only what is missing, and the files are those of one call."""
     made: list[str] = []
 
-    def stops(job: training_landmarks.CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
-        for part in make_here(job, parts[:2]):
+    def stops(job: training_landmarks.CacheJob, parts: Sequence[Part], say: Say) -> Iterator[Part]:
+        for part in make_here(job, parts[:2], say):
             made.append(part.name)
             yield part
         raise KeyboardInterrupt
@@ -109,9 +114,11 @@ def test_job__killed_goes_on_with_the_missing_parts(
         cache(weights, faces, "--out", str(tmp_path / "a"))
     assert not (tmp_path / "a" / "landmarks.json").exists()
 
-    def watched(job: training_landmarks.CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
+    def watched(
+        job: training_landmarks.CacheJob, parts: Sequence[Part], say: Say
+    ) -> Iterator[Part]:
         made.extend(part.name for part in parts)
-        return make_here(job, parts)
+        return make_here(job, parts, say)
 
     monkeypatch.setitem(engine, "make_here", watched)
     cache(weights, faces, "--out", str(tmp_path / "a"))
@@ -119,6 +126,42 @@ def test_job__killed_goes_on_with_the_missing_parts(
     cache(weights, faces, "--out", str(tmp_path / "b"))
     for path in (tmp_path / "b").iterdir():
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
+
+
+def test_job__says_how_fast_it_goes(
+    tmp_path: Path,
+    faces: str,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first part is done it has said where it writes, and how many a second."""
+    monkeypatch.setattr(training_landmarks, "_SAY_EVERY_S", 0.0)
+    cache(weights, faces, "--out", str(tmp_path / "a"))
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"in 3 parts, to {tmp_path / 'a'}")
+    assert re.fullmatch(r"  part-00000-of-00003\.parquet: \d+ records/s", second)
+
+
+def test_job__place_that_cannot_be_written_to(
+    tmp_path: Path, faces: str, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried before the network looks at a face."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    monkeypatch.setattr(training_landmarks, "make_part", None)
+    with pytest.raises(DataError, match="a file system that is read-only"):
+        cache(weights, faces, "--out", str(tmp_path / "landmarks"))
+
+
+@pytest.mark.parametrize("option", ["--workers", "--max-bad"])
+def test_job__impossible_number(faces: str, weights: str, option: str) -> None:
+    """A negative number is refused by name before anything is read."""
+    with pytest.raises(ConfigError, match=f"^{option}\n  found:    -2\n"):
+        cache(weights, faces, option, "-2")
 
 
 def test_damaged_records__have_no_landmarks(
@@ -167,7 +210,7 @@ def test_run__without_fitting_landmarks(tmp_path: Path, faces: str, weights: str
     torch.save(other, tmp_path / "other.pth")
     with pytest.raises(DataError, match="other weights") as raised:
         open_job(tiny(tmp_path, faces, *settings("cached", str(tmp_path / "other.pth"), where)))
-    assert f"--out {folder}" in raised.value.fix
+    assert raised.value.fix.endswith(f"--out {folder}-2 and set landmarks.cache={folder}-2")
     more = settings("cached", weights, where, "data.colour_order=bgr")
     with pytest.raises(DataError, match="another colour order"):
         open_job(tiny(tmp_path, faces, *more))
