@@ -216,7 +216,11 @@ def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int
 
 
 def open_faces(
-    path: str, colour_order: ColourOrder | None = None, *, cache: BlockCache | None = None
+    path: str,
+    colour_order: ColourOrder | None = None,
+    image_size: int | None = None,
+    *,
+    cache: BlockCache | None = None,
 ) -> FaceSet:
     """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
@@ -226,12 +230,13 @@ def open_faces(
     Args:
         path: where the set is.
         colour_order: what the images will be taken for; None: they will not be looked at.
+        image_size: the side in pixels that they will have to have; None: any.
         cache: keeps on a local disk what is read from an object store.
 
     Raises:
         DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
             the counts in insightface's header, or in a packed set's manifest, contradict each
-            other; or the manifest has the other colour order.
+            other; or the manifest has the other colour order or another size.
     """
     uris = expand_records(path)
     # A shard of an object store is opened with some forty requests, which is waiting.
@@ -243,6 +248,14 @@ def open_faces(
             found=f"images packed as {packed.colour_order}, as the manifest says",
             expected=f"data.colour_order: {colour_order}",
             fix=f"set data.colour_order={packed.colour_order}, or pack anew with --colour-order",
+        )
+    if image_size and (others := packed.image_sizes - {image_size}):
+        sides = ", ".join(f"{side}x{side}" for side in sorted(others))
+        raise DataError(
+            path,
+            found=f"images of {sides}, as the manifest says",
+            expected=f"images of {image_size}x{image_size}",
+            fix=f"pack them anew with --resize and without --size, which is {image_size} then",
         )
     with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         shards = list(pool.map(open_shard, uris))

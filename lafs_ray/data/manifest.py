@@ -206,10 +206,12 @@ class PackedSet:
 
     Args:
         colour_order: of the images; None where no manifest says it.
+        image_sizes: sides of the images in pixels, as far as manifests say them.
         labels: of each file, where its manifest knows them.
     """
 
     colour_order: ColourOrder | None
+    image_sizes: frozenset[int]
     labels: tuple[PackedLabels | None, ...]
 
 
@@ -241,7 +243,8 @@ def find_packed(path: str, uris: Sequence[str], sizes: Sequence[int]) -> PackedS
     alone = manifests.get(storage.join(path)) if len(manifests) == 1 else None
     if alone is not None:
         _check_complete(path, alone, uris)
-    return PackedSet(known.pop() if known else None, tuple(labels))
+    sizes_px = frozenset(one.image_size for one in manifests.values() if one is not None)
+    return PackedSet(known.pop() if known else None, sizes_px, tuple(labels))
 
 
 _ONE = "train on one of them, or pack their sources into one set"

@@ -187,8 +187,8 @@ def record_end(file: Any, offset: int, file_size: int, source: str) -> int:
 
 
 def _damaged(where: str, found: str, expected: str) -> DataError:
-    fix = "copy the file again, or pack the images anew"
-    return DataError(where, found=found, expected=expected, fix=fix)
+    fix = "copy the file again, with its .idx (one of another file points between records)"
+    return DataError(where, found=found, expected=expected, fix=f"{fix}, or pack the images anew")
 
 
 def truncated(where: str, needed: int, have: int) -> DataError:

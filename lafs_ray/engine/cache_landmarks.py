@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lafs_ray.config.sections import IMAGE_SIZE
 from lafs_ray.data import storage
 from lafs_ray.data.faces import open_faces
 from lafs_ray.data.landmark_cache import Identity, Part
@@ -38,7 +39,7 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
                 name, found=str(value), expected="0 or more", fix=f"choose another {name}"
             )
     network, weights = read_landmark_cnn(options.checkpoint)
-    faces = open_faces(storage.absolute(options.faces), options.colour_order)
+    faces = open_faces(storage.absolute(options.faces), options.colour_order, IMAGE_SIZE)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
     identity = Identity(
         weights, faces.fingerprint, options.colour_order, num_landmarks, faces.num_images

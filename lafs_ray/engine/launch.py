@@ -28,7 +28,7 @@ def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> No
     config = load(kind, options.config, options.overrides)
     if options.dry_run:
         check_probe(config.probe)
-        describe(check_job(config))
+        foresee(check_job(config))
     else:
         launch(config)
 
@@ -44,6 +44,25 @@ def describe(inputs: JobInputs) -> None:
         f"results in {inputs.folder().uri}",
         flush=True,
     )
+
+
+def foresee(inputs: JobInputs) -> None:
+    """`describe`, and say what the job would do in its folder as it is.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    folder, last = inputs.folder(), inputs.length.total_steps
+    folder.check(*inputs.origin())
+    describe(inputs)
+    steps = folder.steps()
+    if is_finished(inputs):
+        line = "the run is finished"
+    elif steps:
+        line = f"the run would continue at step {steps[-1]} of {last}"
+    else:
+        line = f"the run would begin at step 0 of {last}"
+    print(line, flush=True)  # noqa: T201
 
 
 def launch(config: Job) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lafs_ray.config.finetune import FinetuneConfig, Subset
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.sections import Job
+from lafs_ray.config.sections import IMAGE_SIZE, Job
 from lafs_ray.data import storage
 from lafs_ray.data.cache import BlockCache
 from lafs_ray.data.faces import FaceSet, open_faces
@@ -69,6 +69,10 @@ class JobInputs:
         """The run's folder."""
         return RunFolder(self.config, self.faces.fingerprint)
 
+    def origin(self) -> tuple[str | None, str | None, dict[str, int]]:
+        """Hashes of the weights read, and the run's length: what its folder is checked by."""
+        return self.start.landmarks_hash, self.start.transformer_hash, asdict(self.length)
+
 
 def open_job(config: Job) -> JobInputs:
     """`check_job`, then make the run's folder this run's own and record its subset there.
@@ -77,8 +81,8 @@ def open_job(config: Job) -> JobInputs:
         UserError: as in `check_job`, or the folder holds another run.
     """
     inputs = check_job(config)
-    config, start, folder = inputs.config, inputs.start, inputs.folder()
-    folder.claim(start.landmarks_hash, start.transformer_hash, asdict(inputs.length))
+    config, folder = inputs.config, inputs.folder()
+    folder.claim(*inputs.origin())
     if isinstance(config, FinetuneConfig) and config.data.subset is not None:
         uri = storage.join(folder.uri, "subset.parquet")
         if not storage.exists(uri):
@@ -94,7 +98,7 @@ def check_job(config: Job) -> JobInputs:
     """
     config = _with_absolute_paths(config)
     colour_order = config.data.colour_order
-    faces = open_faces(config.data.path, colour_order, cache=_cache(config))
+    faces = open_faces(config.data.path, colour_order, IMAGE_SIZE, cache=_cache(config))
     if config.log.tensorboard:
         require_tensorboard()
     num_classes = None

@@ -62,12 +62,30 @@ class RunFolder:
         transformer: str | None = None,
         length: Mapping[str, int] | None = None,
     ) -> None:
-        """Make the folder this run's own, or see that it already is.
+        """Make the folder this run's own, or see that it already is; arguments as in `check`.
+
+        Raises:
+            ConfigError: the folder holds another run, or something that is no run at all.
+        """
+        description = self.check(landmarks, transformer, length)
+        with storage.atomic_write(storage.join(self.uri, "config.json")) as file:
+            file.write(json.dumps(description, indent=2).encode())
+
+    def check(
+        self,
+        landmarks: str | None = None,
+        transformer: str | None = None,
+        length: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """See that the folder is this run's own, or could become so.
 
         Args:
             landmarks: hash of the landmark weights read; their file may change, a run may not.
             transformer: hash of the transformer's weights read.
             length: of the run in steps, for those who look at the folder without its faces.
+
+        Returns:
+            What `config.json` is to say of the run.
 
         Raises:
             ConfigError: the folder holds another run, or something that is no run at all.
@@ -90,8 +108,7 @@ class RunFolder:
                 expected="an empty folder, or the folder of this run",
                 fix="choose another run.name or run.storage",
             )
-        with storage.atomic_write(config_uri) as file:
-            file.write(json.dumps(description, indent=2).encode())
+        return description
 
     def _read_description(self, uri: str) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
@@ -123,7 +140,8 @@ class RunFolder:
                 f"run folder {self.uri} holds another run",
                 found="\n    ".join(["these differences (old -> new):", *found]),
                 expected="the settings that the run was started with",
-                fix="choose another run.name, or take back the settings named",
+                fix="choose another run.name, or take back the settings named"
+                + ("" if self.steps() else "; it has no checkpoint, so its folder may be deleted"),
             )
 
     def steps(self) -> list[int]:

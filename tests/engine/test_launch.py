@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.engine import launch as launching
-from lafs_ray.engine.launch import launch
+from lafs_ray.engine.launch import foresee, launch
+from lafs_ray.errors import ConfigError
+from lafs_ray.training.inputs import check_job
 from lafs_ray.training.meter import read_metrics
 from lafs_ray.training.state import load_checkpoint
 from tests.training.faces import tiny, without_times
@@ -49,3 +52,37 @@ def test_launch__last_checkpoint_is_damaged(finished: PretrainConfig, tmp_path: 
     launch(finished)
     assert load_checkpoint(str(newest))["step"] == 3
     assert [without_times(line) for line in read_metrics(metrics)] == before
+
+
+def foreseen(capsys: pytest.CaptureFixture[str], config: PretrainConfig) -> str:
+    """The last line of what is foreseen of a job."""
+    foresee(check_job(config))
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_foresee__what_the_job_would_do_in_its_folder(
+    finished: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run is finished, would continue or would begin; nothing is written."""
+    assert foreseen(capsys, finished) == "the run is finished"
+    newest = tmp_path / "debug" / "checkpoints" / "step-00000003.pt"
+    newest.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    assert foreseen(capsys, finished) == "the run would continue at step 2 of 3"
+    assert sorted(tmp_path.rglob("*")) == before
+    run = finished.run.model_copy(update={"name": "other"})
+    other = finished.model_copy(update={"run": run})
+    assert foreseen(capsys, other) == "the run would begin at step 0 of 3"
+
+
+def test_foresee__folder_of_another_run(finished: PretrainConfig, tmp_path: Path) -> None:
+    """It is refused as when the job starts, and may be deleted where no step is lost with it."""
+    optim = finished.optim.model_copy(update={"lr": 2.0 * finished.optim.lr})
+    other = finished.model_copy(update={"optim": optim})
+    with pytest.raises(ConfigError, match="holds another run") as raised:
+        foresee(check_job(other))
+    assert "optim.lr" in raised.value.found
+    assert "may be deleted" not in raised.value.fix
+    shutil.rmtree(tmp_path / "debug" / "checkpoints")
+    with pytest.raises(ConfigError, match="it has no checkpoint, so its folder may be deleted"):
+        foresee(check_job(other))

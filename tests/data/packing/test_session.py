@@ -21,6 +21,7 @@ from lafs_ray.data.manifest import read_manifest
 from lafs_ray.data.packing.images import ImageRules, image_size
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
+from lafs_ray.errors import DataError
 from tests.data.packing.sets import (
     SMALL_RUNS,
     content,
@@ -134,6 +135,14 @@ def test_pack__aligned(tmp_path: Path) -> None:
     assert (error.subject, error.found) == ("--size", "96 with landmarks")
 
 
+def test_pack__of_another_size(tmp_path: Path, face_set_path: str) -> None:
+    """Whoever needs 112 pixels hears of it when the set is opened, not from each record."""
+    packed([face_set_path], tmp_path / "set", rules=ImageRules(size=96, resize=True))
+    assert open_faces(str(tmp_path / "set")).num_images == 120
+    with pytest.raises(DataError, match="images of 96x96, as the manifest says"):
+        open_faces(str(tmp_path / "set"), "rgb", 112)
+
+
 def test_pack__source_named_twice(tmp_path: Path) -> None:
     """Every person would be two; the same folder is the same by another way to it."""
     write_folder(tmp_path / "images", {"a": 2})
@@ -201,8 +210,10 @@ def test_pack__in_an_object_store(
 MEASURES_ITSELF = """
 import re, sys
 from pathlib import Path
+from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
+from lafs_ray.errors import DataError
 for source in sys.argv[1:]:
     pack_faces(PackOptions((source,), source + ".set", num_shards=2, memory_bytes=32 << 20))
     print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
