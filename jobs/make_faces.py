@@ -37,4 +37,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(main, interrupted="interrupted; the same command begins anew"))

@@ -70,7 +70,7 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
     add("--verify", metavar="SET", help="compare a packed set with its manifest")
     add("--inspect", metavar="PATH", help="say what .rec files hold")
     add("--sheet", help="with --inspect: where the contact sheet goes (default: contact_sheet.png)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     modes = (options.verify is not None) + (options.inspect is not None)
     if modes > 1 or (modes and options.paths) or (not modes and len(options.paths) < 2):
         raise ConfigError(

@@ -207,9 +207,9 @@ class _Packing:
             if (free := shutil.disk_usage(path).free) < needed:
                 raise DataError(
                     path,
-                    found=f"{free / 1e9:.2f} GB free",
-                    expected=f"{needed / 1e9:.2f} GB: temporary runs and shards, each as large as "
-                    f"the {size / 1e9:.2f} GB of images",
+                    found=f"{free / 1e6:,.0f} MB free",
+                    expected=f"{needed / 1e6:,.0f} MB: temporary runs and shards, each as large as "
+                    f"the {size / 1e6:,.0f} MB of images",
                     fix="free some space, or put temporary files elsewhere with --scratch",
                 )
 

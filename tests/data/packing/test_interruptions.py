@@ -216,7 +216,7 @@ def test_pack__disk_too_small(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(session.shutil, "disk_usage", lambda _: usage)
     error = refusal([face_set_path], tmp_path / "set")
-    assert error.found == "0.00 GB free"
+    assert error.found == "0 MB free"
     assert "--scratch" in error.fix
 
 
