@@ -2,7 +2,7 @@
 
 A CSV may begin with the names of its columns (`path,label,x1,y1,…,x5,y5`); without them, the number
 of columns tells: 1 path; 2 path, label; 11 path, landmarks; 12 all of them. Parquet goes by names.
-Columns of other names are left alone, unless a name looks like a slip of one of these.
+Columns of other names are left alone, unless one looks like a slip of `label`.
 """
 
 from __future__ import annotations
@@ -83,12 +83,10 @@ def _bad(uri: str, found: str) -> DataError:
 
 
 def _refuse_slips(uri: str, names: list[str]) -> None:
-    known = ["path", "label", *_POINTS]
-    missing = [name for name in known if name not in names]
-    for name in names:
-        meant = difflib.get_close_matches(name.lower(), missing, n=1)
-        if name not in known and meant:
-            raise _bad(uri, f"a column {name!r}: is {meant[0]!r} meant?")
+    """A column that is nearly called `label`, where none is, would leave all images without."""
+    for name in names if "label" not in names else ():
+        if difflib.get_close_matches(name.lower(), ["label"], cutoff=0.75):
+            raise _bad(uri, f"a column {name!r}: is 'label' meant?")
 
 
 def _read_csv(file: object) -> pa.Table:

@@ -134,10 +134,13 @@ def test_list__images_of_nobody(
 def test_list__other_columns_are_left_alone(tmp_path: Path) -> None:
     """A list may hold more than we read, in any order."""
     (tmp_path / "a.csv").write_text("score,label,path\n0.5,3,x.jpg\n0.1,4,y.jpg\n")
-    source = open_source(str(tmp_path / "a.csv"))
-    assert isinstance(source, ImageSource)
-    assert source.files.to_pylist() == ["x.jpg", "y.jpg"]
-    assert source.labels.tolist() == [0, 1]
+    boxes = {"path": ["x.jpg", "y.jpg"], "x": [1, 2], "y": [3, 4], "tables": ["a", "b"]}
+    pq.write_table(pa.table(boxes), tmp_path / "a.parquet")
+    for name, labels in (("a.csv", [0, 1]), ("a.parquet", [-1, -1])):
+        source = open_source(str(tmp_path / name))
+        assert isinstance(source, ImageSource)
+        assert source.files.to_pylist() == ["x.jpg", "y.jpg"]
+        assert source.labels.tolist() == labels
 
 
 def test_list__with_landmarks(tmp_path: Path) -> None:
