@@ -150,7 +150,7 @@ def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
         networks = {"untrained network": trained.embedder(trained=False), **networks}
     if request.workers == 0:
         return {
-            name: local_embedding(network, request.device, request.pixel_range)
+            name: local_embedding(network, request.device, request.pixel_range, progress=True)
             for name, network in networks.items()
         }
     # Evaluating in this process has to run where Ray is not installed.
@@ -170,10 +170,15 @@ def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
 
 
 def local_embedding(
-    network: FaceEmbedder, device: Device = "cpu", pixel_range: PixelRange = "training"
+    network: FaceEmbedder,
+    device: Device = "cpu",
+    pixel_range: PixelRange = "training",
+    *,
+    progress: bool = False,
 ) -> Embed:
-    """A network that embeds in this process."""
-    return partial(embed_faces, network.to(device), device=device, pixel_range=pixel_range)
+    """A network that embeds in this process, with a bar on the terminal if asked."""
+    options: dict[str, Any] = {"device": device, "pixel_range": pixel_range}
+    return partial(embed_faces, network.to(device), progress=progress, **options)
 
 
 def judge_pairs(source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False) -> Judged:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from lafs_ray.data.sources import FaceSource
 
@@ -64,21 +65,28 @@ def embed_chunk(network: Network, images: NDArray[np.uint8], **options: Any) -> 
     return np.stack(both, axis=1)
 
 
-def embed_faces(network: Network, source: FaceSource, **options: Any) -> NDArray[np.float32]:
+def embed_faces(
+    network: Network, source: FaceSource, *, progress: bool = False, **options: Any
+) -> NDArray[np.float32]:
     """Embeddings of all faces of a source and of their mirror images, float32 [N, 2, D].
 
     Args:
         network: as for `apply_network`.
         source: the faces; 256 of them are in memory at once.
+        progress: show a bar on a terminal, if it takes more than some seconds.
         options: as for `apply_network`.
 
     Raises:
         DataError: a face is missing or does not decode.
     """
-    parts = [
-        embed_chunk(network, source.read(start, stop), **options)
-        for start, stop in chunks(source.num_images)
-    ]
+    parts = []
+    # None: whether it is a terminal decides.
+    hidden = None if progress else True
+    bar = tqdm(total=source.num_images, unit=" faces", disable=hidden, leave=False, delay=3)
+    with bar:
+        for start, stop in chunks(source.num_images):
+            parts.append(embed_chunk(network, source.read(start, stop), **options))
+            bar.update(stop - start)
     return np.concatenate(parts)
 
 
