@@ -79,16 +79,20 @@ def launch(config: Job) -> None:
     inputs = open_job(config)
     describe(inputs)
     with inputs.folder().held():
-        if is_finished(inputs):
-            newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
-            print(f"{config.run.name} is finished: {newest}", flush=True)  # noqa: T201
-        elif config.compute.workers == 0:
-            run_in_process(inputs)
-        else:
-            # Debug mode has to start, and run, where Ray is not installed.
-            from lafs_ray.engine.cluster import run_on_ray
+        if not is_finished(inputs):
+            _train(inputs)
+    newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
+    print(f"{config.run.name} is finished: {newest}", flush=True)  # noqa: T201
 
-            run_on_ray(inputs)
+
+def _train(inputs: JobInputs) -> None:
+    if inputs.config.compute.workers == 0:
+        run_in_process(inputs)
+        return
+    # Debug mode has to start, and run, where Ray is not installed.
+    from lafs_ray.engine.cluster import run_on_ray
+
+    run_on_ray(inputs)
 
 
 def is_finished(inputs: JobInputs) -> bool:
