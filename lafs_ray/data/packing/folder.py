@@ -77,7 +77,7 @@ class PackFolder:
             before = read_manifest(storage.join(self.uri, MANIFEST)).request
         elif storage.exists(claim):
             before = read_json(claim)
-            if not storage.list_names(self._scratch_of(before)):
+            if before != self._request and not storage.list_names(self._scratch_of(before)):
                 before = None  # Nothing came of it, so others may have the folder.
         if before is not None:
             self._check_same(before)

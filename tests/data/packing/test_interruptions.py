@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -238,6 +239,19 @@ def test_pack__source_that_changes_between_passes(
     assert error.subject == str(tmp_path / "train.rec")
     assert "changed at 1000000000.000" in error.found
     assert "sources.0.fingerprint" in refusal([tmp_path / "train.rec"], tmp_path / "set").found
+
+
+def test_pack__scratch_is_gone(tmp_path: Path, face_set_path: str) -> None:
+    """A killed packer's temporary files were swept away: the same command begins again, others
+    are refused, as there are shards."""
+    manifest = packed([face_set_path], tmp_path / "set", num_shards=2)
+    expected = content(tmp_path / "set")
+    (tmp_path / "set" / "manifest.json").unlink()
+    (tmp_path / "set" / "pack.json").write_text(json.dumps(manifest.request))
+    error = refusal([face_set_path], tmp_path / "set", num_shards=2, seed=1)
+    assert "train-00000-of-00002.rec" in error.found
+    packed([face_set_path], tmp_path / "set", num_shards=2)
+    assert content(tmp_path / "set") == expected
 
 
 def test_pack__scratch_elsewhere_is_cleared(tmp_path: Path, face_set_path: str) -> None:
