@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
 
-.PHONY: demo test lint environment node-environment mxnet-environment test-lowest clean
+.PHONY: demo test lint environment node-environment mxnet-environment clean
 
 environment: $(VENV)/.ready
 
@@ -44,24 +44,6 @@ $(MXNET_VENV)/.ready: Makefile
 	$(MXNET_VENV)/bin/python -m pip install --quiet --disable-pip-version-check mxnet==1.9.1 "numpy<1.24"
 	$(MXNET_VENV)/bin/python -c "import mxnet" 2> /dev/null
 	touch $@
-
-# The oldest Python, torch and packages that pyproject.toml allows; not in CI, as this torch comes with
-# gigabytes of CUDA. The newest of the other tools may ask for newer packages than these: pip says so.
-LOWEST_PYTHON ?= python3.10
-LOWEST_VENV := .venv-lowest
-LOWEST := import re, tomllib; print(*(re.sub(r">=([\d.]+).*", r"==\1.*", one) \
-	for one in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] \
-	if not one.startswith(("torch", "ray"))))
-
-$(LOWEST_VENV)/.ready: pyproject.toml Makefile
-	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
-	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 torchvision==0.21.0
-	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(LOWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -c '$(LOWEST)')
-	touch $@
-
-test-lowest: $(LOWEST_VENV)/.ready
-	$(LOWEST_VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
 
 # A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.
 demo: environment

@@ -210,6 +210,8 @@ def test_cached__equals_per_image_up_to_float16() -> None:
     fast = fused(cnn)
     same = ViewCutter(per_image, Rounding(), 7)(images, *names)
     exact = ViewCutter(per_image, cnn, 7)(images, *names)
+    # With OpenCV 4 a sample may besides jump to the next 32nd of a pixel.
+    jump = 3 if REMAP_STEPS else 0
     for name, tokens in found.items():
         np.testing.assert_array_equal(tokens, same[name], err_msg=name)
         difference = np.abs(tokens.astype(int) - exact[name].astype(int))
@@ -217,10 +219,10 @@ def test_cached__equals_per_image_up_to_float16() -> None:
         # A crop enlarges 1/32 px to 1/16 at most, in which these images change by 6 steps at most.
         pixels = exact[name].reshape(*exact[name].shape[:-1], 64, 3)
         at_border = (pixels == 128).all(axis=-1).any(axis=-1)
-        assert difference[~at_border].max() <= 6, name
+        assert difference[~at_border].max() <= 6 + jump, name
         # Outside a view lies the middle of the range, 127 steps from white at most: 8 of them in
         # 1/16 px, and one for rounding.
-        assert difference.max() <= 9, name
+        assert difference.max() <= 9 + jump, name
 
 
 def test_grid__cuts_the_augmented_view_row_by_row() -> None:
