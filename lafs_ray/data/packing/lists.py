@@ -25,7 +25,7 @@ _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 _BY_COUNT = {1: ["path"], 2: ["path", "label"], 11: ["path", *_POINTS]} | {
     12: ["path", "label", *_POINTS]
 }
-# Landmarks that are all below it are shares of a picture's sides, not pixels.
+# Landmarks of a list that are all below it are shares of a picture's sides, not pixels.
 _RELATIVE = 2.0
 _FIX = "write columns path, label (and x1, y1 … x5, y5 for landmarks), parted by commas"
 
@@ -134,8 +134,10 @@ def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
     except pa.ArrowInvalid as error:
         raise _bad(uri, str(error)) from error
     points = np.stack(columns, axis=1).astype(np.float32).reshape(-1, 5, 2)
-    if np.nanmax(np.abs(points), initial=0) <= _RELATIVE:
-        raise _bad(uri, "landmarks between 0 and 1, as shares of the picture (pixels are wanted)")
+    largest = float(np.nanmax(np.abs(points), initial=0))
+    if 0 < largest <= _RELATIVE:
+        found = f"landmarks up to {largest:g}, as shares of the picture's sides (pixels are wanted)"
+        raise _bad(uri, found)
     return points
 
 

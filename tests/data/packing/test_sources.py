@@ -166,7 +166,7 @@ def test_list__with_landmarks(tmp_path: Path) -> None:
         ("a.jpg,1.5\n", "labels of type double"),
         ("path,x1,y1\na.jpg,1,2\n", "2 of 10 landmark columns: x1, y1"),
         ("a.jpg,1," + ",".join("abcdefghij") + "\n", "invalid value 'a'"),
-        ("a.jpg,1," + ",".join(["0.5"] * 10) + "\n", "landmarks between 0 and 1"),
+        ("a.jpg,1," + ",".join(["0.5"] * 10) + "\n", "landmarks up to 0.5, as shares"),
         ("path,lable\na.jpg,1\n", "a column 'lable': is 'label' meant?"),
         ("path;label\na.jpg;1\n", "columns parted by ';'"),
         ("a.jpg\t1\n", "columns parted by '\\t'"),
@@ -201,6 +201,15 @@ def test_landmarks__of_a_folder(tmp_path: Path) -> None:
     assert second.error == ""
     assert second.landmarks is not None
     np.testing.assert_allclose(second.landmarks.ravel(), POINTS, rtol=1e-6)
+
+
+def test_list__without_any_landmark(tmp_path: Path) -> None:
+    """Columns that are all empty are no shares: each image is told to have no landmarks."""
+    columns = "path," + ",".join(f"{axis}{number}" for number in range(1, 6) for axis in "xy")
+    (tmp_path / "a.csv").write_text(f"{columns}\nx.jpg{',' * 10}\n")
+    (tmp_path / "x.jpg").write_bytes(b"one")
+    (row,) = open_source(str(tmp_path / "a.csv")).read(0, 1)
+    assert row.error == "found no landmarks; expected five points"
 
 
 def test_landmarks__that_fit_nothing(tmp_path: Path) -> None:
