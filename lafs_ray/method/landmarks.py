@@ -1,15 +1,18 @@
-"""The frozen landmark CNN as views and caches run it: fused, and on a fixed number of images.
+"""The frozen landmark CNN as views and caches run it: fused, batch-invariant and single-threaded.
 
-Convolutions change their order of summation with the batch. In groups of a fixed size an image's
-landmarks are the same bits in any company, on any day, so those of a cache are those of a run.
+Convolutions change their order of summation with the batch size and, on some CPUs, with the number
+of threads. In groups of a fixed size on one thread an image's landmarks are the same bits in any
+batch and any process of one machine class, so those of a cache are those of a run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import functools
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +46,31 @@ class LandmarkFinder:
     def __call__(self, planes: Tensor) -> Tensor:
         """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255 on the device."""
         found = []
-        for start in range(0, len(planes), LANDMARK_GROUP):
-            group = planes[start : start + LANDMARK_GROUP].to(torch.float32)
-            scaled = group / MIDDLE - 1
-            missing = LANDMARK_GROUP - len(group)
-            if missing:
-                scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
-            scaled = scaled.contiguous(memory_format=torch.channels_last)
-            found.append(self._network(scaled)[: len(group)])
+        with single_threaded():
+            for start in range(0, len(planes), LANDMARK_GROUP):
+                group = planes[start : start + LANDMARK_GROUP].to(torch.float32)
+                scaled = group / MIDDLE - 1
+                missing = LANDMARK_GROUP - len(group)
+                if missing:
+                    scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
+                scaled = scaled.contiguous(memory_format=torch.channels_last)
+                found.append(self._network(scaled)[: len(group)])
         return torch.cat(found)
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run the body's torch operators on the calling thread alone.
+
+    oneDNN splits a convolution's sums by threads where it has AVX2 or AVX-512 without Zen's
+    kernels: two threads move landmarks by some 3e-5 px, enough to flip bytes of tokens.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

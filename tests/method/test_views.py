@@ -86,21 +86,27 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
             np.testing.assert_array_equal(value, together[name][rows], err_msg=name)
 
 
-def test_tokens__of_any_number_of_threads() -> None:
-    """One thread and two, torch's and OpenCV's, give the same bits."""
-    settings, cnn = ViewSettings(landmark_source="per_image"), lively_cnn(width=1.0)
+@pytest.mark.parametrize("source", SOURCES)
+def test_tokens__of_any_number_of_threads(source: LandmarkSource) -> None:
+    """One to four threads, torch's and OpenCV's, give the same bits."""
+    settings = ViewSettings(landmark_source=source)
+    # The full width: its convolutions are the ones whose sums oneDNN splits by threads.
+    cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)
+    images = smooth_images(1)
+    names = (ZEROS[:1], ZEROS[:1], KEYS[:1], *cached(settings, images))
     before, tokens = (torch.get_num_threads(), cv2.getNumThreads()), []
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
-            cut = ViewCutter(settings, cnn, 7)
-            tokens.append(cut(smooth_images(1), ZEROS[:1], ZEROS[:1], KEYS[:1]))
+            tokens.append(ViewCutter(settings, cnn, 7)(images, *names))
+            assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
-    for name, value in tokens[0].items():
-        np.testing.assert_array_equal(value, tokens[1][name], err_msg=name)
+    for others in tokens[1:]:
+        for name, value in tokens[0].items():
+            np.testing.assert_array_equal(value, others[name], err_msg=name)
 
 
 def test_landmarks__of_a_view_in_any_batch() -> None:
