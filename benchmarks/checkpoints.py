@@ -24,13 +24,14 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from lafs_ray.config.base import load
+from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data import storage, synthetic
-from lafs_ray.training.inputs import JobInputs, open_job
-from lafs_ray.training.session import run_rank
-from lafs_ray.training.stream import StepBatch, local_stream
-from lafs_ray.training.writer import CheckpointWriter
+from lafs_ray.data.io import filesystem
+from lafs_ray.synthetic import datasets
+from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
+from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.runner import run_rank
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "debug.yaml"
 
@@ -59,7 +60,7 @@ class SlowFile:
 @contextlib.contextmanager
 def slow_storage(bytes_per_s: float) -> Iterator[None]:
     """Let all checkpoints in the block meet such a storage."""
-    atomic_write = storage.atomic_write
+    atomic_write = filesystem.atomic_write
 
     @contextlib.contextmanager
     def slow_write(uri: str) -> Iterator[BinaryIO]:
@@ -67,11 +68,11 @@ def slow_storage(bytes_per_s: float) -> Iterator[None]:
             is_checkpoint = uri.endswith(".pt")
             yield cast(BinaryIO, SlowFile(file, bytes_per_s)) if is_checkpoint else file
 
-    storage.atomic_write = slow_write
+    filesystem.atomic_write = slow_write
     try:
         yield
     finally:
-        storage.atomic_write = atomic_write
+        filesystem.atomic_write = atomic_write
 
 
 @contextlib.contextmanager
@@ -120,7 +121,7 @@ def open_run(folder: Path, name: str, options: argparse.Namespace, every: int) -
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
     """Run the three in turns and print."""
-    synthetic.write_faces(str(folder / "faces"), num_identities=8, images_per_identity=8, seed=0)
+    datasets.write_faces(str(folder / "faces"), num_identities=8, images_per_identity=8, seed=0)
     names = ("no checkpoints", "in the step", "beside the step")
     steps: dict[str, list[float]] = {name: [] for name in names}
     whole: dict[str, list[float]] = {name: [] for name in names}

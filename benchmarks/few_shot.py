@@ -27,16 +27,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.views import cpu_name
-from lafs_ray.config.base import apply_overrides, resolve
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.loader import apply_overrides, resolve
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data import recordio, storage, synthetic
-from lafs_ray.data.faces import open_faces
-from lafs_ray.data.sources import open_pairs
-from lafs_ray.engine.evaluate import judge_pairs, local_embedding
-from lafs_ray.training.inputs import open_job
-from lafs_ray.training.session import run_local
-from lafs_ray.training.trained import load_embedder
+from lafs_ray.data import recordio
+from lafs_ray.data.eval_sets import open_pairs
+from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.io import filesystem
+from lafs_ray.evaluation.protocols import judge_pairs, local_embedding
+from lafs_ray.synthetic import datasets
+from lafs_ray.training.checkpoint.inference import load_embedder
+from lafs_ray.training.prepare import open_job
+from lafs_ray.training.runner import run_local
 
 Tree = dict[str, Any]
 
@@ -122,7 +124,7 @@ class Plan:
     shots: tuple[int, ...]
 
     @property
-    def storage(self) -> str:
+    def filesystem(self) -> str:
         """Where runs lie."""
         return str(self.work / "runs")
 
@@ -174,7 +176,7 @@ def keep(plan: Plan, name: str, make: Callable[[], dict[str, float]]) -> dict[st
     if not path.exists():
         started = time.monotonic()
         result = make()
-        with storage.atomic_write(str(path)) as file:
+        with filesystem.atomic_write(str(path)) as file:
             file.write(json.dumps(result).encode())
         shown = "  ".join(f"{key} {value:.3f}" for key, value in result.items())
         print(f"{name:<36} {shown}  {time.monotonic() - started:.0f} s", flush=True)
@@ -293,11 +295,11 @@ def generated_faces(work: Path) -> dict[str, str]:
     """The sets of the main table; persons of different seeds are different."""
     quiet = {"workers": 2, "report": lambda _: None}
     many = {"num_identities": 600, "images_per_identity": 20, "seed": 0}
-    synthetic.write_faces(str(work / "faces"), **many, **quiet)
+    datasets.write_faces(str(work / "faces"), **many, **quiet)
     few = {"num_identities": 100, "images_per_identity": 10, "seed": 12}
-    synthetic.write_faces(str(work / "few"), **few, **quiet)
+    datasets.write_faces(str(work / "few"), **few, **quiet)
     pairs = str(work / "pairs.bin")
-    synthetic.write_pair_file(pairs, num_pairs=1000, identities=range(600, 750), seed=0, **quiet)
+    datasets.write_pair_file(pairs, num_pairs=1000, identities=range(600, 750), seed=0, **quiet)
     return {
         "pretraining_faces": str(work / "faces" / "train.rec"),
         "labelled_faces": str(work / "few" / "train.rec"),
@@ -307,8 +309,8 @@ def generated_faces(work: Path) -> dict[str, str]:
 
 def att_faces(work: Path, folder: str) -> dict[str, str]:
     """AT&T: labels 0-29 to train on, pairs of 30-39 to judge by."""
-    faces = copy_labels_below(storage.join(folder, "train.rec"), work / "att.rec", 30)
-    pairs = storage.join(folder, "att_10id.bin")
+    faces = copy_labels_below(filesystem.join(folder, "train.rec"), work / "att.rec", 30)
+    pairs = filesystem.join(folder, "att_10id.bin")
     return {"pretraining_faces": faces, "labelled_faces": faces, "pairs": pairs}
 
 
@@ -351,7 +353,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if not options.stage_1:
         size = {"num_identities": 200, "images_per_identity": 20, "seed": 11}
-        synthetic.write_faces(
+        datasets.write_faces(
             str(work / "stage1_faces"), **size, workers=options.processes, report=lambda _: None
         )
         in_processes(1, [(stage_1, (plan,))])

@@ -27,14 +27,15 @@ import torch
 
 from benchmarks import few_shot
 from benchmarks.views import cpu_name
-from lafs_ray.config.base import resolve
+from lafs_ray.cli.cache_landmarks import cache_job
+from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data import storage, synthetic
-from lafs_ray.data.sources import open_labelled, open_pairs
-from lafs_ray.engine.cache_landmarks import cache_job
-from lafs_ray.engine.evaluate import judge_identities, judge_pairs, local_embedding
-from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.trained import load_embedder
+from lafs_ray.data.eval_sets import open_labelled, open_pairs
+from lafs_ray.data.io import filesystem
+from lafs_ray.evaluation.protocols import judge_identities, judge_pairs, local_embedding
+from lafs_ray.synthetic import datasets
+from lafs_ray.training.checkpoint.inference import load_embedder
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
 SOURCES = ("per_view", "per_image", "cached")
 FIGURES = ("loss", "plain", "centred", "nn_plain", "nn_centred")
@@ -46,7 +47,7 @@ def result(work: Path, source: str, seed: int, options: argparse.Namespace) -> d
     if not path.exists():
         started = time.monotonic()
         figures = make(work, source, seed, options)
-        with storage.atomic_write(str(path)) as file:
+        with filesystem.atomic_write(str(path)) as file:
             file.write(json.dumps(figures).encode())
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         print(f"{path.stem:<24} {shown}  {time.monotonic() - started:.0f} s", flush=True)
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
         "images_per_identity": 5,
         "seed": 13,
     }
-    synthetic.write_faces(str(work / "people"), **people, workers=1, report=lambda _: None)
+    datasets.write_faces(str(work / "people"), **people, workers=1, report=lambda _: None)
     options.identities = str(work / "people" / "train.rec")
     cache_job("", [options.stage_1, options.faces])
     results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}

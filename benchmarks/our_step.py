@@ -29,12 +29,12 @@ from benchmarks.plain_step import (
     Case,
     Stopwatch,
 )
-from lafs_ray.method.lafs import Lafs
-from lafs_ray.method.optim import RowAdamW, clip_each_, parameter_groups
-from lafs_ray.method.views import ViewCutter, cut_tokens
-from lafs_ray.training.compiling import compile_blocks
+from lafs_ray.methods.lafs import Lafs
+from lafs_ray.methods.optim import RowAdamW, clip_each_, parameter_groups
+from lafs_ray.training.compile import compile_blocks
+from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.loop import Training, train_step
-from lafs_ray.training.stream import StepBatch
+from lafs_ray.transforms.views import ViewCutter, cut_tokens
 
 
 class TimedLafs(Lafs):

@@ -30,12 +30,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.plan import OrderPlan, rank_batches
 from lafs_ray.data.recordio import Header, RecordWriter, pack
-from lafs_ray.data.synthetic import encode_face, sample_identity, sample_nuisance
+from lafs_ray.data.sampler import OrderPlan, rank_batches
+from lafs_ray.synthetic.datasets import encode_face, sample_identity, sample_nuisance
 
 BATCH = 256
 DRAWN = 100
@@ -219,8 +219,8 @@ def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: f
     """The same on Ray, and whether it is the same set."""
     import ray
 
-    from lafs_ray.engine.cluster import join_cluster
-    from lafs_ray.engine.pack import on_ray
+    from lafs_ray.engine.ray_session import join_cluster
+    from lafs_ray.engine.ray_tasks import on_ray
 
     join_cluster(options.workers, "--workers")
     named = PackOptions(

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.views import cpu_name
-from lafs_ray.method.optim import RowAdamW
+from lafs_ray.methods.optim import RowAdamW
 from lafs_ray.models.heads import MarginSoftmax
 from lafs_ray.models.partial_fc import PartialFC
 

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.method.draws import ViewSettings
-from lafs_ray.method.lafs import LafsNetwork
-from lafs_ray.method.optim import parameter_groups
+from lafs_ray.methods.lafs import LafsNetwork
+from lafs_ray.methods.optim import parameter_groups
 from lafs_ray.models.fvit import FViTSize, build_fvit
 from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.landmarks import LandmarkCNN
-from lafs_ray.training.stream import Columns
+from lafs_ray.training.input_pipeline import Columns
+from lafs_ray.transforms.params import ViewSettings
 
 VIEWS = ViewSettings()
 STUDENT_TEMP, CENTRE_MOMENTUM = 0.1, 0.9

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pack import peak_mb
-from lafs_ray.data.packing.shuffle import Shuffle
-from lafs_ray.data.plan import OrderPlan, rank_batches
+from lafs_ray.data.packing.runs import Shuffle
+from lafs_ray.data.sampler import OrderPlan, rank_batches
 
 BATCH = 256
 GLOBAL_BATCH = 1024
@@ -76,7 +76,7 @@ def print_order(num_images: int, each: int, batches: int) -> None:
         print(f"{name:28}{mean:12.1f}{f'{low:.0f} to {high:.0f}':>14}{ratio:12.2f}{most:13.1f}")
 
 
-IMPORTS = ["import time", "from lafs_ray.data.plan import OrderPlan, rank_batches"]
+IMPORTS = ["import time", "from lafs_ray.data.sampler import OrderPlan, rank_batches"]
 SEEK = [
     "records, batch, chunk = map(int, sys.argv[1:])",
     "plan = OrderPlan(records, batch, 0, chunk)",

@@ -38,14 +38,16 @@ import ray
 import torch
 
 from benchmarks.views import cpu_name
-from lafs_ray.config.base import load
+from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data import storage, synthetic
-from lafs_ray.engine.cluster import run_on_ray
-from lafs_ray.training.inputs import JobInputs, open_job
-from lafs_ray.training.meter import TIMES, read_metrics
-from lafs_ray.training.session import run_local, run_rank
-from lafs_ray.training.stream import StepBatch, local_stream
+from lafs_ray.data.io import filesystem
+from lafs_ray.engine.ray_train import run_on_ray
+from lafs_ray.synthetic import datasets
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
+from lafs_ray.training.monitoring.metrics import TIMES
+from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.runner import run_local, run_rank
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "debug.yaml"
 
@@ -111,7 +113,7 @@ def measure(folder: Path, name: str, repeat: int, options: argparse.Namespace) -
     start = time.perf_counter()
     WAYS[name](inputs)
     whole = time.perf_counter() - start
-    lines = read_metrics(storage.join(inputs.folder().uri, "metrics.jsonl"))
+    lines = read_metrics(filesystem.join(inputs.folder().uri, "metrics.jsonl"))
     assert len(lines) == options.steps, f"{name}: {len(lines)} lines of {options.steps} steps"
     seconds = [options.batch / line["images_per_s"] for line in lines]
     waits = [s * line["wait_share"] for s, line in zip(seconds, lines, strict=True)]
@@ -167,7 +169,7 @@ def main() -> None:
     results: dict[str, list[Result]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         faces = Path(folder) / "faces"
-        synthetic.write_faces(str(faces), num_identities=32, images_per_identity=8, seed=0)
+        datasets.write_faces(str(faces), num_identities=32, images_per_identity=8, seed=0)
         for repeat in range(options.repeats):
             for name in WAYS:
                 results[name].append(measure(Path(folder), name, repeat, options))

@@ -26,13 +26,13 @@ from unittest import mock
 import pyarrow as pa
 
 from benchmarks.pack import write_ordered
-from lafs_ray.data import fetch, storage
-from lafs_ray.data.cache import BlockCache
-from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.face_set import FaceSet, open_faces
+from lafs_ray.data.io import filesystem, ranged_reads
+from lafs_ray.data.io.block_cache import BlockCache
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.plan import SLOT_ROWS, WINDOW_STEPS, OrderPlan
-from lafs_ray.training.stream import Cropper, local_stream, read_portion
+from lafs_ray.data.sampler import SLOT_ROWS, WINDOW_STEPS, OrderPlan
+from lafs_ray.training.input_pipeline import Cropper, local_stream, read_portion
 
 EACH = 40
 ONE_BY_ONE, JOINED = {"_GAP_BYTES": -1, "_REMOTE_READS": 1}, {"_REMOTE_READS": 1}
@@ -71,7 +71,7 @@ def server() -> Iterator[tuple[str, Callable[[float], int]]]:
 def upload(folder: Path, uri: str) -> None:
     """Put the files of a folder into the store."""
     for path in sorted(folder.iterdir()):
-        with storage.atomic_write(storage.join(uri, path.name)) as file:
+        with filesystem.atomic_write(filesystem.join(uri, path.name)) as file:
             file.write(path.read_bytes())
 
 
@@ -126,7 +126,7 @@ def measure(
 ) -> None:
     """Make both sets, put them into the store and read them in every way."""
     query = f"endpoint_override={endpoint}&scheme=http&region=us-east-1"
-    storage.resolve(f"s3://faces?{query}&allow_bucket_creation=true")[0].create_dir("faces")
+    filesystem.resolve(f"s3://faces?{query}&allow_bucket_creation=true")[0].create_dir("faces")
     (root / "sorted").mkdir()
     for shard in range(options.shards):
         write_ordered(root / "sorted" / f"{shard}.rec", options.images // options.shards, EACH)
@@ -162,7 +162,7 @@ def measure(
         ("(g) the same, read ahead", wait_for_stream, packed, 256, {}),
     ):
         latency(options.latency)
-        with mock.patch.multiple(fetch, **patches) if patches else mock.patch.dict({}):
+        with mock.patch.multiple(ranged_reads, **patches) if patches else mock.patch.dict({}):
             waited = work(found, options.portions, options.training, chunk_records)
         baseline = baseline or waited
         print(f"{name:44}{waited:12.2f}{waited / baseline:10.3f}{latency(0.0):10}")

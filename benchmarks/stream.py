@@ -29,14 +29,14 @@ import pyarrow as pa
 
 from benchmarks.pack import PACK, forget, peak_mb, seconds, write_ordered
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.plan import WINDOW_STEPS, OrderPlan, _chunk_order
-from lafs_ray.training.inputs import JobInputs
-from lafs_ray.training.length import Length
-from lafs_ray.training.start import StartWeights
-from lafs_ray.training.stream import Columns, Cropper, local_stream, read_portion
+from lafs_ray.data.sampler import WINDOW_STEPS, OrderPlan, _chunk_order
+from lafs_ray.training.input_pipeline import Columns, Cropper, local_stream, read_portion
+from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.run_length import Length
+from lafs_ray.training.tasks.init_weights import StartWeights
 
 BATCH = 256
 EACH = 40
@@ -87,8 +87,8 @@ def stream_locally(faces: FaceSet, chunk_records: int) -> int:
 
 def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int:
     """Up to so many records of an epoch of one rank through Ray Data; their number."""
-    from lafs_ray.engine.ingest import rank_stream
-    from lafs_ray.engine.shared import share
+    from lafs_ray.engine.object_store import share
+    from lafs_ray.engine.ray_ingest import rank_stream
 
     config = PretrainConfig.model_validate(
         {
@@ -307,7 +307,7 @@ def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
         peak, _ = peak_mb(PACK, work, *paths)
         print(f"packing, one process: + {peak:.0f} MB, {peak * 2**20 / size:.2f} of the data")
         return
-    from lafs_ray.engine.pack import on_ray
+    from lafs_ray.engine.ray_tasks import on_ray
 
     named = PackOptions(paths[:1], paths[1], SHARDS, memory_bytes=memory, workers=actors)
     with ray_session(actors):

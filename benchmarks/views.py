@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from lafs_ray.compat import import_torchvision
-from lafs_ray.data.faces import decode_image
-from lafs_ray.method.augment import change_appearance, crop_views
-from lafs_ray.method.draws import LandmarkSource, ViewSettings, draw_views
-from lafs_ray.method.landmarks import LandmarkFinder
-from lafs_ray.method.views import ViewCutter, cut_tokens, map_landmarks
+from lafs_ray.data.images import decode_image
 from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.transforms.augment import change_appearance, crop_views
+from lafs_ray.transforms.landmark_predictor import LandmarkFinder
+from lafs_ray.transforms.params import LandmarkSource, ViewSettings, draw_views
+from lafs_ray.transforms.views import ViewCutter, cut_tokens, map_landmarks
 
 BATCH = 32
 CROP = "crop, resize, flip (10 views)"

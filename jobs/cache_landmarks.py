@@ -7,8 +7,8 @@ python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=packed landmarks.so
 
 from collections.abc import Sequence
 
-from lafs_ray.engine.cache_landmarks import cache_job
-from lafs_ray.engine.job import run
+from lafs_ray.cli.cache_landmarks import cache_job
+from lafs_ray.cli.main import run
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,13 +7,13 @@ python jobs/convert_weights.py teacher.safetensors back.pth
 import argparse
 from collections.abc import Sequence
 
-from lafs_ray.data import storage
-from lafs_ray.engine.job import run
+from lafs_ray.cli.main import run
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError
-from lafs_ray.models.architecture import PUBLISHED_HEAD_DIM
-from lafs_ray.models.convert import write_published
-from lafs_ray.models.weights_file import write_weights
-from lafs_ray.training.trained import convert
+from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM
+from lafs_ray.models.checkpoints.convert import write_published
+from lafs_ray.models.checkpoints.safetensors_file import write_weights
+from lafs_ray.training.checkpoint.inference import convert
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
             out, found=f"the ending .{ending}", expected=".safetensors or .pth", fix="name it so"
         )
     if not force:
-        storage.require_absent(out)
+        filesystem.require_absent(out)
     # On the way back nothing is left out that the file was asked to keep.
     conversion = convert(source, **{**options, "heads": options["heads"] or ending == "pth"})
     left_out: dict[str, str] = {}
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         left_out = write_published(out, conversion.weights)
     lines = conversion.lines() + [f"left out: {names}: {why}" for names, why in left_out.items()]
-    print("\n".join([*lines, f"written: {out}, {storage.file_size(out):,} bytes"]))
+    print("\n".join([*lines, f"written: {out}, {filesystem.file_size(out):,} bytes"]))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lafs_ray.data import storage
-from lafs_ray.data.keyed import open_keyed
-from lafs_ray.engine.job import require_lasting, run
+from lafs_ray.cli.main import require_lasting, run
+from lafs_ray.data.eval_sets import open_keyed
+from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip, write_embeddings
-from lafs_ray.models.weights_file import describe_network
-from lafs_ray.training.trained import inference_device, read_trained
+from lafs_ray.models.checkpoints.safetensors_file import describe_network
+from lafs_ray.training.checkpoint.inference import inference_device, read_trained
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,14 +35,14 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     require_lasting("OUT", options.out)
     if not options.force:
-        storage.require_absent(options.out)
+        filesystem.require_absent(options.out)
     device, source = inference_device(options.device), open_keyed(options.faces)
     weights = read_trained(options.checkpoint)
     network = weights.embedder().to(device)
     embed = partial(apply_network, network, device=device, batch_size=options.batch_size)
     metadata = {
         **describe_network(weights),
-        "faces": storage.absolute(options.faces),
+        "faces": filesystem.absolute(options.faces),
         "faces_colour_order": options.colour_order,
         "flip_test": str(options.flip).lower(),
         "resized": str(options.resize).lower(),
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         metadata,
         complain=partial(print, file=sys.stderr),
     )
-    size, width = storage.file_size(options.out), metadata["embedding_dim"]
+    size, width = filesystem.file_size(options.out), metadata["embedding_dim"]
     print(
         f"{options.out}: {outcome.num_rows:,} faces, vectors of {width}, {size:,} bytes; "
         f"{len(outcome.left_out)} left out"

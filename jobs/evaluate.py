@@ -6,8 +6,8 @@ python jobs/evaluate.py runs/lafs lfw.bin agedb_30.bin --identities val.rec --te
 import argparse
 from collections.abc import Sequence
 
-from lafs_ray.engine.evaluate import Request, evaluate
-from lafs_ray.engine.job import run
+from lafs_ray.cli.evaluate import Request, evaluate
+from lafs_ray.cli.main import run
 
 
 def main(arguments: Sequence[str]) -> None:

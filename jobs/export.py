@@ -6,10 +6,10 @@ python jobs/export.py runs/lafs exported --formats safetensors,onnx,torch_export
 import argparse
 from collections.abc import Sequence
 
-from lafs_ray.data import storage
-from lafs_ray.engine.job import require_lasting, run
-from lafs_ray.models.export import FILES, TOLERANCE, export_embedder, require_format
-from lafs_ray.training.trained import read_trained
+from lafs_ray.cli.main import require_lasting, run
+from lafs_ray.data.io import filesystem
+from lafs_ray.models.checkpoints.export import FILES, TOLERANCE, export_embedder, require_format
+from lafs_ray.training.checkpoint.inference import read_trained
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,14 +32,14 @@ def main(arguments: Sequence[str]) -> None:
     files = dict.fromkeys(options.formats.split(","), "")
     for name in files:
         require_format(name)
-        files[name] = storage.join(options.out, FILES[name])
+        files[name] = filesystem.join(options.out, FILES[name])
         if not options.force:
-            storage.require_absent(files[name])
+            filesystem.require_absent(files[name])
     weights = read_trained(options.checkpoint)
     print("\n".join([f"source: {weights.source}", *weights.architecture.lines()]))
     for name, uri in files.items():
         difference = export_embedder(weights, uri, name, kind=options.input)
-        size = storage.file_size(uri)
+        size = filesystem.file_size(uri)
         print(f"{uri}: {size:,} bytes; differs by {difference:.1e} (allowed {TOLERANCE:.0e})")
 
 

@@ -6,9 +6,9 @@ python jobs/finetune.py configs/finetune/few_shot.yaml data.path=train.rec start
 
 from collections.abc import Sequence
 
+from lafs_ray.cli.main import run
+from lafs_ray.cli.train import start_job
 from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.engine.job import run
-from lafs_ray.engine.launch import start_job
 
 
 def main(arguments: Sequence[str]) -> None:

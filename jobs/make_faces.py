@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import cv2
 
-from lafs_ray.data import storage, synthetic
-from lafs_ray.engine.job import run
+from lafs_ray.cli.main import run
+from lafs_ray.data.io import filesystem
+from lafs_ray.synthetic import datasets
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,14 +25,14 @@ def main(arguments: Sequence[str]) -> None:
     people, images, start = args.identities, args.images, time.perf_counter()
     common = {"seed": args.seed, "workers": args.workers, "report": print}
     size = {"num_identities": people, "images_per_identity": images, "num_shards": args.shards}
-    synthetic.write_faces(args.out, **size, **common)
+    datasets.write_faces(args.out, **size, **common)
     if args.pairs:
         size = {"num_pairs": args.pairs, "identities": range(people, people + args.pair_identities)}
-        synthetic.write_pair_file(storage.join(args.out, "pairs.bin"), **size, **common)
+        datasets.write_pair_file(filesystem.join(args.out, "pairs.bin"), **size, **common)
     num_images = people * images + 2 * args.pairs
     rate = num_images / (time.perf_counter() - start) * 60
-    sheet = synthetic.contact_sheet(args.seed, range(min(people, 12)), min(images, 10))
-    with storage.atomic_write(storage.join(args.out, "contact_sheet.png")) as file:
+    sheet = datasets.contact_sheet(args.seed, range(min(people, 12)), min(images, 10))
+    with filesystem.atomic_write(filesystem.join(args.out, "contact_sheet.png")) as file:
         file.write(cv2.imencode(".png", sheet[:, :, ::-1])[1].tobytes())
     print(f"{num_images} images in {args.out}: {rate:.0f} images/minute")
 

@@ -8,8 +8,8 @@ python jobs/pack.py --inspect faces_emore/train.rec
 
 from collections.abc import Sequence
 
-from lafs_ray.engine.job import run
-from lafs_ray.engine.pack import pack_job
+from lafs_ray.cli.main import run
+from lafs_ray.cli.pack import pack_job
 
 
 def main(arguments: Sequence[str]) -> None:

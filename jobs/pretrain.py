@@ -5,9 +5,9 @@ python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=train.rec landmarks
 
 from collections.abc import Sequence
 
+from lafs_ray.cli.main import run
+from lafs_ray.cli.train import start_job
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.engine.job import run
-from lafs_ray.engine.launch import start_job
 
 
 def main(arguments: Sequence[str]) -> None:

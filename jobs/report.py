@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lafs_ray.data import storage
-from lafs_ray.data.faces import decode_image, open_faces
-from lafs_ray.data.sources import open_pairs
-from lafs_ray.engine.evaluate import judge_pairs, local_embedding
-from lafs_ray.engine.job import run
+from lafs_ray.cli.main import run
+from lafs_ray.data.eval_sets import open_pairs
+from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.images import decode_image
+from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
-from lafs_ray.evaluation.figures import as_png, landmark_overlay, learning_curves
-from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.trained import read_trained
+from lafs_ray.evaluation.plots import as_png, landmark_overlay, learning_curves
+from lafs_ray.evaluation.protocols import judge_pairs, local_embedding
+from lafs_ray.training.checkpoint.inference import read_trained
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
     images = np.stack([decode_image(data, colour_order="rgb") for data in some.images])
     landmarks = apply_network(network.landmark_cnn, images)
-    curves = learning_curves(read_metrics(storage.join(options.run, "metrics.jsonl")))
+    curves = learning_curves(read_metrics(filesystem.join(options.run, "metrics.jsonl")))
     judged = judge_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
     text = f"{judged}\n"
     for name, content in (
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         ("landmarks.png", as_png(landmark_overlay(images, landmarks))),
         ("accuracy.txt", text.encode()),
     ):
-        with storage.atomic_write(storage.join(options.out, name)) as file:
+        with filesystem.atomic_write(filesystem.join(options.out, name)) as file:
             file.write(content)
     print(f"{text}curves.png and landmarks.png are in {options.out}")
 

@@ -6,8 +6,8 @@ python jobs/status.py runs/lafs          # or s3://bucket/runs/lafs; --json for 
 import argparse
 from collections.abc import Sequence
 
-from lafs_ray.engine.job import run
-from lafs_ray.training.status import read_status
+from lafs_ray.cli.main import run
+from lafs_ray.training.monitoring.status import read_status
 
 
 def main(arguments: Sequence[str]) -> None:

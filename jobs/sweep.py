@@ -5,8 +5,8 @@ python jobs/sweep.py configs/sweep/few_shot.yaml settings.data.path=train.rec
 
 from collections.abc import Sequence
 
-from lafs_ray.engine.job import run
-from lafs_ray.engine.sweep.command import start_sweep
+from lafs_ray.cli.main import run
+from lafs_ray.cli.sweep import start_sweep
 
 
 def main(arguments: Sequence[str]) -> None:

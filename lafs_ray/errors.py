@@ -1,10 +1,12 @@
 """Errors that a user can mend: each says what, what was found, what was expected and what to do.
 
 Our own mistakes are `assert` or plain exceptions and keep their traceback; a `UserError` is printed
-without one by `lafs_ray.engine.job.run`, which exits with code 2.
+without one by `lafs_ray.cli.main.run`, which exits with code 2.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -52,3 +54,19 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """Training has gone wrong, and to go on would waste or spoil it."""
+
+
+def find_user_error(error: BaseException) -> UserError | None:
+    """The `UserError` inside an exception; Ray wraps what its workers raise in several layers."""
+    return next((found for found in _layers(error, 8) if isinstance(found, UserError)), None)
+
+
+def _layers(error: object, depth: int) -> Iterator[object]:
+    if not isinstance(error, BaseException) or depth == 0:
+        return
+    yield error
+    failures = getattr(error, "worker_failures", None)
+    inner = [*failures.values()] if isinstance(failures, dict) else []
+    inner += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__")]
+    for layer in inner:
+        yield from _layers(layer, depth - 1)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lafs_ray.data import synthetic
 from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.synthetic import datasets
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,9 +86,9 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
     """The few-shot protocol trains all arms and prints a table; a second call trains nothing."""
     faces = tmp_path / "faces"
     size = {"num_identities": 32, "images_per_identity": 3, "seed": 0}
-    synthetic.write_faces(str(faces), **size)
+    datasets.write_faces(str(faces), **size)
     pairs = str(faces / "att_10id.bin")
-    synthetic.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
+    datasets.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
     numbers = ("pretraining-steps", "finetuning-steps", "pretraining-seeds", "finetuning-seeds")
     options = [word for name in numbers for word in (f"--{name}", "1")]
     command = ("few_shot", str(tmp_path / "work"), "--att", str(faces), *options)
@@ -106,9 +106,9 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
 def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
     """Three runs that differ in the source of landmarks alone begin with nearly the same loss."""
     faces = tmp_path / "faces"
-    synthetic.write_faces(str(faces), num_identities=32, images_per_identity=3, seed=0)
+    datasets.write_faces(str(faces), num_identities=32, images_per_identity=3, seed=0)
     pairs = str(tmp_path / "pairs.bin")
-    synthetic.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
+    datasets.write_pair_file(pairs, num_pairs=20, identities=range(32, 40), seed=0)
     network = tmp_path / "stage_1.pth"
     with torch.random.fork_rng():
         torch.manual_seed(0)

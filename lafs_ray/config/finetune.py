@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lafs_ray.config.base import (
+from lafs_ray.config.loader import (
     AnnealingField,
     Duration,
     DurationField,
@@ -18,7 +18,7 @@ from lafs_ray.config.base import (
     RealPair,
     Section,
 )
-from lafs_ray.config.sections import Data, Job, Positive, Rate
+from lafs_ray.config.train import Data, Job, Positive, Rate
 
 
 class Subset(Section):

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lafs_ray.config.base import Duration, DurationField, Real, RealPair, RealTriple, Section
-from lafs_ray.config.sections import Count, Guards, Job, Positive, Rate
+from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, RealTriple, Section
+from lafs_ray.config.train import Count, Guards, Job, Positive, Rate
 
 
 class Landmarks(Section):

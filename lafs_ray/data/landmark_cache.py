@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.fetch import Spans, fetch_spans
-from lafs_ray.data.manifest import ColourOrder, as_json, read_json
-from lafs_ray.data.many_files import list_tree
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.listing import list_tree
+from lafs_ray.data.io.ranged_reads import Spans, fetch_spans
+from lafs_ray.data.packed_set import ColourOrder, as_json, read_json
 from lafs_ray.errors import DataError
 
 STAMP = "landmarks.json"
@@ -140,7 +140,7 @@ class LandmarkCache:
         part, width = self.parts[number], row_bytes(self.num_landmarks)
         offsets = part.values_at + (members - part.first) * width
         sizes = np.full(len(members), width, dtype=np.int64)
-        return Spans(storage.join(self.folder, part.name), offsets, sizes, part.size_bytes)
+        return Spans(filesystem.join(self.folder, part.name), offsets, sizes, part.size_bytes)
 
 
 def row_bytes(num_landmarks: int) -> int:
@@ -206,7 +206,7 @@ def write_part(
     start = _values_at(pq.read_metadata(io.BytesIO(data)), values.nbytes)
     # What readers rely on; another version of Arrow might lay pages out in another way.
     assert data[start : start + values.nbytes] == values.tobytes(), "landmarks are not one page"
-    with storage.atomic_write(storage.join(folder, part.name)) as file:
+    with filesystem.atomic_write(filesystem.join(folder, part.name)) as file:
         file.write(data)
 
 
@@ -222,10 +222,10 @@ def read_entry(folder: str, identity: Identity, part: Part) -> PartEntry | None:
     Raises:
         DataError: it is of another set or other weights.
     """
-    uri = storage.join(folder, part.name)
+    uri = filesystem.join(folder, part.name)
     width = row_bytes(identity.num_landmarks)
     try:
-        with storage.open_input(uri) as file:
+        with filesystem.open_input(uri) as file:
             size, metadata = file.size(), pq.read_metadata(file)
         stamp = json.loads(metadata.metadata[b"lafs_ray"])
         rows = metadata.num_rows
@@ -244,7 +244,7 @@ def read_entries(folder: str, identity: Identity, parts: list[Part]) -> dict[Par
     Raises:
         DataError: one is of another set or other weights.
     """
-    present = set(storage.list_names(folder))
+    present = set(filesystem.list_names(folder))
     there = [part for part in parts if part.name in present]
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         entries = pool.map(lambda part: read_entry(folder, identity, part), there)
@@ -264,7 +264,7 @@ def write_stamp(
     """
     content = {"format": FORMAT, "version": VERSION, **asdict(identity), **details}
     content["parts"] = [asdict(entry) for entry in entries]
-    with storage.atomic_write(storage.join(folder, STAMP)) as file:
+    with filesystem.atomic_write(filesystem.join(folder, STAMP)) as file:
         file.write(as_json(content))
 
 
@@ -280,9 +280,9 @@ def open_landmarks(folder: str, identity: Identity, command: str) -> LandmarkCac
         DataError: they are missing, not finished, of another set, weights or colour order; a part
             is missing or was cut short, or images are not covered.
     """
-    uri = storage.join(folder, STAMP)
-    if not storage.exists(uri):
-        started = any(name.startswith("part-") for name in storage.list_names(folder))
+    uri = filesystem.join(folder, STAMP)
+    if not filesystem.exists(uri):
+        started = any(name.startswith("part-") for name in filesystem.list_names(folder))
         raise DataError(
             folder,
             found="cached landmarks that are not finished" if started else "no cached landmarks",
@@ -304,7 +304,7 @@ def open_landmarks(folder: str, identity: Identity, command: str) -> LandmarkCac
     if [first for first, _ in covered] != stops[:-1] or stops[-1] != identity.images:
         raise _bad_stamp(uri, f"parts that do not cover {identity.images} records", command)
     _check_files(folder, entries, command)
-    return LandmarkCache(storage.absolute(folder), identity.num_landmarks, entries)
+    return LandmarkCache(filesystem.absolute(folder), identity.num_landmarks, entries)
 
 
 def _check_files(folder: str, entries: tuple[PartEntry, ...], command: str) -> None:
@@ -313,7 +313,7 @@ def _check_files(folder: str, entries: tuple[PartEntry, ...], command: str) -> N
         if sizes.get(entry.name) != entry.size_bytes:
             size = sizes.get(entry.name)
             raise DataError(
-                storage.join(folder, entry.name),
+                filesystem.join(folder, entry.name),
                 found="no such file" if size is None else f"{size} bytes",
                 expected=f"{entry.size_bytes} bytes, as {STAMP} says",
                 fix=f"copy the file again, or delete {STAMP} and run {command}",

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 
 from pyarrow import fs
 
-from lafs_ray.data import storage
-from lafs_ray.data.many_files import list_tree
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.listing import list_tree
 from lafs_ray.errors import DataError
 
 
@@ -21,29 +21,29 @@ def expand_records(path: str) -> tuple[str, ...]:
     Raises:
         DataError: nothing is there, an `.idx` lacks its `.rec`, or the file is of another kind.
     """
-    wildcards = "*[" if storage.is_uri(path) else "*?["
+    wildcards = "*[" if filesystem.is_uri(path) else "*?["
     is_pattern = any(mark in path for mark in wildcards) and not (
-        not storage.is_uri(path) and os.path.exists(path)
+        not filesystem.is_uri(path) and os.path.exists(path)
     )
     if is_pattern:
         return _matching(path, wildcards)
-    info = storage.file_info(path)
+    info = filesystem.file_info(path)
     if info.type == fs.FileType.Directory:
         return _in_folder(path)
-    bare = path.partition("?")[0] if storage.is_uri(path) else path
+    bare = path.partition("?")[0] if filesystem.is_uri(path) else path
     if not bare.endswith(".rec"):
         found = "no such file or folder" if info.type == fs.FileType.NotFound else "another file"
         expected = "a .rec file, a folder of .rec files, or a pattern such as shards/*.rec"
         raise DataError(path, found=found, expected=expected, fix="check the path")
     if info.type == fs.FileType.NotFound:
-        lonely = storage.exists(storage.replace_suffix(path, ".rec", ".idx"))
+        lonely = filesystem.exists(filesystem.replace_suffix(path, ".rec", ".idx"))
         found = "the .idx, but no .rec beside it" if lonely else "no such file"
         raise DataError(path, found=found, expected="a .rec file", fix="copy the .rec to this path")
     return (path,)
 
 
 def _in_folder(folder: str) -> tuple[str, ...]:
-    names = storage.list_names(folder)
+    names = filesystem.list_names(folder)
     records = [name for name in names if name.endswith(".rec")]
     lonely = [name for name in names if name.endswith(".idx") and name[:-4] + ".rec" not in records]
     if lonely:
@@ -59,16 +59,18 @@ def _in_folder(folder: str) -> tuple[str, ...]:
             found = "files in its subfolders alone"
         fix = "give the folder that holds the .rec; pack a folder of images first (jobs/pack.py)"
         raise DataError(folder, found=found, expected="at least one .rec file", fix=fix)
-    return tuple(storage.join(folder, name) for name in records)
+    return tuple(filesystem.join(folder, name) for name in records)
 
 
 def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
-    pattern, mark, query = pattern.partition("?") if storage.is_uri(pattern) else (pattern, "", "")
+    pattern, mark, query = (
+        pattern.partition("?") if filesystem.is_uri(pattern) else (pattern, "", "")
+    )
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(mark in part for mark in wildcards))
     base, wanted = "/".join(parts[:first]) or ("/" if first else "."), parts[first:]
     base += mark + query
-    names = storage.list_names(base, recursive=len(wanted) > 1)
+    names = filesystem.list_names(base, recursive=len(wanted) > 1)
     matches = [
         name
         for name in names
@@ -80,4 +82,4 @@ def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
         found = f"no match among {len(names)} files" if names else f"nothing below {base}"
         pattern += mark + query
         raise DataError(pattern, found=found, expected="at least one .rec", fix="check the pattern")
-    return tuple(storage.join(base, name) for name in matches)
+    return tuple(filesystem.join(base, name) for name in matches)

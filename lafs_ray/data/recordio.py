@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from lafs_ray.data import storage
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
 MAGIC = 0xCED7230A
@@ -127,7 +127,7 @@ def decode_record(
     while True:
         begin = position + _FRAME.size
         if begin > len(buffer):
-            raise truncated(where, begin - start, len(buffer) - start)
+            raise _truncated(where, begin - start, len(buffer) - start)
         magic, word = _FRAME.unpack_from(buffer, position)
         if magic != MAGIC:
             raise _damaged(where, f"0x{magic:08x}", f"RecordIO's magic word 0x{MAGIC:08x}")
@@ -137,7 +137,7 @@ def decode_record(
             raise _damaged(where, f"continuation flag {part}", expected)
         position = begin + length + -length % 4
         if position > len(buffer):
-            raise truncated(where, position - start, len(buffer) - start)
+            raise _truncated(where, position - start, len(buffer) - start)
         parts.append(buffer[begin : begin + length])
         if part == _WHOLE:
             return parts[0], position
@@ -176,12 +176,12 @@ def record_end(file: Any, offset: int, file_size: int, source: str) -> int:
             (magic,) = struct.unpack_from("<I", frame)
             raise _damaged(where, f"0x{magic:08x}", f"RecordIO's magic word 0x{MAGIC:08x}")
         if len(frame) < _FRAME.size:
-            raise truncated(where, position + _FRAME.size - offset, file_size - offset)
+            raise _truncated(where, position + _FRAME.size - offset, file_size - offset)
         word: int = _FRAME.unpack(frame)[1]
         part, length = word >> _LENGTH_BITS, word & _MAX_LENGTH
         position += _FRAME.size + length + -length % 4
         if position > file_size:
-            raise truncated(where, position - offset, file_size - offset)
+            raise _truncated(where, position - offset, file_size - offset)
         if part in (_WHOLE, _LAST):
             return position
 
@@ -191,7 +191,7 @@ def _damaged(where: str, found: str, expected: str) -> DataError:
     return DataError(where, found=found, expected=expected, fix=f"{fix}, or pack the images anew")
 
 
-def truncated(where: str, needed: int, have: int) -> DataError:
+def _truncated(where: str, needed: int, have: int) -> DataError:
     """A record that is cut short: how many bytes it needs, and has."""
     found = f"{have} bytes to the end"
     return _damaged(where, found, f"a record of at least {needed} bytes (it is cut short)")
@@ -199,7 +199,7 @@ def truncated(where: str, needed: int, have: int) -> DataError:
 
 def index_uri(record_uri: str) -> str:
     """Where the index of a `.rec` file lies."""
-    return storage.replace_suffix(record_uri, ".rec", ".idx")
+    return filesystem.replace_suffix(record_uri, ".rec", ".idx")
 
 
 def checksum() -> Any:
@@ -227,8 +227,8 @@ class RecordWriter:
     def __enter__(self) -> RecordWriter:
         with ExitStack() as stack:
             # Left in reverse order: the index never stands beside a file that does not exist yet.
-            self._index = stack.enter_context(storage.atomic_write(index_uri(self._uri)))
-            self._records = stack.enter_context(storage.atomic_write(self._uri))
+            self._index = stack.enter_context(filesystem.atomic_write(index_uri(self._uri)))
+            self._records = stack.enter_context(filesystem.atomic_write(self._uri))
             self._stack = stack.pop_all()
         return self
 
@@ -258,7 +258,7 @@ def read_index(uri: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     Raises:
         DataError: a line is not `key <tab> offset`; it is named with its number.
     """
-    with storage.open_input(uri) as file:
+    with filesystem.open_input(uri) as file:
         if file.size() == 0:
             raise DataError(uri, found="an empty file", expected="a line for each record", fix=_IDX)
         try:
@@ -285,7 +285,7 @@ _IDX = "copy the .idx again, or delete it: the .rec is then read through once to
 def _bad_index_line(uri: str, error: Exception) -> DataError:
     """Name the first line that is wrong; only the failed path pays for the slow search."""
     right = re.compile(rb"\d{1,18}\t\d{1,18}\r?\n?|\r?\n")
-    with storage.open_input(uri) as file:
+    with filesystem.open_input(uri) as file:
         for number, line in enumerate(io.BufferedReader(file), 1):
             if not right.fullmatch(line):
                 found = repr(line[:80].rstrip(b"\r\n").decode("utf-8", "replace"))
@@ -303,7 +303,7 @@ def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
     Raises:
         DataError: a record is damaged or cut short; what follows it cannot be found.
     """
-    with storage.open_input(uri) as file:
+    with filesystem.open_input(uri) as file:
         file_size, offset = file.size(), 0
         while offset < file_size:
             # A record longer than a piece is rare: its end is known from its length fields.

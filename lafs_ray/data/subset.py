@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.faces import FaceSet
-from lafs_ray.data.splitmix import mixed
+from lafs_ray.data.face_set import FaceSet
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
 ShortIdentities = Literal["error", "take_all", "drop"]
@@ -87,7 +86,7 @@ def lottery_numbers(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
     columns = []
     for shard, uri in enumerate(faces.shard_uris):
         first, stop = faces.shard_starts[shard : shard + 2]
-        name = storage.file_name(uri)
+        name = filesystem.file_name(uri)
         digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
         start = np.uint64(int.from_bytes(digest, "little"))
         columns.append(mixed(mixed(faces.keys[first:stop].astype(np.uint64)) ^ start))
@@ -122,11 +121,19 @@ def write_subset(uri: str, faces: FaceSet) -> None:
         uri: the file to write, atomically.
         faces: the subset.
     """
-    names = [storage.file_name(shard) for shard in faces.shard_uris]
+    names = [filesystem.file_name(shard) for shard in faces.shard_uris]
     shards = np.repeat(np.arange(len(names), dtype=np.int32), np.diff(faces.shard_starts))
     file_column = pa.DictionaryArray.from_arrays(pa.array(shards), pa.array(names))
     table = pa.table({"file": file_column, "key": faces.keys, "label": faces.labels()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    with storage.atomic_write(uri) as file:
+    with filesystem.atomic_write(uri) as file:
         file.write(buffer.getvalue())
+
+
+def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One round of splitmix64; unsigned products wrap, which is what it needs."""
+    mixing = values + np.uint64(0x9E3779B97F4A7C15)
+    mixing = (mixing ^ (mixing >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixing = (mixing ^ (mixing >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixing ^ (mixing >> np.uint64(31)), dtype=np.uint64)

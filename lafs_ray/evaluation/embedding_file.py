@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.faces import decode_image
-from lafs_ray.data.keyed import ImageFiles, KeyedFace, RecordFaces
+from lafs_ray.data.eval_sets import ImageFiles, KeyedFace, RecordFaces
+from lafs_ray.data.images import decode_image
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -95,7 +95,7 @@ def write_embeddings(
             place cannot be written to.
     """
     outcome = Outcome()
-    with storage.atomic_write(uri) as file, contextlib.ExitStack() as closing:
+    with filesystem.atomic_write(uri) as file, contextlib.ExitStack() as closing:
         writer: pq.ParquetWriter | None = None
         for table in _tables(source, embed, decoding, outcome, complain, say):
             if writer is None:

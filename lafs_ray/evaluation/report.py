@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.sources import FaceSource
-from lafs_ray.data.templates import Templates
+from lafs_ray.data.eval_sets import FaceSource
+from lafs_ray.data.ijb import Templates
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import chunks
-from lafs_ray.evaluation.neighbours import neighbour_accuracies
-from lafs_ray.evaluation.roc import RocCurve, roc_curve
+from lafs_ray.evaluation.embed import centre, chunks
+from lafs_ray.evaluation.neighbors import neighbour_accuracies
 from lafs_ray.evaluation.templates import (
     TEMPLATE_FARS,
     TestMode,
@@ -26,11 +25,12 @@ from lafs_ray.evaluation.templates import (
     pair_scores,
     template_features,
 )
-from lafs_ray.evaluation.vectors import centre
 from lafs_ray.evaluation.verification import (
+    RocCurve,
     kfold_accuracy,
     pair_distances,
     raw_pixel_embeddings,
+    roc_curve,
     tar_at_far,
 )
 

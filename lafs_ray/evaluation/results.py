@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lafs_ray.data import storage
+from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.report import Row
 
 
@@ -71,11 +71,11 @@ def write_results(folder: str, header: Mapping[str, Any], judged: Sequence[Judge
         curves = {row.title: row.curve for row in one.rows if row.curve is not None}
         if curves:
             # Here, as every worker of a run with probes would wait half a second for matplotlib.
-            from lafs_ray.evaluation.figures import as_png, roc_figure
+            from lafs_ray.evaluation.plots import as_png, roc_figure
 
             files[_picture_name(one.uri, files)] = as_png(roc_figure(one.uri, curves))
     for name, data in files.items():
-        with storage.atomic_write(storage.join(folder, name)) as file:
+        with filesystem.atomic_write(filesystem.join(folder, name)) as file:
             file.write(data)
 
 

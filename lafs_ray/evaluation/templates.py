@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.vectors import centre, normalise
+from lafs_ray.evaluation.embed import centre, normalise
 
 TEMPLATE_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _PAIRS_AT_ONCE = 100_000

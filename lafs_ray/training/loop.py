@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lafs_ray.errors import CheckpointError, DataError, TrainingError
-from lafs_ray.method.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
-from lafs_ray.training.guard import NonFinite, NonFiniteGuard
-from lafs_ray.training.meter import Meter
-from lafs_ray.training.ranks import cpu_copy, gather_state, is_first, load_gathered
-from lafs_ray.training.stream import StepBatch
-from lafs_ray.training.vote import Vote
-from lafs_ray.training.wishes import Wish
+from lafs_ray.methods.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
+from lafs_ray.training.checkpoint.sharded_state import cpu_copy, gather_state, load_gathered
+from lafs_ray.training.distributed import Vote, is_first
+from lafs_ray.training.input_pipeline import StepBatch
+from lafs_ray.training.monitoring.metrics import Meter
+from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
+from lafs_ray.training.run_request import Wish
 
 _STEP_STREAM = 0x73746570
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lafs_ray.config.base import load
+from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
 from tests.training.faces import ROOT
 
@@ -258,7 +258,7 @@ def test_rayjob__is_closed_and_its_groups_hold_what_its_job_asks_for(tmp_path: P
 
     import ray
 
-    from lafs_ray.engine.nodes import bundles_of
+    from lafs_ray.engine.resources import bundles_of
 
     spec = read(RAYJOB)["spec"]
     cluster = spec["rayClusterSpec"]

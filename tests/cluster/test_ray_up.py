@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.training.meter import read_metrics
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from tests.training.faces import ROOT, TINY_PRETRAIN, write_face_set
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(700)]

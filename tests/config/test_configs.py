@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from lafs_ray.config.base import Section, load, resolve, section_at
-from lafs_ray.config.describe import describe
+from lafs_ray.cli.config_docs import describe
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.loader import Section, load, resolve, section_at
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.sweep import SweepConfig
 from lafs_ray.errors import ConfigError
+from lafs_ray.tuning.config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
 # Those of clusters are Ray's and Kubernetes': tests/cluster/test_manifests.py.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.data import object_store, storage
+from lafs_ray.data.io import filesystem, s3
 from tests.data.remote import put
 from tests.object_store import ObjectStore
 from tests.object_store import object_store as serve
@@ -20,8 +20,8 @@ def server() -> Iterator[ObjectStore]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        filesystem, _ = storage.resolve(running.uri("faces", allow_bucket_creation="true"))
-        filesystem.create_dir("faces")
+        fs, _ = filesystem.resolve(running.uri("faces", allow_bucket_creation="true"))
+        fs.create_dir("faces")
         yield running
 
 
@@ -29,12 +29,12 @@ def server() -> Iterator[ObjectStore]:
 def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """The server with an empty log and no faults, and a client of our own with short timeouts."""
     server.calm()
-    monkeypatch.setattr(object_store, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
-    object_store._client.cache_clear()
-    storage._resolve_uri.cache_clear()
+    monkeypatch.setattr(s3, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
+    s3._client.cache_clear()
+    filesystem._resolve_uri.cache_clear()
     yield server  # type: ignore[misc]
-    object_store._client.cache_clear()
-    storage._resolve_uri.cache_clear()
+    s3._client.cache_clear()
+    filesystem._resolve_uri.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lafs_ray.data import storage
-from lafs_ray.data.faces import FaceSet
+from lafs_ray.data.face_set import FaceSet
+from lafs_ray.data.io import filesystem
 
 
 def put(uri: str, content: bytes, *, killed: bool = False) -> None:
-    with storage.atomic_write(uri) as file:
+    with filesystem.atomic_write(uri) as file:
         file.write(content)
         if killed:
             raise RuntimeError("killed")

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from lafs_ray.data import landmark_cache, storage
+from lafs_ray.data import landmark_cache
+from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import (
     STAMP,
     Identity,
@@ -82,7 +83,7 @@ def test_part__is_a_table_that_others_can_read(tmp_path: Path) -> None:
 
 def test_read__from_an_object_store(store: ObjectStore) -> None:
     """The same rows over S3, and of each part no more than the rows asked for and its footer."""
-    folder = storage.join(store.uri("faces"), "cached")
+    folder = filesystem.join(store.uri("faces"), "cached")
     write(folder)
     cache = open_landmarks(folder, IDENTITY, COMMAND)
     store.calm()

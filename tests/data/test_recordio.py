@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from lafs_ray.data import fetch, recordio, storage
+from lafs_ray.data import recordio
+from lafs_ray.data.io import filesystem, ranged_reads
 from lafs_ray.errors import DataError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -167,15 +168,15 @@ def test_read_spans__joined_reads_equal_single_reads(
     sizes = np.array([10, 20, 20, 0, 300, 10])
     expected = [data[o : o + s] for o, s in zip(offsets, sizes, strict=True)]
     for gap, run in [(0, 1), (100, 400), (10_000, 10_000)]:
-        monkeypatch.setattr(fetch, "_GAP_BYTES", gap)
-        monkeypatch.setattr(fetch, "_RUN_BYTES", run)
-        spans = fetch.read_spans(str(tmp_path / "a.rec"), offsets, sizes)
+        monkeypatch.setattr(ranged_reads, "_GAP_BYTES", gap)
+        monkeypatch.setattr(ranged_reads, "_RUN_BYTES", run)
+        spans = ranged_reads.read_spans(str(tmp_path / "a.rec"), offsets, sizes)
         assert [bytes(span) for span in spans] == expected
     # A SubTreeFileSystem is not local in name, as S3 is not: its reads go through the threads.
     remote = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(storage, "resolve", lambda uri: (remote, Path(uri).name))
-    monkeypatch.setattr(fetch, "_GAP_BYTES", 0)
-    spans = fetch.read_spans("mem://a.rec", offsets, sizes)
+    monkeypatch.setattr(filesystem, "resolve", lambda uri: (remote, Path(uri).name))
+    monkeypatch.setattr(ranged_reads, "_GAP_BYTES", 0)
+    spans = ranged_reads.read_spans("mem://a.rec", offsets, sizes)
     assert [bytes(span) for span in spans] == expected
 
 
@@ -199,7 +200,7 @@ def test_atomic_write__reader_sees_old_until_the_end(tmp_path: Path) -> None:
     """During the write the old file is read; afterwards the new one; parents are made."""
     path = tmp_path / "deep" / "a.bin"
     for content in (b"one", b"two"):
-        with storage.atomic_write(path.as_uri()) as file:
+        with filesystem.atomic_write(path.as_uri()) as file:
             file.write(content)
             file.flush()
             assert not path.exists() or path.read_bytes() == b"one"
@@ -210,17 +211,17 @@ def test_atomic_write__reader_sees_old_until_the_end(tmp_path: Path) -> None:
 def test_atomic_write__object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where closing a stream publishes it, a failed block still publishes nothing."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(storage, "resolve", lambda _: (store, "a.bin"))
+    monkeypatch.setattr(filesystem, "resolve", lambda _: (store, "a.bin"))
 
     def killed_on_the_way() -> None:
-        with storage.atomic_write("s3://bucket/a.bin") as file:
+        with filesystem.atomic_write("s3://bucket/a.bin") as file:
             file.write(b"half")
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
         killed_on_the_way()
     assert os.listdir(tmp_path) == []
-    with storage.atomic_write("s3://bucket/a.bin") as file:
+    with filesystem.atomic_write("s3://bucket/a.bin") as file:
         file.write(b"whole")
     assert (tmp_path / "a.bin").read_bytes() == b"whole"
 
@@ -239,7 +240,7 @@ def test_atomic_write__told_as_data_error(
 
     monkeypatch.setattr(os, "fsync", refuse)
     path = str(tmp_path / "a.bin")
-    with pytest.raises(DataError) as error, storage.atomic_write(path) as file:
+    with pytest.raises(DataError) as error, filesystem.atomic_write(path) as file:
         file.write(b"x")
     assert (error.value.subject, error.value.found) == (path, found)
     assert os.listdir(tmp_path) == []
@@ -250,7 +251,7 @@ def test_atomic_write__target_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.bin").mkdir()
     with (
         pytest.raises(DataError, match=r"a\.bin"),
-        storage.atomic_write(str(tmp_path / "a.bin")) as file,
+        filesystem.atomic_write(str(tmp_path / "a.bin")) as file,
     ):
         file.write(b"x")
     assert os.listdir(tmp_path) == ["a.bin"]
@@ -259,15 +260,15 @@ def test_atomic_write__target_is_a_folder(tmp_path: Path) -> None:
 def test_resolve__kinds_of_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths become absolute, file:// is a local path, an unknown scheme is refused."""
     monkeypatch.chdir(tmp_path)
-    assert storage.resolve("x/y.rec")[1] == str(tmp_path / "x/y.rec")
-    assert storage.resolve((tmp_path / "y.rec").as_uri())[1] == str(tmp_path / "y.rec")
+    assert filesystem.resolve("x/y.rec")[1] == str(tmp_path / "x/y.rec")
+    assert filesystem.resolve((tmp_path / "y.rec").as_uri())[1] == str(tmp_path / "y.rec")
     with pytest.raises(DataError, match="nope"):
-        storage.resolve("nope://bucket/y.rec")
+        filesystem.resolve("nope://bucket/y.rec")
 
 
 def test_join__keeps_the_query_of_a_uri() -> None:
     """Parts go before `?region=…`, and replacing the ending too."""
-    assert storage.join("s3://b/dir?region=x", "a.rec") == "s3://b/dir/a.rec?region=x"
-    assert storage.join("/dir/", "sub", "a.rec") == "/dir/sub/a.rec"
-    assert storage.join("/", "a.rec") == "/a.rec"
+    assert filesystem.join("s3://b/dir?region=x", "a.rec") == "s3://b/dir/a.rec?region=x"
+    assert filesystem.join("/dir/", "sub", "a.rec") == "/dir/sub/a.rec"
+    assert filesystem.join("/", "a.rec") == "/a.rec"
     assert recordio.index_uri("s3://b/a.rec?region=x") == "s3://b/a.idx?region=x"

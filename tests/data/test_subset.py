@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from lafs_ray.data.faces import FaceSet, open_faces
+from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.data.subset import (
     ShortIdentities,

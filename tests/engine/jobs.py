@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lafs_ray.training.meter import read_metrics
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from tests.training.faces import PRETRAIN, ROOT, TINY_PRETRAIN, without_times
 
 # A laptop whose cores are taken starts a process in a minute.

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from lafs_ray.data.keyed import ImageFiles, RecordFaces, open_keyed
+from lafs_ray.data.eval_sets import ImageFiles, RecordFaces, open_keyed
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation import embedding_file
 from lafs_ray.evaluation.embedding_file import Decoding, Outcome, with_flip, write_embeddings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.roc import roc_curve
+from lafs_ray.evaluation.verification import roc_curve
 
 Point = tuple[float, float]
 

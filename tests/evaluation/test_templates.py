@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.roc import roc_curve
 from lafs_ray.evaluation.templates import (
     TEMPLATE_FARS,
     image_features,
@@ -12,6 +11,7 @@ from lafs_ray.evaluation.templates import (
     parse_mode,
     template_features,
 )
+from lafs_ray.evaluation.verification import roc_curve
 from tests.golden_cases import GoldenCase, load_case
 
 # The case's own: the reference sums float32 features, ours float64.

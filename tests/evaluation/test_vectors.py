@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lafs_ray.errors import DataError
+from lafs_ray.evaluation.embed import centre, flip_sum, normalise
 from lafs_ray.evaluation.report import pair_rows
-from lafs_ray.evaluation.vectors import centre, flip_sum, normalise
 
 
 def cone_pairs(num_pairs: int, common: float) -> tuple[np.ndarray, np.ndarray]:

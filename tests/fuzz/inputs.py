@@ -13,7 +13,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from lafs_ray.data.manifest import LABEL, Manifest, ShardEntry
+from lafs_ray.data.packed_set import LABEL, Manifest, ShardEntry
 from lafs_ray.data.recordio import MAGIC, Header, encode_record, pack
 
 _WORD = struct.pack("<I", MAGIC)

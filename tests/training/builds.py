@@ -8,10 +8,10 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data.plan import OrderPlan
-from lafs_ray.training.build import build_training
+from lafs_ray.data.sampler import OrderPlan
 from lafs_ray.training.loop import Training
-from lafs_ray.training.start import StartWeights
+from lafs_ray.training.tasks.build import build_training
+from lafs_ray.training.tasks.init_weights import StartWeights
 from tests.training.faces import tiny
 
 PLAN = OrderPlan(120, 8, 0, 4)

@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.config.base import SectionT, load
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.loader import SectionT, load
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data import storage
+from lafs_ray.data.io import filesystem
 from lafs_ray.data.recordio import Header, RecordWriter, pack, read_index
-from lafs_ray.training.inputs import JobInputs, open_job
-from lafs_ray.training.meter import TIMES, read_metrics
-from lafs_ray.training.session import run_rank, training_device
-from lafs_ray.training.stream import StepBatch, local_stream
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
+from lafs_ray.training.monitoring.metrics import TIMES
+from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.runner import run_rank, training_device
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN = "configs/pretrain/debug.yaml"
@@ -163,7 +164,7 @@ def run(config: Any, killed_at: int | None = None) -> Result:
         run_rank(inputs, stream, device=training_device(config), say=said.append)
     except Killed:
         said.append("killed")
-    metrics = read_metrics(storage.join(inputs.folder().uri, "metrics.jsonl"))
+    metrics = read_metrics(filesystem.join(inputs.folder().uri, "metrics.jsonl"))
     return Result(metrics, said, inputs)
 
 

@@ -11,11 +11,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data.plan import rank_batches
-from lafs_ray.training.inputs import check_job, open_job
-from lafs_ray.training.meter import read_metrics
-from lafs_ray.training.session import run_rank
-from lafs_ray.training.stream import StepBatch, deal_steps, read_portion
+from lafs_ray.data.sampler import rank_batches
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.input_pipeline import StepBatch, deal_steps, read_portion
+from lafs_ray.training.prepare import check_job, open_job
+from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
 from tests.training.faces import Result, run, tiny
 

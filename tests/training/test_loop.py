@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lafs_ray.method.optim import parameter_groups
+from lafs_ray.methods.optim import parameter_groups
+from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.loop import Training, split, step_seed, train, train_step
-from lafs_ray.training.meter import Meter
-from lafs_ray.training.stream import StepBatch
+from lafs_ray.training.monitoring.metrics import Meter
 from tests.training.faces import run, tiny
 
 

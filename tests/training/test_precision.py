@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lafs_ray.training import precision
-from lafs_ray.training.inputs import open_job
-from lafs_ray.training.precision import slow_arithmetic
-from lafs_ray.training.session import run_local
+from lafs_ray.training import compile as compile_module
+from lafs_ray.training.compile import slow_arithmetic
+from lafs_ray.training.prepare import open_job
+from lafs_ray.training.runner import run_local
 from tests.training.faces import tiny
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def seconds(monkeypatch: pytest.MonkeyPatch, bfloat16: float) -> None:
     """Let products take so long, and 1 ms in float32."""
     taken = {torch.bfloat16: bfloat16, torch.float32: 0.001}
-    monkeypatch.setattr(precision, "_product_s", taken.__getitem__)
+    monkeypatch.setattr(compile_module, "_product_s", taken.__getitem__)
 
 
 def test_slow_arithmetic__of_a_processor_that_imitates_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_slow_arithmetic__nothing_to_say(
 def test_product_s__is_measured() -> None:
     """In both kinds of arithmetic a product takes some time, and not a second."""
     for kind in (torch.bfloat16, torch.float32):
-        assert 0 < precision._product_s(kind) < 1
+        assert 0 < compile_module._product_s(kind) < 1
 
 
 def test_run__says_it_once(

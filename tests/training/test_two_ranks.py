@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.training.guard import NonFinite, NonFiniteGuard
+from lafs_ray.training.distributed import share_lines
 from lafs_ray.training.loop import train
-from lafs_ray.training.meter import Meter, share_lines
+from lafs_ray.training.monitoring.metrics import Meter
+from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
 from tests.ranks import on_ranks
 from tests.training.builds import built, pretrain
-from tests.training.test_compiling import trained
+from tests.training.monitoring.test_metrics import GO, step
+from tests.training.test_compile import trained
 from tests.training.test_loop import batch, training
-from tests.training.test_meter import GO, step
 
 
 def metered(rank: int, num_ranks: int) -> list[Any]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lafs_ray.data import storage
-from lafs_ray.data.manifest import (
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.packed_set import (
     CLAIM,
     LABEL,
     LABELS,
@@ -29,7 +29,7 @@ from lafs_ray.data.manifest import (
     read_json,
     read_manifest,
 )
-from lafs_ray.data.packing.writing import Written, file_digest, shard_name
+from lafs_ray.data.packing.shard_writer import Written, file_digest, shard_name
 from lafs_ray.data.recordio import index_uri
 from lafs_ray.errors import DataError
 
@@ -60,10 +60,10 @@ class PackFolder:
 
     def _scratch_of(self, request: dict[str, Any]) -> str:
         if self._scratch_root is None:
-            return storage.join(self.uri, "scratch")
+            return filesystem.join(self.uri, "scratch")
         # Below a folder of the user's choice others may pack as well.
         digest = hashlib.blake2b((self.uri + json.dumps(request)).encode(), digest_size=6)
-        return storage.join(self._scratch_root, f"pack-{digest.hexdigest()}")
+        return filesystem.join(self._scratch_root, f"pack-{digest.hexdigest()}")
 
     def claim(self) -> None:
         """Note what is about to be packed.
@@ -72,17 +72,19 @@ class PackFolder:
             DataError: the folder holds another set, or records of another origin.
         """
         before: dict[str, Any] | None = None
-        claim = storage.join(self.uri, CLAIM)
-        if storage.exists(storage.join(self.uri, MANIFEST)):
-            before = read_manifest(storage.join(self.uri, MANIFEST)).request
-        elif storage.exists(claim):
+        claim = filesystem.join(self.uri, CLAIM)
+        if filesystem.exists(filesystem.join(self.uri, MANIFEST)):
+            before = read_manifest(filesystem.join(self.uri, MANIFEST)).request
+        elif filesystem.exists(claim):
             before = read_json(claim)
-            if before != self._request and not storage.list_names(self._scratch_of(before)):
+            if before != self._request and not filesystem.list_names(self._scratch_of(before)):
                 before = None  # Nothing came of it, so others may have the folder.
         if before is not None:
             self._check_same(before)
             return
-        foreign = [name for name in storage.list_names(self.uri) if name.endswith((".rec", ".idx"))]
+        foreign = [
+            name for name in filesystem.list_names(self.uri) if name.endswith((".rec", ".idx"))
+        ]
         if foreign:
             raise DataError(
                 self.uri,
@@ -90,7 +92,7 @@ class PackFolder:
                 expected="an empty folder, or one where the same command was at work",
                 fix="choose another folder",
             )
-        with storage.atomic_write(claim) as file:
+        with filesystem.atomic_write(claim) as file:
             file.write(as_json(self._request))
 
     def _check_same(self, before: dict[str, Any]) -> None:
@@ -108,9 +110,9 @@ class PackFolder:
     def sweep(self) -> None:
         """Delete half-written files of a packer that was killed."""
         for folder in (self.uri, self.scratch):
-            for name in storage.list_names(folder):
+            for name in filesystem.list_names(folder):
                 if _LEFT_OVER.fullmatch(name):
-                    storage.delete(storage.join(folder, name))
+                    filesystem.delete(filesystem.join(folder, name))
 
     def name(self, shard: int) -> str:
         """File name of a shard."""
@@ -118,23 +120,23 @@ class PackFolder:
 
     def recorded(self) -> list[Written]:
         """Shards that were finished once; whether they are sound still is not looked at."""
-        manifest_uri = storage.join(self.uri, MANIFEST)
-        if storage.exists(manifest_uri):
+        manifest_uri = filesystem.join(self.uri, MANIFEST)
+        if filesystem.exists(manifest_uri):
             return self._of_manifest(read_manifest(manifest_uri))
         result = []
-        for name in storage.list_names(self.scratch):
+        for name in filesystem.list_names(self.scratch):
             if re.fullmatch(r"shard-\d{5}\.done", name):
-                text, _, labels = storage.read_bytes(storage.join(self.scratch, name)).partition(
-                    b"\n"
-                )
+                text, _, labels = filesystem.read_bytes(
+                    filesystem.join(self.scratch, name)
+                ).partition(b"\n")
                 result.append(Written(int(name[6:11]), ShardEntry(**json.loads(text)), labels))
         return result
 
     def _of_manifest(self, manifest: Manifest) -> list[Written]:
-        where = storage.join(self.uri, LABELS)
-        if not storage.exists(where) or file_digest(where) != manifest.checksums[LABELS]:
+        where = filesystem.join(self.uri, LABELS)
+        if not filesystem.exists(where) or file_digest(where) != manifest.checksums[LABELS]:
             return []
-        labels = storage.read_bytes(where)[-LABEL.itemsize * manifest.images :]
+        labels = filesystem.read_bytes(where)[-LABEL.itemsize * manifest.images :]
         ends = np.cumsum(
             [0, *(LABEL.itemsize * entry.images for entry in manifest.shards)]
         ).tolist()
@@ -145,23 +147,23 @@ class PackFolder:
 
     def record(self, written: Written) -> None:
         """Note that a shard is finished, so that it need not be written again after a kill."""
-        uri = storage.join(self.scratch, f"shard-{written.shard:05}.done")
-        with storage.atomic_write(uri) as file:
+        uri = filesystem.join(self.scratch, f"shard-{written.shard:05}.done")
+        with filesystem.atomic_write(uri) as file:
             file.write(json.dumps(asdict(written.entry)).encode() + b"\n" + written.labels)
 
     def finish(self) -> None:
         """Delete what only the packing needed."""
-        storage.delete(storage.join(self.uri, CLAIM))
-        if storage.exists(self.scratch):
-            storage.delete_tree(self.scratch)
+        filesystem.delete(filesystem.join(self.uri, CLAIM))
+        if filesystem.exists(self.scratch):
+            filesystem.delete_tree(self.scratch)
 
 
 def is_sound(folder: str, entry: ShardEntry) -> bool:
     """Whether a shard and its index are those that were written: checksums are compared."""
-    uri = storage.join(folder, entry.name)
-    if not (storage.exists(uri) and storage.exists(index_uri(uri))):
+    uri = filesystem.join(folder, entry.name)
+    if not (filesystem.exists(uri) and filesystem.exists(index_uri(uri))):
         return False
-    if storage.file_size(uri) != entry.size_bytes:
+    if filesystem.file_size(uri) != entry.size_bytes:
         return False
     return (file_digest(uri), file_digest(index_uri(uri))) == (entry.blake2b, entry.index_blake2b)
 

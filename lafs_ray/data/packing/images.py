@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.align import align_face
-from lafs_ray.data.faces import decode_image
+from lafs_ray.data.images import decode_image
 from lafs_ray.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -20,11 +20,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.faces import FaceRows, FaceSet, decode_image, open_faces
-from lafs_ray.data.manifest import ColourOrder, PackedLabels
+from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
+from lafs_ray.data.images import decode_image
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.packed_set import ColourOrder, PackedLabels
 from lafs_ray.data.packing.images import PNG, image_size
-from lafs_ray.data.shards import Identities, spread
+from lafs_ray.data.record_index import Identities, spread
 from lafs_ray.errors import DataError
 
 _SAMPLE = 2000
@@ -58,7 +59,7 @@ def inspect_faces(
         say: told line by line.
 
     Raises:
-        DataError: see `lafs_ray.data.faces.open_faces`.
+        DataError: see `lafs_ray.data.face_set.open_faces`.
     """
     faces = open_faces(path)
     for line in _describe_files(path, faces):
@@ -79,7 +80,7 @@ def inspect_faces(
         say(f"  manifest         {faces.colour_order}")
     where = sheet or "contact_sheet.png"
     picture = contact_sheet(faces, labels, faces.colour_order or order or "rgb")
-    with storage.atomic_write(where) as file:
+    with filesystem.atomic_write(where) as file:
         file.write(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
     say(f"contact sheet      {where}")
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from lafs_ray.data import storage
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
 ENDINGS = (".csv", ".parquet")
@@ -52,10 +52,10 @@ def read_list(uri: str) -> ImageList:
         DataError: the file is missing or empty, has other columns, a row without path, or landmarks
             that are no numbers or no pixels.
     """
-    with storage.open_input(uri) as file:
+    with filesystem.open_input(uri) as file:
         if file.size() == 0:
             raise DataError(uri, found="an empty file", expected="a line an image", fix=_FIX)
-        is_parquet = storage.file_name(uri).endswith(".parquet")
+        is_parquet = filesystem.file_name(uri).endswith(".parquet")
         try:
             table = pq.read_table(file) if is_parquet else _read_csv(file)
         except pa.ArrowInvalid as error:

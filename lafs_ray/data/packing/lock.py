@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lafs_ray.data import storage
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
 LOCK = "pack.lock"
@@ -67,7 +67,7 @@ class Lock:
         self._thread.join(timeout=BEAT_S)
         with contextlib.suppress(DataError):
             if _read(self._uri).get("token") == self._content["token"]:
-                storage.delete(self._uri)
+                filesystem.delete(self._uri)
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def locked(folder: str) -> Iterator[Lock]:
     Raises:
         DataError: another packer holds it; or the folder cannot be written to.
     """
-    uri = storage.join(folder, LOCK)
+    uri = filesystem.join(folder, LOCK)
     content = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -94,7 +94,7 @@ def locked(folder: str) -> Iterator[Lock]:
                 expected="a folder that nobody else writes to",
                 fix=f"wait for it, or choose another folder; if it surely is gone: delete {uri}",
             )
-        storage.delete(uri)
+        filesystem.delete(uri)
     lock = Lock(uri, content)
     lock.start()
     try:
@@ -109,15 +109,15 @@ def _holder(content: dict[str, Any]) -> str:
 
 def _create(uri: str, content: dict[str, Any]) -> bool:
     """Write the lock; False: there is one."""
-    path, text = storage.local_path(uri), json.dumps(content).encode()
+    path, text = filesystem.local_path(uri), json.dumps(content).encode()
     if path is None:
-        if storage.exists(uri):
+        if filesystem.exists(uri):
             return False
         _sign_of_life(uri, content)
         # Of two that wrote at once the later one stands.
         time.sleep(1.0)
         return bool(_read(uri).get("token") == content["token"])
-    with storage.write_errors(uri):
+    with filesystem.write_errors(uri):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # Complete from its first moment on: a link to a file that is already written.
         draft = f"{path}.{content['token']}.partial"
@@ -132,17 +132,17 @@ def _create(uri: str, content: dict[str, Any]) -> bool:
 
 
 def _sign_of_life(uri: str, content: dict[str, Any]) -> None:
-    path = storage.local_path(uri)
+    path = filesystem.local_path(uri)
     if path is not None:
         os.utime(path)
         return
-    with storage.atomic_write(uri) as file:
+    with filesystem.atomic_write(uri) as file:
         file.write(json.dumps(content).encode())
 
 
 def _read(uri: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = json.loads(filesystem.read_bytes(uri))
     except (ValueError, DataError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -154,7 +154,7 @@ def _is_stale(uri: str, content: dict[str, Any]) -> bool:
         started = _process_started(pid) if isinstance(pid, int) else None
         return started is None or started != content.get("process_started")
     try:
-        _, last = storage.file_stamp(uri)
+        _, last = filesystem.file_stamp(uri)
     except DataError:
         return True
     return time.time() - last / 1e9 > STALE_S

@@ -8,6 +8,7 @@ it is written atomically, so what exists is complete, whoever wrote it and with 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
+from lafs_ray.data.io import filesystem
 from lafs_ray.data.packing.images import ImageRules, fit_image
-from lafs_ray.data.packing.shuffle import Shuffle
 from lafs_ray.data.packing.sources import Row, Source
+from lafs_ray.data.subset import mixed
 from lafs_ray.errors import DataError
 
 ROW = np.dtype([("place", "<i8"), ("number", "<i8"), ("label", "<i4"), ("size", "<i4")])
@@ -179,7 +180,7 @@ def _write(sorting: Sorting, gathered: _Gathered, stop: int) -> RunFooter:
     ends = np.concatenate([[0], np.cumsum(rows["size"], dtype=np.int64)])
     name = f"run-{gathered.first:012}-{stop:012}.run"
     footer = RunFooter(
-        uri=storage.join(sorting.scratch, name),
+        uri=filesystem.join(sorting.scratch, name),
         first=gathered.first,
         stop=stop,
         row_starts=row_starts.tolist(),
@@ -190,7 +191,7 @@ def _write(sorting: Sorting, gathered: _Gathered, stop: int) -> RunFooter:
         named=gathered.bad[:_NAMED],
     )
     text = json.dumps(asdict(footer)).encode()
-    with storage.atomic_write(footer.uri) as file:
+    with filesystem.atomic_write(footer.uri) as file:
         for index in order.tolist():
             file.write(gathered.images[index])
         file.write(rows.tobytes() + text + _FOOTER_LENGTH.pack(len(text)))
@@ -199,12 +200,12 @@ def _write(sorting: Sorting, gathered: _Gathered, stop: int) -> RunFooter:
 
 def read_runs(scratch: str) -> list[RunFooter]:
     """The footers of the runs in a folder, by the numbers of their records."""
-    names = [name for name in storage.list_names(scratch) if _NAME.fullmatch(name)]
-    return [_read_footer(storage.join(scratch, name)) for name in names]
+    names = [name for name in filesystem.list_names(scratch) if _NAME.fullmatch(name)]
+    return [_read_footer(filesystem.join(scratch, name)) for name in names]
 
 
 def _read_footer(uri: str) -> RunFooter:
-    with storage.open_input(uri) as file:
+    with filesystem.open_input(uri) as file:
         end = file.size() - _FOOTER_LENGTH.size
         length = _FOOTER_LENGTH.unpack(file.read_at(_FOOTER_LENGTH.size, end))[0]
         content: dict[str, Any] = json.loads(file.read_at(length, end - length))
@@ -227,3 +228,45 @@ def read_rows(file: Any, footer: RunFooter, shard: int) -> NDArray[Any]:
     first, stop = footer.row_starts[shard : shard + 2]
     begin = footer.byte_starts[-1] + ROW.itemsize * first
     return np.frombuffer(file.read_at(ROW.itemsize * (stop - first), begin), ROW)
+
+
+_ROUNDS = 8
+
+
+class Shuffle:
+    """A random permutation of 0…num_records-1.
+
+    Args:
+        num_records: records in all sources.
+        seed: of the order.
+    """
+
+    def __init__(self, num_records: int, seed: int) -> None:
+        assert num_records >= 1, "at least one record"
+        self._num_records = num_records
+        self._half = max(((num_records - 1).bit_length() + 1) // 2, 1)
+        name = f"lafs_ray order {seed} {num_records}".encode()
+        digest = hashlib.blake2b(name, digest_size=8 * _ROUNDS).digest()
+        self._keys = np.frombuffer(digest, "<u8")
+
+    def places(self, first: int, stop: int) -> NDArray[np.int64]:
+        """The places of records first…stop-1 in the new order, int64 [stop - first]."""
+        values = self._once(np.arange(first, stop, dtype=np.uint64))
+        while len(outside := np.flatnonzero(values >= self._num_records)):
+            values[outside] = self._once(values[outside])
+        return values.astype(np.int64)
+
+    def _once(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        shift, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
+        left, right = values >> shift, values & mask
+        for key in self._keys:
+            left, right = right, left ^ (mixed(right ^ key) & mask)
+        return np.asarray(left << shift | right, dtype=np.uint64)
+
+
+def shard_edges(num_records: int, num_shards: int) -> NDArray[np.int64]:
+    """The first place of each shard, then num_records; int64 [num_shards + 1].
+
+    Sizes differ by one record at most.
+    """
+    return np.arange(num_shards + 1, dtype=np.int64) * num_records // num_shards

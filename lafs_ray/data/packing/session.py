@@ -13,25 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.manifest import MANIFEST, MAX_LABELS, Manifest, read_manifest
-from lafs_ray.data.packing.describing import describe, named_bad
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.packed_set import MANIFEST, MAX_LABELS, Manifest, read_manifest
 from lafs_ray.data.packing.folder import PackFolder, is_sound
 from lafs_ray.data.packing.lock import Lock, locked
-from lafs_ray.data.packing.options import PackOptions, check_options
-from lafs_ray.data.packing.request import open_sources, request_of
+from lafs_ray.data.packing.options import PackOptions, check_options, open_sources, request_of
 from lafs_ray.data.packing.runs import (
     RunFooter,
+    Shuffle,
     Sorting,
     gaps,
     none_sound,
     read_runs,
+    shard_edges,
     sort_piece,
     too_many_bad,
 )
-from lafs_ray.data.packing.shuffle import Shuffle, shard_edges
+from lafs_ray.data.packing.shard_writer import Merging, Written, describe, named_bad, write_shard
 from lafs_ray.data.packing.sources import Source
-from lafs_ray.data.packing.writing import Merging, Written, write_shard
 from lafs_ray.errors import DataError
 
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
@@ -55,7 +54,7 @@ def pack_faces(
             holds another set; too many records are bad; the disk is full.
     """
     check_options(options)
-    out = storage.absolute(options.out)
+    out = filesystem.absolute(options.out)
     sources = open_sources(options, out)
     starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
     num_records = int(starts[-1])
@@ -65,7 +64,7 @@ def pack_faces(
         found = f"{num_shards} shards of {num_records} images"
         raise DataError("--shards", found=found, expected="an image a shard", fix="ask for fewer")
     request = request_of(options, sources, num_shards)
-    scratch = None if options.scratch is None else storage.absolute(options.scratch)
+    scratch = None if options.scratch is None else filesystem.absolute(options.scratch)
     folder = PackFolder(out, request, num_shards, scratch)
     say(f"{num_records} images, {size / 1e9:.2f} GB, to {num_shards} shards in {out}")
     with locked(out) as lock:
@@ -90,8 +89,8 @@ class _Packing:
 
     def run(self) -> Manifest:
         kept = self._kept_shards()
-        uri = storage.join(self.folder.uri, MANIFEST)
-        if len(kept) == self.folder.num_shards and storage.exists(uri):
+        uri = filesystem.join(self.folder.uri, MANIFEST)
+        if len(kept) == self.folder.num_shards and filesystem.exists(uri):
             self.say(f"complete already: {len(kept)} shards, checksums compared")
             # The manifest may stand while a kill came before the rest was cleared away.
             self.folder.finish()
@@ -99,7 +98,7 @@ class _Packing:
         missing = [shard for shard in range(self.folder.num_shards) if shard not in kept]
         for shard in missing:
             # A damaged one must not pass for sound while it waits for its turn.
-            storage.delete(storage.join(self.folder.uri, self.folder.name(shard)))
+            filesystem.delete(filesystem.join(self.folder.uri, self.folder.name(shard)))
         runs = self._sort(missing)
         first_labels = self._first_labels(runs)
         written = {**kept, **self._merge(runs, first_labels, missing)}
@@ -197,7 +196,7 @@ class _Packing:
         needs[self.folder.scratch] = int(size * share)
         disks: dict[int, tuple[str, int]] = {}
         for uri, needed in needs.items():
-            path = storage.local_path(uri)
+            path = filesystem.local_path(uri)
             if path is None:
                 continue
             os.makedirs(path, exist_ok=True)

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.faces import FaceSet
-from lafs_ray.data.many_files import read_files
+from lafs_ray.data.face_set import FaceSet
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.listing import read_files
 from lafs_ray.errors import DataError
 
 _ROWS_PER_READ = 1024
@@ -159,7 +159,7 @@ class RecordSource:
         ends = np.searchsorted(self.faces.shard_starts, [first, stop - 1], side="right") - 1
         for shard in range(int(ends[0]), int(ends[1]) + 1):
             uri, expected = self.faces.shard_uris[shard], self.stamps[shard]
-            if (stamp := storage.file_stamp(uri)) != expected:
+            if (stamp := filesystem.file_stamp(uri)) != expected:
                 raise _changed(uri, stamp, expected)
 
 
@@ -210,7 +210,7 @@ class ImageSource:
 
     def read(self, first: int, stop: int) -> Iterator[Row]:
         """Records first…stop-1; see `Source`."""
-        if self.list_stamp and (stamp := storage.file_stamp(self.uri)) != self.list_stamp:
+        if self.list_stamp and (stamp := filesystem.file_stamp(self.uri)) != self.list_stamp:
             raise _changed(self.uri, stamp, self.list_stamp)
         for begin in range(first, stop, _FILES_PER_READ):
             numbers = range(begin, min(begin + _FILES_PER_READ, stop))
@@ -220,7 +220,9 @@ class ImageSource:
                 yield self._row(number, name, content)
 
     def _row(self, number: int, name: str, content: bytes | DataError) -> Row:
-        where = name if storage.is_uri(name) or name[0] == "/" else storage.join(self.base, name)
+        where = (
+            name if filesystem.is_uri(name) or name[0] == "/" else filesystem.join(self.base, name)
+        )
         if self.stamps is not None:
             self._check_unchanged(number, where, content)
         label, points, error = int(self.labels[number]), None, ""
@@ -236,10 +238,10 @@ class ImageSource:
         assert self.stamps is not None, "only a folder's files were looked at"
         size, changed = self.stamps[number].tolist()
         found = (len(content), changed) if isinstance(content, bytes) else (0, 0)
-        local = storage.local_path(self.base)
+        local = filesystem.local_path(self.base)
         if local is not None and os.path.exists(where):
             # An object store would answer a second request a file; there the size has to do.
-            found = storage.file_stamp(where)
+            found = filesystem.file_stamp(where)
         if found != (size, changed):
             raise _changed(where, found, (size, changed))
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data import storage
-from lafs_ray.data.manifest import LABEL, LABELS, MANIFEST, Manifest, ShardEntry, read_manifest
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.packed_set import LABEL, LABELS, MANIFEST, Manifest, ShardEntry, read_manifest
 from lafs_ray.data.packing.session import Apply
-from lafs_ray.data.packing.writing import file_digest
+from lafs_ray.data.packing.shard_writer import file_digest
 from lafs_ray.data.recordio import index_uri, read_index, scan_records
 from lafs_ray.errors import DataError
 
@@ -29,25 +29,25 @@ def verify_set(path: str, apply: Apply, say: Callable[[str], object]) -> None:
     Raises:
         DataError: it is not; each bad file is named with its first fault.
     """
-    uri = storage.absolute(path)
-    folder = storage.parent(uri) if storage.file_name(uri) == MANIFEST else uri
-    if not storage.exists(storage.join(folder, MANIFEST)):
+    uri = filesystem.absolute(path)
+    folder = filesystem.parent(uri) if filesystem.file_name(uri) == MANIFEST else uri
+    if not filesystem.exists(filesystem.join(folder, MANIFEST)):
         fix = "pack it first; --inspect looks into any .rec"
         raise DataError(path, found=f"no {MANIFEST} in it", expected="a packed set", fix=fix)
-    manifest = read_manifest(storage.join(folder, MANIFEST))
+    manifest = read_manifest(filesystem.join(folder, MANIFEST))
     bad = {}
     for name, expected in manifest.checksums.items():
-        if fault := _file_fault(storage.join(folder, name), expected):
+        if fault := _file_fault(filesystem.join(folder, name), expected):
             bad[name] = fault
     labels = None
     if LABELS not in bad:
-        data = storage.read_bytes(storage.join(folder, LABELS))
+        data = filesystem.read_bytes(filesystem.join(folder, LABELS))
         labels = np.frombuffer(data[-LABEL.itemsize * manifest.images :], LABEL)
     shared: Checked = (folder, manifest, labels)
     faults = dict(apply(_check_shard, shared, range(len(manifest.shards))))
     bad.update((manifest.shards[n].name, faults[n]) for n in sorted(faults) if faults[n])
     listed = {shard.name for shard in manifest.shards}
-    for name in storage.list_names(folder):
+    for name in filesystem.list_names(folder):
         if name.endswith(".rec") and name not in listed:
             bad[name] = "not in the manifest"
     if bad:
@@ -66,7 +66,7 @@ def verify_set(path: str, apply: Apply, say: Callable[[str], object]) -> None:
 
 
 def _file_fault(uri: str, expected: str) -> str:
-    if not storage.exists(uri):
+    if not filesystem.exists(uri):
         return "missing"
     found = file_digest(uri)
     return "" if found == expected else f"checksum {found}, expected {expected}"
@@ -76,7 +76,7 @@ def _check_shard(shared: Checked, number: int) -> tuple[int, str]:
     """Number of the shard and its first fault; an empty text: none."""
     folder, manifest, labels = shared
     entry = manifest.shards[number]
-    uri = storage.join(folder, entry.name)
+    uri = filesystem.join(folder, entry.name)
     try:
         fault = _fault(uri, entry, _labels_of(manifest, labels, number))
     except DataError as error:
@@ -92,9 +92,9 @@ def _labels_of(manifest: Manifest, labels: NDArray[Any] | None, number: int) -> 
 
 
 def _fault(uri: str, entry: ShardEntry, labels: NDArray[np.int32] | None) -> str:
-    if not storage.exists(uri) or not storage.exists(index_uri(uri)):
-        return "missing" if not storage.exists(uri) else "its .idx is missing"
-    if (size := storage.file_size(uri)) != entry.size_bytes:
+    if not filesystem.exists(uri) or not filesystem.exists(index_uri(uri)):
+        return "missing" if not filesystem.exists(uri) else "its .idx is missing"
+    if (size := filesystem.file_size(uri)) != entry.size_bytes:
         return f"{size} bytes, expected {entry.size_bytes}"
     found = [(offset, int(header.first_label)) for offset, _, header in scan_records(uri)]
     if len(found) != entry.images:

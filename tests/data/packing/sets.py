@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lafs_ray.data.faces import open_faces
-from lafs_ray.data.manifest import Manifest
+from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.packed_set import Manifest
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import Apply, pack_faces, run_here
 from lafs_ray.data.recordio import Header, RecordWriter, pack

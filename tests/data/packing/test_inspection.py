@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.data.packing.inspection import colour_vote, inspect_faces
-from lafs_ray.data.synthetic import write_faces
+from lafs_ray.synthetic.datasets import write_faces
 from tests.data.packing.sets import packed, write_plain
 from tests.training.faces import NO_IMAGE, break_frame, face_jpegs, write_face_set
 
@@ -45,7 +45,8 @@ def test_inspect__insightface_layout(tmp_path: Path) -> None:
 def test_inspect__swapped_channels(tmp_path: Path) -> None:
     """The same faces with red and blue swapped before encoding are told as bgr."""
     write_faces(str(tmp_path), num_identities=5, images_per_identity=4, seed=0)
-    from lafs_ray.data.faces import decode_image, open_faces
+    from lafs_ray.data.face_set import open_faces
+    from lafs_ray.data.images import decode_image
 
     rows = open_faces(str(tmp_path / "train.rec")).read(np.arange(20))
     swapped = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lafs_ray.data.faces import open_faces
+from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.packing import session
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.errors import DataError

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from lafs_ray.data import storage
 from lafs_ray.data.align import POSITIONS_PX
-from lafs_ray.data.faces import open_faces
-from lafs_ray.data.manifest import read_manifest
+from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.packed_set import read_manifest
 from lafs_ray.data.packing.images import ImageRules, image_size
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
@@ -190,7 +190,7 @@ def test_pack__in_an_object_store(
     # A part of the disk, by another class than the one that stands for disks.
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(
-        storage, "_resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
+        filesystem, "_resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
     )
     # Object stores know no folders; here they have to be there.
     (tmp_path / "set" / "scratch").mkdir(parents=True)
@@ -239,4 +239,4 @@ def test_pack__memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
         int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak")
     )
     assert (large - small) * 1024 < 32 << 20
-    assert storage.file_size(str(tmp_path / "large.rec.set" / "labels.npy")) > 4 * count
+    assert filesystem.file_size(str(tmp_path / "large.rec.set" / "labels.npy")) > 4 * count

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lafs_ray.data.packing.shuffle import Shuffle, shard_edges
+from lafs_ray.data.packing.runs import Shuffle, shard_edges
 
 
 @pytest.mark.parametrize("num_records", [1, 2, 3, 5, 16, 17, 1000, 4097, 65_536, 100_003])

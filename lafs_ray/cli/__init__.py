@@ -1,0 +1,1 @@
+"""Command lines of the jobs: arguments, messages and exit codes."""

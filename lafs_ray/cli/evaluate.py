@@ -1,0 +1,156 @@
+"""Judge a frozen network on pair files, labelled sets and template protocols.
+
+In this process, or on any number of Ray workers, with equal results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from lafs_ray.cli.main import require_lasting
+from lafs_ray.data.eval_sets import (
+    ColourOrder,
+    open_labelled,
+    open_pairs,
+)
+from lafs_ray.data.ijb import open_templates
+from lafs_ray.data.io import filesystem
+from lafs_ray.errors import ConfigError
+from lafs_ray.evaluation.embed import PixelRange
+from lafs_ray.evaluation.neighbors import check_possible
+from lafs_ray.evaluation.protocols import (
+    Device,
+    Embeddings,
+    judge_identities,
+    judge_pairs,
+    judge_templates,
+    local_embedding,
+)
+from lafs_ray.evaluation.results import Judged, write_results
+from lafs_ray.evaluation.templates import parse_mode
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
+from lafs_ray.training.checkpoint.inference import inference_device, read_trained
+from lafs_ray.training.checkpoint.run_dir import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to evaluate, and how.
+
+    Args:
+        checkpoint: a checkpoint, the folder of a run, or a weights file.
+        pairs: pair files.
+        identities: labelled sets.
+        templates: folders of template protocols.
+        ks: neighbours asked on labelled sets.
+        modes: test modes of template protocols, such as F1N1D1.
+        baselines: whether raw pixels (pairs) and the untrained network are judged as well.
+        colour_order: what pair files and labelled sets decode to.
+        pixel_range: what the network gets, see `apply_network`.
+        device: where it computes.
+        workers: Ray workers that embed; 0 is this process.
+        out: folder for results.json and pictures; None writes nothing.
+    """
+
+    checkpoint: str
+    pairs: Sequence[str] = ()
+    identities: Sequence[str] = ()
+    templates: Sequence[str] = ()
+    ks: Sequence[int] = (1,)
+    modes: Sequence[str] = ("F1N1D1",)
+    baselines: bool = False
+    colour_order: ColourOrder = "rgb"
+    pixel_range: PixelRange = "training"
+    device: Device = "cpu"
+    workers: int = 0
+    out: str | None = None
+
+
+def evaluate(request: Request) -> None:
+    """Print a table for each input, and write results.json and ROC pictures if asked.
+
+    Raises:
+        UserError: a mistake in the request, the checkpoint or an input.
+    """
+    _check(request)
+    if request.out is not None:
+        require_lasting("--out", request.out)
+        filesystem.require_writable(request.out)
+    jobs = [*_jobs(request)]
+    trained = read_trained(request.checkpoint)
+    embeddings = _embeddings(request, trained)
+    judged = []
+    for job in jobs:
+        judged.append(job(embeddings))
+        print(judged[-1], flush=True)  # noqa: T201
+    if request.out is not None:
+        write_results(request.out, _header(request, trained), judged)
+
+
+def _header(request: Request, trained: NetworkWeights) -> dict[str, Any]:
+    return {
+        "checkpoint": trained.source,
+        "step": trained.step,
+        "architecture": asdict(trained.architecture),
+        "pixel_range": request.pixel_range,
+        "colour_order": request.colour_order,
+        "device": request.device,
+        "versions": versions(),
+    }
+
+
+def _check(request: Request) -> None:
+    if not (request.pairs or request.identities or request.templates):
+        raise ConfigError(
+            "inputs",
+            found="none",
+            expected="pair files, --identities or --templates",
+            fix="name something to evaluate on, such as lfw.bin",
+        )
+    if request.workers < 0:
+        raise ConfigError(
+            "--workers", found=str(request.workers), expected="0 or more", fix="0 needs no Ray"
+        )
+    if request.workers == 0:
+        inference_device(request.device)
+
+
+def _jobs(request: Request) -> Iterator[Callable[[Embeddings], Judged]]:
+    """What to do for each input; opening them all first finds mistakes before any work."""
+    order, modes = request.colour_order, [parse_mode(text) for text in request.modes]
+    for uri in request.pairs:
+        yield partial(judge_pairs, open_pairs(uri, order), raw_pixels=request.baselines)
+    for path in request.identities:
+        faces = open_labelled(path, order)
+        check_possible(faces.labels, request.ks)
+        yield partial(judge_identities, faces, ks=request.ks)
+    for folder in request.templates:
+        yield partial(judge_templates, open_templates(folder), modes=modes)
+
+
+def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
+    networks = {"trained network": trained.embedder()}
+    if request.baselines:
+        networks = {"untrained network": trained.embedder(trained=False), **networks}
+    if request.workers == 0:
+        return {
+            name: local_embedding(network, request.device, request.pixel_range, progress=True)
+            for name, network in networks.items()
+        }
+    # Evaluating in this process has to run where Ray is not installed.
+    from lafs_ray.engine.ray_embed import connect_for, embed_on_ray
+
+    connect_for(request.workers, request.device)
+    return {
+        name: partial(
+            embed_on_ray,
+            network,
+            workers=request.workers,
+            device=request.device,
+            pixel_range=request.pixel_range,
+        )
+        for name, network in networks.items()
+    }

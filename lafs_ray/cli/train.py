@@ -1,0 +1,133 @@
+"""Start a training job: in this process for debugging, or on Ray."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import yaml
+
+from lafs_ray.cli.main import parse, require_lasting
+from lafs_ray.config.loader import load
+from lafs_ray.config.train import Job
+from lafs_ray.engine.console import terminal_display
+from lafs_ray.engine.online_eval import Probes, check_probe, judge_here, judged_steps
+from lafs_ray.engine.signals import stop_request
+from lafs_ray.training.prepare import JobInputs, check_job, open_job
+from lafs_ray.training.run_request import Wish
+from lafs_ray.training.runner import Hooks, run_local, training_device
+
+
+def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> None:
+    """Do what a training job's command line says.
+
+    Raises:
+        UserError: a mistake in the arguments, the configuration, the data or the run's folder.
+    """
+    options = parse(description, arguments, "configs/", "say how long the run is, and end")
+    config = load(kind, options.config, options.overrides)
+    if options.dry_run:
+        check_probe(config.probe)
+        foresee(check_job(config))
+    else:
+        launch(config)
+
+
+def describe(inputs: JobInputs) -> None:
+    """Print the resolved settings and the size of a run."""
+    config, length = inputs.config, inputs.length
+    people = "" if inputs.num_identities is None else f" of {inputs.num_identities} identities"
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
+    print(  # noqa: T201
+        f"{config.run.name}: {inputs.faces.num_images} faces{people}, "
+        f"{length.steps_per_epoch} steps an epoch, {length.total_steps} steps; "
+        f"results in {inputs.folder().uri}",
+        flush=True,
+    )
+
+
+def foresee(inputs: JobInputs) -> None:
+    """`describe`, and say what the job would do in its folder as it is.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    folder, last = inputs.folder(), inputs.length.total_steps
+    folder.check(*inputs.origin())
+    describe(inputs)
+    steps = folder.steps()
+    if is_finished(inputs):
+        line = "the run is finished"
+    elif steps:
+        line = f"the run would continue at step {steps[-1]} of {last}"
+    else:
+        line = f"the run would begin at step 0 of {last}"
+    print(line, flush=True)  # noqa: T201
+
+
+def launch(config: Job) -> None:
+    """Check a training job's inputs, then run it to its end.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the run's folder.
+        Stopped: a signal ended the run early.
+    """
+    if config.compute.workers == 0:
+        training_device(config)
+    require_lasting("run.storage", config.run.storage)
+    check_probe(config.probe)
+    inputs = open_job(config)
+    describe(inputs)
+    with inputs.folder().held():
+        if not is_finished(inputs):
+            _train(inputs)
+    newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
+    print(f"{config.run.name} is finished: {newest}", flush=True)  # noqa: T201
+
+
+def _train(inputs: JobInputs) -> None:
+    if inputs.config.compute.workers == 0:
+        run_in_process(inputs)
+        return
+    # Debug mode has to start, and run, where Ray is not installed.
+    from lafs_ray.engine.ray_train import run_on_ray
+
+    run_on_ray(inputs)
+
+
+def is_finished(inputs: JobInputs) -> bool:
+    """Whether the run's last checkpoint is there, sound, and judged if the run has probes."""
+    folder, last = inputs.folder(), inputs.length.total_steps
+    if last not in folder.steps():
+        return False
+    if inputs.config.probe.enabled and last not in judged_steps(folder):
+        return False
+    checkpoint = folder.latest()
+    return checkpoint is not None and checkpoint["step"] == last
+
+
+def run_in_process(inputs: JobInputs) -> None:
+    """Debug mode: train to the end of the run, and judge checkpoints if the run has probes.
+
+    Raises:
+        Stopped: SIGTERM came; the run has saved.
+    """
+    display = terminal_display(inputs)
+    probes = None
+    if inputs.config.probe.enabled:
+        probes = Probes(inputs, judge_here(inputs.config), display.say)
+    # Ctrl-C stays what it is: in a debugger it has to act at once.
+    with stop_request(signal.SIGTERM) as request:
+        hooks = Hooks(
+            written=probes.saved if probes is not None else lambda _: None,
+            wish=lambda: Wish.NOTHING if request.signum is None else Wish.STOP,
+        )
+        try:
+            if probes is not None:
+                probes.catch_up()
+            run_local(inputs, display.say, display.show, hooks)
+        finally:
+            display.close()
+        request.raise_if_stopped(inputs)
+    if probes is not None and request.signum is None:
+        probes.finish()

@@ -1,0 +1,282 @@
+"""A set of faces: one or more `.rec` files, their index read once, images read by number.
+
+A `FaceSet` is plain numbers without open files, 24 bytes an image, so Ray hands one copy to all
+processes of a node. A damaged record is told in its row and never raises: the caller decides how
+many are too many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lafs_ray.data import recordio
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.block_cache import BlockCache
+from lafs_ray.data.io.ranged_reads import Spans, fetch_spans
+from lafs_ray.data.landmark_cache import LandmarkCache
+from lafs_ray.data.packed_set import ColourOrder, PackedLabels, find_packed
+from lafs_ray.data.record_files import expand_records
+from lafs_ray.data.record_index import Identities, open_shard, spread
+from lafs_ray.errors import DataError
+
+_SAMPLED_IDENTITIES = 64
+_ROWS_PER_READ = 4096
+_SHARDS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class FaceRows:
+    """Images as they were asked for, column by column.
+
+    Args:
+        shard: number of the file, int32 [n].
+        key: the record's key, int64 [n].
+        label: the record's first label, int64 [n]; -1: damaged, or no whole number ≥ 0.
+        images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
+        errors: what is wrong with the record; empty where nothing is.
+        landmarks: cached ones, float16 [n, N, 2], where the set has them; see `LandmarkCache`.
+    """
+
+    shard: NDArray[np.int32]
+    key: NDArray[np.int64]
+    label: NDArray[np.int64]
+    images: list[bytes]
+    errors: list[str]
+    landmarks: NDArray[np.float16] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FaceSet:
+    """Where every image of a set lies. Images are numbered shard by shard, in file order.
+
+    Args:
+        shard_uris: the `.rec` files.
+        shard_sizes: their sizes in bytes.
+        shard_starts: number of each shard's first image, then num_images; int64 [shards + 1].
+        offsets: where an image's record begins in its file, int64 [num_images].
+        sizes: bytes of the record with framing and padding, int64 [num_images].
+        keys: the record's key in its file, int64 [num_images].
+        identities: for each shard its identities; None for a plain file that was not packed here.
+        fingerprint: hash of names (without folders), sizes and index, to know the set again.
+        colour_order: of the images, where the manifest of a packed set says it.
+        shard_versions: what an object store calls the content of each file; empty on a disk.
+        cache: where what comes from an object store is kept; None: nowhere.
+        landmarks: of every image, found before; None: not wanted.
+    """
+
+    shard_uris: tuple[str, ...]
+    shard_sizes: tuple[int, ...]
+    shard_starts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    identities: tuple[Identities | PackedLabels | None, ...]
+    fingerprint: str
+    colour_order: ColourOrder | None = None
+    shard_versions: tuple[str, ...] = ()
+    cache: BlockCache | None = None
+    landmarks: LandmarkCache | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Images in all shards."""
+        return len(self.keys)
+
+    @property
+    def num_identities(self) -> int | None:
+        """Different identities in all shards; None if a shard does not list them.
+
+        Shards cut from one set carry its labels, so an identity in two shards counts once.
+        """
+        # The shards of a packed set know the same labels: counting them once is enough.
+        tables: dict[object, NDArray[np.int64]] = {}
+        for table in self.identities:
+            if table is None:
+                return None
+            same = table.uri if isinstance(table, PackedLabels) else table
+            if same not in tables:
+                tables[same] = table.listed
+        listed = list(tables.values())
+        return len(listed[0]) if len(listed) == 1 else len(np.unique(np.concatenate(listed)))
+
+    def read(self, index: NDArray[np.int64]) -> FaceRows:
+        """The rows of these images, in the order asked; repeats are read once.
+
+        Args:
+            index: image numbers in 0 … num_images-1, int64 [n].
+
+        Raises:
+            DataError: a file has vanished, or changed since the set was opened.
+        """
+        assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
+        landmarks = None if self.landmarks is None else self.landmarks.read(index)
+        wanted, inverse = np.unique(index, return_inverse=True)
+        shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
+        members = [(shard, wanted[shards == shard]) for shard in np.unique(shards).tolist()]
+        parsed = [
+            _parse_image(span, self.shard_uris[shard], key, offset)
+            for span, shard, key, offset in zip(
+                fetch_spans([self._spans(*one) for one in members], self.cache),
+                shards.tolist(),
+                self.keys[wanted].tolist(),
+                self.offsets[wanted].tolist(),
+                strict=True,
+            )
+        ]
+        rows = [parsed[i] for i in inverse.tolist()]
+        return FaceRows(
+            shard=shards[inverse].astype(np.int32),
+            key=self.keys[index],
+            label=np.array([label for label, _, _ in rows], dtype=np.int64),
+            images=[image for _, image, _ in rows],
+            errors=[error for _, _, error in rows],
+            landmarks=landmarks,
+        )
+
+    def subset(self, index: NDArray[np.int64]) -> FaceSet:
+        """The set of these images alone, numbered anew; identities stay those of the whole set.
+
+        Args:
+            index: image numbers, ascending, int64 [n].
+        """
+        assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
+        assert self.landmarks is None, "cached landmarks are numbered as the whole set"
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(index).data)
+        return replace(
+            self,
+            shard_starts=np.searchsorted(index, self.shard_starts).astype(np.int64),
+            offsets=self.offsets[index],
+            sizes=self.sizes[index],
+            keys=self.keys[index],
+            fingerprint=digest.hexdigest(),
+        )
+
+    def _spans(self, shard: int, members: NDArray[np.int64]) -> Spans:
+        version = self.shard_versions[shard] if self.shard_versions else ""
+        return Spans(
+            self.shard_uris[shard],
+            self.offsets[members],
+            self.sizes[members],
+            self.shard_sizes[shard],
+            version,
+        )
+
+    def labels(self) -> NDArray[np.int64]:
+        """The label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
+
+        Identity records, or a packed set's `labels.npy`, answer without touching images. They are
+        trusted if the images' own labels, looked up for 64 images, follow them; otherwise, and in a
+        plain file, all are read.
+        """
+        columns = []
+        for shard, table in enumerate(self.identities):
+            first, stop = self.shard_starts[shard : shard + 2].tolist()
+            if table is not None:
+                labels = table.labels(self.keys[first:stop])
+                sample = spread(stop - first, _SAMPLED_IDENTITIES)
+                if np.array_equal(self.read(first + sample).label, labels[sample]):
+                    columns.append(labels)
+                    continue
+            columns += [
+                self.read(np.arange(begin, min(begin + _ROWS_PER_READ, stop))).label
+                for begin in range(first, stop, _ROWS_PER_READ)
+            ]
+        return np.concatenate(columns)
+
+
+def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:
+    """Label, image and error of one image record."""
+    where = f"{uri}, key {key}"
+    try:
+        body, end = recordio.decode_record(span, 0, base_offset=offset, source=where)
+        header, payload = recordio.unpack(body, f"{where} at offset {offset}")
+    except DataError as error:
+        return -1, b"", f"{error.subject}: found {error.found}; expected {error.expected}"
+    if end != len(span):
+        error_text = f"found a record of {end} bytes; expected {len(span)}, up to the next record"
+        return -1, b"", f"{where} at offset {offset}: {error_text}"
+    if not payload:
+        error_text = f"found no image (flag {header.flag}, 0 bytes); expected a JPEG or PNG"
+        return -1, b"", f"{where} at offset {offset}: {error_text}"
+    label = header.first_label
+    is_identity = math.isfinite(label) and 0 <= label < 1 << 62 and label == int(label)
+    return int(label) if is_identity else -1, bytes(payload), ""
+
+
+def open_faces(
+    path: str,
+    colour_order: ColourOrder | None = None,
+    image_size: int | None = None,
+    *,
+    cache: BlockCache | None = None,
+) -> FaceSet:
+    """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
+
+    Reads the indexes whole, and a few records of each file to see that index and file fit; a file
+    without index is read through.
+
+    Args:
+        path: where the set is.
+        colour_order: what the images will be taken for; None: they will not be looked at.
+        image_size: the side in pixels that they will have to have; None: any.
+        cache: keeps on a local disk what is read from an object store.
+
+    Raises:
+        DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
+            the counts in insightface's header, or in a packed set's manifest, contradict each
+            other; or the manifest has the other colour order or another size.
+    """
+    uris = expand_records(path)
+    # A shard of an object store is opened with some forty requests, which is waiting.
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        packed = find_packed(path, uris, list(pool.map(filesystem.file_size, uris)))
+    if colour_order and packed.colour_order not in (None, colour_order):
+        raise DataError(
+            path,
+            found=f"images packed as {packed.colour_order}, as the manifest says",
+            expected=f"data.colour_order: {colour_order}",
+            fix=f"set data.colour_order={packed.colour_order}, or pack anew with --colour-order",
+        )
+    if image_size and (others := packed.image_sizes - {image_size}):
+        sides = ", ".join(f"{side}x{side}" for side in sorted(others))
+        raise DataError(
+            path,
+            found=f"images of {sides}, as the manifest says",
+            expected=f"images of {image_size}x{image_size}",
+            fix=f"pack them anew with --resize and without --size, which is {image_size} then",
+        )
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        shards = list(pool.map(open_shard, uris))
+    counts = [len(shard.keys) for shard in shards]
+    digest = hashlib.blake2b(digest_size=16)
+    for shard in shards:
+        name = filesystem.file_name(shard.uri)
+        digest.update(f"{name} {shard.size_bytes} {len(shard.keys)}\n".encode())
+        for column in (shard.offsets, shard.sizes, shard.keys):
+            digest.update(np.ascontiguousarray(column).data)
+    return FaceSet(
+        shard_uris=uris,
+        shard_sizes=tuple(shard.size_bytes for shard in shards),
+        shard_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=_joined([shard.offsets for shard in shards]),
+        sizes=_joined([shard.sizes for shard in shards]),
+        keys=_joined([shard.keys for shard in shards]),
+        identities=tuple(
+            labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)
+        ),
+        fingerprint=digest.hexdigest(),
+        colour_order=packed.colour_order,
+        shard_versions=tuple(shard.version for shard in shards),
+        cache=cache,
+    )
+
+
+def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)

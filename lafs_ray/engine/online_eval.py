@@ -1,0 +1,185 @@
+"""Judge a run's checkpoints while it goes on, one at a time: a line each in `<run>/probes.jsonl`.
+
+On Ray the judge is a task with CPUs of its own, started and awaited by the driver, so no training
+worker waits for it and none that fails takes it along. In debug mode the run waits. A probe never
+ends a run: what goes wrong is said and the run continues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+
+from lafs_ray.config.train import Job, Probe
+from lafs_ray.data.eval_sets import open_labelled, open_pairs
+from lafs_ray.data.io import filesystem
+from lafs_ray.errors import DataError, find_user_error
+from lafs_ray.evaluation.embed import chunks
+from lafs_ray.evaluation.neighbors import check_possible
+from lafs_ray.evaluation.protocols import Device, judge_identities, judge_pairs, local_embedding
+from lafs_ray.evaluation.results import Judged
+from lafs_ray.training.checkpoint.inference import load_embedder
+from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
+from lafs_ray.training.checkpoint.run_dir import RunFolder
+from lafs_ray.training.prepare import JobInputs
+
+# Starts to judge the checkpoint at a URI.
+Judge = Callable[[str], "Future[dict[str, float]]"]
+
+_NAME = "network"
+
+
+def check_probe(probe: Probe) -> None:
+    """Read what the probes of a run will read, so that a mistake is found before it starts.
+
+    Raises:
+        DataError: a file is missing or damaged, or a face in the pair file does not decode.
+    """
+    if probe.pairs is not None:
+        pairs = open_pairs(probe.pairs, probe.colour_order)
+        for start, stop in chunks(pairs.num_images):
+            pairs.read(start, stop)
+    if probe.identities is not None:
+        check_possible(open_labelled(probe.identities, probe.colour_order).labels, [1])
+
+
+def judge_checkpoint(uri: str, probe: Probe, device: Device) -> dict[str, float]:
+    """The figures of a checkpoint, plain and centred.
+
+    Args:
+        uri: the checkpoint.
+        probe: what to judge it on.
+        device: where to compute.
+
+    Raises:
+        UserError: the checkpoint or a file of the probe is missing or damaged.
+    """
+    start = time.perf_counter()
+    embeddings = {_NAME: local_embedding(load_embedder(uri), device)}
+    figures: dict[str, float] = {}
+    if probe.pairs is not None:
+        judged = judge_pairs(open_pairs(probe.pairs, probe.colour_order), embeddings)
+        figures |= _named(judged, {"accuracy": "pair_accuracy", "AUC": "pair_auc"})
+    if probe.identities is not None:
+        faces = open_labelled(probe.identities, probe.colour_order)
+        figures |= _named(judge_identities(faces, embeddings), {"1-NN": "identity_accuracy"})
+    return {**figures, "probe_s": time.perf_counter() - start}
+
+
+def _named(judged: Judged, names: dict[str, str]) -> dict[str, float]:
+    plain, centred = judged.rows
+    return {
+        f"{name}{suffix}": value
+        for row, suffix in ((plain, ""), (centred, "_centred"))
+        for figure, name in names.items()
+        if (value := row.figures[figure]) is not None
+    }
+
+
+def judge_here(config: Job) -> Judge:
+    """Debug mode: the caller waits."""
+
+    def judge(uri: str) -> Future[dict[str, float]]:
+        future: Future[dict[str, float]] = Future()
+        try:
+            future.set_result(judge_checkpoint(uri, config.probe, config.compute.device))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    return judge
+
+
+def judged_steps(folder: RunFolder) -> set[int]:
+    """Steps of a run whose checkpoints have been judged."""
+    return {line["step"] for line in read_metrics(filesystem.join(folder.uri, "probes.jsonl"))}
+
+
+class Probes:
+    """The probes of one run, as its driver sees them.
+
+    Args:
+        inputs: the job.
+        judge: starts to judge a checkpoint.
+        say: prints a line of progress.
+    """
+
+    def __init__(self, inputs: JobInputs, judge: Judge, say: Callable[[str], None] = print) -> None:
+        self._folder, self._length = inputs.folder(), inputs.length
+        self._judge, self._say = judge, say
+        probe, length = inputs.config.probe, inputs.length
+        self._every = max(probe.every.steps(length.steps_per_epoch, length.total_steps), 1)
+        self._wait_s, self._keep = probe.wait_s, inputs.config.checkpoints.keep
+        self._running: tuple[int, Future[dict[str, float]]] | None = None
+        uri = filesystem.join(self._folder.uri, "probes.jsonl")
+        self._newest = max(self._folder.steps(), default=0)
+        # Lines of steps that the run will do again are dropped, as in metrics.jsonl.
+        self._log = MetricsLog(uri, self._newest)
+        self._judged = judged_steps(self._folder)
+
+    def catch_up(self) -> None:
+        """Judge the newest checkpoint, if the end of an earlier process left that undone."""
+        if self._newest:
+            self.saved(self._newest)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is there: judge it if it is due and no other one is being judged."""
+        self.collect()
+        if not self._is_due(step) or step in self._judged:
+            return
+        if self._running is not None:
+            # The last checkpoint gets its turn in `finish`.
+            if step < self._length.total_steps:
+                self._say(f"probe of step {step} left out: that of {self._running[0]} still runs")
+            return
+        self._judged.add(step)
+        self._running = (step, self._judge(self._folder.checkpoint_uri(step)))
+        self.collect()
+
+    @property
+    def running(self) -> set[int]:
+        """Steps of checkpoints that are being judged, which nobody may delete."""
+        return set() if self._running is None else {self._running[0]}
+
+    def collect(self, wait_s: float = 0.0) -> None:
+        """Write and say the figures of the running probe, if it ends within `wait_s`."""
+        if self._running is None:
+            return
+        step, future = self._running
+        wait([future], timeout=wait_s)
+        if not future.done():
+            return
+        self._running = None
+        try:
+            figures = future.result()
+            self._log.write({"step": step, **figures})
+            self._log.flush()
+        except Exception as error:
+            self._say(f"probe of step {step} failed: {find_user_error(error) or repr(error)}")
+            return
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self._say(f"probe of step {step}: {shown}")
+
+    def finish(self) -> None:
+        """Wait, not for ever, for the running probe and for that of the last checkpoint."""
+        deadline = time.monotonic() + self._wait_s
+        self.collect(self._wait_s)
+        if self._running is None:
+            self.saved(self._length.total_steps)
+            self.collect(max(deadline - time.monotonic(), 0.0))
+        if self._running is not None:
+            self._say(
+                f"probe of step {self._running[0]} given up: it did not end within "
+                f"{self._wait_s:g} s (probe.wait_s); jobs/evaluate.py judges the checkpoint"
+            )
+        try:
+            # Those that were spared for a probe, or that the last figures show not to be the best.
+            self._folder.tidy(self._length.total_steps, self._keep)
+        except DataError as error:
+            self._say(f"old checkpoints stay: {error}")
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a multiple of probe.every lies since the checkpoint before, or the run ends."""
+        before = (step - 1) // self._length.save_every * self._length.save_every
+        return step // self._every > before // self._every or step == self._length.total_steps

@@ -1,0 +1,90 @@
+"""Start a local Ray or join the running cluster, with quiet logs and Ray Data's settings."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import ray
+import ray.train
+from ray.data import DataContext
+
+from lafs_ray.errors import ConfigError
+
+# Set before Ray starts, they reach its workers; what the user has set stays.
+_QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's default is the number of cores, with a warning for every few processes beyond it.
+    "RAY_worker_maximum_startup_concurrency": "64",
+}
+
+
+def join_cluster(
+    cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = ""
+) -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Args:
+        cpus: that will be reserved.
+        cpu_arithmetic: how they came about, for the message.
+        gpus: that will be reserved.
+        gpu_arithmetic: how they came about.
+
+    Raises:
+        ConfigError: the cluster has fewer.
+    """
+    start_or_join(cpus)
+    have = ray.cluster_resources()
+    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
+    if gpus:
+        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+
+
+def start_or_join(cpus: float) -> None:
+    """Join the cluster of this job, or start one on this machine with at least these CPUs."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if not ray.is_initialized():
+        on_cluster = "RAY_ADDRESS" in os.environ
+        # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
+        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
+        ray.init(
+            address=None if on_cluster else "local",
+            logging_level="error",
+            log_to_driver=False,
+            **local,
+        )
+
+
+def _check_enough(resource: str, needed: float, have: float, arithmetic: str) -> None:
+    if have < needed:
+        raise ConfigError(
+            f"the Ray cluster's {resource}s",
+            found=f"{have:g}",
+            expected=f"at least {needed:g}: {arithmetic}",
+            fix="lower the keys named, or add nodes to the cluster",
+        )
+
+
+_NO_PROGRESS_TIMEOUT_S = 300
+
+
+def configure_context(context: DataContext, cpus: float) -> None:
+    """Settings of Ray Data that the order, the memory and the terminal rely on.
+
+    Args:
+        context: of the process that makes the dataset.
+        cpus: which its tasks and actors may take.
+    """
+    context.execution_options.preserve_order = True
+    # None keeps one block for each task; a size would slice or merge portions.
+    context.target_max_block_size = None
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    context.enable_progress_bars = False
+    limits = context.execution_options.resource_limits
+    context.execution_options.resource_limits = limits.copy(cpu=cpus)

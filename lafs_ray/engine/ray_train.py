@@ -1,0 +1,246 @@
+"""A training job on Ray: TorchTrainer workers, each with its own Ray Data stream.
+
+Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train is told the metrics of
+each, and restarts failed workers, which continue from the newest one.
+Ours: Ray Train gets no checkpoint object. It would write its record of them to the run's storage,
+in the step's time and without a second try; and a kill can leave that record cut short (shared RAY
+notes, section 2.4).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lafs_ray.config.train import Job, Probe
+from lafs_ray.data.io import filesystem
+from lafs_ray.engine.console import Display, terminal_display
+from lafs_ray.engine.driver_channel import Relay
+from lafs_ray.engine.object_store import Shared, share
+from lafs_ray.engine.online_eval import Judge, Probes, judge_checkpoint
+from lafs_ray.engine.preemption import Wishes, leaving_nodes
+from lafs_ray.engine.prometheus import Gauges
+from lafs_ray.engine.ray_ingest import rank_stream
+from lafs_ray.engine.ray_session import _QUIET
+from lafs_ray.engine.resources import connect
+from lafs_ray.engine.signals import StopRequest, stop_request
+from lafs_ray.errors import find_user_error
+from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.run_request import Wish
+from lafs_ray.training.runner import Hooks, run_rank
+
+_RELAY_POLL_S = 0.5
+
+
+def run_on_ray(inputs: JobInputs) -> None:
+    """Train to the end of the run; returns when it is there.
+
+    Raises:
+        ConfigError: the cluster is too small for the run.
+        UserError: a mistake that the workers met.
+        Stopped: SIGTERM or Ctrl-C came; the run has saved.
+        TrainingFailedError: workers failed more often than compute.max_failures.
+    """
+    config = inputs.config
+    connect(config)
+    display = terminal_display(inputs)
+    probes = Probes(inputs, _judge_on_ray(config), display.say) if config.probe.enabled else None
+    # After connecting, as Ray installs a handler of its own there.
+    with stop_request(signal.SIGTERM, signal.SIGINT) as request:
+        _fit(inputs, display, probes, request)
+        request.raise_if_stopped(inputs)
+    if probes is not None and request.signum is None:
+        probes.finish()
+
+
+def _fit(inputs: JobInputs, display: Display, probes: Probes | None, request: StopRequest) -> None:
+    # On the driver's node: elsewhere the loss of a worker's node could end the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote()
+    ended = threading.Event()
+    arguments = relay, display, probes, request, ended
+    printer = threading.Thread(target=_follow, args=arguments, daemon=True)
+    printer.start()
+    try:
+        _trainer(inputs, relay).fit()
+    except Exception as error:
+        mistake = ray.get(relay.mistake.remote()) or find_user_error(error)
+        if mistake is not None:
+            raise mistake from None
+        raise
+    finally:
+        ended.set()
+        printer.join(timeout=10)
+        display.close()
+    mistake = ray.get(relay.mistake.remote())
+    if mistake is not None:
+        raise mistake
+
+
+def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
+    config, compute = inputs.config, inputs.config.compute
+    fewest, workers = compute.min_workers, compute.workers
+    uses_gpu = compute.device == "cuda"
+    threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
+    # A name of its own for each start: no old record of Ray's can be in the way of resuming.
+    attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return _Trainer(
+        train_worker,
+        train_loop_config={"inputs": share(inputs), "relay": relay},
+        scaling_config=ScalingConfig(
+            num_workers=workers if fewest is None else (fewest, workers),
+            use_gpu=uses_gpu,
+            resources_per_worker={
+                "CPU": config.compute.cpus_per_worker,
+                **({"GPU": config.compute.gpus_per_worker} if uses_gpu else {}),
+            },
+            label_selector=dict(config.compute.node_labels) or None,
+        ),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=filesystem.join(inputs.folder().uri, "ray"),
+            failure_config=FailureConfig(
+                max_failures=config.compute.max_failures, controller_failure_limit=3
+            ),
+            worker_runtime_env={"env_vars": {**_QUIET, **threads}},
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)
+        ),
+    )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
+    """Ours: Ctrl-C is a `StopRequest`; Ray's handler would kill workers that have not saved."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the handler that is there."""
+
+
+def _follow(
+    relay: Any,
+    display: Display,
+    probes: Probes | None,
+    request: StopRequest,
+    ended: threading.Event,
+) -> None:
+    """Show what the workers say, judge their checkpoints, pass on a signal, until they end."""
+    if probes is not None:
+        probes.catch_up()
+    leaving: set[str] = set()
+    while True:
+        last = ended.wait(_RELAY_POLL_S)
+        for line in ray.get(relay.drain.remote()):
+            if isinstance(line, str):
+                display.say(line)
+            else:
+                display.show(line)
+        if request.signum is not None:
+            relay.ask.remote(Wish.STOP)
+        elif new := leaving_nodes() - leaving:
+            display.say(f"{len(new)} nodes of the cluster will leave: saving at once")
+            leaving |= new
+            relay.ask.remote(Wish.SAVE)
+        if probes is not None:
+            for step in ray.get(relay.drain_saved.remote()):
+                probes.saved(step)
+            probes.collect()
+            relay.judging.remote(probes.running)
+        if last:
+            return
+
+
+def _judge_on_ray(config: Job) -> Judge:
+    """Each probe is a task of its own."""
+    probe = config.probe
+    paths = {
+        name: None if path is None else filesystem.absolute(path)
+        for name, path in (("pairs", probe.pairs), ("identities", probe.identities))
+    }
+    probe = probe.model_copy(update=paths)
+    task = ray.remote(num_cpus=probe.cpus, num_gpus=int(probe.device == "cuda"), max_retries=0)(
+        _judge_task
+    )
+
+    def judge(uri: str) -> Future[dict[str, float]]:
+        future: Future[dict[str, float]] = task.remote(uri, probe).future()
+        return future
+
+    return judge
+
+
+def _judge_task(uri: str, probe: Probe) -> dict[str, float]:
+    torch.set_num_threads(probe.cpus)
+    return judge_checkpoint(uri, probe, probe.device)
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    relay = loop_config["relay"]
+    if ray.get(relay.mistake.remote()) is not None:
+        return
+    try:
+        _train_worker(loop_config["inputs"], relay)
+    except Exception as error:
+        mistake = find_user_error(error)
+        if mistake is None:
+            raise
+        # A restart would meet the same mistake: note it, end this rank, and let the others follow.
+        ray.get(relay.fail.remote(mistake))
+
+
+def _train_worker(shared: Shared, relay: Any) -> None:
+    inputs = shared.inputs()
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+
+    def wrap(network: nn.Module) -> nn.Module:
+        if world == 1:
+            return network
+        return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+
+    gauges = Gauges(inputs.config.run.name)
+
+    def show(report: dict[str, Any]) -> None:
+        gauges.set(report)
+        relay.show.remote(report)
+
+    wishes = Wishes(relay) if rank == 0 else None
+    judges = inputs.config.probe.enabled
+    run_rank(
+        inputs,
+        lambda first, stop: rank_stream(inputs, shared, rank, world, first, stop),
+        device=device,
+        rank=rank,
+        wrap=wrap,
+        say=lambda line: relay.say.remote(line),
+        show=show,
+        hooks=Hooks(
+            after_save=lambda line: _tell_ray(line, inputs),
+            written=relay.saved.remote if judges else lambda _: None,
+            spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
+            wish=lambda: Wish.NOTHING if wishes is None else wishes.take(),
+        ),
+    )
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _tell_ray(line: dict[str, Any], inputs: JobInputs) -> None:
+    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint will be."""
+    where = inputs.folder().checkpoint_uri(line["step"])
+    ray.train.report({**line, "checkpoint_path": where})

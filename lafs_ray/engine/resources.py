@@ -1,0 +1,202 @@
+"""Which nodes a run needs, by resources and labels, and waiting for those an autoscaler brings.
+
+Without these checks Ray waits in silence, half an hour or for ever, for what no node has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import ray
+import ray.train
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+from lafs_ray.config.train import Job
+from lafs_ray.engine.ray_session import join_cluster, start_or_join
+from lafs_ray.errors import ConfigError
+from lafs_ray.training.monitoring.input_bottleneck import READING_CPUS
+
+_POLL_S = 2.0
+_SAY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """So many times these resources, each time on one node with these labels."""
+
+    count: int
+    resources: dict[str, float]
+    labels: Mapping[str, str]
+    key: str
+    """The configuration's key of the labels."""
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A resource of which nodes with these labels have too little."""
+
+    resource: str
+    have: float
+    needed: float
+    labels: Mapping[str, str]
+    key: str
+
+    def __str__(self) -> str:
+        where = f" on nodes with {self.key} = {shown(self.labels)}" if self.labels else ""
+        return f"{self.have:g} of {self.needed:g} {self.resource}s{where}"
+
+
+def shown(labels: Mapping[str, str]) -> str:
+    """Labels as YAML writes them."""
+    return f"{{{', '.join(f'{key}: {value}' for key, value in labels.items())}}}"
+
+
+def bundles_of(config: Job) -> list[Bundles]:
+    """What training workers, croppers, readers and probes of a run reserve."""
+    compute, ingest, probe = config.compute, config.ingest, config.probe
+    worker: dict[str, float] = {"CPU": compute.cpus_per_worker}
+    # An elastic run starts with the fewest.
+    workers = compute.worker_counts[0]
+    if compute.device == "cuda":
+        worker["GPU"] = compute.gpus_per_worker
+    croppers = workers * ingest.actors_per_worker
+    found = [
+        Bundles(workers, worker, compute.node_labels, "compute.node_labels"),
+        Bundles(croppers, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
+        Bundles(workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
+    ]
+    if probe.enabled:
+        resources: dict[str, float] = {"CPU": probe.cpus}
+        if probe.device == "cuda":
+            resources["GPU"] = 1
+        found.append(Bundles(1, resources, {}, ""))
+    return found
+
+
+def shortages(bundles: Sequence[Bundles]) -> list[Shortage]:
+    """What the nodes there lack: over all of them, and over those with each set of labels."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    groups: list[tuple[Mapping[str, str], str]] = [({}, "")]
+    for bundle in bundles:
+        if bundle.labels and all(bundle.labels != labels for labels, _ in groups):
+            groups.append((bundle.labels, bundle.key))
+    found = []
+    for labels, key in groups:
+        matching = [node for node in nodes if labels.items() <= node["Labels"].items()]
+        wanted = [bundle for bundle in bundles if not labels or bundle.labels == labels]
+        for resource in ("GPU", "CPU"):
+            needed = sum(bundle.count * bundle.resources.get(resource, 0.0) for bundle in wanted)
+            have = sum(node["Resources"].get(resource, 0.0) for node in matching)
+            if have < needed:
+                found.append(Shortage(resource, have, needed, labels, key))
+    return found
+
+
+def has_autoscaler() -> bool:
+    """Whether this cluster was started by `ray up` in a cloud or by KubeRay, which add nodes."""
+    return bool(is_autoscaler_v2(fetch_from_server=True))
+
+
+def await_nodes(bundles: Sequence[Bundles], wait_s: float, say: Callable[[str], None]) -> None:
+    """Ask the autoscaler, if there is one, for the nodes that a run lacks, and wait for them.
+
+    Args:
+        bundles: what the run reserves.
+        wait_s: how long at most; what is lacking then is `require_nodes`' to tell.
+        say: prints a line of progress.
+    """
+    missing = shortages(bundles)
+    if not missing or not wait_s or not has_autoscaler():
+        return
+    single = [bundle for bundle in bundles for _ in range(bundle.count)]
+    request_resources(
+        bundles=[bundle.resources for bundle in single],
+        bundle_label_selectors=[dict(bundle.labels) for bundle in single],
+    )
+    deadline = time.monotonic() + wait_s
+    said = -_SAY_S
+    try:
+        while missing and time.monotonic() < deadline:
+            if time.monotonic() - said >= _SAY_S:
+                said = time.monotonic()
+                say(f"waiting for nodes: {'; '.join(map(str, missing))} (compute.nodes_wait_s)")
+            time.sleep(_POLL_S)
+            missing = shortages(bundles)
+    finally:
+        # Else the autoscaler would keep them when the run is over.
+        request_resources(bundles=[])
+
+
+def require_nodes(bundles: Sequence[Bundles]) -> None:
+    """Refuse labels that too few nodes have.
+
+    Raises:
+        ConfigError: naming the key, the labels, and what nodes with them have.
+    """
+    for missing in shortages(bundles):
+        if missing.labels:
+            labels = sorted(
+                {
+                    f"{key}: {value}"
+                    for node in ray.nodes()
+                    for key, value in node["Labels"].items()
+                    if node["Alive"] and key != "ray.io/node-id"
+                }
+            )
+            raise ConfigError(
+                missing.key,
+                found=f"{shown(missing.labels)}: nodes with these labels have {missing.have:g} "
+                f"{missing.resource}s together",
+                expected=f"at least {missing.needed:g}",
+                fix="add such nodes, or name other labels; the cluster's are: "
+                + (", ".join(labels) or "none"),
+            )
+
+
+def connect(config: Job) -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Raises:
+        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves, on all nodes or on
+            those with the labels that it names.
+    """
+    workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
+    share = config.compute.gpus_per_worker
+    probes = int(config.probe.enabled and config.probe.device == "cuda")
+    gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
+    gpu_arithmetic += " + 1 for probe.device=cuda" * probes
+    start_or_join(needed_cpus(config))
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
+    join_cluster(needed_cpus(config), _arithmetic(config), workers * share + probes, gpu_arithmetic)
+    require_nodes(bundles_of(config))
+
+
+def _workers_key(config: Job) -> str:
+    return "compute.workers" if config.compute.min_workers is None else "compute.min_workers"
+
+
+def _arithmetic(config: Job) -> str:
+    compute, ingest = config.compute, config.ingest
+    return (
+        f"{compute.worker_counts[0]} workers × "
+        f"(compute.cpus_per_worker {compute.cpus_per_worker} + "
+        f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
+        f"{ingest.cpus_per_actor:g} + 1 for reading)"
+        + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")
+    )
+
+
+def ingest_cpus(config: Job) -> float:
+    """CPUs that the ingest of one training worker takes: its croppers and one worth of reading."""
+    return config.ingest.actors_per_worker * config.ingest.cpus_per_actor + READING_CPUS
+
+
+def needed_cpus(config: Job) -> float:
+    """CPUs without which a run, of compute.min_workers if there is one, would wait for ever."""
+    probe = config.probe.cpus if config.probe.enabled else 0
+    compute = config.compute
+    return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + probe

@@ -1,0 +1,98 @@
+"""Pictures of a run: its curves and the landmarks it looks at; drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lafs_ray.evaluation.verification import RocCurve
+
+_COLUMNS = 6
+_ROC_POINTS = 5000
+
+# Panels of the learning state: title, and the metrics drawn into it.
+_PANELS = (
+    ("loss (nats)", ("loss",)),
+    ("entropy (nats)", ("teacher_entropy", "student_entropy")),
+    ("KL teacher to student (nats)", ("kl",)),
+    ("norm of the centre", ("centre_norm",)),
+    ("share of prototypes in use", ("used_prototypes",)),
+    ("deviation of embeddings", ("embedding_std",)),
+)
+
+
+def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss and signs of collapse over the steps of a pretraining run.
+
+    Args:
+        lines: of its metrics.jsonl.
+    """
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    steps = [line["step"] for line in lines]
+    for axes, (title, names) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+        for name in names:
+            axes.plot(steps, [line[name] for line in lines], label=name.partition("_")[0])
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend()
+    return figure
+
+
+def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]]) -> Figure:
+    """Landmarks drawn on faces, coloured by their number, so that the same part has one colour.
+
+    Args:
+        images: uint8 [B, S, S, 3] RGB.
+        landmarks: [B, N, 2] in pixels, (x, y).
+    """
+    rows = -(-len(images) // _COLUMNS)
+    figure = Figure(figsize=(2 * _COLUMNS, 2 * rows), layout="constrained")
+    for axes, image, points in zip(
+        figure.subplots(rows, _COLUMNS, squeeze=False).flat, images, landmarks, strict=False
+    ):
+        axes.imshow(image)
+        axes.scatter(points[:, 0], points[:, 1], c=np.arange(len(points)), cmap="hsv", s=9)
+        axes.set_xlim(-0.5, image.shape[1] - 0.5)
+        axes.set_ylim(image.shape[0] - 0.5, -0.5)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    return figure
+
+
+def roc_figure(title: str, curves: Mapping[str, RocCurve]) -> Figure:
+    """ROC curves over a logarithmic FAR.
+
+    Args:
+        title: of the figure.
+        curves: by name.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        # IJB-C has a million points: more than a picture shows.
+        count = len(curve.fpr)
+        shown = np.unique(np.geomspace(1, count, _ROC_POINTS).astype(int)) - 1
+        axes.plot(curve.fpr[shown], curve.tpr[shown], label=f"{name} (AUC {curve.area:.4f})")
+    axes.set_xscale("symlog", linthresh=1e-6)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("FAR")
+    axes.set_ylabel("TAR")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

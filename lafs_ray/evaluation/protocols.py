@@ -1,0 +1,113 @@
+"""The three evaluation protocols: pairs, nearest-neighbour identities and IJB templates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lafs_ray.data.eval_sets import (
+    FaceSource,
+    LabelledFaces,
+    PairFaces,
+)
+from lafs_ray.data.ijb import Templates
+from lafs_ray.evaluation.embed import PixelRange, embed_faces, flip_sum
+from lafs_ray.evaluation.report import (
+    COUNTS,
+    Row,
+    identity_rows,
+    pair_rows,
+    raw_pixel_rows,
+    template_rows,
+)
+from lafs_ray.evaluation.results import Judged
+from lafs_ray.evaluation.templates import TestMode
+from lafs_ray.models.embedder import FaceEmbedder
+
+Device = Literal["cpu", "cuda"]
+
+
+# Faces to embeddings of them and of their mirror images, float32 [N, 2, D].
+Embed = Callable[[FaceSource], NDArray[np.float32]]
+
+
+Embeddings = dict[str, Embed]
+
+
+def local_embedding(
+    network: FaceEmbedder,
+    device: Device = "cpu",
+    pixel_range: PixelRange = "training",
+    *,
+    progress: bool = False,
+) -> Embed:
+    """A network that embeds in this process, with a bar on the terminal if asked."""
+    options: dict[str, Any] = {"device": device, "pixel_range": pixel_range}
+    return partial(embed_faces, network.to(device), progress=progress, **options)
+
+
+def judge_pairs(source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False) -> Judged:
+    """10-fold verification of a pair file by each embedding, plain and centred.
+
+    Args:
+        source: the pairs.
+        embeddings: by name.
+        raw_pixels: whether raw pixels are judged first.
+
+    Raises:
+        DataError: an image is damaged, or there are too few pairs.
+    """
+    same = source.pairs.same
+    rows = raw_pixel_rows(source, same) if raw_pixels else []
+    for name, embed in embeddings.items():
+        rows += pair_rows(name, flip_sum(embed(source)), same)
+    counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
+    return Judged("pairs", source.uri, counts, rows)
+
+
+def judge_identities(
+    source: LabelledFaces, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
+) -> Judged:
+    """Leave-one-out identities of a labelled set by each embedding, plain and centred.
+
+    Args:
+        source: the set.
+        embeddings: by name.
+        ks: neighbours asked.
+
+    Raises:
+        DataError: a label or an image is damaged, or a k is impossible.
+    """
+    rows: list[Row] = []
+    for name, embed in embeddings.items():
+        rows += identity_rows(name, flip_sum(embed(source)), source.labels, ks)
+    counts = {name: rows[0].details[name] for name in COUNTS}
+    return Judged("identities", source.path, counts, rows)
+
+
+def judge_templates(
+    protocol: Templates, embeddings: Embeddings, *, modes: Sequence[TestMode]
+) -> Judged:
+    """TAR at FAR of a template protocol by each embedding, plain and centred, in each mode.
+
+    Args:
+        protocol: the lists and faces.
+        embeddings: by name.
+        modes: the reference's switches.
+
+    Raises:
+        DataError: an image is damaged, or all pairs are of one kind.
+    """
+    rows: list[Row] = []
+    for name, embed in embeddings.items():
+        rows += template_rows(name, embed(protocol.faces), protocol, modes)
+    counts = {
+        "num_images": protocol.faces.num_images,
+        "num_templates": len(np.unique(protocol.templates)),
+        "num_pairs": len(protocol.same),
+    }
+    return Judged("templates", protocol.uri, counts, rows)

@@ -1,0 +1,175 @@
+"""LAFS pretraining: student and EMA teacher on landmark tokens of unlabelled faces.
+
+`LafsNetwork` is one of the two networks, `Lafs` what happens to both in a step; the training loop
+calls it between forward, optimiser and checkpoint and knows nothing of teachers. Views arrive as
+tokens: landmarks and patches are made before, on the CPU or on the device.
+Shape letters: B images, V views, R rows (views of images), n tokens, P numbers in a token, D width,
+K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lafs_ray.methods.dino_loss import (
+    NUM_GLOBAL_VIEWS,
+    Centre,
+    centred_targets,
+    dino_loss,
+    learning_state,
+    sinkhorn_targets,
+)
+from lafs_ray.methods.optim import cancel_gradients, ema_update_
+from lafs_ray.models.fvit import FViT
+from lafs_ray.models.heads import DINOHead
+
+
+def dequantise(tokens: Tensor) -> Tensor:
+    """Tokens as the network takes them: uint8 t becomes float32 t/127.5 - 1, floats are kept."""
+    return tokens.float() / 127.5 - 1.0 if tokens.dtype == torch.uint8 else tokens
+
+
+class LafsNetwork(nn.Module):
+    """A transformer and DINO's head over several sets of tokens; student and teacher are equal.
+
+    Names in its state are `backbone.*` and `head.*`, those of published checkpoints.
+    Reference: MultiCropWrapper.
+
+    Args:
+        backbone: tokens [R, n, P] to embeddings [R, D].
+        head: embeddings [R, D] to scores [R, K].
+    """
+
+    def __init__(self, backbone: FViT, head: DINOHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, token_sets: Sequence[Tensor]) -> Tensor:
+        """Sets of tokens [R_i, n_i, P] to scores [ΣR_i, K], row by row in the order given."""
+        return self.head(self.embed(token_sets))  # type: ignore[no-any-return]
+
+    def embed(self, token_sets: Sequence[Tensor]) -> Tensor:
+        """Sets of tokens [R_i, n_i, P] to embeddings [ΣR_i, D].
+
+        Neighbouring sets of one token count run as a single batch: two forwards, not ten.
+        """
+        batches = [list(sets) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
+        return torch.cat([self.backbone(torch.cat(batch)) for batch in batches])
+
+
+class Lafs:
+    """One step of LAFS pretraining, in the parts between which the training loop stands.
+
+    A step: `loss` and backward for every micro-batch, clipping, `before_optimizer`, the optimiser,
+    `finish_step`. The centre in the loss is the one that the previous step left.
+    Source: METHOD.md, "Objective and schedules"; golden case e1.
+
+    Args:
+        student: trained; on its device already.
+        teacher: of the same shape and on the same device; takes the student's weights here.
+        num_prototypes: K.
+        student_temp: divides the student's scores.
+        centre_momentum: weight of the old centre in an update.
+        freeze_last_layer_epochs: epochs in which the prototypes are not trained.
+        teacher_dropout: the teacher keeps dropout and stochastic depth (the reference); without,
+            it runs in eval mode (DINO's recipe).
+        centring: what keeps the teacher from giving all faces one answer: the running mean of its
+            scores (DINO), or balancing every micro-batch (`sinkhorn_targets`).
+    """
+
+    def __init__(
+        self,
+        student: LafsNetwork,
+        teacher: LafsNetwork,
+        *,
+        num_prototypes: int,
+        student_temp: float = 0.1,
+        centre_momentum: float = 0.9,
+        freeze_last_layer_epochs: int = 1,
+        teacher_dropout: bool = True,
+        centring: Literal["mean", "sinkhorn"] = "mean",
+    ) -> None:
+        self.trainable = student
+        self.teacher = teacher
+        self.teacher.load_state_dict(student.state_dict())
+        self.teacher.requires_grad_(False).train(teacher_dropout)
+        device = student.backbone.cls_token.device
+        self.centre = Centre(num_prototypes, centre_momentum).to(device)
+        self.student_temp = student_temp
+        self.centring = centring
+        self.freeze_last_layer_epochs = freeze_last_layer_epochs
+
+    def begin_step(self, step: int) -> None:
+        """Nothing is drawn here but dropout."""
+
+    def loss(
+        self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch; its teacher scores are noted for the centre's next update.
+
+        Args:
+            network: the student, as it is or wrapped (DDP, compiled).
+            batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float
+                in [-1, 1]; other entries are ignored.
+            values: `teacher_temp`.
+
+        Returns:
+            The scalar loss with its graph, and scalars without: `loss` and `learning_state`'s.
+        """
+        views = [batch["global_tokens"], batch["local_tokens"]]
+        global_views, local_views = (_crop_major(dequantise(tokens)) for tokens in views)
+        num_views = sum(tokens.shape[1] for tokens in views)
+        assert views[0].shape[1] == NUM_GLOBAL_VIEWS, views[0].shape
+        # The head is called by itself for its input, the embeddings that `learning_state` watches.
+        with torch.no_grad():
+            embeddings = self.teacher.embed([global_views])
+            teacher = self.teacher.head(embeddings)
+        student = network([global_views, local_views])
+        targets = self._targets(teacher, values["teacher_temp"])
+        temp = self.student_temp
+        loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
+        state = learning_state(student, targets, self.centre.centre, embeddings, student_temp=temp)
+        self.centre.observe(teacher)
+        return loss, {"loss": loss.detach(), **state}
+
+    def _targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
+        """The teacher's distributions [2·B, K], kept from collapse as `centring` says."""
+        if self.centring == "sinkhorn":
+            return sinkhorn_targets(teacher, teacher_temp)
+        return centred_targets(teacher, self.centre.centre, teacher_temp)
+
+    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Take the prototypes' gradient away in the first epochs; the gradients are complete."""
+        del values
+        if epoch < self.freeze_last_layer_epochs:
+            cancel_gradients(self.trainable)
+
+    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
+        """Move the teacher and the centre; the optimiser has moved the student.
+
+        Args:
+            values: `ema_momentum`.
+            hold: 0-d; where it is 1, both stay as they are.
+        """
+        ema_update_(self.teacher, self.trainable, values["ema_momentum"], hold)
+        self.centre.update(hold)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The teacher's and the centre's state: the live tensors, to be written before a step."""
+        return {"teacher": self.teacher.state_dict(), "centre": self.centre.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state from `state_dict`; names and shapes must match exactly."""
+        self.teacher.load_state_dict(state["teacher"])
+        self.centre.load_state_dict(state["centre"])
+
+
+def _crop_major(tokens: Tensor) -> Tensor:
+    """[B, V, n, P] to [V·B, n, P], view after view."""
+    return tokens.transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,1 @@
+"""Checkpoint and weights files: read without executing them, convert, describe, export."""

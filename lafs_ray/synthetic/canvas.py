@@ -1,0 +1,192 @@
+"""The canvas of generated faces: soft-edged polygons, smooth lines and sums of Gaussians.
+
+It is larger and finer (`SCALE`) than the final image, so that turning the head finds something
+behind the ears and the final sampling is anti-aliased. What is soft and wide (cheeks, eye sockets,
+beard shadow) is a sum of separable Gaussians, one small matrix product for the whole face; what is
+sharp is a polygon with a softened mask, blended only inside its bounding box. Colour planes come
+first: numpy's inner loops then run along rows, not over three channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from lafs_ray.synthetic.identity import Array, Colour
+
+SCALE = 4 / 3
+SIDE = 192
+ORIGIN = (72.0, 66.0)  # where the point between the eyes lies on the canvas, in image pixels
+
+_TURN = np.linspace(0, 2 * np.pi, 24, endpoint=False, dtype=np.float32)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
+
+Mask = npt.NDArray[np.uint8]
+Points = Sequence[tuple[float, float]]
+
+
+def gaussian_sum(blobs: Sequence[Sequence[float]], side: int) -> Array:
+    """Return a sum of Gaussians over the whole canvas at `side` samples a side, [C,side,side].
+
+    A row of `blobs` is (x, y, sigma_x, sigma_y, height in each of the C channels). As a loop:
+    `out[c,j,i] += height[c] * exp(-((x_i-x)/sigma_x)**2/2 - ((y_j-y)/sigma_y)**2/2)`.
+    """
+    rows = np.array(blobs, dtype=np.float32)
+    grid = (np.arange(side, dtype=np.float32) + 0.5) * np.float32(SIDE / SCALE / side)
+    across = np.exp(-0.5 * ((grid - ORIGIN[0] - rows[:, 0:1]) / rows[:, 2:3]) ** 2)
+    down = np.exp(-0.5 * ((grid - ORIGIN[1] - rows[:, 1:2]) / rows[:, 3:4]) ** 2)
+    total: Array = (rows[:, 4:].T[:, None, :] * down.T) @ across
+    return total
+
+
+def both_sides(rows: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Return the rows (x, ...) followed by their mirror images (-x, ...)."""
+    return [*rows, *((-row[0], *row[1:]) for row in rows)]
+
+
+def curve(points: Points | Array, *, closed: bool = False) -> Array:
+    """Return a smooth line (Catmull-Rom) through `points` [n,2] as float32 [m,2]."""
+    knots = np.asarray(points, dtype=np.float32)
+    line: Array = _spline(len(knots), closed) @ knots
+    return line
+
+
+@lru_cache(maxsize=64)
+def _spline(count: int, closed: bool) -> Array:
+    """Weights of the knots in each point of a Catmull-Rom line, six points a span, [m,count]."""
+    t = np.linspace(0, 1, 6, endpoint=False, dtype=np.float32)
+    one = np.ones_like(t)
+    weights = 0.5 * np.stack(
+        [
+            -t + 2 * t**2 - t**3,
+            2 * one - 5 * t**2 + 3 * t**3,
+            t + 4 * t**2 - 3 * t**3,
+            -(t**2) + t**3,
+        ],
+        axis=1,
+    )
+    spans = count if closed else count - 1
+    matrix = np.zeros((6 * spans + (not closed), count), dtype=np.float32)
+    for span in range(spans):
+        for neighbour in range(4):
+            knot = span + neighbour - 1
+            knot = knot % count if closed else min(max(knot, 0), count - 1)
+            matrix[6 * span : 6 * span + 6, knot] += weights[:, neighbour]
+    if not closed:
+        matrix[-1, -1] = 1
+    return matrix
+
+
+def ellipse(x: float, y: float, radius_x: float, radius_y: float, tilt: float = 0.0) -> Array:
+    """Return the outline of an ellipse as float32 [24,2]."""
+    sin, cos = float(np.sin(tilt)), float(np.cos(tilt))
+    axes = np.array(
+        [(radius_x * cos, radius_x * sin), (-radius_y * sin, radius_y * cos)], dtype=np.float32
+    )
+    outline: Array = _CIRCLE @ axes + np.array([x, y], dtype=np.float32)
+    return outline
+
+
+def fixed_point(points: Array) -> npt.NDArray[np.int32]:
+    """Return pixel positions with the four fractional bits that OpenCV's drawing takes."""
+    fixed: npt.NDArray[np.int32] = np.rint(points * 16).astype(np.int32)
+    return fixed
+
+
+class Canvas:
+    """A picture under work: `colour` float32 [3,SIDE,SIDE] and `cover`, the head's share of it."""
+
+    def __init__(self) -> None:
+        self.colour: Array = np.zeros((3, SIDE, SIDE), dtype=np.float32)
+        self.cover: Array = np.zeros((SIDE, SIDE), dtype=np.float32)
+
+    def fill(
+        self,
+        outline: Array,
+        colour: Colour | Array,
+        *,
+        opacity: float = 1.0,
+        softness: float = 0.0,
+        clip: Array | None = None,
+    ) -> None:
+        """Fill a polygon [n,2] with a colour, or with a layer [3,SIDE,SIDE] seen through it.
+
+        `softness` is the sigma, in pixels, that blurs its edge; outside the polygon `clip` nothing
+        is painted.
+        """
+        window = _Window(outline, 3 * softness)
+        mask = window.polygon(outline)
+        if softness:
+            mask = cv2.GaussianBlur(mask, (0, 0), softness * SCALE)
+        if clip is not None:
+            mask = np.minimum(mask, window.polygon(clip))
+        self._blend(window, mask, colour, opacity)
+
+    def stroke(
+        self,
+        line: Array,
+        colour: Colour,
+        width: float,
+        *,
+        opacity: float = 1.0,
+        softness: float = 0.0,
+    ) -> None:
+        """Draw an open line [n,2] of a width in pixels."""
+        window = _Window(line, 3 * softness + width)
+        # cv2 draws whole pixels only: a thinner line is drawn fainter instead.
+        thickness = max(1, round(width * SCALE))
+        mask = window.line(line, thickness)
+        if softness:
+            mask = cv2.GaussianBlur(mask, (0, 0), softness * SCALE)
+        self._blend(window, mask, colour, opacity * min(1.0, width * SCALE))
+
+    def _blend(self, window: _Window, mask: Mask, colour: Colour | Array, opacity: float) -> None:
+        weight = mask.astype(np.float32)
+        weight *= np.float32(opacity / 255)
+        region = self.colour[:, window.rows, window.columns]
+        if isinstance(colour, np.ndarray):
+            change = colour[:, window.rows, window.columns] - region
+        else:
+            change = np.array(colour, dtype=np.float32)[:, None, None] - region
+        change *= weight
+        region += change
+        cover = self.cover[window.rows, window.columns]
+        np.maximum(cover, weight, out=cover)
+
+
+class _Window:
+    """The part of the canvas that a shape can touch."""
+
+    def __init__(self, shape: Array, margin: float) -> None:
+        reach = margin * SCALE + 2
+        x, y, width, height = cv2.boundingRect(shape)
+        left, top = (x + ORIGIN[0]) * SCALE - reach, (y + ORIGIN[1]) * SCALE - reach
+        right, bottom = left + width * SCALE + 2 * reach, top + height * SCALE + 2 * reach
+        # At least a pixel, so that a shape outside the canvas is simply not seen.
+        first_x, first_y = min(max(int(left), 0), SIDE - 1), min(max(int(top), 0), SIDE - 1)
+        self.columns = slice(first_x, min(max(int(right) + 1, first_x + 1), SIDE))
+        self.rows = slice(first_y, min(max(int(bottom) + 1, first_y + 1), SIDE))
+        self._origin = np.array(
+            [ORIGIN[0] * SCALE - 0.5 - first_x, ORIGIN[1] * SCALE - 0.5 - first_y],
+            dtype=np.float32,
+        )
+
+    def polygon(self, outline: Array) -> Mask:
+        mask = self._empty()
+        points = fixed_point(outline * np.float32(SCALE) + self._origin)
+        cv2.fillPoly(mask, [points], 255, cv2.LINE_AA, 4)
+        return mask
+
+    def line(self, points: Array, thickness: int) -> Mask:
+        mask = self._empty()
+        fixed = fixed_point(points * np.float32(SCALE) + self._origin)
+        cv2.polylines(mask, [fixed], False, 255, thickness, cv2.LINE_AA, 4)
+        return mask
+
+    def _empty(self) -> Mask:
+        height, width = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+        return np.zeros((height, width), dtype=np.uint8)

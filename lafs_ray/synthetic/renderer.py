@@ -1,0 +1,277 @@
+"""Turns a painted head in space, lights it, puts it before a backdrop and takes the picture.
+
+The head is a height map over the frontal canvas, so a turn needs no triangles: for each pixel of
+the picture the point of the head seen there solves u = (x - z(u,v) sin yaw) / cos yaw, which five
+damped fixed-point steps do. They converge where slope times tan(yaw) lies between -1, beyond which
+the surface hides itself, and 3; so the rim of a strongly turned head is a little ragged. Light is
+Lambert's law on the normals of the same map, so pose, nose shape and shading tell one story.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from lafs_ray.synthetic.canvas import (
+    ORIGIN,
+    SCALE,
+    SIDE,
+    both_sides,
+    ellipse,
+    fixed_point,
+    gaussian_sum,
+)
+from lafs_ray.synthetic.capture import Nuisance
+from lafs_ray.synthetic.features import Features
+from lafs_ray.synthetic.head import paint_head
+from lafs_ray.synthetic.identity import Array, Geometry, Identity
+
+IMAGE_SIDE = 112
+# Framing of an unshifted picture. Averages over people then fall where insightface's alignment puts
+# them: eyes 35 px apart at y = 51.6, mouth corners at y = 92.
+EYES_AT = (56.0, 51.3)  # the point between the eyes
+ZOOM = 1.19  # pixels of the picture for each pixel of the head
+
+_DEPTH_SIDE = SIDE // 2  # 1.5 px a sample: fine enough for the nose, a quarter of the work
+_DEPTH_STEP = SIDE / SCALE / _DEPTH_SIDE
+_SOLVER_STEPS = 5
+
+
+def render_face(identity: Identity, nuisance: Nuisance) -> npt.NDArray[np.uint8]:
+    """Return one picture of one person, RGB uint8 [112,112,3]: a pure function of its arguments."""
+    head = paint_head(identity, nuisance)
+    depth = _depth_map(identity.geometry, Features.of(identity.geometry, nuisance), nuisance)
+    u, v = _seen_points(depth, nuisance)
+    seen = cv2.remap(
+        cv2.merge([*head.colour, head.cover]),
+        (u + ORIGIN[0]) * SCALE - 0.5,
+        (v + ORIGIN[1]) * SCALE - 0.5,
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    light = _light(_look_up(_facing_map(depth, nuisance), u, v), nuisance)
+    draw = np.random.default_rng(nuisance.backdrop_seed)
+    cover = seen[:, :, 3]
+    picture = cv2.blendLinear(seen[:, :, :3] * light, _backdrop(draw), cover, 1 - cover)
+    _paint_occluder(picture, identity, nuisance)
+    return _take_picture(picture, nuisance, draw)
+
+
+def true_landmarks(identity: Identity, nuisance: Nuisance) -> Array:
+    """Return where features fall in the picture, float32 [7,2] as (x, y) in pixels.
+
+    Order: outer and inner corner of the left-hand eye, inner and outer corner of the right-hand
+    eye, nose tip, left-hand and right-hand mouth corner ("left-hand" as the viewer sees it).
+    """
+    geometry = identity.geometry
+    features = Features.of(geometry, nuisance)
+    outer, inner = (
+        geometry.eye_spacing + geometry.eye_width,
+        geometry.eye_spacing - geometry.eye_width,
+    )
+    outer_y = 0.1 - geometry.eye_tilt * geometry.eye_width
+    inner_y = 0.9 + geometry.eye_tilt * geometry.eye_width
+    points = np.array(
+        [
+            (-outer, outer_y),
+            (-inner, inner_y),
+            (inner, inner_y),
+            (outer, outer_y),
+            (geometry.nose_skew, geometry.nose_y - 1),
+            (-features.mouth_x, features.corner_y - geometry.mouth_skew),
+            (features.mouth_x, features.corner_y + geometry.mouth_skew),
+        ],
+        dtype=np.float32,
+    )
+    depth = _depth_map(geometry, features, nuisance)
+    z = _look_up(depth, points[None, :, 0], points[None, :, 1])[0]
+    turned = np.stack([points[:, 0], points[:, 1], z], axis=1) @ _rotation(nuisance).T
+    similarity, shift = _camera(nuisance)
+    landmarks: Array = (turned[:, :2] @ similarity.T + shift).astype(np.float32)
+    return landmarks
+
+
+def _rotation(nuisance: Nuisance) -> Array:
+    """Head to camera [3,3]: yaw about the vertical axis, then pitch; roll belongs to the camera."""
+    sin_yaw, cos_yaw = np.sin(nuisance.yaw), np.cos(nuisance.yaw)
+    sin_pitch, cos_pitch = np.sin(nuisance.pitch), np.cos(nuisance.pitch)
+    yaw = np.array([(cos_yaw, 0, sin_yaw), (0, 1, 0), (-sin_yaw, 0, cos_yaw)])
+    pitch = np.array([(1, 0, 0), (0, cos_pitch, -sin_pitch), (0, sin_pitch, cos_pitch)])
+    rotation: Array = (pitch @ yaw).astype(np.float32)
+    return rotation
+
+
+def _camera(nuisance: Nuisance) -> tuple[Array, Array]:
+    """The similarity from the camera's plane to pixels: matrix [2,2] and shift [2]."""
+    sin, cos = np.sin(nuisance.roll), np.cos(nuisance.roll)
+    matrix = ZOOM * nuisance.scale * np.array([(cos, -sin), (sin, cos)], dtype=np.float32)
+    shift = np.array([EYES_AT[0] + nuisance.shift_x, EYES_AT[1] + nuisance.shift_y])
+    return matrix, shift.astype(np.float32)
+
+
+def _depth_map(geometry: Geometry, features: Features, nuisance: Nuisance) -> Array:
+    """Height of the head towards the camera over the canvas, 0 at the eyes, [96,96]."""
+    grid = (np.arange(_DEPTH_SIDE, dtype=np.float32) + 0.5) * np.float32(_DEPTH_STEP)
+    x = (grid - ORIGIN[0]) / np.float32(1.28 * geometry.cheek_width)
+    y = (grid - ORIGIN[1] - 6) / np.float32(62)
+    inside = 1 - (x * x)[None, :] - (y * y)[:, None]
+    skull = 36 * np.sqrt(np.maximum(inside, 0.10))
+    nose_y, nose, tip = geometry.nose_y, geometry.nose_width, geometry.nose_depth
+    mouth_y, eye_x, skew = geometry.mouth_y, geometry.eye_spacing, geometry.nose_skew
+    bridge = geometry.bridge_width
+    cheek = 1.5 + geometry.cheek_fullness + 1.6 * max(0.0, nuisance.smile)
+    lower = mouth_y + features.lip_gap + 0.5 * geometry.lower_lip
+    blobs = both_sides(
+        [
+            (eye_x, 0.5, 7.5, 5.0, -geometry.eye_depth),
+            (eye_x, 0.0, 4.0, 3.0, 1.6),
+            (0.8 * eye_x, features.brow_y + 1, 8.0, 3.2, 0.8 + geometry.brow_ridge),
+            (0.62 * geometry.cheek_width, 15.0, 7.5, 6.5, cheek),
+            (0.70 * nose + skew, nose_y, 2.0, 2.2, 2.0 + 0.12 * nose),
+        ]
+    )
+    blobs += [
+        (0.0, 5.0, bridge, 5.0, 0.25 * tip),
+        (0.5 * skew, 0.5 * nose_y, bridge + 0.8, 4.5, 0.35 * tip + geometry.nose_hump),
+        (0.8 * skew, 0.82 * nose_y, 0.45 * nose + 2.2, 4.8, 0.45 * tip),
+        (skew, nose_y - 1.8, 0.40 * nose + 0.9, 3.0, 0.48 * tip),
+        (0.0, mouth_y - 0.6 * geometry.upper_lip, 0.55 * geometry.mouth_width, 2.2, 2.0),
+        (0.0, lower, 0.5 * geometry.mouth_width, 1.9, 1.2 + 0.35 * geometry.lower_lip),
+        (0.0, lower + 5.0, 6.0, 1.9, -1.8),
+        (0.0, geometry.chin_y + features.jaw_drop - 5.5, 7.0, 4.5, geometry.chin_depth),
+        (0.0, geometry.chin_y + features.jaw_drop + 9, 40.0, 5.5, -9.0),
+    ]
+    (relief,) = gaussian_sum(blobs, _DEPTH_SIDE)
+    depth: Array = skull + relief
+    depth -= np.float32(
+        36 * np.sqrt(1 - (eye_x / (1.28 * geometry.cheek_width)) ** 2) - geometry.eye_depth
+    )
+    return depth
+
+
+def _look_up(layer: Array, u: Array, v: Array) -> Array:
+    """Sample a layer of the depth map's side at head coordinates in pixels."""
+    x = (u + ORIGIN[0]) * np.float32(1 / _DEPTH_STEP) - 0.5
+    y = (v + ORIGIN[1]) * np.float32(1 / _DEPTH_STEP) - 0.5
+    sampled: Array = cv2.remap(layer, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
+    return sampled
+
+
+def _seen_points(depth: Array, nuisance: Nuisance) -> tuple[Array, Array]:
+    """The point (u, v) of the frontal head that each pixel of the picture sees, [112,112] each."""
+    similarity, shift = _camera(nuisance)
+    inverse = np.linalg.inv(similarity)
+    pixels = np.arange(IMAGE_SIDE, dtype=np.float32)
+    across, down = pixels - shift[0], pixels - shift[1]
+    x = inverse[0, 0] * across[None, :] + inverse[0, 1] * down[:, None]
+    y = inverse[1, 0] * across[None, :] + inverse[1, 1] * down[:, None]
+    sin_yaw, cos_yaw = np.float32(np.sin(nuisance.yaw)), np.float32(np.cos(nuisance.yaw))
+    sin_pitch, cos_pitch = np.float32(np.sin(nuisance.pitch)), np.float32(np.cos(nuisance.pitch))
+    u, v = x, y
+    for step in range(_SOLVER_STEPS):
+        z = _look_up(depth, u, v)
+        new_u = (x - z * sin_yaw) / cos_yaw
+        new_v = (y + (z * cos_yaw - u * sin_yaw) * sin_pitch) / cos_pitch
+        # Averaging from the second step on damps the swing where the head is steepest.
+        u, v = (new_u, new_v) if step == 0 else (0.5 * (u + new_u), 0.5 * (v + new_v))
+    return u, v
+
+
+def _facing_map(depth: Array, nuisance: Nuisance) -> Array:
+    """Cosine between the head's surface and the lamp, [96,96]."""
+    scale = 0.125 / _DEPTH_STEP
+    slope_x = cv2.Sobel(depth, cv2.CV_32F, 1, 0, scale=scale)
+    slope_y = cv2.Sobel(depth, cv2.CV_32F, 0, 1, scale=scale)
+    towards = np.array([nuisance.light_x, nuisance.light_y, 1.0], dtype=np.float32)
+    lamp = _rotation(nuisance).T @ (towards / np.linalg.norm(towards))
+    facing: Array = lamp[2] - lamp[0] * slope_x - lamp[1] * slope_y
+    facing /= np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
+    return facing
+
+
+def _light(facing: Array, nuisance: Nuisance) -> Array:
+    """Light that reaches the camera from each pixel's surface, [112,112,3], 1 being neutral."""
+    # Skin scatters light a little past the edge of the shadow.
+    lit = np.maximum((facing + np.float32(0.15)) * np.float32(1 / 1.15), 0)
+    gloss = np.maximum(facing, 0) ** 12
+    lamp, ambient = 1.25 * (1 - nuisance.ambient), nuisance.ambient
+    warm = (1 + 0.16 * nuisance.temperature, 1.0, 1 - 0.20 * nuisance.temperature)
+    shadow = (0.98, 1.0, 1.03)  # the sky's share is a little blue
+    rows = [(lamp * w, 0.10, ambient * s) for w, s in zip(warm, shadow, strict=True)]
+    light: Array = cv2.transform(cv2.merge([lit, gloss]), np.array(rows, dtype=np.float32))
+    return light
+
+
+def _backdrop(draw: np.random.Generator) -> Array:
+    """What is behind the head: a wall, a gradient or clutter out of focus, [112,112,3]."""
+    cells = int(draw.choice([2, 3, 5, 12]))
+    base = _muted(draw, 1)
+    coarse = base + draw.normal(0, draw.uniform(4, 45), (cells, cells, 1))
+    coarse = (coarse + draw.normal(0, 10, (cells, cells, 3))).astype(np.float32)
+    picture = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
+    for colour in _muted(draw, int(draw.integers(0, 6))).tolist():
+        left, top = draw.integers(-20, IMAGE_SIDE, 2).tolist()
+        width, height = draw.integers(8, 60, 2).tolist()
+        cv2.rectangle(picture, (left, top), (left + width, top + height), colour, -1)
+    blurred: Array = cv2.GaussianBlur(picture, (0, 0), float(draw.uniform(0.6, 4.0)))
+    return blurred
+
+
+def _muted(draw: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+    """Colours as rooms and streets have them, [count,3]: mostly grey, of any brightness."""
+    return np.clip(draw.uniform(45, 205, (count, 1)) + draw.normal(0, 28, (count, 3)), 5, 250)
+
+
+def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> None:
+    """Put what stands before the head into the picture: a hand, a scarf or a block."""
+    place, mask = nuisance.occluder_place, np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
+    colour = np.array(nuisance.occluder_colour, dtype=np.float32)
+    if nuisance.occluder == "hand":
+        colour = np.array(identity.appearance.skin, dtype=np.float32) * np.float32(0.85)
+        side = 1.0 if place > 0 else -1.0
+        for finger in range(4):
+            x, y = 56 + side * (38 + 3 * finger), 80 + 8 * finger + 14 * place
+            cv2.fillPoly(
+                mask, [fixed_point(ellipse(x, y, 19, 4.2, -0.35 * side))], 255, cv2.LINE_AA, 4
+            )
+    elif nuisance.occluder == "scarf":
+        top = 96 + 6 * place
+        edge = np.array(
+            [
+                (0, top + 6),
+                (28, top),
+                (56, top + 3),
+                (84, top),
+                (112, top + 6),
+                (112, 112),
+                (0, 112),
+            ],
+            dtype=np.float32,
+        )
+        cv2.fillPoly(mask, [fixed_point(edge)], 255, cv2.LINE_AA, 4)
+    elif nuisance.occluder == "block":
+        x, y = 56 + 48 * place, 60 + 40 * np.cos(9 * place)
+        corners = np.array([(-15, -13), (15, -10), (13, 14), (-14, 11)], dtype=np.float32)
+        cv2.fillPoly(
+            mask, [fixed_point(corners + np.array([x, y], dtype=np.float32))], 255, cv2.LINE_AA, 4
+        )
+    else:
+        return
+    weight = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[:, :, None] / 255
+    picture += (colour - picture) * weight
+
+
+def _take_picture(
+    picture: Array, nuisance: Nuisance, draw: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """Exposure, contrast and saturation, then blur and sensor noise; rounded to eight bits."""
+    grey = (1 - nuisance.saturation) / 3
+    gain = nuisance.contrast * nuisance.exposure * (nuisance.saturation * np.eye(3) + grey)
+    offset = np.full((3, 1), 112 * (1 - nuisance.contrast))
+    picture = cv2.transform(picture, np.hstack([gain, offset]))
+    if nuisance.blur_px > 0.2:
+        picture = cv2.GaussianBlur(picture, (0, 0), nuisance.blur_px)
+    noise = draw.standard_normal(picture.shape, dtype=np.float32) * np.float32(nuisance.noise)
+    taken: npt.NDArray[np.uint8] = cv2.add(picture, noise, dtype=cv2.CV_8U)
+    return taken

@@ -1,0 +1,1 @@
+"""The run folder: checkpoints written in the background, resharded on load, metrics."""

@@ -1,0 +1,95 @@
+"""The state of a run whose class centres the ranks share: whole, and dealt out again.
+
+A checkpoint holds what a single rank would have saved, whatever number of ranks wrote it. So it can
+be resumed on another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lafs_ray.models.partial_fc import PartialFC
+from lafs_ray.training.distributed import is_first
+
+
+def cpu_copy(state: Any) -> Any:
+    """The same dicts, lists and values; the tensors are copies that later steps leave alone."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: cpu_copy(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(cpu_copy, state))
+    return state
+
+
+def gather_state(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """States of the networks and of the optimiser, copied to the CPU; a collective operation.
+
+    Rank 0 receives the centres and each of their moments shard after shard, so that beside its own
+    it holds one whole copy.
+
+    Returns:
+        `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks. On
+        ranks other than 0 the live state, without what is sharded (None in its place).
+    """
+    model, optim = module.state_dict(), optimizer.state_dict()
+    if is_first():
+        model, optim = cpu_copy(model), cpu_copy(optim)
+    numbers = _numbers(optimizer)
+    for name, head in _sharded(module):
+        number = numbers[head.weight]
+        model[name] = head.gather_rows(model[name])
+        optim["state"][number] = _each_by_class(optim["state"].get(number, {}), head.gather_rows)
+    return model, optim
+
+
+def load_gathered(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    model: Mapping[str, Any],
+    optim: Mapping[str, Any],
+) -> None:
+    """Take over this rank's part of what `gather_state` made on rank 0.
+
+    Raises:
+        RuntimeError, ValueError, KeyError: the state is of another architecture.
+    """
+    model, states = dict(model), dict(optim["state"])
+    numbers = _numbers(optimizer)
+    for name, head in _sharded(module):
+        number = numbers[head.weight]
+        found, expected = list(model[name].shape), [head.num_classes, *head.weight.shape[1:]]
+        if found != expected:
+            raise ValueError(f"{name}: the checkpoint has {found}, this network {expected}")
+        model[name] = head.own_rows(model[name])
+        if number in states:
+            states[number] = _each_by_class(states[number], head.own_rows)
+    module.load_state_dict(model)
+    optimizer.load_state_dict({**optim, "state": states})
+
+
+def _sharded(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
+    """Name of each sharded parameter, and its head."""
+    for name, head in module.named_modules():
+        if isinstance(head, PartialFC):
+            yield f"{name}.weight", head
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
+    """Numbers of the parameters in the optimiser's state."""
+    groups = optimizer.param_groups
+    return {each: n for n, each in enumerate(each for group in groups for each in group["params"])}
+
+
+def _each_by_class(
+    state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor | None]
+) -> dict[str, Tensor | None]:
+    """Change what the optimiser keeps for each class; AdamW's count of steps may be one for all."""
+    return {key: change(value) if value.ndim else value for key, value in state.items()}

@@ -1,0 +1,97 @@
+"""One truth of metrics: averaged over steps and ranks on the device, then written as JSON lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lafs_ray.training.input_pipeline import WORK
+
+# What the clock decides: two equal runs differ in these figures of a report, and in no other.
+TIMES = ("images_per_s", "wait_share", "read_ms", "cut_ms")
+
+
+class Meter:
+    """Averages of a rank's metrics since the last report, without a host sync in between.
+
+    Args:
+        images_per_step: faces of the global batch.
+    """
+
+    def __init__(self, images_per_step: int) -> None:
+        self._images_per_step = images_per_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._wait_s = 0.0
+        self._work_s = dict.fromkeys(WORK, 0.0)
+        self._start = time.perf_counter()
+
+    def add(
+        self,
+        metrics: Mapping[str, Tensor],
+        wait_s: float,
+        work_s: Mapping[str, float],
+        hold: Tensor,
+    ) -> None:
+        """Add one step.
+
+        Args:
+            metrics: 0-d tensors on the training device.
+            wait_s: seconds that the step waited for its batch.
+            work_s: seconds that others spent on its batch, see `StepBatch`.
+            hold: 0-d on the device; where it is 1, the metrics do not count.
+        """
+        for name, value in metrics.items():
+            total = torch.where(hold > 0, 0.0, value.detach().double())
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._steps += 1
+        self._wait_s += wait_s
+        for name in WORK:
+            self._work_s[name] += work_s.get(name, 0.0)
+
+    def report(self, num_steps: int) -> dict[str, float]:
+        """Means over steps and ranks, images per second, and the times of the input.
+
+        Every rank must call this at the same step, as it is a collective operation.
+
+        Args:
+            num_steps: steps since the last report whose metrics count.
+
+        Returns:
+            The metrics; `wait_share` of the time, waiting for batches; `images_per_s` of all ranks;
+            `read_ms` and `cut_ms`, what an image took a process that reads, one that cuts.
+        """
+        elapsed = time.perf_counter() - self._start
+        names = sorted(self._sums)
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        images = self._images_per_step / ranks * self._steps
+        times = {
+            "wait_share": self._wait_s / elapsed,
+            "read_ms": 1000 * self._work_s["read"] / images,
+            "cut_ms": 1000 * self._work_s["cut"] / images,
+        }
+        means = torch.tensor([0.0] * len(names) + list(times.values()), dtype=torch.float64)
+        if names:
+            means[: len(names)] = torch.stack([self._sums[name] for name in names]).cpu()
+            means[: len(names)] /= num_steps
+        if dist.is_initialized():
+            means = _mean_over_ranks(means)
+        values = dict(zip([*names, *times], means.tolist(), strict=True))
+        values["images_per_s"] = self._images_per_step * self._steps / elapsed
+        self._reset()
+        return values
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean over ranks; NCCL reduces tensors on the GPU alone."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total = values.to(device)
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).cpu()

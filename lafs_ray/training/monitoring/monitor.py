@@ -1,0 +1,205 @@
+"""What a run says of itself: lines of progress, warnings, TensorBoard, and what went wrong.
+
+Reports are the same on every rank, so every rank draws the same conclusions from them, and a run
+that stops does so on all at once. Rank 0 speaks and writes: `<run>/warnings.jsonl`, one line for
+each warning and damaged record; `<run>/not-finite-NNNNNNNN.json`, the records of a bad step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.train import Job
+from lafs_ray.data.io import filesystem
+from lafs_ray.errors import DataError, TrainingError
+from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
+from lafs_ray.training.monitoring import input_bottleneck, nonfinite_report
+from lafs_ray.training.monitoring.collapse import PATIENCE, CollapseMonitor, advice, collapsed
+from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
+from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
+from lafs_ray.training.run_length import Length
+
+WARNINGS = "warnings.jsonl"
+_UPLOAD_EVERY_S = 300.0
+
+
+class Progress:
+    """Lines of progress that a person can read.
+
+    Args:
+        length: of the run.
+        batch_size: faces in a step.
+    """
+
+    def __init__(self, length: Length, batch_size: int) -> None:
+        self._total, self._batch_size = length.total_steps, batch_size
+        self._step_s: float | None = None
+
+    def figures(self, report: Mapping[str, Any]) -> str:
+        """Epoch, loss, learning rate, speed and waiting."""
+        return (
+            f"epoch {report['epoch']}  loss {report['loss']:.4f}  lr {report['lr']:.2e}  "
+            f"{report['images_per_s']:.0f} images/s  wait {report['wait_share']:.0%}"
+        )
+
+    def line(self, report: Mapping[str, Any]) -> str:
+        """Step, `figures` and the time still to go."""
+        step, width = report["step"], len(str(self._total))
+        left = duration((self._total - step) * self._seconds_a_step(report))
+        return f"step {step:>{width}}/{self._total}  {self.figures(report)}  left {left}"
+
+    def _seconds_a_step(self, report: Mapping[str, Any]) -> float:
+        """Smoothed over some three reports: the first one after a start is slow."""
+        now = self._batch_size / report["images_per_s"]
+        self._step_s = now if self._step_s is None else 0.7 * self._step_s + 0.3 * now
+        return self._step_s
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class Watch:
+    """One rank's watch over its run; a context manager.
+
+    Args:
+        config: of the run.
+        length: of the run.
+        uri: the run's folder.
+        first_step: where it continues.
+        rank: this rank.
+        say: prints a line; called on rank 0.
+        show: gets each report, on rank 0; None says a line of progress.
+
+    Raises:
+        ConfigError: log.tensorboard is set and its package is not installed.
+    """
+
+    def __init__(
+        self,
+        config: Job,
+        length: Length,
+        uri: str,
+        first_step: int,
+        rank: int,
+        say: Callable[[str], None],
+        show: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._config, self._uri, self._first_step = config, uri, first_step
+        self._is_first, self._say = rank == 0, say
+        progress = Progress(length, config.batch_size)
+        self._show = show or (lambda report: say(progress.line(report)))
+        self._said: set[str] = set()
+        self._starving = 0
+        self._warnings: MetricsLog | None = None
+        self._tensorboard: TensorBoardLog | None = None
+        self._uploaded = time.monotonic()
+        if self._is_first:
+            if filesystem.exists(filesystem.join(uri, WARNINGS)):
+                self._open_warnings()
+            if config.log.tensorboard:
+                self._tensorboard = TensorBoardLog(filesystem.join(uri, "tensorboard"), first_step)
+        self._monitor: CollapseMonitor | None = None
+        if isinstance(config, PretrainConfig) and config.guards.collapse != "off":
+            self._monitor = CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
+            for line in read_metrics(filesystem.join(uri, "metrics.jsonl")):
+                if line["step"] <= first_step:
+                    self._monitor.see(line)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tensorboard is not None:
+            self._try("TensorBoard", self._tensorboard.close)
+
+    def report(self, line: dict[str, Any], damaged: Sequence[str] = ()) -> None:
+        """See a report; every rank calls it with the same line.
+
+        Args:
+            line: as written to metrics.jsonl.
+            damaged: a line for each damaged record not named before; rank 0's count.
+
+        Raises:
+            TrainingError: the run collapses and guards.collapse is stop.
+        """
+        if self._is_first:
+            for record in damaged:
+                self._say(f"skipped a damaged record: {record}")
+                self._note(line["step"], "damaged record", record)
+            self._show(line)
+            self._write_tensorboard(line)
+            self._look_for_starvation(line)
+        self._look_for_collapse(line)
+
+    def explain(self, found: NonFinite, shard_uris: Sequence[str]) -> TrainingError:
+        """A step that was not finite, for the user; rank 0 writes its records to a file.
+
+        Args:
+            found: the step.
+            shard_uris: the set's files, by number.
+        """
+        uri = filesystem.join(self._uri, nonfinite_report.file_name(found))
+        if self._is_first:
+            self._try(uri, lambda: nonfinite_report.write(uri, found, shard_uris))
+        return nonfinite_report.as_error(found, self._config, uri, shard_uris)
+
+    def _look_for_starvation(self, line: Mapping[str, Any]) -> None:
+        guards, compute = self._config.guards, self._config.compute
+        # Debug mode on a CPU always cuts first and trains then; to say so helps nobody.
+        if guards.wait_share == 0 or (compute.workers == 0 and compute.device == "cpu"):
+            return
+        self._starving = self._starving + 1 if line["wait_share"] > guards.wait_share else 0
+        if self._starving >= input_bottleneck.PATIENCE:
+            text = input_bottleneck.slow_stage(line, self._config)
+            self._warn_once(line["step"], "starvation", text)
+
+    def _look_for_collapse(self, line: Mapping[str, Any]) -> None:
+        if self._monitor is None:
+            return
+        assert isinstance(self._config, PretrainConfig)
+        hint = advice(self._config, line["teacher_temp"])
+        signs = self._monitor.see(line)
+        if self._is_first:
+            for sign in signs:
+                text = f"{sign.text}. To do: {hint}."
+                self._warn_once(line["step"], f"collapse, {sign.name}", text)
+        lasting = [sign for sign in signs if sign.reports >= PATIENCE]
+        if lasting and self._config.guards.collapse == "stop":
+            raise collapsed(line["step"], self._config, lasting, hint)
+
+    def _write_tensorboard(self, line: Mapping[str, Any]) -> None:
+        if self._tensorboard is None:
+            return
+        self._tensorboard.write(line)
+        if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
+            self._uploaded = time.monotonic()
+            self._try("TensorBoard", self._tensorboard.flush)
+
+    def _try(self, what: str, action: Callable[[], None]) -> None:
+        """Do what may fail without ending the run."""
+        try:
+            action()
+        except DataError as error:
+            self._say(f"{what}: {error}")
+
+    def _warn_once(self, step: int, kind: str, text: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self._say(f"warning at step {step} ({kind}): {text}")
+            self._note(step, kind, text)
+
+    def _note(self, step: int, kind: str, text: str) -> None:
+        log = self._warnings or self._open_warnings()
+        self._try(WARNINGS, lambda: log.write({"step": step, "kind": kind, "text": text}))
+        self._try(WARNINGS, log.flush)
+
+    def _open_warnings(self) -> MetricsLog:
+        """Lines of steps that come again are dropped, as in metrics.jsonl."""
+        self._warnings = MetricsLog(filesystem.join(self._uri, WARNINGS), self._first_step)
+        return self._warnings

@@ -1,0 +1,172 @@
+"""Sees the first step whose loss or gradients are not finite, without a host sync in each step.
+
+The verdict stays on the device as `hold`, 0 or 1, which optimiser, teacher and centre read there:
+from the bad step on nothing moves. The host looks when it reports and saves, some steps later, and
+finds the state as it was before the bad step. Price: one 0-d reduction over ranks in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lafs_ray.training.input_pipeline import StepBatch
+
+
+@dataclass(frozen=True)
+class RankEvidence:
+    """What one rank knows of a bad step.
+
+    Args:
+        rank: the rank.
+        loss: its own loss, over its own records.
+        parameters: names of those whose gradient was not finite, after the reduction over ranks.
+        shards: number of each record's file, int64 [B].
+        keys: of its records, int64 [B].
+    """
+
+    rank: int
+    loss: float
+    parameters: list[str]
+    shards: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+class NonFinite(Exception):
+    """A step had a loss or gradient that was not finite.
+
+    Args:
+        step: its number, from 0, hence the steps that were done before.
+        epoch_before: of the step before.
+        learning_rate: of the step.
+        num_parameters: gradients that were looked at.
+        ranks: what each rank knows, in order.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        epoch_before: int,
+        learning_rate: float,
+        num_parameters: int,
+        ranks: list[RankEvidence],
+    ) -> None:
+        super().__init__(step, epoch_before, learning_rate, num_parameters, ranks)
+        self.step, self.epoch_before = step, epoch_before
+        self.learning_rate, self.num_parameters, self.ranks = learning_rate, num_parameters, ranks
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the host remembers of a step until it knows that it was sound."""
+
+    step: int
+    epoch: int
+    learning_rate: float
+    shards: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+class NonFiniteGuard:
+    """Watches the steps of one rank; every rank must have one and call it alike.
+
+    Args:
+        trainable: what the optimiser trains; its buffers, which a forward may change, are kept.
+        device: where it is.
+        rank: this rank.
+    """
+
+    def __init__(self, trainable: nn.Module, device: torch.device, rank: int) -> None:
+        self._trainable, self._rank = trainable, rank
+        self.hold = torch.zeros((), device=device)
+        self._step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), device=device)
+        self._norms: Tensor | None = None
+        self._names: list[str] = []
+        self._begun: list[_Begun] = []
+        self._buffers: list[Tensor] = []
+
+    def begin(self, batch: StepBatch, learning_rate: float) -> None:
+        """Note a step's records, and the buffers as they are before its forward."""
+        nothing = np.empty(0, dtype=np.int64)
+        shards, keys = (batch.columns.get(name, nothing) for name in ("shard", "key"))
+        self._begun.append(_Begun(batch.step, batch.epoch, learning_rate, shards, keys))
+        now = [_joined(group) for group in self._groups()]
+        if self._buffers:
+            now = [
+                torch.where(self.hold > 0, old, new)
+                for old, new in zip(self._buffers, now, strict=True)
+            ]
+        self._buffers = now
+
+    def judge(self, step: int, loss: Tensor, norms: Tensor) -> None:
+        """Set `hold` on every rank if any has met something not finite; a collective operation.
+
+        Args:
+            step: global step.
+            loss: of this rank's records, 0-d.
+            norms: of the gradients before clipping, one for each parameter that has one.
+        """
+        if self._norms is None or self._norms.shape != norms.shape:
+            self._norms = torch.zeros_like(norms)
+            named = self._trainable.named_parameters()
+            self._names = [name for name, each in named if each.grad is not None]
+        bad = (~(loss.isfinite() & norms.isfinite().all())).to(self.hold.dtype)
+        if dist.is_initialized():
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        is_first = (bad > 0) & (self.hold == 0)
+        self._step = torch.where(is_first, step, self._step)
+        self._loss = torch.where(is_first, loss.to(self._loss.dtype), self._loss)
+        self._norms = torch.where(is_first, norms, self._norms)
+        self.hold = torch.maximum(self.hold, bad)
+
+    def look(self) -> NonFinite | None:
+        """What was found since the last look; waits for the device, a collective if there is any.
+
+        The trained network's buffers are then those from before the bad step, too.
+        """
+        step = int(self._step)
+        begun, self._begun = self._begun, self._begun[-1:]
+        if step < 0:
+            return None
+        self._restore_buffers()
+        assert self._norms is not None
+        bad = (~self._norms.isfinite()).tolist()
+        # The last step of the look before is kept: only the first step has none before it.
+        of_step = {each.step: each for each in begun}
+        now, before = of_step[step], of_step.get(step - 1, of_step[step])
+        mine = RankEvidence(
+            self._rank,
+            float(self._loss),
+            [name for name, is_bad in zip(self._names, bad, strict=True) if is_bad],
+            now.shards,
+            now.keys,
+        )
+        ranks: list[Any] = [mine]
+        if dist.is_initialized():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, mine)
+        return NonFinite(step, before.epoch, now.learning_rate, len(self._names), ranks)
+
+    def _groups(self) -> list[list[Tensor]]:
+        """The buffers, those of one dtype together."""
+        buffers = sorted(self._trainable.buffers(), key=lambda buffer: str(buffer.dtype))
+        return [list(group) for _, group in groupby(buffers, key=lambda buffer: buffer.dtype)]
+
+    def _restore_buffers(self) -> None:
+        for group, flat in zip(self._groups(), self._buffers, strict=True):
+            parts = torch.split(flat, [buffer.numel() for buffer in group])
+            for buffer, part in zip(group, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+
+def _joined(buffers: Iterable[Tensor]) -> Tensor:
+    return torch.cat([buffer.detach().reshape(-1) for buffer in buffers])

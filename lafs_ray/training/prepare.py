@@ -1,0 +1,174 @@
+"""What a run needs, checked: every mistake that can be found before a worker is started.
+
+`check_job` opens the set, chooses a subset and reads the weights to start from; `open_job` makes
+the run's folder this run's own as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lafs_ray.config.finetune import FinetuneConfig, Subset
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.train import IMAGE_SIZE, Job
+from lafs_ray.data.face_set import FaceSet, open_faces
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.block_cache import BlockCache
+from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
+from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.training.checkpoint.run_dir import RunFolder
+from lafs_ray.training.input_pipeline import Cropper
+from lafs_ray.training.monitoring.tensorboard import require_tensorboard
+from lafs_ray.training.run_length import Length, build_plan, run_length
+from lafs_ray.training.tasks.build import build_cut
+from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
+from lafs_ray.training.tasks.init_weights import StartWeights, as_tensors, load_start
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """Everything a rank needs, checked; it travels to other machines.
+
+    Args:
+        config: the run's configuration.
+        faces: the opened set, of a few-shot run its subset.
+        plan: order of its records.
+        length: of the run.
+        num_classes: identities of the whole set of a labelled run.
+        num_identities: identities among `faces`; None where the set does not list them.
+        start: weights from other runs.
+    """
+
+    config: Job
+    faces: FaceSet
+    plan: OrderPlan
+    length: Length
+    num_classes: int | None
+    num_identities: int | None
+    start: StartWeights
+
+    def cropper(self) -> Cropper:
+        """What decodes and cuts; every ingest process makes its own."""
+        config = self.config
+        cut = build_cut(config, self.start)
+        source = config.data.colour_order, config.run.seed
+        return Cropper(self.faces, *source, cut, num_classes=self.num_classes)
+
+    def frozen_landmarks(self) -> dict[str, Tensor] | None:
+        """The landmark CNN of a pretraining run; a supervised run trains its own."""
+        if isinstance(self.config, FinetuneConfig) or self.start.landmarks is None:
+            return None
+        return as_tensors(self.start.landmarks)
+
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(self.config, self.faces.fingerprint)
+
+    def origin(self) -> tuple[str | None, str | None, dict[str, int]]:
+        """Hashes of the weights read, and the run's length: what its folder is checked by."""
+        return self.start.landmarks_hash, self.start.transformer_hash, asdict(self.length)
+
+
+def open_job(config: Job) -> JobInputs:
+    """`check_job`, then make the run's folder this run's own and record its subset there.
+
+    Raises:
+        UserError: as in `check_job`, or the folder holds another run.
+    """
+    inputs = check_job(config)
+    config, folder = inputs.config, inputs.folder()
+    folder.claim(*inputs.origin())
+    if isinstance(config, FinetuneConfig) and config.data.subset is not None:
+        uri = filesystem.join(folder.uri, "subset.parquet")
+        if not filesystem.exists(uri):
+            write_subset(uri, inputs.faces)
+    return inputs
+
+
+def check_job(config: Job) -> JobInputs:
+    """Open the set, choose its subset, read the weights to start from and check all of them.
+
+    Raises:
+        UserError: whatever is wrong with any of them.
+    """
+    config = _with_absolute_paths(config)
+    colour_order = config.data.colour_order
+    faces = open_faces(config.data.path, colour_order, IMAGE_SIZE, cache=_cache(config))
+    if config.log.tensorboard:
+        require_tensorboard()
+    num_classes = None
+    num_identities = faces.num_identities
+    if isinstance(config, FinetuneConfig):
+        labels = faces.labels()
+        num_classes = _num_classes(config, faces, labels)
+        if config.compute.workers > num_classes:
+            raise ConfigError(
+                "compute.workers",
+                found=f"{config.compute.workers} workers for {num_classes} identities",
+                expected="at least one identity for each worker, as they share the class centres",
+                fix=f"set compute.workers to at most {num_classes}",
+            )
+        if config.data.subset is not None:
+            chosen = chosen_images(config.data.subset, faces, labels)
+            faces, labels = faces.subset(chosen), labels[chosen]
+        num_identities = len(np.unique(labels[labels >= 0]))
+    plan = build_plan(config, faces)
+    length, start = run_length(config, plan), load_start(config)
+    if isinstance(config, PretrainConfig):
+        faces = with_cached_landmarks(config, faces, start)
+    return JobInputs(config, faces, plan, length, num_classes, num_identities, start)
+
+
+def _cache(config: Job) -> BlockCache | None:
+    """Where the nodes keep what they read from an object store.
+
+    Raises:
+        DataError: its folder cannot be written to on this machine.
+    """
+    section = config.data.cache
+    if section.folder is None or filesystem.local_path(config.data.path) is not None:
+        return None
+    cache = BlockCache(filesystem.absolute(section.folder), int(section.max_gb * 1e9))
+    cache.open()
+    return cache
+
+
+def _with_absolute_paths(config: Job) -> Job:
+    """The configuration as workers need it: Ray starts them in folders of its own."""
+    run = config.run.model_copy(update={"storage": filesystem.absolute(config.run.storage)})
+    data = config.data.model_copy(update={"path": filesystem.absolute(config.data.path)})
+    return config.model_copy(update={"run": run, "data": data})
+
+
+def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the images that a few-shot run trains on, ascending.
+
+    Raises:
+        DataError: identities have too few images.
+    """
+    if subset.images_per_identity is not None:
+        count, short = subset.images_per_identity, subset.short_identities
+        return images_per_identity(faces, labels, count, subset.seed, short)
+    assert subset.fraction is not None, "the configuration requires one of the two"
+    return fraction_of_images(faces, subset.fraction, subset.seed, subset.order)
+
+
+def _num_classes(config: Job, faces: FaceSet, labels: NDArray[np.int64]) -> int:
+    highest, expected = int(labels.max()), faces.num_identities
+    num_classes = expected if expected is not None else highest + 1
+    # Those without a label are damaged records as any other: the cropper replaces and names them.
+    unlabelled = int((labels < 0).sum())
+    if highest < 0 or highest >= num_classes or unlabelled > config.data.max_bad_records:
+        raise DataError(
+            config.data.path,
+            found=f"labels up to {highest}; {unlabelled} of {len(labels)} records have none",
+            expected=f"labels from 0 to {max(num_classes, 1) - 1}, missing in at most "
+            f"{config.data.max_bad_records} records (data.max_bad_records)",
+            fix="number the identities from 0 without gaps, or repair the set's header",
+        )
+    return num_classes

@@ -1,0 +1,77 @@
+"""How long a run is, counted in the records of its set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.train import Job
+from lafs_ray.data.face_set import FaceSet
+from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, once the size of the set is known."""
+
+    steps_per_epoch: int
+    total_steps: int
+    save_every: int
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs begun."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+
+def build_plan(config: Job, faces: FaceSet) -> OrderPlan:
+    """The order of records of a run.
+
+    Raises:
+        ConfigError: the batch is larger than the set.
+    """
+    if config.batch_size > faces.num_images:
+        raise ConfigError(
+            "batch_size",
+            found=f"{config.batch_size}, but {config.data.path} holds {faces.num_images} images",
+            expected="a batch no larger than the set",
+            fix=f"lower batch_size to at most {faces.num_images}",
+        )
+    return OrderPlan(
+        faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records
+    )
+
+
+def run_length(config: Job, plan: OrderPlan) -> Length:
+    """Steps of the run and between checkpoints.
+
+    Raises:
+        ConfigError: a warm-up is longer than the run.
+    """
+    per_epoch = plan.steps_per_epoch
+    total = max(config.duration.steps(per_epoch), 1)
+    length = Length(per_epoch, total, max(config.checkpoints.every.steps(per_epoch, total), 1))
+    if isinstance(config, PretrainConfig):
+        _check_fits(
+            "dino.teacher_temp.warmup_epochs",
+            config.dino.teacher_temp.warmup_epochs,
+            length.num_epochs,
+            "epochs",
+        )
+    if isinstance(config, PretrainConfig | FinetuneConfig):
+        warmup = config.optim.warmup.steps(per_epoch, total)
+        _check_fits("optim.warmup", warmup, total, f"steps ({per_epoch} an epoch)")
+    return length
+
+
+def _check_fits(key: str, warmup: int, run: int, unit: str) -> None:
+    if warmup > run:
+        raise ConfigError(
+            key,
+            found=f"{warmup} of a run of {run} {unit}",
+            expected="a warm-up no longer than the run",
+            fix=f"lower {key}, or make duration longer",
+        )

@@ -1,0 +1,274 @@
+"""A run, from its first step to its last checkpoint, as seen by one rank.
+
+`run_rank` restores, trains, reports and saves. Debug mode calls it once in the driver process; each
+Ray Train worker calls it with its own rank and its own stream of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lafs_ray.config.train import Job
+from lafs_ray.data.io import filesystem
+from lafs_ray.errors import ConfigError, UserError
+from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
+from lafs_ray.training.checkpoint.metrics_log import MetricsLog
+from lafs_ray.training.checkpoint.run_dir import RunFolder, load_checkpoint
+from lafs_ray.training.compile import compile_training, slow_arithmetic
+from lafs_ray.training.distributed import count_ranks, from_first_rank, share_lines
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
+from lafs_ray.training.loop import Training, train
+from lafs_ray.training.monitoring.metrics import Meter
+from lafs_ray.training.monitoring.monitor import Watch
+from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
+from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.run_request import Wish
+from lafs_ray.training.tasks.build import build_training
+
+
+def training_device(config: Job, local_rank: int = 0) -> torch.device:
+    """Where this rank trains.
+
+    Raises:
+        ConfigError: the configuration asks for a GPU and there is none.
+    """
+    if config.compute.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "compute.device",
+            found="cuda, but PyTorch sees no GPU here",
+            expected="a machine with an NVIDIA GPU and a CUDA build of PyTorch",
+            fix="run there, or set compute.device=cpu compute.precision=float32 to debug",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def run_rank(
+    inputs: JobInputs,
+    stream: Callable[[int, int], Iterator[StepBatch]],
+    *,
+    device: torch.device,
+    rank: int = 0,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    say: Callable[[str], None] = print,
+    show: Callable[[dict[str, Any]], None] | None = None,
+    hooks: Hooks | None = None,
+) -> None:
+    """Restore the newest checkpoint and train to the end of the run, or until it shall stop.
+
+    Args:
+        inputs: the checked job.
+        stream: makes this rank's batches of steps first…stop-1.
+        device: where to train.
+        rank: this rank; rank 0 writes checkpoints and metrics.
+        wrap: puts the trained network into DDP.
+        say: prints a line of progress; called on rank 0, by several threads.
+        show: gets each report, on rank 0; None says a line of progress.
+        hooks: what else follows from saving, and leads to it.
+
+    Raises:
+        TrainingError: a step was not finite, or the networks collapse; see `Watch`.
+    """
+    config, length = inputs.config, inputs.length
+    torch.set_num_threads(config.compute.cpus_per_worker)
+    what = config, inputs.plan, inputs.num_classes, inputs.start
+    training = build_training(*what, device, rank, count_ranks())
+    first_step = restore(training, inputs.folder(), rank, say)
+    warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
+    if warning:
+        say(warning)
+    if config.compute.compile:
+        compile_training(training, config, say)
+    training.network = wrap(training.network)
+    hooks = hooks or Hooks()
+    with Watch(config, length, inputs.folder().uri, first_step, rank, say, show) as watch:
+        recorder = Recorder(inputs, training, first_step, say, hooks, watch)
+        if first_step == length.total_steps:
+            return
+        try:
+            with recorder:
+                train(
+                    training,
+                    stream(first_step, length.total_steps),
+                    Meter(config.batch_size),
+                    last_step=length.total_steps,
+                    report=recorder.report,
+                    report_every=config.log.every_steps,
+                    save=recorder.save,
+                    save_every=length.save_every,
+                    wish=recorder.wish,
+                )
+        except NonFinite as found:
+            raise watch.explain(found, inputs.faces.shard_uris) from None
+
+
+def restore(training: Training, folder: RunFolder, rank: int, say: Callable[[str], None]) -> int:
+    """Load the newest checkpoint; rank 0 chooses it, so that all ranks begin at one step.
+
+    Returns:
+        The steps done; 0 for a new run.
+    """
+    checkpoint = folder.latest(say) if rank == 0 else None
+    step = from_first_rank(0 if checkpoint is None else int(checkpoint["step"]))
+    if step == 0:
+        return 0
+    source = folder.checkpoint_uri(step)
+    training.load_state_dict(checkpoint or load_checkpoint(source), source)
+    return step
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the engine adds to a run.
+
+    Args:
+        after_save: gets the report of the step; called on every rank at each checkpoint, which may
+            still be on its way to the storage.
+        written: gets the step of a checkpoint that has arrived there; called on rank 0, between
+            steps.
+        spared: steps of checkpoints that are still being read, hence not to be deleted; called on
+            rank 0, by the thread that writes.
+        wish: what this rank is asked to do out of turn; called after every step.
+    """
+
+    after_save: Callable[[dict[str, Any]], None] = lambda _: None
+    written: Callable[[int], None] = lambda _: None
+    spared: Callable[[], Collection[int]] = tuple
+    wish: Callable[[], Wish] = lambda: Wish.NOTHING
+
+
+class Recorder:
+    """What a rank does with reports and checkpoints; rank 0 writes and speaks for all.
+
+    At the end of its `with` block the last checkpoint has arrived, or its failure is raised.
+
+    Args:
+        inputs: the job.
+        training: the run on this rank.
+        first_step: where it continues.
+        say: prints a line of progress.
+        hooks: what else follows from saving, and leads to it.
+        watch: gets every report.
+    """
+
+    def __init__(
+        self,
+        inputs: JobInputs,
+        training: Training,
+        first_step: int,
+        say: Callable[[str], None],
+        hooks: Hooks,
+        watch: Watch,
+    ) -> None:
+        self._inputs, self._training, self._folder = inputs, training, inputs.folder()
+        self._say, self._hooks, self._watch = say, hooks, watch
+        self._last: dict[str, Any] = {}
+        self._named = set(training.skipped)
+        self._log: MetricsLog | None = None
+        self._writer: CheckpointWriter | None = None
+        if training.rank == 0:
+            self._log = MetricsLog(filesystem.join(self._folder.uri, "metrics.jsonl"), first_step)
+            retry_s = inputs.config.checkpoints.retry_s
+            self._writer = CheckpointWriter(self._write, retry_s, say)
+            if first_step:
+                name, total = inputs.config.run.name, inputs.length.total_steps
+                say(f"continuing {name} at step {first_step} of {total}")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._tell(self._writer.close(hurry=kind is not None))
+        except UserError as error:
+            if kind is None:
+                raise
+            # What ends the run says more than that the checkpoint before it was lost.
+            self._say(f"the last checkpoint was not written: {error}")
+
+    def wish(self) -> Wish:
+        """What this rank is asked to do; also where it hears of what became of checkpoints.
+
+        Raises:
+            UserError: one could not be written.
+        """
+        if self._writer is not None:
+            self._tell(self._writer.collect())
+        return self._hooks.wish()
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics and let the watch see it; a collective operation.
+
+        Raises:
+            TrainingError: the run shall end here; this step remains to be saved.
+        """
+        training = self._training
+        training.skipped = share_lines(training.skipped)
+        self._last.update(line, skipped_records=len(training.skipped))
+        damaged = sorted(training.skipped - self._named)
+        self._named.update(training.skipped)
+        if self._log is not None:
+            self._check_best()
+            self._log.write(self._last)
+        self._watch.report(dict(self._last), damaged)
+
+    def _check_best(self) -> None:
+        """Refuse a figure to keep checkpoints by that neither these metrics nor probes have."""
+        config = self._inputs.config
+        figure = config.checkpoints.keep_best
+        if figure is None or figure in self._last:
+            return
+        if not (config.probe.enabled and figure.startswith(("pair_", "identity_"))):
+            raise ConfigError(
+                "checkpoints.keep_best",
+                found=f"{figure}, which this run does not report",
+                expected=f"a figure of its probes, or one of {', '.join(sorted(self._last))}",
+                fix="correct the name, or name files to judge checkpoints on (probe.pairs)",
+            )
+
+    def save(self, step: int) -> None:
+        """Begin to write a checkpoint, a collective operation, and call `after_save`."""
+        if self._writer is not None:
+            # Before the copy is made: memory holds one, and `written` comes before `spared`.
+            self._tell(self._writer.wait())
+        state = self._training.state_dict()
+        if self._writer is not None:
+            landmarks = self._inputs.frozen_landmarks()
+            self._writer.begin(step, {**state, "landmarks": landmarks})
+        self._hooks.after_save(dict(self._last))
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        """What the writer's thread does with it."""
+        assert self._log is not None, "rank 0 alone writes"
+        # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
+        self._log.flush()
+        keep = self._inputs.config.checkpoints.keep
+        self._folder.save(step, state, keep, self._hooks.spared())
+
+    def _tell(self, written: int | None) -> None:
+        if written is not None:
+            self._hooks.written(written)
+
+
+def run_local(
+    inputs: JobInputs,
+    say: Callable[[str], None] = print,
+    show: Callable[[dict[str, Any]], None] | None = None,
+    hooks: Hooks | None = None,
+) -> None:
+    """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
+    crop = inputs.cropper()
+
+    def stream(first: int, stop: int) -> Iterator[StepBatch]:
+        return local_stream(inputs.faces, inputs.plan, crop, first, stop)
+
+    device = training_device(inputs.config)
+    run_rank(inputs, stream, device=device, say=say, show=show, hooks=hooks)

@@ -1,0 +1,1 @@
+"""From decoded faces to augmented views and landmark tokens."""

@@ -1,0 +1,263 @@
+"""From a batch of faces to landmark tokens: crop, flip, appearance, landmarks, patches.
+
+A plain callable that the Ray Data actor, the test and the GPU step all call. What a record becomes
+depends on (seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because
+every operation treats each view by itself and the landmark CNN always runs on the same number of
+images (`lafs_ray.transforms.landmark_predictor`).
+Tokens are uint8, 130 KB an image: t stands for t / 127.5 - 1, half a step of 8 bits at most away
+from the reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a
+local view, p patch side, S image side.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lafs_ray.models.patches import extract_patches, grid_patches
+from lafs_ray.transforms.augment import change_appearance, crop_views
+from lafs_ray.transforms.augment_uint8 import cut_patches
+from lafs_ray.transforms.landmark_predictor import MIDDLE, LandmarkFinder
+from lafs_ray.transforms.params import Records, ViewDraws, ViewSettings, draw_views
+
+
+class ViewCutter:
+    """Cuts global and local views of faces into tokens.
+
+    Args:
+        settings: what to draw and cut.
+        landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is
+            used. None exactly if the source is `cached` or `grid`.
+        seed: the run's seed.
+        device: where the pixels are worked on, `cpu` or `cuda`.
+        chunk: images worked on at once on CPU, where eight images' views still fit the cache.
+            Changes speed, never results.
+    """
+
+    def __init__(
+        self,
+        settings: ViewSettings,
+        landmarker: nn.Module | None,
+        seed: int,
+        *,
+        device: str | torch.device = "cpu",
+        chunk: int = 8,
+    ) -> None:
+        assert (landmarker is None) == (settings.landmark_source in ("cached", "grid")), settings
+        self.settings = settings
+        self.seed = seed
+        self.device = torch.device(device)
+        self.chunk = chunk
+        self._finder = None if landmarker is None else LandmarkFinder(landmarker, self.device)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: NDArray[np.uint8] | Tensor,
+        epoch: Records,
+        shard: Records,
+        key: Records,
+        landmarks: NDArray[np.float16] | Tensor | None = None,
+    ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
+        """Cut the views of B ≥ 1 faces.
+
+        Args:
+            images: uint8 [B, S, S, 3], RGB.
+            epoch: [B], as in `draw_views`.
+            shard: [B], as in `draw_views`.
+            key: [B], as in `draw_views`.
+            landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
+
+        Returns:
+            `global_tokens` uint8 [B, V_g, N, p·p·3] and `local_tokens` uint8 [B, V_l, n, p·p·3]:
+            arrays if `device` is the CPU, else tensors on the device.
+        """
+        pixels = to_tensor(images).to(self.device)
+        size = self.settings.image_size
+        assert pixels.shape[1:] == (size, size, 3), pixels.shape
+        draws = draw_views(self.settings, self.seed, epoch, shard, key)
+        on_images = self._landmarks_on_images(pixels, landmarks)
+        length = self.chunk if self.device.type == "cpu" else len(pixels)
+        chunks = []
+        for start in range(0, len(pixels), length):
+            rows = slice(start, start + length)
+            known = None if on_images is None else on_images[rows]
+            chunks.append(self._cut(pixels[rows], draws.images(rows), known))
+        tokens = {
+            "global_tokens": torch.cat([chunk[0] for chunk in chunks]),
+            "local_tokens": torch.cat([chunk[1] for chunk in chunks]),
+        }
+        if self.device.type == "cpu":
+            return {name: value.numpy() for name, value in tokens.items()}
+        return tokens
+
+    def _cut(
+        self, images: Tensor, draws: ViewDraws, on_images: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Global and local tokens of some images, of whose landmarks some sources know."""
+        settings = self.settings
+        tokens = []
+        for is_local, size in ((False, settings.image_size), (True, settings.local_size)):
+            first, last = settings.num_global, settings.num_views
+            part = draws.views(slice(first, last) if is_local else slice(0, first))
+            clean = crop_views(images, part.boxes, part.flips, size)
+            changed = change_appearance(clean, part)
+            if settings.landmark_source == "grid":
+                cut = _rounded(grid_patches(changed, settings.patch_size))
+            else:
+                landmarks = self._landmarks(clean, on_images, part, size, is_local=is_local)
+                cut = cut_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
+            tokens.append(cut.reshape(*part.flips.shape, *cut.shape[1:]))
+        return tokens[0], tokens[1]
+
+    def _landmarks(
+        self,
+        clean: Tensor,
+        on_images: Tensor | None,
+        draws: ViewDraws,
+        size: int,
+        *,
+        is_local: bool,
+    ) -> Tensor:
+        """Where patches are cut, [B, V, n, 2]: with noise, and in local views those that they drew.
+
+        What a local view does not keep is not moved to it either (METHOD.md, Views).
+        """
+        noise = torch.from_numpy(draws.landmark_noise_px).to(clean.device)
+        if on_images is not None:
+            landmarks = on_images.unsqueeze(1).expand_as(noise)
+        elif len(clean):
+            landmarks = self.find_landmarks(clean).reshape(noise.shape)
+        else:
+            landmarks = noise  # num_local = 0: of no views there are none
+        if is_local:
+            kept = torch.from_numpy(draws.local_indices).to(clean.device).unsqueeze(-1)
+            kept = kept.expand(-1, -1, -1, 2)
+            landmarks, noise = landmarks.gather(2, kept), noise.gather(2, kept)
+        if on_images is not None:
+            landmarks = map_landmarks(landmarks, draws.boxes, draws.flips, size)
+        return landmarks + noise
+
+    def _landmarks_on_images(
+        self, images: Tensor, cached: NDArray[np.float16] | Tensor | None
+    ) -> Tensor | None:
+        """Landmarks [B, N, 2] of whole images; None where the source does not ask for them."""
+        source = self.settings.landmark_source
+        assert (cached is not None) == (source == "cached"), source
+        if cached is not None:
+            return torch.as_tensor(cached).to(self.device, torch.float32)
+        if source == "per_image":
+            return self.find_landmarks(images.permute(0, 3, 1, 2))
+        return None
+
+    def find_landmarks(self, planes: Tensor) -> Tensor:
+        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
+        assert self._finder is not None
+        return self._finder(planes)
+
+
+def supervised_view(
+    settings: ViewSettings,
+    images: NDArray[np.uint8] | Tensor,
+    seed: int,
+    epoch: Records,
+    shard: Records,
+    key: Records,
+) -> Tensor:
+    """One augmented view of every image, whole: what supervised training feeds the network.
+
+    Args:
+        settings: of one view, see `draws.supervised_settings`.
+        images: uint8 [B, S, S, 3], RGB.
+        seed: the run's seed.
+        epoch: [B], as in `draw_views`.
+        shard: [B], as in `draw_views`.
+        key: [B], as in `draw_views`.
+
+    Returns:
+        uint8 [B, S, S, 3], RGB, on the images' device.
+    """
+    assert settings.num_views == 1, settings
+    pixels = to_tensor(images)
+    draws = draw_views(settings, seed, epoch, shard, key)
+    views = cut_images(pixels, draws, settings.image_size)
+    return _rounded(views).permute(0, 2, 3, 1).contiguous()
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """As uint8; what is in 8 bits already stays as it is."""
+    return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
+
+
+def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
+    """Every view of every image as pixels.
+
+    Args:
+        images: uint8 [B, S, S, 3], RGB.
+        draws: of B images.
+        size: side of the views, in pixels.
+
+    Returns:
+        [B·V, 3, size, size] in 0…255: uint8 on CPU, else float32.
+    """
+    return change_appearance(crop_views(images, draws.boxes, draws.flips, size), draws)
+
+
+def map_landmarks(
+    landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
+) -> Tensor:
+    """Move landmarks of an image to where its views show the same spot.
+
+    A patch's middle pixel lies one up-left of its landmark (`extract_patches`), at ½ less in
+    coordinates that count from the image's edge, so it is landmark - ½ that the crop scales and
+    shifts and the flip mirrors; the patch of a mirrored view is then the mirrored patch.
+
+    Args:
+        landmarks: [B, V, n, 2] or, the same for all views, [B, 1, n, 2]; pixels of the image,
+            (x, y).
+        boxes: int32 [B, V, 4], (top, left, height, width).
+        flips: bool [B, V].
+        size: side of the views, in pixels.
+
+    Returns:
+        [B, V, n, 2], pixels of the views.
+    """
+    corner = boxes[..., [1, 0]].astype(np.float64)
+    scale = size / boxes[..., [3, 2]]
+    shift = 0.5 - (corner + 0.5) * scale
+    scale[flips, 0] *= -1
+    shift[flips, 0] = size + 1 - shift[flips, 0]
+    scales = torch.from_numpy(scale).to(landmarks).unsqueeze(2)
+    shifts = torch.from_numpy(shift).to(landmarks).unsqueeze(2)
+    return landmarks * scales + shifts
+
+
+def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
+    """Patches around landmarks as 8-bit tokens; outside the view lies the middle of the range.
+
+    Args:
+        views: [M, 3, S, S] in 0…255, float32, or on CPU uint8.
+        landmarks: float32 [M, n, 2], pixels.
+        patch_size: p, in pixels.
+
+    Returns:
+        uint8 [M, n, p·p·3].
+    """
+    if views.dtype == torch.uint8:
+        pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.from_numpy(cut_patches(pixels, landmarks.numpy(), patch_size))
+    # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
+    # lie between pixels, so adding 128 and cutting the fraction off rounds them into 0…255.
+    samples = extract_patches(views - MIDDLE, landmarks, patch_size)
+    return samples.add_(MIDDLE + 0.5).to(torch.uint8)
+
+
+def to_tensor(images: NDArray[np.uint8] | Tensor) -> Tensor:
+    """Images as a uint8 tensor; shared with the array where that is allowed."""
+    if isinstance(images, np.ndarray):
+        # Ray hands out read-only arrays, which torch refuses to share.
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    assert images.dtype == torch.uint8, images.dtype
+    return images

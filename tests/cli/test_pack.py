@@ -1,0 +1,65 @@
+"""Packing on Ray writes what packing in one process writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lafs_ray.cli.pack import num_bytes
+from lafs_ray.engine.ray_tasks import on_ray
+from lafs_ray.errors import ConfigError, find_user_error
+from tests.data.packing.sets import content, packed
+from tests.training.faces import NO_IMAGE, write_face_set
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+def test_pack__two_workers_write_the_bytes_of_one(
+    tmp_path: Path, face_set_path: str, ray_session: None
+) -> None:
+    """Eight pieces and four shards in any order: file by file the same set."""
+    packed([face_set_path], tmp_path / "one", num_shards=4)
+    packed([face_set_path], tmp_path / "two", apply=on_ray(2), num_shards=4, workers=2)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+@pytest.mark.ray
+def test_pack__mistake_met_by_a_worker_is_found(tmp_path: Path, ray_session: None) -> None:
+    """A bad record more than allowed comes back from Ray as the message it is."""
+    write_face_set(tmp_path / "bad.rec", replaced={7: NO_IMAGE})
+    with pytest.raises(Exception, match="bad records") as raised:
+        packed([tmp_path / "bad.rec"], tmp_path / "set", apply=on_ray(2), max_bad=0, workers=2)
+    mistake = find_user_error(raised.value)
+    assert mistake is not None
+    assert "bad.rec, key 8" in mistake.found
+    assert not (tmp_path / "set" / "pack.lock").exists()
+
+
+@pytest.mark.ray
+def test_on_ray__more_workers_than_the_cluster_has(ray_session: None) -> None:
+    """They are refused with the option's name instead of waiting for ever."""
+    with pytest.raises(ConfigError, match=r"at least 3: --workers = 3"):
+        list(on_ray(3)(lambda shared, item: item, None, [1]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("512M", 512 << 20), ("1.5G", 3 << 29), ("700", 700), ("2 gib", 2 << 30)]
+)
+def test_num_bytes(text: str, expected: int) -> None:
+    """Sizes with and without unit."""
+    assert num_bytes("--memory", text) == expected
+
+
+def test_num_bytes__no_size() -> None:
+    """The option and what was typed are named."""
+    with pytest.raises(ConfigError, match="'much'"):
+        num_bytes("--memory", "much")

@@ -1,0 +1,123 @@
+import math
+
+import pytest
+
+from lafs_ray.config.loader import (
+    Duration,
+    DurationField,
+    Real,
+    Section,
+    apply_overrides,
+    differences,
+    load,
+    parse_overrides,
+    read_yaml,
+    resolve,
+)
+from lafs_ray.errors import ConfigError
+
+
+class Inner(Section):
+    """A section."""
+
+    rate: Real = 0.5
+    """A number."""
+    enabled: bool = False
+    """A switch."""
+
+
+class Outer(Section):
+    """A configuration."""
+
+    name: str
+    """Required."""
+    length: DurationField = Duration(amount=2.0, unit="epochs")
+    """A duration."""
+    inner: Inner = Inner()
+    """A section."""
+
+
+def test_yaml__reads_numbers_and_words_as_people_write_them(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1e-3\nb: no\nc: true\nd: 7\ne: -.5\nf: 2.\ng: 10 epochs\n")
+    tree = read_yaml(str(path))
+    assert tree == {"a": 0.001, "b": "no", "c": True, "d": 7, "e": -0.5, "f": 2.0, "g": "10 epochs"}
+    assert isinstance(tree["d"], int)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("a: 1\na: 2\n", "'a' appears twice"), ("a: [1\n", "expected ',' or ']'"), ("- 1\n", "list")],
+)
+def test_yaml__that_is_damaged_is_told_with_its_path(tmp_path, content, found):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="bad.yaml") as raised:
+        read_yaml(str(path))
+    assert found in raised.value.found
+
+
+def test_yaml__that_is_missing_is_told_with_its_path():
+    with pytest.raises(ConfigError, match="nowhere/lafs.yaml"):
+        read_yaml("nowhere/lafs.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("10 epochs", 700), ("1 epoch", 70), ("500 steps", 500), ("0.2 run", 200), ("0.5 epochs", 35)],
+)
+def test_duration__counts_steps(text, steps):
+    config = resolve(Outer, {"name": "x", "length": text}, "test")
+    assert config.length.steps(70, 1000) == steps
+
+
+@pytest.mark.parametrize("text", ["10", 10, "ten epochs", "-1 epochs", "2 run", "5 hours", None])
+def test_duration__that_is_none_is_refused(text):
+    with pytest.raises(ConfigError, match="length"):
+        resolve(Outer, {"name": "x", "length": text}, "test")
+
+
+def test_resolve__names_every_mistake_at_once_with_suggestions():
+    tree = {"nmae": "x", "inner": {"rat": 1, "rate": "fast", "enabled": 1}}
+    with pytest.raises(ConfigError) as raised:
+        resolve(Outer, tree, "my.yaml")
+    message = str(raised.value)
+    assert "my.yaml: 5 mistakes" in message
+    assert "nmae: unknown key; did you mean 'name'?" in message
+    assert "name: required, but not given" in message
+    assert "inner.rat: unknown key; did you mean 'rate'?" in message
+    assert "inner.rate: 'fast'" in message
+    assert "inner.enabled: 1" in message
+
+
+@pytest.mark.parametrize("value", [True, "0.1", math.inf, math.nan, None])
+def test_resolve__does_not_turn_other_things_into_numbers(value):
+    with pytest.raises(ConfigError, match="inner.rate"):
+        resolve(Outer, {"name": "x", "inner": {"rate": value}}, "test")
+
+
+def test_overrides__set_dotted_keys_without_touching_the_tree(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("name: x\ninner: {rate: 0.1}\n")
+    config = load(Outer, str(path), ["inner.rate=2e-1", "length=3 steps", "inner.enabled=true"])
+    assert (config.inner.rate, config.inner.enabled, str(config.length)) == (0.2, True, "3 steps")
+    tree = {"inner": {"rate": 0.1}}
+    apply_overrides(tree, {"inner.rate": 0.9})
+    assert tree == {"inner": {"rate": 0.1}}
+
+
+@pytest.mark.parametrize("argument", ["inner.rate", "=3", "a=[1"])
+def test_overrides__that_are_no_assignment_are_told(argument):
+    with pytest.raises(ConfigError, match="argument"):
+        parse_overrides([argument])
+
+
+def test_dump__round_trips_through_resolve():
+    config = resolve(Outer, {"name": "x", "length": "0.25 run"}, "test")
+    assert resolve(Outer, config.model_dump(mode="json"), "again") == config
+
+
+def test_differences__name_the_dotted_key_with_both_values():
+    old = {"a": 1, "b": {"c": 2, "d": 3}}
+    new = {"a": 1, "b": {"c": 5}, "e": 6}
+    assert differences(old, new) == ["b.c: 2 -> 5", "b.d: 3 -> None", "e: None -> 6"]

@@ -1,0 +1,294 @@
+"""S3, for real: pyarrow's client against a server on loopback, with a network that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from lafs_ray.data.face_set import FaceSet, open_faces
+from lafs_ray.data.io import filesystem, ranged_reads, retry, s3
+from lafs_ray.data.sampler import OrderPlan, rank_batches
+from lafs_ray.errors import DataError
+from tests.data.remote import put, rows_of
+from tests.object_store import Fault, ObjectStore
+
+
+def test_open_faces__same_set_as_on_disk(store: ObjectStore, on_s3: str, on_disk: Path) -> None:
+    """Folder, pattern and file give the set of the disk: fingerprint, labels and bytes."""
+    local = open_faces(str(on_disk))
+    everything = range(local.num_images)
+    for name in ("", "/*.rec", "/[ab].rec"):
+        remote = open_faces(filesystem.join(on_s3, *filter(None, [name.strip("/")])))
+        assert remote.fingerprint == local.fingerprint
+        assert rows_of(remote, everything) == rows_of(local, everything)
+        assert np.array_equal(remote.labels(), local.labels())
+    one = open_faces(filesystem.join(on_s3, "a.rec"))
+    assert rows_of(one, range(60)) == rows_of(local, range(60))
+
+
+def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> None:
+    """The second shard's index is asked for while the first shard is still being looked at."""
+    store.latency_s = 0.01
+    open_faces(on_s3)
+    paths = [one.path for one in store.requests]
+    last_of_first = len(paths) - 1 - paths[::-1].index("/faces/set/a.rec")
+    assert paths.index("/faces/set/b.idx") < last_of_first, paths
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_streams__byte_equal_from_disk_and_store(
+    store: ObjectStore, on_s3: str, on_disk: Path, readers: int
+) -> None:
+    """Batches of 1, 2 and 4 ranks that read at once are those of the disk."""
+    local, remote = open_faces(str(on_disk)), open_faces(on_s3)
+    plan = OrderPlan(local.num_images, 16, seed=3, chunk_records=4)
+
+    def stream(faces: FaceSet, rank: int) -> list[list[bytes]]:
+        batches = rank_batches(plan, 0, 9, rank, readers)
+        return [faces.read(records).images for _, records in batches]
+
+    with ThreadPoolExecutor(readers) as pool:
+        found = list(pool.map(lambda rank: stream(remote, rank), range(readers)))
+    assert found == [stream(local, rank) for rank in range(readers)]
+
+
+def test_requests__as_few_and_as_large_as_planned(store: ObjectStore, on_s3: str) -> None:
+    """A portion is read with one request a run, of the run's bytes; opened and checked once."""
+    faces = open_faces(on_s3)
+    store.calm()
+    rows_of(faces, range(120))
+    spans = {(one.path, one.span) for one in store.log()}
+    wanted = set()
+    for shard, name in enumerate("ab"):
+        first, stop = faces.shard_starts[shard : shard + 2]
+        begins, ends = faces.offsets[first:stop], (faces.offsets + faces.sizes)[first:stop]
+        wanted |= {
+            (f"/faces/set/{name}.rec", (int(begins[run[0]]), int(ends[run[1] - 1])))
+            for run in ranged_reads._runs(begins.tolist(), ends.tolist())
+        }
+    assert len(store.log()) == len(wanted) == 2
+    assert spans == wanted
+    assert len(store.log("HEAD")) == 4
+
+
+def test_requests__overlap_over_files(store: ObjectStore, on_s3: str) -> None:
+    """Far apart records of two files cost four waits for the store, not one after the other."""
+    faces = open_faces(on_s3)
+    store.calm()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranged_reads, "_GAP_BYTES", 0)
+        store.latency_s = 0.3
+        begin = time.monotonic()
+        rows_of(faces, np.arange(0, 120, 10))
+        seconds = time.monotonic() - begin
+    assert len(store.log()) == 12
+    one_by_one = 0.3 * (12 + 4)
+    assert seconds < one_by_one / 2, f"{seconds:.1f} s"
+
+
+@pytest.mark.parametrize("kind", ["slow down", "error", "reset", "cut", "stall"])
+def test_faults__that_pass_change_nothing(
+    store: ObjectStore, on_s3: str, on_disk: Path, kind: str
+) -> None:
+    """One fault of each kind on the way: the bytes are right, and the request came again."""
+    local, remote = open_faces(str(on_disk)), open_faces(on_s3)
+    store.calm()
+    store.faults.append(Fault(kind, times=1))
+    assert rows_of(remote, range(60)) == rows_of(local, range(60))
+    assert len(store.log()) == 2
+
+
+@pytest.mark.parametrize("kind", ["slow down", "reset", "stall"])
+def test_faults__that_stay_end_in_a_message(
+    store: ObjectStore, on_s3: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that never answers stops the read with URI, bytes and seconds, in bounded time."""
+    monkeypatch.setattr(s3, "MAX_ATTEMPTS", 3)
+    s3._client.cache_clear()
+    filesystem._resolve_uri.cache_clear()
+    faces = open_faces(on_s3)
+    store.calm()
+    store.faults.append(Fault(kind, times=1000))
+    begin = time.monotonic()
+    with pytest.raises(DataError) as error:
+        faces.read(np.arange(3))
+    seconds = time.monotonic() - begin
+    assert seconds < 30
+    first, stop = faces.offsets[0], faces.offsets[2] + faces.sizes[2]
+    uri = filesystem.join(on_s3, "a.rec")
+    assert error.value.subject == f"{uri}, bytes {first} to {stop}"
+    assert "AWS Error" in error.value.found
+    # The client draws its waits: both may be so short that there is nothing to tell.
+    assert "gave up after" in error.value.found or seconds < 1.2
+    assert len(store.log()) == 3
+
+
+def test_waits__grow_and_differ(store: ObjectStore, on_s3: str) -> None:
+    """The waits between tries are drawn anew: two refused reads do not come back in step."""
+    faces = open_faces(on_s3)
+    waits = []
+    for _ in range(2):
+        store.calm()
+        store.faults.append(Fault("slow down", times=3))
+        rows_of(faces, range(3))
+        times = [one.at for one in store.log()]
+        assert len(times) == 4
+        waits.append(np.diff(times))
+    assert abs(waits[0] - waits[1]).max() > 0.01
+
+
+def test_atomic_write__old_object_until_the_new_one_is_whole(store: ObjectStore) -> None:
+    """An exception in the block, and an upload that fails for good, leave the old object."""
+    uri = store.uri("faces/runs/state.bin")
+    put(uri, b"old")
+    with pytest.raises(RuntimeError, match="killed"):
+        put(uri, b"half", killed=True)
+    assert filesystem.read_bytes(uri) == b"old"
+    for method in ("PUT", "POST"):
+        store.calm()
+        store.faults.append(Fault("error", times=1000, method=method, ending="state.bin"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(s3, "MAX_ATTEMPTS", 2)
+            s3._client.cache_clear()
+            filesystem._resolve_uri.cache_clear()
+            with pytest.raises(DataError, match=r"state\.bin"):
+                put(uri, b"new" * 1000)
+        store.calm()
+        assert filesystem.read_bytes(uri) == b"old"
+    store.faults.append(Fault("slow down", times=1, method="PUT", ending="state.bin"))
+    put(uri, b"new" * 1000)
+    assert filesystem.read_bytes(uri) == b"new" * 1000
+
+
+def test_folders__list_delete_and_exist(store: ObjectStore) -> None:
+    """Names, existence and deletion work as on a disk, with the query kept."""
+    folder = store.uri("faces/listed")
+    for name in ("b.txt", "a.txt", "deep/c.txt"):
+        put(filesystem.join(folder, name), b"x")
+    assert filesystem.list_names(folder) == ["a.txt", "b.txt"]
+    filesystem.delete(filesystem.join(folder, "a.txt"))
+    assert filesystem.list_names(folder) == ["b.txt"]
+    assert filesystem.exists(filesystem.join(folder, "deep"))
+    assert not filesystem.exists(filesystem.join(folder, "a.txt"))
+    with pytest.raises(DataError, match="no such file"):
+        filesystem.read_bytes(filesystem.join(folder, "a.txt"))
+
+
+@pytest.mark.parametrize("change", ["shorter", "same size", "gone"])
+def test_read__object_changed_since_the_set_was_opened(
+    store: ObjectStore, on_disk: Path, change: str
+) -> None:
+    """An object that was exchanged or deleted during a run stops it by name."""
+    uri = store.uri(f"faces/changed/{change.replace(' ', '')}.rec")
+    content = (on_disk / "a.rec").read_bytes()
+    index = (on_disk / "a.idx").read_bytes()
+    put(uri, content)
+    put(uri.replace(".rec", ".idx"), index)
+    faces = open_faces(uri)
+    rows_of(faces, range(3))
+    if change == "gone":
+        filesystem.delete(uri)
+    else:
+        put(uri, content[: len(content) // 2] if change == "shorter" else content[:-1] + b"\1")
+    with pytest.raises(DataError) as error:
+        faces.read(np.arange(60))
+    assert error.value.subject == uri
+    assert ("no such file" in error.value.found) == (change == "gone")
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("s3://key:secret@bucket/a.rec", "credentials in the URI"),
+        ("s3://bucket/a.rec?regoin=x", "regoin=x in the URI; known are"),
+        ("s3://bucket/a.rec?anonymous=maybe&region=x", "anonymous=maybe in the URI"),
+        ("s3:///a.rec", "no bucket"),
+    ],
+)
+def test_resolve__bad_uris(uri: str, found: str) -> None:
+    """A wrong option is named with those that exist; a secret is refused and not repeated."""
+    with pytest.raises(DataError) as error:
+        filesystem.resolve(uri)
+    assert found in error.value.found
+    assert "secret" not in str(error.value)
+
+
+def test_clients__are_shared_by_the_objects_of_a_store(store: ObjectStore) -> None:
+    """A thousand shards have one client, hence one pool of connections."""
+    clients = {id(filesystem.resolve(store.uri(f"faces/{number}.rec"))[0]) for number in range(20)}
+    assert len(clients) == 1
+
+
+def test_run__checkpoints_and_metrics_in_the_store(
+    store: ObjectStore, on_s3: str, on_disk: Path, tmp_path: Path
+) -> None:
+    """A run that reads from and writes to the store, killed and continued, is the disk's run."""
+    from tests.training.faces import run, tiny, without_times
+
+    local = run(tiny(tmp_path / "runs", on_disk, "log.every_steps=1"))
+    runs = store.uri("faces/runs")
+    settings = ["log.every_steps=1", "checkpoints.every=2 steps"]
+    run(tiny(runs, on_s3, *settings), killed_at=3)
+    remote = run(tiny(runs, on_s3, *settings))
+    assert remote.exact == local.exact
+    lines = filesystem.read_bytes(filesystem.join(remote.inputs.folder().uri, "metrics.jsonl"))
+    assert [without_times(json.loads(line)) for line in lines.splitlines()] == local.exact
+
+
+def test_network_disk__stale_handles_are_opened_anew(
+    on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ESTALE and EIO of NFS are tried again with a new handle; six in a row end in a message."""
+    import errno
+    import os
+
+    waits: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    path = on_disk / "a.rec"
+
+    class Handle:
+        def __init__(self, failures: list[int]) -> None:
+            self._failures, self._file = failures, fs.LocalFileSystem().open_input_file(str(path))
+
+        def size(self) -> int:
+            return path.stat().st_size
+
+        def read_at(self, nbytes: int, offset: int) -> object:
+            if self._failures:
+                number = self._failures.pop()
+                raise OSError(number, os.strerror(number))
+            return self._file.read_at(nbytes, offset)
+
+        def close(self) -> None:
+            self._file.close()
+
+    class Disk:
+        def __init__(self, failures: list[int]) -> None:
+            self.failures, self.opened = failures, 0
+
+        def open_input_file(self, _: str) -> Handle:
+            self.opened += 1
+            return Handle(self.failures)
+
+    disk = Disk([errno.ESTALE, errno.EIO])
+    with retry.Input(str(path), disk, str(path)) as file:
+        assert bytes(file.read_at(8, 4)) == path.read_bytes()[4:12]
+    assert disk.opened == 3
+    assert [0.25 <= waits[0] <= 0.5, 0.5 <= waits[1] <= 1.0] == [True, True]
+    waits.clear()
+    disk = Disk([errno.ESTALE] * 6)
+    with retry.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
+        file.read_at(8, 4)
+    assert error.value.subject == f"{path}, bytes 4 to 12"
+    assert "Stale file handle; gave up after 6 tries in" in error.value.found
+    assert len(waits) == 5
+    disk = Disk([errno.EACCES])
+    with retry.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
+        file.read_at(8, 4)
+    assert (error.value.found, disk.opened) == ("no permission to read it", 1)

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lafs_ray.data.images import decode_image
+from lafs_ray.data.verification_pairs import read_pairs, write_pairs
+from lafs_ray.errors import DataError
+from tests.golden_cases import load_case
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "i1_verification_bin" / "ver.bin"
+IMAGES = [b"one", b"two", b"three \xff\x00", b"four"]
+
+
+def write(path: Path, content: Any, protocol: int = 4) -> str:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return str(path)
+
+
+def refusal(path: Path | str) -> DataError:
+    with pytest.raises(DataError) as error:
+        read_pairs(str(path))
+    return error.value
+
+
+def test_read_pairs__insightface_file() -> None:
+    """Truths and pixels equal what insightface's load_bin gives for the same file."""
+    case = load_case("i1_verification_bin")
+    pairs = read_pairs(GOLDEN.as_uri())
+    assert np.array_equal(pairs.same, case.outputs["issame"])
+    pixels = [decode_image(image, colour_order="rgb") for image in pairs.images]
+    channels_first = np.stack(pixels).transpose(0, 3, 1, 2)
+    assert np.array_equal(channels_first[:6], case.outputs["data0"])
+    assert np.array_equal(channels_first.sum(axis=(2, 3), dtype=np.int64), case.outputs["sum0"])
+    digests = [
+        hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+        for image in channels_first
+    ]
+    assert digests == case.outputs["sha0"].tolist()
+
+
+def test_write_pairs__equals_the_original(tmp_path: Path) -> None:
+    """Writing what was read gives the file of insightface's layout byte for byte."""
+    pairs = read_pairs(str(GOLDEN))
+    write_pairs(str(tmp_path / "out.bin"), pairs.images, pairs.same)
+    assert (tmp_path / "out.bin").read_bytes() == GOLDEN.read_bytes()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    ("images", "same"),
+    [
+        (IMAGES, [True, False]),
+        (tuple(IMAGES), (1, 0)),
+        (IMAGES, [np.True_, np.False_]),
+        (IMAGES, np.array([True, False])),
+        (IMAGES, np.array([1, 0])),
+        ([np.frombuffer(image, np.uint8) for image in IMAGES], [True, False]),
+    ],
+)
+def test_read_pairs__all_protocols(tmp_path: Path, images: Any, same: Any, protocol: int) -> None:
+    """Bytes or uint8 arrays, bools, ints or numpy's, in every pickle protocol: the same pairs."""
+    pairs = read_pairs(write(tmp_path / "a.bin", (images, same), protocol))
+    assert pairs.images == IMAGES
+    assert pairs.same.tolist() == [True, False]
+    assert pairs.same.dtype == np.bool_
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2])
+def test_read_pairs__numpy_1_names(tmp_path: Path, protocol: int) -> None:
+    """Files of numpy 1 name numpy.core; they read like those of numpy 2."""
+    data = pickle.dumps((IMAGES, np.array([True, False])), protocol=protocol)
+    path = tmp_path / "a.bin"
+    path.write_bytes(data.replace(b"numpy._core", b"numpy.core"))
+    assert read_pairs(str(path)).same.tolist() == [True, False]
+
+
+def test_read_pairs__python_2_file(tmp_path: Path) -> None:
+    """Python 2 wrote images as strings (opcode U) and numpy bools with a string of bytes."""
+    images = b"".join(b"U" + struct.pack("B", len(image)) + image for image in IMAGES)
+    state = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    kind = b"cnumpy\ndtype\nU\x02b1K\x00K\x01\x87R" + state
+    scalars = b"".join(
+        b"cnumpy.core.multiarray\nscalar\n" + kind + b"U\x01" + value + b"\x86R"
+        for value in (b"\x01", b"\x00")
+    )
+    (tmp_path / "a.bin").write_bytes(b"\x80\x02](" + images + b"e](" + scalars + b"e\x86.")
+    pairs = read_pairs(str(tmp_path / "a.bin"))
+    assert pairs.images == IMAGES
+    assert pairs.same.tolist() == [True, False]
+
+
+class Call:
+    """Pickles into a call of a function."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    ("function", "name"), [(os.system, "system"), (eval, "eval"), (np.load, "load")]
+)
+def test_read_pairs__executes_nothing(
+    tmp_path: Path, function: Any, name: str, protocol: int
+) -> None:
+    """A pickle that calls a function is refused with its name, and the call is not made."""
+    mark = tmp_path / "called"
+    content = (IMAGES, [Call(function, f"open({str(mark)!r}, 'w')"), True])
+    error = refusal(write(tmp_path / "a.bin", content, protocol))
+    assert error.found.startswith("a pickle that asks for ")
+    assert error.found.endswith(f".{name}")
+    assert not mark.exists()
+
+
+def test_read_pairs__constructors_cannot_be_altered(tmp_path: Path) -> None:
+    """Pickle's BUILD sets attributes of what it is given; ours refuse."""
+    build = b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__Ns\x86b."
+    (tmp_path / "a.bin").write_bytes(build)
+    assert "a constructor is no value" in refusal(tmp_path / "a.bin").found
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.array([None, None]), "numbers of kind O8"),
+        (np.array([1.0, 0.0]), "numbers of kind f8"),
+        (np.ones((2, 2), bool), "an array of shape (2, 2)"),
+        (np.array([1, 0], ">i8"), "big-endian numbers"),
+    ],
+)
+def test_read_pairs__arrays_of_other_kinds(tmp_path: Path, array: Any, found: str) -> None:
+    """Arrays of objects, floats, two dimensions or foreign byte order are refused."""
+    path = write(tmp_path / "a.bin", (IMAGES, array), 2)
+    assert found in refusal(path).found
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ((IMAGES[:3], [True]), "3 images and 1 truths"),
+        ((IMAGES, [True]), "4 images and 1 truths"),
+        (([], []), "0 images and 0 truths"),
+        ((IMAGES, [True, 2]), "2 as truth"),
+        ((IMAGES, [True, None]), "None as truth"),
+        ((["one", "two"], [True]), "a str"),
+        ((np.arange(2), [True]), "a int"),
+        (({}, [True]), "a dict in the place of a list"),
+        (IMAGES, "a pickle of a list"),
+        ({"images": IMAGES}, "a pickle of a dict"),
+    ],
+)
+def test_read_pairs__counts_and_kinds(tmp_path: Path, content: Any, found: str) -> None:
+    """Odd counts, counts that disagree, and other values are refused with what was found."""
+    assert refusal(write(tmp_path / "a.bin", content)).found == found
+
+
+def test_read_pairs__damaged_file(tmp_path: Path) -> None:
+    """Missing, empty, cut and foreign files are DataErrors, whatever pickle makes of them."""
+    assert refusal(tmp_path / "none.bin").found == "no such file"
+    data, path = GOLDEN.read_bytes(), tmp_path / "a.bin"
+    for damaged in (b"", data[:1000], data[1:], b"\xff\xd8\xff a JPEG", b"\x80\x04."):
+        path.write_bytes(damaged)
+        error = refusal(path)
+        assert error.subject == str(path)
+        assert error.found.startswith("no readable pickle (")
+
+
+def test_write_pairs__counts_that_disagree(tmp_path: Path) -> None:
+    """Nothing is written when images and truths do not match."""
+    with pytest.raises(DataError, match="3 images and 1 truths"):
+        write_pairs(str(tmp_path / "a.bin"), IMAGES[:3], [True])
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,132 @@
+"""Ray Data delivers what debug mode reads, whatever the number of actors, ranks or restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lafs_ray.data.io import filesystem
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
+from lafs_ray.training.prepare import JobInputs, open_job
+from tests.training.faces import break_frame, tiny, write_face_set
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=8, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def inputs_of(folder: Path, data: Path | str, *overrides: str) -> JobInputs:
+    # Batches of 36 rows cross the boundary of a slot, 12 steps that of a window and of an epoch.
+    return open_job(tiny(folder, data, "batch_size=36", "duration=12 steps", *overrides))
+
+
+def through_ray(inputs: JobInputs, rank: int, world: int, first: int, stop: int) -> list[StepBatch]:
+    from lafs_ray.engine.object_store import share
+    from lafs_ray.engine.ray_ingest import rank_stream
+
+    return list(rank_stream(inputs, share(inputs), rank, world, first, stop))
+
+
+def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) -> None:
+    assert [batch.step for batch in found] == [batch.step for batch in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.columns.keys() == theirs.columns.keys()
+        for name, column in theirs.columns.items():
+            np.testing.assert_array_equal(mine.columns[name], column[rows], err_msg=name)
+        assert mine.work_s["read"] > 0
+        assert mine.work_s["cut"] > 0
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
+    actors: int, tmp_path: Path, face_set_path: str, ray_session: None
+) -> None:
+    inputs = inputs_of(tmp_path, face_set_path, f"ingest.actors_per_worker={actors}")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
+    assert len({batch.epoch for batch in expected}) > 1
+    assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
+
+
+def test_stream__of_each_rank_is_its_share_of_the_batch_and_starts_at_any_step(
+    tmp_path: Path, face_set_path: str, ray_session: None
+) -> None:
+    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 2, 12))
+    assert_same(through_ray(inputs, 1, 2, 2, 12), expected, slice(18, 36))
+
+
+@pytest.fixture(scope="module")
+def in_a_store(face_set_path: str) -> Iterator[str]:
+    """The same set in an S3 server on loopback, for which Ray's processes need no credentials."""
+    pytest.importorskip("moto")
+    from tests.object_store import object_store
+
+    # Written with keys: moto does not understand how an unsigned upload is framed.
+    with pytest.MonkeyPatch.context() as patch, object_store() as store:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        filesystem.resolve(store.uri("faces", allow_bucket_creation="true"))[0].create_dir("faces")
+        for name in ("train.rec", "train.idx"):
+            with filesystem.atomic_write(store.uri(f"faces/{name}")) as file:
+                file.write(Path(face_set_path).with_name(name).read_bytes())
+        yield store.uri("faces/train.rec", anonymous="true")
+
+
+def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
+    tmp_path: Path, face_set_path: str, in_a_store: str, ray_session: None
+) -> None:
+    """The last of 1, 2 and 4 ranks reads its rows from S3 as debug mode reads them from the disk;
+    the rows of the other ranks are compared in tests/data/test_object_store.py and test_stream."""
+    local = inputs_of(tmp_path / "disk", face_set_path)
+    remote = inputs_of(tmp_path / "store", in_a_store, "ingest.actors_per_worker=1")
+    expected = list(local_stream(local.faces, local.plan, local.cropper(), 1, 4))
+    for world in (1, 2, 4):
+        share = slice(*remote.plan.share(world - 1, world))
+        assert_same(through_ray(remote, world - 1, world, 1, 4), expected, share)
+
+
+def test_stream__over_several_executions_is_one_stream(
+    tmp_path: Path, face_set_path: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lafs_ray.engine.ray_ingest.PORTIONS_PER_EXECUTION", 3)
+    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
+    assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
+
+
+def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
+    tmp_path: Path, ray_session: None
+) -> None:
+    data = tmp_path / "train.rec"
+    write_face_set(data)
+    break_frame(data, 17)
+    inputs = inputs_of(tmp_path / "run", data, "ingest.actors_per_worker=1")
+    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 6))
+    found = through_ray(inputs, 0, 1, 0, 6)
+    assert_same(found, expected, slice(None))
+    lines = [line for batch in found for line in batch.skipped]
+    assert lines == [line for batch in expected for line in batch.skipped]
+    # Two epochs of 108 of 120 records: the damaged one is met at least once.
+    assert len(set(lines)) == 1
+    assert "key 18" in lines[0]
+
+
+def test_needed_cpus__counts_trainers_actors_and_reading(
+    tmp_path: Path, face_set_path: str
+) -> None:
+    pytest.importorskip("ray")
+    from lafs_ray.engine.resources import needed_cpus
+
+    settings = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=2"]
+    assert needed_cpus(tiny(tmp_path, face_set_path, *settings)) == 2 * (2 + 3 + 1)
+    probe = ["probe.pairs=a.bin", "probe.cpus=4"]
+    assert needed_cpus(tiny(tmp_path, face_set_path, *settings, *probe)) == 2 * (2 + 3 + 1) + 4

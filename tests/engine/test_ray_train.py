@@ -1,0 +1,163 @@
+"""Pretraining on Ray from the command line: equal to debug mode, killed, continued, refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lafs_ray.config.train import Probe
+from lafs_ray.data.verification_pairs import write_pairs
+from lafs_ray.engine.online_eval import judge_checkpoint
+from lafs_ray.errors import ConfigError
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.monitoring.metrics import TIMES
+from tests.training.faces import (
+    NO_IMAGE,
+    PRETRAIN,
+    ROOT,
+    TINY_PRETRAIN,
+    face_jpegs,
+    tiny,
+    write_face_set,
+)
+
+# A test starts up to three runs of its own, each bounded below, and one for the fixture.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+# 120 faces in batches of 8: 15 steps an epoch, so the checkpoints at 6, 12, 18 lie inside epochs.
+SETTINGS = [
+    *TINY_PRETRAIN,
+    "duration=24 steps",
+    "checkpoints.every=6 steps",
+    "compute.workers=2",
+    "ingest.actors_per_worker=1",
+]
+
+
+def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
+    # Relative, as people type them: Ray's workers run in another folder.
+    paths = [os.path.relpath(path, ROOT) for path in (data, folder)]
+    where = [f"data.path={paths[0]}", f"run.storage={paths[1]}", "run.name=run"]
+    return [sys.executable, "jobs/pretrain.py", PRETRAIN, *where, *SETTINGS, *overrides]
+
+
+def run(folder: Path, data: Path | str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, data, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(str(folder / "run" / "metrics.jsonl"))
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write_pairs(str(folder / "pairs.bin"), face_jpegs(20), [True, False] * 5)
+    pairs = os.path.relpath(folder / "pairs.bin", ROOT)
+    # Steps of milliseconds would delete a checkpoint before the probe's process has started.
+    kept = "checkpoints.keep=9"
+    done = run(folder, face_set_path, f"probe.pairs={pairs}", "probe.every=12 steps", kept)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 24/24" in done.stdout
+    assert "probe of step 24: pair_accuracy" in done.stdout
+    return folder
+
+
+def test_two_workers__train_like_one_process(tmp_path: Path, face_set_path: str) -> None:
+    """Without dropout, the mean loss of two ranks is that of one process with the whole batch."""
+    plain = ["model.dropout=0", "model.drop_path=0", "duration=4 steps", "optim.warmup=1 steps"]
+    assert run(tmp_path / "two", face_set_path, *plain).returncode == 0
+    assert run(tmp_path / "one", face_set_path, *plain, "compute.workers=0").returncode == 0
+    two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert len(two) == len(one) == 4
+    # float32 sums in another order; Adam magnifies rounding of small gradients step by step.
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["centre_norm"] == pytest.approx(theirs["centre_norm"], rel=1e-3)
+
+
+def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_one(
+    uninterrupted: Path, tmp_path: Path, face_set_path: str
+) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006.pt"
+    with subprocess.Popen(
+        command(tmp_path, face_set_path),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 180
+        while not checkpoint.exists():
+            assert process.poll() is None, "the run ended before its first checkpoint"
+            assert time.monotonic() < deadline, "no checkpoint in 180 s"
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    before = metrics(tmp_path)
+    assert before[-1]["step"] < 24, "killed too late to show anything"
+    done = run(tmp_path, face_set_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing run at step" in done.stdout
+    assert metrics(tmp_path) == metrics(uninterrupted)
+
+
+def test_probes__judge_checkpoints_beside_the_training(uninterrupted: Path) -> None:
+    """Lines are ordered by step and end with the last one; its figures are the checkpoint's."""
+    lines = read_metrics(str(uninterrupted / "run" / "probes.jsonl"))
+    # That of step 12 may still run when step 24 is reached, never the other way round.
+    assert [line["step"] for line in lines] == [12, 24]
+    probe = Probe(pairs=str(uninterrupted / "pairs.bin"))
+    newest = str(uninterrupted / "run" / "checkpoints" / "step-00000024.pt")
+    expected = judge_checkpoint(newest, probe, "cpu")
+    assert lines[-1]["pair_accuracy"] == expected["pair_accuracy"]
+    # Another number of threads may sum in another order.
+    assert lines[-1]["pair_auc"] == pytest.approx(expected["pair_auc"], abs=0.02)
+
+
+def test_finished_run__ends_at_once_and_changes_nothing(
+    uninterrupted: Path, face_set_path: str
+) -> None:
+    before = metrics(uninterrupted)
+    done = run(uninterrupted, face_set_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "run is finished" in done.stdout
+    assert metrics(uninterrupted) == before
+
+
+def test_mistake_met_by_the_workers__is_told_without_traceback(tmp_path: Path) -> None:
+    """Records that do not decode are found in the actors; the message crosses three processes."""
+    data = tmp_path / "train.rec"
+    write_face_set(data, replaced=dict.fromkeys(range(0, 120, 2), NO_IMAGE))
+    done = run(tmp_path, data, "data.max_bad_records=5", "compute.max_failures=1")
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "damaged records" in done.stderr
+    assert "at most 5 (data.max_bad_records)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_enough__shows_the_arithmetic(tmp_path: Path, face_set_path: str) -> None:
+    pytest.importorskip("ray")
+    from lafs_ray.engine.ray_session import _check_enough
+    from lafs_ray.engine.resources import _arithmetic
+
+    config = tiny(tmp_path, face_set_path, "compute.workers=2", "ingest.actors_per_worker=3")
+    probed = tiny(tmp_path, face_set_path, "probe.pairs=a.bin", "probe.cpus=2")
+    assert _arithmetic(probed).endswith("+ 1 for reading) + probe.cpus 2")
+    with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
+        _check_enough("CPU", 10.0, 4.0, _arithmetic(config))
+    message = str(raised.value)
+    assert "found:    4" in message
+    assert "at least 10: 2 workers × (compute.cpus_per_worker 1 + ingest.actors_per_worker 3" in (
+        message
+    )

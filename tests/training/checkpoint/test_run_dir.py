@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.data.io import filesystem
+from lafs_ray.errors import CheckpointError, ConfigError, DataError
+from lafs_ray.training.checkpoint.run_dir import (
+    FORMAT,
+    RunFolder,
+    load_checkpoint,
+    newest_checkpoint,
+)
+from lafs_ray.training.prepare import open_job
+from tests.training.faces import run, tiny
+
+STATE = {"model": {"weight": torch.arange(2000.0)}}
+
+
+def folder(tmp_path: Path, *overrides: str, fingerprint: str = "f" * 8) -> RunFolder:
+    return RunFolder(tiny(tmp_path, "nowhere.rec", *overrides), fingerprint)
+
+
+def checkpoints(tmp_path: Path) -> Path:
+    return tmp_path / "debug" / "checkpoints"
+
+
+def test_save__round_trip(tmp_path: Path) -> None:
+    """A checkpoint gives back its tensors with step, kind, config, set and versions."""
+    place = folder(tmp_path)
+    assert place.latest() is None
+    place.save(7, STATE, keep=2)
+    content = place.latest()
+    assert content is not None
+    assert torch.equal(content["model"]["weight"], STATE["model"]["weight"])
+    assert (content["format"], content["step"], content["faces"]) == (FORMAT, 7, "f" * 8)
+    assert content["kind"] == "PretrainConfig"
+    assert content["config"]["batch_size"] == 8
+    assert content["versions"]["torch"] == str(torch.__version__)
+
+
+def test_save__keeps_the_newest(tmp_path: Path) -> None:
+    """Only the newest `keep` checkpoints stay, in numeric order beyond eight digits too."""
+    place = folder(tmp_path)
+    for step in (5, 40, 100, 99_999_999, 100_000_000):
+        place.save(step, STATE, keep=2)
+    assert place.steps() == [99_999_999, 100_000_000]
+    place.claim()
+    assert newest_checkpoint(place.uri) == place.checkpoint_uri(100_000_000)
+
+
+def test_save__clears_what_a_lost_storage_left_half_written(tmp_path: Path) -> None:
+    """The rest of a failed try goes with the next checkpoint that arrives, and nothing else."""
+    place, there = folder(tmp_path), checkpoints(tmp_path)
+    place.save(1, STATE, keep=2)
+    (there / ".step-00000002.pt.ab12.partial").write_bytes(b"half")
+    place.save(2, STATE, keep=2)
+    assert sorted(path.name for path in there.iterdir()) == [
+        "step-00000001.pt",
+        "step-00000002.pt",
+    ]
+
+
+def test_save__that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    """An exception while writing leaves the checkpoint of that step, and nothing half-written."""
+    place = folder(tmp_path)
+    place.save(3, STATE, keep=2)
+    before = (checkpoints(tmp_path) / "step-00000003.pt").read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        place.save(3, {"model": lambda: None}, keep=2)
+    assert os.listdir(checkpoints(tmp_path)) == ["step-00000003.pt"]
+    assert (checkpoints(tmp_path) / "step-00000003.pt").read_bytes() == before
+
+
+def full_device(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """Let writing (`write`) or syncing (`fsync`) meet a full disk, as the system tells it."""
+    if fails == "fsync":
+
+        def no_space(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", no_space)
+        return
+
+    def opened(path: str, mode: str) -> Any:
+        open(path, mode).close()
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(filesystem, "open", opened, raising=False)
+
+
+@pytest.mark.parametrize("size", [20, 200_000])
+@pytest.mark.parametrize("fails", ["write", "fsync"])
+def test_save__disk_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, size: int
+) -> None:
+    """A full disk, met at the first buffer or at the last, is a DataError; the name stays free."""
+    if fails == "write" and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    place = folder(tmp_path)
+    place.save(1, STATE, keep=2)
+    with monkeypatch.context() as patched:
+        full_device(patched, fails)
+        with pytest.raises(DataError, match="disk full") as raised:
+            place.save(2, {"model": {"weight": torch.zeros(size)}}, keep=2)
+    assert "step-00000002.pt" in raised.value.subject
+    assert os.listdir(checkpoints(tmp_path)) == ["step-00000001.pt"]
+    latest = place.latest()
+    assert latest is not None
+    assert latest["step"] == 1
+
+
+class Interrupted(io.BytesIO):
+    """A file in whose first write Ctrl-C is pressed."""
+
+    def write(self, _: Any) -> int:
+        raise KeyboardInterrupt
+
+
+def test_save__interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a checkpoint is written stays Ctrl-C and leaves nothing half-written."""
+    place = folder(tmp_path)
+    place.save(1, STATE, keep=2)
+
+    def opened(path: str, mode: str) -> Any:
+        open(path, mode).close()
+        return Interrupted()
+
+    monkeypatch.setattr(filesystem, "open", opened, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        place.save(2, STATE, keep=2)
+    assert os.listdir(checkpoints(tmp_path)) == ["step-00000001.pt"]
+
+
+@pytest.mark.parametrize("storage_folder", ["file/runs", "/proc/runs"])
+def test_claim__where_nothing_can_be_written(tmp_path: Path, storage_folder: str) -> None:
+    """A place that cannot hold a run is told with its path before anything starts."""
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError) as raised:
+        RunFolder(tiny(tmp_path / storage_folder, "nowhere.rec"), "f").claim()
+    assert str(tmp_path / storage_folder) in raised.value.subject
+
+
+def test_claim__without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No permission to write is told in those words (root may write anywhere, hence the patch)."""
+
+    def refused(path: str, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "makedirs", refused)
+    with pytest.raises(DataError, match="no permission to write"):
+        folder(tmp_path).claim()
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    changed = {
+        "empty": b"",
+        "cut short": content[: len(content) // 2],
+        "last block lost": content[:-4096] + bytes(4096),
+        "text": b"no checkpoint",
+    }[how]
+    path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut short", "last block lost", "text"])
+def test_latest__passes_over_damaged_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """The newest sound file counts, the damaged one is named in a warning; none sound: refused."""
+    place = folder(tmp_path)
+    for step in (1, 2):
+        place.save(step, STATE, keep=2)
+    damage(checkpoints(tmp_path) / "step-00000002.pt", how)
+    with caplog.at_level(logging.WARNING):
+        latest = place.latest()
+    assert latest is not None
+    assert latest["step"] == 1
+    assert "step-00000002.pt" in caplog.text
+    damage(checkpoints(tmp_path) / "step-00000001.pt", how)
+    with pytest.raises(CheckpointError, match="2 checkpoints, all damaged"):
+        place.latest()
+
+
+def test_save__does_not_count_a_later_damaged_file(tmp_path: Path) -> None:
+    """A run that went back behind a damaged checkpoint keeps its own sound one."""
+    place = folder(tmp_path)
+    for step in (10, 20):
+        place.save(step, STATE, keep=2)
+    damage(checkpoints(tmp_path) / "step-00000020.pt", "cut short")
+    place.save(15, STATE, keep=1)
+    latest = place.latest()
+    assert latest is not None
+    assert latest["step"] == 15
+
+
+class Trap:
+    """Pickles as a call that leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_load_checkpoint__with_code_in_it(tmp_path: Path) -> None:
+    """A pickle that would run code is refused, and the code does not run."""
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": FORMAT, "step": 1, "trap": Trap(tmp_path / "trace")}, path)
+    with pytest.raises(CheckpointError, match=str(path)):
+        load_checkpoint(str(path))
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [({"format": 2}, "format 2"), ({"teacher": {}}, "format None"), ([1, 2], "something else")],
+)
+def test_load_checkpoint__not_of_ours(tmp_path: Path, content: Any, found: str) -> None:
+    """A newer format and files of others are refused with what was found."""
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(str(tmp_path / "a.pt"))
+    assert raised.value.found == found
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_checkpoint(str(tmp_path / "b.pt"))
+
+
+def test_claim__again_with_the_same_settings(tmp_path: Path) -> None:
+    """The folder of this run is taken again, with settings that do not change the result."""
+    folder(tmp_path).claim()
+    folder(
+        tmp_path,
+        "compute.workers=2",
+        "compute.device=cuda",
+        "ingest.actors_per_worker=3",
+        "log.every_steps=7",
+        "checkpoints.every=1 steps",
+        "checkpoints.keep=5",
+        "data.path=elsewhere.rec",
+        "data.max_bad_records=3",
+    ).claim()
+    written = json.loads((tmp_path / "debug" / "config.json").read_text())
+    assert written["config"]["log"]["every_steps"] == 7
+
+
+def test_claim__after_a_kill_in_the_first_claim(tmp_path: Path) -> None:
+    """What a killed process left half-written does not make the folder a foreign one."""
+    (tmp_path / "debug").mkdir()
+    (tmp_path / "debug" / ".config.json.0123456789ab.partial").write_text("{")
+    folder(tmp_path).claim()
+
+
+def test_claim__names_every_difference(tmp_path: Path) -> None:
+    """Another configuration is refused; each setting is named with its old and new value."""
+    folder(tmp_path).claim()
+    other = folder(
+        tmp_path, "optim.lr=1e-3", "run.seed=4", "views.flip=0.1", "data.chunk_records=9"
+    )
+    with pytest.raises(ConfigError) as raised:
+        other.claim()
+    message = str(raised.value)
+    for line in (
+        "optim.lr: 0.0005 -> 0.001",
+        "run.seed: 0 -> 4",
+        "views.flip: 0.5 -> 0.1",
+        "data.chunk_records: 4 -> 9",
+    ):
+        assert line in message
+    assert message.count("->") == 5, "the four, and the heading that explains the arrow"
+
+
+def test_claim__other_faces_or_landmarks_or_job(tmp_path: Path) -> None:
+    """Another set, other landmark weights and another kind of job are differences, too."""
+    folder(tmp_path).claim("a" * 8)
+    with pytest.raises(ConfigError, match=r"another set of faces \(ffffffff -> gggggggg\)"):
+        folder(tmp_path, fingerprint="g" * 8).claim("a" * 8)
+    with pytest.raises(ConfigError, match=r"landmarks.weights: .*\(aaaaaaaa -> bbbbbbbb\)"):
+        folder(tmp_path).claim("b" * 8)
+    supervised = tiny(tmp_path, "nowhere.rec", "run.name=debug", kind=FinetuneConfig)
+    with pytest.raises(ConfigError, match="kind: PretrainConfig -> FinetuneConfig"):
+        RunFolder(supervised, "f" * 8).claim()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 3}', "\xff"])
+def test_claim__foreign_config(tmp_path: Path, content: str) -> None:
+    """A config.json of something else is refused in words and left as it is."""
+    (tmp_path / "debug").mkdir()
+    path = tmp_path / "debug" / "config.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match="config.json that is not of a run"):
+        folder(tmp_path).claim()
+    assert path.read_text(encoding="latin-1") == content
+
+
+def test_claim__foreign_files(tmp_path: Path) -> None:
+    """A folder with files of somebody else is refused and gets no file of ours."""
+    (tmp_path / "debug").mkdir()
+    (tmp_path / "debug" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="files, but no config.json"):
+        folder(tmp_path).claim()
+    assert os.listdir(tmp_path / "debug") == ["thesis.tex"]
+
+
+def test_newest_checkpoint__of_a_run_without_any(tmp_path: Path) -> None:
+    """A run that has not reached its first checkpoint is told so; a file is its own answer."""
+    place = folder(tmp_path)
+    place.claim()
+    with pytest.raises(CheckpointError, match="a run without checkpoints"):
+        newest_checkpoint(place.uri)
+    assert newest_checkpoint("some/file.pt") == "some/file.pt"
+
+
+def test_resume__checkpoint_of_another_architecture(tmp_path: Path, face_set_path: str) -> None:
+    """Weights of another width in the run's folder are refused with the file and the shapes."""
+    config = tiny(tmp_path / "a", face_set_path, "duration=1 steps", "optim.warmup=0 steps")
+    other = tiny(
+        tmp_path / "b",
+        face_set_path,
+        "duration=1 steps",
+        "optim.warmup=0 steps",
+        "head.hidden_dim=48",
+    )
+    for one in (config, other):
+        run(one)
+    name = "debug/checkpoints/step-00000001.pt"
+    (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    with pytest.raises(CheckpointError, match="step-00000001.pt") as raised:
+        run(config)
+    assert "48" in raised.value.found
+    assert "32" in raised.value.found
+
+
+def test_checkpoint__holds_plain_values_only(tmp_path: Path, face_set_path: str) -> None:
+    """A checkpoint of a run loads with torch's own restricted loader and names what it holds."""
+    inputs = open_job(tiny(tmp_path, face_set_path, "duration=1 steps", "optim.warmup=0 steps"))
+    run(inputs.config)
+    path = inputs.folder().checkpoint_uri(1)
+    content = torch.load(io.BytesIO(Path(path).read_bytes()), weights_only=True)
+    assert {"model", "method", "optimizer", "landmarks", "skipped", "step"} <= content.keys()
+    assert {"teacher", "centre"} <= content["method"].keys()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lafs_ray.config.pretrain import Landmarks, PretrainConfig, Views
+from lafs_ray.methods.lafs import Lafs
+from lafs_ray.training.loop import Training
+from lafs_ray.training.tasks.pretrain import view_settings
+from tests.training.builds import built, pretrain
+from tests.training.faces import tiny
+
+VIEWS = {
+    "num_local": "3",
+    "crop_area": "[0.5, 1.0]",
+    "crop_aspect": "[0.9, 1.1]",
+    "local_crop_area": "[0.1, 0.5]",
+    "flip": "0.4",
+    "jitter": "0.1",
+    "brightness": "0.3",
+    "contrast": "0.3",
+    "saturation": "0.3",
+    "hue": "0.2",
+    "grey": "0.3",
+    "blur": "[0.5, 0.5, 0.1]",
+    "blur_sigma_px": "[0.2, 1.0]",
+    "solarise": "0.3",
+}
+LANDMARKS = {
+    "source": "per_image",
+    "noise_px": "1.0",
+    "local_tokens": "10",
+    "shuffle": "false",
+    "replacement": "true",
+}
+
+
+def test_view_settings__every_key_of_views_and_landmarks_counts() -> None:
+    """Changing any field of views or landmarks changes the ViewSettings: none is unused."""
+    assert VIEWS.keys() == Views.model_fields.keys()
+    assert LANDMARKS.keys() == Landmarks.model_fields.keys() - {"weights", "cache"}
+    base = view_settings(pretrain("views.num_local=2"))
+    changed = [f"views.{name}={value}" for name, value in VIEWS.items()]
+    changed += [f"landmarks.{name}={value}" for name, value in LANDMARKS.items()]
+    seen = {override: view_settings(pretrain(override)) for override in changed}
+    for override, settings in seen.items():
+        assert settings != base, override
+    assert len(set(map(repr, seen.values()))) == len(seen), "two keys do the same"
+
+
+def test_view_settings__default_recipe() -> None:
+    """Without overrides the views are METHOD.md's: 2 + 8, areas 0.4-1, noise 5 px, 36 of 196."""
+    config = tiny("x", "x.rec", "landmarks.weights=x.pt", file="configs/pretrain/lafs.yaml")
+    settings = view_settings(config)
+    assert (settings.num_global, settings.crop_area) == (2, (0.4, 1.0))
+    assert settings.local_crop_area == (0.4, 1.0)
+    assert (settings.blur, settings.solarise, settings.landmark_noise_px) == ((1, 0.1, 0.5), 0.2, 5)
+    assert (settings.jitter, settings.grey, settings.flip) == (0.8, 0.2, 0.5)
+    jitter = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+    assert jitter == (0.4, 0.4, 0.2, 0.1)
+
+
+def preset(name: str) -> tuple[PretrainConfig, Training]:
+    small = ["model.size=tiny", "model.landmark_cnn_width=0.25", "accumulation=1"]
+    where = ["compute.workers=0", "compute.device=cpu", "compute.precision=float32"]
+    weights = ["landmarks.weights=untrained", "optim.warmup=10 epochs", "duration=41 epochs"]
+    config = pretrain(*small, *where, *weights, file=f"configs/pretrain/{name}.yaml")
+    return config, built(config)
+
+
+def test_presets__differ_as_the_method_says() -> None:
+    """`reference`: teacher in train mode, 0.07 to 0.04, with replacement; `lafs`: the reverse."""
+    (lafs, ours), (reference, theirs) = preset("lafs"), preset("reference")
+    assert isinstance(ours.method, Lafs)
+    assert isinstance(theirs.method, Lafs)
+    assert (ours.method.teacher.training, theirs.method.teacher.training) == (False, True)
+    settings = view_settings(lafs), view_settings(reference)
+    assert tuple(one.replacement for one in settings) == (False, True)
+    # Temperatures of epochs 0, 29 (end of the warm-up) and 40, at 15 steps an epoch.
+    temps = [
+        [t.values(15 * epoch)["teacher_temp"] for epoch in (0, 29, 40)] for t in (ours, theirs)
+    ]
+    assert temps[0] == pytest.approx([0.04, 0.07, 0.07])
+    assert temps[1] == pytest.approx([0.07, 0.04, 0.04])
+    for training in (ours, theirs):
+        assert isinstance(training.method, Lafs)
+        assert training.clip_grad == 3.0
+        assert (training.method.student_temp, training.method.centre.momentum) == (0.1, 0.9)
+        assert training.method.freeze_last_layer_epochs == 1
+
+
+def test_schedules__hand_computed_values() -> None:
+    """At 15 steps an epoch, 4 epochs and a batch of 8: rates, decay, momentum, temperature."""
+    config = pretrain(
+        "duration=4 epochs",
+        "optim.warmup=1 epochs",
+        "dino.teacher_temp.warmup_epochs=3",
+        "dino.teacher_temp.start=0.04",
+        "dino.teacher_temp.end=0.07",
+    )
+    values = built(config).values
+    peak = 5e-4 * 8 / 256
+    assert peak == 1.5625e-5
+    expected_lr = {
+        0: 0.0,
+        7: peak / 2,
+        14: peak,
+        15: peak,
+        59: 1e-6 + 0.5 * (peak - 1e-6) * (1 + math.cos(math.pi * 44 / 45)),
+    }
+    # The schedules work in double precision; the sums here are written in another order.
+    for step, lr in expected_lr.items():
+        assert values(step)["lr"] == pytest.approx(lr, rel=1e-12), step
+    middle = values(30)
+    assert middle["weight_decay"] == pytest.approx((0.04 + 0.4) / 2, rel=1e-12)
+    assert middle["ema_momentum"] == pytest.approx((0.996 + 1) / 2, rel=1e-12)
+    assert values(0)["weight_decay"] == pytest.approx(0.04, rel=1e-12)
+    temps = [values(step)["teacher_temp"] for step in (0, 14, 15, 29, 30, 45, 59)]
+    assert temps == pytest.approx([0.04, 0.04, 0.055, 0.055, 0.07, 0.07, 0.07], rel=1e-12)

@@ -1,0 +1,292 @@
+"""The settings of a sweep: every mistake with its key and value, before anything is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.loader import load, read_yaml, resolve, write_yaml
+from lafs_ray.errors import ConfigError
+from lafs_ray.tuning.config import SweepConfig
+from lafs_ray.tuning.trial_config import Sweep, read_sweep, with_settings
+from lafs_ray.tuning.validation import known_settings, mistakes_in
+from tests.training.faces import ROOT
+
+FEW_SHOT = str(ROOT / "configs" / "finetune" / "few_shot.yaml")
+LAFS = str(ROOT / "configs" / "pretrain" / "lafs.yaml")
+LR = {"optim.lr": {"log_uniform": [1e-4, 1e-2]}}
+PAIRS = {"metric": "pair_accuracy", "pairs": "select.bin"}
+
+
+def sweep(space: dict[str, Any] | None = None, **changes: Any) -> Sweep:
+    tree = {
+        "name": "a",
+        "job": "finetune",
+        "base": FEW_SHOT,
+        "space": LR if space is None else space,
+        "objective": PAIRS,
+        **changes,
+    }
+    return read_sweep(resolve(SweepConfig, tree, "sweep"))
+
+
+def test_mistakes_in__a_sound_sweep() -> None:
+    assert mistakes_in(sweep()) == []
+
+
+@pytest.mark.parametrize("name", ["few_shot", "augmentation", "debug"])
+def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ready-made sweeps load, and their spaces and bases go together."""
+    monkeypatch.chdir(ROOT)
+    config = load(SweepConfig, f"configs/sweep/{name}.yaml")
+    assert mistakes_in(read_sweep(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "message"),
+    [
+        ({"optim.lrr": {"uniform": [0, 1]}}, {}, "space.optim.lrr: unknown key; did you mean 'lr'"),
+        (
+            {"optim.layer_decay": {"uniform": [0.5, 1.5]}},
+            {},
+            "space.optim.layer_decay: 1.5 - input should be less than or equal to 1",
+        ),
+        (
+            {"augmentation.rand_augment": {"choice": [1, 10]}},
+            {},
+            "space.augmentation.rand_augment: 10",
+        ),
+        (
+            {"mixup.probability": {"choice": [0.0, 0.1]}, "batch_size": {"choice": [24, 12]}},
+            {"settings": {"accumulation": 2, "mixup.probability": 0}},
+            "micro-batch holds 3: batch_size 12",
+        ),
+        (
+            {"mixup.alpha": {"uniform": [0, 1], "when": {"mixup.probability": [0.1]}}},
+            {},
+            "space.mixup.alpha.when: mixup.probability is no key of the space above mixup.alpha; "
+            "those are: none",
+        ),
+        (
+            {
+                "mixup.probability": {"uniform": [0, 1]},
+                "mixup.alpha": {"uniform": [0.1, 1], "when": {"mixup.probability": [0.1]}},
+            },
+            {},
+            "mixup.probability is uniform; a condition needs a list or integers",
+        ),
+        (
+            {
+                "mixup.probability": {"choice": [0, 0.1]},
+                "mixup.alpha": {"uniform": [0.1, 1], "when": {"mixup.probability": [0.2]}},
+            },
+            {},
+            "space.mixup.alpha.when: mixup.probability is never 0.2",
+        ),
+        (
+            {"compute.workers": {"choice": [1, 2]}},
+            {},
+            "space.compute.workers: decides nothing that a network learns",
+        ),
+        (
+            {"mixup": {"choice": [{"probability": 0.1}]}, "mixup.alpha": {"uniform": [0.1, 1]}},
+            {},
+            "space.mixup.alpha: mixup is in the space as a whole",
+        ),
+        (
+            {"margin.margin": {"uniform": [0, 0.5]}},
+            {"objective": {"metric": "loss"}},
+            "space.margin.margin: changes what the loss measures",
+        ),
+        (LR, {"objective": {"metric": "knn"}}, "objective.identities: required, or knn will never"),
+        (
+            LR,
+            {"objective": {"metric": "pair_accuracy", "identities": "val.rec", "pairs": "a.bin"}},
+            "objective.identities: val.rec, but pair_accuracy does not read it",
+        ),
+        (
+            LR,
+            {"confirm": {"pairs": "select.bin"}},
+            "confirm.pairs: select.bin is what the sweep selects by",
+        ),
+        (
+            LR,
+            {"confirm": {"pairs": "b.bin", "seeds": [0, 9]}},
+            r"confirm.seeds: \[0\] belong to objective.seeds",
+        ),
+        (
+            LR,
+            {"objective": {"metric": "loss"}, "confirm": {"pairs": "b.bin"}},
+            "confirm.metric: required, as objective.metric=loss",
+        ),
+        (
+            LR,
+            {"scheduler": {"kind": "asha", "grace": 4}},
+            "scheduler.grace: 4, but a trial's last report is 4 reports \\+ 1 seeds - 1 = 4",
+        ),
+        (LR, {"searcher": {"kind": "grid"}}, "optim.lr is not of kind grid; list its values"),
+        (
+            {"optim.lr": {"grid": [1e-3, 2e-3]}},
+            {"searcher": {"kind": "optuna"}},
+            "searcher.kind: optuna, but optim.lr is of kind grid",
+        ),
+        (
+            {"optim.lr": {"grid": [1e-3, 2e-3, 3e-3]}},
+            {"budget": {"trials": 2}},
+            "budget.trials: 2, but the grid has 3 points",
+        ),
+        (
+            {"optim.layer_decay": {"uniform": [0.5, 1]}},
+            {"scheduler": {"kind": "pbt"}},
+            "space.optim.layer_decay: cannot change under a checkpoint",
+        ),
+        (
+            LR,
+            {"scheduler": {"kind": "pbt"}, "objective": {**PAIRS, "seeds": [0, 1]}},
+            r"objective.seeds: \[0, 1\], but a member of pbt has one seed",
+        ),
+        (
+            LR,
+            {"scheduler": {"kind": "pbt"}, "budget": {"trials": 3}},
+            "budget.trials: 3 × scheduler.quantile 0.25 is less than one member",
+        ),
+        (
+            LR,
+            {"scheduler": {"kind": "pbt"}, "budget": {"trials": 8, "concurrent": 4}},
+            "budget.concurrent: 4, but the 8 members of pbt exchange with those that run beside",
+        ),
+        (LR, {"finetune": {"base": FEW_SHOT}}, "finetune: goes with job: pretrain"),
+        (LR, {"settings": {"optim": {"lr": -1}}}, "few_shot.yaml with settings: optim.lr: -1"),
+    ],
+)
+def test_mistakes_in__names_key_and_value(
+    space: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    found = "\n".join(mistakes_in(sweep(space, **changes)))
+    assert re.search(message, found), found
+
+
+def test_mistakes_in__all_at_once() -> None:
+    """One look finds them all, whatever they are about."""
+    found = mistakes_in(
+        sweep(
+            {"run.seed": {"integer": [0, 9]}},
+            objective={"metric": "knn"},
+            scheduler={"grace": 9},
+            settings={"optim.lr": -1.0},
+        )
+    )
+    assert len(found) == 4, found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {}}, "space: {} - .* should have at least 1 item"),
+        ({"objective": {"metric": "f1"}}, "objective.metric: 'f1'"),
+        (
+            {"objective": {"metric": "tar_at_far", "far": 0.5, "pairs": "a"}},
+            "far: 0.5 is never reported; write one of 0.1, 0.01, 0.001",
+        ),
+        ({"objective": {**PAIRS, "seeds": [1, 1]}}, r"seeds: \[1, 1\] - write each once"),
+        (
+            {"scheduler": {"kind": "median", "reduction": 3}},
+            "reduction: no option of median, which",
+        ),
+        ({"scheduler": {"kind": "none", "grace": 1}}, "grace: no option of none, which has no"),
+        ({"searcher": {"kind": "random", "startup": 3}}, "startup: no option of random"),
+        ({"budgett": {}}, "budgett: unknown key; did you mean 'budget'"),
+        (
+            {"space": {"optim.lr": {"uniform": [2, 1]}}},
+            r"space.optim.lr: uniform: \[2, 1\] - write",
+        ),
+    ],
+)
+def test_sweep_config__impossible(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sweep(**changes)
+
+
+def test_space__nested_as_the_command_line_nests_it(tmp_path: Path) -> None:
+    """`space.optim.lr.uniform=[0.1, 0.2]` replaces what the file says of that key."""
+    file = tmp_path / "a.yaml"
+    file.write_text(write_yaml({"name": "a", "job": "finetune", "base": FEW_SHOT, "space": LR}))
+    overrides = ["space.optim.lr.uniform=[0.1, 0.2]", "space.mixup.probability.choice=[0, 0.1]"]
+    space = load(SweepConfig, str(file), overrides).space
+    assert [*space] == ["optim.lr", "mixup.probability"]
+    assert (space["optim.lr"].kind, space["optim.lr"].edges()) == ("uniform", [0.1, 0.2])
+
+
+def test_finetune_of_a_pretraining_sweep__another_network() -> None:
+    """A finetuning that cannot take over the trial's networks is found beforehand."""
+    found = mistakes_in(
+        sweep(
+            {"landmarks.noise_px": {"uniform": [0, 5]}},
+            job="pretrain",
+            base=LAFS,
+            finetune={"base": FEW_SHOT, "settings": {"model.num_landmarks": 49}},
+        )
+    )
+    assert len(found) == 1, found
+    assert "finetune: model.num_landmarks is 49, but 196 in the pretraining" in found[0]
+
+
+def test_known_settings__of_each_searcher() -> None:
+    """Random trials and grids are known before the first has run, in number and value."""
+    assert len(known_settings(sweep(budget={"trials": 7}).config)) == 7
+    grid = sweep({"optim.lr": {"grid": [1e-3, 2e-3]}}, searcher={"kind": "grid"})
+    assert known_settings(grid.config) == [{"optim.lr": 1e-3}, {"optim.lr": 2e-3}]
+
+
+def test_with_settings__by_section_and_by_dotted_key() -> None:
+    """Both notations mean the same; what is written last holds."""
+    tree = {"optim": {"lr": 1.0, "warmup": "5 epochs"}}
+    expected = {"optim": {"lr": 2.0, "warmup": "5 epochs"}, "data": {"path": "b"}}
+    assert with_settings(tree, {"optim": {"lr": 2.0}, "data.path": "b"}) == expected
+    assert (
+        with_settings(tree, {"optim.lr": 3.0, "data.path": "b", "optim": {"lr": 2.0}}) == expected
+    )
+
+
+def test_job__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It lies in the sweep's folder under its seed, its paths hold in any folder, and nothing else
+    of the base changes."""
+    monkeypatch.chdir(tmp_path)
+    one = sweep(settings={"start.landmarks": "untrained", "regulariser.strength": 0})
+    job = one.job({"optim.lr": 3e-4}, name="s5", folder="/f", seed=5)
+    assert isinstance(job, FinetuneConfig)
+    assert (job.run.name, job.run.storage, job.run.seed) == ("s5", "/f", 5)
+    assert job.data.path == str(tmp_path / "train.rec")
+    assert job.start.transformer == str(tmp_path / "runs" / "lafs")
+    assert job.start.landmarks == "untrained"
+    assert job.optim.lr == 3e-4
+    expected = one.default.model_dump(exclude={"run", "data", "start", "checkpoints"})
+    expected["optim"]["lr"] = 3e-4
+    assert job.model_dump(exclude={"run", "data", "start", "checkpoints"}) == expected
+
+
+def test_write_yaml__reads_back_as_it_was(tmp_path: Path) -> None:
+    """Numbers, words that look like numbers, nothing, lists: a winner's file says what was run."""
+    tree = {
+        "run": {"name": "1e3"},
+        "a": [1e-05, 0.1, 3, None, True, "true", "no", "1e-3", "5 epochs"],
+        "b": {"c": [[0.5, 1.0], ["0.2 run", 1000]]},
+    }
+    (tmp_path / "a.yaml").write_text(write_yaml(tree))
+    assert read_yaml(str(tmp_path / "a.yaml")) == tree
+
+
+def test_mistakes_in__conditions_that_go_round() -> None:
+    """Two keys that wait for each other are named, not followed for ever."""
+    space = {
+        "mixup.probability": {"choice": [0, 0.1], "when": {"augmentation.rand_augment": [1]}},
+        "augmentation.rand_augment": {"choice": [1, 2], "when": {"mixup.probability": []}},
+    }
+    found = mistakes_in(sweep(space))
+    assert len(found) == 2, found
+    assert "augmentation.rand_augment is no key of the space above" in found[0]
+    assert "mixup.probability is never anything listed" in found[1]

@@ -1,0 +1,149 @@
+"""What is found before the first trial: unreadable files, shared persons, runs too short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lafs_ray.data.eval_sets import open_labelled
+from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.verification_pairs import write_pairs
+from lafs_ray.errors import ConfigError
+from lafs_ray.tuning.preflight import check_sweep
+from tests.training.faces import face_jpegs, write_face_set
+from tests.tuning.sweeps import pair_file, sweep
+
+
+def refused(folder: Path, data: Path | str, **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_sweep(sweep(folder, data, **changes))
+    return str(caught.value)
+
+
+def test_check_sweep__sound(tmp_path: Path, face_set_path: str) -> None:
+    """It leaves no file behind."""
+    checked = check_sweep(
+        sweep(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin", 2)})
+    )
+    assert checked.fingerprints == {"trials": open_faces(face_set_path).fingerprint}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["select.bin", "test.bin"]
+
+
+def test_check_sweep__files_that_are_missing(tmp_path: Path) -> None:
+    """All of them in one message."""
+    confirm = {"pairs": str(tmp_path / "none.bin")}
+    message = refused(tmp_path, tmp_path / "nowhere.rec", confirm=confirm)
+    assert "2 mistakes" in message
+    assert "confirm: " in message
+    assert "none.bin" in message
+    assert "nowhere.rec" in message
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_check_sweep__a_figure_that_pairs_do_not_define(tmp_path: Path, face_set_path: str) -> None:
+    """TAR at FAR needs pairs of both kinds in every fold; pairs too few for ten folds are none."""
+    ten = str(tmp_path / "ten.bin")
+    write_pairs(ten, face_jpegs(20, seed=1), [True, False] * 5)
+    tar = {"metric": "tar_at_far", "far": 0.1, "pairs": ten}
+    message = refused(tmp_path, face_set_path, objective=tar)
+    assert "ten.bin: verification pairs, fold 0: found 1 same and 0 different" in message
+    write_pairs(str(tmp_path / "few.bin"), face_jpegs(8, seed=1), [True, False] * 2)
+    message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "few.bin")})
+    assert "few.bin: verification pairs: found 4 pairs for 10 folds" in message
+
+
+def test_check_sweep__more_reports_than_steps(tmp_path: Path, face_set_path: str) -> None:
+    """Every report needs a step of its own, in all trials."""
+    assert "objective.reports: 5 of a run of 4 steps" in refused(
+        tmp_path, face_set_path, objective={"reports": 5}
+    )
+    message = refused(
+        tmp_path,
+        face_set_path,
+        space={"duration": {"choice": ["4 steps", "1 steps"]}, "optim.lr": {"uniform": [0.1, 0.2]}},
+    )
+    assert "objective.reports: 2 of a run of 1 steps, but every 1 steps make 1; write 1" in message
+
+
+def test_check_sweep__judged_on_the_training_set(tmp_path: Path, face_set_path: str) -> None:
+    """Also through another path: it is the content that counts."""
+    knn = {"metric": "knn", "pairs": None}
+    message = refused(tmp_path, face_set_path, objective={**knn, "identities": face_set_path})
+    assert "objective.identities" in message
+    assert "are one file" in message
+    copy = tmp_path / "copy" / "train.rec"
+    copy.parent.mkdir()
+    for ending in (".rec", ".idx"):
+        source = Path(face_set_path).with_suffix(ending)
+        copy.with_suffix(ending).write_bytes(source.read_bytes())
+    message = refused(tmp_path, face_set_path, objective={**knn, "identities": str(copy)})
+    assert "which is trained on, are the same set" in message
+
+
+def test_check_sweep__pairs_with_images_of_the_training_set(
+    tmp_path: Path, face_set_path: str
+) -> None:
+    """A single image is enough."""
+    faces = open_labelled(face_set_path)
+    image = faces.faces.read(np.array([3])).images[0]
+    write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
+    message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "a.bin")})
+    assert "which is trained on, share 1 images among those compared" in message
+
+
+def test_check_sweep__tested_on_what_it_selects_by(tmp_path: Path, face_set_path: str) -> None:
+    """Another name for the same pairs is found by their images."""
+    message = refused(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin")})
+    assert "confirm.pairs" in message
+    assert "which the sweep selects by, share 40 images" in message
+
+
+def generated(path: Path, beside: str, **content: Any) -> None:
+    """What the generator leaves beside its files."""
+    (path / beside).write_text(json.dumps(content))
+
+
+def test_check_sweep__generated_persons(tmp_path: Path) -> None:
+    """The same persons in other pictures: their numbers tell."""
+    data = tmp_path / "train.rec"
+    write_face_set(data)
+    generated(tmp_path, "generated.json", seed=4, first_identity=0, num_identities=12)
+    pairs = pair_file(tmp_path)
+    people = {"first": 10, "stop": 20, "step": 1}
+    generated(tmp_path, "select.bin.json", seed=4, identities=people)
+    message = refused(tmp_path, data, objective={"pairs": pairs})
+    assert "share 2 generated persons, such as number 10" in message
+    generated(tmp_path, "select.bin.json", seed=5, identities=people)
+    check_sweep(sweep(tmp_path, data, objective={"pairs": pairs}))
+
+
+def test_check_sweep__persons_of_the_run_that_trials_start_from(
+    tmp_path: Path, face_set_path: str
+) -> None:
+    """Who was pretrained on was trained on, however long ago."""
+    old = tmp_path / "old"
+    old.mkdir()
+    write_face_set(old / "train.rec", 4, 3)
+    # Of the runs' folders only the configurations matter here.
+    for name, start in (("lafs", "stage1"), ("stage1", None)):
+        (tmp_path / name).mkdir()
+        weights = None if start is None else str(tmp_path / start)
+        path = face_set_path if start else str(old / "train.rec")
+        config = {"data": {"path": path}, "landmarks": {"weights": weights}}
+        (tmp_path / name / "config.json").write_text(json.dumps({"config": config}))
+    image = open_faces(str(old / "train.rec")).read(np.array([0])).images[0]
+    write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
+    one = sweep(
+        tmp_path,
+        face_set_path,
+        objective={"pairs": str(tmp_path / "a.bin")},
+        settings={"start.transformer": str(tmp_path / "lafs"), "start.landmarks": "untrained"},
+    )
+    from lafs_ray.tuning.leakage import overlaps
+
+    found = [*overlaps(one)]
+    assert any(f"run {tmp_path}/stage1: data.path" in line for line in found), found
