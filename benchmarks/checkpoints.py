@@ -30,7 +30,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.synthetic import datasets
 from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
-from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import run_rank
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "debug.yaml"
@@ -92,7 +92,7 @@ def in_the_step() -> Iterator[None]:
         CheckpointWriter.begin = begin  # type: ignore[method-assign]
 
 
-def train(inputs: JobInputs) -> tuple[list[float], float]:
+def train(inputs: RunInputs) -> tuple[list[float], float]:
     """Seconds of each step but the first, and of the whole run."""
     crop, starts = inputs.cropper(), []
 
@@ -109,14 +109,14 @@ def train(inputs: JobInputs) -> tuple[list[float], float]:
     return [after - before for before, after in itertools.pairwise(starts[1:])], whole
 
 
-def open_run(folder: Path, name: str, options: argparse.Namespace, every: int) -> JobInputs:
+def open_run(folder: Path, name: str, options: argparse.Namespace, every: int) -> RunInputs:
     """A run of its own in the folder."""
     settings = [f"run.name={name}", f"run.storage={folder}/runs", f"data.path={folder}/faces"]
     # No landmark CNN: what is cut is not timed.
     settings += ["landmarks.source=grid", "model.num_landmarks=196"]
     settings += [f"duration={options.steps} steps", f"checkpoints.every={every} steps"]
     settings += [f"batch_size={options.batch}", f"head.num_prototypes={options.prototypes}"]
-    return open_job(load(PretrainConfig, str(CONFIG), [*settings, "log.every_steps=1000000"]))
+    return prepare_run(load(PretrainConfig, str(CONFIG), [*settings, "log.every_steps=1000000"]))
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:

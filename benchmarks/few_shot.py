@@ -1,4 +1,4 @@
-"""What pretraining is worth with few labels: scratch, DINO-face, LAFS, LAFS with the regulariser.
+"""What pretraining is worth with few labels: scratch, DINO-face, LAFS, LAFS with the regularizer.
 
     python -m benchmarks.few_shot WORK                       generated faces
     python -m benchmarks.few_shot WORK --att FOLDER          AT&T faces (train.rec, att_10id.bin)
@@ -34,10 +34,10 @@ from lafs_ray.data import recordio
 from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.protocols import judge_pairs, local_embedding
+from lafs_ray.evaluation.protocols import evaluate_pairs, local_embedding
 from lafs_ray.synthetic import datasets
 from lafs_ray.training.checkpoint.inference import load_embedder
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import run_local
 
 Tree = dict[str, Any]
@@ -83,7 +83,7 @@ PRETRAIN = {
     },
     "head": {"num_prototypes": 1024, "hidden_dim": 256, "bottleneck_dim": 64},
     "dino": {
-        "centring": "sinkhorn",
+        "centering": "sinkhorn",
         "teacher_momentum": 0.99,
         "teacher_temp": {"start": 0.02, "end": 0.02, "warmup_epochs": 0},
     },
@@ -104,7 +104,7 @@ ARMS: dict[str, tuple[Tree, str | None]] = {
     START: ({"model.init_std": 1.0}, None),
     "DINO-face": ({**ON_GRID, "optim.layer_decay": 0.58}, "DINO-face"),
     "LAFS": ({"optim.layer_decay": 0.58}, "LAFS"),
-    "LAFS + regulariser": ({"optim.layer_decay": 0.58, "regulariser.strength": 1.0}, "LAFS"),
+    "LAFS + regularizer": ({"optim.layer_decay": 0.58, "regularizer.strength": 1.0}, "LAFS"),
 }
 
 
@@ -114,7 +114,7 @@ class Plan:
 
     work: Path
     pretraining_faces: str
-    labelled_faces: str
+    labeled_faces: str
     pairs: str
     pretraining_steps: int
     finetuning_steps: int
@@ -124,7 +124,7 @@ class Plan:
     shots: tuple[int, ...]
 
     @property
-    def filesystem(self) -> str:
+    def storage(self) -> str:
         """Where runs lie."""
         return str(self.work / "runs")
 
@@ -157,16 +157,16 @@ def tree(base: Tree, settings: Tree, *, name: str, storage: str, faces: str, see
 
 def train(config: FinetuneConfig | PretrainConfig) -> None:
     """Train to the end, or continue where an earlier process was broken off."""
-    run_local(open_job(config), say=lambda _: None)
+    run_local(prepare_run(config), say=lambda _: None)
 
 
 def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, float]:
-    """Plain and centred pair accuracy of a run's network."""
+    """Plain and centered pair accuracy of a run's network."""
     network = local_embedding(load_embedder(path, trained=trained))
-    plain, centred = judge_pairs(open_pairs(pairs), {"": network}).rows
+    plain, centered = evaluate_pairs(open_pairs(pairs), {"": network}).rows
     return {
         "plain": plain.figures["accuracy"] or 0.0,
-        "centred": centred.figures["accuracy"] or 0.0,
+        "centered": centered.figures["accuracy"] or 0.0,
     }
 
 
@@ -185,7 +185,7 @@ def keep(plan: Plan, name: str, make: Callable[[], dict[str, float]]) -> dict[st
 
 
 def stage_1(plan: Plan) -> None:
-    """Train the landmark CNN on labelled persons of its own."""
+    """Train the landmark CNN on labeled persons of its own."""
     faces = str(plan.work / "stage1_faces" / "train.rec")
     where = {"name": "stage1", "storage": plan.storage, "faces": faces, "seed": 0}
     train(resolve(FinetuneConfig, tree(COMMON, STAGE_1, **where), "stage 1"))
@@ -218,7 +218,7 @@ def finetune(plan: Plan, shot: Shot) -> None:
         if shot.arm == START:
             settings["start.landmarks"] = plan.stage_1
         where = {"name": shot.name, "storage": plan.storage, "seed": shot.seed}
-        config = tree(COMMON, settings, faces=plan.labelled_faces, **where)
+        config = tree(COMMON, settings, faces=plan.labeled_faces, **where)
         train(resolve(FinetuneConfig, config, shot.name))
         run = Path(plan.storage, shot.name)
         result = accuracies(str(run), plan.pairs)
@@ -255,13 +255,13 @@ def table(plan: Plan) -> str:
         of_k = [shot for shot in shots(plan) if shot.num_images == k]
         cells = [cell([kept(s.name) for s in of_k if s.arm == arm], "plain") for arm in ARMS]
         lines.append(f"| {k} | " + " | ".join(cells) + " |")
-    lines += ["", "| frozen | plain | centred |", "|---|---|---|"]
+    lines += ["", "| frozen | plain | centered |", "|---|---|---|"]
     seeds = range(plan.pretraining_seeds)
     frozen = {RAW: [RAW], UNTRAINED: [UNTRAINED]}
     frozen |= {method: [f"{FROZEN}-{method}-{seed}" for seed in seeds] for method in METHODS}
     for name, files in frozen.items():
         results = [kept(file) for file in files]
-        lines.append(f"| {name} | {cell(results, 'plain')} | {cell(results, 'centred')} |")
+        lines.append(f"| {name} | {cell(results, 'plain')} | {cell(results, 'centered')} |")
     return "\n".join(lines)
 
 
@@ -269,9 +269,9 @@ def baselines(plan: Plan) -> None:
     """Raw pixels, and an untrained network on stage-1 landmarks."""
 
     def raw() -> dict[str, float]:
-        rows = judge_pairs(open_pairs(plan.pairs), {}, raw_pixels=True).rows
+        rows = evaluate_pairs(open_pairs(plan.pairs), {}, raw_pixels=True).rows
         return dict(
-            zip(("plain", "centred"), (r.figures["accuracy"] or 0.0 for r in rows), strict=True)
+            zip(("plain", "centered"), (r.figures["accuracy"] or 0.0 for r in rows), strict=True)
         )
 
     keep(plan, RAW, raw)
@@ -302,7 +302,7 @@ def generated_faces(work: Path) -> dict[str, str]:
     datasets.write_pair_file(pairs, num_pairs=1000, identities=range(600, 750), seed=0, **quiet)
     return {
         "pretraining_faces": str(work / "faces" / "train.rec"),
-        "labelled_faces": str(work / "few" / "train.rec"),
+        "labeled_faces": str(work / "few" / "train.rec"),
         "pairs": pairs,
     }
 
@@ -311,7 +311,7 @@ def att_faces(work: Path, folder: str) -> dict[str, str]:
     """AT&T: labels 0-29 to train on, pairs of 30-39 to judge by."""
     faces = copy_labels_below(filesystem.join(folder, "train.rec"), work / "att.rec", 30)
     pairs = filesystem.join(folder, "att_10id.bin")
-    return {"pretraining_faces": faces, "labelled_faces": faces, "pairs": pairs}
+    return {"pretraining_faces": faces, "labeled_faces": faces, "pairs": pairs}
 
 
 def in_processes(count: int, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:

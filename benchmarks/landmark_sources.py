@@ -8,7 +8,7 @@ crops and noise included, so that losses compare step by step. WORK is kept: a r
 is not made again, a run broken off continues. One process of one thread at a time.
 
 Prints for each source the loss (mean of the last tenth of the steps) and of its frozen teacher the
-10-fold pair accuracy, plain and centred, and the 1-NN identity accuracy over faces of persons not
+10-fold pair accuracy, plain and centered, and the 1-NN identity accuracy over faces of persons not
 trained on.
 """
 
@@ -30,15 +30,15 @@ from benchmarks.views import cpu_name
 from lafs_ray.cli.cache_landmarks import cache_job
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data.eval_sets import open_labelled, open_pairs
+from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.protocols import judge_identities, judge_pairs, local_embedding
+from lafs_ray.evaluation.protocols import evaluate_identities, evaluate_pairs, local_embedding
 from lafs_ray.synthetic import datasets
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
 SOURCES = ("per_view", "per_image", "cached")
-FIGURES = ("loss", "plain", "centred", "nn_plain", "nn_centred")
+FIGURES = ("loss", "plain", "centered", "nn_plain", "nn_centered")
 
 
 def result(work: Path, source: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
@@ -72,8 +72,8 @@ def make(work: Path, source: str, seed: int, options: argparse.Namespace) -> dic
     few_shot.train(resolve(PretrainConfig, config, name))
     run = work / "runs" / name
     network = {"": local_embedding(load_embedder(str(run)))}
-    pairs = judge_pairs(open_pairs(options.pairs), network).rows
-    people = judge_identities(open_labelled(options.identities, "rgb"), network, ks=(1,)).rows
+    pairs = evaluate_pairs(open_pairs(options.pairs), network).rows
+    people = evaluate_identities(open_labeled(options.identities, "rgb"), network, ks=(1,)).rows
     line = read_metrics(str(run / "metrics.jsonl"))[-1]
     found = [row.figures["accuracy"] for row in pairs] + [row.figures["1-NN"] for row in people]
     return dict(zip(FIGURES, (line["loss"], *(value or 0.0 for value in found)), strict=True))

@@ -1,6 +1,6 @@
 """The package's own step with marks between its stages, for `step.py` to time.
 
-`training.loop.train_step` as runs call it, over the method, the optimiser and the cutter of a run.
+`training.loop.train_step` as runs call it, over the method, the optimizer and the cutter of a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.plain_step import (
     BACKWARD,
-    CENTRE_MOMENTUM,
+    CENTER_MOMENTUM,
     EMA,
     INPUT,
     LANDMARKS,
@@ -33,8 +33,8 @@ from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.optim import RowAdamW, clip_each_, parameter_groups
 from lafs_ray.training.compile import compile_blocks
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.loop import Training, train_step
-from lafs_ray.transforms.views import ViewCutter, cut_tokens
+from lafs_ray.training.loop import TrainState, train_step
+from lafs_ray.transforms.views import MultiViewTransform, extract_tokens
 
 
 class TimedLafs(Lafs):
@@ -79,12 +79,12 @@ class Ours:
             teacher,
             num_prototypes=case.num_prototypes,
             student_temp=STUDENT_TEMP,
-            centre_momentum=CENTRE_MOMENTUM,
+            center_momentum=CENTER_MOMENTUM,
         )
         self.method.watch = watch
         groups = parameter_groups(student, VALUES["weight_decay"])
         self.optimizer = RowAdamW(groups, lr=VALUES["lr"], fused=True)
-        self.training = Training(
+        self.training = TrainState(
             method=self.method,
             network=student,
             optimizer=self.optimizer,
@@ -98,7 +98,7 @@ class Ours:
             clip_grad=clip,
             max_bad_records=0,
         )
-        self.cutter = ViewCutter(VIEWS, case.landmark_cnn(), 0, device=case.device)
+        self.cutter = MultiViewTransform(VIEWS, case.landmark_cnn(), 0, device=case.device)
         self.views, self.columns = case.views(), case.columns()
 
     @torch.no_grad()
@@ -108,10 +108,10 @@ class Ours:
         chunk = self.cutter.chunk if self.case.device.type == "cpu" else self.case.batch
         for views, per_image, count in zip(self.views, (2, 8), (196, 36), strict=True):
             for part in torch.split(views, chunk * per_image):
-                found = self.cutter.find_landmarks(part)
+                found = self.cutter.predict_landmarks(part)
                 self.watch.mark(LANDMARKS)
                 landmarks.append(found)
-                tokens.append(cut_tokens(part, found[:, :count], VIEWS.patch_size))
+                tokens.append(extract_tokens(part, found[:, :count], VIEWS.patch_size))
                 self.watch.mark(PATCHES)
         return landmarks, tokens
 

@@ -34,8 +34,8 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.recordio import Header, RecordWriter, pack
-from lafs_ray.data.sampler import OrderPlan, rank_batches
-from lafs_ray.synthetic.datasets import encode_face, sample_identity, sample_nuisance
+from lafs_ray.data.sampler import EpochSampler, rank_batches
+from lafs_ray.synthetic.datasets import encode_face, sample_capture, sample_identity
 
 BATCH = 256
 DRAWN = 100
@@ -46,7 +46,7 @@ RANDOM_READS = 5000
 def drawn_faces(count: int, images_each: int) -> tuple[bytes, ...]:
     """Generated faces as JPEGs, `images_each` of a person."""
     return tuple(
-        encode_face(sample_identity(0, person), sample_nuisance(0, person, number))
+        encode_face(sample_identity(0, person), sample_capture(0, person, number))
         for number, person in ((number, number // images_each) for number in range(count))
     )
 
@@ -143,7 +143,7 @@ def identities_in_batches(
     labels: NDArray[np.int64], chunk_records: int, batches: int
 ) -> NDArray[np.int64]:
     """Different identities in each of the first batches of an epoch."""
-    plan = OrderPlan(len(labels), min(BATCH, len(labels)), 0, chunk_records)
+    plan = EpochSampler(len(labels), min(BATCH, len(labels)), 0, chunk_records)
     stop = min(batches, plan.steps_per_epoch)
     return np.array([len(np.unique(labels[index])) for _, index in rank_batches(plan, 0, stop)])
 
@@ -220,7 +220,7 @@ def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: f
     import ray
 
     from lafs_ray.engine.ray_session import join_cluster
-    from lafs_ray.engine.ray_tasks import on_ray
+    from lafs_ray.engine.ray_tasks import apply_on_ray
 
     join_cluster(options.workers, "--workers")
     named = PackOptions(
@@ -230,7 +230,7 @@ def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: f
         memory_bytes=options.memory * options.workers,
         workers=options.workers,
     )
-    took, _ = seconds(lambda: pack_faces(named, on_ray(options.workers), lambda _: None))
+    took, _ = seconds(lambda: pack_faces(named, apply_on_ray(options.workers), lambda _: None))
     ray.shutdown()
     names = sorted(path.name for path in (root / "set0").iterdir())
     same = all((root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names)

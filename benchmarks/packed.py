@@ -35,7 +35,7 @@ from benchmarks.plain_step import VIEWS
 from benchmarks.views import cpu_name
 from lafs_ray.models.fvit import FVIT_SIZES, FViT, build_fvit
 
-# Sums in another order, of numbers of one size (embeddings are normalised), through the depth.
+# Sums in another order, of numbers of one size (embeddings are normalized), through the depth.
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Way = Callable[[FViT, list[Tensor]], Tensor]

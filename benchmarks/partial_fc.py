@@ -24,7 +24,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the optimiser's first step would, in each of the processes forked
+import torch._dynamo  # the optimizer's first step would, in each of the processes forked
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
@@ -144,7 +144,7 @@ def run_steps(rank: int, side: Side, case: Case) -> tuple[list[float], list[floa
 
 
 def tensor_bytes(head: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the centres, of their gradient and of the optimiser's state."""
+    """Bytes of the centers, of their gradient and of the optimizer's state."""
     tensors = [each for state in optimizer.state.values() for each in state.values()]
     for parameter in head.parameters():
         gradient = parameter.grad
@@ -191,7 +191,7 @@ def report(case: Case) -> None:
         # Written so that a NaN fails.
         if side.sample_rate == 1.0 and not abs(found.loss / dense.loss - 1) <= ALLOWED:
             sys.exit(f"{side.name}: loss {found.loss}, dense {dense.loss}")
-    print("kept: centres, gradient, optimiser state. First losses at r = 1 equal the dense one")
+    print("kept: centers, gradient, optimizer state. First losses at r = 1 equal the dense one")
 
 
 def main() -> None:

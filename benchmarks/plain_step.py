@@ -25,12 +25,12 @@ from lafs_ray.training.input_pipeline import Columns
 from lafs_ray.transforms.params import ViewSettings
 
 VIEWS = ViewSettings()
-STUDENT_TEMP, CENTRE_MOMENTUM = 0.1, 0.9
+STUDENT_TEMP, CENTER_MOMENTUM = 0.1, 0.9
 VALUES = {"lr": 5e-4, "weight_decay": 0.04, "ema_momentum": 0.996, "teacher_temp": 0.07}
 
 LANDMARKS, PATCHES = "landmark CNN (10 views)", "patches (680 landmarks)"
 INPUT, TEACHER, STUDENT = "batch to device", "teacher forward", "student forward"
-LOSS, BACKWARD, UPDATE, EMA = "loss", "backward", "clip, AdamW", "EMA, centre"
+LOSS, BACKWARD, UPDATE, EMA = "loss", "backward", "clip, AdamW", "EMA, center"
 BEFORE = (LANDMARKS, PATCHES)
 STEP = (INPUT, TEACHER, STUDENT, LOSS, BACKWARD, UPDATE, EMA)
 
@@ -154,7 +154,7 @@ class Plain:
         self.case, self.clip, self.watch = case, clip, case.stopwatch()
         self.student, self.teacher = PlainNetwork(case.network()), PlainNetwork(case.network())
         self.teacher.requires_grad_(False)
-        self.centre = torch.zeros(1, case.num_prototypes, device=case.device)
+        self.center = torch.zeros(1, case.num_prototypes, device=case.device)
         groups = parameter_groups(self.student, VALUES["weight_decay"])
         self.optimizer = torch.optim.AdamW(groups, lr=VALUES["lr"], foreach=False, fused=False)
         self.cnn = case.landmark_cnn()
@@ -206,8 +206,8 @@ class Plain:
     def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The double loop over views that `dino_loss` gives as its definition."""
         predictions = (student.float() / STUDENT_TEMP).chunk(10)
-        centred = (teacher.float() - self.centre) / VALUES["teacher_temp"]
-        targets = centred.softmax(dim=-1).chunk(2)
+        centered = (teacher.float() - self.center) / VALUES["teacher_temp"]
+        targets = centered.softmax(dim=-1).chunk(2)
         terms = [
             torch.sum(-target * F.log_softmax(prediction, dim=-1), dim=-1).mean()
             for own, target in enumerate(targets)
@@ -228,13 +228,13 @@ class Plain:
 
     @torch.no_grad()
     def move_teacher(self, scores: Tensor) -> None:
-        """Teacher and centre, each a running mean."""
+        """Teacher and center, each a running mean."""
         momentum = VALUES["ema_momentum"]
         pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
         for kept, moved in pairs:
             kept.mul_(momentum).add_((1 - momentum) * moved)
         mean = scores.float().mean(dim=0, keepdim=True)
-        self.centre = self.centre * CENTRE_MOMENTUM + mean * (1 - CENTRE_MOMENTUM)
+        self.center = self.center * CENTER_MOMENTUM + mean * (1 - CENTER_MOMENTUM)
 
 
 def plain_patches(view: Tensor, landmarks: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pack import peak_mb
 from lafs_ray.data.packing.runs import Shuffle
-from lafs_ray.data.sampler import OrderPlan, rank_batches
+from lafs_ray.data.sampler import EpochSampler, rank_batches
 
 BATCH = 256
 GLOBAL_BATCH = 1024
@@ -39,7 +39,7 @@ def packed_labels(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def identities(labels: NDArray[np.int64], batches: int, chunk_records: int) -> NDArray[np.int64]:
     """Different identities, and images of the most frequent one, in each batch: [batches, 2]."""
-    plan = OrderPlan(len(labels), BATCH, 0, chunk_records)
+    plan = EpochSampler(len(labels), BATCH, 0, chunk_records)
     stop = min(batches, plan.steps_per_epoch)
     return np.array([counted(labels[index]) for _, index in rank_batches(plan, 0, stop)])
 
@@ -76,10 +76,10 @@ def print_order(num_images: int, each: int, batches: int) -> None:
         print(f"{name:28}{mean:12.1f}{f'{low:.0f} to {high:.0f}':>14}{ratio:12.2f}{most:13.1f}")
 
 
-IMPORTS = ["import time", "from lafs_ray.data.sampler import OrderPlan, rank_batches"]
+IMPORTS = ["import time", "from lafs_ray.data.sampler import EpochSampler, rank_batches"]
 SEEK = [
     "records, batch, chunk = map(int, sys.argv[1:])",
-    "plan = OrderPlan(records, batch, 0, chunk)",
+    "plan = EpochSampler(records, batch, 0, chunk)",
     "step = 7 * plan.steps_per_epoch + plan.steps_per_epoch // 2",
     "for seek in (step, step + 1000):",
     "    start = time.perf_counter()",

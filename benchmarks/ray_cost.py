@@ -46,7 +46,7 @@ from lafs_ray.synthetic import datasets
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import TIMES
-from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import run_local, run_rank
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "debug.yaml"
@@ -69,7 +69,7 @@ class Result:
     whole: float
 
 
-def run_bare(inputs: JobInputs) -> None:
+def run_bare(inputs: RunInputs) -> None:
     """The loop alone."""
     crop = inputs.cropper()
     batches = list(local_stream(inputs.faces, inputs.plan, crop, 0, inputs.length.total_steps))
@@ -80,18 +80,18 @@ def run_bare(inputs: JobInputs) -> None:
     run_rank(inputs, stream, device=torch.device("cpu"), say=lambda _: None)
 
 
-def run_debug(inputs: JobInputs) -> None:
+def run_debug(inputs: RunInputs) -> None:
     """Debug mode."""
     run_local(inputs, say=lambda _: None)
 
 
-def run_ray(inputs: JobInputs) -> None:
+def run_ray(inputs: RunInputs) -> None:
     """Through TorchTrainer; what it tells people is kept back."""
     with contextlib.redirect_stdout(io.StringIO()):
         run_on_ray(inputs)
 
 
-WAYS: dict[str, Callable[[JobInputs], None]] = {
+WAYS: dict[str, Callable[[RunInputs], None]] = {
     "bare": run_bare,
     "debug": run_debug,
     "Ray": run_ray,
@@ -106,10 +106,10 @@ def measure(folder: Path, name: str, repeat: int, options: argparse.Namespace) -
     settings += [f"batch_size={options.batch}", f"head.num_prototypes={options.prototypes}"]
     settings += [f"checkpoints.every={options.steps} steps", "log.every_steps=1"]
     settings += ["optim.warmup=1 steps"]
-    settings += [f"compute.workers={int(name == 'Ray')}", "guards.wait_share=0"]
+    settings += [f"compute.workers={int(name == 'Ray')}", "monitoring.wait_share=0"]
     settings += [f"compute.cpus_per_worker={options.threads}"]
     settings += [f"ingest.actors_per_worker={options.actors}"]
-    inputs = open_job(load(PretrainConfig, str(CONFIG), settings))
+    inputs = prepare_run(load(PretrainConfig, str(CONFIG), settings))
     start = time.perf_counter()
     WAYS[name](inputs)
     whole = time.perf_counter() - start

@@ -43,7 +43,7 @@ ALLOWED = {
     "gradients, of a tensor's largest": 1e-3,
     "student after two steps, mean, of lr": 1e-3,
     "teacher": 1e-5,
-    "centre": 1e-6,
+    "center": 1e-6,
 }
 
 
@@ -67,7 +67,7 @@ def differences(case: Case) -> dict[str, float]:
         "gradients, of a tensor's largest": max(gradients),
         "student after two steps, mean, of lr": float(student.abs().mean()) / VALUES["lr"],
         "teacher": furthest(*(joined(teacher.parameters()) for teacher in teachers)),
-        "centre": furthest(ours.method.centre.centre, plain.centre),
+        "center": furthest(ours.method.center.center, plain.center),
     }
 
 
@@ -107,7 +107,7 @@ def check(case: Case) -> None:
 def measure(sides: dict[str, Side], repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds of each stage and of their sums, after one unmeasured round.
 
-    Every round runs both sides, so that a busy neighbour slows them alike and ratios hold.
+    Every round runs both sides, so that a busy neighbor slows them alike and ratios hold.
     """
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for number in range(repeats + 1):

@@ -38,7 +38,7 @@ def count_flops(case: Case) -> dict[str, float]:
 
     Counted on the plain network (the counter does not know the CPU's fused attention), on the meta
     device, which computes nothing. The backward pass is taken as twice the student's forward.
-    Norms, softmax, activations, loss and optimiser are left out, and so is what activation
+    Norms, softmax, activations, loss and optimizer are left out, and so is what activation
     checkpointing computes a second time.
     """
     with torch.device("meta"), torch.no_grad():

@@ -31,8 +31,8 @@ from lafs_ray.data.io import filesystem, ranged_reads
 from lafs_ray.data.io.block_cache import BlockCache
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.sampler import SLOT_ROWS, WINDOW_STEPS, OrderPlan
-from lafs_ray.training.input_pipeline import Cropper, local_stream, read_portion
+from lafs_ray.data.sampler import BLOCK_ROWS, BLOCK_STEPS, EpochSampler
+from lafs_ray.training.input_pipeline import Preprocessor, local_stream, read_records
 
 EACH = 40
 ONE_BY_ONE, JOINED = {"_GAP_BYTES": -1, "_REMOTE_READS": 1}, {"_REMOTE_READS": 1}
@@ -75,17 +75,17 @@ def upload(folder: Path, uri: str) -> None:
             file.write(path.read_bytes())
 
 
-def plan_of(faces: FaceSet, chunk_records: int) -> OrderPlan:
+def plan_of(faces: FaceSet, chunk_records: int) -> EpochSampler:
     """One slot of rows, so that a window is one portion."""
-    return OrderPlan(faces.num_images, SLOT_ROWS, 0, chunk_records)
+    return EpochSampler(faces.num_images, BLOCK_ROWS, 0, chunk_records)
 
 
 def wait_for_reads(faces: FaceSet, portions: int, training_s: float, chunk_records: int) -> float:
     """Seconds that reading the portions takes, one after the other, each before it is needed."""
     plan, waited = plan_of(faces, chunk_records), 0.0
-    for (portion,) in plan.windows(0, portions * WINDOW_STEPS):
+    for (portion,) in plan.windows(0, portions * BLOCK_STEPS):
         start = time.perf_counter()
-        rows = read_portion(faces, plan, portion)
+        rows = read_records(faces, plan, portion)
         waited += time.perf_counter() - start
         assert not any(rows["error"])
         time.sleep(training_s)
@@ -95,12 +95,12 @@ def wait_for_reads(faces: FaceSet, portions: int, training_s: float, chunk_recor
 def wait_for_stream(faces: FaceSet, portions: int, training_s: float, chunk_records: int) -> float:
     """The same through debug mode's stream, which reads ahead; decoding included."""
     plan, waited = plan_of(faces, chunk_records), 0.0
-    crop = Cropper(faces, "rgb", 0, lambda columns: dict(columns))
+    crop = Preprocessor(faces, "rgb", 0, lambda columns: dict(columns))
     start = time.perf_counter()
-    for batch in local_stream(faces, plan, crop, 0, portions * WINDOW_STEPS):
+    for batch in local_stream(faces, plan, crop, 0, portions * BLOCK_STEPS):
         waited += time.perf_counter() - start
         assert not batch.skipped
-        time.sleep(training_s / WINDOW_STEPS)
+        time.sleep(training_s / BLOCK_STEPS)
         start = time.perf_counter()
     return waited + time.perf_counter() - start
 
@@ -153,7 +153,7 @@ def measure(
     baseline = 0.0
     for name, work, found, chunk_records, patches in (
         ("(a) one request a record", wait_for_reads, faces, 4, ONE_BY_ONE),
-        ("(b) neighbours joined", wait_for_reads, faces, 4, JOINED),
+        ("(b) neighbors joined", wait_for_reads, faces, 4, JOINED),
         ("(c) 16 at once", wait_for_reads, faces, 4, {}),
         ("(d) read ahead (debug mode)", wait_for_stream, faces, 4, {}),
         ("    filling a disk cache of 1 MiB blocks", wait_for_reads, cached, 4, {}),

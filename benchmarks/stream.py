@@ -32,11 +32,11 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.sampler import WINDOW_STEPS, OrderPlan, _chunk_order
-from lafs_ray.training.input_pipeline import Columns, Cropper, local_stream, read_portion
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.data.sampler import BLOCK_STEPS, EpochSampler, _chunk_order
+from lafs_ray.training.input_pipeline import Columns, Preprocessor, local_stream, read_records
+from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_length import Length
-from lafs_ray.training.tasks.init_weights import StartWeights
+from lafs_ray.training.tasks.init_weights import InitWeights
 
 BATCH = 256
 EACH = 40
@@ -51,12 +51,12 @@ def as_it_is(faces: Columns) -> Columns:
     return dict(faces)
 
 
-class DecodingOnly(JobInputs):
+class DecodingOnly(RunInputs):
     """A job whose actors decode and do nothing else."""
 
-    def cropper(self) -> Cropper:
+    def cropper(self) -> Preprocessor:
         """See the class."""
-        return Cropper(self.faces, "rgb", 0, as_it_is)
+        return Preprocessor(self.faces, "rgb", 0, as_it_is)
 
 
 def read_sequentially(path: Path) -> None:
@@ -69,10 +69,10 @@ def read_sequentially(path: Path) -> None:
 
 def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
     """Stored bytes of up to so many records in the order of training, one thread; their number."""
-    plan, count = OrderPlan(faces.num_images, BATCH, 0, chunk_records), 0
+    plan, count = EpochSampler(faces.num_images, BATCH, 0, chunk_records), 0
     for portions in plan.windows(0, plan.steps_per_epoch):
         for portion in portions:
-            count += len(read_portion(faces, plan, portion)["key"])
+            count += len(read_records(faces, plan, portion)["key"])
         if count >= most:
             break
     return count
@@ -80,8 +80,10 @@ def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
 
 def stream_locally(faces: FaceSet, chunk_records: int) -> int:
     """An epoch of debug mode's stream: read ahead and decoded; the number of records."""
-    plan = OrderPlan(faces.num_images, BATCH, 0, chunk_records)
-    batches = local_stream(faces, plan, Cropper(faces, "rgb", 0, as_it_is), 0, plan.steps_per_epoch)
+    plan = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
+    batches = local_stream(
+        faces, plan, Preprocessor(faces, "rgb", 0, as_it_is), 0, plan.steps_per_epoch
+    )
     return sum(len(batch.columns["key"]) for batch in batches)
 
 
@@ -99,10 +101,10 @@ def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int
             "ingest": {"actors_per_worker": actors},
         }
     )
-    plan = OrderPlan(faces.num_images, BATCH, 0, 256)
+    plan = EpochSampler(faces.num_images, BATCH, 0, 256)
     steps = min(max(most // BATCH, 1), plan.steps_per_epoch)
     inputs = DecodingOnly(
-        config, faces, plan, Length(steps, steps, steps), None, None, StartWeights()
+        config, faces, plan, Length(steps, steps, steps), None, None, InitWeights()
     )
     batches = rank_stream(inputs, share(inputs), 0, 1, 0, steps)
     return sum(len(batch.columns["key"]) for batch in batches)
@@ -222,10 +224,10 @@ def bytes_read() -> int:
 
 def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) -> None:
     """Time and bytes to the first batch at several places."""
-    plan = OrderPlan(faces.num_images, BATCH, 0, chunk_records)
+    plan = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
     steps = plan.steps_per_epoch
     # Of a window its first step waits for most; the middle is the one nearest to it.
-    middle = steps // 2 // WINDOW_STEPS * WINDOW_STEPS
+    middle = steps // 2 // BLOCK_STEPS * BLOCK_STEPS
     places = {
         "epoch 0, first batch": (0, 0),
         "epoch 0, middle": (0, middle),
@@ -235,10 +237,10 @@ def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) ->
     for place, (epoch, number) in places.items():
         step = epoch * steps + number
         # To the end of its window: reading ahead would add the next one.
-        stop = epoch * steps + min((number // WINDOW_STEPS + 1) * WINDOW_STEPS, steps)
+        stop = epoch * steps + min((number // BLOCK_STEPS + 1) * BLOCK_STEPS, steps)
         forget(folder)
         _chunk_order.cache_clear()
-        crop = Cropper(faces, "rgb", 0, as_it_is)
+        crop = Preprocessor(faces, "rgb", 0, as_it_is)
         before, start = bytes_read(), time.perf_counter()
         batches = local_stream(faces, plan, crop, step, stop)
         assert next(batches).step == step
@@ -307,11 +309,11 @@ def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
         peak, _ = peak_mb(PACK, work, *paths)
         print(f"packing, one process: + {peak:.0f} MB, {peak * 2**20 / size:.2f} of the data")
         return
-    from lafs_ray.engine.ray_tasks import on_ray
+    from lafs_ray.engine.ray_tasks import apply_on_ray
 
     named = PackOptions(paths[:1], paths[1], SHARDS, memory_bytes=memory, workers=actors)
     with ray_session(actors):
-        _, peaks = watched(lambda: pack_faces(named, on_ray(actors), lambda _: None))
+        _, peaks = watched(lambda: pack_faces(named, apply_on_ray(actors), lambda _: None))
     print(f"packing, {actors} Ray workers with {memory >> 20} MiB together: {peaks}")
 
 

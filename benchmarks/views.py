@@ -32,13 +32,13 @@ from lafs_ray.compat import import_torchvision
 from lafs_ray.data.images import decode_image
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.transforms.augment import change_appearance, crop_views
-from lafs_ray.transforms.landmark_predictor import LandmarkFinder
-from lafs_ray.transforms.params import LandmarkSource, ViewSettings, draw_views
-from lafs_ray.transforms.views import ViewCutter, cut_tokens, map_landmarks
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
+from lafs_ray.transforms.params import LandmarkSource, ViewSettings, sample_view_params
+from lafs_ray.transforms.views import MultiViewTransform, extract_tokens, map_landmarks
 
 BATCH = 32
 CROP = "crop, resize, flip (10 views)"
-COLOUR = "colour, blur, solarise (10 views)"
+COLOR = "color, blur, solarize (10 views)"
 PATCHES = "patches (680 landmarks)"
 LOOP = "(b) patches, one call a landmark"
 PLAIN = "(a) + CNN on ten views + (b)"
@@ -76,13 +76,13 @@ class PlainChain:
                 transforms.RandomHorizontalFlip(),
             ]
         )
-        self.colour = transforms.Compose(
+        self.color = transforms.Compose(
             [
                 transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
                 transforms.RandomGrayscale(p=0.2),
             ]
         )
-        self.normalise = transforms.Compose(
+        self.normalize = transforms.Compose(
             [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
         )
 
@@ -93,13 +93,13 @@ class PlainChain:
         blur = [1.0, 0.1] + [0.5] * 8
         for view in range(10):
             crop = self.crop(source)
-            clean.append(self.normalise(crop))
-            colour = self.colour(crop)
+            clean.append(self.normalize(crop))
+            color = self.color(crop)
             if random.random() < blur[view]:
-                colour = colour.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+                color = color.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
             if view == 1 and random.random() < 0.2:
-                colour = ImageOps.solarize(colour)
-            changed.append(self.normalise(colour))
+                color = ImageOps.solarize(color)
+            changed.append(self.normalize(color))
         return torch.stack(clean), torch.stack(changed)
 
 
@@ -119,7 +119,7 @@ def looped_patches(views: torch.Tensor, landmarks: torch.Tensor) -> list[torch.T
 def measure(works: dict[str, Work], repeats: int) -> dict[str, float]:
     """Median milliseconds an image of each work, after one unmeasured round.
 
-    Every round runs all works, so that a busy neighbour slows them alike and ratios hold.
+    Every round runs all works, so that a busy neighbor slows them alike and ratios hold.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats + 1):
@@ -147,7 +147,7 @@ def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
     """Each stage by itself, on eight images, as the cutter works."""
     chunk = torch.from_numpy(images[:8])
     zeros = np.zeros(8, dtype=np.int64)
-    draws = draw_views(SETTINGS, 0, zeros, zeros, np.arange(8))
+    draws = sample_view_params(SETTINGS, 0, zeros, zeros, np.arange(8))
     views = crop_views(chunk, draws.boxes, draws.flips, 112)
     plain = chunk.permute(0, 3, 1, 2)
     rows = torch.arange(80).reshape(8, 10)
@@ -156,27 +156,27 @@ def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
         for part in (rows[:, :2], rows[:, 2:])
     )
     wide_float, narrow_float = (part.float().contiguous() for part in (wide, narrow))
-    cutter = ViewCutter(SETTINGS, cnn, 0)
+    cutter = MultiViewTransform(SETTINGS, cnn, 0)
     with torch.no_grad():
-        found = cutter.find_landmarks(plain)
+        found = cutter.predict_landmarks(plain)
     places = map_landmarks(found.unsqueeze(1), draws.boxes, draws.flips, 112)
     wide_places = places[:, :2].flatten(0, 1)
     narrow_places = places[:, 2:, :36].flatten(0, 1)
 
     def patches() -> None:
-        cut_tokens(wide, wide_places, 8)
-        cut_tokens(narrow, narrow_places, 8)
+        extract_tokens(wide, wide_places, 8)
+        extract_tokens(narrow, narrow_places, 8)
 
     def loop() -> None:
         looped_patches(wide_float, wide_places)
         looped_patches(narrow_float, narrow_places)
 
     works: dict[str, Callable[[], object]] = {
-        "draws": lambda: draw_views(SETTINGS, 0, zeros, zeros, np.arange(8)),
+        "draws": lambda: sample_view_params(SETTINGS, 0, zeros, zeros, np.arange(8)),
         CROP: lambda: crop_views(chunk, draws.boxes, draws.flips, 112),
-        COLOUR: lambda: change_appearance(views, draws),
-        "landmark CNN, per_view (10 views)": lambda: cutter.find_landmarks(views),
-        "landmark CNN, per_image (1)": lambda: cutter.find_landmarks(torch.cat((plain, plain))),
+        COLOR: lambda: change_appearance(views, draws),
+        "landmark CNN, per_view (10 views)": lambda: cutter.predict_landmarks(views),
+        "landmark CNN, per_image (1)": lambda: cutter.predict_landmarks(torch.cat((plain, plain))),
         PATCHES: patches,
         LOOP: loop,
     }
@@ -188,17 +188,19 @@ def totals(jpegs: list[bytes], cnn: LandmarkCNN) -> dict[str, Work]:
     """From JPEG to tokens for each source of landmarks, and plainly."""
 
     def decode(data: list[bytes]) -> NDArray[np.uint8]:
-        return np.stack([decode_image(jpeg, colour_order="rgb") for jpeg in data])
+        return np.stack([decode_image(jpeg, color_order="rgb") for jpeg in data])
 
     everything = torch.from_numpy(decode(jpegs)).permute(0, 3, 1, 2)
-    landmarks = LandmarkFinder(cnn)(everything).numpy().astype(np.float16)
+    landmarks = LandmarkPredictor(cnn)(everything).numpy().astype(np.float16)
     works: dict[str, Work] = {"decode": (lambda: decode(jpegs), len(jpegs))}
     for source in SOURCES:
         settings = ViewSettings(landmark_source=source)
-        cutter = ViewCutter(settings, None if source in ("cached", "grid") else cnn, 0)
+        cutter = MultiViewTransform(settings, None if source in ("cached", "grid") else cnn, 0)
         known = landmarks if source == "cached" else None
 
-        def cut(cutter: ViewCutter = cutter, known: NDArray[np.float16] | None = known) -> None:
+        def cut(
+            cutter: MultiViewTransform = cutter, known: NDArray[np.float16] | None = known
+        ) -> None:
             for batch in batches(decode(jpegs), known):
                 cutter(*batch)
 
@@ -233,7 +235,7 @@ def main() -> None:
     random.seed(0)
     cnn = LandmarkCNN(SETTINGS.num_landmarks).eval().requires_grad_(False)
     jpegs = smooth_jpegs(arguments.images)
-    eight = np.stack([decode_image(data, colour_order="rgb") for data in jpegs[:8]])
+    eight = np.stack([decode_image(data, color_order="rgb") for data in jpegs[:8]])
     with torch.no_grad():
         times = measure(stages(eight, cnn) | totals(jpegs, cnn), arguments.repeats)
     print(
@@ -246,9 +248,9 @@ def main() -> None:
     print(f"\n{PLAIN} takes")
     for source in SOURCES:
         print(f"  {times[PLAIN] / times[f'total {source}']:5.1f} × the time of {source}")
-    ours = sum(times[name] for name in ("decode", "draws", CROP, COLOUR))
+    ours = sum(times[name] for name in ("decode", "draws", CROP, COLOR))
     plain = times["(a) twenty tensors with PIL"]
-    print(f"{plain / ours:7.1f} × (a) over decode, draws, crop and colour")
+    print(f"{plain / ours:7.1f} × (a) over decode, draws, crop and color")
     print(f"{times[LOOP] / times[PATCHES]:7.1f} × (b) over one call a batch and 8-bit tokens")
 
 

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lafs_ray.cli.main import require_lasting, run
+from lafs_ray.cli.main import require_persistent_path, run
 from lafs_ray.data.eval_sets import open_keyed
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip, write_embeddings
 from lafs_ray.models.checkpoints.safetensors_file import describe_network
-from lafs_ray.training.checkpoint.inference import inference_device, read_trained
+from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,33 +26,33 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("faces", help="a folder of image files, or .rec files as data.path")
     parser.add_argument("out", help="the Parquet file")
     parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding")
-    parser.add_argument("--colour-order", choices=["rgb", "bgr"], default="rgb")
+    parser.add_argument("--color-order", choices=["rgb", "bgr"], default="rgb")
     parser.add_argument("--resize", action="store_true", help="scale square images to 112x112")
     parser.add_argument("--max-bad-records", type=int, default=100, metavar="N")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=64, help="faces at once (64)")
     parser.add_argument("--force", action="store_true", help="replace OUT")
     options = parser.parse_args(arguments)
-    require_lasting("OUT", options.out)
+    require_persistent_path("OUT", options.out)
     if not options.force:
         filesystem.require_absent(options.out)
     device, source = inference_device(options.device), open_keyed(options.faces)
-    weights = read_trained(options.checkpoint)
+    weights = load_for_inference(options.checkpoint)
     network = weights.embedder().to(device)
     embed = partial(apply_network, network, device=device, batch_size=options.batch_size)
     metadata = {
         **describe_network(weights),
         "faces": filesystem.absolute(options.faces),
-        "faces_colour_order": options.colour_order,
+        "faces_color_order": options.color_order,
         "flip_test": str(options.flip).lower(),
         "resized": str(options.resize).lower(),
-        "vector": "float32, not normalised",
+        "vector": "float32, not normalized",
     }
     outcome = write_embeddings(
         options.out,
         source,
         with_flip(embed) if options.flip else embed,
-        Decoding(options.colour_order, options.resize, options.max_bad_records),
+        Decoding(options.color_order, options.resize, options.max_bad_records),
         metadata,
         complain=partial(print, file=sys.stderr),
     )

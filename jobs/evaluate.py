@@ -16,12 +16,12 @@ def main(arguments: Sequence[str]) -> None:
     add = parser.add_argument
     add("checkpoint", help="a checkpoint, the folder of a run, or a weights file")
     add("pairs", nargs="*", help="insightface pair files (.bin)")
-    add("--identities", nargs="+", default=[], help="labelled sets (.rec): nearest neighbours")
-    add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbours asked (1)")
+    add("--identities", nargs="+", default=[], help="labeled sets (.rec): nearest neighbors")
+    add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbors asked (1)")
     add("--templates", nargs="+", default=[], help="folders of IJB-B/C in insightface's layout")
     add("--modes", nargs="+", default=["F1N1D1"], help="F flip, N keep norm, D detector (F1N1D1)")
     add("--baselines", action="store_true", help="judge raw pixels and the untrained network too")
-    add("--colour-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (rgb)")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (rgb)")
     add(
         "--range",
         dest="pixel_range",

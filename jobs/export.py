@@ -6,10 +6,10 @@ python jobs/export.py runs/lafs exported --formats safetensors,onnx,torch_export
 import argparse
 from collections.abc import Sequence
 
-from lafs_ray.cli.main import require_lasting, run
+from lafs_ray.cli.main import require_persistent_path, run
 from lafs_ray.data.io import filesystem
 from lafs_ray.models.checkpoints.export import FILES, TOLERANCE, export_embedder, require_format
-from lafs_ray.training.checkpoint.inference import read_trained
+from lafs_ray.training.checkpoint.inference import load_for_inference
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,14 +28,14 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
-    require_lasting("OUT", options.out)
+    require_persistent_path("OUT", options.out)
     files = dict.fromkeys(options.formats.split(","), "")
     for name in files:
         require_format(name)
         files[name] = filesystem.join(options.out, FILES[name])
         if not options.force:
             filesystem.require_absent(files[name])
-    weights = read_trained(options.checkpoint)
+    weights = load_for_inference(options.checkpoint)
     print("\n".join([f"source: {weights.source}", *weights.architecture.lines()]))
     for name, uri in files.items():
         difference = export_embedder(weights, uri, name, kind=options.input)

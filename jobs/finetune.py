@@ -1,4 +1,4 @@
-"""Train Part fViT on labelled faces: from scratch (stage 1), or from pretrained weights (stage 3).
+"""Train Part fViT on labeled faces: from scratch (stage 1), or from pretrained weights (stage 3).
 
 python jobs/finetune.py configs/finetune/part_fvit.yaml data.path=train.rec
 python jobs/finetune.py configs/finetune/few_shot.yaml data.path=train.rec start.transformer=…
@@ -7,13 +7,13 @@ python jobs/finetune.py configs/finetune/few_shot.yaml data.path=train.rec start
 from collections.abc import Sequence
 
 from lafs_ray.cli.main import run
-from lafs_ray.cli.train import start_job
+from lafs_ray.cli.train import train_command
 from lafs_ray.config.finetune import FinetuneConfig
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the configuration says, or continue the run of that name."""
-    start_job(FinetuneConfig, str(__doc__), arguments)
+    train_command(FinetuneConfig, str(__doc__), arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pretrain a face transformer on unlabelled faces (LAFS or DINO-face).
+"""Pretrain a face transformer on unlabeled faces (LAFS or DINO-face).
 
 python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=train.rec landmarks.weights=…
 """
@@ -6,13 +6,13 @@ python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=train.rec landmarks
 from collections.abc import Sequence
 
 from lafs_ray.cli.main import run
-from lafs_ray.cli.train import start_job
+from lafs_ray.cli.train import train_command
 from lafs_ray.config.pretrain import PretrainConfig
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train as the configuration says, or continue the run of that name."""
-    start_job(PretrainConfig, str(__doc__), arguments)
+    train_command(PretrainConfig, str(__doc__), arguments)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.plots import as_png, landmark_overlay, learning_curves
-from lafs_ray.evaluation.protocols import judge_pairs, local_embedding
-from lafs_ray.training.checkpoint.inference import read_trained
+from lafs_ray.evaluation.protocols import evaluate_pairs, local_embedding
+from lafs_ray.training.checkpoint.inference import load_for_inference
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("run", "faces", "pairs", "out"):
         parser.add_argument(name)
     options = parser.parse_args(arguments)
-    trained = read_trained(options.run)
+    trained = load_for_inference(options.run)
     network = trained.embedder()
     embeddings = {
         "before pretraining": local_embedding(trained.embedder(trained=False)),
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str]) -> None:
     }
     faces = open_faces(options.faces)
     some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
-    images = np.stack([decode_image(data, colour_order="rgb") for data in some.images])
+    images = np.stack([decode_image(data, color_order="rgb") for data in some.images])
     landmarks = apply_network(network.landmark_cnn, images)
     curves = learning_curves(read_metrics(filesystem.join(options.run, "metrics.jsonl")))
-    judged = judge_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
+    judged = evaluate_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
     text = f"{judged}\n"
     for name, content in (
         ("curves.png", as_png(curves)),

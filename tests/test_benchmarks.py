@@ -96,8 +96,8 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
     first, second = output(*command), output(*command)
     row = r"^\| 1 \|( 0\.\d{3} \|){5}$"
     assert re.search(row, first, re.MULTILINE), first
-    assert "LAFS_and_regulariser-k1-p0-s0" in first
-    assert "LAFS_and_regulariser-k1-p0-s0" not in second
+    assert "LAFS_and_regularizer-k1-p0-s0" in first
+    assert "LAFS_and_regularizer-k1-p0-s0" not in second
     assert re.search(row, first, re.M)[0] == re.search(row, second, re.M)[0]  # type: ignore[index]
     for frozen in ("raw pixels", "untrained", "LAFS", "DINO-face"):
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
@@ -133,7 +133,7 @@ def test_pack__ratios_memory_and_order() -> None:
         )
     }
     perfect = means["unpacked, chunk_records 1"]
-    # An epoch has three batches of 256, so portions are 96 neighbours of chunks: eight of them hold
+    # An epoch has three batches of 256, so portions are 96 neighbors of chunks: eight of them hold
     # about 40 of the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
     assert abs(means["packed, chunk_records 256"] - perfect) < 2
     assert means["unpacked, chunk_records 256"] < perfect - 10

@@ -148,8 +148,8 @@ def test_pack__then_verify_and_train(tmp_path: Path, face_set_path: str) -> None
     settings = ["duration=2 steps", "data.chunk_records=256"]
     trained = job(*arguments("finetune", tmp_path / "runs", out, *settings))
     assert trained.returncode == 0, trained.stderr
-    wrong = job(*arguments("finetune", tmp_path / "runs", out, *settings, "data.colour_order=bgr"))
-    assert_refused(wrong, "packed as rgb", "data.colour_order=rgb")
+    wrong = job(*arguments("finetune", tmp_path / "runs", out, *settings, "data.color_order=bgr"))
+    assert_refused(wrong, "packed as rgb", "data.color_order=rgb")
 
 
 def test_pack__refusals(tmp_path: Path, face_set_path: str) -> None:
@@ -259,7 +259,7 @@ def test_job__embed(tmp_path: Path, face_set_path: str, stage_one: Path) -> None
     assert "120 faces, vectors of 128" in done.stdout
     metadata = pq.read_metadata(out).metadata
     assert metadata[b"source"].decode().endswith("step-00000001.pt")
-    assert (metadata[b"flip_test"], metadata[b"colour_order"]) == (b"true", b"rgb")
+    assert (metadata[b"flip_test"], metadata[b"color_order"]) == (b"true", b"rgb")
     assert (metadata[b"step"], metadata[b"input_range"]) == (b"1", b"[-1, 1]")
 
 

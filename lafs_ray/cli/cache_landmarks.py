@@ -10,14 +10,14 @@ from lafs_ray.config.train import IMAGE_SIZE
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import Identity
-from lafs_ray.engine.ray_tasks import make_on_ray
+from lafs_ray.engine.ray_tasks import cache_on_ray
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.inference import inference_device
 from lafs_ray.training.tasks.build_landmark_cache import (
     CacheJob,
+    cache_in_process,
     cache_landmarks,
     default_folder,
-    make_here,
     read_landmark_cnn,
 )
 
@@ -35,19 +35,19 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
                 name, found=str(value), expected="0 or more", fix=f"choose another {name}"
             )
     network, weights = read_landmark_cnn(options.checkpoint)
-    faces = open_faces(filesystem.absolute(options.faces), options.colour_order, IMAGE_SIZE)
+    faces = open_faces(filesystem.absolute(options.faces), options.color_order, IMAGE_SIZE)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
     identity = Identity(
-        weights, faces.fingerprint, options.colour_order, num_landmarks, faces.num_images
+        weights, faces.fingerprint, options.color_order, num_landmarks, faces.num_images
     )
     folder = filesystem.absolute(options.out) if options.out else default_folder(faces, weights)
     device = options.device if options.workers else str(inference_device(options.device))
     say = partial(print, flush=True)
     cache_landmarks(
         CacheJob(faces, identity, network, folder, device),
-        partial(make_on_ray, workers=options.workers)
+        partial(cache_on_ray, workers=options.workers)
         if options.workers
-        else partial(make_here, say=say),
+        else partial(cache_in_process, say=say),
         max_bad=options.max_bad,
         say=say,
         source=options.checkpoint,
@@ -63,7 +63,7 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
     add("checkpoint", help="what landmarks.weights will be: a stage-1 run or checkpoint")
     add("faces", help="the set, as data.path")
     add("--out", metavar="FOLDER", help="for landmarks.cache (default: a folder beside the set)")
-    add("--colour-order", choices=["rgb", "bgr"], default="rgb", help="as data.colour_order")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="as data.color_order")
     add("--workers", type=int, default=0, help="Ray actors; 0: this process (default)")
     add("--device", default="cpu", help="cpu, or cuda: a GPU for each worker (default cpu)")
     add("--max-bad", type=int, default=100, help="records that may be damaged (default 100)")

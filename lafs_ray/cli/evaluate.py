@@ -1,4 +1,4 @@
-"""Judge a frozen network on pair files, labelled sets and template protocols.
+"""Judge a frozen network on pair files, labeled sets and template protocols.
 
 In this process, or on any number of Ray workers, with equal results.
 """
@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from lafs_ray.cli.main import require_lasting
+from lafs_ray.cli.main import require_persistent_path
 from lafs_ray.data.eval_sets import (
-    ColourOrder,
-    open_labelled,
+    ColorOrder,
+    open_labeled,
     open_pairs,
 )
 from lafs_ray.data.ijb import open_templates
@@ -24,15 +24,15 @@ from lafs_ray.evaluation.neighbors import check_possible
 from lafs_ray.evaluation.protocols import (
     Device,
     Embeddings,
-    judge_identities,
-    judge_pairs,
-    judge_templates,
+    evaluate_identities,
+    evaluate_pairs,
+    evaluate_templates,
     local_embedding,
 )
-from lafs_ray.evaluation.results import Judged, write_results
+from lafs_ray.evaluation.results import EvalResult, write_results
 from lafs_ray.evaluation.templates import parse_mode
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
-from lafs_ray.training.checkpoint.inference import inference_device, read_trained
+from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
 from lafs_ray.training.checkpoint.run_dir import versions
 
 
@@ -43,12 +43,12 @@ class Request:
     Args:
         checkpoint: a checkpoint, the folder of a run, or a weights file.
         pairs: pair files.
-        identities: labelled sets.
+        identities: labeled sets.
         templates: folders of template protocols.
-        ks: neighbours asked on labelled sets.
+        ks: neighbors asked on labeled sets.
         modes: test modes of template protocols, such as F1N1D1.
         baselines: whether raw pixels (pairs) and the untrained network are judged as well.
-        colour_order: what pair files and labelled sets decode to.
+        color_order: what pair files and labeled sets decode to.
         pixel_range: what the network gets, see `apply_network`.
         device: where it computes.
         workers: Ray workers that embed; 0 is this process.
@@ -62,7 +62,7 @@ class Request:
     ks: Sequence[int] = (1,)
     modes: Sequence[str] = ("F1N1D1",)
     baselines: bool = False
-    colour_order: ColourOrder = "rgb"
+    color_order: ColorOrder = "rgb"
     pixel_range: PixelRange = "training"
     device: Device = "cpu"
     workers: int = 0
@@ -77,10 +77,10 @@ def evaluate(request: Request) -> None:
     """
     _check(request)
     if request.out is not None:
-        require_lasting("--out", request.out)
+        require_persistent_path("--out", request.out)
         filesystem.require_writable(request.out)
     jobs = [*_jobs(request)]
-    trained = read_trained(request.checkpoint)
+    trained = load_for_inference(request.checkpoint)
     embeddings = _embeddings(request, trained)
     judged = []
     for job in jobs:
@@ -96,7 +96,7 @@ def _header(request: Request, trained: NetworkWeights) -> dict[str, Any]:
         "step": trained.step,
         "architecture": asdict(trained.architecture),
         "pixel_range": request.pixel_range,
-        "colour_order": request.colour_order,
+        "color_order": request.color_order,
         "device": request.device,
         "versions": versions(),
     }
@@ -118,17 +118,17 @@ def _check(request: Request) -> None:
         inference_device(request.device)
 
 
-def _jobs(request: Request) -> Iterator[Callable[[Embeddings], Judged]]:
+def _jobs(request: Request) -> Iterator[Callable[[Embeddings], EvalResult]]:
     """What to do for each input; opening them all first finds mistakes before any work."""
-    order, modes = request.colour_order, [parse_mode(text) for text in request.modes]
+    order, modes = request.color_order, [parse_mode(text) for text in request.modes]
     for uri in request.pairs:
-        yield partial(judge_pairs, open_pairs(uri, order), raw_pixels=request.baselines)
+        yield partial(evaluate_pairs, open_pairs(uri, order), raw_pixels=request.baselines)
     for path in request.identities:
-        faces = open_labelled(path, order)
+        faces = open_labeled(path, order)
         check_possible(faces.labels, request.ks)
-        yield partial(judge_identities, faces, ks=request.ks)
+        yield partial(evaluate_identities, faces, ks=request.ks)
     for folder in request.templates:
-        yield partial(judge_templates, open_templates(folder), modes=modes)
+        yield partial(evaluate_templates, open_templates(folder), modes=modes)
 
 
 def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:

@@ -69,7 +69,7 @@ def parse(description: str, arguments: Sequence[str], examples: str, dry_run: st
     return parser.parse_intermixed_args(arguments)
 
 
-def require_lasting(key: str, uri: str) -> None:
+def require_persistent_path(key: str, uri: str) -> None:
     """Refuse to write where Ray unpacked the files that a job was submitted with.
 
     Args:

@@ -6,13 +6,13 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from lafs_ray.cli.main import require_lasting
+from lafs_ray.cli.main import require_persistent_path
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.inspection import inspect_faces
 from lafs_ray.data.packing.options import PackOptions
-from lafs_ray.data.packing.session import pack_faces, run_here
+from lafs_ray.data.packing.session import apply_in_process, pack_faces
 from lafs_ray.data.packing.verification import verify_set
-from lafs_ray.engine.ray_tasks import on_ray
+from lafs_ray.engine.ray_tasks import apply_on_ray
 from lafs_ray.errors import ConfigError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -28,13 +28,13 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
         UserError: a mistake in the arguments or the data; a set that fails its verification.
     """
     options = _parse(description, arguments)
-    apply = run_here if options.workers == 0 else on_ray(options.workers)
+    apply = apply_in_process if options.workers == 0 else apply_on_ray(options.workers)
     if options.verify is not None:
         verify_set(options.verify, apply, print)
     elif options.inspect is not None:
         inspect_faces(options.inspect, sheet=options.sheet, every=options.check, say=print)
     else:
-        require_lasting("OUT", options.paths[-1])
+        require_persistent_path("OUT", options.paths[-1])
         manifest = pack_faces(_pack_options(options), apply, print)
         count = manifest.left_out["images"]
         print(  # noqa: T201
@@ -60,7 +60,7 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
     add("--workers", type=int, default=0, help="Ray tasks at a time; 0: this process (default)")
     add("--memory", default="2G", help="for images in memory, all workers together (default 2G)")
     add("--scratch", help="folder for temporary files as large as the set (default: in the set)")
-    add("--colour-order", choices=["rgb", "bgr"], default="rgb", help="of the sources")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the sources")
     add("--size", type=int, default=112, help="side of the images in pixels (default 112)")
     add("--resize", action="store_true", help="resize square images of another size")
     add("--landmarks", help="list (path, x1, y1 … x5, y5) to align a folder's images by")
@@ -89,7 +89,7 @@ def _pack_options(options: argparse.Namespace) -> PackOptions:
         num_shards=options.shards,
         shard_bytes=num_bytes("--shard-size", options.shard_size),
         seed=options.seed,
-        colour_order=options.colour_order,
+        color_order=options.color_order,
         landmarks=options.landmarks,
         rules=ImageRules(options.size, options.resize, options.quality, options.check),
         max_bad=options.max_bad,

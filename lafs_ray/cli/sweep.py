@@ -9,11 +9,11 @@ import yaml
 from lafs_ray.cli.main import parse
 from lafs_ray.config.loader import load
 from lafs_ray.data.io import filesystem
-from lafs_ray.tuning.config import Judges, SweepConfig
+from lafs_ray.tuning.config import EvalSets, SweepConfig
 from lafs_ray.tuning.driver import Driver
 from lafs_ray.tuning.outputs import say
 from lafs_ray.tuning.preflight import Checked, check_sweep
-from lafs_ray.tuning.sweep_dir import SweepFolder
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial_config import read_sweep
 
 
@@ -37,7 +37,7 @@ def _with_absolute_paths(config: SweepConfig) -> SweepConfig:
     return config.model_copy(update={**judges, "storage": filesystem.absolute(config.storage)})
 
 
-def _absolute(judges: Judges) -> Judges:
+def _absolute(judges: EvalSets) -> EvalSets:
     paths = {name: getattr(judges, name) for name in ("pairs", "identities")}
     absolute = {name: path and filesystem.absolute(path) for name, path in paths.items()}
     return judges.model_copy(update=absolute)
@@ -45,7 +45,7 @@ def _absolute(judges: Judges) -> Judges:
 
 def describe(checked: Checked) -> None:
     """Print what the sweep is and what its trials are, as far as they are known."""
-    config, folder = checked.sweep.config, SweepFolder(checked.sweep)
+    config, folder = checked.sweep.config, SweepDir(checked.sweep)
     shown = config.model_dump(mode="json", exclude_defaults=True, exclude={"space"})
     say(yaml.safe_dump(shown, sort_keys=False).rstrip())
     for key, dimension in config.space.items():

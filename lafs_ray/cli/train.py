@@ -7,18 +7,23 @@ from collections.abc import Sequence
 
 import yaml
 
-from lafs_ray.cli.main import parse, require_lasting
+from lafs_ray.cli.main import parse, require_persistent_path
 from lafs_ray.config.loader import load
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.engine.console import terminal_display
-from lafs_ray.engine.online_eval import Probes, check_probe, judge_here, judged_steps
+from lafs_ray.engine.online_eval import (
+    OnlineEvaluator,
+    check_online_eval,
+    evaluate_in_process,
+    evaluated_steps,
+)
 from lafs_ray.engine.signals import stop_request
-from lafs_ray.training.prepare import JobInputs, check_job, open_job
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.prepare import RunInputs, check_run, prepare_run
+from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_local, training_device
 
 
-def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> None:
+def train_command(kind: type[TrainConfig], description: str, arguments: Sequence[str]) -> None:
     """Do what a training job's command line says.
 
     Raises:
@@ -27,13 +32,13 @@ def start_job(kind: type[Job], description: str, arguments: Sequence[str]) -> No
     options = parse(description, arguments, "configs/", "say how long the run is, and end")
     config = load(kind, options.config, options.overrides)
     if options.dry_run:
-        check_probe(config.probe)
-        foresee(check_job(config))
+        check_online_eval(config.online_eval)
+        foresee(check_run(config))
     else:
         launch(config)
 
 
-def describe(inputs: JobInputs) -> None:
+def describe(inputs: RunInputs) -> None:
     """Print the resolved settings and the size of a run."""
     config, length = inputs.config, inputs.length
     people = "" if inputs.num_identities is None else f" of {inputs.num_identities} identities"
@@ -46,7 +51,7 @@ def describe(inputs: JobInputs) -> None:
     )
 
 
-def foresee(inputs: JobInputs) -> None:
+def foresee(inputs: RunInputs) -> None:
     """`describe`, and say what the job would do in its folder as it is.
 
     Raises:
@@ -65,7 +70,7 @@ def foresee(inputs: JobInputs) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def launch(config: Job) -> None:
+def launch(config: TrainConfig) -> None:
     """Check a training job's inputs, then run it to its end.
 
     Raises:
@@ -74,9 +79,9 @@ def launch(config: Job) -> None:
     """
     if config.compute.workers == 0:
         training_device(config)
-    require_lasting("run.storage", config.run.storage)
-    check_probe(config.probe)
-    inputs = open_job(config)
+    require_persistent_path("run.storage", config.run.storage)
+    check_online_eval(config.online_eval)
+    inputs = prepare_run(config)
     describe(inputs)
     with inputs.folder().held():
         if not is_finished(inputs):
@@ -85,7 +90,7 @@ def launch(config: Job) -> None:
     print(f"{config.run.name} is finished: {newest}", flush=True)  # noqa: T201
 
 
-def _train(inputs: JobInputs) -> None:
+def _train(inputs: RunInputs) -> None:
     if inputs.config.compute.workers == 0:
         run_in_process(inputs)
         return
@@ -95,39 +100,39 @@ def _train(inputs: JobInputs) -> None:
     run_on_ray(inputs)
 
 
-def is_finished(inputs: JobInputs) -> bool:
+def is_finished(inputs: RunInputs) -> bool:
     """Whether the run's last checkpoint is there, sound, and judged if the run has probes."""
     folder, last = inputs.folder(), inputs.length.total_steps
     if last not in folder.steps():
         return False
-    if inputs.config.probe.enabled and last not in judged_steps(folder):
+    if inputs.config.online_eval.enabled and last not in evaluated_steps(folder):
         return False
     checkpoint = folder.latest()
     return checkpoint is not None and checkpoint["step"] == last
 
 
-def run_in_process(inputs: JobInputs) -> None:
+def run_in_process(inputs: RunInputs) -> None:
     """Debug mode: train to the end of the run, and judge checkpoints if the run has probes.
 
     Raises:
         Stopped: SIGTERM came; the run has saved.
     """
     display = terminal_display(inputs)
-    probes = None
-    if inputs.config.probe.enabled:
-        probes = Probes(inputs, judge_here(inputs.config), display.say)
+    evaluator = None
+    if inputs.config.online_eval.enabled:
+        evaluator = OnlineEvaluator(inputs, evaluate_in_process(inputs.config), display.say)
     # Ctrl-C stays what it is: in a debugger it has to act at once.
     with stop_request(signal.SIGTERM) as request:
         hooks = Hooks(
-            written=probes.saved if probes is not None else lambda _: None,
-            wish=lambda: Wish.NOTHING if request.signum is None else Wish.STOP,
+            written=evaluator.saved if evaluator is not None else lambda _: None,
+            wish=lambda: RunRequest.NOTHING if request.signum is None else RunRequest.STOP,
         )
         try:
-            if probes is not None:
-                probes.catch_up()
+            if evaluator is not None:
+                evaluator.catch_up()
             run_local(inputs, display.say, display.show, hooks)
         finally:
             display.close()
         request.raise_if_stopped(inputs)
-    if probes is not None and request.signum is None:
-        probes.finish()
+    if evaluator is not None and request.signum is None:
+        evaluator.finish()

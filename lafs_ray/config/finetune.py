@@ -18,7 +18,7 @@ from lafs_ray.config.loader import (
     RealPair,
     Section,
 )
-from lafs_ray.config.train import Data, Job, Positive, Rate
+from lafs_ray.config.train import Data, Positive, Rate, TrainConfig
 
 
 class Subset(Section):
@@ -47,8 +47,8 @@ class Subset(Section):
         return self
 
 
-class LabelledData(Data):
-    """Which labelled faces to read, and how."""
+class LabeledData(Data):
+    """Which labeled faces to read, and how."""
 
     subset: Subset | None = None
     """Train on a few-shot subset only; the classes stay those of the whole set."""
@@ -71,14 +71,14 @@ class Landmarks(Section):
     """cnn: at the landmark CNN's landmarks; grid: plain patches (DINO-face)."""
 
 
-class Regulariser(Section):
+class Regularizer(Section):
     """Pull of the landmarks towards those of the frozen CNN that the run started with.
 
     λ·MSE in units of 111 pixels (the image's side).
     """
 
     strength: Annotated[Real, Field(ge=0.0)] = 0.0
-    """Factor on all weights of the table; 0 switches the regulariser off, 1 is the paper's."""
+    """Factor on all weights of the table; 0 switches the regularizer off, 1 is the paper's."""
     table: AnnealingField = (
         (Duration(amount=8 / 34, unit="run"), 1000.0),
         (Duration(amount=14 / 34, unit="run"), 100.0),
@@ -89,7 +89,7 @@ class Regulariser(Section):
     reference's 34 epochs (8, 14, 21 and 28 of them), as shares of the run."""
 
     @model_validator(mode="after")
-    def _table_is_in_order(self) -> Regulariser:
+    def _table_is_in_order(self) -> Regularizer:
         for (before, _), (end, _) in itertools.pairwise(self.table):
             if before.unit == end.unit and before.amount >= end.amount:
                 raise ValueError(f"table: {end} comes after {before} - write ends in their order")
@@ -112,7 +112,7 @@ class Margin(Section):
 
 
 class Augmentation(Section):
-    """Appearance of the one view that a labelled face is trained on."""
+    """Appearance of the one view that a labeled face is trained on."""
 
     flip: Rate = 0.5
     """Probability of a mirrored face."""
@@ -155,7 +155,7 @@ class Freeze(Section):
     """How long the transformer does; with both, only the classes learn."""
 
 
-class SupervisedOptimiser(Section):
+class SupervisedOptimizer(Section):
     """AdamW and its schedule."""
 
     lr: Annotated[Real, Field(gt=0.0)] = 1e-3
@@ -176,11 +176,11 @@ class SupervisedOptimiser(Section):
     """Weight decay; none on biases and norms."""
 
 
-class FinetuneConfig(Job):
+class FinetuneConfig(TrainConfig):
     """Supervised training of Part fViT: from scratch (stage 1), or from other runs (stage 3)."""
 
-    data: LabelledData
-    """The labelled faces."""
+    data: LabeledData
+    """The labeled faces."""
     start: Start = Start()
     """Weights to begin with."""
     landmarks: Landmarks = Landmarks()
@@ -188,19 +188,19 @@ class FinetuneConfig(Job):
     duration: DurationField = Duration(amount=34.0, unit="epochs")
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 480
-    """Faces in one optimiser step, over all workers and micro-batches."""
+    """Faces in one optimizer step, over all workers and micro-batches."""
     margin: Margin = Margin()
     """Loss."""
-    regulariser: Regulariser = Regulariser()
-    """Landmark regulariser."""
+    regularizer: Regularizer = Regularizer()
+    """Landmark regularizer."""
     augmentation: Augmentation = Augmentation()
     """View."""
     mixup: Mixup = Mixup()
     """Mix-up."""
     freeze: Freeze = Freeze()
     """Parts that begin to learn later."""
-    optim: SupervisedOptimiser = SupervisedOptimiser()
-    """Optimiser."""
+    optim: SupervisedOptimizer = SupervisedOptimizer()
+    """Optimizer."""
 
     @model_validator(mode="after")
     def _grid_is_without_landmarks(self) -> FinetuneConfig:
@@ -212,9 +212,9 @@ class FinetuneConfig(Job):
                 f"start.landmarks: {self.start.landmarks}, but landmarks.source=grid has no "
                 "landmark CNN; give one of the two"
             )
-        if self.regulariser.strength > 0:
+        if self.regularizer.strength > 0:
             raise ValueError(
-                f"regulariser.strength: {self.regulariser.strength:g}, but landmarks.source=grid "
+                f"regularizer.strength: {self.regularizer.strength:g}, but landmarks.source=grid "
                 "has no landmarks to hold; write 0"
             )
         return self
@@ -240,13 +240,13 @@ class FinetuneConfig(Job):
         return self
 
     @model_validator(mode="after")
-    def _regulariser_has_a_target(self) -> FinetuneConfig:
-        start, strength = self.start, self.regulariser.strength
+    def _regularizer_has_a_target(self) -> FinetuneConfig:
+        start, strength = self.start, self.regularizer.strength
         if strength > 0 and (
             start.landmarks == "untrained" or (start.landmarks or start.transformer) is None
         ):
             raise ValueError(
-                f"regulariser.strength: {strength:g}, but no trained landmark CNN to hold on to; "
+                f"regularizer.strength: {strength:g}, but no trained landmark CNN to hold on to; "
                 "give start.landmarks (a stage-1 run), or write 0"
             )
         return self

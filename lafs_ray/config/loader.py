@@ -40,7 +40,7 @@ class Duration(Section):
     """epochs, steps or run."""
 
     def steps(self, steps_per_epoch: int, run_steps: int | None = None) -> int:
-        """Whole optimiser steps; `run_steps` is needed for fractions of the run."""
+        """Whole optimizer steps; `run_steps` is needed for fractions of the run."""
         if self.unit == "steps":
             return round(self.amount)
         if self.unit == "epochs":

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, RealTriple, Section
-from lafs_ray.config.train import Count, Guards, Job, Positive, Rate
+from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
 
 
 class Landmarks(Section):
@@ -52,7 +52,7 @@ class Views(Section):
     flip: Rate = 0.5
     """Probability of a mirrored view."""
     jitter: Rate = 0.8
-    """Probability of colour jitter."""
+    """Probability of color jitter."""
     brightness: Rate = 0.4
     """Strength of brightness jitter."""
     contrast: Rate = 0.4
@@ -60,15 +60,15 @@ class Views(Section):
     saturation: Rate = 0.2
     """Strength of saturation jitter."""
     hue: Annotated[Real, Field(ge=0.0, le=0.5)] = 0.1
-    """Strength of hue jitter, in turns of the colour circle."""
-    grey: Rate = 0.2
-    """Probability of a grey view."""
+    """Strength of hue jitter, in turns of the color circle."""
+    gray: Rate = 0.2
+    """Probability of a gray view."""
     blur: RealTriple = (1.0, 0.1, 0.5)
     """Probability of Gaussian blur in the first global, the second global and local views."""
     blur_sigma_px: RealPair = (0.1, 2.0)
     """Sigma of that blur, least and most, in pixels."""
-    solarise: Rate = 0.2
-    """Probability that the second global view is solarised at 128."""
+    solarize: Rate = 0.2
+    """Probability that the second global view is solarized at 128."""
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Views:
@@ -98,7 +98,7 @@ class Head(Section):
     hidden_dim: Positive = 2048
     """Width of the MLP's hidden layers."""
     bottleneck_dim: Positive = 256
-    """Width before the last, weight-normalised layer."""
+    """Width before the last, weight-normalized layer."""
 
 
 class TeacherTemperature(Section):
@@ -119,12 +119,12 @@ class Dino(Section):
     """Temperature of the student's softmax."""
     teacher_temp: TeacherTemperature = TeacherTemperature()
     """Temperature of the teacher's softmax."""
-    centring: Literal["mean", "sinkhorn"] = "mean"
+    centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps the teacher from giving all faces one answer: mean, the running mean of its scores
     (DINO, the paper); sinkhorn, prototypes used equally within a micro-batch (as in DINOv2), which
     suits small batches and short runs."""
-    centre_momentum: Rate = 0.9
-    """EMA momentum of the centre subtracted from the teacher's output."""
+    center_momentum: Rate = 0.9
+    """EMA momentum of the center subtracted from the teacher's output."""
     teacher_momentum: Rate = 0.996
     """EMA momentum of the teacher's weights at the start; rises to 1 on a cosine."""
     teacher_dropout: bool = False
@@ -133,7 +133,7 @@ class Dino(Section):
     """Epochs in which the head's last layer gets no gradient."""
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """AdamW and its schedules."""
 
     lr: Annotated[Real, Field(gt=0.0)] = 5e-4
@@ -150,7 +150,7 @@ class Optimiser(Section):
     """Norm at which each parameter's gradient is clipped by itself."""
 
 
-class PretrainGuards(Guards):
+class PretrainMonitoring(Monitoring):
     """What looks after a pretraining run."""
 
     collapse: Literal["warn", "stop", "off"] = "warn"
@@ -158,13 +158,13 @@ class PretrainGuards(Guards):
     stop: also the end of the run, saved, after five reports in a row with the same sign."""
 
 
-class PretrainConfig(Job):
+class PretrainConfig(TrainConfig):
     """LAFS pretraining."""
 
     duration: DurationField = Duration(amount=41.0, unit="epochs")
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 1024
-    """Faces in one optimiser step, over all workers and micro-batches."""
+    """Faces in one optimizer step, over all workers and micro-batches."""
     landmarks: Landmarks = Landmarks()
     """Landmarks and their augmentation."""
     views: Views = Views()
@@ -174,10 +174,10 @@ class PretrainConfig(Job):
     head: Head = Head()
     """Projection head."""
     dino: Dino = Dino()
-    """Loss, centre and teacher."""
-    optim: Optimiser = Optimiser()
-    """Optimiser."""
-    guards: PretrainGuards = PretrainGuards()
+    """Loss, center and teacher."""
+    optim: Optimizer = Optimizer()
+    """Optimizer."""
+    monitoring: PretrainMonitoring = PretrainMonitoring()
     """Warnings."""
 
     @model_validator(mode="after")

@@ -49,11 +49,11 @@ class Data(Section):
 
     path: str
     """A .rec file, a folder of them, a glob, or a URI (s3://, gs://) of one."""
-    colour_order: Literal["rgb", "bgr"] = "rgb"
+    color_order: Literal["rgb", "bgr"] = "rgb"
     """What the file's JPEGs decode to: rgb (insightface) or bgr (made by the reference's
     converter)."""
     chunk_records: Positive = 4
-    """Neighbouring records read together: 1 is a perfect shuffle, 256 suits sets already shuffled
+    """Neighboring records read together: 1 is a perfect shuffle, 256 suits sets already shuffled
     on slow storage."""
     max_bad_records: Count = 100
     """Damaged records that are skipped, each named in the log, before the run stops."""
@@ -102,7 +102,7 @@ class Checkpoints(Section):
     keep: Positive = 2
     """Newest checkpoints kept; older ones are deleted."""
     keep_best: str | None = None
-    """A figure of probes.jsonl or metrics.jsonl, such as pair_accuracy or loss: the checkpoint with
+    """A figure of eval.jsonl or metrics.jsonl, such as pair_accuracy or loss: the checkpoint with
     the best one is kept as well, however old."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Which value of that figure is best."""
@@ -115,13 +115,13 @@ class Log(Section):
     """What is reported while training."""
 
     every_steps: Positive = 50
-    """Optimiser steps between lines of metrics.jsonl and of the terminal."""
+    """Optimizer steps between lines of metrics.jsonl and of the terminal."""
     tensorboard: bool = False
     """Whether the same figures go to TensorBoard's event files in <run>/tensorboard; needs the
     extra: pip install 'lafs-ray[tensorboard]'."""
 
 
-class Guards(Section):
+class Monitoring(Section):
     """What looks after a run while it trains; what is not finite always stops it."""
 
     wait_share: Rate = 0.2
@@ -141,7 +141,7 @@ class Compute(Section):
     device: Literal["cuda", "cpu"] = "cuda"
     """What each worker trains on."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Arithmetic of the networks (autocast); weights, loss and optimiser stay float32. Many CPUs
+    """Arithmetic of the networks (autocast); weights, loss and optimizer stay float32. Many CPUs
     are far slower in bfloat16: a line at the start says so then."""
     compile: bool = False
     """Whether torch.compile makes code for the transformer; where it cannot, a line says why and
@@ -204,17 +204,17 @@ class Ingest(Section):
     alone; all nodes, if there are none."""
 
 
-class Probe(Section):
+class OnlineEval(Section):
     """What judges checkpoints while the training goes on; nothing unless a file is named."""
 
     pairs: str | None = None
-    """Pair file (.bin) on which checkpoints are judged while the run goes on: probes.jsonl."""
+    """Pair file (.bin) on which checkpoints are judged while the run goes on: eval.jsonl."""
     identities: str | None = None
-    """Labelled set (.rec) on which they are judged by the nearest neighbour; not the training
+    """Labeled set (.rec) on which they are judged by the nearest neighbor; not the training
     set, unless it is small: the price grows with the square of its images."""
     every: DurationField = Duration(amount=1.0, unit="epochs")
     """Distance between probes; the first checkpoint from there on is judged, and the last one."""
-    colour_order: Literal["rgb", "bgr"] = "rgb"
+    color_order: Literal["rgb", "bgr"] = "rgb"
     """What the images of these files decode to."""
     device: Literal["cuda", "cpu"] = "cpu"
     """Where probes compute; cuda takes a GPU besides those of the workers. Debug mode probes on
@@ -230,13 +230,13 @@ class Probe(Section):
         return self.pairs is not None or self.identities is not None
 
     @model_validator(mode="after")
-    def _probes_are_apart(self) -> Probe:
+    def _probes_are_apart(self) -> OnlineEval:
         if self.every.amount <= 0:
-            raise ValueError("probe.every: must be more than 0")
+            raise ValueError("online_eval.every: must be more than 0")
         return self
 
 
-class Job(Section):
+class TrainConfig(Section):
     """A training job: the sections that stage 1, pretraining and finetuning have in common."""
 
     run: Run
@@ -248,20 +248,20 @@ class Job(Section):
     duration: DurationField
     """Length of the run, in epochs or steps."""
     batch_size: Positive
-    """Faces in one optimiser step, over all workers and micro-batches."""
+    """Faces in one optimizer step, over all workers and micro-batches."""
     accumulation: Positive = 1
-    """Micro-batches in one optimiser step."""
+    """Micro-batches in one optimizer step."""
     checkpoints: Checkpoints = Checkpoints()
     """Saving and retention."""
     log: Log = Log()
     """Reporting."""
-    guards: Guards = Guards()
+    monitoring: Monitoring = Monitoring()
     """Warnings."""
     compute: Compute = Compute()
     """Workers and devices."""
     ingest: Ingest = Ingest()
     """Ray Data."""
-    probe: Probe = Probe()
+    online_eval: OnlineEval = OnlineEval()
     """Judging checkpoints on the way."""
 
     @property
@@ -270,7 +270,7 @@ class Job(Section):
         return self.batch_size // (max(self.compute.workers, 1) * self.accumulation)
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Job:
+    def _batch_divides(self) -> TrainConfig:
         for workers in self.compute.worker_counts:
             if self.batch_size % (workers * self.accumulation):
                 raise ValueError(
@@ -280,19 +280,19 @@ class Job(Section):
         return self
 
     @model_validator(mode="after")
-    def _duration_is_a_length(self) -> Job:
+    def _duration_is_a_length(self) -> TrainConfig:
         if self.duration.unit == "run" or self.duration.amount <= 0:
             raise ValueError(f"duration: {self.duration} - write epochs or steps, more than 0")
         return self
 
     @model_validator(mode="after")
-    def _checkpoints_are_apart(self) -> Job:
+    def _checkpoints_are_apart(self) -> TrainConfig:
         if self.checkpoints.every.amount <= 0:
             raise ValueError("checkpoints.every: must be more than 0")
         return self
 
     @model_validator(mode="after")
-    def _ranks_wait_long_enough(self) -> Job:
+    def _ranks_wait_long_enough(self) -> TrainConfig:
         retry_s, timeout_s = self.checkpoints.retry_s, self.compute.timeout_s
         if self.compute.workers > 1 and retry_s >= timeout_s:
             raise ValueError(

@@ -20,7 +20,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.verification_pairs import Pairs, read_pairs
 from lafs_ray.errors import DataError
 
-ColourOrder = Literal["rgb", "bgr"]
+ColorOrder = Literal["rgb", "bgr"]
 
 
 class FaceSource(Protocol):
@@ -47,12 +47,12 @@ class PairFaces:
     Args:
         uri: the file, for messages.
         pairs: its content.
-        colour_order: what its images decode to.
+        color_order: what its images decode to.
     """
 
     uri: str
     pairs: Pairs
-    colour_order: ColourOrder
+    color_order: ColorOrder
 
     @property
     def num_images(self) -> int:
@@ -64,7 +64,7 @@ class PairFaces:
         images = [
             decoded(
                 self.pairs.images[number],
-                self.colour_order,
+                self.color_order,
                 f"{self.uri}, image {number} of pair {number // 2}",
             )
             for number in range(start, stop)
@@ -73,18 +73,18 @@ class PairFaces:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledFaces:
+class LabeledFaces:
     """The images of a set whose labels are identities.
 
     Args:
         path: of the set, for messages.
         faces: the opened set.
-        colour_order: what its images decode to.
+        color_order: what its images decode to.
     """
 
     path: str
     faces: FaceSet
-    colour_order: ColourOrder
+    color_order: ColorOrder
 
     @property
     def num_images(self) -> int:
@@ -105,7 +105,7 @@ class LabelledFaces:
                 f"{self.faces.shard_uris[rows.shard[0]]}, key {rows.key[0]}",
                 found=rows.errors[0] or f"no identity; {np.count_nonzero(labels < 0)} such records",
                 expected="a whole number from 0 as the label of every image",
-                fix="evaluate a labelled set, or repair the record",
+                fix="evaluate a labeled set, or repair the record",
             )
         return labels
 
@@ -124,7 +124,7 @@ class LabelledFaces:
                     expected="a sound record",
                     fix="repair the file: an evaluation leaves no face out",
                 )
-            images.append(decoded(data, self.colour_order, where))
+            images.append(decoded(data, self.color_order, where))
         return np.stack(images)
 
 
@@ -159,31 +159,31 @@ class TemplateFaces:
 
 
 def decoded(
-    data: bytes, colour_order: ColourOrder, where: str, size: int | None = 112
+    data: bytes, color_order: ColorOrder, where: str, size: int | None = 112
 ) -> NDArray[np.uint8]:
     """Pixels of a face; a mistake is told with `where` it lies."""
     try:
-        return decode_image(data, colour_order=colour_order, size=size)
+        return decode_image(data, color_order=color_order, size=size)
     except DataError as error:
         raise DataError(where, found=error.found, expected=error.expected, fix=error.fix) from None
 
 
-def open_pairs(uri: str, colour_order: ColourOrder = "rgb") -> PairFaces:
+def open_pairs(uri: str, color_order: ColorOrder = "rgb") -> PairFaces:
     """The faces of a pair file.
 
     Raises:
         DataError: it is missing, damaged, no pair file, or asks for code.
     """
-    return PairFaces(uri, read_pairs(uri), colour_order)
+    return PairFaces(uri, read_pairs(uri), color_order)
 
 
-def open_labelled(path: str, colour_order: ColourOrder = "rgb") -> LabelledFaces:
-    """The faces of a labelled set: a .rec, a folder of them, a pattern, or a URI of one.
+def open_labeled(path: str, color_order: ColorOrder = "rgb") -> LabeledFaces:
+    """The faces of a labeled set: a .rec, a folder of them, a pattern, or a URI of one.
 
     Raises:
         DataError: nothing is there, or file and index contradict each other.
     """
-    return LabelledFaces(path, open_faces(path), colour_order)
+    return LabeledFaces(path, open_faces(path), color_order)
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

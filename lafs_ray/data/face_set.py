@@ -20,7 +20,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.block_cache import BlockCache
 from lafs_ray.data.io.ranged_reads import Spans, fetch_spans
 from lafs_ray.data.landmark_cache import LandmarkCache
-from lafs_ray.data.packed_set import ColourOrder, PackedLabels, find_packed
+from lafs_ray.data.packed_set import ColorOrder, PackedLabels, find_packed
 from lafs_ray.data.record_files import expand_records
 from lafs_ray.data.record_index import Identities, open_shard, spread
 from lafs_ray.errors import DataError
@@ -64,7 +64,7 @@ class FaceSet:
         keys: the record's key in its file, int64 [num_images].
         identities: for each shard its identities; None for a plain file that was not packed here.
         fingerprint: hash of names (without folders), sizes and index, to know the set again.
-        colour_order: of the images, where the manifest of a packed set says it.
+        color_order: of the images, where the manifest of a packed set says it.
         shard_versions: what an object store calls the content of each file; empty on a disk.
         cache: where what comes from an object store is kept; None: nowhere.
         landmarks: of every image, found before; None: not wanted.
@@ -78,7 +78,7 @@ class FaceSet:
     keys: NDArray[np.int64]
     identities: tuple[Identities | PackedLabels | None, ...]
     fingerprint: str
-    colour_order: ColourOrder | None = None
+    color_order: ColorOrder | None = None
     shard_versions: tuple[str, ...] = ()
     cache: BlockCache | None = None
     landmarks: LandmarkCache | None = None
@@ -212,7 +212,7 @@ def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int
 
 def open_faces(
     path: str,
-    colour_order: ColourOrder | None = None,
+    color_order: ColorOrder | None = None,
     image_size: int | None = None,
     *,
     cache: BlockCache | None = None,
@@ -224,25 +224,25 @@ def open_faces(
 
     Args:
         path: where the set is.
-        colour_order: what the images will be taken for; None: they will not be looked at.
+        color_order: what the images will be taken for; None: they will not be looked at.
         image_size: the side in pixels that they will have to have; None: any.
         cache: keeps on a local disk what is read from an object store.
 
     Raises:
         DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
             the counts in insightface's header, or in a packed set's manifest, contradict each
-            other; or the manifest has the other colour order or another size.
+            other; or the manifest has the other color order or another size.
     """
     uris = expand_records(path)
     # A shard of an object store is opened with some forty requests, which is waiting.
     with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         packed = find_packed(path, uris, list(pool.map(filesystem.file_size, uris)))
-    if colour_order and packed.colour_order not in (None, colour_order):
+    if color_order and packed.color_order not in (None, color_order):
         raise DataError(
             path,
-            found=f"images packed as {packed.colour_order}, as the manifest says",
-            expected=f"data.colour_order: {colour_order}",
-            fix=f"set data.colour_order={packed.colour_order}, or pack anew with --colour-order",
+            found=f"images packed as {packed.color_order}, as the manifest says",
+            expected=f"data.color_order: {color_order}",
+            fix=f"set data.color_order={packed.color_order}, or pack anew with --color-order",
         )
     if image_size and (others := packed.image_sizes - {image_size}):
         sides = ", ".join(f"{side}x{side}" for side in sorted(others))
@@ -272,7 +272,7 @@ def open_faces(
             labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)
         ),
         fingerprint=digest.hexdigest(),
-        colour_order=packed.colour_order,
+        color_order=packed.color_order,
         shard_versions=tuple(shard.version for shard in shards),
         cache=cache,
     )

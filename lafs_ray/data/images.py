@@ -17,21 +17,21 @@ _MAX_PIXELS = 1 << 27
 
 
 def decode_image(
-    data: bytes, *, colour_order: Literal["rgb", "bgr"], size: int | None = 112
+    data: bytes, *, color_order: Literal["rgb", "bgr"], size: int | None = 112
 ) -> NDArray[np.uint8]:
-    """The pixels of an encoded face, RGB, uint8 [size, size, 3]; grey becomes three channels.
+    """The pixels of an encoded face, RGB, uint8 [size, size, 3]; gray becomes three channels.
 
     Args:
         data: a JPEG or PNG.
-        colour_order: what decoding the *file* gives: `rgb` for insightface's, `bgr` for those whose
-            channels were swapped before encoding (METHOD.md, "Colour order").
+        color_order: what decoding the *file* gives: `rgb` for insightface's, `bgr` for those whose
+            channels were swapped before encoding (METHOD.md, "Color order").
         size: side in pixels that the face must have; None takes any picture.
 
     Raises:
         DataError: the data is no image, is cut short, or has another size.
     """
     expected = "a JPEG or PNG" if size is None else f"a JPEG or PNG of {size}x{size}"
-    # OpenCV 4 fills the missing part of a JPEG with grey; a scan cannot contain the end marker.
+    # OpenCV 4 fills the missing part of a JPEG with gray; a scan cannot contain the end marker.
     cut_short = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data
     if cut_short or not data:
         found = f"{len(data)} bytes of a JPEG that is cut short" if data else "0 bytes"
@@ -52,9 +52,9 @@ def decode_image(
     if size is not None and pixels.shape[:2] != (size, size):
         raise _wrong_size((pixels.shape[1], pixels.shape[0]), size, expected)
     # OpenCV decodes to BGR, which undoes the swap of a `bgr` file by itself.
-    assert colour_order in ("rgb", "bgr"), colour_order
+    assert color_order in ("rgb", "bgr"), color_order
     rgb: NDArray[np.uint8] = (
-        pixels if colour_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        pixels if color_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     )
     return rgb
 

@@ -3,7 +3,7 @@
     <folder>/part-00000-of-000NN.parquet    `key`, and `landmarks` in float16, a row a record
     <folder>/landmarks.json                 which set, which weights, which parts; written last
 
-A part holds up to 16,384 neighbours of one shard, in file order, and appears whole or not at all: a
+A part holds up to 16,384 neighbors of one shard, in file order, and appears whole or not at all: a
 job that was killed continues with the parts that are missing. Its landmarks are one page of plain
 numbers, so a row is read by its place, as a record is, without reading the rows around it: memory
 does not grow with the set, on disk as on an object store. Letters: B images, N landmarks.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import list_tree
 from lafs_ray.data.io.ranged_reads import Spans, fetch_spans
-from lafs_ray.data.packed_set import ColourOrder, as_json, read_json
+from lafs_ray.data.packed_set import ColorOrder, as_json, read_json
 from lafs_ray.errors import DataError
 
 STAMP = "landmarks.json"
@@ -44,14 +44,14 @@ class Identity:
     Args:
         weights: hash of the landmark CNN's weights.
         faces: fingerprint of the set, see `FaceSet.fingerprint`.
-        colour_order: what the images were taken for.
+        color_order: what the images were taken for.
         num_landmarks: N.
         images: records of the set.
     """
 
     weights: str
     faces: str
-    colour_order: ColourOrder
+    color_order: ColorOrder
     num_landmarks: int
     images: int
 
@@ -60,7 +60,7 @@ class Identity:
         named = {
             "weights": "landmark CNN with other weights",
             "faces": "another set of faces",
-            "colour_order": "another colour order",
+            "color_order": "another color order",
             "num_landmarks": "another number of landmarks",
             "images": "another number of records",
         }
@@ -73,7 +73,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Part:
-    """Some neighbouring images of one shard: first…stop-1 of all images of the set."""
+    """Some neighboring images of one shard: first…stop-1 of all images of the set."""
 
     name: str
     first: int
@@ -277,7 +277,7 @@ def open_landmarks(folder: str, identity: Identity, command: str) -> LandmarkCac
         command: what makes them, for messages.
 
     Raises:
-        DataError: they are missing, not finished, of another set, weights or colour order; a part
+        DataError: they are missing, not finished, of another set, weights or color order; a part
             is missing or was cut short, or images are not covered.
     """
     uri = filesystem.join(folder, STAMP)

@@ -24,7 +24,7 @@ LABEL = np.dtype("<i4")
 MAX_LABELS = 1 << 24  # labels are float32 in the file
 _MOST = 1 << 62
 
-ColourOrder = Literal["rgb", "bgr"]
+ColorOrder = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Manifest:
     Args:
         images: records in all shards.
         identities: labels are 0…identities-1; 0: a set without labels.
-        unlabelled: images without a label (-1 in the file).
+        unlabeled: images without a label (-1 in the file).
         image_size: side of the images in pixels.
-        colour_order: what decoding gives, as the packer was told.
+        color_order: what decoding gives, as the packer was told.
         seed: of the order.
         left_out: how many records of the sources are not in the set, and the first of them by name.
         encoded: images encoded anew, because they were aligned or resized.
@@ -68,9 +68,9 @@ class Manifest:
 
     images: int
     identities: int
-    unlabelled: int
+    unlabeled: int
     image_size: int
-    colour_order: ColourOrder
+    color_order: ColorOrder
     seed: int
     left_out: dict[str, Any]
     encoded: int
@@ -121,14 +121,14 @@ def read_manifest(uri: str) -> Manifest:
     except (TypeError, KeyError) as error:
         raise _bad_manifest(uri, f"keys that are missing or too many ({error})") from error
     if not _is_possible(manifest):
-        raise _bad_manifest(uri, "counts, names or a colour order that cannot be")
+        raise _bad_manifest(uri, "counts, names or a color order that cannot be")
     return manifest
 
 
 def _is_possible(manifest: Manifest) -> bool:
     """Whether the values are of their types and fit each other."""
     shards = manifest.shards
-    counts = [manifest.images, manifest.identities, manifest.unlabelled, manifest.image_size]
+    counts = [manifest.images, manifest.identities, manifest.unlabeled, manifest.image_size]
     counts += [count for shard in shards for count in (shard.images, shard.size_bytes)]
     texts = [text for one in shards for text in (one.name, one.blake2b, one.index_blake2b)]
     return (
@@ -136,7 +136,7 @@ def _is_possible(manifest: Manifest) -> bool:
         and all(type(text) is str for text in [*texts, *manifest.checksums])
         and sum(shard.images for shard in shards) == manifest.images
         and manifest.identities <= MAX_LABELS
-        and manifest.colour_order in get_args(ColourOrder)
+        and manifest.color_order in get_args(ColorOrder)
         and all(isinstance(source, dict) for source in manifest.sources)
         and isinstance(manifest.request, dict)
         and isinstance(manifest.checksums, dict)
@@ -205,12 +205,12 @@ class PackedSet:
     """What the manifests beside some `.rec` files say about them.
 
     Args:
-        colour_order: of the images; None where no manifest says it.
+        color_order: of the images; None where no manifest says it.
         image_sizes: sides of the images in pixels, as far as manifests say them.
         labels: of each file, where its manifest knows them.
     """
 
-    colour_order: ColourOrder | None
+    color_order: ColorOrder | None
     image_sizes: frozenset[int]
     labels: tuple[PackedLabels | None, ...]
 
@@ -225,7 +225,7 @@ def find_packed(path: str, uris: Sequence[str], sizes: Sequence[int]) -> PackedS
 
     Raises:
         DataError: packing was not finished, shards are missing, a size differs from the manifest,
-            or two manifests have different colour orders.
+            or two manifests have different color orders.
     """
     manifests = {
         folder: _manifest_in(folder) for folder in dict.fromkeys(map(filesystem.parent, uris))
@@ -234,9 +234,9 @@ def find_packed(path: str, uris: Sequence[str], sizes: Sequence[int]) -> PackedS
     for uri, size in zip(uris, sizes, strict=True):
         manifest, folder = manifests[filesystem.parent(uri)], filesystem.parent(uri)
         labels.append(None if manifest is None else _lookup(manifest, folder, uri, size))
-    known = {manifest.colour_order for manifest in manifests.values() if manifest is not None}
+    known = {manifest.color_order for manifest in manifests.values() if manifest is not None}
     if len(known) > 1:
-        expected = "shards of one colour order"
+        expected = "shards of one color order"
         raise DataError(
             path, found="rgb and bgr, as the manifests say", expected=expected, fix=_ONE
         )

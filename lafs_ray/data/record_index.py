@@ -54,7 +54,7 @@ class Identities:
 
     def labels(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The label of each image key."""
-        # An identity without images has start == stop and must come before its neighbour.
+        # An identity without images has start == stop and must come before its neighbor.
         order = np.lexsort((self.stops, self.starts))
         rank = np.searchsorted(self.starts[order], keys, side="right") - 1
         return self.base + order[rank]
@@ -232,7 +232,7 @@ def _images_of(shard: Shard) -> Shard:
     positions = np.sort(by_key[1:first])
     images: NDArray[np.int64] | slice = positions
     if positions[-1] - positions[0] == first - 2:
-        # Neighbours, as every writer leaves them: views instead of copies (120 MB of 5 M images).
+        # Neighbors, as every writer leaves them: views instead of copies (120 MB of 5 M images).
         images = slice(int(positions[0]), int(positions[-1]) + 1)
     return Shard(
         shard.uri,

@@ -1,7 +1,7 @@
 """The order of records: a pure function of (seed, epoch), the same for any number of ranks.
 
-An epoch is one sequence of all records: chunks of neighbouring records, in random order. Batches
-take it in *portions*: a portion feeds `SLOT_ROWS` rows of the global batch for `WINDOW_STEPS` steps
+An epoch is one sequence of all records: chunks of neighboring records, in random order. Batches
+take it in *portions*: a portion feeds `BLOCK_ROWS` rows of the global batch for `BLOCK_STEPS` steps
 and is shuffled as a whole. A portion (256 records) is what one read task fetches and one worker
 crops; a rank needs only the portions of its own rows; any step is found without replaying others.
 
@@ -18,16 +18,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-SLOT_ROWS = 32
-WINDOW_STEPS = 8
+BLOCK_ROWS = 32
+BLOCK_STEPS = 8
 
 # Keep these random streams apart from every other use of the same seed.
 _CHUNK_STREAM = 0x6368756E6B
-_PORTION_STREAM = 0x706F7274
+_BLOCK_STREAM = 0x706F7274
 
 
 @dataclass(frozen=True)
-class Portion:
+class ShuffleBlock:
     """What one read task fetches for one rank: some rows of the batch, for some steps of one epoch.
 
     Args:
@@ -46,14 +46,14 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class OrderPlan:
+class EpochSampler:
     """Which records make up which batch.
 
     Args:
         num_records: images in the set.
-        global_batch: records in one optimiser step, over all ranks and micro-batches.
+        global_batch: records in one optimizer step, over all ranks and micro-batches.
         seed: seed of the order.
-        chunk_records: neighbouring records that stay together in the order.
+        chunk_records: neighboring records that stay together in the order.
     """
 
     num_records: int
@@ -67,7 +67,7 @@ class OrderPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch.
+        """Optimizer steps in an epoch.
 
         The last num_records mod global_batch records of the epoch's sequence are left out; they are
         others in every epoch.
@@ -86,7 +86,7 @@ class OrderPlan:
 
     def windows(
         self, first: int, stop: int, rank: int = 0, world: int = 1
-    ) -> Iterator[list[Portion]]:
+    ) -> Iterator[list[ShuffleBlock]]:
         """The portions that a rank needs for steps first…stop-1, one list for each window.
 
         Windows are counted from the start of each epoch, so a run that resumes inside a window
@@ -96,39 +96,39 @@ class OrderPlan:
         while first < stop:
             epoch = self.epoch_of(first)
             start_of_epoch = epoch * self.steps_per_epoch
-            window = (first - start_of_epoch) // WINDOW_STEPS
-            end = start_of_epoch + min((window + 1) * WINDOW_STEPS, self.steps_per_epoch)
+            window = (first - start_of_epoch) // BLOCK_STEPS
+            end = start_of_epoch + min((window + 1) * BLOCK_STEPS, self.steps_per_epoch)
             steps = (first, min(end, stop))
             yield [
-                Portion(
+                ShuffleBlock(
                     epoch,
                     window,
                     slot,
                     steps,
-                    (max(low, slot * SLOT_ROWS), min(high, (slot + 1) * SLOT_ROWS)),
+                    (max(low, slot * BLOCK_ROWS), min(high, (slot + 1) * BLOCK_ROWS)),
                 )
-                for slot in range(low // SLOT_ROWS, (high - 1) // SLOT_ROWS + 1)
+                for slot in range(low // BLOCK_ROWS, (high - 1) // BLOCK_ROWS + 1)
             ]
             first = steps[1]
 
-    def records(self, portion: Portion) -> NDArray[np.int64]:
+    def records(self, portion: ShuffleBlock) -> NDArray[np.int64]:
         """Record indices of a portion: int64 [steps, rows]."""
-        whole = self._whole_portion(portion.epoch, portion.window, portion.slot)
-        first_step = portion.epoch * self.steps_per_epoch + portion.window * WINDOW_STEPS
-        first_row = portion.slot * SLOT_ROWS
+        whole = self._whole_block(portion.epoch, portion.window, portion.slot)
+        first_step = portion.epoch * self.steps_per_epoch + portion.window * BLOCK_STEPS
+        first_row = portion.slot * BLOCK_ROWS
         return whole[
             portion.steps[0] - first_step : portion.steps[1] - first_step,
             portion.rows[0] - first_row : portion.rows[1] - first_row,
         ]
 
-    def _whole_portion(self, epoch: int, window: int, slot: int) -> NDArray[np.int64]:
+    def _whole_block(self, epoch: int, window: int, slot: int) -> NDArray[np.int64]:
         """Every record of (window, slot), whoever needs it: int64 [window's steps, slot's rows]."""
-        first_step = window * WINDOW_STEPS
-        num_steps = min(WINDOW_STEPS, self.steps_per_epoch - first_step)
-        first_row = slot * SLOT_ROWS
-        num_rows = min(SLOT_ROWS, self.global_batch - first_row)
+        first_step = window * BLOCK_STEPS
+        num_steps = min(BLOCK_STEPS, self.steps_per_epoch - first_step)
+        first_row = slot * BLOCK_ROWS
+        num_rows = min(BLOCK_ROWS, self.global_batch - first_row)
         start = first_step * self.global_batch + first_row * num_steps
-        generator = np.random.default_rng([_PORTION_STREAM, self.seed, epoch, window, slot])
+        generator = np.random.default_rng([_BLOCK_STREAM, self.seed, epoch, window, slot])
         shuffled = start + generator.permutation(num_steps * num_rows)
         records = _chunk_order(self, epoch).records(shuffled)
         return records.reshape(num_steps, num_rows)
@@ -143,7 +143,7 @@ class _ChunkOrder:
     a set of 500 million take 0.5 GB in every process that plans.
     """
 
-    def __init__(self, plan: OrderPlan, epoch: int) -> None:
+    def __init__(self, plan: EpochSampler, epoch: int) -> None:
         self._size = plan.chunk_records
         generator = np.random.default_rng([_CHUNK_STREAM, plan.seed, epoch])
         shift = int(generator.integers(self._size))
@@ -173,12 +173,12 @@ class _ChunkOrder:
 
 
 @lru_cache(maxsize=2)
-def _chunk_order(plan: OrderPlan, epoch: int) -> _ChunkOrder:
+def _chunk_order(plan: EpochSampler, epoch: int) -> _ChunkOrder:
     return _ChunkOrder(plan, epoch)
 
 
 def rank_batches(
-    plan: OrderPlan, first: int, stop: int, rank: int = 0, world: int = 1
+    plan: EpochSampler, first: int, stop: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """(step, record indices int64 [global_batch / world]) for each step of one rank."""
     for portions in plan.windows(first, stop, rank, world):

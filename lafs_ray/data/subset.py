@@ -1,4 +1,4 @@
-"""Few-shot subsets: which images of a labelled set a run may read.
+"""Few-shot subsets: which images of a labeled set a run may read.
 
 Every image has a fixed random number, a hash of (seed, file name, key), and the images with the
 smallest ones are taken. So a subset depends on the seed and the set alone, not on the order of
@@ -32,7 +32,7 @@ def images_per_identity(
 
     Args:
         faces: the whole set.
-        labels: of its images, int64 [num_images]; negative: unlabelled, never taken.
+        labels: of its images, int64 [num_images]; negative: unlabeled, never taken.
         count: k.
         seed: of the choice.
         short: what to do with identities that have fewer than k images.
@@ -43,8 +43,8 @@ def images_per_identity(
     Raises:
         DataError: `short` is `error` and there are such identities, or nothing is left.
     """
-    labelled = np.flatnonzero(labels >= 0)
-    order = labelled[np.lexsort((lottery_numbers(faces, seed)[labelled], labels[labelled]))]
+    labeled = np.flatnonzero(labels >= 0)
+    order = labeled[np.lexsort((hash_keys(faces, seed)[labeled], labels[labeled]))]
     identities, first, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     is_short = sizes < count
     if is_short.any() and short == "error":
@@ -75,10 +75,10 @@ def fraction_of_images(
     count = max(round(fraction * faces.num_images), 1)
     if order == "head":
         return np.arange(count)
-    return np.sort(np.argsort(lottery_numbers(faces, seed), kind="stable")[:count])
+    return np.sort(np.argsort(hash_keys(faces, seed), kind="stable")[:count])
 
 
-def lottery_numbers(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
+def hash_keys(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
     """A random number of every image, a pure function of (seed, name of its file, its key).
 
     Two rounds of splitmix64: 40 ns an image, where a generator for each would cost 20 µs.

@@ -10,12 +10,12 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from lafs_ray.training.monitoring.monitor import Progress
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.prepare import RunInputs
 
 _LEAST_COLUMNS, _LEAST_LINES = 60, 3
 
 
-class Display(Protocol):
+class Console(Protocol):
     """Where a run's lines and reports go."""
 
     def say(self, line: str) -> None:
@@ -36,7 +36,7 @@ class Lines:
         out: where to; None is the standard output.
     """
 
-    def __init__(self, inputs: JobInputs, out: TextIO | None = None) -> None:
+    def __init__(self, inputs: RunInputs, out: TextIO | None = None) -> None:
         self._progress = Progress(inputs.length, inputs.config.batch_size)
         self._out = out
 
@@ -60,7 +60,7 @@ class Bar:
         out: a terminal; None is the standard output.
     """
 
-    def __init__(self, inputs: JobInputs, out: TextIO | None = None) -> None:
+    def __init__(self, inputs: RunInputs, out: TextIO | None = None) -> None:
         length = inputs.length
         self._progress = Progress(length, inputs.config.batch_size)
         self._out = out or sys.stdout
@@ -95,7 +95,7 @@ class Bar:
             self._bar = None
 
 
-def terminal_display(inputs: JobInputs) -> Display:
+def terminal_display(inputs: RunInputs) -> Console:
     """A bar where the standard output is a terminal with room for it, else lines."""
     if not sys.stdout.isatty():
         return Lines(inputs)

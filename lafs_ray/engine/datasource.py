@@ -16,21 +16,21 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.data.extensions import ArrowTensorArray
 
-from lafs_ray.data.sampler import Portion
+from lafs_ray.data.sampler import ShuffleBlock
 from lafs_ray.training.input_pipeline import timed_read
 
 _BYTES_PER_RECORD = 8_000
 
 
-class PortionSource(Datasource):  # type: ignore[misc] # Ray ships no types
+class ShuffleBlockDatasource(Datasource):  # type: ignore[misc] # Ray ships no types
     """A datasource with one read task, hence one block, for each portion.
 
     Args:
-        reading: reference to a (`FaceSet`, `OrderPlan`), see `engine.shared`.
+        reading: reference to a (`FaceSet`, `EpochSampler`), see `engine.shared`.
         portions: in the order wanted.
     """
 
-    def __init__(self, reading: ray.ObjectRef, portions: list[Portion]) -> None:
+    def __init__(self, reading: ray.ObjectRef, portions: list[ShuffleBlock]) -> None:
         super().__init__()
         self._reading, self._portions = reading, portions
 
@@ -63,12 +63,12 @@ class PortionSource(Datasource):  # type: ignore[misc] # Ray ships no types
         ]
 
 
-def num_records(portion: Portion) -> int:
+def num_records(portion: ShuffleBlock) -> int:
     """Records of a portion, one of each of its rows and steps."""
     return (portion.steps[1] - portion.steps[0]) * (portion.rows[1] - portion.rows[0])
 
 
-def _read(reading: ray.ObjectRef, number: int, portion: Portion) -> Iterator[pa.Table]:
+def _read(reading: ray.ObjectRef, number: int, portion: ShuffleBlock) -> Iterator[pa.Table]:
     faces, plan = ray.get(reading)
     rows = timed_read(faces, plan, portion)
     # Arrow's own columns have one dimension; cached landmarks have three.

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from lafs_ray.errors import UserError
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.run_request import RunRequest
 
 
-class Relay:
+class DriverChannel:
     """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
 
     def __init__(self) -> None:
         self._lines: list[str | dict[str, Any]] = []
         self._saved: list[int] = []
         self._judged: set[int] = set()
-        self._wish = Wish.NOTHING
+        self._wish = RunRequest.NOTHING
         self._mistake: UserError | None = None
 
     def say(self, line: str) -> None:
@@ -52,15 +52,15 @@ class Relay:
         """Steps of checkpoints that are being judged or may be, not to be deleted."""
         return {*self._saved, *self._judged}
 
-    def ask(self, wish: Wish) -> None:
+    def ask(self, wish: RunRequest) -> None:
         """Ask something of the run."""
         self._wish = max(self._wish, wish)
 
-    def take_wish(self) -> Wish:
+    def take_request(self) -> RunRequest:
         """What has been asked since the last call; to stop is asked for ever."""
         wish = self._wish
-        if wish is not Wish.STOP:
-            self._wish = Wish.NOTHING
+        if wish is not RunRequest.STOP:
+            self._wish = RunRequest.NOTHING
         return wish
 
     def fail(self, mistake: UserError) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import ray
 
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.prepare import RunInputs
 
 # What read tasks get: they import no torch, seconds of a core for each of their processes.
 _READ = ("faces", "plan")
@@ -17,20 +17,20 @@ class Shared:
     """References to a job, of which each node holds one copy.
 
     Args:
-        reading: to the set and the order of its records, (`FaceSet`, `OrderPlan`).
-        rest: to the other fields of `JobInputs` by name.
+        reading: to the set and the order of its records, (`FaceSet`, `EpochSampler`).
+        rest: to the other fields of `RunInputs` by name.
     """
 
     reading: ray.ObjectRef
     rest: ray.ObjectRef
 
-    def inputs(self) -> JobInputs:
+    def inputs(self) -> RunInputs:
         """The job; its arrays are those of the object store."""
         reading, rest = ray.get([self.reading, self.rest])
-        return JobInputs(**dict(zip(_READ, reading, strict=True)), **rest)
+        return RunInputs(**dict(zip(_READ, reading, strict=True)), **rest)
 
 
-def share(inputs: JobInputs) -> Shared:
+def share(inputs: RunInputs) -> Shared:
     """Put a job into the object store."""
     rest = {
         field.name: getattr(inputs, field.name)

@@ -1,4 +1,4 @@
-"""Judge a run's checkpoints while it goes on, one at a time: a line each in `<run>/probes.jsonl`.
+"""Judge a run's checkpoints while it goes on, one at a time: a line each in `<run>/eval.jsonl`.
 
 On Ray the judge is a task with CPUs of its own, started and awaited by the driver, so no training
 worker waits for it and none that fails takes it along. In debug mode the run waits. A probe never
@@ -11,45 +11,50 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-from lafs_ray.config.train import Job, Probe
-from lafs_ray.data.eval_sets import open_labelled, open_pairs
+from lafs_ray.config.train import OnlineEval, TrainConfig
+from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError, find_user_error
 from lafs_ray.evaluation.embed import chunks
 from lafs_ray.evaluation.neighbors import check_possible
-from lafs_ray.evaluation.protocols import Device, judge_identities, judge_pairs, local_embedding
-from lafs_ray.evaluation.results import Judged
+from lafs_ray.evaluation.protocols import (
+    Device,
+    evaluate_identities,
+    evaluate_pairs,
+    local_embedding,
+)
+from lafs_ray.evaluation.results import EvalResult
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
-from lafs_ray.training.checkpoint.run_dir import RunFolder
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.checkpoint.run_dir import RunDir
+from lafs_ray.training.prepare import RunInputs
 
 # Starts to judge the checkpoint at a URI.
-Judge = Callable[[str], "Future[dict[str, float]]"]
+StartEvaluation = Callable[[str], "Future[dict[str, float]]"]
 
 _NAME = "network"
 
 
-def check_probe(probe: Probe) -> None:
+def check_online_eval(online_eval: OnlineEval) -> None:
     """Read what the probes of a run will read, so that a mistake is found before it starts.
 
     Raises:
         DataError: a file is missing or damaged, or a face in the pair file does not decode.
     """
-    if probe.pairs is not None:
-        pairs = open_pairs(probe.pairs, probe.colour_order)
+    if online_eval.pairs is not None:
+        pairs = open_pairs(online_eval.pairs, online_eval.color_order)
         for start, stop in chunks(pairs.num_images):
             pairs.read(start, stop)
-    if probe.identities is not None:
-        check_possible(open_labelled(probe.identities, probe.colour_order).labels, [1])
+    if online_eval.identities is not None:
+        check_possible(open_labeled(online_eval.identities, online_eval.color_order).labels, [1])
 
 
-def judge_checkpoint(uri: str, probe: Probe, device: Device) -> dict[str, float]:
-    """The figures of a checkpoint, plain and centred.
+def evaluate_checkpoint(uri: str, online_eval: OnlineEval, device: Device) -> dict[str, float]:
+    """The figures of a checkpoint, plain and centered.
 
     Args:
         uri: the checkpoint.
-        probe: what to judge it on.
+        online_eval: what to evaluate it on.
         device: where to compute.
 
     Raises:
@@ -58,32 +63,32 @@ def judge_checkpoint(uri: str, probe: Probe, device: Device) -> dict[str, float]
     start = time.perf_counter()
     embeddings = {_NAME: local_embedding(load_embedder(uri), device)}
     figures: dict[str, float] = {}
-    if probe.pairs is not None:
-        judged = judge_pairs(open_pairs(probe.pairs, probe.colour_order), embeddings)
+    if online_eval.pairs is not None:
+        judged = evaluate_pairs(open_pairs(online_eval.pairs, online_eval.color_order), embeddings)
         figures |= _named(judged, {"accuracy": "pair_accuracy", "AUC": "pair_auc"})
-    if probe.identities is not None:
-        faces = open_labelled(probe.identities, probe.colour_order)
-        figures |= _named(judge_identities(faces, embeddings), {"1-NN": "identity_accuracy"})
-    return {**figures, "probe_s": time.perf_counter() - start}
+    if online_eval.identities is not None:
+        faces = open_labeled(online_eval.identities, online_eval.color_order)
+        figures |= _named(evaluate_identities(faces, embeddings), {"1-NN": "identity_accuracy"})
+    return {**figures, "eval_s": time.perf_counter() - start}
 
 
-def _named(judged: Judged, names: dict[str, str]) -> dict[str, float]:
-    plain, centred = judged.rows
+def _named(judged: EvalResult, names: dict[str, str]) -> dict[str, float]:
+    plain, centered = judged.rows
     return {
         f"{name}{suffix}": value
-        for row, suffix in ((plain, ""), (centred, "_centred"))
+        for row, suffix in ((plain, ""), (centered, "_centered"))
         for figure, name in names.items()
         if (value := row.figures[figure]) is not None
     }
 
 
-def judge_here(config: Job) -> Judge:
+def evaluate_in_process(config: TrainConfig) -> StartEvaluation:
     """Debug mode: the caller waits."""
 
     def judge(uri: str) -> Future[dict[str, float]]:
         future: Future[dict[str, float]] = Future()
         try:
-            future.set_result(judge_checkpoint(uri, config.probe, config.compute.device))
+            future.set_result(evaluate_checkpoint(uri, config.online_eval, config.compute.device))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -91,12 +96,12 @@ def judge_here(config: Job) -> Judge:
     return judge
 
 
-def judged_steps(folder: RunFolder) -> set[int]:
+def evaluated_steps(folder: RunDir) -> set[int]:
     """Steps of a run whose checkpoints have been judged."""
-    return {line["step"] for line in read_metrics(filesystem.join(folder.uri, "probes.jsonl"))}
+    return {line["step"] for line in read_metrics(filesystem.join(folder.uri, "eval.jsonl"))}
 
 
-class Probes:
+class OnlineEvaluator:
     """The probes of one run, as its driver sees them.
 
     Args:
@@ -105,18 +110,20 @@ class Probes:
         say: prints a line of progress.
     """
 
-    def __init__(self, inputs: JobInputs, judge: Judge, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, inputs: RunInputs, judge: StartEvaluation, say: Callable[[str], None] = print
+    ) -> None:
         self._folder, self._length = inputs.folder(), inputs.length
         self._judge, self._say = judge, say
-        probe, length = inputs.config.probe, inputs.length
-        self._every = max(probe.every.steps(length.steps_per_epoch, length.total_steps), 1)
-        self._wait_s, self._keep = probe.wait_s, inputs.config.checkpoints.keep
+        online_eval, length = inputs.config.online_eval, inputs.length
+        self._every = max(online_eval.every.steps(length.steps_per_epoch, length.total_steps), 1)
+        self._wait_s, self._keep = online_eval.wait_s, inputs.config.checkpoints.keep
         self._running: tuple[int, Future[dict[str, float]]] | None = None
-        uri = filesystem.join(self._folder.uri, "probes.jsonl")
+        uri = filesystem.join(self._folder.uri, "eval.jsonl")
         self._newest = max(self._folder.steps(), default=0)
         # Lines of steps that the run will do again are dropped, as in metrics.jsonl.
         self._log = MetricsLog(uri, self._newest)
-        self._judged = judged_steps(self._folder)
+        self._judged = evaluated_steps(self._folder)
 
     def catch_up(self) -> None:
         """Judge the newest checkpoint, if the end of an earlier process left that undone."""
@@ -171,7 +178,7 @@ class Probes:
         if self._running is not None:
             self._say(
                 f"probe of step {self._running[0]} given up: it did not end within "
-                f"{self._wait_s:g} s (probe.wait_s); jobs/evaluate.py judges the checkpoint"
+                f"{self._wait_s:g} s (online_eval.wait_s); jobs/evaluate.py judges the checkpoint"
             )
         try:
             # Those that were spared for a probe, or that the last figures show not to be the best.
@@ -180,6 +187,6 @@ class Probes:
             self._say(f"old checkpoints stay: {error}")
 
     def _is_due(self, step: int) -> bool:
-        """Whether a multiple of probe.every lies since the checkpoint before, or the run ends."""
+        """Whether an evaluation became due since the last checkpoint, or the run ends."""
         before = (step - 1) // self._length.save_every * self._length.save_every
         return step // self._every > before // self._every or step == self._length.total_steps

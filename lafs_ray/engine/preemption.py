@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.run_request import RunRequest
 
 _POLL_S = 0.5
 
 
-class Wishes:
+class RequestListener:
     """What the driver asks of the run, as rank 0 hears of it in a thread of its own.
 
     Args:
@@ -24,19 +24,19 @@ class Wishes:
 
     def __init__(self, relay: Any) -> None:
         self._relay = relay
-        self._heard: queue.SimpleQueue[Wish] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[RunRequest] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def take(self) -> Wish:
+    def take(self) -> RunRequest:
         """What has been asked since the last call."""
-        return Wish.NOTHING if self._heard.empty() else self._heard.get()
+        return RunRequest.NOTHING if self._heard.empty() else self._heard.get()
 
     def _listen(self) -> None:
         # The end of the driver is the end of this process, too.
         with contextlib.suppress(ray.exceptions.RayError):
             while True:
-                wish = ray.get(self._relay.take_wish.remote())
-                if wish is not Wish.NOTHING:
+                wish = ray.get(self._relay.take_request.remote())
+                if wish is not RunRequest.NOTHING:
                     self._heard.put(wish)
                 time.sleep(_POLL_S)
 

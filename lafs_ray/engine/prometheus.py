@@ -14,7 +14,7 @@ PREFIX = "lafs_"
 
 # A figure of a report to what it is; figures that a run does not report have no gauge there.
 GAUGES = {
-    "step": "Optimiser steps done",
+    "step": "Optimizer steps done",
     "epoch": "Epoch of the last step",
     "loss": "Training loss",
     "lr": "Learning rate",
@@ -27,7 +27,7 @@ GAUGES = {
     "teacher_entropy": "Entropy of the teacher's answers, nats",
     "student_entropy": "Entropy of the student's answers, nats",
     "kl": "Nats that the student has to learn",
-    "centre_norm": "Norm of the centre",
+    "center_norm": "Norm of the center",
     "used_prototypes": "Share of the prototypes in use",
     "embedding_std": "Spread of the embeddings, 0 to 1",
     "accuracy": "Share of faces nearest to their own class",

@@ -17,22 +17,22 @@ import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from lafs_ray.config.train import Job
-from lafs_ray.data.sampler import Portion
-from lafs_ray.engine.datasource import PortionSource, num_records
+from lafs_ray.config.train import TrainConfig
+from lafs_ray.data.sampler import ShuffleBlock
+from lafs_ray.engine.datasource import ShuffleBlockDatasource, num_records
 from lafs_ray.engine.object_store import Shared
 from lafs_ray.engine.ray_session import configure_context
 from lafs_ray.engine.resources import ingest_cpus
-from lafs_ray.training.input_pipeline import Columns, StepBatch, deal_steps, timed_cut
+from lafs_ray.training.input_pipeline import Columns, StepBatch, collate_steps, timed_preprocess
 from lafs_ray.training.monitoring.input_bottleneck import CPUS_A_READ
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.prepare import RunInputs
 
 # One execution plans this many portions at most: half a million faces. Actors start anew for the
 # next one, a few seconds in ten minutes or more; without a limit planning would grow with the run.
-PORTIONS_PER_EXECUTION = 2048
+BLOCKS_PER_EXECUTION = 2048
 
 
-class CropActor:
+class PreprocessActor:
     """A stateful worker: holds the decoder, the landmark CNN and the view settings."""
 
     def __init__(self, shared: Shared) -> None:
@@ -41,11 +41,11 @@ class CropActor:
     def __call__(self, rows: Columns) -> Columns:
         """Cut one portion; its number and what reading took travel along."""
         portion = rows.pop("portion")
-        return {**timed_cut(self._crop, rows), "portion": portion}
+        return {**timed_preprocess(self._crop, rows), "portion": portion}
 
 
 def rank_stream(
-    inputs: JobInputs, shared: Shared, rank: int, world: int, first: int, stop: int
+    inputs: RunInputs, shared: Shared, rank: int, world: int, first: int, stop: int
 ) -> Iterator[StepBatch]:
     """One rank's batches of steps first…stop-1, through Ray Data.
 
@@ -59,8 +59,8 @@ def rank_stream(
     """
     windows = inputs.plan.windows(first, stop, rank, world)
     while True:
-        execution: list[list[Portion]] = []
-        while sum(map(len, execution)) < PORTIONS_PER_EXECUTION:
+        execution: list[list[ShuffleBlock]] = []
+        while sum(map(len, execution)) < BLOCKS_PER_EXECUTION:
             window = next(windows, None)
             if window is None:
                 break
@@ -68,12 +68,12 @@ def rank_stream(
         if not execution:
             return
         blocks = _blocks(inputs.config, shared, list(itertools.chain(*execution)))
-        yield from deal_steps(_windows_with_blocks(execution, blocks))
+        yield from collate_steps(_windows_with_blocks(execution, blocks))
 
 
 def _windows_with_blocks(
-    windows: list[list[Portion]], blocks: Iterator[Columns]
-) -> Iterator[tuple[list[Portion], list[Columns]]]:
+    windows: list[list[ShuffleBlock]], blocks: Iterator[Columns]
+) -> Iterator[tuple[list[ShuffleBlock], list[Columns]]]:
     expected = itertools.count()
     for window in windows:
         cut: list[Columns] = []
@@ -86,7 +86,7 @@ def _windows_with_blocks(
         yield window, cut
 
 
-def _blocks(config: Job, shared: Shared, portions: list[Portion]) -> Iterator[Columns]:
+def _blocks(config: TrainConfig, shared: Shared, portions: list[ShuffleBlock]) -> Iterator[Columns]:
     """The cut portions, one block each, in order."""
     ingest = config.ingest
     context = DataContext.get_current()
@@ -94,11 +94,11 @@ def _blocks(config: Job, shared: Shared, portions: list[Portion]) -> Iterator[Co
     # Every task and actor of the dataset goes where the nodes have these labels.
     context.execution_options.label_selector = ingest.node_labels or None
     dataset = ray.data.read_datasource(
-        PortionSource(shared.reading, portions),
+        ShuffleBlockDatasource(shared.reading, portions),
         override_num_blocks=len(portions),
         num_cpus=CPUS_A_READ,
     ).map_batches(
-        CropActor,
+        PreprocessActor,
         batch_size=None,
         batch_format="numpy",
         zero_copy_batch=True,

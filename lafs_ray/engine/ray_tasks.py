@@ -13,10 +13,10 @@ from lafs_ray.training.tasks.build_landmark_cache import (
     CacheJob,
     make_part,
 )
-from lafs_ray.transforms.landmark_predictor import LandmarkFinder
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 
-def on_ray(workers: int) -> Apply:
+def apply_on_ray(workers: int) -> Apply:
     """`Apply` on Ray, with at most `workers` tasks of one CPU at a time.
 
     What the tasks share is put into the object store once.
@@ -57,7 +57,7 @@ class CacheActor:
         import ray
 
         self._job: CacheJob = ray.get(job)
-        self._find = LandmarkFinder(self._job.network, self._job.device)
+        self._find = LandmarkPredictor(self._job.network, self._job.device)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Make the parts of a block; only their numbers travel."""
@@ -66,7 +66,7 @@ class CacheActor:
         return {"number": rows["number"]}
 
 
-def make_on_ray(job: CacheJob, parts: Sequence[Part], workers: int) -> Iterator[Part]:
+def cache_on_ray(job: CacheJob, parts: Sequence[Part], workers: int) -> Iterator[Part]:
     """`Apply` on Ray Data: actors take parts, read, compute and write them where they are.
 
     Args:

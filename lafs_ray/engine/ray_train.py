@@ -25,27 +25,27 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.config.train import Job, Probe
+from lafs_ray.config.train import OnlineEval, TrainConfig
 from lafs_ray.data.io import filesystem
-from lafs_ray.engine.console import Display, terminal_display
-from lafs_ray.engine.driver_channel import Relay
+from lafs_ray.engine.console import Console, terminal_display
+from lafs_ray.engine.driver_channel import DriverChannel
 from lafs_ray.engine.object_store import Shared, share
-from lafs_ray.engine.online_eval import Judge, Probes, judge_checkpoint
-from lafs_ray.engine.preemption import Wishes, leaving_nodes
+from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evaluate_checkpoint
+from lafs_ray.engine.preemption import RequestListener, leaving_nodes
 from lafs_ray.engine.prometheus import Gauges
 from lafs_ray.engine.ray_ingest import rank_stream
 from lafs_ray.engine.ray_session import _QUIET
 from lafs_ray.engine.resources import connect
 from lafs_ray.engine.signals import StopRequest, stop_request
 from lafs_ray.errors import find_user_error
-from lafs_ray.training.prepare import JobInputs
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.prepare import RunInputs
+from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_rank
 
 _RELAY_POLL_S = 0.5
 
 
-def run_on_ray(inputs: JobInputs) -> None:
+def run_on_ray(inputs: RunInputs) -> None:
     """Train to the end of the run; returns when it is there.
 
     Raises:
@@ -57,21 +57,27 @@ def run_on_ray(inputs: JobInputs) -> None:
     config = inputs.config
     connect(config)
     display = terminal_display(inputs)
-    probes = Probes(inputs, _judge_on_ray(config), display.say) if config.probe.enabled else None
+    evaluator = (
+        OnlineEvaluator(inputs, _evaluate_on_ray(config), display.say)
+        if config.online_eval.enabled
+        else None
+    )
     # After connecting, as Ray installs a handler of its own there.
     with stop_request(signal.SIGTERM, signal.SIGINT) as request:
-        _fit(inputs, display, probes, request)
+        _fit(inputs, display, evaluator, request)
         request.raise_if_stopped(inputs)
-    if probes is not None and request.signum is None:
-        probes.finish()
+    if evaluator is not None and request.signum is None:
+        evaluator.finish()
 
 
-def _fit(inputs: JobInputs, display: Display, probes: Probes | None, request: StopRequest) -> None:
+def _fit(
+    inputs: RunInputs, display: Console, evaluator: OnlineEvaluator | None, request: StopRequest
+) -> None:
     # On the driver's node: elsewhere the loss of a worker's node could end the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote()
+    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverChannel).remote()
     ended = threading.Event()
-    arguments = relay, display, probes, request, ended
+    arguments = relay, display, evaluator, request, ended
     printer = threading.Thread(target=_follow, args=arguments, daemon=True)
     printer.start()
     try:
@@ -90,7 +96,7 @@ def _fit(inputs: JobInputs, display: Display, probes: Probes | None, request: St
         raise mistake
 
 
-def _trainer(inputs: JobInputs, relay: Any) -> TorchTrainer:
+def _trainer(inputs: RunInputs, relay: Any) -> TorchTrainer:
     config, compute = inputs.config, inputs.config.compute
     fewest, workers = compute.min_workers, compute.workers
     uses_gpu = compute.device == "cuda"
@@ -132,14 +138,14 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
 
 def _follow(
     relay: Any,
-    display: Display,
-    probes: Probes | None,
+    display: Console,
+    evaluator: OnlineEvaluator | None,
     request: StopRequest,
     ended: threading.Event,
 ) -> None:
     """Show what the workers say, judge their checkpoints, pass on a signal, until they end."""
-    if probes is not None:
-        probes.catch_up()
+    if evaluator is not None:
+        evaluator.catch_up()
     leaving: set[str] = set()
     while True:
         last = ended.wait(_RELAY_POLL_S)
@@ -149,42 +155,42 @@ def _follow(
             else:
                 display.show(line)
         if request.signum is not None:
-            relay.ask.remote(Wish.STOP)
+            relay.ask.remote(RunRequest.STOP)
         elif new := leaving_nodes() - leaving:
             display.say(f"{len(new)} nodes of the cluster will leave: saving at once")
             leaving |= new
-            relay.ask.remote(Wish.SAVE)
-        if probes is not None:
+            relay.ask.remote(RunRequest.SAVE)
+        if evaluator is not None:
             for step in ray.get(relay.drain_saved.remote()):
-                probes.saved(step)
-            probes.collect()
-            relay.judging.remote(probes.running)
+                evaluator.saved(step)
+            evaluator.collect()
+            relay.judging.remote(evaluator.running)
         if last:
             return
 
 
-def _judge_on_ray(config: Job) -> Judge:
+def _evaluate_on_ray(config: TrainConfig) -> StartEvaluation:
     """Each probe is a task of its own."""
-    probe = config.probe
+    online_eval = config.online_eval
     paths = {
         name: None if path is None else filesystem.absolute(path)
-        for name, path in (("pairs", probe.pairs), ("identities", probe.identities))
+        for name, path in (("pairs", online_eval.pairs), ("identities", online_eval.identities))
     }
-    probe = probe.model_copy(update=paths)
-    task = ray.remote(num_cpus=probe.cpus, num_gpus=int(probe.device == "cuda"), max_retries=0)(
-        _judge_task
-    )
+    online_eval = online_eval.model_copy(update=paths)
+    task = ray.remote(
+        num_cpus=online_eval.cpus, num_gpus=int(online_eval.device == "cuda"), max_retries=0
+    )(_evaluate_task)
 
     def judge(uri: str) -> Future[dict[str, float]]:
-        future: Future[dict[str, float]] = task.remote(uri, probe).future()
+        future: Future[dict[str, float]] = task.remote(uri, online_eval).future()
         return future
 
     return judge
 
 
-def _judge_task(uri: str, probe: Probe) -> dict[str, float]:
-    torch.set_num_threads(probe.cpus)
-    return judge_checkpoint(uri, probe, probe.device)
+def _evaluate_task(uri: str, online_eval: OnlineEval) -> dict[str, float]:
+    torch.set_num_threads(online_eval.cpus)
+    return evaluate_checkpoint(uri, online_eval, online_eval.device)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -219,8 +225,8 @@ def _train_worker(shared: Shared, relay: Any) -> None:
         gauges.set(report)
         relay.show.remote(report)
 
-    wishes = Wishes(relay) if rank == 0 else None
-    judges = inputs.config.probe.enabled
+    wishes = RequestListener(relay) if rank == 0 else None
+    judges = inputs.config.online_eval.enabled
     run_rank(
         inputs,
         lambda first, stop: rank_stream(inputs, shared, rank, world, first, stop),
@@ -233,14 +239,14 @@ def _train_worker(shared: Shared, relay: Any) -> None:
             after_save=lambda line: _tell_ray(line, inputs),
             written=relay.saved.remote if judges else lambda _: None,
             spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
-            wish=lambda: Wish.NOTHING if wishes is None else wishes.take(),
+            wish=lambda: RunRequest.NOTHING if wishes is None else wishes.take(),
         ),
     )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def _tell_ray(line: dict[str, Any], inputs: JobInputs) -> None:
+def _tell_ray(line: dict[str, Any], inputs: RunInputs) -> None:
     """Let Ray Train, and Tune above it, see the metrics and where the checkpoint will be."""
     where = inputs.folder().checkpoint_uri(line["step"])
     ray.train.report({**line, "checkpoint_path": where})

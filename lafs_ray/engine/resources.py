@@ -15,7 +15,7 @@ import ray.train
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.engine.ray_session import join_cluster, start_or_join
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.monitoring.input_bottleneck import READING_CPUS
@@ -55,9 +55,9 @@ def shown(labels: Mapping[str, str]) -> str:
     return f"{{{', '.join(f'{key}: {value}' for key, value in labels.items())}}}"
 
 
-def bundles_of(config: Job) -> list[Bundles]:
+def bundles_of(config: TrainConfig) -> list[Bundles]:
     """What training workers, croppers, readers and probes of a run reserve."""
-    compute, ingest, probe = config.compute, config.ingest, config.probe
+    compute, ingest, online_eval = config.compute, config.ingest, config.online_eval
     worker: dict[str, float] = {"CPU": compute.cpus_per_worker}
     # An elastic run starts with the fewest.
     workers = compute.worker_counts[0]
@@ -69,9 +69,9 @@ def bundles_of(config: Job) -> list[Bundles]:
         Bundles(croppers, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
         Bundles(workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
     ]
-    if probe.enabled:
-        resources: dict[str, float] = {"CPU": probe.cpus}
-        if probe.device == "cuda":
+    if online_eval.enabled:
+        resources: dict[str, float] = {"CPU": online_eval.cpus}
+        if online_eval.device == "cuda":
             resources["GPU"] = 1
         found.append(Bundles(1, resources, {}, ""))
     return found
@@ -157,7 +157,7 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
             )
 
 
-def connect(config: Job) -> None:
+def connect(config: TrainConfig) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
@@ -166,37 +166,39 @@ def connect(config: Job) -> None:
     """
     workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
     share = config.compute.gpus_per_worker
-    probes = int(config.probe.enabled and config.probe.device == "cuda")
+    evaluator = int(config.online_eval.enabled and config.online_eval.device == "cuda")
     gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
-    gpu_arithmetic += " + 1 for probe.device=cuda" * probes
+    gpu_arithmetic += " + 1 for online_eval.device=cuda" * evaluator
     start_or_join(needed_cpus(config))
     await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
-    join_cluster(needed_cpus(config), _arithmetic(config), workers * share + probes, gpu_arithmetic)
+    join_cluster(
+        needed_cpus(config), _arithmetic(config), workers * share + evaluator, gpu_arithmetic
+    )
     require_nodes(bundles_of(config))
 
 
-def _workers_key(config: Job) -> str:
+def _workers_key(config: TrainConfig) -> str:
     return "compute.workers" if config.compute.min_workers is None else "compute.min_workers"
 
 
-def _arithmetic(config: Job) -> str:
+def _arithmetic(config: TrainConfig) -> str:
     compute, ingest = config.compute, config.ingest
     return (
         f"{compute.worker_counts[0]} workers × "
         f"(compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
         f"{ingest.cpus_per_actor:g} + 1 for reading)"
-        + (f" + probe.cpus {config.probe.cpus}" if config.probe.enabled else "")
+        + (f" + online_eval.cpus {config.online_eval.cpus}" if config.online_eval.enabled else "")
     )
 
 
-def ingest_cpus(config: Job) -> float:
+def ingest_cpus(config: TrainConfig) -> float:
     """CPUs that the ingest of one training worker takes: its croppers and one worth of reading."""
     return config.ingest.actors_per_worker * config.ingest.cpus_per_actor + READING_CPUS
 
 
-def needed_cpus(config: Job) -> float:
+def needed_cpus(config: TrainConfig) -> float:
     """CPUs without which a run, of compute.min_workers if there is one, would wait for ever."""
-    probe = config.probe.cpus if config.probe.enabled else 0
+    online_eval = config.online_eval.cpus if config.online_eval.enabled else 0
     compute = config.compute
-    return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + probe
+    return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + online_eval

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.prepare import RunInputs
 
 
 class StopRequest:
@@ -21,7 +21,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signum: int | None = None
 
-    def raise_if_stopped(self, inputs: JobInputs) -> None:
+    def raise_if_stopped(self, inputs: RunInputs) -> None:
         """Tell that a run was stopped, if it was.
 
         Raises:

@@ -103,7 +103,7 @@ Float64s = NDArray[np.float64]
 
 
 def flip_sum(embeddings: Floats) -> Float64s:
-    """Embedding of each image plus that of its mirror, not normalised: float64 [N, D].
+    """Embedding of each image plus that of its mirror, not normalized: float64 [N, D].
 
     Args:
         embeddings: of the image and of its mirror, [N, 2, D].
@@ -113,19 +113,19 @@ def flip_sum(embeddings: Floats) -> Float64s:
     return total
 
 
-def centre(rows: Floats) -> Float64s:
+def center(rows: Floats) -> Float64s:
     """The rows less their mean over all images: float64 [N, D]; no label is used.
 
-    Ours. Self-supervised embeddings share a large common part: after normalisation they lie in a
+    Ours. Self-supervised embeddings share a large common part: after normalization they lie in a
     narrow cone, whose distances the protocol's grid of thresholds (steps of 0.01) cannot tell
     apart. Of flip-test sums, this removes the mean embedding over images and mirror images.
     """
     values = rows.astype(np.float64)
-    centred: Float64s = values - values.mean(axis=0)
-    return centred
+    centered: Float64s = values - values.mean(axis=0)
+    return centered
 
 
-def normalise(rows: Floats) -> Float64s:
+def normalize(rows: Floats) -> Float64s:
     """The rows at length 1: float64 [N, D]. A row of zeros stays zero.
 
     Raises:

@@ -38,12 +38,12 @@ class Decoding:
     """How stored faces become pixels.
 
     Args:
-        colour_order: what the files decode to.
+        color_order: what the files decode to.
         resize: scale square images of another size to 112×112; else they count as damaged.
         max_bad_records: faces that may be left out before it counts as a mistake.
     """
 
-    colour_order: Literal["rgb", "bgr"] = "rgb"
+    color_order: Literal["rgb", "bgr"] = "rgb"
     resize: bool = False
     max_bad_records: int = 100
 
@@ -168,8 +168,8 @@ def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
         DataError: it does not decode, or has another size or shape than asked for.
     """
     if not decoding.resize:
-        return decode_image(data, colour_order=decoding.colour_order, size=SIDE)
-    pixels = decode_image(data, colour_order=decoding.colour_order, size=None)
+        return decode_image(data, color_order=decoding.color_order, size=SIDE)
+    pixels = decode_image(data, color_order=decoding.color_order, size=None)
     height, width = pixels.shape[:2]
     if height != width:
         raise DataError(

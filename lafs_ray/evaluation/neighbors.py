@@ -1,8 +1,8 @@
-"""Identity by nearest neighbours: does the face most alike show the same person?
+"""Identity by nearest neighbors: does the face most alike show the same person?
 
-Leave-one-out over a labelled set: every image asks all others. The price is N²·D multiplications,
+Leave-one-out over a labeled set: every image asks all others. The price is N²·D multiplications,
 done in blocks of queries, so that memory is that of the embeddings and 64 MB.
-Letters: N images, D width, k neighbours.
+Letters: N images, D width, k neighbors.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import normalise
+from lafs_ray.evaluation.embed import normalize
 
 _SIMILARITIES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
-class NeighbourAccuracy:
-    """Share of images whose neighbours name the right person.
+class NeighborAccuracy:
+    """Share of images whose neighbors name the right person.
 
     Args:
-        k: neighbours asked.
+        k: neighbors asked.
         accuracy: 0 … 1.
         num_images: images that asked and were asked.
         num_identities: their persons.
@@ -39,13 +39,13 @@ class NeighbourAccuracy:
     num_excluded: int
 
 
-def neighbour_accuracies(
+def neighbor_accuracies(
     embeddings: NDArray[np.floating[Any]],
     labels: NDArray[np.int64],
     ks: Sequence[int],
     *,
     similarities_at_once: int = _SIMILARITIES_AT_ONCE,
-) -> list[NeighbourAccuracy]:
+) -> list[NeighborAccuracy]:
     """Leave-one-out accuracy by cosine similarity, for each k.
 
     The k nearest vote; of several persons with most votes the one with the nearest face wins.
@@ -53,7 +53,7 @@ def neighbour_accuracies(
     Args:
         embeddings: [N, D], of any length.
         labels: identity of each image, int64 [N].
-        ks: numbers of neighbours.
+        ks: numbers of neighbors.
         similarities_at_once: bounds the memory; it does not change the result.
 
     Raises:
@@ -62,7 +62,7 @@ def neighbour_accuracies(
     kept = check_possible(labels, ks)
     num_kept, (_, persons) = int(np.count_nonzero(kept)), np.unique(labels, return_inverse=True)
     # float32 halves the time; cosines then err by 1e-7.
-    rows, persons = normalise(embeddings[kept]).astype(np.float32), persons[kept]
+    rows, persons = normalize(embeddings[kept]).astype(np.float32), persons[kept]
     step = max(similarities_at_once // num_kept, 1)
     right = np.zeros(len(ks), dtype=np.int64)
     for start in range(0, num_kept, step):
@@ -71,7 +71,7 @@ def neighbour_accuracies(
         right += [np.count_nonzero(_vote(near[:, :k]) == truth) for k in ks]
     num_identities, num_excluded = len(np.unique(persons)), len(labels) - num_kept
     return [
-        NeighbourAccuracy(k, int(hits) / num_kept, num_kept, num_identities, num_excluded)
+        NeighborAccuracy(k, int(hits) / num_kept, num_kept, num_identities, num_excluded)
         for k, hits in zip(ks, right, strict=True)
     ]
 
@@ -87,7 +87,7 @@ def check_possible(labels: NDArray[np.int64], ks: Sequence[int]) -> NDArray[np.b
     num_kept = int(np.count_nonzero(kept))
     if num_kept == 0:
         raise DataError(
-            "labelled faces",
+            "labeled faces",
             found=f"{len(labels)} images of {len(counts)} identities, none with two",
             expected="at least one identity with two images",
             fix="give a set with several images of a person",

@@ -20,7 +20,7 @@ _PANELS = (
     ("loss (nats)", ("loss",)),
     ("entropy (nats)", ("teacher_entropy", "student_entropy")),
     ("KL teacher to student (nats)", ("kl",)),
-    ("norm of the centre", ("centre_norm",)),
+    ("norm of the center", ("center_norm",)),
     ("share of prototypes in use", ("used_prototypes",)),
     ("deviation of embeddings", ("embedding_std",)),
 )
@@ -46,7 +46,7 @@ def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]]) -> Figure:
-    """Landmarks drawn on faces, coloured by their number, so that the same part has one colour.
+    """Landmarks drawn on faces, colored by their number, so that the same part has one color.
 
     Args:
         images: uint8 [B, S, S, 3] RGB.

@@ -1,4 +1,4 @@
-"""The three evaluation protocols: pairs, nearest-neighbour identities and IJB templates."""
+"""The three evaluation protocols: pairs, nearest-neighbor identities and IJB templates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.eval_sets import (
     FaceSource,
-    LabelledFaces,
+    LabeledFaces,
     PairFaces,
 )
 from lafs_ray.data.ijb import Templates
@@ -24,7 +24,7 @@ from lafs_ray.evaluation.report import (
     raw_pixel_rows,
     template_rows,
 )
-from lafs_ray.evaluation.results import Judged
+from lafs_ray.evaluation.results import EvalResult
 from lafs_ray.evaluation.templates import TestMode
 from lafs_ray.models.embedder import FaceEmbedder
 
@@ -50,8 +50,10 @@ def local_embedding(
     return partial(embed_faces, network.to(device), progress=progress, **options)
 
 
-def judge_pairs(source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False) -> Judged:
-    """10-fold verification of a pair file by each embedding, plain and centred.
+def evaluate_pairs(
+    source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False
+) -> EvalResult:
+    """10-fold verification of a pair file by each embedding, plain and centered.
 
     Args:
         source: the pairs.
@@ -66,18 +68,18 @@ def judge_pairs(source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool =
     for name, embed in embeddings.items():
         rows += pair_rows(name, flip_sum(embed(source)), same)
     counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
-    return Judged("pairs", source.uri, counts, rows)
+    return EvalResult("pairs", source.uri, counts, rows)
 
 
-def judge_identities(
-    source: LabelledFaces, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
-) -> Judged:
-    """Leave-one-out identities of a labelled set by each embedding, plain and centred.
+def evaluate_identities(
+    source: LabeledFaces, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
+) -> EvalResult:
+    """Leave-one-out identities of a labeled set by each embedding, plain and centered.
 
     Args:
         source: the set.
         embeddings: by name.
-        ks: neighbours asked.
+        ks: neighbors asked.
 
     Raises:
         DataError: a label or an image is damaged, or a k is impossible.
@@ -86,13 +88,13 @@ def judge_identities(
     for name, embed in embeddings.items():
         rows += identity_rows(name, flip_sum(embed(source)), source.labels, ks)
     counts = {name: rows[0].details[name] for name in COUNTS}
-    return Judged("identities", source.path, counts, rows)
+    return EvalResult("identities", source.path, counts, rows)
 
 
-def judge_templates(
+def evaluate_templates(
     protocol: Templates, embeddings: Embeddings, *, modes: Sequence[TestMode]
-) -> Judged:
-    """TAR at FAR of a template protocol by each embedding, plain and centred, in each mode.
+) -> EvalResult:
+    """TAR at FAR of a template protocol by each embedding, plain and centered, in each mode.
 
     Args:
         protocol: the lists and faces.
@@ -110,4 +112,4 @@ def judge_templates(
         "num_templates": len(np.unique(protocol.templates)),
         "num_pairs": len(protocol.same),
     }
-    return Judged("templates", protocol.uri, counts, rows)
+    return EvalResult("templates", protocol.uri, counts, rows)

@@ -1,6 +1,6 @@
 """From embeddings to the figures of one input, as rows of a table and of results.json.
 
-Every embedding is judged twice: plain, as the protocols have it, and centred (`vectors.centre`),
+Every embedding is judged twice: plain, as the protocols have it, and centered (`vectors.center`),
 which is the fair figure for a network that has never seen a label.
 """
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from lafs_ray.data.eval_sets import FaceSource
 from lafs_ray.data.ijb import Templates
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import centre, chunks
-from lafs_ray.evaluation.neighbors import neighbour_accuracies
+from lafs_ray.evaluation.embed import center, chunks
+from lafs_ray.evaluation.neighbors import neighbor_accuracies
 from lafs_ray.evaluation.templates import (
     TEMPLATE_FARS,
     TestMode,
@@ -36,7 +36,7 @@ from lafs_ray.evaluation.verification import (
 
 RAW_PIXELS = "raw pixels"
 PAIR_FARS = (1e-3, 1e-2, 1e-1)
-# What a labelled set's rows say about it.
+# What a labeled set's rows say about it.
 COUNTS = ("num_images", "num_identities", "num_excluded")
 
 Float64s = NDArray[np.float64]
@@ -49,14 +49,14 @@ class Row:
 
     Args:
         name: of the embedding.
-        centred: whether the mean embedding was subtracted.
+        centered: whether the mean embedding was subtracted.
         figures: name to value, 0 … 1; None where the input does not define it.
         details: what else results.json says.
         curve: its ROC.
     """
 
     name: str
-    centred: bool
+    centered: bool
     figures: dict[str, float | None]
     details: dict[str, Any] = field(default_factory=dict)
     curve: RocCurve | None = None
@@ -64,20 +64,20 @@ class Row:
     @property
     def title(self) -> str:
         """Name with the treatment."""
-        return f"{self.name}, centred" if self.centred else self.name
+        return f"{self.name}, centered" if self.centered else self.name
 
     def content(self) -> dict[str, Any]:
         """The row as plain values."""
         return {
             "embedding": self.name,
-            "centred": self.centred,
+            "centered": self.centered,
             **self.figures,
             **self.details,
         }
 
 
 def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) -> list[Row]:
-    """Plain and centred figures of an embedding of pairs.
+    """Plain and centered figures of an embedding of pairs.
 
     Args:
         name: of the embedding.
@@ -88,12 +88,14 @@ def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) ->
         DataError: fewer pairs than folds, or an embedding is not finite.
     """
     return [
-        pair_row(name, centred, pair_distances(centre(embeddings) if centred else embeddings), same)
-        for centred in (False, True)
+        pair_row(
+            name, centered, pair_distances(center(embeddings) if centered else embeddings), same
+        )
+        for centered in (False, True)
     ]
 
 
-def pair_row(name: str, centred: bool, distances: Float64s, same: Truths) -> Row:
+def pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> Row:
     """10-fold accuracy, TAR at FARs and area under the ROC of pair distances, float64 [P]."""
     accuracy = kfold_accuracy(distances, same)
     figures: dict[str, float | None] = {"accuracy": accuracy.mean, "std": accuracy.std}
@@ -110,13 +112,13 @@ def pair_row(name: str, centred: bool, distances: Float64s, same: Truths) -> Row
             continue
         figures[f"TAR@{far:g}"] = found.tar
         details[f"TAR@{far:g} std"], details[f"TAR@{far:g} far"] = found.std, found.far
-    return Row(name, centred, figures, details, curve)
+    return Row(name, centered, figures, details, curve)
 
 
 def raw_pixel_rows(source: FaceSource, same: Truths) -> list[Row]:
     """The rows that a network has to beat: an image's pixels less their own mean.
 
-    The centred row subtracts the mean picture as well. Pixels are not mirrored.
+    The centered row subtracts the mean picture as well. Pixels are not mirrored.
     """
     total: Float64s | float = 0.0
     for start, stop in chunks(source.num_images):
@@ -128,38 +130,38 @@ def raw_pixel_rows(source: FaceSource, same: Truths) -> list[Row]:
         for parts, rows in zip(distances, (pixels, pixels - mean), strict=True):
             parts.append(pair_distances(rows))
     return [
-        pair_row(RAW_PIXELS, centred, np.concatenate(parts), same)
-        for centred, parts in zip((False, True), distances, strict=True)
+        pair_row(RAW_PIXELS, centered, np.concatenate(parts), same)
+        for centered, parts in zip((False, True), distances, strict=True)
     ]
 
 
 def identity_rows(
     name: str, embeddings: NDArray[np.floating[Any]], labels: NDArray[np.int64], ks: Sequence[int]
 ) -> list[Row]:
-    """Plain and centred leave-one-out identity accuracy.
+    """Plain and centered leave-one-out identity accuracy.
 
     Args:
         name: of the embedding.
         embeddings: [N, D], flip test done.
         labels: int64 [N].
-        ks: neighbours asked.
+        ks: neighbors asked.
 
     Raises:
-        DataError: see `neighbour_accuracies`.
+        DataError: see `neighbor_accuracies`.
     """
     rows = []
-    for centred in (False, True):
-        found = neighbour_accuracies(centre(embeddings) if centred else embeddings, labels, ks)
+    for centered in (False, True):
+        found = neighbor_accuracies(center(embeddings) if centered else embeddings, labels, ks)
         figures: dict[str, float | None] = {f"{one.k}-NN": one.accuracy for one in found}
         counts = {name: getattr(found[0], name) for name in COUNTS}
-        rows.append(Row(name, centred, figures, counts))
+        rows.append(Row(name, centered, figures, counts))
     return rows
 
 
 def template_rows(
     name: str, embeddings: NDArray[np.floating[Any]], protocol: Templates, modes: Sequence[TestMode]
 ) -> list[Row]:
-    """Plain and centred TAR at FAR of a template protocol, for each test mode.
+    """Plain and centered TAR at FAR of a template protocol, for each test mode.
 
     Args:
         name: of the embedding.
@@ -172,8 +174,8 @@ def template_rows(
     """
     rows = []
     for mode in modes:
-        for centred in (False, True):
-            features = image_features(embeddings, protocol.scores, mode, centred=centred)
+        for centered in (False, True):
+            features = image_features(embeddings, protocol.scores, mode, centered=centered)
             scores = pair_scores(
                 *template_features(features, protocol.templates, protocol.medias),
                 protocol.first,
@@ -185,5 +187,5 @@ def template_rows(
             for far in TEMPLATE_FARS:
                 figures[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
             figures["AUC"] = curve.area
-            rows.append(Row(f"{name} {mode}", centred, figures, details, curve))
+            rows.append(Row(f"{name} {mode}", centered, figures, details, curve))
     return rows

@@ -13,7 +13,7 @@ from lafs_ray.evaluation.report import Row
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class EvalResult:
     """The figures of one input.
 
     Args:
@@ -54,7 +54,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def write_results(folder: str, header: Mapping[str, Any], judged: Sequence[Judged]) -> None:
+def write_results(folder: str, header: Mapping[str, Any], judged: Sequence[EvalResult]) -> None:
     """Write results.json and roc_<input>.png for each input with ROC curves, each all or nothing.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import centre, normalise
+from lafs_ray.evaluation.embed import center, normalize
 
 TEMPLATE_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _PAIRS_AT_ONCE = 100_000
@@ -64,7 +64,7 @@ def parse_mode(text: str) -> TestMode:
 
 
 def image_features(
-    embeddings: Floats, detector_scores: Floats, mode: TestMode, *, centred: bool = False
+    embeddings: Floats, detector_scores: Floats, mode: TestMode, *, centered: bool = False
 ) -> Float64s:
     """One feature for each image, float64 [N, D].
 
@@ -72,15 +72,15 @@ def image_features(
         embeddings: of the image and of its mirror, [N, 2, D].
         detector_scores: [N].
         mode: which steps are taken.
-        centred: whether the mean over all images is subtracted first (ours, see `vectors.centre`).
+        centered: whether the mean over all images is subtracted first (ours, see `vectors.center`).
     """
     rows = embeddings[:, 0].astype(np.float64)
     if mode.flip:
         rows += embeddings[:, 1]
-    if centred:
-        rows = centre(rows)
+    if centered:
+        rows = center(rows)
     if not mode.keep_norm:
-        rows = normalise(rows)
+        rows = normalize(rows)
     if mode.detector:
         rows *= detector_scores[:, None]
     return rows
@@ -109,7 +109,7 @@ def template_features(
     means = np.add.reduceat(features[order], starts) / counts[:, None]
     owners = templates[starts]
     firsts = np.append(True, np.diff(owners) != 0).nonzero()[0]
-    return normalise(np.add.reduceat(means, firsts)), owners[firsts]
+    return normalize(np.add.reduceat(means, firsts)), owners[firsts]
 
 
 def pair_scores(features: Float64s, numbers: Int64s, first: Int64s, second: Int64s) -> Float64s:

@@ -1,6 +1,6 @@
 """Pair verification: is it the same person? Accuracy over ten folds, and TAR at a given FAR.
 
-The protocol of insightface and of the reference: squared distance of L2-normalised embeddings, a
+The protocol of insightface and of the reference: squared distance of L2-normalized embeddings, a
 threshold chosen on nine folds and applied to the tenth; folds are contiguous blocks of pairs.
 Counts are made by searching sorted distances, so a grid of 4,000 thresholds costs milliseconds.
 Letters: P pairs, D width, T thresholds.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import normalise
+from lafs_ray.evaluation.embed import normalize
 
 Floats = NDArray[np.floating]
 Float64s = NDArray[np.float64]
@@ -78,12 +78,12 @@ class TarAtFar:
 def raw_pixel_embeddings(images: NDArray[np.uint8]) -> Float64s:
     """The baseline a network has to beat: an image's pixels less their mean, float64 [B, S·S·3]."""
     pixels = images.reshape(len(images), -1).astype(np.float64)
-    centred: Float64s = pixels - pixels.mean(axis=1, keepdims=True)
-    return centred
+    centered: Float64s = pixels - pixels.mean(axis=1, keepdims=True)
+    return centered
 
 
 def pair_distances(embeddings: Floats) -> Float64s:
-    """Squared Euclidean distance of the L2-normalised rows 2i and 2i+1: float64 [P], 0 … 4.
+    """Squared Euclidean distance of the L2-normalized rows 2i and 2i+1: float64 [P], 0 … 4.
 
     A row of zeros stays zero.
 
@@ -94,7 +94,7 @@ def pair_distances(embeddings: Floats) -> Float64s:
         DataError: an embedding is not finite; a metric over it would be a lie.
     """
     assert len(embeddings) % 2 == 0, "two rows a pair"
-    rows = normalise(embeddings)
+    rows = normalize(embeddings)
     squared: Float64s = np.square(rows[0::2] - rows[1::2]).sum(axis=1)
     return squared
 

@@ -1,1 +1,1 @@
-"""LAFS and finetuning: views, losses, schedules, optimiser rules; plain arguments, no config."""
+"""LAFS and finetuning: views, losses, schedules, optimizer rules; plain arguments, no config."""

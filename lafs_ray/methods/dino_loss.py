@@ -1,4 +1,4 @@
-"""DINO's objective: cross-entropy between views, the teacher's centre, and signs of collapse.
+"""DINO's objective: cross-entropy between views, the teacher's center, and signs of collapse.
 
 The loss sums the student's views before it meets the teacher: two products of [B, K] instead of one
 for each of the 18 pairs. All distributions are float32, whatever autocast makes of the scores.
@@ -36,7 +36,7 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
     Args:
         student: scores [V·B, K], crop-major, with a gradient.
         targets: the teacher's distributions [2·B, K] of the global views, crop-major, from
-            `centred_targets` or `sinkhorn_targets`.
+            `centered_targets` or `sinkhorn_targets`.
         student_temp: divides the student's scores.
         num_views: V, global views included.
 
@@ -60,15 +60,15 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
 
 
 @torch.no_grad()
-def centred_targets(teacher: Tensor, centre: Tensor, teacher_temp: float) -> Tensor:
-    """Softmax of the teacher's centred scores [R, K] at its temperature, at least float32.
+def centered_targets(teacher: Tensor, center: Tensor, teacher_temp: float) -> Tensor:
+    """Softmax of the teacher's centered scores [R, K] at its temperature, at least float32.
 
     Args:
         teacher: scores [R, K].
-        centre: [1, K], as the previous step left it.
-        teacher_temp: divides the centred scores.
+        center: [1, K], as the previous step left it.
+        teacher_temp: divides the centered scores.
     """
-    return F.softmax((_widen(teacher) - centre) / teacher_temp, dim=-1)
+    return F.softmax((_widen(teacher) - center) / teacher_temp, dim=-1)
 
 
 @torch.no_grad()
@@ -112,60 +112,60 @@ def _logsumexp_of_all_ranks(logs: Tensor) -> Tensor:
     return highest + total.log()
 
 
-class Centre(nn.Module):
+class Center(nn.Module):
     """Running mean of the teacher's scores, which keeps any one prototype from taking over.
 
-    Ours: the mean moves once per optimiser step, over all micro-batches seen since; the reference
+    Ours: the mean moves once per optimizer step, over all micro-batches seen since; the reference
     moves it once per forward. With one micro-batch a step both agree; with more, ours makes
     accumulation equal to a larger batch.
 
     Args:
         num_prototypes: K.
-        momentum: weight of the old centre in an update.
+        momentum: weight of the old center in an update.
     """
 
-    centre: Tensor
+    center: Tensor
     pending: Tensor
 
     def __init__(self, num_prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("centre", torch.zeros(1, num_prototypes))
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
         # Not persistent: a checkpoint is written between steps, where nothing is pending.
         self.register_buffer("pending", torch.zeros(1, num_prototypes), persistent=False)
         self.pending_rows = 0
 
     @torch.no_grad()
     def observe(self, teacher_logits: Tensor) -> None:
-        """Note a micro-batch of raw, uncentred teacher scores [R, K] for the next update."""
+        """Note a micro-batch of raw, uncenterd teacher scores [R, K] for the next update."""
         self.pending += teacher_logits.sum(0, keepdim=True, dtype=self.pending.dtype)
         self.pending_rows += teacher_logits.shape[0]
 
     @torch.no_grad()
     def update(self, hold: Tensor | None = None) -> None:
-        """Move the centre towards the mean over all ranks' rows; every rank must call it.
+        """Move the center towards the mean over all ranks' rows; every rank must call it.
 
         Ranks have seen equally many rows (the plan gives equal batches): only sums are exchanged.
 
         Args:
-            hold: 0-d, on the centre's device; where it is 1, the centre stays as it is.
+            hold: 0-d, on the center's device; where it is 1, the center stays as it is.
         """
-        assert self.pending_rows > 0, "the centre is updated after at least one micro-batch"
+        assert self.pending_rows > 0, "the center is updated after at least one micro-batch"
         rows = self.pending_rows
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.pending)
             rows *= dist.get_world_size()
-        moved = torch.lerp(self.centre, self.pending / rows, 1.0 - self.momentum)
-        self.centre.copy_(moved if hold is None else torch.where(hold > 0, self.centre, moved))
+        moved = torch.lerp(self.center, self.pending / rows, 1.0 - self.momentum)
+        self.center.copy_(moved if hold is None else torch.where(hold > 0, self.center, moved))
         self.pending.zero_()
         self.pending_rows = 0
 
 
 @torch.no_grad()
-def learning_state(
+def ssl_diagnostics(
     student: Tensor,
     targets: Tensor,
-    centre: Tensor,
+    center: Tensor,
     embeddings: Tensor,
     *,
     student_temp: float,
@@ -175,7 +175,7 @@ def learning_state(
     Args:
         student: scores [R, K], crop-major; its first 2·B rows, the global views, are read.
         targets: the teacher's distributions [2·B, K], crop-major, as in the loss.
-        centre: [1, K], the running mean of the teacher's scores.
+        center: [1, K], the running mean of the teacher's scores.
         embeddings: the teacher's embeddings [2·B, D].
         student_temp: as in the loss.
 
@@ -183,7 +183,7 @@ def learning_state(
         Scalars on the scores' device, without a gradient:
         `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (collapse to no
         opinion), 0 is one-hot. `kl`: nats, of the student's other view from the teacher's; the part
-        of the loss that can be learnt. `centre_norm`. `used_prototypes`: how many prototypes are
+        of the loss that can be learnt. `center_norm`. `used_prototypes`: how many prototypes are
         some row's likeliest target, as a share of the most possible, min(2·B, K).
         `embedding_std`: √D times the mean deviation over rows of the embeddings' directions;
         near 1 when they spread evenly, 0 when all faces give the same one.
@@ -201,7 +201,7 @@ def learning_state(
         "teacher_entropy": teacher_entropy,
         "student_entropy": -(predicted.exp() * predicted).sum(-1).mean(),
         "kl": cross_entropy - teacher_entropy,
-        "centre_norm": centre.norm(),
+        "center_norm": center.norm(),
         "used_prototypes": chosen.sum() / min(rows, num_prototypes),
         "embedding_std": spread * math.sqrt(embeddings.shape[-1]),
     }

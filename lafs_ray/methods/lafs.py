@@ -1,7 +1,7 @@
-"""LAFS pretraining: student and EMA teacher on landmark tokens of unlabelled faces.
+"""LAFS pretraining: student and EMA teacher on landmark tokens of unlabeled faces.
 
 `LafsNetwork` is one of the two networks, `Lafs` what happens to both in a step; the training loop
-calls it between forward, optimiser and checkpoint and knows nothing of teachers. Views arrive as
+calls it between forward, optimizer and checkpoint and knows nothing of teachers. Views arrive as
 tokens: landmarks and patches are made before, on the CPU or on the device.
 Shape letters: B images, V views, R rows (views of images), n tokens, P numbers in a token, D width,
 K prototypes.
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 from lafs_ray.methods.dino_loss import (
     NUM_GLOBAL_VIEWS,
-    Centre,
-    centred_targets,
+    Center,
+    centered_targets,
     dino_loss,
-    learning_state,
     sinkhorn_targets,
+    ssl_diagnostics,
 )
 from lafs_ray.methods.optim import cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.heads import DINOHead
 
 
-def dequantise(tokens: Tensor) -> Tensor:
+def dequantize(tokens: Tensor) -> Tensor:
     """Tokens as the network takes them: uint8 t becomes float32 t/127.5 - 1, floats are kept."""
     return tokens.float() / 127.5 - 1.0 if tokens.dtype == torch.uint8 else tokens
 
@@ -57,7 +57,7 @@ class LafsNetwork(nn.Module):
     def embed(self, token_sets: Sequence[Tensor]) -> Tensor:
         """Sets of tokens [R_i, n_i, P] to embeddings [ΣR_i, D].
 
-        Neighbouring sets of one token count run as a single batch: two forwards, not ten.
+        Neighboring sets of one token count run as a single batch: two forwards, not ten.
         """
         batches = [list(sets) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
         return torch.cat([self.backbone(torch.cat(batch)) for batch in batches])
@@ -66,8 +66,8 @@ class LafsNetwork(nn.Module):
 class Lafs:
     """One step of LAFS pretraining, in the parts between which the training loop stands.
 
-    A step: `loss` and backward for every micro-batch, clipping, `before_optimizer`, the optimiser,
-    `finish_step`. The centre in the loss is the one that the previous step left.
+    A step: `loss` and backward for every micro-batch, clipping, `before_optimizer`, the optimizer,
+    `finish_step`. The center in the loss is the one that the previous step left.
     Source: METHOD.md, "Objective and schedules"; golden case e1.
 
     Args:
@@ -75,11 +75,11 @@ class Lafs:
         teacher: of the same shape and on the same device; takes the student's weights here.
         num_prototypes: K.
         student_temp: divides the student's scores.
-        centre_momentum: weight of the old centre in an update.
+        center_momentum: weight of the old center in an update.
         freeze_last_layer_epochs: epochs in which the prototypes are not trained.
         teacher_dropout: the teacher keeps dropout and stochastic depth (the reference); without,
             it runs in eval mode (DINO's recipe).
-        centring: what keeps the teacher from giving all faces one answer: the running mean of its
+        centering: what keeps the teacher from giving all faces one answer: the running mean of its
             scores (DINO), or balancing every micro-batch (`sinkhorn_targets`).
     """
 
@@ -90,19 +90,19 @@ class Lafs:
         *,
         num_prototypes: int,
         student_temp: float = 0.1,
-        centre_momentum: float = 0.9,
+        center_momentum: float = 0.9,
         freeze_last_layer_epochs: int = 1,
         teacher_dropout: bool = True,
-        centring: Literal["mean", "sinkhorn"] = "mean",
+        centering: Literal["mean", "sinkhorn"] = "mean",
     ) -> None:
         self.trainable = student
         self.teacher = teacher
         self.teacher.load_state_dict(student.state_dict())
         self.teacher.requires_grad_(False).train(teacher_dropout)
         device = student.backbone.cls_token.device
-        self.centre = Centre(num_prototypes, centre_momentum).to(device)
+        self.center = Center(num_prototypes, center_momentum).to(device)
         self.student_temp = student_temp
-        self.centring = centring
+        self.centering = centering
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     def begin_step(self, step: int) -> None:
@@ -111,7 +111,7 @@ class Lafs:
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch; its teacher scores are noted for the centre's next update.
+        """Loss of one micro-batch; its teacher scores are noted for the center's next update.
 
         Args:
             network: the student, as it is or wrapped (DDP, compiled).
@@ -120,13 +120,13 @@ class Lafs:
             values: `teacher_temp`.
 
         Returns:
-            The scalar loss with its graph, and scalars without: `loss` and `learning_state`'s.
+            The scalar loss with its graph, and scalars without: `loss` and `ssl_diagnostics`'s.
         """
         views = [batch["global_tokens"], batch["local_tokens"]]
-        global_views, local_views = (_crop_major(dequantise(tokens)) for tokens in views)
+        global_views, local_views = (_crop_major(dequantize(tokens)) for tokens in views)
         num_views = sum(tokens.shape[1] for tokens in views)
         assert views[0].shape[1] == NUM_GLOBAL_VIEWS, views[0].shape
-        # The head is called by itself for its input, the embeddings that `learning_state` watches.
+        # The head is called by itself for its input, the embeddings that `ssl_diagnostics` watches.
         with torch.no_grad():
             embeddings = self.teacher.embed([global_views])
             teacher = self.teacher.head(embeddings)
@@ -134,15 +134,15 @@ class Lafs:
         targets = self._targets(teacher, values["teacher_temp"])
         temp = self.student_temp
         loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
-        state = learning_state(student, targets, self.centre.centre, embeddings, student_temp=temp)
-        self.centre.observe(teacher)
+        state = ssl_diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
+        self.center.observe(teacher)
         return loss, {"loss": loss.detach(), **state}
 
     def _targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
-        """The teacher's distributions [2·B, K], kept from collapse as `centring` says."""
-        if self.centring == "sinkhorn":
+        """The teacher's distributions [2·B, K], kept from collapse as `centering` says."""
+        if self.centering == "sinkhorn":
             return sinkhorn_targets(teacher, teacher_temp)
-        return centred_targets(teacher, self.centre.centre, teacher_temp)
+        return centered_targets(teacher, self.center.center, teacher_temp)
 
     def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
         """Take the prototypes' gradient away in the first epochs; the gradients are complete."""
@@ -151,23 +151,23 @@ class Lafs:
             cancel_gradients(self.trainable)
 
     def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
-        """Move the teacher and the centre; the optimiser has moved the student.
+        """Move the teacher and the center; the optimizer has moved the student.
 
         Args:
             values: `ema_momentum`.
             hold: 0-d; where it is 1, both stay as they are.
         """
         ema_update_(self.teacher, self.trainable, values["ema_momentum"], hold)
-        self.centre.update(hold)
+        self.center.update(hold)
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher's and the centre's state: the live tensors, to be written before a step."""
-        return {"teacher": self.teacher.state_dict(), "centre": self.centre.state_dict()}
+        """The teacher's and the center's state: the live tensors, to be written before a step."""
+        return {"teacher": self.teacher.state_dict(), "center": self.center.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state from `state_dict`; names and shapes must match exactly."""
         self.teacher.load_state_dict(state["teacher"])
-        self.centre.load_state_dict(state["centre"])
+        self.center.load_state_dict(state["center"])
 
 
 def _crop_major(tokens: Tensor) -> Tensor:

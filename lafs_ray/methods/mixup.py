@@ -1,6 +1,6 @@
-"""Mix-up of labelled faces, on the training device: whole batches, or nothing, of a step.
+"""Mix-up of labeled faces, on the training device: whole batches, or nothing, of a step.
 
-Neighbouring rows 2j and 2j + 1 are mixed, so who is mixed with whom does not depend on how many
+Neighboring rows 2j and 2j + 1 are mixed, so who is mixed with whom does not depend on how many
 ranks or micro-batches share a batch; λ is one for all of a step. Labels stay sparse.
 """
 
@@ -18,7 +18,7 @@ _STREAM = 0x6D697870
 
 
 @dataclass(frozen=True)
-class MixupShares:
+class MixupSchedule:
     """λ of every step: 1, or with some probability drawn from Beta(α, α).
 
     Source: METHOD.md, "Margin softmax and finetuning". Ours: one λ for a step, drawn from (seed,
@@ -35,13 +35,13 @@ class MixupShares:
     seed: int
 
     def __call__(self, step: int) -> float:
-        """λ of an optimiser step, counted from 0."""
+        """λ of an optimizer step, counted from 0."""
         generator = np.random.default_rng([_STREAM, self.seed, step])
         is_mixed = generator.random() < self.probability
         return float(generator.beta(self.alpha, self.alpha)) if is_mixed else 1.0
 
 
-def neighbours(count: int, device: torch.device) -> Tensor:
+def neighbors(count: int, device: torch.device) -> Tensor:
     """The row that each of an even number of rows is mixed with, int64 [count]: 1, 0, 3, 2, …."""
     assert count % 2 == 0, f"{count} rows cannot be mixed in pairs"
     return torch.arange(count, device=device) ^ 1

@@ -1,4 +1,4 @@
-"""What surrounds the optimiser in a step: groups, clipping, the frozen last layer, the EMA.
+"""What surrounds the optimizer in a step: groups, clipping, the frozen last layer, the EMA.
 
 On a GPU all of it works on whole lists of tensors (`torch._foreach_*`) and never waits for the
 device: the base student has 145 trained tensors, and as many `.item()` calls would stall its queue
@@ -83,7 +83,7 @@ class RowAdamW(torch.optim.AdamW):
     makes the first steps of a row that comes late up to √1000/10 times as long.
 
     `hold`, where it is set, is a 0-d float32 tensor on the parameters' device: 0, or 1 to make a
-    step that moves and counts nothing. A fused optimiser reads it on the device, so that the host
+    step that moves and counts nothing. A fused optimizer reads it on the device, so that the host
     need not know; others read it on the host, which costs nothing where that is the device.
     """
 
@@ -106,7 +106,7 @@ class RowAdamW(torch.optim.AdamW):
         super().step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `AdamW.load_state_dict`, but how steps are computed stays as this optimiser was made.
+        """As `AdamW.load_state_dict`, but how steps are computed stays as this optimizer was made.
 
         torch would take it over as well: a run that continues on another device would be slow
         there, and not see `hold`.

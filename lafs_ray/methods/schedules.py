@@ -39,7 +39,7 @@ class CosineSchedule:
         )
 
     def __call__(self, step: int) -> float:
-        """Value at optimiser step `step`, counted from 0."""
+        """Value at optimizer step `step`, counted from 0."""
         assert 0 <= step < self.total_steps, f"step {step} of a run of {self.total_steps}"
         if step < self.warmup_steps:
             return _linear(self.start, self.base, step, self.warmup_steps)
@@ -91,7 +91,7 @@ class Staircase:
     stairs: tuple[tuple[int, float], ...]
 
     def __call__(self, step: int) -> float:
-        """Value at optimiser step `step`, counted from 0."""
+        """Value at optimizer step `step`, counted from 0."""
         return next((value for end, value in self.stairs if step < end), 0.0)
 
 

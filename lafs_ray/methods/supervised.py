@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.methods.mixup import mix, neighbours
+from lafs_ray.methods.mixup import mix, neighbors
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PARTS
 from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.heads import MixedLabels
@@ -33,7 +33,7 @@ def to_network_input(images: Tensor) -> Tensor:
 class SupervisedNetwork(nn.Module):
     """A transformer on faces and its margin softmax as one module, which DDP can wrap.
 
-    DDP is told here to leave the class centres alone, which are each rank's own.
+    DDP is told here to leave the class centers alone, which are each rank's own.
 
     Args:
         model: images to embeddings, over landmarks or the plain grid.
@@ -97,7 +97,7 @@ class Supervised:
         Args:
             network: `trainable`, as it is or wrapped (DDP, compiled).
             batch: `images` uint8 [B, S, S, 3] and `label` int64 [B]; other entries are ignored.
-            values: with an anchor `regulariser_weight`, λ; with mix-up `mixup_share`, 1 for a step
+            values: with an anchor `regularizer_weight`, λ; with mix-up `mixup_lam`, 1 for a step
                 that is not mixed; with freezing `landmarks_frozen`, `transformer_frozen`: 0 or 1.
 
         Returns:
@@ -105,15 +105,15 @@ class Supervised:
             images whose own class has the greatest cosine, without the margin; over landmarks
             `landmark_spread`, how far a landmark moves from image to image (deviation over the
             batch, mean over landmarks and axes, pixels): 0 when the landmark CNN ignores the face;
-            and with an anchor `regulariser`, the part of the loss that λ·MSE is, and
+            and with an anchor `regularizer`, the part of the loss that λ·MSE is, and
             `landmark_drift_px`, how far landmarks are from the anchor's (mean distance).
         """
         images = to_network_input(batch["images"])
         labels: Tensor | MixedLabels = batch["label"]
-        share = values.get("mixup_share", 1.0)
+        share = values.get("mixup_lam", 1.0)
         if share < 1.0:
             images, labels = mix(
-                images, batch["label"], share, neighbours(len(images), images.device)
+                images, batch["label"], share, neighbors(len(images), images.device)
             )
         with _eval_mode(*self._frozen_modules(values)):
             loss, is_nearest, landmarks = network(images, labels)
@@ -126,8 +126,8 @@ class Supervised:
                     target = _in_float32(self.anchor, images)
                 metrics["landmark_drift_px"] = (settled - target).norm(dim=-1).mean()
                 side = images.shape[-1] - 1
-                pull = F.mse_loss(landmarks / side, target / side) * values["regulariser_weight"]
-                metrics["regulariser"] = pull.detach()
+                pull = F.mse_loss(landmarks / side, target / side) * values["regularizer_weight"]
+                metrics["regularizer"] = pull.detach()
                 loss = loss + pull
         return loss, {"loss": loss.detach(), **metrics}
 
@@ -140,7 +140,7 @@ class Supervised:
                 parameter.grad = None
 
     def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
-        """Nothing moves besides what the optimiser moved."""
+        """Nothing moves besides what the optimizer moved."""
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the method has no state beyond `trainable`; the anchor comes with the run."""

@@ -96,7 +96,7 @@ class FViT(nn.Module):
             tokens: float [B, n, token_dim], n ≤ N; token i stands at position i + 1.
 
         Returns:
-            [B, D], the normalised class token.
+            [B, D], the normalized class token.
         """
         return self.encode(tokens)
 
@@ -135,7 +135,7 @@ class PartFViT(FViT):
         nn.Module.__init__(self)
         assert fvit.patch_to_embedding.in_features == 3 * patch_size**2, patch_size
         self.patch_size = patch_size
-        # Between positions and transformer: the published order, in which optimisers number them.
+        # Between positions and transformer: the published order, in which optimizers number them.
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.stn, self.output_layer = landmark_cnn.stn, landmark_cnn.output_layer
         self._take_over(fvit)
@@ -151,7 +151,7 @@ class PartFViT(FViT):
     def embed(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """Images and landmarks [B, n, 2] in pixels to embeddings [B, D].
 
-        `forward` in two calls serves who needs the landmarks as well (the regulariser).
+        `forward` in two calls serves who needs the landmarks as well (the regularizer).
         """
         return self.encode(extract_patches(images, landmarks, self.patch_size))
 
@@ -259,7 +259,7 @@ class _Block(nn.ModuleList):
 
 
 class _Residual(nn.Module):
-    """x + drop_path(fn(norm(x))), the sum of a branch that is normalised first."""
+    """x + drop_path(fn(norm(x))), the sum of a branch that is normalized first."""
 
     def __init__(self, width: int, branch: nn.Module, drop_path_rate: float) -> None:
         super().__init__()

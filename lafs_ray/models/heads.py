@@ -36,7 +36,7 @@ class WeightNormLinear(nn.Module):
         nn.init.uniform_(self.weight_v, -bound, bound)
 
     def effective_weight(self) -> Tensor:
-        """The normalised weight [K, in_dim] in the parameters' dtype."""
+        """The normalized weight [K, in_dim] in the parameters' dtype."""
         lengths: Tensor = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
         return self.weight_v * (self.weight_g / lengths)
 
@@ -46,7 +46,7 @@ class WeightNormLinear(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """DINO's projection: an MLP with GELU, L2 normalisation, weight-normalised prototypes.
+    """DINO's projection: an MLP with GELU, L2 normalization, weight-normalized prototypes.
 
     The MLP's weights start from a normal of standard deviation 0.02 cut at ±2, its biases at zero,
     drawn from torch's current generator. Source: METHOD.md, "Objective and schedules".

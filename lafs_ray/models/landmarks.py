@@ -42,7 +42,7 @@ _TIMM_PREFIX = "timm/"
 _BUILT_IN = "mobilenetv3"
 
 
-def normalise_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
+def normalize_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
     """Stretch each image's numbers to span exactly 0…S-1 pixels and pair them up.
 
     Minimum and maximum are taken over all 2N numbers together, so x and y share one scale. An image
@@ -64,7 +64,7 @@ def normalise_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
 
 
 def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
-    """Run a trunk, average its map over the image, run the head and normalise.
+    """Run a trunk, average its map over the image, run the head and normalize.
 
     The head runs in float32 even under autocast: half a bfloat16 step is 0.2 px at 111 px.
 
@@ -81,7 +81,7 @@ def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tens
         features = features.mean(dim=(-2, -1))
     with torch.autocast(images.device.type, enabled=False):
         raw = head(features.to(next(head.parameters()).dtype))
-    return normalise_landmarks(raw, image_side=images.shape[-1])
+    return normalize_landmarks(raw, image_side=images.shape[-1])
 
 
 class LandmarkCNN(nn.Module):
@@ -295,7 +295,7 @@ def infer_width(state: Mapping[str, Tensor]) -> float | None:
 def start_on_grid_(landmark_cnn: LandmarkCNN | TimmLandmarks) -> None:
     """Make an untrained CNN's landmarks begin near a square grid over the whole image.
 
-    Ours: as initialised in the reference, landmarks start scattered at random and short runs learn
+    Ours: as initialized in the reference, landmarks start scattered at random and short runs learn
     more slowly (docs/method.md has the figures). Here the head's bias holds the grid, and its
     weights begin at a tenth, which still moves each landmark with the face from the first step.
     """

@@ -1,6 +1,6 @@
-"""Partial FC: a margin softmax whose class centres are dealt out to ranks and sampled each step.
+"""Partial FC: a margin softmax whose class centers are dealt out to ranks and sampled each step.
 
-Each rank holds a contiguous share of the centres. All ranks gather all embeddings, compute the
+Each rank holds a contiguous share of the centers. All ranks gather all embeddings, compute the
 cosines with their own share, and reduce the softmax's maximum and sum, so logits never travel: a
 step sends G·D numbers and a few for each row, where a dense head under DDP sends the C·D of its
 gradient. With `sample_rate` r below 1, only that part of the classes enters a step's softmax.
@@ -31,19 +31,19 @@ from lafs_ray.models.sharded_softmax import (
 )
 
 _SAMPLE_STREAM = 0x73616D70
-# Centres that are drawn or sent at once: 64 MB at a width of 256.
+# Centers that are drawn or sent at once: 64 MB at a width of 256.
 _BLOCK_ROWS = 2**16
 
 
 class PartialFC(nn.Module):
-    """Margin softmax and cross-entropy over sharded, sampled class centres.
+    """Margin softmax and cross-entropy over sharded, sampled class centers.
 
     With one rank and a rate of 1 it is `MarginSoftmax` and its loss, in a third to a half of the
     memory; with more ranks it is the same up to the order of sums. Reduces over the default process
-    group. DDP must not wrap it: each rank's gradient of its own centres is already whole.
+    group. DDP must not wrap it: each rank's gradient of its own centers is already whole.
 
-    Below a rate of 1, the gradient of `weight` is sparse: `RowAdamW` moves the sampled centres
-    alone. Ours: PartialFC_V2's gradient is dense, so that its optimiser decays every centre in
+    Below a rate of 1, the gradient of `weight` is sparse: `RowAdamW` moves the sampled centers
+    alone. Ours: PartialFC_V2's gradient is dense, so that its optimizer decays every center in
     every step and moves those not sampled along their momentum.
 
     Args:
@@ -153,7 +153,7 @@ class PartialFC(nn.Module):
         """All ranks' rows on rank 0, block after block; a collective operation.
 
         Args:
-            rows: one for each of this rank's classes: the centres, or the optimiser's moments.
+            rows: one for each of this rank's classes: the centers, or the optimizer's moments.
 
         Returns:
             [C, …] on the CPU; None on other ranks. With one rank, `rows` itself.

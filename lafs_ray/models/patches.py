@@ -29,7 +29,7 @@ def extract_patches(images: Tensor, landmarks: Tensor, patch_size: int = 8) -> T
     Args:
         images: float [B, C, H, W], any range.
         landmarks: float [B, N, 2], pixels, (x, y); positions outside the image are allowed. Give
-            them in float32: bfloat16 cannot tell neighbouring pixels apart.
+            them in float32: bfloat16 cannot tell neighboring pixels apart.
         patch_size: p, in pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy with a margin over class centres that are spread over ranks.
+"""Softmax cross-entropy with a margin over class centers that are spread over ranks.
 
 The autograd functions of Partial FC (`partial_fc.py`), and what they are told of a step.
 
@@ -87,10 +87,10 @@ class AllGather(Function):
 
 
 class CrossEntropy(Function):
-    """Directions [G, D] and centres to losses [G], the softmax over all ranks.
+    """Directions [G, D] and centers to losses [G], the softmax over all ranks.
 
     Written out, backward included, as autograd would keep several [G, S] and [S, D]: here one
-    [G, S] lives from forward to backward, and the gradient of the centres is the only new [S, D].
+    [G, S] lives from forward to backward, and the gradient of the centers is the only new [S, D].
     The own classes are left out of that array and treated by themselves, [G, K].
     """
 
@@ -108,14 +108,14 @@ class CrossEntropy(Function):
         Args:
             ctx: what backward needs.
             directions: float32 [G, D] of length 1, the same on all ranks.
-            weight: this rank's centres, float32, of any length.
+            weight: this rank's centers, float32, of any length.
             sample: rows of `weight` that take part [S], ascending; None for all.
             own: where the rows' own classes stand in this rank's part of the softmax.
             margin: what makes logits of cosines.
         """
-        centres = weight if sample is None else weight[sample]
-        inverse_norms = torch.linalg.vector_norm(centres, dim=1).clamp_min(1e-12).reciprocal()
-        cosines = (directions @ centres.T).mul_(inverse_norms)
+        centers = weight if sample is None else weight[sample]
+        inverse_norms = torch.linalg.vector_norm(centers, dim=1).clamp_min(1e-12).reciprocal()
+        cosines = (directions @ centers.T).mul_(inverse_norms)
         # -inf where another rank holds the class, so that a maximum over ranks finds it.
         own_cosines = cosines.gather(1, own.columns).masked_fill(~own.is_here, -math.inf)
         _put(cosines, own, torch.full_like(own_cosines, -math.inf))
@@ -147,7 +147,7 @@ class CrossEntropy(Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of the mean over all G rows, scaled as the mean of this rank's rows was.
 
-        That of directions is this rank's part of a sum over ranks; that of the centres is whole,
+        That of directions is this rank's part of a sum over ranks; that of the centers is whole,
         and sparse where they were sampled.
         """
         directions, weight, sample, inverse_norms = ctx.saved_tensors
@@ -159,17 +159,17 @@ class CrossEntropy(Function):
         gradients.mul_((upstream * ctx.scale / ctx.total).unsqueeze(1))
         _put(gradients, ctx.own, upstream * ctx.own_gradients)
         with torch.autocast(directions.device.type, enabled=False):
-            centres = weight if sample is None else weight[sample]
-            of_centres = (gradients.T @ directions).mul_(inverse_norms.unsqueeze(1))
-            # A centre's length does not matter: its gradient has no part along itself.
-            along = torch.einsum("sd,sd->s", of_centres, centres) * inverse_norms.square()
-            of_centres.addcmul_(centres, along.unsqueeze(1), value=-1.0)
-            of_directions = gradients.mul_(inverse_norms) @ centres
+            centers = weight if sample is None else weight[sample]
+            of_centers = (gradients.T @ directions).mul_(inverse_norms.unsqueeze(1))
+            # A center's length does not matter: its gradient has no part along itself.
+            along = torch.einsum("sd,sd->s", of_centers, centers) * inverse_norms.square()
+            of_centers.addcmul_(centers, along.unsqueeze(1), value=-1.0)
+            of_directions = gradients.mul_(inverse_norms) @ centers
         if sample is not None:
-            of_centres = torch.sparse_coo_tensor(
-                sample.unsqueeze(0), of_centres, weight.shape, check_invariants=False
+            of_centers = torch.sparse_coo_tensor(
+                sample.unsqueeze(0), of_centers, weight.shape, check_invariants=False
             )
-        return of_directions, of_centres, None, None, None
+        return of_directions, of_centers, None, None, None
 
 
 def _put(array: Tensor, own: OwnClasses, values: Tensor) -> None:

@@ -3,7 +3,7 @@
 It is larger and finer (`SCALE`) than the final image, so that turning the head finds something
 behind the ears and the final sampling is anti-aliased. What is soft and wide (cheeks, eye sockets,
 beard shadow) is a sum of separable Gaussians, one small matrix product for the whole face; what is
-sharp is a polygon with a softened mask, blended only inside its bounding box. Colour planes come
+sharp is a polygon with a softened mask, blended only inside its bounding box. Color planes come
 first: numpy's inner loops then run along rows, not over three channels.
 """
 
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lafs_ray.synthetic.identity import Array, Colour
+from lafs_ray.synthetic.identity import Array, Color
 
 SCALE = 4 / 3
 SIDE = 192
@@ -72,10 +72,10 @@ def _spline(count: int, closed: bool) -> Array:
     spans = count if closed else count - 1
     matrix = np.zeros((6 * spans + (not closed), count), dtype=np.float32)
     for span in range(spans):
-        for neighbour in range(4):
-            knot = span + neighbour - 1
+        for neighbor in range(4):
+            knot = span + neighbor - 1
             knot = knot % count if closed else min(max(knot, 0), count - 1)
-            matrix[6 * span : 6 * span + 6, knot] += weights[:, neighbour]
+            matrix[6 * span : 6 * span + 6, knot] += weights[:, neighbor]
     if not closed:
         matrix[-1, -1] = 1
     return matrix
@@ -98,22 +98,22 @@ def fixed_point(points: Array) -> npt.NDArray[np.int32]:
 
 
 class Canvas:
-    """A picture under work: `colour` float32 [3,SIDE,SIDE] and `cover`, the head's share of it."""
+    """A picture under work: `color` float32 [3,SIDE,SIDE] and `cover`, the head's share of it."""
 
     def __init__(self) -> None:
-        self.colour: Array = np.zeros((3, SIDE, SIDE), dtype=np.float32)
+        self.color: Array = np.zeros((3, SIDE, SIDE), dtype=np.float32)
         self.cover: Array = np.zeros((SIDE, SIDE), dtype=np.float32)
 
     def fill(
         self,
         outline: Array,
-        colour: Colour | Array,
+        color: Color | Array,
         *,
         opacity: float = 1.0,
         softness: float = 0.0,
         clip: Array | None = None,
     ) -> None:
-        """Fill a polygon [n,2] with a colour, or with a layer [3,SIDE,SIDE] seen through it.
+        """Fill a polygon [n,2] with a color, or with a layer [3,SIDE,SIDE] seen through it.
 
         `softness` is the sigma, in pixels, that blurs its edge; outside the polygon `clip` nothing
         is painted.
@@ -124,12 +124,12 @@ class Canvas:
             mask = cv2.GaussianBlur(mask, (0, 0), softness * SCALE)
         if clip is not None:
             mask = np.minimum(mask, window.polygon(clip))
-        self._blend(window, mask, colour, opacity)
+        self._blend(window, mask, color, opacity)
 
     def stroke(
         self,
         line: Array,
-        colour: Colour,
+        color: Color,
         width: float,
         *,
         opacity: float = 1.0,
@@ -142,16 +142,16 @@ class Canvas:
         mask = window.line(line, thickness)
         if softness:
             mask = cv2.GaussianBlur(mask, (0, 0), softness * SCALE)
-        self._blend(window, mask, colour, opacity * min(1.0, width * SCALE))
+        self._blend(window, mask, color, opacity * min(1.0, width * SCALE))
 
-    def _blend(self, window: _Window, mask: Mask, colour: Colour | Array, opacity: float) -> None:
+    def _blend(self, window: _Window, mask: Mask, color: Color | Array, opacity: float) -> None:
         weight = mask.astype(np.float32)
         weight *= np.float32(opacity / 255)
-        region = self.colour[:, window.rows, window.columns]
-        if isinstance(colour, np.ndarray):
-            change = colour[:, window.rows, window.columns] - region
+        region = self.color[:, window.rows, window.columns]
+        if isinstance(color, np.ndarray):
+            change = color[:, window.rows, window.columns] - region
         else:
-            change = np.array(colour, dtype=np.float32)[:, None, None] - region
+            change = np.array(color, dtype=np.float32)[:, None, None] - region
         change *= weight
         region += change
         cover = self.cover[window.rows, window.columns]

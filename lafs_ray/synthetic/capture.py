@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from lafs_ray.synthetic.identity import Colour, colour_of
+from lafs_ray.synthetic.identity import Color, color_of
 
 Occluder = Literal["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"]
 
@@ -20,7 +20,7 @@ _STREAM = 2
 
 
 @dataclass(frozen=True)
-class Nuisance:
+class Capture:
     """One photograph: everything about a picture that says nothing of who is on it.
 
     `smile` -1..1, `mouth_open`, `brow_raise` and `squint` 0..1; `gaze_x`, `gaze_y` in iris radii;
@@ -47,16 +47,16 @@ class Nuisance:
     contrast: float
     saturation: float
     occluder: Occluder
-    occluder_colour: Colour
+    occluder_color: Color
     occluder_place: float
-    cloth: Colour
+    cloth: Color
     backdrop_seed: int
     blur_px: float
     noise: float
     jpeg_quality: int
 
 
-def sample_nuisance(seed: int, identity: int, index: int) -> Nuisance:
+def sample_capture(seed: int, identity: int, index: int) -> Capture:
     """Return the circumstances of picture `index` of a person: a pure function of the three."""
     draw = np.random.default_rng([seed, _STREAM, identity, index])
     occluder = draw.choice(
@@ -64,7 +64,7 @@ def sample_nuisance(seed: int, identity: int, index: int) -> Nuisance:
         p=[0.56, 0.14, 0.05, 0.09, 0.06, 0.05, 0.05],
     )
     sharp = draw.uniform() < 0.6
-    return Nuisance(
+    return Capture(
         yaw=_bounded(draw, 0.24, 0.6),
         pitch=_bounded(draw, 0.13, 0.32),
         roll=_bounded(draw, 0.07, 0.22),
@@ -85,9 +85,9 @@ def sample_nuisance(seed: int, identity: int, index: int) -> Nuisance:
         contrast=float(draw.uniform(0.8, 1.2)),
         saturation=float(draw.uniform(0.55, 1.2)) if draw.uniform() > 0.06 else 0.0,
         occluder=occluder,
-        occluder_colour=colour_of(draw.uniform(25, 215) + draw.normal(0, 32, 3)),
+        occluder_color=color_of(draw.uniform(25, 215) + draw.normal(0, 32, 3)),
         occluder_place=float(draw.uniform(-1, 1)),
-        cloth=colour_of(draw.uniform(25, 225) + draw.normal(0, 30, 3)),
+        cloth=color_of(draw.uniform(25, 225) + draw.normal(0, 30, 3)),
         backdrop_seed=int(draw.integers(2**31)),
         blur_px=float(draw.uniform(0.0, 0.5) if sharp else draw.uniform(0.5, 1.5)),
         noise=float(draw.uniform(0.5, 6.0)),

@@ -1,6 +1,6 @@
 """Generated faces as files: training sets in insightface's layout, pair files, contact sheets.
 
-For demos, tests and benchmarks that must run anywhere, without a data set that needs a licence.
+For demos, tests and benchmarks that must run anywhere, without a data set that needs a license.
 Every picture is a pure function of (seed, identity, index): files do not depend on how many
 processes drew them, two ranges of identities share nobody, a few numbers make a set again.
 `lafs_ray.synthetic` draws; see there for what a face is made of.
@@ -26,18 +26,18 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import DataError
-from lafs_ray.synthetic.capture import Nuisance, sample_nuisance
+from lafs_ray.synthetic.capture import Capture, sample_capture
 from lafs_ray.synthetic.identity import Identity, sample_identity
 from lafs_ray.synthetic.renderer import IMAGE_SIDE, render_face, true_landmarks
 
 __all__ = [
+    "Capture",
     "Identity",
-    "Nuisance",
     "contact_sheet",
     "encode_face",
     "render_face",
+    "sample_capture",
     "sample_identity",
-    "sample_nuisance",
     "true_landmarks",
     "write_faces",
     "write_pair_file",
@@ -54,10 +54,10 @@ _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
-def encode_face(identity: Identity, nuisance: Nuisance) -> bytes:
-    """Return the picture as a JPEG of the nuisance's quality; it decodes to RGB (METHOD.md)."""
-    bgr = cv2.cvtColor(render_face(identity, nuisance), cv2.COLOR_RGB2BGR)
-    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, nuisance.jpeg_quality])
+def encode_face(identity: Identity, capture: Capture) -> bytes:
+    """Return the picture as a JPEG of the capture's quality; it decodes to RGB (METHOD.md)."""
+    bgr = cv2.cvtColor(render_face(identity, capture), cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, capture.jpeg_quality])
     assert encoded, "OpenCV was built without JPEG"
     return bytes(data.tobytes())
 
@@ -132,7 +132,7 @@ def write_faces(
 def _write_shard(
     uri: str, people: Iterator[list[bytes]], images_per_identity: int, first: int, stop: int
 ) -> None:
-    """Write one `.rec` with the persons labelled first…stop-1: header, images, key ranges."""
+    """Write one `.rec` with the persons labeled first…stop-1: header, images, key ranges."""
     first_key = 1 + (stop - first) * images_per_identity
     with RecordWriter(uri) as writer:
         identity_keys = (float(first_key), float(first_key + stop - first))
@@ -209,7 +209,7 @@ def contact_sheet(
     for number in identities:
         person = sample_identity(seed, number)
         shots = [
-            render_face(person, sample_nuisance(seed, number, index))
+            render_face(person, sample_capture(seed, number, index))
             for index in range(images_per_identity)
         ]
         rows.append(np.concatenate(shots, axis=1))
@@ -219,14 +219,14 @@ def contact_sheet(
 def _draw_identity(seed: int, images_per_identity: int, number: int) -> list[bytes]:
     person = sample_identity(seed, number)
     return [
-        encode_face(person, sample_nuisance(seed, number, index))
+        encode_face(person, sample_capture(seed, number, index))
         for index in range(images_per_identity)
     ]
 
 
 def _draw_shot(seed: int, shot: tuple[int, int]) -> bytes:
     index, number = shot
-    return encode_face(sample_identity(seed, number), sample_nuisance(seed, number, index))
+    return encode_face(sample_identity(seed, number), sample_capture(seed, number, index))
 
 
 @contextlib.contextmanager

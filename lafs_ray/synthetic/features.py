@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lafs_ray.synthetic.canvas import Canvas, curve, ellipse
-from lafs_ray.synthetic.capture import Nuisance
-from lafs_ray.synthetic.identity import Appearance, Array, Colour, Geometry
+from lafs_ray.synthetic.capture import Capture
+from lafs_ray.synthetic.identity import Appearance, Array, Color, Geometry
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,27 @@ class Features:
     jaw_drop: float
 
     @classmethod
-    def of(cls, geometry: Geometry, nuisance: Nuisance) -> Features:
+    def of(cls, geometry: Geometry, capture: Capture) -> Features:
         """Return the features of a head with this expression."""
-        grin = max(0.0, nuisance.smile)
-        gap = 5.5 * nuisance.mouth_open
+        grin = max(0.0, capture.smile)
+        gap = 5.5 * capture.mouth_open
         return cls(
             eye_opening=geometry.eye_height
-            * (1 - 0.5 * nuisance.squint - 0.15 * grin + 0.15 * nuisance.brow_raise),
-            brow_y=-geometry.brow_gap - 2.6 * nuisance.brow_raise + 0.9 * nuisance.squint,
-            mouth_x=geometry.mouth_width + 1.9 * nuisance.smile - 0.35 * gap,
+            * (1 - 0.5 * capture.squint - 0.15 * grin + 0.15 * capture.brow_raise),
+            brow_y=-geometry.brow_gap - 2.6 * capture.brow_raise + 0.9 * capture.squint,
+            mouth_x=geometry.mouth_width + 1.9 * capture.smile - 0.35 * gap,
             corner_y=geometry.mouth_y
             + geometry.mouth_curve * 0.8
-            - 2.3 * nuisance.smile
+            - 2.3 * capture.smile
             + 0.2 * gap,
             lip_gap=gap + 1.2 * max(0.0, grin - 0.35),
             jaw_drop=0.75 * gap,
         )
 
 
-def shade(colour: Colour, factor: float, red: float = 1.0) -> Colour:
-    """Return a colour made darker (factor < 1) and its red stronger (red > 1)."""
-    return colour[0] * factor * red, colour[1] * factor, colour[2] * factor
+def shade(color: Color, factor: float, red: float = 1.0) -> Color:
+    """Return a color made darker (factor < 1) and its red stronger (red > 1)."""
+    return color[0] * factor * red, color[1] * factor, color[2] * factor
 
 
 def paint_marks(canvas: Canvas, geometry: Geometry, look: Appearance, features: Features) -> None:
@@ -154,7 +154,7 @@ def paint_eye(
     canvas: Canvas,
     geometry: Geometry,
     look: Appearance,
-    nuisance: Nuisance,
+    capture: Capture,
     features: Features,
     side: float,
 ) -> None:
@@ -191,8 +191,8 @@ def paint_eye(
     dark = shade(look.skin, 0.42, 1.12)
     canvas.fill(opening, (222.0, 214.0, 208.0), softness=0.2)
     radius = geometry.iris_radius
-    x = side * geometry.eye_spacing + nuisance.gaze_x * radius
-    y = -0.18 * high + nuisance.gaze_y * radius
+    x = side * geometry.eye_spacing + capture.gaze_x * radius
+    y = -0.18 * high + capture.gaze_y * radius
     canvas.fill(ellipse(x, y, radius, radius), shade(look.iris, 0.62), clip=opening)
     canvas.fill(
         ellipse(x, y + 0.3, 0.76 * radius, 0.76 * radius), look.iris, clip=opening, softness=0.2

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from lafs_ray.synthetic.canvas import SIDE, Canvas, both_sides, curve, ellipse, gaussian_sum
-from lafs_ray.synthetic.capture import Nuisance
+from lafs_ray.synthetic.capture import Capture
 from lafs_ray.synthetic.features import (
     Features,
     paint_brow,
@@ -21,22 +21,22 @@ from lafs_ray.synthetic.features import (
     paint_nose,
     shade,
 )
-from lafs_ray.synthetic.identity import Appearance, Array, Colour, Geometry, Identity
+from lafs_ray.synthetic.identity import Appearance, Array, Color, Geometry, Identity
 
 _SOFT_SIDE = SIDE // 3  # soft tones are computed 2.25 px apart and enlarged
 
 
-def paint_head(identity: Identity, nuisance: Nuisance) -> Canvas:
+def paint_head(identity: Identity, capture: Capture) -> Canvas:
     """Return the painted frontal head of one person with one expression."""
     geometry, look = identity.geometry, identity.appearance
-    features = Features.of(geometry, nuisance)
+    features = Features.of(geometry, capture)
     canvas = Canvas()
     hair = _hair_layer(look)
     skin = _skin_layer(geometry, look, features)
     outline = _head_outline(geometry, features)
     if look.hair_length > 20:
         canvas.fill(_hair_behind(geometry, look), hair * np.float32(0.72), softness=0.6)
-    _paint_neck(canvas, geometry, look, nuisance)
+    _paint_neck(canvas, geometry, look, capture)
     _paint_ears(canvas, geometry, look)
     canvas.fill(outline, skin, softness=0.35)
     paint_marks(canvas, geometry, look, features)
@@ -44,13 +44,13 @@ def paint_head(identity: Identity, nuisance: Nuisance) -> Canvas:
     paint_nose(canvas, geometry, look)
     paint_mouth(canvas, geometry, look, features)
     for side in (-1.0, 1.0):
-        paint_eye(canvas, geometry, look, nuisance, features, side)
+        paint_eye(canvas, geometry, look, capture, features, side)
         paint_brow(canvas, geometry, look, features, side)
     _paint_hair(canvas, geometry, look, hair)
-    if nuisance.occluder in ("glasses", "sunglasses"):
-        _paint_glasses(canvas, geometry, nuisance)
-    elif nuisance.occluder == "hat":
-        _paint_hat(canvas, geometry, look, nuisance)
+    if capture.occluder in ("glasses", "sunglasses"):
+        _paint_glasses(canvas, geometry, capture)
+    elif capture.occluder == "hat":
+        _paint_hat(canvas, geometry, look, capture)
     return canvas
 
 
@@ -73,18 +73,18 @@ def _head_outline(geometry: Geometry, features: Features) -> Array:
 
 
 def _hair_layer(look: Appearance) -> Array:
-    """Hair colour with its strands, float32 [3,SIDE,SIDE]."""
+    """Hair color with its strands, float32 [3,SIDE,SIDE]."""
     streaks = cv2.resize(look.strands, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     layer: Array = (1 + streaks) * _planes(look.hair)
     return layer
 
 
-def _planes(colour: Colour) -> Array:
-    return np.array(colour, dtype=np.float32)[:, None, None]
+def _planes(color: Color) -> Array:
+    return np.array(color, dtype=np.float32)[:, None, None]
 
 
 def _skin_layer(geometry: Geometry, look: Appearance, features: Features) -> Array:
-    """Skin colour times its soft tones, float32 [3,SIDE,SIDE]."""
+    """Skin color times its soft tones, float32 [3,SIDE,SIDE]."""
     eye_x, nose_y, mouth_y = geometry.eye_spacing, geometry.nose_y, geometry.mouth_y
     nose = geometry.nose_width
     socket, bag, rosy = (
@@ -120,7 +120,7 @@ def _skin_layer(geometry: Geometry, look: Appearance, features: Features) -> Arr
     return np.stack([cv2.resize(plane, (SIDE, SIDE)) for plane in tone])
 
 
-def _paint_neck(canvas: Canvas, geometry: Geometry, look: Appearance, nuisance: Nuisance) -> None:
+def _paint_neck(canvas: Canvas, geometry: Geometry, look: Appearance, capture: Capture) -> None:
     wide = 0.68 * geometry.cheek_width * (0.6 + 0.5 * geometry.jaw_ratio)
     base = geometry.chin_y + 9
     neck = [(-wide, 20.0), (-wide, base), (-wide - 9, 86.0), (wide + 9, 86.0), (wide, base)]
@@ -137,7 +137,7 @@ def _paint_neck(canvas: Canvas, geometry: Geometry, look: Appearance, nuisance: 
         ]
     )
     hem = np.array([(80, 90), (-80, 90)], dtype=np.float32)
-    canvas.fill(np.concatenate([shirt, hem]), nuisance.cloth)
+    canvas.fill(np.concatenate([shirt, hem]), capture.cloth)
 
 
 def _paint_ears(canvas: Canvas, geometry: Geometry, look: Appearance) -> None:
@@ -154,14 +154,14 @@ def _paint_beard(
 ) -> None:
     if look.beard in ("none", "stubble"):
         return
-    colour, opacity = shade(look.hair, 0.85), look.beard_density
+    color, opacity = shade(look.hair, 0.85), look.beard_density
     mouth_x, corner = features.mouth_x, features.corner_y
     if look.beard in ("moustache", "goatee", "full"):
         top = geometry.nose_y + 3.2
         upper = [(-mouth_x - 2, corner + 2.2), (-0.6 * mouth_x, top + 1), (0.0, top + 0.6)]
         lower = [(mouth_x + 2, corner + 2.2), (0.0, geometry.mouth_y - 0.6)]
         shape = curve([*upper, (0.6 * mouth_x, top + 1), *lower], closed=True)
-        canvas.fill(shape, colour, opacity=opacity, softness=0.9)
+        canvas.fill(shape, color, opacity=opacity, softness=0.9)
     chin = geometry.chin_y + features.jaw_drop
     lip = geometry.mouth_y + features.lip_gap + geometry.lower_lip
     if look.beard == "goatee":
@@ -177,7 +177,7 @@ def _paint_beard(
             ],
             closed=True,
         )
-        canvas.fill(shape, colour, opacity=opacity, softness=1.2, clip=face)
+        canvas.fill(shape, color, opacity=opacity, softness=1.2, clip=face)
     elif look.beard == "full":
         wide, jaw = geometry.cheek_width + 2, mouth_x + 2.5
         inner = [(wide - 2, 4.0), (0.86 * wide, 22.0), (jaw, corner - 1), (0.6 * jaw, lip + 1.5)]
@@ -190,7 +190,7 @@ def _paint_beard(
             (wide, 26.0),
         ]
         shape = curve([*inner, (0.0, lip + 2.2), *left, *low], closed=True)
-        canvas.fill(shape, colour, opacity=opacity, softness=1.3, clip=face)
+        canvas.fill(shape, color, opacity=opacity, softness=1.3, clip=face)
 
 
 def _crown(geometry: Geometry, look: Appearance) -> list[tuple[float, float]]:
@@ -234,10 +234,10 @@ def _paint_hair(canvas: Canvas, geometry: Geometry, look: Appearance, layer: Arr
     canvas.fill(curve([*_crown(geometry, look), *lower], closed=True), layer, softness=0.8)
 
 
-def _paint_glasses(canvas: Canvas, geometry: Geometry, nuisance: Nuisance) -> None:
-    dark = nuisance.occluder == "sunglasses"
-    colour = shade(nuisance.occluder_colour, 0.45)
-    wide, high = 9.0 + nuisance.occluder_place, 6.5 + 1.8 * nuisance.occluder_place
+def _paint_glasses(canvas: Canvas, geometry: Geometry, capture: Capture) -> None:
+    dark = capture.occluder == "sunglasses"
+    color = shade(capture.occluder_color, 0.45)
+    wide, high = 9.0 + capture.occluder_place, 6.5 + 1.8 * capture.occluder_place
     for side in (-1.0, 1.0):
         unit = ellipse(0, 0, 1, 1)
         # A superellipse: the circle's directions pushed towards a rounded rectangle.
@@ -252,17 +252,17 @@ def _paint_glasses(canvas: Canvas, geometry: Geometry, nuisance: Nuisance) -> No
             (24.0, 24.0, 28.0) if dark else (235.0, 240.0, 245.0),
             opacity=0.9 if dark else 0.12,
         )
-        canvas.stroke(np.concatenate([lens, lens[:1]]), colour, 1.3)
+        canvas.stroke(np.concatenate([lens, lens[:1]]), color, 1.3)
         start = side * (geometry.eye_spacing + wide)
-        canvas.stroke(curve([(start, -1.0), (side * (geometry.cheek_width + 2), 0.0)]), colour, 1.3)
+        canvas.stroke(curve([(start, -1.0), (side * (geometry.cheek_width + 2), 0.0)]), color, 1.3)
     bridge = geometry.eye_spacing - wide
-    canvas.stroke(curve([(-bridge, 0.0), (0.0, -1.4), (bridge, 0.0)]), colour, 1.3)
+    canvas.stroke(curve([(-bridge, 0.0), (0.0, -1.4), (bridge, 0.0)]), color, 1.3)
 
 
-def _paint_hat(canvas: Canvas, geometry: Geometry, look: Appearance, nuisance: Nuisance) -> None:
-    colour = nuisance.occluder_colour
+def _paint_hat(canvas: Canvas, geometry: Geometry, look: Appearance, capture: Capture) -> None:
+    color = capture.occluder_color
     wide = geometry.cheek_width + 1.0 + 0.8 * look.hair_volume
-    brim = -19 + 4 * nuisance.occluder_place
+    brim = -19 + 4 * capture.occluder_place
     top = geometry.skull_y - 7
     cap = curve(
         [
@@ -276,7 +276,7 @@ def _paint_hat(canvas: Canvas, geometry: Geometry, look: Appearance, nuisance: N
         ],
         closed=True,
     )
-    canvas.fill(cap, colour, softness=0.4)
+    canvas.fill(cap, color, softness=0.4)
     band = curve(
         [
             (-wide - 1, brim),
@@ -287,4 +287,4 @@ def _paint_hat(canvas: Canvas, geometry: Geometry, look: Appearance, nuisance: N
         ],
         closed=True,
     )
-    canvas.fill(band, shade(colour, 0.6), softness=0.4)
+    canvas.fill(band, shade(color, 0.6), softness=0.4)

@@ -1,8 +1,8 @@
 """Who is drawn: geometry and appearance, a pure function of (seed, identity).
 
 All lengths are pixels of an upright frontal 112x112 image with its origin between the eyes, x to
-the viewer's right, y down and z towards the camera; angles are radians; colours RGB in 0..255.
-Ranges are wide and overlapping on purpose: skin and hair colour come from continuous mixtures that
+the viewer's right, y down and z towards the camera; angles are radians; colors RGB in 0..255.
+Ranges are wide and overlapping on purpose: skin and hair color come from continuous mixtures that
 many identities share, so neither names a person by itself.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Beard = Literal["none", "stubble", "moustache", "goatee", "full"]
 
 _STREAM = 1
@@ -23,7 +23,7 @@ _STREAM = 1
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a head; widths of paired or centred features are half widths."""
+    """Shape of a head; widths of paired or centered features are half widths."""
 
     cheek_width: float
     jaw_ratio: float
@@ -71,7 +71,7 @@ class Geometry:
         """Height of the lowest point of the chin."""
         return self.mouth_y + self.chin_gap
 
-    def normalised(self) -> Array:
+    def normalized(self) -> Array:
         """Return all parameters as float32 [35], each mapped so that its range is 0..1."""
         return np.array(
             [
@@ -126,17 +126,17 @@ _GEOMETRY: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, eq=False)
 class Appearance:
-    """Colours, hair and marks of a person; positions are those of the frontal head.
+    """Colors, hair and marks of a person; positions are those of the frontal head.
 
     `blotches` [9,9] and `strands` [5,54], float32, are relative brightness of skin and hair over
     the canvas; `freckles` and `moles` [n,4] are rows of (x, y, radius, opacity).
     """
 
-    skin: Colour
-    lips: Colour
-    iris: Colour
-    hair: Colour
-    brow: Colour
+    skin: Color
+    lips: Color
+    iris: Color
+    hair: Color
+    brow: Color
     blush: float
     eye_shadow: float
     wrinkles: float
@@ -204,9 +204,9 @@ def _sample_appearance(
     melanin = float(draw.beta(1.5, 1.7))
     skin = _mix(_SKINS, melanin) * draw.uniform(0.94, 1.05) + draw.normal(0, 3.0, 3)
     pale = 1 - melanin
-    grey = float(draw.uniform() < 0.14)
+    gray = float(draw.uniform() < 0.14)
     hair = _mix(_HAIRS[:5], float(draw.uniform()) * (0.25 + 0.75 * pale)) * draw.normal(1, 0.06, 3)
-    hair = (1 - 0.8 * grey) * hair + 0.8 * grey * _HAIRS[5]
+    hair = (1 - 0.8 * gray) * hair + 0.8 * gray * _HAIRS[5]
     iris = _mix(_IRISES, float(draw.uniform()) * (0.2 + 0.8 * pale))
     lips = skin * (0.80, 0.58, 0.58) + draw.uniform(0, 1) * np.array([34.0, -6.0, 4.0])
     age = float(draw.uniform())
@@ -214,11 +214,11 @@ def _sample_appearance(
     beards: tuple[Beard, ...] = ("none", "stubble", "moustache", "goatee", "full")
     beard = beards[int(draw.integers(5))] if draw.uniform() < 0.9 * masculine else "none"
     return Appearance(
-        skin=colour_of(skin),
-        lips=colour_of(lips),
-        iris=colour_of(iris),
-        hair=colour_of(hair),
-        brow=colour_of(hair * draw.uniform(0.55, 0.9)),
+        skin=color_of(skin),
+        lips=color_of(lips),
+        iris=color_of(iris),
+        hair=color_of(hair),
+        brow=color_of(hair * draw.uniform(0.55, 0.9)),
         blush=float(draw.uniform(0, 1)),
         eye_shadow=float(draw.uniform(0, 1)),
         wrinkles=max(0.0, 1.6 * age - 0.6),
@@ -254,12 +254,12 @@ def _moles(draw: np.random.Generator, geometry: Geometry) -> Array:
 
 
 def _mix(palette: Array, place: float) -> npt.NDArray[np.float64]:
-    """Return the colour at `place` in 0..1 on the line through the palette's colours."""
+    """Return the color at `place` in 0..1 on the line through the palette's colors."""
     steps = np.linspace(0, 1, len(palette))
     return np.array([np.interp(place, steps, palette[:, channel]) for channel in range(3)])
 
 
-def colour_of(values: npt.NDArray[np.float64]) -> Colour:
-    """Return three numbers as a colour, kept off pure black and white."""
+def color_of(values: npt.NDArray[np.float64]) -> Color:
+    """Return three numbers as a color, kept off pure black and white."""
     red, green, blue = np.clip(values, 8, 248)
     return float(red), float(green), float(blue)

@@ -22,7 +22,7 @@ from lafs_ray.synthetic.canvas import (
     fixed_point,
     gaussian_sum,
 )
-from lafs_ray.synthetic.capture import Nuisance
+from lafs_ray.synthetic.capture import Capture
 from lafs_ray.synthetic.features import Features
 from lafs_ray.synthetic.head import paint_head
 from lafs_ray.synthetic.identity import Array, Geometry, Identity
@@ -38,34 +38,34 @@ _DEPTH_STEP = SIDE / SCALE / _DEPTH_SIDE
 _SOLVER_STEPS = 5
 
 
-def render_face(identity: Identity, nuisance: Nuisance) -> npt.NDArray[np.uint8]:
+def render_face(identity: Identity, capture: Capture) -> npt.NDArray[np.uint8]:
     """Return one picture of one person, RGB uint8 [112,112,3]: a pure function of its arguments."""
-    head = paint_head(identity, nuisance)
-    depth = _depth_map(identity.geometry, Features.of(identity.geometry, nuisance), nuisance)
-    u, v = _seen_points(depth, nuisance)
+    head = paint_head(identity, capture)
+    depth = _depth_map(identity.geometry, Features.of(identity.geometry, capture), capture)
+    u, v = _seen_points(depth, capture)
     seen = cv2.remap(
-        cv2.merge([*head.colour, head.cover]),
+        cv2.merge([*head.color, head.cover]),
         (u + ORIGIN[0]) * SCALE - 0.5,
         (v + ORIGIN[1]) * SCALE - 0.5,
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    light = _light(_look_up(_facing_map(depth, nuisance), u, v), nuisance)
-    draw = np.random.default_rng(nuisance.backdrop_seed)
+    light = _light(_look_up(_facing_map(depth, capture), u, v), capture)
+    draw = np.random.default_rng(capture.backdrop_seed)
     cover = seen[:, :, 3]
     picture = cv2.blendLinear(seen[:, :, :3] * light, _backdrop(draw), cover, 1 - cover)
-    _paint_occluder(picture, identity, nuisance)
-    return _take_picture(picture, nuisance, draw)
+    _paint_occluder(picture, identity, capture)
+    return _take_picture(picture, capture, draw)
 
 
-def true_landmarks(identity: Identity, nuisance: Nuisance) -> Array:
+def true_landmarks(identity: Identity, capture: Capture) -> Array:
     """Return where features fall in the picture, float32 [7,2] as (x, y) in pixels.
 
     Order: outer and inner corner of the left-hand eye, inner and outer corner of the right-hand
     eye, nose tip, left-hand and right-hand mouth corner ("left-hand" as the viewer sees it).
     """
     geometry = identity.geometry
-    features = Features.of(geometry, nuisance)
+    features = Features.of(geometry, capture)
     outer, inner = (
         geometry.eye_spacing + geometry.eye_width,
         geometry.eye_spacing - geometry.eye_width,
@@ -84,33 +84,33 @@ def true_landmarks(identity: Identity, nuisance: Nuisance) -> Array:
         ],
         dtype=np.float32,
     )
-    depth = _depth_map(geometry, features, nuisance)
+    depth = _depth_map(geometry, features, capture)
     z = _look_up(depth, points[None, :, 0], points[None, :, 1])[0]
-    turned = np.stack([points[:, 0], points[:, 1], z], axis=1) @ _rotation(nuisance).T
-    similarity, shift = _camera(nuisance)
+    turned = np.stack([points[:, 0], points[:, 1], z], axis=1) @ _rotation(capture).T
+    similarity, shift = _camera(capture)
     landmarks: Array = (turned[:, :2] @ similarity.T + shift).astype(np.float32)
     return landmarks
 
 
-def _rotation(nuisance: Nuisance) -> Array:
+def _rotation(capture: Capture) -> Array:
     """Head to camera [3,3]: yaw about the vertical axis, then pitch; roll belongs to the camera."""
-    sin_yaw, cos_yaw = np.sin(nuisance.yaw), np.cos(nuisance.yaw)
-    sin_pitch, cos_pitch = np.sin(nuisance.pitch), np.cos(nuisance.pitch)
+    sin_yaw, cos_yaw = np.sin(capture.yaw), np.cos(capture.yaw)
+    sin_pitch, cos_pitch = np.sin(capture.pitch), np.cos(capture.pitch)
     yaw = np.array([(cos_yaw, 0, sin_yaw), (0, 1, 0), (-sin_yaw, 0, cos_yaw)])
     pitch = np.array([(1, 0, 0), (0, cos_pitch, -sin_pitch), (0, sin_pitch, cos_pitch)])
     rotation: Array = (pitch @ yaw).astype(np.float32)
     return rotation
 
 
-def _camera(nuisance: Nuisance) -> tuple[Array, Array]:
+def _camera(capture: Capture) -> tuple[Array, Array]:
     """The similarity from the camera's plane to pixels: matrix [2,2] and shift [2]."""
-    sin, cos = np.sin(nuisance.roll), np.cos(nuisance.roll)
-    matrix = ZOOM * nuisance.scale * np.array([(cos, -sin), (sin, cos)], dtype=np.float32)
-    shift = np.array([EYES_AT[0] + nuisance.shift_x, EYES_AT[1] + nuisance.shift_y])
+    sin, cos = np.sin(capture.roll), np.cos(capture.roll)
+    matrix = ZOOM * capture.scale * np.array([(cos, -sin), (sin, cos)], dtype=np.float32)
+    shift = np.array([EYES_AT[0] + capture.shift_x, EYES_AT[1] + capture.shift_y])
     return matrix, shift.astype(np.float32)
 
 
-def _depth_map(geometry: Geometry, features: Features, nuisance: Nuisance) -> Array:
+def _depth_map(geometry: Geometry, features: Features, capture: Capture) -> Array:
     """Height of the head towards the camera over the canvas, 0 at the eyes, [96,96]."""
     grid = (np.arange(_DEPTH_SIDE, dtype=np.float32) + 0.5) * np.float32(_DEPTH_STEP)
     x = (grid - ORIGIN[0]) / np.float32(1.28 * geometry.cheek_width)
@@ -120,7 +120,7 @@ def _depth_map(geometry: Geometry, features: Features, nuisance: Nuisance) -> Ar
     nose_y, nose, tip = geometry.nose_y, geometry.nose_width, geometry.nose_depth
     mouth_y, eye_x, skew = geometry.mouth_y, geometry.eye_spacing, geometry.nose_skew
     bridge = geometry.bridge_width
-    cheek = 1.5 + geometry.cheek_fullness + 1.6 * max(0.0, nuisance.smile)
+    cheek = 1.5 + geometry.cheek_fullness + 1.6 * max(0.0, capture.smile)
     lower = mouth_y + features.lip_gap + 0.5 * geometry.lower_lip
     blobs = both_sides(
         [
@@ -158,16 +158,16 @@ def _look_up(layer: Array, u: Array, v: Array) -> Array:
     return sampled
 
 
-def _seen_points(depth: Array, nuisance: Nuisance) -> tuple[Array, Array]:
+def _seen_points(depth: Array, capture: Capture) -> tuple[Array, Array]:
     """The point (u, v) of the frontal head that each pixel of the picture sees, [112,112] each."""
-    similarity, shift = _camera(nuisance)
+    similarity, shift = _camera(capture)
     inverse = np.linalg.inv(similarity)
     pixels = np.arange(IMAGE_SIDE, dtype=np.float32)
     across, down = pixels - shift[0], pixels - shift[1]
     x = inverse[0, 0] * across[None, :] + inverse[0, 1] * down[:, None]
     y = inverse[1, 0] * across[None, :] + inverse[1, 1] * down[:, None]
-    sin_yaw, cos_yaw = np.float32(np.sin(nuisance.yaw)), np.float32(np.cos(nuisance.yaw))
-    sin_pitch, cos_pitch = np.float32(np.sin(nuisance.pitch)), np.float32(np.cos(nuisance.pitch))
+    sin_yaw, cos_yaw = np.float32(np.sin(capture.yaw)), np.float32(np.cos(capture.yaw))
+    sin_pitch, cos_pitch = np.float32(np.sin(capture.pitch)), np.float32(np.cos(capture.pitch))
     u, v = x, y
     for step in range(_SOLVER_STEPS):
         z = _look_up(depth, u, v)
@@ -178,25 +178,25 @@ def _seen_points(depth: Array, nuisance: Nuisance) -> tuple[Array, Array]:
     return u, v
 
 
-def _facing_map(depth: Array, nuisance: Nuisance) -> Array:
+def _facing_map(depth: Array, capture: Capture) -> Array:
     """Cosine between the head's surface and the lamp, [96,96]."""
     scale = 0.125 / _DEPTH_STEP
     slope_x = cv2.Sobel(depth, cv2.CV_32F, 1, 0, scale=scale)
     slope_y = cv2.Sobel(depth, cv2.CV_32F, 0, 1, scale=scale)
-    towards = np.array([nuisance.light_x, nuisance.light_y, 1.0], dtype=np.float32)
-    lamp = _rotation(nuisance).T @ (towards / np.linalg.norm(towards))
+    towards = np.array([capture.light_x, capture.light_y, 1.0], dtype=np.float32)
+    lamp = _rotation(capture).T @ (towards / np.linalg.norm(towards))
     facing: Array = lamp[2] - lamp[0] * slope_x - lamp[1] * slope_y
     facing /= np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     return facing
 
 
-def _light(facing: Array, nuisance: Nuisance) -> Array:
+def _light(facing: Array, capture: Capture) -> Array:
     """Light that reaches the camera from each pixel's surface, [112,112,3], 1 being neutral."""
     # Skin scatters light a little past the edge of the shadow.
     lit = np.maximum((facing + np.float32(0.15)) * np.float32(1 / 1.15), 0)
     gloss = np.maximum(facing, 0) ** 12
-    lamp, ambient = 1.25 * (1 - nuisance.ambient), nuisance.ambient
-    warm = (1 + 0.16 * nuisance.temperature, 1.0, 1 - 0.20 * nuisance.temperature)
+    lamp, ambient = 1.25 * (1 - capture.ambient), capture.ambient
+    warm = (1 + 0.16 * capture.temperature, 1.0, 1 - 0.20 * capture.temperature)
     shadow = (0.98, 1.0, 1.03)  # the sky's share is a little blue
     rows = [(lamp * w, 0.10, ambient * s) for w, s in zip(warm, shadow, strict=True)]
     light: Array = cv2.transform(cv2.merge([lit, gloss]), np.array(rows, dtype=np.float32))
@@ -210,32 +210,32 @@ def _backdrop(draw: np.random.Generator) -> Array:
     coarse = base + draw.normal(0, draw.uniform(4, 45), (cells, cells, 1))
     coarse = (coarse + draw.normal(0, 10, (cells, cells, 3))).astype(np.float32)
     picture = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
-    for colour in _muted(draw, int(draw.integers(0, 6))).tolist():
+    for color in _muted(draw, int(draw.integers(0, 6))).tolist():
         left, top = draw.integers(-20, IMAGE_SIDE, 2).tolist()
         width, height = draw.integers(8, 60, 2).tolist()
-        cv2.rectangle(picture, (left, top), (left + width, top + height), colour, -1)
+        cv2.rectangle(picture, (left, top), (left + width, top + height), color, -1)
     blurred: Array = cv2.GaussianBlur(picture, (0, 0), float(draw.uniform(0.6, 4.0)))
     return blurred
 
 
 def _muted(draw: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
-    """Colours as rooms and streets have them, [count,3]: mostly grey, of any brightness."""
+    """Colors as rooms and streets have them, [count,3]: mostly gray, of any brightness."""
     return np.clip(draw.uniform(45, 205, (count, 1)) + draw.normal(0, 28, (count, 3)), 5, 250)
 
 
-def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> None:
+def _paint_occluder(picture: Array, identity: Identity, capture: Capture) -> None:
     """Put what stands before the head into the picture: a hand, a scarf or a block."""
-    place, mask = nuisance.occluder_place, np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
-    colour = np.array(nuisance.occluder_colour, dtype=np.float32)
-    if nuisance.occluder == "hand":
-        colour = np.array(identity.appearance.skin, dtype=np.float32) * np.float32(0.85)
+    place, mask = capture.occluder_place, np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
+    color = np.array(capture.occluder_color, dtype=np.float32)
+    if capture.occluder == "hand":
+        color = np.array(identity.appearance.skin, dtype=np.float32) * np.float32(0.85)
         side = 1.0 if place > 0 else -1.0
         for finger in range(4):
             x, y = 56 + side * (38 + 3 * finger), 80 + 8 * finger + 14 * place
             cv2.fillPoly(
                 mask, [fixed_point(ellipse(x, y, 19, 4.2, -0.35 * side))], 255, cv2.LINE_AA, 4
             )
-    elif nuisance.occluder == "scarf":
+    elif capture.occluder == "scarf":
         top = 96 + 6 * place
         edge = np.array(
             [
@@ -250,7 +250,7 @@ def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> N
             dtype=np.float32,
         )
         cv2.fillPoly(mask, [fixed_point(edge)], 255, cv2.LINE_AA, 4)
-    elif nuisance.occluder == "block":
+    elif capture.occluder == "block":
         x, y = 56 + 48 * place, 60 + 40 * np.cos(9 * place)
         corners = np.array([(-15, -13), (15, -10), (13, 14), (-14, 11)], dtype=np.float32)
         cv2.fillPoly(
@@ -259,19 +259,19 @@ def _paint_occluder(picture: Array, identity: Identity, nuisance: Nuisance) -> N
     else:
         return
     weight = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[:, :, None] / 255
-    picture += (colour - picture) * weight
+    picture += (color - picture) * weight
 
 
 def _take_picture(
-    picture: Array, nuisance: Nuisance, draw: np.random.Generator
+    picture: Array, capture: Capture, draw: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
     """Exposure, contrast and saturation, then blur and sensor noise; rounded to eight bits."""
-    grey = (1 - nuisance.saturation) / 3
-    gain = nuisance.contrast * nuisance.exposure * (nuisance.saturation * np.eye(3) + grey)
-    offset = np.full((3, 1), 112 * (1 - nuisance.contrast))
+    gray = (1 - capture.saturation) / 3
+    gain = capture.contrast * capture.exposure * (capture.saturation * np.eye(3) + gray)
+    offset = np.full((3, 1), 112 * (1 - capture.contrast))
     picture = cv2.transform(picture, np.hstack([gain, offset]))
-    if nuisance.blur_px > 0.2:
-        picture = cv2.GaussianBlur(picture, (0, 0), nuisance.blur_px)
-    noise = draw.standard_normal(picture.shape, dtype=np.float32) * np.float32(nuisance.noise)
+    if capture.blur_px > 0.2:
+        picture = cv2.GaussianBlur(picture, (0, 0), capture.blur_px)
+    noise = draw.standard_normal(picture.shape, dtype=np.float32) * np.float32(capture.noise)
     taken: npt.NDArray[np.uint8] = cv2.add(picture, noise, dtype=cv2.CV_8U)
     return taken

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.fvit import FVIT_SIZES, Transformer
 from lafs_ray.training.distributed import share_lines
-from lafs_ray.training.loop import Training
+from lafs_ray.training.loop import TrainState
 
 
-def compile_training(training: Training, config: Job, say: Callable[[str], None]) -> None:
+def compile_training(training: TrainState, config: TrainConfig, say: Callable[[str], None]) -> None:
     """Compile what a run trains, before DDP wraps it; a collective operation.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.run_request import RunRequest
 
 
 class Vote:
@@ -27,7 +27,7 @@ class Vote:
         self._device = device
         self._before: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def ask(self, wish: Wish) -> Wish:
+    def ask(self, wish: RunRequest) -> RunRequest:
         """The highest wish of all ranks; on several GPUs, that of the step before.
 
         A collective operation.
@@ -37,7 +37,7 @@ class Vote:
         votes = torch.full((1,), int(wish), dtype=torch.int32, device=self._device)
         dist.all_reduce(votes, dist.ReduceOp.MAX)
         if self._device.type != "cuda":
-            return Wish(int(votes))
+            return RunRequest(int(votes))
         # Only the GPU's stream waits for the others; this process reads the result a step later.
         result = torch.empty(1, dtype=votes.dtype, pin_memory=True)
         result.copy_(votes, non_blocking=True)
@@ -45,9 +45,9 @@ class Vote:
         copied.record()
         before, self._before = self._before, (result, copied)
         if before is None:
-            return Wish.NOTHING
+            return RunRequest.NOTHING
         before[1].synchronize()
-        return Wish(int(before[0]))
+        return RunRequest(int(before[0]))
 
 
 def share_lines(lines: set[str]) -> set[str]:

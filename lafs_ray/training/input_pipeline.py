@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import FaceRows, FaceSet
 from lafs_ray.data.images import decode_image
-from lafs_ray.data.sampler import OrderPlan, Portion
+from lafs_ray.data.sampler import EpochSampler, ShuffleBlock
 from lafs_ray.errors import DataError
 
 Columns = dict[str, NDArray[Any]]
 """Named columns of equal length, one row for each face."""
 
-Cut = Callable[[Columns], Columns]
+Transform = Callable[[Columns], Columns]
 """Makes training columns from decoded faces.
 
 In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and landmarks float16
@@ -43,7 +43,7 @@ _MAX_SUBSTITUTES = 16
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's share of one optimiser step.
+    """One rank's share of one optimizer step.
 
     Args:
         step: global step.
@@ -60,7 +60,7 @@ class StepBatch:
     work_s: dict[str, float] = field(default_factory=dict)
 
 
-def read_portion(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+def read_records(faces: FaceSet, plan: EpochSampler, portion: ShuffleBlock) -> Columns:
     """The stored bytes of a portion's records, step by step.
 
     Returns:
@@ -84,7 +84,7 @@ def _as_columns(rows: FaceRows) -> Columns:
     return columns if rows.landmarks is None else {**columns, "landmarks": rows.landmarks}
 
 
-class Cropper:
+class Preprocessor:
     """Decodes faces, replaces damaged ones and cuts what the method trains on.
 
     A damaged record is replaced by another one drawn from (seed, epoch, shard, key), so that every
@@ -92,9 +92,9 @@ class Cropper:
 
     Args:
         faces: the set, to read replacements from.
-        colour_order: what the JPEGs decode to.
+        color_order: what the JPEGs decode to.
         seed: seed of the replacements.
-        cut: see `Cut`.
+        cut: see `Transform`.
         num_classes: a record whose label is not in 0…num_classes-1 is damaged; None: labels are
             not read.
     """
@@ -102,16 +102,16 @@ class Cropper:
     def __init__(
         self,
         faces: FaceSet,
-        colour_order: Literal["rgb", "bgr"],
+        color_order: Literal["rgb", "bgr"],
         seed: int,
-        cut: Cut,
+        cut: Transform,
         num_classes: int | None = None,
     ) -> None:
-        self._faces, self._colour_order, self._seed, self._cut = faces, colour_order, seed, cut
+        self._faces, self._color_order, self._seed, self._cut = faces, color_order, seed, cut
         self._num_classes = num_classes
 
     def __call__(self, rows: Columns) -> Columns:
-        """Columns of `cut` for rows of `read_portion`, and `skipped` (str as object, mostly empty).
+        """Columns of `cut` for rows of `read_records`, and `skipped` (str as object, mostly empty).
 
         Raises:
             DataError: too many replacements in a row are damaged as well.
@@ -122,7 +122,7 @@ class Cropper:
         return {**cut, "skipped": np.array([problem for _, problem in faces], dtype=object)}
 
     def _sound_face(self, rows: Columns, index: int) -> tuple[Columns, str]:
-        """What `Cut` takes, of a row or its replacement, and why it was replaced."""
+        """What `Transform` takes, of a row or its replacement, and why it was replaced."""
         face, problem = self._decode(rows, index)
         if face is not None:
             return face, ""
@@ -139,11 +139,11 @@ class Cropper:
             problem,
             found=f"this record and {_MAX_SUBSTITUTES} others drawn in its place are damaged",
             expected="a set in which nearly all records are sound",
-            fix="check data.path and data.colour_order, and that the images are 112×112 faces",
+            fix="check data.path and data.color_order, and that the images are 112×112 faces",
         )
 
     def _decode(self, rows: Columns, index: int) -> tuple[Columns | None, str]:
-        """What `Cut` takes of a row but its epoch, or None and what is wrong with the record.
+        """What `Transform` takes of a row but its epoch, or None and what is wrong with the record.
 
         Raises:
             DataError: the record is sound, but was not when landmarks were cached.
@@ -157,7 +157,7 @@ class Cropper:
             expected = f"expected 0 to {self._num_classes - 1}"
             return None, f"{where}: found label {face['label']}; {expected}"
         try:
-            face["image"] = decode_image(rows["image"][index], colour_order=self._colour_order)
+            face["image"] = decode_image(rows["image"][index], color_order=self._color_order)
         except DataError as problem:
             return None, f"{where}: found {problem.found}; expected {problem.expected}"
         if "landmarks" in face and np.isnan(face["landmarks"]).any():
@@ -170,14 +170,14 @@ class Cropper:
         return face, ""
 
 
-def timed_read(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
-    """`read_portion`, and a column `read`: each row's share of the seconds it took."""
+def timed_read(faces: FaceSet, plan: EpochSampler, portion: ShuffleBlock) -> Columns:
+    """`read_records`, and a column `read`: each row's share of the seconds it took."""
     start = time.perf_counter()
-    columns = read_portion(faces, plan, portion)
+    columns = read_records(faces, plan, portion)
     return {**columns, "read": _shares(start, len(columns["key"]))}
 
 
-def timed_cut(crop: Cropper, rows: Columns) -> Columns:
+def timed_preprocess(crop: Preprocessor, rows: Columns) -> Columns:
     """What `crop` makes of rows of `timed_read`; their column `read`, and one `cut` like it."""
     start = time.perf_counter()
     cut = crop({name: column for name, column in rows.items() if name != "read"})
@@ -188,7 +188,9 @@ def _shares(start: float, rows: int) -> NDArray[np.float32]:
     return np.full(rows, (time.perf_counter() - start) / rows, dtype=np.float32)
 
 
-def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterator[StepBatch]:
+def collate_steps(
+    windows: Iterable[tuple[list[ShuffleBlock], list[Columns]]],
+) -> Iterator[StepBatch]:
     """Turn the cut portions of each window into one batch for each step."""
     for portions, blocks in windows:
         first, stop = portions[0].steps
@@ -202,17 +204,17 @@ def deal_steps(windows: Iterable[tuple[list[Portion], list[Columns]]]) -> Iterat
             yield StepBatch(first + offset, portions[0].epoch, columns, skipped, work_s)
 
 
-def _rows_of_step(portion: Portion, block: Columns, offset: int) -> Columns:
+def _rows_of_step(portion: ShuffleBlock, block: Columns, offset: int) -> Columns:
     rows = portion.rows[1] - portion.rows[0]
     return {name: column[offset * rows : (offset + 1) * rows] for name, column in block.items()}
 
 
 def _read_ahead(
-    faces: FaceSet, plan: OrderPlan, windows: Iterator[list[Portion]]
-) -> Iterator[tuple[list[Portion], list[Columns]]]:
+    faces: FaceSet, plan: EpochSampler, windows: Iterator[list[ShuffleBlock]]
+) -> Iterator[tuple[list[ShuffleBlock], list[Columns]]]:
     """Each window with its records, read while the one before it is in use."""
 
-    def read(portions: list[Portion]) -> tuple[list[Portion], list[Columns]]:
+    def read(portions: list[ShuffleBlock]) -> tuple[list[ShuffleBlock], list[Columns]]:
         return portions, [timed_read(faces, plan, portion) for portion in portions]
 
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
@@ -225,7 +227,7 @@ def _read_ahead(
 
 
 def local_stream(
-    faces: FaceSet, plan: OrderPlan, crop: Cropper, first: int, stop: int
+    faces: FaceSet, plan: EpochSampler, crop: Preprocessor, first: int, stop: int
 ) -> Iterator[StepBatch]:
     """Batches of steps first…stop-1 in this process: what debug mode trains on.
 
@@ -237,10 +239,10 @@ def local_stream(
         for offset in range(portions[0].steps[1] - portions[0].steps[0]):
             step = portions[0].steps[0] + offset
             one_step = [
-                Portion(p.epoch, p.window, p.slot, (step, step + 1), p.rows) for p in portions
+                ShuffleBlock(p.epoch, p.window, p.slot, (step, step + 1), p.rows) for p in portions
             ]
             cut = [
-                timed_cut(crop, _rows_of_step(p, block, offset))
+                timed_preprocess(crop, _rows_of_step(p, block, offset))
                 for p, block in zip(portions, blocks, strict=True)
             ]
-            yield from deal_steps([(one_step, cut)])
+            yield from collate_steps([(one_step, cut)])

@@ -1,4 +1,4 @@
-"""The one training loop: it knows a method, an optimiser and schedules; nothing of faces or Ray.
+"""The one training loop: it knows a method, an optimizer and schedules; nothing of faces or Ray.
 
 The same function trains in the driver process (debug mode) and in every Ray Train worker; `report`
 and `save` are all that differs.
@@ -23,19 +23,19 @@ from lafs_ray.training.distributed import Vote, is_first
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.run_request import RunRequest
 
 _STEP_STREAM = 0x73746570
 
 TensorBatch = dict[str, Tensor]
 
 
-class Method(Protocol):
+class TrainTask(Protocol):
     """What the loop knows of LAFS pretraining and of supervised training."""
 
     @property
     def trainable(self) -> nn.Module:
-        """What the optimiser trains and DDP wraps."""
+        """What the optimizer trains and DDP wraps."""
 
     def begin_step(self, step: int) -> None:
         """What is drawn from now on is that of this global step."""
@@ -46,20 +46,20 @@ class Method(Protocol):
         """Loss of one micro-batch and its metrics; `network` is `trainable`, maybe wrapped."""
 
     def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Change gradients between clipping and the optimiser's step."""
+        """Change gradients between clipping and the optimizer's step."""
 
     def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
-        """Update what the optimiser does not, such as the teacher; nothing where `hold` is 1."""
+        """Update what the optimizer does not, such as the teacher; nothing where `hold` is 1."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything beyond `trainable` and the optimiser."""
+        """Everything beyond `trainable` and the optimizer."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
 
 
 @dataclass
-class Training:
+class TrainState:
     """A run on one rank.
 
     Args:
@@ -78,7 +78,7 @@ class Training:
         skipped: a line for each damaged record met so far; those of other ranks come with reports.
     """
 
-    method: Method
+    method: TrainTask
     network: nn.Module
     optimizer: RowAdamW
     values: Callable[[int], dict[str, float]]
@@ -97,7 +97,7 @@ class Training:
         self.guard = NonFiniteGuard(self.method.trainable, self.device, self.rank)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the networks and the optimiser: a whole copy on rank 0's CPU.
+        """What a checkpoint holds of the networks and the optimizer: a whole copy on rank 0's CPU.
 
         A collective operation. What it returns on other ranks is of no use.
         """
@@ -131,7 +131,7 @@ class Training:
 
 
 def train(
-    training: Training,
+    training: TrainState,
     batches: Iterator[StepBatch],
     meter: Meter,
     *,
@@ -140,7 +140,7 @@ def train(
     report_every: int,
     save: Callable[[int], None],
     save_every: int,
-    wish: Callable[[], Wish] = lambda: Wish.NOTHING,
+    wish: Callable[[], RunRequest] = lambda: RunRequest.NOTHING,
 ) -> None:
     """Train on `batches` until they end, or until a rank wishes to stop.
 
@@ -174,12 +174,12 @@ def train(
         meter.add(metrics, wait_s, batch.work_s, training.guard.hold)
         done = batch.step + 1
         wished = vote.ask(wish())
-        saves = done % save_every == 0 or done == last_step or wished > Wish.NOTHING
+        saves = done % save_every == 0 or done == last_step or wished > RunRequest.NOTHING
         if saves or done % report_every == 0:
             log.tell(done, batch.epoch)
         if saves:
             log.keep(done)
-        if wished is Wish.STOP:
+        if wished is RunRequest.STOP:
             return
         waited_since = time.perf_counter()
 
@@ -197,7 +197,7 @@ class _Log:
 
     def __init__(
         self,
-        training: Training,
+        training: TrainState,
         meter: Meter,
         report: Callable[[dict[str, Any]], None],
         save: Callable[[int], None],
@@ -239,9 +239,9 @@ class _Log:
 
 
 def train_step(
-    training: Training, batch: StepBatch, values: Mapping[str, float]
+    training: TrainState, batch: StepBatch, values: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """One optimiser step.
+    """One optimizer step.
 
     Returns:
         The metrics of its micro-batches, averaged, and the largest gradient norm; 0-d tensors that
@@ -310,7 +310,7 @@ def to_device(columns: Mapping[str, np.ndarray[Any, Any]], device: torch.device)
     return {n: t.pin_memory().to(device, non_blocking=True) for n, t in tensors.items()}
 
 
-def note_skipped(training: Training, batch: StepBatch) -> None:
+def note_skipped(training: TrainState, batch: StepBatch) -> None:
     """Name newly met damaged records.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a run needs, checked: every mistake that can be found before a worker is started.
 
-`check_job` opens the set, chooses a subset and reads the weights to start from; `open_job` makes
+`check_run` opens the set, chooses a subset and reads the weights to start from; `prepare_run` makes
 the run's folder this run's own as well.
 """
 
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from lafs_ray.config.finetune import FinetuneConfig, Subset
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import IMAGE_SIZE, Job
+from lafs_ray.config.train import IMAGE_SIZE, TrainConfig
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.block_cache import BlockCache
-from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.training.checkpoint.run_dir import RunFolder
-from lafs_ray.training.input_pipeline import Cropper
+from lafs_ray.training.checkpoint.run_dir import RunDir
+from lafs_ray.training.input_pipeline import Preprocessor
 from lafs_ray.training.monitoring.tensorboard import require_tensorboard
-from lafs_ray.training.run_length import Length, build_plan, run_length
-from lafs_ray.training.tasks.build import build_cut
+from lafs_ray.training.run_length import Length, build_sampler, run_length
+from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
-from lafs_ray.training.tasks.init_weights import StartWeights, as_tensors, load_start
+from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors, load_init_weights
 
 
 @dataclass(frozen=True)
-class JobInputs:
+class RunInputs:
     """Everything a rank needs, checked; it travels to other machines.
 
     Args:
@@ -39,25 +39,25 @@ class JobInputs:
         faces: the opened set, of a few-shot run its subset.
         plan: order of its records.
         length: of the run.
-        num_classes: identities of the whole set of a labelled run.
+        num_classes: identities of the whole set of a labeled run.
         num_identities: identities among `faces`; None where the set does not list them.
         start: weights from other runs.
     """
 
-    config: Job
+    config: TrainConfig
     faces: FaceSet
-    plan: OrderPlan
+    plan: EpochSampler
     length: Length
     num_classes: int | None
     num_identities: int | None
-    start: StartWeights
+    start: InitWeights
 
-    def cropper(self) -> Cropper:
+    def cropper(self) -> Preprocessor:
         """What decodes and cuts; every ingest process makes its own."""
         config = self.config
-        cut = build_cut(config, self.start)
-        source = config.data.colour_order, config.run.seed
-        return Cropper(self.faces, *source, cut, num_classes=self.num_classes)
+        cut = build_transform(config, self.start)
+        source = config.data.color_order, config.run.seed
+        return Preprocessor(self.faces, *source, cut, num_classes=self.num_classes)
 
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
         """The landmark CNN of a pretraining run; a supervised run trains its own."""
@@ -65,22 +65,22 @@ class JobInputs:
             return None
         return as_tensors(self.start.landmarks)
 
-    def folder(self) -> RunFolder:
+    def folder(self) -> RunDir:
         """The run's folder."""
-        return RunFolder(self.config, self.faces.fingerprint)
+        return RunDir(self.config, self.faces.fingerprint)
 
     def origin(self) -> tuple[str | None, str | None, dict[str, int]]:
         """Hashes of the weights read, and the run's length: what its folder is checked by."""
         return self.start.landmarks_hash, self.start.transformer_hash, asdict(self.length)
 
 
-def open_job(config: Job) -> JobInputs:
-    """`check_job`, then make the run's folder this run's own and record its subset there.
+def prepare_run(config: TrainConfig) -> RunInputs:
+    """`check_run`, then make the run's folder this run's own and record its subset there.
 
     Raises:
-        UserError: as in `check_job`, or the folder holds another run.
+        UserError: as in `check_run`, or the folder holds another run.
     """
-    inputs = check_job(config)
+    inputs = check_run(config)
     config, folder = inputs.config, inputs.folder()
     folder.claim(*inputs.origin())
     if isinstance(config, FinetuneConfig) and config.data.subset is not None:
@@ -90,15 +90,15 @@ def open_job(config: Job) -> JobInputs:
     return inputs
 
 
-def check_job(config: Job) -> JobInputs:
+def check_run(config: TrainConfig) -> RunInputs:
     """Open the set, choose its subset, read the weights to start from and check all of them.
 
     Raises:
         UserError: whatever is wrong with any of them.
     """
     config = _with_absolute_paths(config)
-    colour_order = config.data.colour_order
-    faces = open_faces(config.data.path, colour_order, IMAGE_SIZE, cache=_cache(config))
+    color_order = config.data.color_order
+    faces = open_faces(config.data.path, color_order, IMAGE_SIZE, cache=_cache(config))
     if config.log.tensorboard:
         require_tensorboard()
     num_classes = None
@@ -110,21 +110,21 @@ def check_job(config: Job) -> JobInputs:
             raise ConfigError(
                 "compute.workers",
                 found=f"{config.compute.workers} workers for {num_classes} identities",
-                expected="at least one identity for each worker, as they share the class centres",
+                expected="at least one identity for each worker, as they share the class centers",
                 fix=f"set compute.workers to at most {num_classes}",
             )
         if config.data.subset is not None:
             chosen = chosen_images(config.data.subset, faces, labels)
             faces, labels = faces.subset(chosen), labels[chosen]
         num_identities = len(np.unique(labels[labels >= 0]))
-    plan = build_plan(config, faces)
-    length, start = run_length(config, plan), load_start(config)
+    plan = build_sampler(config, faces)
+    length, start = run_length(config, plan), load_init_weights(config)
     if isinstance(config, PretrainConfig):
         faces = with_cached_landmarks(config, faces, start)
-    return JobInputs(config, faces, plan, length, num_classes, num_identities, start)
+    return RunInputs(config, faces, plan, length, num_classes, num_identities, start)
 
 
-def _cache(config: Job) -> BlockCache | None:
+def _cache(config: TrainConfig) -> BlockCache | None:
     """Where the nodes keep what they read from an object store.
 
     Raises:
@@ -138,7 +138,7 @@ def _cache(config: Job) -> BlockCache | None:
     return cache
 
 
-def _with_absolute_paths(config: Job) -> Job:
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration as workers need it: Ray starts them in folders of its own."""
     run = config.run.model_copy(update={"storage": filesystem.absolute(config.run.storage)})
     data = config.data.model_copy(update={"path": filesystem.absolute(config.data.path)})
@@ -158,15 +158,15 @@ def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> 
     return fraction_of_images(faces, subset.fraction, subset.seed, subset.order)
 
 
-def _num_classes(config: Job, faces: FaceSet, labels: NDArray[np.int64]) -> int:
+def _num_classes(config: TrainConfig, faces: FaceSet, labels: NDArray[np.int64]) -> int:
     highest, expected = int(labels.max()), faces.num_identities
     num_classes = expected if expected is not None else highest + 1
     # Those without a label are damaged records as any other: the cropper replaces and names them.
-    unlabelled = int((labels < 0).sum())
-    if highest < 0 or highest >= num_classes or unlabelled > config.data.max_bad_records:
+    unlabeled = int((labels < 0).sum())
+    if highest < 0 or highest >= num_classes or unlabeled > config.data.max_bad_records:
         raise DataError(
             config.data.path,
-            found=f"labels up to {highest}; {unlabelled} of {len(labels)} records have none",
+            found=f"labels up to {highest}; {unlabeled} of {len(labels)} records have none",
             expected=f"labels from 0 to {max(num_classes, 1) - 1}, missing in at most "
             f"{config.data.max_bad_records} records (data.max_bad_records)",
             fix="number the identities from 0 without gaps, or repair the set's header",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.face_set import FaceSet
-from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ class Length:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
 
-def build_plan(config: Job, faces: FaceSet) -> OrderPlan:
+def build_sampler(config: TrainConfig, faces: FaceSet) -> EpochSampler:
     """The order of records of a run.
 
     Raises:
@@ -40,12 +40,12 @@ def build_plan(config: Job, faces: FaceSet) -> OrderPlan:
             expected="a batch no larger than the set",
             fix=f"lower batch_size to at most {faces.num_images}",
         )
-    return OrderPlan(
+    return EpochSampler(
         faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records
     )
 
 
-def run_length(config: Job, plan: OrderPlan) -> Length:
+def run_length(config: TrainConfig, plan: EpochSampler) -> Length:
     """Steps of the run and between checkpoints.
 
     Raises:

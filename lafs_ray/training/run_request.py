@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 
 
-class Wish(enum.IntEnum):
+class RunRequest(enum.IntEnum):
     """In rising order: the highest of all ranks counts."""
 
     NOTHING = 0

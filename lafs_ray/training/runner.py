@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
-from lafs_ray.training.checkpoint.run_dir import RunFolder, load_checkpoint
+from lafs_ray.training.checkpoint.run_dir import RunDir, load_checkpoint
 from lafs_ray.training.compile import compile_training, slow_arithmetic
 from lafs_ray.training.distributed import count_ranks, from_first_rank, share_lines
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
-from lafs_ray.training.loop import Training, train
+from lafs_ray.training.loop import TrainState, train
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.monitor import Watch
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
-from lafs_ray.training.prepare import JobInputs
-from lafs_ray.training.run_request import Wish
+from lafs_ray.training.prepare import RunInputs
+from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.tasks.build import build_training
 
 
-def training_device(config: Job, local_rank: int = 0) -> torch.device:
+def training_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
     """Where this rank trains.
 
     Raises:
@@ -50,7 +50,7 @@ def training_device(config: Job, local_rank: int = 0) -> torch.device:
 
 
 def run_rank(
-    inputs: JobInputs,
+    inputs: RunInputs,
     stream: Callable[[int, int], Iterator[StepBatch]],
     *,
     device: torch.device,
@@ -108,7 +108,7 @@ def run_rank(
             raise watch.explain(found, inputs.faces.shard_uris) from None
 
 
-def restore(training: Training, folder: RunFolder, rank: int, say: Callable[[str], None]) -> int:
+def restore(training: TrainState, folder: RunDir, rank: int, say: Callable[[str], None]) -> int:
     """Load the newest checkpoint; rank 0 chooses it, so that all ranks begin at one step.
 
     Returns:
@@ -140,7 +140,7 @@ class Hooks:
     after_save: Callable[[dict[str, Any]], None] = lambda _: None
     written: Callable[[int], None] = lambda _: None
     spared: Callable[[], Collection[int]] = tuple
-    wish: Callable[[], Wish] = lambda: Wish.NOTHING
+    wish: Callable[[], RunRequest] = lambda: RunRequest.NOTHING
 
 
 class Recorder:
@@ -159,8 +159,8 @@ class Recorder:
 
     def __init__(
         self,
-        inputs: JobInputs,
-        training: Training,
+        inputs: RunInputs,
+        training: TrainState,
         first_step: int,
         say: Callable[[str], None],
         hooks: Hooks,
@@ -194,7 +194,7 @@ class Recorder:
             # What ends the run says more than that the checkpoint before it was lost.
             self._say(f"the last checkpoint was not written: {error}")
 
-    def wish(self) -> Wish:
+    def wish(self) -> RunRequest:
         """What this rank is asked to do; also where it hears of what became of checkpoints.
 
         Raises:
@@ -226,12 +226,12 @@ class Recorder:
         figure = config.checkpoints.keep_best
         if figure is None or figure in self._last:
             return
-        if not (config.probe.enabled and figure.startswith(("pair_", "identity_"))):
+        if not (config.online_eval.enabled and figure.startswith(("pair_", "identity_"))):
             raise ConfigError(
                 "checkpoints.keep_best",
                 found=f"{figure}, which this run does not report",
                 expected=f"a figure of its probes, or one of {', '.join(sorted(self._last))}",
-                fix="correct the name, or name files to judge checkpoints on (probe.pairs)",
+                fix="correct the name, or name files to judge checkpoints on (online_eval.pairs)",
             )
 
     def save(self, step: int) -> None:
@@ -259,7 +259,7 @@ class Recorder:
 
 
 def run_local(
-    inputs: JobInputs,
+    inputs: RunInputs,
     say: Callable[[str], None] = print,
     show: Callable[[dict[str, Any]], None] | None = None,
     hooks: Hooks | None = None,

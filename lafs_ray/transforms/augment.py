@@ -1,12 +1,12 @@
-"""Crop, colour, blur and solarise many views at once, as PIL does them one image at a time.
+"""Crop, color, blur and solarize many views at once, as PIL does them one image at a time.
 
 All functions take [M, 3, H, W] (M = B·V views). On CPU views are uint8, and `pixels` changes them;
-the operations here are in float32: they say what is computed, and run on CUDA. Where a colour
+the operations here are in float32: they say what is computed, and run on CUDA. Where a color
 operation is drawn for some views only, views are regrouped so that it runs on a contiguous slice:
 no Python loop over views and no work on views that did not draw it. Every operation treats a view
 by itself, so results do not depend on which views share a call, bit by bit.
 Ours: on CUDA values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after
-every operation; we round where a decision depends on it (crop, contrast pivot, solarise threshold)
+every operation; we round where a decision depends on it (crop, contrast pivot, solarize threshold)
 and clamp where it clamps. Tests hold the difference to PIL below 3 of 255 in the mean.
 """
 
@@ -23,14 +23,14 @@ from torch import Tensor
 
 from lafs_ray.transforms.augment_uint8 import (
     LUMA,
-    SOLARISE_THRESHOLD,
+    SOLARIZE_THRESHOLD,
     change_pixels,
     gaussian_weights,
 )
-from lafs_ray.transforms.params import HUE, ViewDraws
+from lafs_ray.transforms.params import HUE, ViewParams
 
-_GREY = HUE + 1
-_NONE = _GREY + 1
+_GRAY = HUE + 1
+_NONE = _GRAY + 1
 
 _Key = TypeVar("_Key", bound=np.number[Any])
 
@@ -40,7 +40,7 @@ def crop_views(
 ) -> Tensor:
     """Cut a box out of an image, resize it bicubically to `size` and mirror it, V times an image.
 
-    PIL's `crop(box).resize((size, size), BICUBIC)`: a = -0.5, weights renormalised at the box's
+    PIL's `crop(box).resize((size, size), BICUBIC)`: a = -0.5, weights renormalized at the box's
     edge, widened when shrinking, rounded to 8 bits after the horizontal and the vertical pass.
     On CPU torch's 8-bit kernel does this six times faster than products with matrices; CUDA has no
     such kernel. The two differ by 1 of 255 here and there.
@@ -105,8 +105,8 @@ def bicubic_weights(
     scale = (length / size)[..., None, None]
     first = start[..., None, None]
     pixel = np.arange(source)
-    centre = first + (np.arange(size)[:, None] + 0.5) * scale
-    distance = np.abs((pixel + 0.5 - centre) / np.maximum(scale, 1))
+    center = first + (np.arange(size)[:, None] + 0.5) * scale
+    distance = np.abs((pixel + 0.5 - center) / np.maximum(scale, 1))
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
@@ -114,8 +114,8 @@ def bicubic_weights(
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
-def change_appearance(views: Tensor, draws: ViewDraws) -> Tensor:
-    """Colour jitter in each view's own order, then grey, blur and solarise, where drawn.
+def change_appearance(views: Tensor, draws: ViewParams) -> Tensor:
+    """Color jitter in each view's own order, then gray, blur and solarize, where drawn.
 
     Args:
         views: [M, 3, H, W] in 0…255, float32, or on CPU uint8; left as they are.
@@ -127,9 +127,9 @@ def change_appearance(views: Tensor, draws: ViewDraws) -> Tensor:
     if views.dtype == torch.uint8:
         changed = change_pixels(views.permute(0, 2, 3, 1).contiguous().numpy(), draws)
         return torch.from_numpy(changed).permute(0, 3, 1, 2)
-    jitters, greys = draws.jitters.reshape(-1, 1), draws.greys.reshape(-1, 1)
+    jitters, grays = draws.jitters.reshape(-1, 1), draws.grays.reshape(-1, 1)
     order = draws.jitter_order.reshape(-1, 4)
-    operations = np.hstack((np.where(jitters, order, _NONE), np.where(greys, _GREY, _NONE)))
+    operations = np.hstack((np.where(jitters, order, _NONE), np.where(grays, _GRAY, _NONE)))
     factors = torch.from_numpy(draws.jitter_factors.reshape(-1, 4)).to(views.device)
     sigma = draws.blur_sigma_px.reshape(-1)
     group = _Regrouping(views)
@@ -145,8 +145,8 @@ def change_appearance(views: Tensor, draws: ViewDraws) -> Tensor:
     if num_blurred:
         blur_(group.views[:num_blurred], descending[:num_blurred])
     group.sort(np.arange(len(views)))
-    for row in np.flatnonzero(draws.solarises):
-        solarise_(group.views[row])
+    for row in np.flatnonzero(draws.solarizes):
+        solarize_(group.views[row])
     return group.views
 
 
@@ -174,10 +174,10 @@ class _Regrouping:
 
 
 def luma(views: Tensor) -> Tensor:
-    """PIL's grey value of every pixel, [M, 1, H, W], rounded to whole numbers as there."""
+    """PIL's gray value of every pixel, [M, 1, H, W], rounded to whole numbers as there."""
     red, green, blue = views.chunk(3, dim=1)
-    grey = red * LUMA[0]
-    return grey.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).round_()
+    gray = red * LUMA[0]
+    return gray.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).round_()
 
 
 def brighten_(views: Tensor, factor: Tensor) -> None:
@@ -186,7 +186,7 @@ def brighten_(views: Tensor, factor: Tensor) -> None:
 
 
 def contrast_(views: Tensor, factor: Tensor) -> None:
-    """Move away from (factor > 1) or towards the view's mean grey, in place."""
+    """Move away from (factor > 1) or towards the view's mean gray, in place."""
     # A sum of at most 256×256 whole numbers below 256 is exact in float32 in every order, so the
     # pivot, which the reference rounds too, is the same on every device and in every batch.
     height, width = views.shape[-2:]
@@ -196,12 +196,12 @@ def contrast_(views: Tensor, factor: Tensor) -> None:
 
 
 def saturate_(views: Tensor, factor: Tensor) -> None:
-    """Move away from (factor > 1) or towards the pixel's own grey, in place."""
-    grey = luma(views).mul_(1 - factor)
-    views.mul_(factor).add_(grey).clamp_(0, 255)
+    """Move away from (factor > 1) or towards the pixel's own gray, in place."""
+    gray = luma(views).mul_(1 - factor)
+    views.mul_(factor).add_(gray).clamp_(0, 255)
 
 
-def make_grey_(views: Tensor, _factor: Tensor) -> None:
+def make_gray_(views: Tensor, _factor: Tensor) -> None:
     """Replace all channels by the luma, in place."""
     views.copy_(luma(views))
 
@@ -218,7 +218,7 @@ def shift_hue_(views: Tensor, shift: Tensor) -> None:
     top = torch.maximum(red, green)
     low = torch.minimum(red, green)
     chroma = torch.maximum(top, blue, out=top).sub_(torch.minimum(low, blue, out=low))
-    # A grey pixel may get any hue: its chroma, 0, multiplies the result.
+    # A gray pixel may get any hue: its chroma, 0, multiplies the result.
     hue = torch.add(green, blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-6)).add_(1)
     hue = torch.copysign(hue, green - blue).add_(6 * shift.squeeze(1))
     hue.sub_((hue * (1 / 6)).floor_().mul_(6))
@@ -235,7 +235,7 @@ _OPERATIONS: tuple[Callable[[Tensor, Tensor], None], ...] = (
     contrast_,
     saturate_,
     shift_hue_,
-    make_grey_,
+    make_gray_,
 )
 
 
@@ -279,6 +279,6 @@ def _blur_along(views: Tensor, dim: int, weights: Tensor, counts: list[int]) -> 
         views[:count].add_((before + after).mul_(weights[tap, :count]))
 
 
-def solarise_(views: Tensor) -> None:
+def solarize_(views: Tensor) -> None:
     """Invert what 8 bits would store as 128 or more, in place."""
-    torch.where(views >= SOLARISE_THRESHOLD - 0.5, 255 - views, views, out=views)
+    torch.where(views >= SOLARIZE_THRESHOLD - 0.5, 255 - views, views, out=views)

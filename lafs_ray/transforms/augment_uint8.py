@@ -1,4 +1,4 @@
-"""Views in 8 bits on CPU, by kernels of OpenCV: what `augment` and `cut_tokens` define, faster.
+"""Views in 8 bits on CPU, by kernels of OpenCV: what `augment` and `extract_tokens` define, faster.
 
 A view is 37 KB here, a quarter of its size in float32, and stays in the core's cache from the first
 operation to the last. As in the reference every operation rounds to 8 bits. The readable
@@ -17,27 +17,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewDraws
+from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParams
 
 Pixels = NDArray[np.uint8]
 
 LUMA = (0.299, 0.587, 0.114)
 # A Gaussian is cut at three standard deviations: 0.3 % of its weight lies beyond.
 BLUR_REACH = 3.0
-SOLARISE_THRESHOLD = 128
+SOLARIZE_THRESHOLD = 128
 
-# Matrices that keep a colour, and that make it grey.
-_COLOUR = np.eye(3)
-_GREY = np.array([LUMA, LUMA, LUMA])
+# Matrices that keep a color, and that make it gray.
+_COLOR = np.eye(3)
+_GRAY = np.array([LUMA, LUMA, LUMA])
 # OpenCV filters 8-bit images with weights of 8 bits.
 _WEIGHT_UNIT = 256
-_SOLARISED = np.where(np.arange(256) >= SOLARISE_THRESHOLD, 255 - np.arange(256), np.arange(256))
-_SOLARISED = _SOLARISED.astype(np.uint8)
+_SOLARIZED = np.where(np.arange(256) >= SOLARIZE_THRESHOLD, 255 - np.arange(256), np.arange(256))
+_SOLARIZED = _SOLARIZED.astype(np.uint8)
 # What lies outside a view: the middle of the range, rounded.
 _OUTSIDE = (128, 128, 128, 128)
 
 
-def change_pixels(views: Pixels, draws: ViewDraws) -> Pixels:
+def change_pixels(views: Pixels, draws: ViewParams) -> Pixels:
     """`augment.change_appearance` in 8 bits.
 
     Args:
@@ -47,8 +47,8 @@ def change_pixels(views: Pixels, draws: ViewDraws) -> Pixels:
     Returns:
         uint8 [M, H, W, 3].
     """
-    jitters, greys, solarises = (
-        flags.reshape(-1).tolist() for flags in (draws.jitters, draws.greys, draws.solarises)
+    jitters, grays, solarizes = (
+        flags.reshape(-1).tolist() for flags in (draws.jitters, draws.grays, draws.solarizes)
     )
     orders = draws.jitter_order.reshape(-1, 4).tolist()
     factors = draws.jitter_factors.reshape(-1, 4).tolist()
@@ -58,15 +58,15 @@ def change_pixels(views: Pixels, draws: ViewDraws) -> Pixels:
         if jitters[row]:
             for operation in orders[row]:
                 view = _JITTER[operation](view, factors[row][operation])
-        if greys[row]:
-            # One channel until the end: the three would be blurred and solarised alike.
+        if grays[row]:
+            # One channel until the end: the three would be blurred and solarized alike.
             view = _pixels(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))
         kernel = kernels[row]
         if kernel is not None:
             view = blur(view, kernel)
-        if solarises[row]:
-            view = solarise(view)
-        if greys[row]:
+        if solarizes[row]:
+            view = solarize(view)
+        if grays[row]:
             cv2.cvtColor(view, cv2.COLOR_GRAY2RGB, dst=changed[row])
         else:
             changed[row] = view
@@ -79,16 +79,16 @@ def brighten(view: Pixels, factor: float) -> Pixels:
 
 
 def contrast(view: Pixels, factor: float) -> Pixels:
-    """Move away from (factor > 1) or towards the view's mean grey."""
-    # The luma of the mean colour: that of every pixel takes a third of the time of all of this.
+    """Move away from (factor > 1) or towards the view's mean gray."""
+    # The luma of the mean color: that of every pixel takes a third of the time of all of this.
     red, green, blue, _ = cv2.mean(view)
     pivot = math.floor(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 0.5)
     return _pixels(cv2.addWeighted(view, factor, view, 0.0, pivot * (1 - factor)))
 
 
 def saturate(view: Pixels, factor: float) -> Pixels:
-    """Move away from (factor > 1) or towards the pixel's own grey."""
-    return _pixels(cv2.transform(view, factor * _COLOUR + (1 - factor) * _GREY))
+    """Move away from (factor > 1) or towards the pixel's own gray."""
+    return _pixels(cv2.transform(view, factor * _COLOR + (1 - factor) * _GRAY))
 
 
 def shift_hue(view: Pixels, shift: float) -> Pixels:
@@ -102,7 +102,7 @@ def shift_hue(view: Pixels, shift: float) -> Pixels:
 _JITTER = {BRIGHTNESS: brighten, CONTRAST: contrast, SATURATION: saturate, HUE: shift_hue}
 
 
-def make_grey(view: Pixels) -> Pixels:
+def make_gray(view: Pixels) -> Pixels:
     """Replace all channels by the luma."""
     return _pixels(cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
 
@@ -155,9 +155,9 @@ def gaussian_weights(
     return weights, reach
 
 
-def solarise(view: Pixels) -> Pixels:
+def solarize(view: Pixels) -> Pixels:
     """Invert values of 128 and more."""
-    return _pixels(cv2.LUT(view, _SOLARISED))
+    return _pixels(cv2.LUT(view, _SOLARIZED))
 
 
 def _pixels(found: Any) -> Pixels:
@@ -166,8 +166,8 @@ def _pixels(found: Any) -> Pixels:
     return pixels
 
 
-def cut_patches(views: Pixels, landmarks: NDArray[np.float32], patch_size: int) -> Pixels:
-    """`views.cut_tokens` in 8 bits: p×p patches around landmarks, sampled bilinearly.
+def sample_patches(views: Pixels, landmarks: NDArray[np.float32], patch_size: int) -> Pixels:
+    """`views.extract_tokens` in 8 bits: p×p patches around landmarks, sampled bilinearly.
 
     OpenCV 5 samples where it is told; OpenCV 4 moves each sample to the nearest 32nd of a pixel.
 

@@ -29,7 +29,7 @@ _MMAP_THRESHOLD, _LARGEST_BLOCK = -3, 32 << 20
 _TRIM_THRESHOLD, _KEPT = -1, 256 << 20
 
 
-class LandmarkFinder:
+class LandmarkPredictor:
     """Finds landmarks without gradients.
 
     Args:

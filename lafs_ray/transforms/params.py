@@ -21,7 +21,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # The columns of one view's uniform numbers; the order is part of every run's random stream.
 _AREA = slice(0, CROP_ATTEMPTS)
 _ASPECT = slice(CROP_ATTEMPTS, 2 * CROP_ATTEMPTS)
-_TOP, _LEFT, _FLIP, _JITTER, _GREY, _BLUR, _SIGMA, _SOLARISE = range(20, 28)
+_TOP, _LEFT, _FLIP, _JITTER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(20, 28)
 _FACTORS = slice(28, 32)
 _ORDER = slice(32, 36)
 _NUM_UNIFORMS = 36
@@ -47,15 +47,15 @@ class ViewSettings:
             the share of global ones.
         crop_aspect: least and greatest width / height of the crop, log-uniform.
         flip: probability of a horizontal mirror.
-        jitter: probability of colour jitter.
+        jitter: probability of color jitter.
         brightness: factor is uniform in 1 ± this.
         contrast: factor is uniform in 1 ± this.
         saturation: factor is uniform in 1 ± this.
-        hue: shift is uniform in ± this share of the colour circle.
-        grey: probability of losing all colour.
+        hue: shift is uniform in ± this share of the color circle.
+        gray: probability of losing all color.
         blur: probability of Gaussian blur for global view 1, other global views, local views.
         blur_sigma: least and greatest standard deviation of the blur, in pixels.
-        solarise: probability of solarising; only global views after the first.
+        solarize: probability of solarizing; only global views after the first.
         landmark_noise_px: standard deviation of the landmarks' perturbation, in pixels.
         local_tokens: n, landmarks drawn for a local view.
         shuffle: keep a local view's landmarks in the order drawn; otherwise ascending.
@@ -79,10 +79,10 @@ class ViewSettings:
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    grey: float = 0.2
+    gray: float = 0.2
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.2
+    solarize: float = 0.2
     landmark_noise_px: float = 5.0
     local_tokens: int = 36
     shuffle: bool = True
@@ -123,27 +123,27 @@ def supervised_settings(image_size: int = 112) -> ViewSettings:
         contrast=0.1,
         saturation=0.1,
         hue=0.1,
-        grey=0.0,
+        gray=0.0,
         blur=(0.0, 0.0, 0.0),
-        solarise=0.0,
+        solarize=0.0,
         landmark_source="grid",
     )
 
 
 @dataclass(frozen=True)
-class ViewDraws:
+class ViewParams:
     """Everything random about the views of a batch.
 
     Attributes:
         boxes: int32 [B, V, 4], the crop as (top, left, height, width) in pixels of the image.
         flips: bool [B, V], mirror the view.
-        jitters: bool [B, V], apply the four colour operations.
+        jitters: bool [B, V], apply the four color operations.
         jitter_factors: float32 [B, V, 4], of brightness, contrast, saturation, and the hue shift
             as a share of the circle.
         jitter_order: int8 [B, V, 4], the operations in the order of application.
-        greys: bool [B, V], remove colour.
+        grays: bool [B, V], remove color.
         blur_sigma_px: float32 [B, V], 0 where there is no blur.
-        solarises: bool [B, V], invert values of 128 and more.
+        solarizes: bool [B, V], invert values of 128 and more.
         landmark_noise_px: float32 [B, V, N, 2]; no landmarks (N = 0) where the source is `grid`.
         local_indices: int64 [B, V_l, n], the landmarks that each local view keeps.
     """
@@ -153,17 +153,17 @@ class ViewDraws:
     jitters: NDArray[np.bool_]
     jitter_factors: NDArray[np.float32]
     jitter_order: NDArray[np.int8]
-    greys: NDArray[np.bool_]
+    grays: NDArray[np.bool_]
     blur_sigma_px: NDArray[np.float32]
-    solarises: NDArray[np.bool_]
+    solarizes: NDArray[np.bool_]
     landmark_noise_px: NDArray[np.float32]
     local_indices: NDArray[np.int64]
 
-    def images(self, rows: slice) -> ViewDraws:
+    def images(self, rows: slice) -> ViewParams:
         """The draws of some images of the batch."""
-        return ViewDraws(**{name: value[rows] for name, value in vars(self).items()})
+        return ViewParams(**{name: value[rows] for name, value in vars(self).items()})
 
-    def views(self, views: slice) -> ViewDraws:
+    def views(self, views: slice) -> ViewParams:
         """The draws of some views of every image; `local_indices` stays whole."""
         chosen: dict[str, NDArray[Any]] = {
             name: value[:, views] for name, value in vars(self).items() if name != "local_indices"
@@ -171,13 +171,13 @@ class ViewDraws:
         return replace(self, **chosen)
 
 
-def draw_views(
+def sample_view_params(
     settings: ViewSettings,
     seed: int,
     epoch: Records,
     shard: Records,
     key: Records,
-) -> ViewDraws:
+) -> ViewParams:
     """Draw the views of B records, each a pure function of (seed, epoch, shard, key).
 
     Args:
@@ -200,15 +200,15 @@ def draw_views(
         generator.standard_normal(dtype=np.float32, out=noise[row])
     noise *= np.float32(settings.landmark_noise_px)
     factors, order = _jitter(settings, uniforms)
-    return ViewDraws(
+    return ViewParams(
         boxes=_crop_boxes(settings, uniforms),
         flips=uniforms[..., _FLIP] < settings.flip,
         jitters=uniforms[..., _JITTER] < settings.jitter,
         jitter_factors=factors,
         jitter_order=order,
-        greys=uniforms[..., _GREY] < settings.grey,
+        grays=uniforms[..., _GRAY] < settings.gray,
         blur_sigma_px=_blur_sigma(settings, uniforms),
-        solarises=_solarises(settings, uniforms),
+        solarizes=_solarizes(settings, uniforms),
         landmark_noise_px=noise,
         local_indices=_local_indices(settings, local_uniforms),
     )
@@ -252,10 +252,10 @@ def _fallback_crop(settings: ViewSettings) -> tuple[int, int]:
 def _jitter(
     settings: ViewSettings, uniforms: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Factors of the four colour operations and their random order."""
+    """Factors of the four color operations and their random order."""
     spread = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
-    centre = np.array([1.0, 1.0, 1.0, 0.0])
-    factors = centre + spread * (2 * uniforms[..., _FACTORS] - 1)
+    center = np.array([1.0, 1.0, 1.0, 0.0])
+    factors = center + spread * (2 * uniforms[..., _FACTORS] - 1)
     factors[..., :HUE] = factors[..., :HUE].clip(min=0)
     order = np.argsort(uniforms[..., _ORDER], axis=-1, kind="stable")
     return factors.astype(np.float32), order.astype(np.int8)
@@ -272,11 +272,11 @@ def _blur_sigma(settings: ViewSettings, uniforms: NDArray[np.float64]) -> NDArra
     return np.where(uniforms[..., _BLUR] < probability, sigma, 0).astype(np.float32)
 
 
-def _solarises(settings: ViewSettings, uniforms: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which views to solarise: only global views after the first may be."""
+def _solarizes(settings: ViewSettings, uniforms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which views to solarize: only global views after the first may be."""
     view = np.arange(settings.num_views)
     allowed = (view > 0) & (view < settings.num_global)
-    return allowed & (uniforms[..., _SOLARISE] < settings.solarise)
+    return allowed & (uniforms[..., _SOLARIZE] < settings.solarize)
 
 
 def _local_indices(settings: ViewSettings, uniforms: NDArray[np.float32]) -> NDArray[np.int64]:

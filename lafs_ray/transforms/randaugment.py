@@ -1,4 +1,4 @@
-"""RandAugment on labelled faces: timm's operations, driven record by record.
+"""RandAugment on labeled faces: timm's operations, driven record by record.
 
 timm draws from Python's and NumPy's global generators. Here both are seeded from (seed, epoch,
 shard, key) before each image and put back after a batch, so that the result depends on the record

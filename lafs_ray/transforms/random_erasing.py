@@ -1,4 +1,4 @@
-"""Random erasing: a black rectangle over part of a labelled face, drawn record by record."""
+"""Random erasing: a black rectangle over part of a labeled face, drawn record by record."""
 
 from __future__ import annotations
 

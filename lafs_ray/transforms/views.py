@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from lafs_ray.models.patches import extract_patches, grid_patches
 from lafs_ray.transforms.augment import change_appearance, crop_views
-from lafs_ray.transforms.augment_uint8 import cut_patches
-from lafs_ray.transforms.landmark_predictor import MIDDLE, LandmarkFinder
-from lafs_ray.transforms.params import Records, ViewDraws, ViewSettings, draw_views
+from lafs_ray.transforms.augment_uint8 import sample_patches
+from lafs_ray.transforms.landmark_predictor import MIDDLE, LandmarkPredictor
+from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
 
 
-class ViewCutter:
+class MultiViewTransform:
     """Cuts global and local views of faces into tokens.
 
     Args:
@@ -50,7 +50,7 @@ class ViewCutter:
         self.seed = seed
         self.device = torch.device(device)
         self.chunk = chunk
-        self._finder = None if landmarker is None else LandmarkFinder(landmarker, self.device)
+        self._finder = None if landmarker is None else LandmarkPredictor(landmarker, self.device)
 
     @torch.no_grad()
     def __call__(
@@ -65,9 +65,9 @@ class ViewCutter:
 
         Args:
             images: uint8 [B, S, S, 3], RGB.
-            epoch: [B], as in `draw_views`.
-            shard: [B], as in `draw_views`.
-            key: [B], as in `draw_views`.
+            epoch: [B], as in `sample_view_params`.
+            shard: [B], as in `sample_view_params`.
+            key: [B], as in `sample_view_params`.
             landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
 
         Returns:
@@ -77,7 +77,7 @@ class ViewCutter:
         pixels = to_tensor(images).to(self.device)
         size = self.settings.image_size
         assert pixels.shape[1:] == (size, size, 3), pixels.shape
-        draws = draw_views(self.settings, self.seed, epoch, shard, key)
+        draws = sample_view_params(self.settings, self.seed, epoch, shard, key)
         on_images = self._landmarks_on_images(pixels, landmarks)
         length = self.chunk if self.device.type == "cpu" else len(pixels)
         chunks = []
@@ -94,7 +94,7 @@ class ViewCutter:
         return tokens
 
     def _cut(
-        self, images: Tensor, draws: ViewDraws, on_images: Tensor | None
+        self, images: Tensor, draws: ViewParams, on_images: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Global and local tokens of some images, of whose landmarks some sources know."""
         settings = self.settings
@@ -108,7 +108,7 @@ class ViewCutter:
                 cut = _rounded(grid_patches(changed, settings.patch_size))
             else:
                 landmarks = self._landmarks(clean, on_images, part, size, is_local=is_local)
-                cut = cut_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
+                cut = extract_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
             tokens.append(cut.reshape(*part.flips.shape, *cut.shape[1:]))
         return tokens[0], tokens[1]
 
@@ -116,7 +116,7 @@ class ViewCutter:
         self,
         clean: Tensor,
         on_images: Tensor | None,
-        draws: ViewDraws,
+        draws: ViewParams,
         size: int,
         *,
         is_local: bool,
@@ -129,7 +129,7 @@ class ViewCutter:
         if on_images is not None:
             landmarks = on_images.unsqueeze(1).expand_as(noise)
         elif len(clean):
-            landmarks = self.find_landmarks(clean).reshape(noise.shape)
+            landmarks = self.predict_landmarks(clean).reshape(noise.shape)
         else:
             landmarks = noise  # num_local = 0: of no views there are none
         if is_local:
@@ -149,10 +149,10 @@ class ViewCutter:
         if cached is not None:
             return torch.as_tensor(cached).to(self.device, torch.float32)
         if source == "per_image":
-            return self.find_landmarks(images.permute(0, 3, 1, 2))
+            return self.predict_landmarks(images.permute(0, 3, 1, 2))
         return None
 
-    def find_landmarks(self, planes: Tensor) -> Tensor:
+    def predict_landmarks(self, planes: Tensor) -> Tensor:
         """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
         assert self._finder is not None
         return self._finder(planes)
@@ -172,17 +172,17 @@ def supervised_view(
         settings: of one view, see `draws.supervised_settings`.
         images: uint8 [B, S, S, 3], RGB.
         seed: the run's seed.
-        epoch: [B], as in `draw_views`.
-        shard: [B], as in `draw_views`.
-        key: [B], as in `draw_views`.
+        epoch: [B], as in `sample_view_params`.
+        shard: [B], as in `sample_view_params`.
+        key: [B], as in `sample_view_params`.
 
     Returns:
         uint8 [B, S, S, 3], RGB, on the images' device.
     """
     assert settings.num_views == 1, settings
     pixels = to_tensor(images)
-    draws = draw_views(settings, seed, epoch, shard, key)
-    views = cut_images(pixels, draws, settings.image_size)
+    draws = sample_view_params(settings, seed, epoch, shard, key)
+    views = render_views(pixels, draws, settings.image_size)
     return _rounded(views).permute(0, 2, 3, 1).contiguous()
 
 
@@ -191,7 +191,7 @@ def _rounded(values: Tensor) -> Tensor:
     return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
 
 
-def cut_images(images: Tensor, draws: ViewDraws, size: int) -> Tensor:
+def render_views(images: Tensor, draws: ViewParams, size: int) -> Tensor:
     """Every view of every image as pixels.
 
     Args:
@@ -234,7 +234,7 @@ def map_landmarks(
     return landmarks * scales + shifts
 
 
-def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
+def extract_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     """Patches around landmarks as 8-bit tokens; outside the view lies the middle of the range.
 
     Args:
@@ -247,7 +247,7 @@ def cut_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     """
     if views.dtype == torch.uint8:
         pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.from_numpy(cut_patches(pixels, landmarks.numpy(), patch_size))
+        return torch.from_numpy(sample_patches(pixels, landmarks.numpy(), patch_size))
     # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
     # lie between pixels, so adding 128 and cutting the fraction off rounds them into 0…255.
     samples = extract_patches(views - MIDDLE, landmarks, patch_size)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.engine.resources import needed_cpus
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.config import SweepConfig
@@ -76,16 +76,16 @@ def trial_room(sweep: Sweep) -> TrialRoom:
     return TrialRoom(process, workers, " + ".join(parts))
 
 
-def _in_process(job: Job) -> Room:
+def _in_process(job: TrainConfig) -> Room:
     return Room(job.compute.cpus_per_worker, _gpus(job))
 
 
-def _of_workers(job: Job) -> Room:
-    probeless = job.model_copy(update={"probe": type(job.probe)()})
+def _of_workers(job: TrainConfig) -> Room:
+    probeless = job.model_copy(update={"online_eval": type(job.online_eval)()})
     return Room(needed_cpus(probeless), job.compute.workers * _gpus(job))
 
 
-def _gpus(job: Job) -> float:
+def _gpus(job: TrainConfig) -> float:
     return job.compute.gpus_per_worker if job.compute.device == "cuda" else 0.0
 
 

@@ -24,26 +24,26 @@ _Seeds = Annotated[
 FARS = (0.1, 0.01, 0.001)
 
 
-class Judges(Section):
+class EvalSets(Section):
     """The faces that networks are judged on; nobody on them is trained on."""
 
     pairs: str | None = None
     """Pair file (.bin), for pair_accuracy and tar_at_far."""
     identities: str | None = None
-    """Labelled set (.rec), for knn."""
-    colour_order: Literal["rgb", "bgr"] = "rgb"
+    """Labeled set (.rec), for knn."""
+    color_order: Literal["rgb", "bgr"] = "rgb"
     """What the images of these files decode to."""
 
 
-class Objective(Judges):
+class Objective(EvalSets):
     """What the sweep selects by."""
 
     metric: Metric = "pair_accuracy"
     """pair_accuracy: 10-fold; tar_at_far: share of same pairs accepted at `far`; knn: share of
-    faces whose nearest neighbour is the same person; loss: the training's own, to be made small."""
+    faces whose nearest neighbor is the same person; loss: the training's own, to be made small."""
     far: Real = 0.01
     """False accept rate of tar_at_far: 0.1, 0.01 or 0.001."""
-    centred: bool = False
+    centered: bool = False
     """Judge embeddings less their mean: fairer to networks that have seen no label."""
     seeds: _Seeds = (0,)
     """Seeds (`run.seed`) to average over. The first is judged on the way; the others are trained,
@@ -142,7 +142,7 @@ class Searcher(Section):
         return self
 
 
-class Confirm(Judges):
+class Confirm(EvalSets):
     """Winner against base on faces that the sweep has not seen; nothing unless a file is named."""
 
     metric: Literal["pair_accuracy", "tar_at_far", "knn"] | None = None

@@ -12,7 +12,7 @@ from lafs_ray.tuning.outputs import say
 from lafs_ray.tuning.preflight import refuse_no_trials
 from lafs_ray.tuning.results import Report, Trial, comparison
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.sweep_dir import SweepFolder
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import Task
 from lafs_ray.tuning.trial_config import Sweep
 
@@ -32,7 +32,7 @@ class Confirmation:
     """
 
     sweep: Sweep
-    folder: SweepFolder
+    folder: SweepDir
     attempt: str
     tune: Callable[..., None]
 
@@ -89,7 +89,7 @@ def _task(
     arm, seed = reruns[number]
     return Task(
         sweep,
-        SweepFolder(sweep).confirmation(arm, seed),
+        SweepDir(sweep).confirmation(arm, seed),
         settings,
         (seed,),
         1,

@@ -22,7 +22,7 @@ from lafs_ray.tuning.results import (
     table,
 )
 from lafs_ray.tuning.space import Settings, draw_settings, grid_points
-from lafs_ray.tuning.sweep_dir import SweepFolder
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import Task
 from lafs_ray.tuning.trial_config import Sweep
 
@@ -52,9 +52,9 @@ class Driver:
         return self.sweep.config
 
     @cached_property
-    def folder(self) -> SweepFolder:
+    def folder(self) -> SweepDir:
         """Where it lies."""
-        return SweepFolder(self.sweep)
+        return SweepDir(self.sweep)
 
     @cached_property
     def attempt(self) -> str:
@@ -254,7 +254,7 @@ def _search_task(sweep: Sweep, attempt: str, number: int, settings: Settings) ->
     objective = sweep.config.objective
     return Task(
         sweep,
-        SweepFolder(sweep).trial(number),
+        SweepDir(sweep).trial(number),
         settings,
         objective.seeds,
         objective.reports,

@@ -20,7 +20,7 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.verification_pairs import read_pairs
 from lafs_ray.errors import UserError
-from lafs_ray.tuning.config import Judges
+from lafs_ray.tuning.config import EvalSets
 from lafs_ray.tuning.trial_config import Sweep
 
 # Records of a set whose images are compared. A set that holds a hundredth of the other's images
@@ -105,7 +105,7 @@ def overlaps(sweep: Sweep) -> Iterator[str]:
                 )
 
 
-def judged(section: str, judges: Judges) -> Iterator[FaceFiles]:
+def judged(section: str, judges: EvalSets) -> Iterator[FaceFiles]:
     """The files of a section."""
     if judges.pairs is not None:
         yield FaceFiles(f"{section}.pairs", judges.pairs, is_pairs=True)

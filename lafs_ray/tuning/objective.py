@@ -6,20 +6,25 @@ import math
 
 import numpy as np
 
-from lafs_ray.data.eval_sets import open_labelled, open_pairs
+from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import chunks
 from lafs_ray.evaluation.neighbors import check_possible
-from lafs_ray.evaluation.protocols import Device, judge_identities, judge_pairs, local_embedding
+from lafs_ray.evaluation.protocols import (
+    Device,
+    evaluate_identities,
+    evaluate_pairs,
+    local_embedding,
+)
 from lafs_ray.evaluation.verification import kfold_accuracy, tar_at_far
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.tuning.config import Judges, Metric
+from lafs_ray.tuning.config import EvalSets, Metric
 
 
 def judge(
-    checkpoint: str, judges: Judges, metric: Metric, *, far: float, centred: bool, device: Device
+    checkpoint: str, judges: EvalSets, metric: Metric, *, far: float, centered: bool, device: Device
 ) -> float:
     """The figure of a checkpoint.
 
@@ -28,7 +33,7 @@ def judge(
         judges: the faces to judge on.
         metric: which figure.
         far: of tar_at_far.
-        centred: whether the mean embedding is subtracted.
+        centered: whether the mean embedding is subtracted.
         device: where to compute.
 
     Raises:
@@ -39,13 +44,15 @@ def judge(
     embeddings = {"": local_embedding(load_embedder(checkpoint), device)}
     if metric == "knn":
         assert judges.identities is not None, "checked with the sweep"
-        judged = judge_identities(open_labelled(judges.identities, judges.colour_order), embeddings)
+        judged = evaluate_identities(
+            open_labeled(judges.identities, judges.color_order), embeddings
+        )
         name = "1-NN"
     else:
         assert judges.pairs is not None, "checked with the sweep"
-        judged = judge_pairs(open_pairs(judges.pairs, judges.colour_order), embeddings)
+        judged = evaluate_pairs(open_pairs(judges.pairs, judges.color_order), embeddings)
         name = "accuracy" if metric == "pair_accuracy" else f"TAR@{far:g}"
-    return _finite(judged.rows[int(centred)].figures[name], checkpoint, metric)
+    return _finite(judged.rows[int(centered)].figures[name], checkpoint, metric)
 
 
 def _loss(checkpoint: str) -> float | None:
@@ -67,17 +74,17 @@ def _finite(value: float | None, checkpoint: str, metric: str) -> float:
     return value
 
 
-def check_judges(judges: Judges, metric: Metric, far: float) -> None:
+def check_eval_sets(judges: EvalSets, metric: Metric, far: float) -> None:
     """Read what networks will be judged on, and see that the figure can be computed from it.
 
     Raises:
         DataError: a file is missing or damaged, a face does not decode, or the figure is undefined.
     """
     if judges.identities is not None:
-        check_possible(open_labelled(judges.identities, judges.colour_order).labels, [1])
+        check_possible(open_labeled(judges.identities, judges.color_order).labels, [1])
     if judges.pairs is None:
         return
-    pairs = open_pairs(judges.pairs, judges.colour_order)
+    pairs = open_pairs(judges.pairs, judges.color_order)
     for start, stop in chunks(pairs.num_images):
         pairs.read(start, stop)
     same = pairs.pairs.same

@@ -8,7 +8,7 @@ from lafs_ray.config.loader import apply_overrides, write_yaml
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.plots import as_png
 from lafs_ray.tuning.results import Trial, importances, write_parquet
-from lafs_ray.tuning.sweep_dir import SweepFolder
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.sweep_plots import (
     curves_figure,
     importance_figure,
@@ -18,7 +18,7 @@ from lafs_ray.tuning.sweep_plots import (
 from lafs_ray.tuning.trial_config import Sweep
 
 
-def write_pictures(sweep: Sweep, folder: SweepFolder, trials: Sequence[Trial]) -> None:
+def write_pictures(sweep: Sweep, folder: SweepDir, trials: Sequence[Trial]) -> None:
     """objective.png, curves.png, importance.png and, of two keys or more, interaction.png."""
     space, objective = sweep.config.space, sweep.config.objective
     metric, sign = objective.metric, objective.sign
@@ -34,12 +34,12 @@ def write_pictures(sweep: Sweep, folder: SweepFolder, trials: Sequence[Trial]) -
         folder.write(f"{name}.png", as_png(figure))
 
 
-def write_results(sweep: Sweep, folder: SweepFolder, trials: Sequence[Trial]) -> None:
+def write_results(sweep: Sweep, folder: SweepDir, trials: Sequence[Trial]) -> None:
     """results.parquet, a row for each trial."""
     write_parquet(filesystem.join(folder.uri, "results.parquet"), trials, sweep.config.space)
 
 
-def write_winner(sweep: Sweep, folder: SweepFolder, winner: Trial, num_trials: int) -> list[str]:
+def write_winner(sweep: Sweep, folder: SweepDir, winner: Trial, num_trials: int) -> list[str]:
     """The winner's configuration as files that a job runs as they are.
 
     Returns:

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lafs_ray.config.loader import all_mistakes
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.errors import ConfigError, UserError
-from lafs_ray.training.prepare import check_job
-from lafs_ray.training.run_length import build_plan, run_length
+from lafs_ray.training.prepare import check_run
+from lafs_ray.training.run_length import build_sampler, run_length
 from lafs_ray.training.runner import training_device
 from lafs_ray.tuning.leakage import overlaps
-from lafs_ray.tuning.objective import check_judges
+from lafs_ray.tuning.objective import check_eval_sets
 from lafs_ray.tuning.space import Settings
 from lafs_ray.tuning.trial_config import Sweep
 from lafs_ray.tuning.validation import edge_settings, known_settings, mistakes_in
 
 # Settings of these decide which files and networks are read; other ones only how long a run is.
 _LANDMARKS = ("landmarks.weights", "landmarks.source", "landmarks.cache")
-_READ = ("data.", "start.", "model.", "regulariser.strength", *_LANDMARKS)
+_READ = ("data.", "start.", "model.", "regularizer.strength", *_LANDMARKS)
 _MAX_READ = 20
 
 
@@ -69,8 +69,8 @@ def check_sweep(sweep: Sweep) -> Checked:
     return Checked(sweep, found["trials"].total_steps, fingerprints)
 
 
-def _open(config: Job) -> _Opened:
-    inputs = check_job(config)
+def _open(config: TrainConfig) -> _Opened:
+    inputs = check_run(config)
     return _Opened(inputs.faces, inputs.length.total_steps)
 
 
@@ -81,7 +81,7 @@ def _data_mistakes(sweep: Sweep, found: dict[str, _Opened]) -> Iterator[str]:
         metric = judges.metric or config.objective.metric
         try:
             if metric != "loss":
-                check_judges(judges, metric, config.objective.far)
+                check_eval_sets(judges, metric, config.objective.far)
         except UserError as error:
             yield f"{section}: {one_line(error)}"
     try:
@@ -97,8 +97,8 @@ def _data_mistakes(sweep: Sweep, found: dict[str, _Opened]) -> Iterator[str]:
         try:
             # The transformer does not exist yet; the rest does.
             start = sweep.default_finetune.start.model_copy(update={"transformer": None})
-            regulariser = sweep.default_finetune.regulariser.model_copy(update={"strength": 0.0})
-            parts = {"start": start, "regulariser": regulariser}
+            regularizer = sweep.default_finetune.regularizer.model_copy(update={"strength": 0.0})
+            parts = {"start": start, "regularizer": regularizer}
             found["finetune"] = _open(sweep.default_finetune.model_copy(update=parts))
         except UserError as error:
             yield f"finetune: {one_line(error)}"
@@ -129,7 +129,7 @@ def _mistakes_of_trial(
         if decisive and kind not in read and len(read) < _MAX_READ:
             read[kind] = _open(config).faces
         faces = read.get(kind, default)
-        length = run_length(config, build_plan(config, faces))
+        length = run_length(config, build_sampler(config, faces))
     except UserError as error:
         yield one_line(error)
         return

@@ -28,12 +28,12 @@ _SHOWN_WIDTH = 14
 
 @dataclass(frozen=True)
 class Report:
-    """One judgement of a trial.
+    """One judgment of a trial.
 
     Args:
         report: its number, from 1.
         seed: `run.seed` of the run that was judged.
-        step: optimiser steps it had done.
+        step: optimizer steps it had done.
         value: its figure.
         objective: that of the trial so far: of the first seed on the way, then the mean over seeds.
         seconds: since the report before.

@@ -90,7 +90,7 @@ class Dimension(Section):
         return self._at(float(generator.uniform()))
 
     def move(self, value: Any, generator: np.random.Generator) -> Any:
-        """A neighbour of a value: the next one listed, or a fifth of the range away."""
+        """A neighbor of a value: the next one listed, or a fifth of the range away."""
         up = 1 if generator.integers(2) else -1
         if self.kind in _LISTED:
             place = next(i for i, one in enumerate(self.values) if _is_among(value, [one]))

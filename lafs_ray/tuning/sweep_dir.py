@@ -56,7 +56,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class TrialFolder:
+class TrialDir:
     """Where a trial lies.
 
     Args:
@@ -131,7 +131,7 @@ class TrialFolder:
             file.write(json.dumps(content).encode())
 
 
-class SweepFolder:
+class SweepDir:
     """The folder of one sweep.
 
     Args:
@@ -143,13 +143,13 @@ class SweepFolder:
         config = sweep.config
         self.uri = filesystem.join(filesystem.absolute(config.storage), config.name)
 
-    def trial(self, number: int) -> TrialFolder:
+    def trial(self, number: int) -> TrialDir:
         """Where a trial lies."""
-        return TrialFolder(filesystem.join(self.uri, "trials", f"{number:04d}"))
+        return TrialDir(filesystem.join(self.uri, "trials", f"{number:04d}"))
 
-    def confirmation(self, arm: str, seed: int) -> TrialFolder:
+    def confirmation(self, arm: str, seed: int) -> TrialDir:
         """Where a rerun lies."""
-        return TrialFolder(filesystem.join(self.uri, "confirm", f"{arm}-{seed}"))
+        return TrialDir(filesystem.join(self.uri, "confirm", f"{arm}-{seed}"))
 
     def trials(self) -> list[Trial]:
         """All trials proposed so far."""

@@ -41,7 +41,7 @@ def objective_figure(trials: Sequence[Trial], space: Space, metric: str, sign: i
 
 
 def interaction_figure(trials: Sequence[Trial], space: Space, keys: Sequence[str]) -> Figure:
-    """Two keys against each other; the colour is the objective at the last report of all trials."""
+    """Two keys against each other; the color is the objective at the last report of all trials."""
     first, second = keys
     at = common_report(trials)
     figure = Figure(figsize=(6, 4.5), layout="constrained")
@@ -53,8 +53,8 @@ def interaction_figure(trials: Sequence[Trial], space: Space, keys: Sequence[str
         and second in trial.settings
         and (value := trial.objective_at(at)) is not None
     ]
-    x, y, colours = ([point[axis] for point in points] for axis in range(3))
-    drawn = axes.scatter(x, y, c=colours, cmap="viridis", s=60, edgecolors="black", linewidths=0.4)
+    x, y, colors = ([point[axis] for point in points] for axis in range(3))
+    drawn = axes.scatter(x, y, c=colors, cmap="viridis", s=60, edgecolors="black", linewidths=0.4)
     _label(axes, "x", first, space[first])
     _label(axes, "y", second, space[second])
     figure.colorbar(drawn, ax=axes, label=f"objective at report {at}")
@@ -80,11 +80,11 @@ def curves_figure(trials: Sequence[Trial], metric: str, sign: int, reports: int)
         x = [one.report for one in trial.reports]
         y = [one.objective for one in trial.reports]
         is_finished, is_winner = trial.status == "finished", trial is winner
-        colour = _WINNER if is_winner else _FINISHED if is_finished else _STOPPED
+        color = _WINNER if is_winner else _FINISHED if is_finished else _STOPPED
         width = 2.5 if is_winner else 1.2
-        axes.plot(x, y, color=colour, linewidth=width, alpha=0.8, zorder=3 if is_winner else 2)
+        axes.plot(x, y, color=color, linewidth=width, alpha=0.8, zorder=3 if is_winner else 2)
         marker = {"finished": "o", "stopped": "x"}.get(trial.status, "|")
-        axes.plot(x[-1], y[-1], marker, color=colour)
+        axes.plot(x[-1], y[-1], marker, color=color)
     if any(one.report > reports for trial in trials for one in trial.reports):
         axes.axvline(reports + 0.5, linestyle=":", color="black")
     axes.plot([], [], "x", color=_STOPPED, label="stopped")

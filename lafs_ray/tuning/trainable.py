@@ -19,7 +19,7 @@ from ray.tune import Checkpoint
 
 from lafs_ray.engine.ray_train import run_on_ray
 from lafs_ray.errors import UserError
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.preflight import one_line
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.space import Settings
@@ -96,7 +96,7 @@ def _copy(checkpoint: Checkpoint, own: str) -> Copy | None:
     return None if pointer["folder"] == own else Copy(pointer["folder"], pointer["report"])
 
 
-def train_anywhere(inputs: JobInputs, saved: Callable[[int], None]) -> None:
+def train_anywhere(inputs: RunInputs, saved: Callable[[int], None]) -> None:
     """Train a job where its configuration says: in this process, or on workers of its own."""
     if inputs.config.compute.workers == 0:
         train_here(inputs, saved)
@@ -104,7 +104,7 @@ def train_anywhere(inputs: JobInputs, saved: Callable[[int], None]) -> None:
         train_on_workers(inputs, saved)
 
 
-def train_on_workers(inputs: JobInputs, saved: Callable[[int], None]) -> None:
+def train_on_workers(inputs: RunInputs, saved: Callable[[int], None]) -> None:
     """Train on Ray Train's workers; their checkpoints are told here as they appear.
 
     The training does not wait for whoever is told. If he raises, the thread stays behind, and its

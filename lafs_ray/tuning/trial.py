@@ -18,18 +18,18 @@ import torch
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.protocols import Device
-from lafs_ray.training.checkpoint.run_dir import RunFolder
-from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.checkpoint.run_dir import RunDir
+from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import Hooks, run_local
-from lafs_ray.tuning.config import Judges, Metric
+from lafs_ray.tuning.config import EvalSets, Metric
 from lafs_ray.tuning.objective import judge
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.sweep_dir import Progress, TrialFolder
+from lafs_ray.tuning.sweep_dir import Progress, TrialDir
 from lafs_ray.tuning.trial_config import Sweep
 
 # Trains a job to its end; after each checkpoint it calls back with the step.
-Train = Callable[[JobInputs, Callable[[int], None]], None]
+Train = Callable[[RunInputs, Callable[[int], None]], None]
 # Gets a report, and whether it is one of an earlier start of the sweep.
 Tell = Callable[[Report, bool], None]
 
@@ -51,11 +51,11 @@ class Task:
     """
 
     sweep: Sweep
-    folder: TrialFolder
+    folder: TrialDir
     settings: Settings
     seeds: tuple[int, ...]
     reports: int
-    judges: Judges
+    judges: EvalSets
     metric: Metric
     attempt: str
     replays: bool = True
@@ -118,7 +118,7 @@ class _Trial:
 
     def take_over(self, copy: Copy) -> None:
         """Begin a new generation with the checkpoint of another trial and the settings proposed."""
-        theirs = TrialFolder(copy.folder).read_progress()
+        theirs = TrialDir(copy.folder).read_progress()
         assert theirs is not None, "only trials that have reported are copied"
         task = self._task
         generation = self._progress.generation + 1
@@ -140,14 +140,14 @@ class _Trial:
         self._progress = progress
         task.folder.write_progress(progress)
 
-    def _copied_run(self, theirs: Progress, copy: Copy) -> RunFolder:
+    def _copied_run(self, theirs: Progress, copy: Copy) -> RunDir:
         """The run that the copy's report was made in; its trial may have moved on since."""
         made = [one for one in theirs.reports if one.report == copy.report]
         name = _run_name(self._task.seeds[0], made[-1].generation)
         config = self._task.sweep.job(
             theirs.settings, name=name, folder=copy.folder, seed=self._task.seeds[0]
         )
-        return RunFolder(config, "")
+        return RunDir(config, "")
 
     def go_on(self) -> None:
         """Train and judge what is not reported yet."""
@@ -162,12 +162,12 @@ class _Trial:
                 self._judge(inputs, seed, first, step)
             self._train(inputs, _Saved(self, inputs, seed, first))
 
-    def saved(self, inputs: JobInputs, seed: int, first: int, step: int) -> None:
+    def saved(self, inputs: RunInputs, seed: int, first: int, step: int) -> None:
         """A checkpoint is there: judge it, unless an earlier process did."""
         if _number(inputs, first, step) > self._progress.last_report:
             self._judge(inputs, seed, first, step)
 
-    def _open(self, progress: Progress, seed: int, reports: int) -> JobInputs:
+    def _open(self, progress: Progress, seed: int, reports: int) -> RunInputs:
         """A run that saves for each report."""
         task = self._task
         config = task.sweep.job(
@@ -176,16 +176,16 @@ class _Trial:
             folder=task.folder.uri,
             seed=seed,
         )
-        inputs = open_job(config)
+        inputs = prepare_run(config)
         return replace(inputs, length=replace(inputs.length, save_every=every(inputs, reports)))
 
-    def _unjudged(self, inputs: JobInputs, first: int) -> Iterator[int]:
-        """Checkpoints whose judgement an earlier process did not live to write down."""
+    def _unjudged(self, inputs: RunInputs, first: int) -> Iterator[int]:
+        """Checkpoints whose judgment an earlier process did not live to write down."""
         for step in inputs.folder().steps():
             if _number(inputs, first, step) > self._progress.last_report:
                 yield step
 
-    def _judge(self, inputs: JobInputs, seed: int, first: int, step: int) -> None:
+    def _judge(self, inputs: RunInputs, seed: int, first: int, step: int) -> None:
         value = self._figure(inputs, seed, step)
         number, task, progress = _number(inputs, first, step), self._task, self._progress
         objective = value
@@ -209,7 +209,7 @@ class _Trial:
             task.folder.write_outcome("finished")
         self._tell(report, False)
 
-    def _figure(self, inputs: JobInputs, seed: int, step: int) -> float:
+    def _figure(self, inputs: RunInputs, seed: int, step: int) -> float:
         task = self._task
         checkpoint = inputs.folder().checkpoint_uri(step)
         objective = task.sweep.config.objective
@@ -218,21 +218,21 @@ class _Trial:
             judges=task.judges,
             metric=task.metric,
             far=objective.far,
-            centred=objective.centred,
-            device=judging_device(task.sweep),
+            centered=objective.centered,
+            device=evaluation_device(task.sweep),
         )
         if task.sweep.finetune is None:
             return figure_of(checkpoint)
         name = f"finetune-s{seed}-g{self._progress.generation}-{step:08d}"
         config = task.sweep.finetune_job(checkpoint, name=name, folder=task.folder.uri, seed=seed)
-        finetune = open_job(config)
+        finetune = prepare_run(config)
         self._train(finetune, lambda _: None)
         last = finetune.folder().checkpoint_uri(finetune.length.total_steps)
         figure = figure_of(last)
         filesystem.delete_tree(finetune.folder().uri)
         return figure
 
-    def _tidy(self, inputs: JobInputs) -> None:
+    def _tidy(self, inputs: RunInputs) -> None:
         """Keep a finished run's last checkpoint; members of a population may still copy others."""
         if self._task.sweep.config.scheduler.kind != "pbt":
             for step in inputs.folder().steps()[:-1]:
@@ -244,7 +244,7 @@ class _Saved:
     """Tells a trial of the checkpoints of one of its runs."""
 
     trial: _Trial
-    inputs: JobInputs
+    inputs: RunInputs
     seed: int
     first: int
 
@@ -256,17 +256,17 @@ def _run_name(seed: int, generation: int) -> str:
     return f"s{seed}-g{generation}" if generation else f"s{seed}"
 
 
-def _number(inputs: JobInputs, first: int, step: int) -> int:
+def _number(inputs: RunInputs, first: int, step: int) -> int:
     """Number of the report that a checkpoint leads to."""
     return first - 1 + -(-step // inputs.length.save_every)
 
 
-def every(inputs: JobInputs, reports: int) -> int:
+def every(inputs: RunInputs, reports: int) -> int:
     """Steps between the reports of a run."""
     return -(-inputs.length.total_steps // reports)
 
 
-def judging_device(sweep: Sweep) -> Device:
+def evaluation_device(sweep: Sweep) -> Device:
     """Where a trial judges."""
     compute = sweep.default.compute
     if compute.workers == 0:
@@ -274,7 +274,7 @@ def judging_device(sweep: Sweep) -> Device:
     return "cuda" if sweep.config.objective.gpus > 0 else "cpu"
 
 
-def train_here(inputs: JobInputs, saved: Callable[[int], None]) -> None:
+def train_here(inputs: RunInputs, saved: Callable[[int], None]) -> None:
     """Debug mode: a run in this process."""
     threads = torch.get_num_threads()
     try:

@@ -87,7 +87,7 @@ class Sweep:
 
     def _run_tree(self, tree: Tree, name: str, folder: str, seed: int, reports: int) -> Tree:
         """A job's tree as a trial runs it: in the sweep's folder, judged by the sweep alone."""
-        run = {"run": {"name": name, "storage": folder, "seed": seed}, "probe": {}}
+        run = {"run": {"name": name, "storage": folder, "seed": seed}, "online_eval": {}}
         # Every report judges a checkpoint, and the trial deletes them; how far apart they lie is
         # decided where the number of steps is known.
         run["checkpoints"] = {"every": "1 run", "keep": reports}

@@ -8,7 +8,7 @@ from typing import Any
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import find_mistakes
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.tuning.config import Judges, SweepConfig
+from lafs_ray.tuning.config import EvalSets, SweepConfig
 from lafs_ray.tuning.space import Dimension, Settings, draw_settings, grid_points, reaching
 from lafs_ray.tuning.trial_config import TRIAL, Sweep, with_settings
 
@@ -16,26 +16,35 @@ from lafs_ray.tuning.trial_config import TRIAL, Sweep, with_settings
 _TRIED = 100
 
 # They decide where a run computes or what it says, not what it learns.
-_NOT_LEARNT = ("run", "compute", "ingest", "checkpoints", "log", "guards", "probe", "crops")
-_NOT_LEARNT_KEYS = ("data.path", "data.cache", "data.max_bad_records", "data.colour_order")
+_NOT_LEARNT = (
+    "run",
+    "compute",
+    "ingest",
+    "checkpoints",
+    "log",
+    "monitoring",
+    "online_eval",
+    "crops",
+)
+_NOT_LEARNT_KEYS = ("data.path", "data.cache", "data.max_bad_records", "data.color_order")
 
 # With another value the loss measures something else.
 _IN_THE_LOSS = {
-    "finetune": ("margin", "mixup", "regulariser", "augmentation"),
+    "finetune": ("margin", "mixup", "regularizer", "augmentation"),
     "pretrain": ("dino", "head", "views", "landmarks"),
 }
-# What may change under a checkpoint. Not the shares of the learning rate: the optimiser's state
+# What may change under a checkpoint. Not the shares of the learning rate: the optimizer's state
 # keeps those of its layers.
 _MOVABLE = {
     "finetune": (
-        *("optim.lr", "optim.min_lr", "optim.weight_decay", "regulariser", "augmentation"),
+        *("optim.lr", "optim.min_lr", "optim.weight_decay", "regularizer", "augmentation"),
         *("mixup", "margin.scale", "margin.margin", "model.dropout", "model.drop_path"),
     ),
     "pretrain": (
         *("optim.lr", "optim.min_lr", "optim.weight_decay", "optim.weight_decay_end", "views"),
         *("optim.clip_grad", "landmarks.noise_px", "landmarks.local_tokens", "landmarks.shuffle"),
         *("landmarks.replacement", "dino.student_temp", "dino.teacher_temp", "model.dropout"),
-        *("dino.teacher_momentum", "dino.centre_momentum", "model.drop_path"),
+        *("dino.teacher_momentum", "dino.center_momentum", "model.drop_path"),
     ),
 }
 # A short finetuning takes over the trial's transformer and landmark CNN.
@@ -164,7 +173,7 @@ def _objective_mistakes(config: SweepConfig) -> Iterator[str]:
             yield f"confirm.{name}: {path} is what the sweep selects by; name another file"
 
 
-def _judging_mistakes(section: str, metric: str, judges: Judges) -> Iterator[str]:
+def _judging_mistakes(section: str, metric: str, judges: EvalSets) -> Iterator[str]:
     """A metric that would never be reported, or a file that nothing would read."""
     needed = {"knn": "identities", "loss": None}.get(metric, "pairs")
     for name in ("pairs", "identities"):

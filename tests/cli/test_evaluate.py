@@ -68,22 +68,22 @@ def test_evaluate__everything_at_once(
     evaluate(request)
     printed = capsys.readouterr().out
     found = results(tmp_path / "out")
-    assert (found["step"], found["colour_order"], found["device"]) == (1, "rgb", "cpu")
+    assert (found["step"], found["color_order"], found["device"]) == (1, "rgb", "cpu")
     assert found["checkpoint"].endswith("step-00000001.pt, teacher")
     assert found["architecture"]["patch_size"] == 16
     assert found["versions"]["torch"] == torch.__version__
     one, two, three = found["results"]
     assert (one["protocol"], one["num_pairs"], one["num_same"]) == ("pairs", 20, 10)
-    rows = [(row["embedding"], row["centred"]) for row in one["rows"]]
+    rows = [(row["embedding"], row["centered"]) for row in one["rows"]]
     names = ("raw pixels", "untrained network", "trained network")
-    assert rows == [(name, centred) for name in names for centred in (False, True)]
+    assert rows == [(name, centered) for name in names for centered in (False, True)]
     # Equal pictures have distance 0, others more: the grid's second threshold parts them.
     assert [row["AUC"] for row in one["rows"]] == [1.0] * 6
     assert (two["num_images"], two["num_identities"], two["num_excluded"]) == (12, 4, 0)
     assert set(two["rows"][0]) >= {"1-NN", "2-NN"}
     assert [row["mode"] for row in three["rows"][:4]] == ["F1N1D1", "F1N1D1", "F0N1D0", "F0N1D0"]
     assert set(three["rows"][0]) >= {"TAR@1e-06", "TAR@0.1", "AUC"}
-    for line in ("lfw.bin: 20 pairs, 10 same", "trained network, centred", "IJBX: 8 images"):
+    for line in ("lfw.bin: 20 pairs, 10 same", "trained network, centered", "IJBX: 8 images"):
         assert line in printed
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["results.json", "roc_IJBX.png", "roc_lfw.png"]

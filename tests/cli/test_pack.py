@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lafs_ray.cli.pack import num_bytes
-from lafs_ray.engine.ray_tasks import on_ray
+from lafs_ray.engine.ray_tasks import apply_on_ray
 from lafs_ray.errors import ConfigError, find_user_error
 from tests.data.packing.sets import content, packed
 from tests.training.faces import NO_IMAGE, write_face_set
@@ -28,7 +28,7 @@ def test_pack__two_workers_write_the_bytes_of_one(
 ) -> None:
     """Eight pieces and four shards in any order: file by file the same set."""
     packed([face_set_path], tmp_path / "one", num_shards=4)
-    packed([face_set_path], tmp_path / "two", apply=on_ray(2), num_shards=4, workers=2)
+    packed([face_set_path], tmp_path / "two", apply=apply_on_ray(2), num_shards=4, workers=2)
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
@@ -37,7 +37,9 @@ def test_pack__mistake_met_by_a_worker_is_found(tmp_path: Path, ray_session: Non
     """A bad record more than allowed comes back from Ray as the message it is."""
     write_face_set(tmp_path / "bad.rec", replaced={7: NO_IMAGE})
     with pytest.raises(Exception, match="bad records") as raised:
-        packed([tmp_path / "bad.rec"], tmp_path / "set", apply=on_ray(2), max_bad=0, workers=2)
+        packed(
+            [tmp_path / "bad.rec"], tmp_path / "set", apply=apply_on_ray(2), max_bad=0, workers=2
+        )
     mistake = find_user_error(raised.value)
     assert mistake is not None
     assert "bad.rec, key 8" in mistake.found
@@ -48,7 +50,7 @@ def test_pack__mistake_met_by_a_worker_is_found(tmp_path: Path, ray_session: Non
 def test_on_ray__more_workers_than_the_cluster_has(ray_session: None) -> None:
     """They are refused with the option's name instead of waiting for ever."""
     with pytest.raises(ConfigError, match=r"at least 3: --workers = 3"):
-        list(on_ray(3)(lambda shared, item: item, None, [1]))
+        list(apply_on_ray(3)(lambda shared, item: item, None, [1]))
 
 
 @pytest.mark.parametrize(

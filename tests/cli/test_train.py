@@ -13,7 +13,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.checkpoint.run_dir import load_checkpoint
-from lafs_ray.training.prepare import check_job
+from lafs_ray.training.prepare import check_run
 from tests.training.faces import tiny, without_times
 
 
@@ -56,7 +56,7 @@ def test_launch__last_checkpoint_is_damaged(finished: PretrainConfig, tmp_path: 
 
 def foreseen(capsys: pytest.CaptureFixture[str], config: PretrainConfig) -> str:
     """The last line of what is foreseen of a job."""
-    foresee(check_job(config))
+    foresee(check_run(config))
     return capsys.readouterr().out.splitlines()[-1]
 
 
@@ -80,9 +80,9 @@ def test_foresee__folder_of_another_run(finished: PretrainConfig, tmp_path: Path
     optim = finished.optim.model_copy(update={"lr": 2.0 * finished.optim.lr})
     other = finished.model_copy(update={"optim": optim})
     with pytest.raises(ConfigError, match="holds another run") as raised:
-        foresee(check_job(other))
+        foresee(check_run(other))
     assert "optim.lr" in raised.value.found
     assert "may be deleted" not in raised.value.fix
     shutil.rmtree(tmp_path / "debug" / "checkpoints")
     with pytest.raises(ConfigError, match="it has no checkpoint, so its folder may be deleted"):
-        foresee(check_job(other))
+        foresee(check_run(other))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A small data centre on one machine, to try a cluster on: a launcher, a head and workers, each with an
+# A small data center on one machine, to try a cluster on: a launcher, a head and workers, each with an
 # address, processes, /tmp, /dev/shm and home folder of its own, and a real sshd. The disk is shared,
 # as on a network file system; there is no way out to the internet.
 #

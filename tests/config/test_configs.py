@@ -122,13 +122,13 @@ STRONG = {"strength": 1.0}
             {"data": {"path": "a", "subset": {"fraction": 1.5}}},
             "data.subset.fraction: 1.5",
         ),
-        ({"regulariser": STRONG}, "regulariser.strength: 1, but no trained landmark CNN"),
+        ({"regularizer": STRONG}, "regularizer.strength: 1, but no trained landmark CNN"),
         (
-            {"regulariser": STRONG, "start": {"transformer": "a", "landmarks": "untrained"}},
-            "regulariser.strength: 1, but no trained landmark CNN",
+            {"regularizer": STRONG, "start": {"transformer": "a", "landmarks": "untrained"}},
+            "regularizer.strength: 1, but no trained landmark CNN",
         ),
         (
-            {"landmarks": GRID, "regulariser": STRONG, "start": {"transformer": "a"}},
+            {"landmarks": GRID, "regularizer": STRONG, "start": {"transformer": "a"}},
             "landmarks.source=grid has no landmarks to hold",
         ),
         (
@@ -145,10 +145,10 @@ STRONG = {"strength": 1.0}
             "a micro-batch holds 3: batch_size 6 over 2 workers × 1 micro-batches",
         ),
         (
-            {"regulariser": {"table": [["0.5 run", 1], ["0.2 run", 2]]}},
+            {"regularizer": {"table": [["0.5 run", 1], ["0.2 run", 2]]}},
             "table: 0.2 run comes after 0.5 run",
         ),
-        ({"regulariser": {"table": [["0.5 run", -1]]}}, "table: a weight is negative"),
+        ({"regularizer": {"table": [["0.5 run", -1]]}}, "table: a weight is negative"),
         ({"optim": {"layer_decay": 1.1}}, "optim.layer_decay: 1.1"),
         ({"augmentation": {"rand_augment": 10}}, "augmentation.rand_augment: 10"),
     ],
@@ -161,7 +161,7 @@ def test_finetuning__impossible_values_are_refused(changes, message):
 def test_finetuning__settings_survive_being_written():
     config = finetune(
         start={"transformer": "runs/lafs"},
-        regulariser={"strength": 2, "table": [["8 epochs", 1000], ["0.5 run", 0.11]]},
+        regularizer={"strength": 2, "table": [["8 epochs", 1000], ["0.5 run", 0.11]]},
         data={"path": "a.rec", "subset": {"images_per_identity": 4, "seed": 3}},
     )
     assert resolve(FinetuneConfig, config.model_dump(mode="json"), "") == config

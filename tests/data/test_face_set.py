@@ -88,7 +88,7 @@ def test_open_faces__insightface_layout(copied: Path, with_index: bool) -> None:
     assert rows.key.tolist() == insightface["imgidx"]
     assert rows.label.tolist() == faces.labels().tolist() == insightface["labels"]
     assert rows.errors == [""] * 10
-    pixels = [decode_image(image, colour_order="rgb") for image in rows.images]
+    pixels = [decode_image(image, color_order="rgb") for image in rows.images]
     assert [hashlib.sha256(p.tobytes()).hexdigest() for p in pixels] == insightface["hwc_sha256"]
 
 
@@ -123,8 +123,8 @@ def test_read__any_order_equals_one_by_one(tmp_path: Path, monkeypatch: pytest.M
     assert faces.read(np.empty(0, np.int64)).images == []
 
 
-def test_read__uses_few_reads_for_neighbours(tmp_path: Path) -> None:
-    """Neighbouring records are one range; a far one is another."""
+def test_read__uses_few_reads_for_neighbors(tmp_path: Path) -> None:
+    """Neighboring records are one range; a far one is another."""
     write_plain(tmp_path / "a.rec", 100, payload_bytes=4000)
     faces = open_faces(str(tmp_path / "a.rec"))
     asked = np.array([3, 4, 5, 7, 90])
@@ -196,7 +196,7 @@ def test_read__record_without_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [-1.5, 2.5, float("nan"), float("inf")])
 def test_read__label_that_is_no_identity(tmp_path: Path, label: float) -> None:
-    """Unlabelled pretraining may use such a record; its label is -1."""
+    """Unlabeled pretraining may use such a record; its label is -1."""
     with recordio.RecordWriter(str(tmp_path / "a.rec")) as writer:
         writer.write(1, recordio.pack(recordio.Header(0, label, 1), b"image"))
     rows = all_rows(open_faces(str(tmp_path / "a.rec")))

@@ -161,8 +161,8 @@ def test_template_faces__undecodable(folder: Path) -> None:
     assert "do not decode" in raised.value.found
 
 
-def test_template_faces__grey_picture(folder: Path) -> None:
-    """A grey picture, common among old photographs, becomes three channels."""
-    grey = cv2.imencode(".jpg", np.full((130, 140), 77, dtype=np.uint8))[1]
-    (folder / "loose_crop" / "0.jpg").write_bytes(grey.tobytes())
+def test_template_faces__gray_picture(folder: Path) -> None:
+    """A gray picture, common among old photographs, becomes three channels."""
+    gray = cv2.imencode(".jpg", np.full((130, 140), 77, dtype=np.uint8))[1]
+    (folder / "loose_crop" / "0.jpg").write_bytes(gray.tobytes())
     assert (open_templates(str(folder)).faces.read(0, 1)[0, 50, 50] == 77).all()

@@ -20,12 +20,12 @@ INSIGHTFACE = GOLDEN / "h3_insightface_rec"
 PLAIN = GOLDEN / "h5_plain_rec" / "data.rec"
 
 
-def test_decode_image__colour_order() -> None:
+def test_decode_image__color_order() -> None:
     """`bgr` gives the channels of `rgb` swapped, as the reference does for its own files."""
     expected = json.loads((INSIGHTFACE / "meta.json").read_text())["datasets"]["lafs_finetune_web"]
     faces = open_faces(str(INSIGHTFACE))
     rows = faces.read(np.arange(faces.num_images))
-    swapped = [decode_image(image, colour_order="bgr") for image in rows.images]
+    swapped = [decode_image(image, color_order="bgr") for image in rows.images]
     digests = [hashlib.sha256(p.transpose(2, 0, 1).tobytes()).hexdigest() for p in swapped]
     assert digests == expected["chw_sha256"]
 
@@ -35,14 +35,14 @@ def encoded(pixels: NDArray[np.uint8], ending: str = ".png") -> bytes:
 
 
 def test_decode_image__kinds_of_file() -> None:
-    """PNG is exact, grey becomes three equal channels, depth 16 and alpha become 8-bit RGB."""
+    """PNG is exact, gray becomes three equal channels, depth 16 and alpha become 8-bit RGB."""
     pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    assert np.array_equal(decode_image(encoded(pixels), colour_order="bgr"), pixels)
-    assert np.array_equal(decode_image(encoded(pixels), colour_order="rgb"), pixels[..., ::-1])
-    grey = decode_image(encoded(pixels[..., 0]), colour_order="rgb")
-    assert np.array_equal(grey, np.repeat(pixels[..., :1], 3, axis=2))
+    assert np.array_equal(decode_image(encoded(pixels), color_order="bgr"), pixels)
+    assert np.array_equal(decode_image(encoded(pixels), color_order="rgb"), pixels[..., ::-1])
+    gray = decode_image(encoded(pixels[..., 0]), color_order="rgb")
+    assert np.array_equal(gray, np.repeat(pixels[..., :1], 3, axis=2))
     for other in (pixels.astype(np.uint16) * 257, np.dstack([pixels, pixels[..., :1]])):
-        assert np.array_equal(decode_image(encoded(other), colour_order="bgr"), pixels)
+        assert np.array_equal(decode_image(encoded(other), color_order="bgr"), pixels)
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_decode_image__kinds_of_file() -> None:
 def test_decode_image__another_size(shape: tuple[int, int], found: str) -> None:
     """A face of another size is refused with width x height and the way out."""
     with pytest.raises(DataError) as error:
-        decode_image(encoded(np.zeros(shape, np.uint8)), colour_order="rgb")
+        decode_image(encoded(np.zeros(shape, np.uint8)), color_order="rgb")
     assert error.value.found == found
     assert error.value.expected == "a JPEG or PNG of 112x112"
     assert "align" in error.value.fix
-    side = decode_image(encoded(np.zeros((64, 64), np.uint8)), colour_order="rgb", size=64)
+    side = decode_image(encoded(np.zeros((64, 64), np.uint8)), color_order="rgb", size=64)
     assert side.shape == (64, 64, 3)
 
 
 def test_decode_image__undecodable() -> None:
-    """Empty, foreign and cut data are refused; a cut JPEG is not filled up with grey."""
+    """Empty, foreign and cut data are refused; a cut JPEG is not filled up with gray."""
     jpeg = encoded(np.zeros((112, 112, 3), np.uint8), ".jpg")
     for data, found in [
         (b"", "0 bytes"),
@@ -69,5 +69,5 @@ def test_decode_image__undecodable() -> None:
         (jpeg[:100], "100 bytes of a JPEG that is cut short"),
     ]:
         with pytest.raises(DataError) as error:
-            decode_image(data, colour_order="rgb")
+            decode_image(data, color_order="rgb")
         assert error.value.found == found

@@ -98,12 +98,12 @@ def test_read__from_an_object_store(store: ObjectStore) -> None:
     [
         ({"weights": "v" * 32}, "landmark CNN with other weights"),
         ({"faces": "g" * 32}, "another set of faces"),
-        ({"colour_order": "bgr"}, "another colour order: rgb -> bgr"),
+        ({"color_order": "bgr"}, "another color order: rgb -> bgr"),
         ({"images": 101}, "another number of records: 100 -> 101"),
     ],
 )
 def test_open__of_something_else(tmp_path: Path, change: dict[str, object], found: str) -> None:
-    """Landmarks of other weights, another set or colour order are refused, finished or not."""
+    """Landmarks of other weights, another set or color order are refused, finished or not."""
     write(str(tmp_path))
     wanted = replace(IDENTITY, **change)  # type: ignore[arg-type]
     with pytest.raises(DataError) as raised:

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from lafs_ray.data.sampler import OrderPlan, _chunk_order, rank_batches
+from lafs_ray.data.sampler import EpochSampler, _chunk_order, rank_batches
 
 GRID = [
     (records, batch, chunk)
@@ -13,7 +13,7 @@ GRID = [
 ] + [(5000, 164, 16), (5000, 96, 7)]
 
 
-def epoch_of(plan: OrderPlan, epoch: int, world: int = 1) -> np.ndarray:
+def epoch_of(plan: EpochSampler, epoch: int, world: int = 1) -> np.ndarray:
     """[steps, global_batch] put together from the ranks' shares."""
     first = epoch * plan.steps_per_epoch
     shares = [
@@ -27,7 +27,7 @@ def epoch_of(plan: OrderPlan, epoch: int, world: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize(("records", "batch", "chunk"), GRID)
 def test_epoch__visits_each_record_at_most_once_and_drops_less_than_a_batch(records, batch, chunk):
-    plan = OrderPlan(records, batch, seed=3, chunk_records=chunk)
+    plan = EpochSampler(records, batch, seed=3, chunk_records=chunk)
     for epoch in range(3):
         seen = epoch_of(plan, epoch).ravel()
         assert len(np.unique(seen)) == len(seen) == records // batch * batch
@@ -35,7 +35,7 @@ def test_epoch__visits_each_record_at_most_once_and_drops_less_than_a_batch(reco
         assert seen.max() < records
 
 
-def sequence_by_definition(plan: OrderPlan, epoch: int) -> np.ndarray:
+def sequence_by_definition(plan: EpochSampler, epoch: int) -> np.ndarray:
     """The epoch's sequence before portions shuffle it: chunks of a shifted grid, put in a row."""
     generator = np.random.default_rng([0x6368756E6B, plan.seed, epoch])
     shift = int(generator.integers(plan.chunk_records))
@@ -51,7 +51,7 @@ def sequence_by_definition(plan: OrderPlan, epoch: int) -> np.ndarray:
 def test_sequence__is_that_of_the_definition(chunk: int) -> None:
     """Arithmetic instead of tables finds the same record at every place, whatever is cut short."""
     for records in (12, 97, 200, 203):
-        plan = OrderPlan(records, 12, seed=3, chunk_records=chunk)
+        plan = EpochSampler(records, 12, seed=3, chunk_records=chunk)
         for epoch in range(12):
             found = _chunk_order(plan, epoch).records(np.arange(records))
             np.testing.assert_array_equal(found, sequence_by_definition(plan, epoch))
@@ -60,14 +60,14 @@ def test_sequence__is_that_of_the_definition(chunk: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("batch", [12, 84, 96])
 def test_order__does_not_depend_on_the_number_of_ranks(world, batch):
-    plan = OrderPlan(1500, batch, seed=1, chunk_records=8)
+    plan = EpochSampler(1500, batch, seed=1, chunk_records=8)
     np.testing.assert_array_equal(epoch_of(plan, 2), epoch_of(plan, 2, world))
 
 
 def test_order__differs_between_epochs_and_seeds_and_repeats_for_the_same():
-    plan = OrderPlan(500, 10, seed=0, chunk_records=4)
-    again = OrderPlan(500, 10, seed=0, chunk_records=4)
-    other = OrderPlan(500, 10, seed=1, chunk_records=4)
+    plan = EpochSampler(500, 10, seed=0, chunk_records=4)
+    again = EpochSampler(500, 10, seed=0, chunk_records=4)
+    other = EpochSampler(500, 10, seed=1, chunk_records=4)
     np.testing.assert_array_equal(epoch_of(plan, 0), epoch_of(again, 0))
     assert (epoch_of(plan, 0) != epoch_of(plan, 1)).mean() > 0.9
     # seed * epoch, as some codebases write it, would make all seeds equal in epoch 0
@@ -76,7 +76,7 @@ def test_order__differs_between_epochs_and_seeds_and_repeats_for_the_same():
 
 def distinct_identities(chunk_records: int) -> float:
     """Mean number of identities in a batch of 256 from a file of 1000 identities × 40, in order."""
-    plan = OrderPlan(40_000, 256, seed=0, chunk_records=chunk_records)
+    plan = EpochSampler(40_000, 256, seed=0, chunk_records=chunk_records)
     return float(np.mean([len(np.unique(batch // 40)) for batch in epoch_of(plan, 0)]))
 
 
@@ -89,7 +89,7 @@ def test_batches__of_a_sorted_file_mix_identities():
 
 
 def test_portions__of_whole_chunks_are_contiguous_reads():
-    plan = OrderPlan(100_000, 128, seed=0, chunk_records=256)
+    plan = EpochSampler(100_000, 128, seed=0, chunk_records=256)
     jumps = []
     for portions in plan.windows(0, 80):
         for portion in portions:
@@ -101,7 +101,7 @@ def test_portions__of_whole_chunks_are_contiguous_reads():
 
 
 def test_resume__at_any_step_continues_the_same_batches():
-    plan = OrderPlan(333, 9, seed=5, chunk_records=7)
+    plan = EpochSampler(333, 9, seed=5, chunk_records=7)
     whole = dict(rank_batches(plan, 0, 100, rank=1, world=3))
     for start in (0, 1, 17, 36, 37, 38, 99):
         resumed = dict(rank_batches(plan, start, 100, rank=1, world=3))
@@ -111,7 +111,7 @@ def test_resume__at_any_step_continues_the_same_batches():
 
 
 def test_plan__of_five_million_records_seeks_to_any_step_in_under_a_second():
-    plan = OrderPlan(5_000_000, 1024, seed=0, chunk_records=1)
+    plan = EpochSampler(5_000_000, 1024, seed=0, chunk_records=1)
     step = plan.steps_per_epoch * 7 + 4000
     start = time.perf_counter()
     _, rows = next(rank_batches(plan, step, step + 1, rank=3, world=8))

@@ -12,8 +12,8 @@ from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.data.subset import (
     ShortIdentities,
     fraction_of_images,
+    hash_keys,
     images_per_identity,
-    lottery_numbers,
     write_subset,
 )
 from lafs_ray.errors import DataError
@@ -74,8 +74,8 @@ def test_subset__does_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
     write_plain(tmp_path / "y.rec", LABELS)
     both = open_faces(f"{tmp_path}/*.rec")
     alone = open_faces(str(tmp_path / "y.rec"))
-    assert np.array_equal(lottery_numbers(both, 7)[12:], lottery_numbers(alone, 7))
-    assert len(np.unique(lottery_numbers(both, 7))) == 24
+    assert np.array_equal(hash_keys(both, 7)[12:], hash_keys(alone, 7))
+    assert len(np.unique(hash_keys(both, 7))) == 24
 
 
 def test_images_per_identity__too_few(faces: FaceSet) -> None:
@@ -103,7 +103,7 @@ def test_images_per_identity__dropping_all_is_refused(faces: FaceSet) -> None:
         chosen(faces, 7, short="drop")
 
 
-def test_images_per_identity__unlabelled_images_are_not_taken(faces: FaceSet) -> None:
+def test_images_per_identity__unlabeled_images_are_not_taken(faces: FaceSet) -> None:
     """A damaged record without a label belongs to no identity."""
     labels = faces.labels()
     labels[[0, 2]] = -1

@@ -35,7 +35,7 @@ def test_read_pairs__insightface_file() -> None:
     case = load_case("i1_verification_bin")
     pairs = read_pairs(GOLDEN.as_uri())
     assert np.array_equal(pairs.same, case.outputs["issame"])
-    pixels = [decode_image(image, colour_order="rgb") for image in pairs.images]
+    pixels = [decode_image(image, color_order="rgb") for image in pairs.images]
     channels_first = np.stack(pixels).transpose(0, 3, 1, 2)
     assert np.array_equal(channels_first[:6], case.outputs["data0"])
     assert np.array_equal(channels_first.sum(axis=(2, 3), dtype=np.int64), case.outputs["sum0"])

@@ -11,7 +11,7 @@ import pytest
 
 from lafs_ray.engine.console import Bar, Lines, terminal_display
 from lafs_ray.engine.signals import StopRequest
-from lafs_ray.training.prepare import JobInputs, check_job
+from lafs_ray.training.prepare import RunInputs, check_run
 from tests.training.faces import tiny
 
 REPORT = {
@@ -25,8 +25,8 @@ REPORT = {
 FIGURES = "epoch 2  loss 1.2346  lr 5.00e-04  16 images/s  wait 25%"
 
 
-def inputs(folder: Path, data: str) -> JobInputs:
-    return check_job(tiny(folder, data, "duration=100 steps"))
+def inputs(folder: Path, data: str) -> RunInputs:
+    return check_run(tiny(folder, data, "duration=100 steps"))
 
 
 def test_lines__one_for_each_report(tmp_path: Path, face_set_path: str) -> None:
@@ -101,7 +101,7 @@ def test_follow__shows_what_workers_say_and_report(
 
     monkeypatch.setattr(ray_train.ray, "get", lambda value: value)
     monkeypatch.setattr(ray_train, "leaving_nodes", set)
-    relay, out, ended = ray_train.Relay(), io.StringIO(), threading.Event()
+    relay, out, ended = ray_train.DriverChannel(), io.StringIO(), threading.Event()
     relay.say("continuing")
     relay.show(dict(REPORT))
     relay.say("warning")

@@ -11,43 +11,43 @@ import pytest
 from lafs_ray.cli.train import launch
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.verification_pairs import write_pairs
-from lafs_ray.engine.online_eval import Probes, judge_checkpoint
+from lafs_ray.engine.online_eval import OnlineEvaluator, evaluate_checkpoint
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.prepare import RunInputs, prepare_run
 from tests.training.faces import face_jpegs, run, tiny, without_times, write_face_set
 
 EVERY_STEP = ["duration=5 steps", "checkpoints.every=1 steps", "checkpoints.keep=9"]
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def online_eval(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Settings of a probe on ten pairs and four people, every second step."""
     folder = tmp_path_factory.mktemp("probe")
     write_pairs(str(folder / "pairs.bin"), face_jpegs(20, seed=5), [True, False] * 5)
     write_face_set(folder / "val.rec", 4, 3)
-    files = [f"probe.pairs={folder}/pairs.bin", f"probe.identities={folder}/val.rec"]
-    return [*files, "probe.every=2 steps"]
+    files = [f"online_eval.pairs={folder}/pairs.bin", f"online_eval.identities={folder}/val.rec"]
+    return [*files, "online_eval.every=2 steps"]
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return read_metrics(str(folder / "debug" / "probes.jsonl"))
+    return read_metrics(str(folder / "debug" / "eval.jsonl"))
 
 
 def test_launch__debug_run_with_probes(
-    tmp_path: Path, face_set_path: str, probe: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, face_set_path: str, online_eval: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every second step and the last are judged; the figures are those of the checkpoint, the run
     is bit by bit the one without probes, and starting it again adds no line."""
-    config = tiny(tmp_path / "a", face_set_path, *EVERY_STEP, *probe)
+    config = tiny(tmp_path / "a", face_set_path, *EVERY_STEP, *online_eval)
     launch(config)
     found = lines(tmp_path / "a")
     assert [line["step"] for line in found] == [2, 4, 5]
     uri = str(tmp_path / "a" / "debug" / "checkpoints" / "step-00000004.pt")
-    expected = judge_checkpoint(uri, config.probe, "cpu")
-    assert {"pair_accuracy", "pair_auc_centred", "identity_accuracy"} <= expected.keys()
-    assert {name: v for name, v in found[1].items() if name not in ("step", "probe_s")} == {
-        name: v for name, v in expected.items() if name != "probe_s"
+    expected = evaluate_checkpoint(uri, config.online_eval, "cpu")
+    assert {"pair_accuracy", "pair_auc_centered", "identity_accuracy"} <= expected.keys()
+    assert {name: v for name, v in found[1].items() if name not in ("step", "eval_s")} == {
+        name: v for name, v in expected.items() if name != "eval_s"
     }
     printed = capsys.readouterr().out
     assert f"probe of step 4: pair_accuracy {expected['pair_accuracy']:.4f}" in printed
@@ -59,16 +59,16 @@ def test_launch__debug_run_with_probes(
 
 
 def test_launch__probe_added_to_a_finished_run(
-    tmp_path: Path, face_set_path: str, probe: list[str]
+    tmp_path: Path, face_set_path: str, online_eval: list[str]
 ) -> None:
     """The section may change when a run is continued: its last checkpoint is judged then."""
     launch(tiny(tmp_path, face_set_path, *EVERY_STEP))
-    assert not (tmp_path / "debug" / "probes.jsonl").exists()
-    launch(tiny(tmp_path, face_set_path, *EVERY_STEP, *probe))
+    assert not (tmp_path / "debug" / "eval.jsonl").exists()
+    launch(tiny(tmp_path, face_set_path, *EVERY_STEP, *online_eval))
     assert [line["step"] for line in lines(tmp_path)] == [5]
 
 
-@pytest.mark.parametrize("key", ["probe.pairs", "probe.identities"])
+@pytest.mark.parametrize("key", ["online_eval.pairs", "online_eval.identities"])
 def test_launch__missing_file(tmp_path: Path, face_set_path: str, key: str) -> None:
     """A file that is not there is found before the run has a folder."""
     with pytest.raises(DataError, match="no such file"):
@@ -83,14 +83,14 @@ def test_launch__pair_file_with_an_image_of_another_size(
     images = [*face_jpegs(19), *face_jpegs(1, size=(96, 96))]
     write_pairs(str(tmp_path / "a.bin"), images, [True] * 10)
     with pytest.raises(DataError, match="image 19 of pair 9\n.*96x96"):
-        launch(tiny(tmp_path / "runs", face_set_path, f"probe.pairs={tmp_path}/a.bin"))
+        launch(tiny(tmp_path / "runs", face_set_path, f"online_eval.pairs={tmp_path}/a.bin"))
     assert not (tmp_path / "runs").exists()
 
 
 def test_probe__distance_of_zero(tmp_path: Path, face_set_path: str) -> None:
-    """Probes cannot be at every instant."""
-    with pytest.raises(ConfigError, match=r"probe.every: must be more than 0"):
-        tiny(tmp_path, face_set_path, "probe.every=0 steps")
+    """OnlineEvaluator cannot be at every instant."""
+    with pytest.raises(ConfigError, match=r"online_eval.every: must be more than 0"):
+        tiny(tmp_path, face_set_path, "online_eval.every=0 steps")
 
 
 class Slow:
@@ -107,76 +107,90 @@ class Slow:
 
 
 @pytest.fixture
-def inputs(tmp_path: Path, face_set_path: str, probe: list[str]) -> JobInputs:
-    settings = ["duration=12 steps", "checkpoints.every=2 steps", *probe, "probe.wait_s=0"]
-    return open_job(tiny(tmp_path, face_set_path, *settings, kind=PretrainConfig))
+def inputs(tmp_path: Path, face_set_path: str, online_eval: list[str]) -> RunInputs:
+    settings = [
+        "duration=12 steps",
+        "checkpoints.every=2 steps",
+        *online_eval,
+        "online_eval.wait_s=0",
+    ]
+    return prepare_run(tiny(tmp_path, face_set_path, *settings, kind=PretrainConfig))
 
 
-def test_probes__one_at_a_time(inputs: JobInputs, tmp_path: Path) -> None:
+def test_probes__one_at_a_time(inputs: RunInputs, tmp_path: Path) -> None:
     """While one runs, others are left out and said; the last one comes at the end of the run."""
     judge, said = Slow(), []
-    probes = Probes(inputs, judge, said.append)
+    evaluator = OnlineEvaluator(inputs, judge, said.append)
     for step in (2, 4, 12):
-        probes.saved(step)
+        evaluator.saved(step)
     assert judge.asked == ["00000002.pt"]
     assert said == ["probe of step 4 left out: that of 2 still runs"]
     judge.futures[0].set_result({"pair_accuracy": 0.75})
-    probes.finish()
+    evaluator.finish()
     assert judge.asked == ["00000002.pt", "00000012.pt"]
     assert said[1] == "probe of step 2: pair_accuracy 0.7500"
-    assert said[2].startswith("probe of step 12 given up: it did not end within 0 s (probe.wait_s)")
+    assert said[2].startswith(
+        "probe of step 12 given up: it did not end within 0 s (online_eval.wait_s)"
+    )
     assert lines(tmp_path) == [{"step": 2, "pair_accuracy": 0.75}]
 
 
-def test_probes__failure(inputs: JobInputs, tmp_path: Path) -> None:
+def test_probes__failure(inputs: RunInputs, tmp_path: Path) -> None:
     """A probe that fails is named with its reason, the next one is made, nothing is raised."""
     judge, said = Slow(), []
-    probes = Probes(inputs, judge, said.append)
-    probes.saved(2)
+    evaluator = OnlineEvaluator(inputs, judge, said.append)
+    evaluator.saved(2)
     judge.futures[0].set_exception(
         DataError("a.bin", found="nothing", expected="pairs", fix="copy it again")
     )
-    probes.saved(4)
+    evaluator.saved(4)
     judge.futures[1].set_exception(ZeroDivisionError("oh"))
-    probes.saved(6)
+    evaluator.saved(6)
     assert said[0].startswith("probe of step 2 failed: a.bin\n  found:    nothing")
     assert said[1] == "probe of step 4 failed: ZeroDivisionError('oh')"
     assert len(judge.asked) == 3
     assert lines(tmp_path) == []
 
 
-def test_probes__continued_run(inputs: JobInputs, tmp_path: Path) -> None:
+def test_probes__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
     """A new process repeats no line, drops those of lost steps and judges what was left undone."""
     judge: Slow = Slow()
-    probes = Probes(inputs, judge, lambda _: None)
+    evaluator = OnlineEvaluator(inputs, judge, lambda _: None)
     for step in (2, 4, 6):
         inputs.folder().save(step, {}, keep=9)
-        probes.saved(step)
+        evaluator.saved(step)
         judge.futures[-1].set_result({"pair_accuracy": step / 10})
-        probes.collect()
+        evaluator.collect()
     (tmp_path / "debug" / "checkpoints" / "step-00000006.pt").unlink()
     again = Slow()
-    probes = Probes(inputs, again, lambda _: None)
-    probes.catch_up()
+    evaluator = OnlineEvaluator(inputs, again, lambda _: None)
+    evaluator.catch_up()
     assert again.asked == [], "step 4 has its line"
     assert [line["step"] for line in lines(tmp_path)] == [2, 4]
-    probes.saved(6)
+    evaluator.saved(6)
     assert again.asked == ["00000006.pt"]
     inputs.folder().save(6, {}, keep=9)
     third = Slow()
-    Probes(inputs, third, lambda _: None).catch_up()
+    OnlineEvaluator(inputs, third, lambda _: None).catch_up()
     assert third.asked == ["00000006.pt"], "the second process ended before its probe"
 
 
 def test_probes__distance_between_checkpoints(
-    tmp_path: Path, face_set_path: str, probe: list[str]
+    tmp_path: Path, face_set_path: str, online_eval: list[str]
 ) -> None:
-    """The first checkpoint at or after each multiple of probe.every is judged."""
-    settings = ["duration=20 steps", "checkpoints.every=3 steps", *probe, "probe.every=5 steps"]
+    """The first checkpoint at or after each multiple of online_eval.every is judged."""
+    settings = [
+        "duration=20 steps",
+        "checkpoints.every=3 steps",
+        *online_eval,
+        "online_eval.every=5 steps",
+    ]
     judge = Slow()
-    probes = Probes(open_job(tiny(tmp_path, face_set_path, *settings)), judge, lambda _: None)
+    evaluator = OnlineEvaluator(
+        prepare_run(tiny(tmp_path, face_set_path, *settings)), judge, lambda _: None
+    )
     for step in (3, 6, 9, 12, 15, 18, 20):
-        probes.saved(step)
+        evaluator.saved(step)
         if not judge.futures[-1:] or judge.futures[-1].done():
             continue
         judge.futures[-1].set_result({})

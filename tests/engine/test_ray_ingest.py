@@ -10,7 +10,7 @@ import pytest
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
-from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.prepare import RunInputs, prepare_run
 from tests.training.faces import break_frame, tiny, write_face_set
 
 pytestmark = pytest.mark.ray
@@ -24,12 +24,12 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-def inputs_of(folder: Path, data: Path | str, *overrides: str) -> JobInputs:
+def inputs_of(folder: Path, data: Path | str, *overrides: str) -> RunInputs:
     # Batches of 36 rows cross the boundary of a slot, 12 steps that of a window and of an epoch.
-    return open_job(tiny(folder, data, "batch_size=36", "duration=12 steps", *overrides))
+    return prepare_run(tiny(folder, data, "batch_size=36", "duration=12 steps", *overrides))
 
 
-def through_ray(inputs: JobInputs, rank: int, world: int, first: int, stop: int) -> list[StepBatch]:
+def through_ray(inputs: RunInputs, rank: int, world: int, first: int, stop: int) -> list[StepBatch]:
     from lafs_ray.engine.object_store import share
     from lafs_ray.engine.ray_ingest import rank_stream
 
@@ -97,7 +97,7 @@ def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
 def test_stream__over_several_executions_is_one_stream(
     tmp_path: Path, face_set_path: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lafs_ray.engine.ray_ingest.PORTIONS_PER_EXECUTION", 3)
+    monkeypatch.setattr("lafs_ray.engine.ray_ingest.BLOCKS_PER_EXECUTION", 3)
     inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
     expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
     assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
@@ -128,5 +128,7 @@ def test_needed_cpus__counts_trainers_actors_and_reading(
 
     settings = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=2"]
     assert needed_cpus(tiny(tmp_path, face_set_path, *settings)) == 2 * (2 + 3 + 1)
-    probe = ["probe.pairs=a.bin", "probe.cpus=4"]
-    assert needed_cpus(tiny(tmp_path, face_set_path, *settings, *probe)) == 2 * (2 + 3 + 1) + 4
+    online_eval = ["online_eval.pairs=a.bin", "online_eval.cpus=4"]
+    assert (
+        needed_cpus(tiny(tmp_path, face_set_path, *settings, *online_eval)) == 2 * (2 + 3 + 1) + 4
+    )

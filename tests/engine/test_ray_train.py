@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lafs_ray.config.train import Probe
+from lafs_ray.config.train import OnlineEval
 from lafs_ray.data.verification_pairs import write_pairs
-from lafs_ray.engine.online_eval import judge_checkpoint
+from lafs_ray.engine.online_eval import evaluate_checkpoint
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring.metrics import TIMES
@@ -66,7 +66,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
     pairs = os.path.relpath(folder / "pairs.bin", ROOT)
     # Steps of milliseconds would delete a checkpoint before the probe's process has started.
     kept = "checkpoints.keep=9"
-    done = run(folder, face_set_path, f"probe.pairs={pairs}", "probe.every=12 steps", kept)
+    done = run(
+        folder, face_set_path, f"online_eval.pairs={pairs}", "online_eval.every=12 steps", kept
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 24/24" in done.stdout
     assert "probe of step 24: pair_accuracy" in done.stdout
@@ -83,7 +85,7 @@ def test_two_workers__train_like_one_process(tmp_path: Path, face_set_path: str)
     # float32 sums in another order; Adam magnifies rounding of small gradients step by step.
     for mine, theirs in zip(two, one, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert mine["centre_norm"] == pytest.approx(theirs["centre_norm"], rel=1e-3)
+        assert mine["center_norm"] == pytest.approx(theirs["center_norm"], rel=1e-3)
 
 
 def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_one(
@@ -114,12 +116,12 @@ def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_on
 
 def test_probes__judge_checkpoints_beside_the_training(uninterrupted: Path) -> None:
     """Lines are ordered by step and end with the last one; its figures are the checkpoint's."""
-    lines = read_metrics(str(uninterrupted / "run" / "probes.jsonl"))
+    lines = read_metrics(str(uninterrupted / "run" / "eval.jsonl"))
     # That of step 12 may still run when step 24 is reached, never the other way round.
     assert [line["step"] for line in lines] == [12, 24]
-    probe = Probe(pairs=str(uninterrupted / "pairs.bin"))
+    online_eval = OnlineEval(pairs=str(uninterrupted / "pairs.bin"))
     newest = str(uninterrupted / "run" / "checkpoints" / "step-00000024.pt")
-    expected = judge_checkpoint(newest, probe, "cpu")
+    expected = evaluate_checkpoint(newest, online_eval, "cpu")
     assert lines[-1]["pair_accuracy"] == expected["pair_accuracy"]
     # Another number of threads may sum in another order.
     assert lines[-1]["pair_auc"] == pytest.approx(expected["pair_auc"], abs=0.02)
@@ -152,8 +154,8 @@ def test_check_enough__shows_the_arithmetic(tmp_path: Path, face_set_path: str) 
     from lafs_ray.engine.resources import _arithmetic
 
     config = tiny(tmp_path, face_set_path, "compute.workers=2", "ingest.actors_per_worker=3")
-    probed = tiny(tmp_path, face_set_path, "probe.pairs=a.bin", "probe.cpus=2")
-    assert _arithmetic(probed).endswith("+ 1 for reading) + probe.cpus 2")
+    probed = tiny(tmp_path, face_set_path, "online_eval.pairs=a.bin", "online_eval.cpus=2")
+    assert _arithmetic(probed).endswith("+ 1 for reading) + online_eval.cpus 2")
     with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
         _check_enough("CPU", 10.0, 4.0, _arithmetic(config))
     message = str(raised.value)

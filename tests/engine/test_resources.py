@@ -30,10 +30,10 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     limits = {"object_store_memory": 200 * 2**20}
-    with socket.socket() as probe:
+    with socket.socket() as online_eval:
         # Ray would insist on 8265, which another cluster of this machine may have.
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        online_eval.bind(("127.0.0.1", 0))
+        port = online_eval.getsockname()[1]
     # Ray's 15 would leave its workers next to nothing of a busy machine.
     environment = pytest.MonkeyPatch()
     environment.setenv("RAY_worker_niceness", "0")
@@ -82,7 +82,7 @@ def test_labels__place_training_and_crops_on_their_nodes(
     actors = list_actors(limit=1000)
     tasks = list_tasks(limit=1000)
     # Its node is the driver's, which no worker's loss takes away.
-    assert pools_of(actors, "Relay", "class_name") == {"head"}
+    assert pools_of(actors, "DriverChannel", "class_name") == {"head"}
     assert pools_of(actors, "RayTrainWorker", "class_name") == {"gpu"}
     assert pools_of(actors, "MapWorker", "class_name") == {"cpu"}
     assert pools_of(tasks, "Portions", "name") == {"cpu"}

@@ -15,7 +15,7 @@ from lafs_ray.cli.main import run
 from lafs_ray.cli.train import launch
 from lafs_ray.engine.signals import Stopped, stop_request
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
-from tests.training.faces import run as run_here
+from tests.training.faces import run as apply_in_process
 from tests.training.faces import tiny, without_times
 
 SETTINGS = ["landmarks.source=grid", "duration=9 steps", "checkpoints.every=6 steps"]
@@ -42,7 +42,7 @@ def test_sigterm__saves_after_the_step_and_the_same_command_continues(
     assert signal.getsignal(signal.SIGTERM) == before
     launch(config)
     found = read_metrics(str(tmp_path / "a" / "debug" / "metrics.jsonl"))
-    expected = run_here(tiny(tmp_path / "b", face_set_path, *SETTINGS)).exact
+    expected = apply_in_process(tiny(tmp_path / "b", face_set_path, *SETTINGS)).exact
     assert [without_times(line) for line in found] == expected
 
 

@@ -92,10 +92,10 @@ def test_with_flip__sums_both(tmp_path: Path) -> None:
     assert np.array_equal(found, corner(images) + corner(mirrored))
 
 
-def test_write_embeddings__colour_order(tmp_path: Path, face_set_path: str) -> None:
+def test_write_embeddings__color_order(tmp_path: Path, face_set_path: str) -> None:
     """Files that decode to BGR reach the network as RGB."""
     for order in ("rgb", "bgr"):
-        written(open_keyed(face_set_path), tmp_path / order, colour_order=order)
+        written(open_keyed(face_set_path), tmp_path / order, color_order=order)
     rgb, bgr = (
         np.array(pq.read_table(tmp_path / order)["vector"].to_pylist()).reshape(120, 3, 3)
         for order in ("rgb", "bgr")
@@ -142,9 +142,9 @@ def test_write_embeddings__images_of_another_size(
 def test_write_embeddings__resized(tmp_path: Path, side: int) -> None:
     """Squares of any size are scaled on demand; one of the right size stays as it is."""
     (tmp_path / "faces").mkdir()
-    grey = np.full((side, side, 3), (10, 100, 200), dtype=np.uint8)
-    cv2.imwrite(str(tmp_path / "faces" / "x.png"), grey[..., ::-1])
-    cv2.imwrite(str(tmp_path / "faces" / "y.png"), grey[:50])
+    gray = np.full((side, side, 3), (10, 100, 200), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "faces" / "x.png"), gray[..., ::-1])
+    cv2.imwrite(str(tmp_path / "faces" / "y.png"), gray[:50])
     _, said = written(open_keyed(str(tmp_path / "faces")), tmp_path / "a.parquet", resize=True)
     assert pq.read_table(tmp_path / "a.parquet")["vector"].to_pylist() == [[10, 100, 200] * 3]
     assert "expected a square" in said[0]

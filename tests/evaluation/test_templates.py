@@ -59,13 +59,13 @@ def test_template_features__naive_loop() -> None:
         np.testing.assert_allclose(row, total / np.linalg.norm(total), atol=1e-12)
 
 
-def test_image_features__centred() -> None:
-    """Centring removes the mean of the flip sums before the norm is taken away."""
+def test_image_features__centered() -> None:
+    """Centering removes the mean of the flip sums before the norm is taken away."""
     both = np.random.default_rng(1).standard_normal((5, 2, 4)) + 10
     plain = image_features(both, np.ones(5), parse_mode("F1N1D0"))
-    centred = image_features(both, np.ones(5), parse_mode("F1N1D0"), centred=True)
-    np.testing.assert_allclose(centred, plain - plain.mean(axis=0))
-    assert np.abs(centred.mean(axis=0)).max() < 1e-14
+    centered = image_features(both, np.ones(5), parse_mode("F1N1D0"), centered=True)
+    np.testing.assert_allclose(centered, plain - plain.mean(axis=0))
+    assert np.abs(centered.mean(axis=0)).max() < 1e-14
 
 
 @pytest.mark.parametrize("text", ["F1N1", "f1n1d1", "F2N1D1", ""])

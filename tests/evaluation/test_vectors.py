@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import centre, flip_sum, normalise
+from lafs_ray.evaluation.embed import center, flip_sum, normalize
 from lafs_ray.evaluation.report import pair_rows
 
 
@@ -18,24 +18,24 @@ def cone_pairs(num_pairs: int, common: float) -> tuple[np.ndarray, np.ndarray]:
     return rows.reshape(2 * num_pairs, 16) + common, same
 
 
-def test_centre__information_in_a_narrow_cone() -> None:
-    """Where a common part hides the persons from the grid of thresholds, centring finds them."""
+def test_center__information_in_a_narrow_cone() -> None:
+    """Where a common part hides the persons from the grid of thresholds, centering finds them."""
     rows, same = cone_pairs(400, common=60.0)
-    plain, centred = pair_rows("network", rows, same)
-    assert (plain.centred, centred.centred) == (False, True)
+    plain, centered = pair_rows("network", rows, same)
+    assert (plain.centered, centered.centered) == (False, True)
     assert plain.figures["accuracy"] is not None
-    assert centred.figures["accuracy"] is not None
+    assert centered.figures["accuracy"] is not None
     # All distances are below the first threshold, 0.01: every pair is called different, or same.
     assert plain.figures["accuracy"] == pytest.approx(0.5, abs=0.02)
-    assert centred.figures["accuracy"] > 0.9
+    assert centered.figures["accuracy"] > 0.9
 
 
-def test_centre__of_flip_sums_is_the_mean_over_images_and_mirrors() -> None:
+def test_center__of_flip_sums_is_the_mean_over_images_and_mirrors() -> None:
     """Subtracting twice the mean over all 2N embeddings from the sums is the same to rounding."""
     both = np.random.default_rng(1).standard_normal((7, 2, 5)).astype(np.float32) + 3
     expected = both.astype(np.float64).sum(axis=1) - 2 * both.astype(np.float64).mean(axis=(0, 1))
     # Sums of 14 float64 numbers near 3.
-    np.testing.assert_allclose(centre(flip_sum(both)), expected, atol=1e-14)
+    np.testing.assert_allclose(center(flip_sum(both)), expected, atol=1e-14)
 
 
 def test_flip_sum__symmetry() -> None:
@@ -46,10 +46,10 @@ def test_flip_sum__symmetry() -> None:
     assert np.array_equal(total, flip_sum(both[:, ::-1]))
 
 
-def test_normalise__special_rows() -> None:
+def test_normalize__special_rows() -> None:
     """Rows get length 1, zeros stay zeros, nan is refused with the image's number."""
     rows = np.array([[3.0, 4.0], [0.0, 0.0]])
-    np.testing.assert_array_equal(normalise(rows), [[0.6, 0.8], [0.0, 0.0]])
+    np.testing.assert_array_equal(normalize(rows), [[0.6, 0.8], [0.0, 0.0]])
     rows[1, 0] = np.inf
     with pytest.raises(DataError, match="image 1\n.*in 1 of 2 rows"):
-        normalise(rows)
+        normalize(rows)

@@ -74,9 +74,9 @@ def _manifest() -> bytes:
     return Manifest(
         images=4,
         identities=2,
-        unlabelled=0,
+        unlabeled=0,
         image_size=112,
-        colour_order="rgb",
+        color_order="rgb",
         seed=0,
         left_out={"images": 0, "first": []},
         encoded=0,

@@ -204,7 +204,7 @@ def pairs(data: bytes) -> str:
 def image(data: bytes) -> str:
     """The JPEG and PNG stage: pixels of a face or a refusal."""
     try:
-        pixels = decode_image(data, colour_order="rgb")
+        pixels = decode_image(data, color_order="rgb")
     except DataError:
         return "refused"
     assert pixels.shape == (112, 112, 3)

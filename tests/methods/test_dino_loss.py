@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lafs_ray.methods.dino_loss import (
-    Centre,
-    centred_targets,
+    Center,
+    centered_targets,
     dino_loss,
-    learning_state,
     sinkhorn_targets,
+    ssl_diagnostics,
 )
 from tests.golden_cases import golden_head, load_case
 from tests.ranks import on_ranks
@@ -25,7 +25,7 @@ HEAD_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
 def naive_loss(
     student: Tensor,
     teacher: Tensor,
-    centre: Tensor,
+    center: Tensor,
     student_temp: float,
     teacher_temp: float,
     num_views: int,
@@ -33,7 +33,7 @@ def naive_loss(
     """The loss's definition, as its docstring writes it."""
     terms = []
     for g, seen in enumerate(teacher.chunk(2)):
-        target = F.softmax((seen - centre) / teacher_temp, dim=-1)
+        target = F.softmax((seen - center) / teacher_temp, dim=-1)
         for v, view in enumerate(student.chunk(num_views)):
             if v != g:
                 terms.append(-(target * F.log_softmax(view / student_temp, dim=-1)).sum(-1).mean())
@@ -42,10 +42,10 @@ def naive_loss(
 
 @pytest.mark.parametrize("name", HEAD_CASES)
 def test_dino_loss__golden(name: str) -> None:
-    """Loss, centre and every gradient of two recorded steps, head included."""
+    """Loss, center and every gradient of two recorded steps, head included."""
     case = load_case(name)
     meta, tol = case.meta, case.meta["tol"]
-    centre = Centre(meta["out_dim"], meta["center_momentum"])
+    center = Center(meta["out_dim"], meta["center_momentum"])
     student_head, teacher_head = golden_head(case, "student"), golden_head(case, "teacher")
     for step, epoch in enumerate(meta["epochs"]):
         student_head.zero_grad()
@@ -56,16 +56,16 @@ def test_dino_loss__golden(name: str) -> None:
             teacher = teacher_head(torch.from_numpy(case.inputs[f"teacher_feat_{step}"]))
         loss = dino_loss(
             student,
-            centred_targets(teacher, centre.centre, case.outputs["teacher_temp_schedule"][epoch]),
+            centered_targets(teacher, center.center, case.outputs["teacher_temp_schedule"][epoch]),
             student_temp=meta["student_temp"],
             num_views=meta["ncrops"],
         )
         loss.backward()
-        centre.observe(teacher)
-        centre.update()
+        center.observe(teacher)
+        center.update()
         out = case.outputs
         assert loss.item() == pytest.approx(out[f"loss_{step}"].item(), abs=tol["loss"])
-        np.testing.assert_allclose(centre.centre, out[f"center_{step}"], atol=tol["center"])
+        np.testing.assert_allclose(center.center, out[f"center_{step}"], atol=tol["center"])
         assert student.grad is not None
         assert features.grad is not None
         gradients = {
@@ -89,19 +89,19 @@ def test_dino_loss__definition(num_views: int) -> None:
     generator = torch.Generator().manual_seed(num_views)
     student = torch.randn(num_views * 3, 7, generator=generator, dtype=torch.float64)
     teacher = torch.randn(6, 7, generator=generator, dtype=torch.float64)
-    centre = torch.randn(1, 7, generator=generator, dtype=torch.float64)
+    center = torch.randn(1, 7, generator=generator, dtype=torch.float64)
     results = []
     for fast in (True, False):
         leaf = student.clone().requires_grad_()
         if fast:
             loss = dino_loss(
                 leaf,
-                centred_targets(teacher, centre, 0.05),
+                centered_targets(teacher, center, 0.05),
                 student_temp=0.1,
                 num_views=num_views,
             )
         else:
-            loss = naive_loss(leaf, teacher, centre, 0.1, 0.05, num_views)
+            loss = naive_loss(leaf, teacher, center, 0.1, 0.05, num_views)
         loss.backward()
         results.append((loss.detach(), leaf.grad))
     # Rounding of float64 at scores of ±30, summed over 60 pairs at most.
@@ -112,8 +112,8 @@ def test_dino_loss__bfloat16_scores() -> None:
     """bfloat16 scores give the float32 loss of the same numbers: only the input is rounded."""
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(20, 64, generator=generator).bfloat16().requires_grad_()
-    teacher, centre = torch.randn(4, 64, generator=generator).bfloat16(), torch.randn(1, 64) * 0.1
-    targets, exact_targets = (centred_targets(t, centre, 0.04) for t in (teacher, teacher.float()))
+    teacher, center = torch.randn(4, 64, generator=generator).bfloat16(), torch.randn(1, 64) * 0.1
+    targets, exact_targets = (centered_targets(t, center, 0.04) for t in (teacher, teacher.float()))
     loss = dino_loss(student, targets, student_temp=0.1, num_views=10)
     loss.backward()
     exact = dino_loss(student.detach().float(), exact_targets, student_temp=0.1, num_views=10)
@@ -128,7 +128,7 @@ def test_dino_loss__large_scores_stay_finite() -> None:
     student = (torch.eye(20, 8) * 1e4).requires_grad_()
     loss = dino_loss(
         student,
-        centred_targets(torch.eye(4, 8) * 1e4, torch.zeros(1, 8), 0.04),
+        centered_targets(torch.eye(4, 8) * 1e4, torch.zeros(1, 8), 0.04),
         student_temp=0.1,
         num_views=10,
     )
@@ -144,36 +144,36 @@ def test_dino_loss__rows_that_do_not_fit() -> None:
         dino_loss(torch.zeros(30, 5), torch.zeros(4, 5), student_temp=0.1, num_views=10)
 
 
-def test_centre__micro_batches_equal_one_batch() -> None:
-    """Two micro-batches and one update move the centre as one batch of both does."""
+def test_center__micro_batches_equal_one_batch() -> None:
+    """Two micro-batches and one update move the center as one batch of both does."""
     rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    whole, parts = Centre(5), Centre(5)
+    whole, parts = Center(5), Center(5)
     whole.observe(rows)
     for part in rows.chunk(2):
         parts.observe(part)
     whole.update()
     parts.update()
     # Another order of eight float32 additions.
-    torch.testing.assert_close(parts.centre, whole.centre, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(whole.centre, 0.1 * rows.mean(0, keepdim=True))
+    torch.testing.assert_close(parts.center, whole.center, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(whole.center, 0.1 * rows.mean(0, keepdim=True))
 
 
-def test_centre__forgets_a_step_once_it_is_done() -> None:
+def test_center__forgets_a_step_once_it_is_done() -> None:
     """An update uses up what was observed; a second one without rows is our own mistake."""
-    centre = Centre(3)
-    centre.observe(torch.ones(2, 3))
-    centre.update()
+    center = Center(3)
+    center.observe(torch.ones(2, 3))
+    center.update()
     with pytest.raises(AssertionError, match="at least one micro-batch"):
-        centre.update()
-    assert list(centre.state_dict()) == ["centre"]
+        center.update()
+    assert list(center.state_dict()) == ["center"]
 
 
 def rank_of_case_d9(rank: int, num_ranks: int) -> dict[str, np.ndarray]:
-    """One rank of case d9: its losses, and the centre after every step."""
+    """One rank of case d9: its losses, and the center after every step."""
     assert num_ranks == 2
     case = load_case("d9_loss_2ranks")
     out = {}
-    centre = Centre(case.meta["out_dim"])
+    center = Center(case.meta["out_dim"])
     for step, epoch in enumerate(case.meta["epochs"]):
         student, teacher = (
             torch.from_numpy(case.inputs[f"rank{rank}/{who}_out_{step}"])
@@ -181,13 +181,13 @@ def rank_of_case_d9(rank: int, num_ranks: int) -> dict[str, np.ndarray]:
         )
         out[f"loss_{step}"] = dino_loss(
             student,
-            centred_targets(teacher, centre.centre, (0.07, 0.04, 0.04)[epoch]),
+            centered_targets(teacher, center.center, (0.07, 0.04, 0.04)[epoch]),
             student_temp=0.1,
             num_views=case.meta["ncrops"],
         )
-        centre.observe(teacher)
-        centre.update()
-        out[f"center_{step}"] = centre.centre.clone()
+        center.observe(teacher)
+        center.update()
+        out[f"center_{step}"] = center.center.clone()
     return out
 
 
@@ -200,7 +200,7 @@ def sinkhorn_rank(rank: int, num_ranks: int) -> Tensor:
     return sinkhorn_targets(sinkhorn_rows()[rank::num_ranks], 0.05)
 
 
-def test_two_ranks__recorded_centre_and_sinkhorn(tmp_path: Path) -> None:
+def test_two_ranks__recorded_center_and_sinkhorn(tmp_path: Path) -> None:
     """Golden d9 on two gloo ranks, and Sinkhorn's targets: those of one process with all rows."""
     ranks, parts = on_ranks(tmp_path, (2, rank_of_case_d9, ()), (2, sinkhorn_rank, ()))
     together = sinkhorn_targets(sinkhorn_rows(), 0.05)
@@ -208,7 +208,7 @@ def test_two_ranks__recorded_centre_and_sinkhorn(tmp_path: Path) -> None:
         # float32 sums in another order, in exponents of up to 60.
         torch.testing.assert_close(part, together[rank::2], rtol=0, atol=2e-5)
     case = load_case("d9_loss_2ranks")
-    single = Centre(case.meta["out_dim"])
+    single = Center(case.meta["out_dim"])
     for step in range(len(case.meta["epochs"])):
         rows = [torch.from_numpy(case.inputs[f"rank{r}/teacher_out_{step}"]) for r in range(2)]
         single.observe(torch.cat(rows))
@@ -219,7 +219,7 @@ def test_two_ranks__recorded_centre_and_sinkhorn(tmp_path: Path) -> None:
                 np.testing.assert_allclose(found[f"{key}_{step}"], expected, rtol=0, atol=tol)
         np.testing.assert_array_equal(ranks[0][f"center_{step}"], ranks[1][f"center_{step}"])
         # float32 sums in another order.
-        np.testing.assert_allclose(ranks[0][f"center_{step}"], single.centre, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(ranks[0][f"center_{step}"], single.center, rtol=1e-6, atol=1e-7)
 
 
 def test_sinkhorn_targets__definition() -> None:
@@ -233,8 +233,8 @@ def test_sinkhorn_targets__definition() -> None:
     torch.testing.assert_close(targets, expected, rtol=1e-12, atol=0)
     # Three iterations come within a tenth of the even share of 12/5 rows a prototype.
     assert (targets.sum(0) - 12 / 5).abs().max() < 0.24
-    centred = centred_targets(teacher, teacher.mean(0, keepdim=True), 0.5)
-    assert (centred.sum(0) - 12 / 5).abs().max() > 0.24
+    centered = centered_targets(teacher, teacher.mean(0, keepdim=True), 0.5)
+    assert (centered.sum(0) - 12 / 5).abs().max() > 0.24
 
 
 def test_sinkhorn_targets__temperatures_that_underflow() -> None:
@@ -244,11 +244,11 @@ def test_sinkhorn_targets__temperatures_that_underflow() -> None:
 
 
 def state_of(student: Tensor, teacher: Tensor, embeddings: Tensor) -> dict[str, float]:
-    centre = torch.zeros(1, teacher.shape[1])
-    state = learning_state(
+    center = torch.zeros(1, teacher.shape[1])
+    state = ssl_diagnostics(
         student,
-        centred_targets(teacher, centre, 0.04),
-        centre,
+        centered_targets(teacher, center, 0.04),
+        center,
         embeddings,
         student_temp=0.1,
     )
@@ -263,7 +263,7 @@ def test_learning_state__no_opinion() -> None:
     assert state["student_entropy"] == pytest.approx(math.log(16))
     assert state["kl"] == pytest.approx(0.0, abs=1e-6)
     assert state["used_prototypes"] == 0.25
-    assert state["centre_norm"] == 0.0
+    assert state["center_norm"] == 0.0
     assert state["embedding_std"] == pytest.approx(0.0, abs=1e-6)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lafs_ray.methods.lafs import Lafs, LafsNetwork, dequantise
+from lafs_ray.methods.lafs import Lafs, LafsNetwork, dequantize
 from lafs_ray.methods.optim import clip_each_, parameter_groups, set_hyperparameters
 from lafs_ray.methods.schedules import CosineSchedule, LinearEpochs
 from lafs_ray.models.fvit import FViT
@@ -42,7 +42,7 @@ def small_network(dropout: float = 0.0, seed: int = 0) -> LafsNetwork:
 def small_lafs(dropout: float = 0.0, **options: Any) -> Lafs:
     networks = (small_network(dropout, seed).double() for seed in (0, 1))
     lafs = Lafs(*networks, num_prototypes=NUM_PROTOTYPES, **options)
-    lafs.centre.double()
+    lafs.center.double()
     return lafs
 
 
@@ -57,12 +57,12 @@ def small_batch(images: int, seed: int = 0) -> dict[str, Tensor]:
 VALUES = {"teacher_temp": 0.05, "ema_momentum": 0.9}
 
 
-def optimiser_of(lafs: Lafs) -> torch.optim.AdamW:
+def optimizer_of(lafs: Lafs) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(lafs.trainable, 0.04), lr=1e-2)
 
 
 def step(lafs: Lafs, optimizer: torch.optim.Optimizer, batches: list[dict[str, Tensor]]) -> float:
-    """One optimiser step over the micro-batches, as the training loop takes it."""
+    """One optimizer step over the micro-batches, as the training loop takes it."""
     optimizer.zero_grad()
     total = 0.0
     for batch in batches:
@@ -217,8 +217,8 @@ def test_lafs__golden_steps() -> None:
             np.testing.assert_allclose(
                 replay.scores[who], out[f"{who}_out_{index}"], rtol=0, atol=tol[f"{who}_out"]
             )
-        centre = replay.lafs.centre.centre
-        np.testing.assert_allclose(centre, out[f"center_{index}"], rtol=0, atol=tol["center"])
+        center = replay.lafs.center.center
+        np.testing.assert_allclose(center, out[f"center_{index}"], rtol=0, atol=tol["center"])
         recorded = [norms[str(name)] for name in out["grad_norm_names"]]
         assert len(recorded) == len(norms)
         np.testing.assert_allclose(
@@ -231,18 +231,18 @@ def test_lafs__golden_steps() -> None:
 
 
 def test_lafs__accumulation_equals_a_larger_batch() -> None:
-    """Two micro-batches of 2 move student, teacher and centre as one batch of 4 does."""
+    """Two micro-batches of 2 move student, teacher and center as one batch of 4 does."""
     whole, parts = small_lafs(), small_lafs()
-    optimisers = [optimiser_of(whole), optimiser_of(parts)]
+    optimizers = [optimizer_of(whole), optimizer_of(parts)]
     for seed in range(3):
         batch = small_batch(4, seed)
         halves = [{k: v[rows] for k, v in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
-        losses = step(whole, optimisers[0], [batch]), step(parts, optimisers[1], halves)
+        losses = step(whole, optimizers[0], [batch]), step(parts, optimizers[1], halves)
         assert losses[0] == pytest.approx(losses[1], rel=1e-10)
     # float64; Adam divides tiny gradients by their size, which magnifies rounding.
     for mine, theirs in ((whole.trainable, parts.trainable), (whole.teacher, parts.teacher)):
         torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(whole.centre.centre, parts.centre.centre, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(whole.center.center, parts.center.center, rtol=1e-9, atol=1e-12)
 
 
 def test_lafs__teacher_starts_as_the_student_and_has_no_gradient() -> None:
@@ -268,8 +268,8 @@ def test_lafs__teacher_dropout(teacher_dropout: bool) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         lafs.loss(lafs.trainable, small_batch(2), VALUES)
-        found.append(lafs.centre.pending.clone())
-        lafs.centre.update()
+        found.append(lafs.center.pending.clone())
+        lafs.center.update()
     assert torch.equal(found[0], found[1]) is not teacher_dropout
     assert lafs.trainable.training
 
@@ -288,24 +288,24 @@ def test_lafs__last_layer_frozen_in_the_first_epochs() -> None:
 def test_lafs__state_round_trip() -> None:
     """Saved, read back into a fresh pair and continued: every loss and weight bit for bit."""
     lafs = small_lafs()
-    optimizer = optimiser_of(lafs)
+    optimizer = optimizer_of(lafs)
     step(lafs, optimizer, [small_batch(2, 0)])
     file = io.BytesIO()
     torch.save([lafs.trainable.state_dict(), lafs.state_dict(), optimizer.state_dict()], file)
     file.seek(0)
-    student, method, optimiser_state = torch.load(file, weights_only=True)
+    student, method, optimizer_state = torch.load(file, weights_only=True)
     resumed = small_lafs()
     resumed.trainable.load_state_dict(student)
     resumed.load_state_dict(method)
-    second = optimiser_of(resumed)
-    second.load_state_dict(optimiser_state)
+    second = optimizer_of(resumed)
+    second.load_state_dict(optimizer_state)
     for seed in (1, 2):
         batch = [small_batch(2, seed)]
         assert step(lafs, optimizer, batch) == step(resumed, second, batch)
     for mine, theirs in (
         (lafs.trainable.state_dict(), resumed.trainable.state_dict()),
         (lafs.teacher.state_dict(), resumed.teacher.state_dict()),
-        (lafs.centre.state_dict(), resumed.centre.state_dict()),
+        (lafs.center.state_dict(), resumed.center.state_dict()),
     ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
@@ -324,15 +324,15 @@ def test_lafs__uint8_tokens() -> None:
     assert torch.equal(stored, plain)
 
 
-def test_dequantise__range() -> None:
+def test_dequantize__range() -> None:
     """0 and 255 are the ends of [-1, 1]; floats come back as they are."""
-    assert dequantise(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    assert dequantize(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
     tokens = torch.rand(3)
-    assert dequantise(tokens) is tokens
+    assert dequantize(tokens) is tokens
 
 
-def test_lafs_network__batches_neighbours_of_one_token_count() -> None:
-    """Sets keep their order of rows, equal neighbours run at once, and the head runs once."""
+def test_lafs_network__batches_neighbors_of_one_token_count() -> None:
+    """Sets keep their order of rows, equal neighbors run at once, and the head runs once."""
     network = small_network()
     sets = [torch.randn(2, count, 12, generator=torch.Generator()) for count in (16, 16, 5, 5, 5)]
     calls: dict[str, int] = {"backbone": 0, "head": 0}

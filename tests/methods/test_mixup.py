@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lafs_ray.methods.mixup import MixupShares, mix, neighbours
+from lafs_ray.methods.mixup import MixupSchedule, mix, neighbors
 from tests.golden_cases import load_case
 
 CASE = load_case("f3_mixup")
@@ -32,13 +32,13 @@ def test_mix__recorded_shares_are_of_both_kinds() -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_neighbours__do_not_depend_on_the_split_of_a_batch(parts: int) -> None:
+def test_neighbors__do_not_depend_on_the_split_of_a_batch(parts: int) -> None:
     """A batch mixed in parts of an even size is the batch mixed as a whole, bit by bit."""
     images = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(8)
-    whole, targets = mix(images, labels, 0.3, neighbours(8, images.device))
+    whole, targets = mix(images, labels, 0.3, neighbors(8, images.device))
     pieces = [
-        mix(image, label, 0.3, neighbours(8 // parts, images.device))
+        mix(image, label, 0.3, neighbors(8 // parts, images.device))
         for image, label in zip(images.chunk(parts), labels.chunk(parts), strict=True)
     ]
     assert torch.equal(whole, torch.cat([mixed for mixed, _ in pieces]))
@@ -48,7 +48,7 @@ def test_neighbours__do_not_depend_on_the_split_of_a_batch(parts: int) -> None:
 
 def test_mixup_shares__probability_and_distribution() -> None:
     """Steps are mixed at the probability, with shares of Beta(α, α); a step's share is fixed."""
-    shares = MixupShares(probability=0.25, alpha=0.2, seed=3)
+    shares = MixupSchedule(probability=0.25, alpha=0.2, seed=3)
     drawn = np.array([shares(step) for step in range(4000)])
     mixed = drawn[drawn < 1.0]
     # Three standard deviations of 4000 draws; Beta(0.2, 0.2) reaches 1.0 in float64 now and then.
@@ -57,5 +57,5 @@ def test_mixup_shares__probability_and_distribution() -> None:
     assert mixed.mean() == pytest.approx(0.5, abs=0.045)
     assert mixed.var() == pytest.approx(0.179, abs=0.012)
     assert [shares(step) for step in range(50)] == drawn[:50].tolist()
-    assert [MixupShares(0.25, 0.2, 4)(step) for step in range(50)] != drawn[:50].tolist()
-    assert {MixupShares(0.0, 0.2, 3)(step) for step in range(50)} == {1.0}
+    assert [MixupSchedule(0.25, 0.2, 4)(step) for step in range(50)] != drawn[:50].tolist()
+    assert {MixupSchedule(0.0, 0.2, 3)(step) for step in range(50)} == {1.0}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lafs_ray.methods.dino_loss import Centre
+from lafs_ray.methods.dino_loss import Center
 from lafs_ray.methods.optim import RowAdamW, ema_update_, gradient_norms, parameter_groups
 
 HELD, GO = torch.tensor(1.0), torch.tensor(0.0)
@@ -27,7 +27,7 @@ def states(module: nn.Module, optimizer: RowAdamW) -> list[Tensor]:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_row_adamw__state_from_another_device(fused: bool) -> None:
-    """With the state of an optimiser of the other kind it stays of its own kind, and holds."""
+    """With the state of an optimizer of the other kind it stays of its own kind, and holds."""
 
     def made(fused: bool) -> tuple[nn.Linear, RowAdamW]:
         module = network()
@@ -83,8 +83,8 @@ def test_row_adamw__held_steps_leave_no_trace(fused: bool, sparse: bool) -> None
     assert not torch.equal(states(*steps[0])[0], before[0])
 
 
-def test_teacher_and_centre__held() -> None:
-    """The teacher stays as it is, and so does a centre that has seen scores that are not finite."""
+def test_teacher_and_center__held() -> None:
+    """The teacher stays as it is, and so does a center that has seen scores that are not finite."""
     teacher, student = network(), nn.Linear(5, 3)
     before = copy.deepcopy(teacher.state_dict())
     ema_update_(teacher, student, 0.9, HELD)
@@ -93,17 +93,17 @@ def test_teacher_and_centre__held() -> None:
     ema_update_(teacher, student, 0.9, GO)
     expected = 0.9 * before["weight"] + 0.1 * student.weight
     torch.testing.assert_close(teacher.weight.detach(), expected.detach())
-    centre = Centre(3)
-    centre.observe(torch.tensor([[1.0, 2.0, 3.0]]))
-    centre.update(GO)
-    moved = centre.centre.clone()
+    center = Center(3)
+    center.observe(torch.tensor([[1.0, 2.0, 3.0]]))
+    center.update(GO)
+    moved = center.center.clone()
     assert moved.any()
-    centre.observe(torch.full((2, 3), float("nan")))
-    centre.update(HELD)
-    assert torch.equal(centre.centre, moved)
-    centre.observe(torch.zeros(2, 3))
-    centre.update(GO)
-    torch.testing.assert_close(centre.centre, 0.9 * moved)
+    center.observe(torch.full((2, 3), float("nan")))
+    center.update(HELD)
+    assert torch.equal(center.center, moved)
+    center.observe(torch.zeros(2, 3))
+    center.update(GO)
+    torch.testing.assert_close(center.center, 0.9 * moved)
 
 
 def test_gradient_norms__dense_and_sparse() -> None:

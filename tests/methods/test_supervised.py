@@ -171,32 +171,32 @@ def anchored() -> tuple[Supervised, dict[str, Tensor]]:
     return Supervised(network.model, network.head, anchor), batch
 
 
-def test_regulariser__is_weighted_distance_in_units_of_the_side() -> None:
+def test_regularizer__is_weighted_distance_in_units_of_the_side() -> None:
     """λ·MSE of landmarks / 111 is added to the loss; drift is the mean distance in pixels."""
     method, batch = anchored()
     assert method.anchor is not None
     network = method.trainable
-    base, _ = method.loss(network, batch, {"regulariser_weight": 0.0})
-    _, still = method.loss(network, batch, {"regulariser_weight": 1000.0})
+    base, _ = method.loss(network, batch, {"regularizer_weight": 0.0})
+    _, still = method.loss(network, batch, {"regularizer_weight": 1000.0})
     assert still["landmark_drift_px"] == 0
-    assert still["regulariser"] == 0
+    assert still["regularizer"] == 0
     with torch.no_grad():
         network.model.output_layer[1].bias.add_(torch.linspace(0, 0.1, 32))
         images = to_network_input(batch["images"])
         ours, theirs = network.model.landmarks(images), method.anchor(images)
-    plain, _ = method.loss(network, batch, {"regulariser_weight": 0.0})
-    loss, moved = method.loss(network, batch, {"regulariser_weight": 1000.0})
+    plain, _ = method.loss(network, batch, {"regularizer_weight": 0.0})
+    loss, moved = method.loss(network, batch, {"regularizer_weight": 1000.0})
     expected = 1000 * ((ours - theirs) / 111).square().mean()
     assert expected > 0.01
     # float32 sums in another order.
-    torch.testing.assert_close(moved["regulariser"], expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(moved["regularizer"], expected, rtol=1e-4, atol=0)
     torch.testing.assert_close(loss, plain + expected, rtol=1e-5, atol=0)
     distance = (ours - theirs).square().sum(dim=-1).sqrt().mean()
     torch.testing.assert_close(moved["landmark_drift_px"], distance, rtol=1e-4, atol=0)
     assert not torch.equal(base, plain)
 
 
-def test_regulariser__pulls_landmarks_back_and_leaves_the_anchor() -> None:
+def test_regularizer__pulls_landmarks_back_and_leaves_the_anchor() -> None:
     """A step along the gradient of a strong pull lessens the drift; the anchor never moves."""
     method, batch = anchored()
     assert method.anchor is not None
@@ -208,7 +208,7 @@ def test_regulariser__pulls_landmarks_back_and_leaves_the_anchor() -> None:
     optimizer = torch.optim.Adam([network.model.output_layer[1].bias], lr=5e-3)
     drifts = []
     for _ in range(5):
-        loss, metrics = method.loss(network, batch, {"regulariser_weight": 1e6})
+        loss, metrics = method.loss(network, batch, {"regularizer_weight": 1e6})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -220,11 +220,11 @@ def test_regulariser__pulls_landmarks_back_and_leaves_the_anchor() -> None:
 
 
 def test_mixup__is_that_of_the_mixed_batch(method: Supervised) -> None:
-    """A share below 1 trains on neighbours mixed; a share of 1 is the plain step, bit for bit."""
+    """A share below 1 trains on neighbors mixed; a share of 1 is the plain step, bit for bit."""
     batch = small_batch()
     plain, _ = method.loss(method.trainable, batch, {})
-    unmixed, _ = method.loss(method.trainable, batch, {"mixup_share": 1.0})
-    mixed, metrics = method.loss(method.trainable, batch, {"mixup_share": 0.3})
+    unmixed, _ = method.loss(method.trainable, batch, {"mixup_lam": 1.0})
+    mixed, metrics = method.loss(method.trainable, batch, {"mixup_lam": 0.3})
     assert torch.equal(plain, unmixed)
     images = to_network_input(batch["images"])
     swapped = torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])

@@ -119,13 +119,13 @@ def test_fvit__recorded_grid_patches() -> None:
 
 
 def test_fvit__recorded_standard_coordinates() -> None:
-    """Landmarks on the grid's centres, the mosaic turned back: the reference's `use_standcoord`."""
+    """Landmarks on the grid's centers, the mosaic turned back: the reference's `use_standcoord`."""
     case = load_case("c4_vit_standcoord")
     model, (state, head) = _fvit(case), _state(case)
     model.load_state_dict(state, strict=True)
     images, p = _images(case), case.meta["patch_size"]
-    centres = torch.arange(14.0) * p + p / 2
-    along_x, along_y = torch.meshgrid(centres, centres, indexing="ij")
+    centers = torch.arange(14.0) * p + p / 2
+    along_x, along_y = torch.meshgrid(centers, centers, indexing="ij")
     landmarks = torch.stack((along_x, along_y), dim=-1).reshape(1, 196, 2)
     tokens = extract_patches(images, landmarks.expand(len(images), -1, -1), p)
     # Cells run along x first here, so turning the mosaic swaps both cells and patch axes.
@@ -253,10 +253,10 @@ def test_part_fvit__shares_its_parts() -> None:
     cnn, fvit = LandmarkCNN(9, width=0.25), build_fvit(TINY, 9, 48)
     model = PartFViT(cnn, fvit, patch_size=4)
     twin = copy.deepcopy(model)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     # A plain sum would not do: after a layer norm it is constant.
     (model(torch.rand(2, 3, 64, 64)) @ torch.randn(24)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     theirs = cnn.state_dict() | fvit.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
     assert not torch.equal(twin.cls_token, model.cls_token)

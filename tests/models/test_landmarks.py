@@ -1,4 +1,4 @@
-"""Landmark CNN: the recorded numbers, published names, normalisation, timm as a stand-in."""
+"""Landmark CNN: the recorded numbers, published names, normalization, timm as a stand-in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lafs_ray.models.landmarks import (
     LandmarkCNN,
     TimmLandmarks,
     build_landmark_cnn,
-    normalise_landmarks,
+    normalize_landmarks,
     start_on_grid_,
 )
 from tests.golden_cases import ROOT, load_case, to_unit_range
@@ -99,17 +99,17 @@ def test_landmark_cnn__autocast_keeps_pixels() -> None:
     assert not torch.equal(landmarks, landmarks.bfloat16().float())
 
 
-def test_normalise_landmarks__shares_one_scale() -> None:
+def test_normalize_landmarks__shares_one_scale() -> None:
     """Minimum and maximum are taken over x and y together; pairs are (x, y)."""
     raw = torch.tensor([[0.0, 1.0, 4.0, 2.0], [-3.0, -1.0, -2.0, -3.0]])
     expected = torch.tensor([[[0.0, 0.25], [1.0, 0.5]], [[0.0, 1.0], [0.5, 0.0]]])
-    torch.testing.assert_close(normalise_landmarks(raw, image_side=101), expected * 100)
+    torch.testing.assert_close(normalize_landmarks(raw, image_side=101), expected * 100)
 
 
-def test_normalise_landmarks__constant_output() -> None:
+def test_normalize_landmarks__constant_output() -> None:
     """Equal numbers give zeros and a finite gradient; the other images are untouched."""
     raw = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 1.0, 0.5, 0.25]], requires_grad=True)
-    landmarks = normalise_landmarks(raw)
+    landmarks = normalize_landmarks(raw)
     landmarks.square().sum().backward()
     assert torch.equal(landmarks[0].detach(), torch.zeros(2, 2))
     assert landmarks[1].max().item() == 111.0

@@ -96,7 +96,7 @@ def one_case(
         gradient = gradient.coalesce()
         out["sample"] = gradient.indices()[0] + head.start
         gradient = gradient.to_dense()
-    out["centres"] = head.gather_rows(gradient)
+    out["centers"] = head.gather_rows(gradient)
     out["backbone"] = [averaged(each.grad, num_ranks) for each in network.parameters()]
     return out
 
@@ -150,7 +150,7 @@ def dense(case: tuple[MarginKind, str], classes: list[Tensor] | None = None) -> 
     return {
         "loss": losses.mean().item(),
         "accuracy": is_nearest.float().mean().item(),
-        "centres": head.weight.grad,
+        "centers": head.weight.grad,
         "backbone": [each.grad for each in network.parameters()],
     }
 
@@ -159,8 +159,8 @@ def assert_close(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     for name in ("loss", "accuracy"):
         mean = sum(each[name] for each in found) / len(found)
         assert mean == pytest.approx(expected[name], rel=1e-5)
-    # Rank 0 has gathered the centres' gradients; the others are equal.
-    pairs = [(found[0]["centres"], expected["centres"])]
+    # Rank 0 has gathered the centers' gradients; the others are equal.
+    pairs = [(found[0]["centers"], expected["centers"])]
     for each in found:
         pairs += zip(each["backbone"], expected["backbone"], strict=True)
     for ours, theirs in pairs:
@@ -174,7 +174,7 @@ def assert_close(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
 def test_loss__of_all_classes_is_that_of_the_dense_head(
     results: dict[int, list[dict[str, Any]]], case: tuple[MarginKind, str], num_ranks: int
 ) -> None:
-    """Loss, accuracy, gradients of network and centres: margin softmax on the global batch."""
+    """Loss, accuracy, gradients of network and centers: margin softmax on the global batch."""
     found = [rank[f"{case[0]} {case[1]} 1.0"] for rank in results[num_ranks]]
     assert_close(found, dense(case))
 
@@ -334,7 +334,7 @@ def test_is_nearest__with_equal_cosines() -> None:
 def test_start__does_not_depend_on_the_number_of_ranks(
     num_ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The centres of all ranks are the dense head's, and torch's generator goes on alike."""
+    """The centers of all ranks are the dense head's, and torch's generator goes on alike."""
     monkeypatch.setattr(partial_fc, "_BLOCK_ROWS", 3)
     torch.manual_seed(3)
     whole, after = MarginSoftmax(WIDTH, CLASSES).weight, torch.rand(1)

@@ -27,8 +27,8 @@ def images(folder: Path) -> list[bytes]:
 
 
 def picture(seed: int, identity: int, index: int) -> bytes:
-    nuisance = datasets.sample_nuisance(seed, identity, index)
-    return datasets.encode_face(datasets.sample_identity(seed, identity), nuisance)
+    capture = datasets.sample_capture(seed, identity, index)
+    return datasets.encode_face(datasets.sample_identity(seed, identity), capture)
 
 
 def test_write_faces__same_bytes_for_any_worker_count(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_write_faces__insightface_layout(tmp_path: Path) -> None:
     assert rows.label.tolist() == np.repeat(np.arange(5), 3).tolist()
     assert faces.labels().tolist() == rows.label.tolist()
     assert rows.images == [picture(11, i // 3, i % 3) for i in range(15)]
-    decoded = decode_image(rows.images[4], colour_order="rgb")
-    person, nuisance = datasets.sample_identity(11, 1), datasets.sample_nuisance(11, 1, 1)
-    drawn = datasets.render_face(person, nuisance)
+    decoded = decode_image(rows.images[4], color_order="rgb")
+    person, capture = datasets.sample_identity(11, 1), datasets.sample_capture(11, 1, 1)
+    drawn = datasets.render_face(person, capture)
     # JPEG loses detail but no channel order: swapped channels of this picture differ by more.
     assert np.abs(decoded.astype(int) - drawn).mean() < 8
 
@@ -210,7 +210,7 @@ def test_contact_sheet__one_person_a_row() -> None:
     sheet = datasets.contact_sheet(4, [9, 3], 3)
     assert sheet.shape == (224, 336, 3)
     expected = datasets.render_face(
-        datasets.sample_identity(4, 3), datasets.sample_nuisance(4, 3, 2)
+        datasets.sample_identity(4, 3), datasets.sample_capture(4, 3, 2)
     )
     assert np.array_equal(sheet[112:, 224:], expected)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lafs_ray.synthetic.canvas import ORIGIN, SCALE, SIDE, curve, gaussian_sum
-from lafs_ray.synthetic.capture import Nuisance, Occluder, sample_nuisance
+from lafs_ray.synthetic.capture import Capture, Occluder, sample_capture
 from lafs_ray.synthetic.identity import sample_identity
 from lafs_ray.synthetic.renderer import render_face, true_landmarks
 
 
-def plain(**changes: Any) -> Nuisance:
+def plain(**changes: Any) -> Capture:
     """An upright, frontal, evenly lit picture without anything before the face."""
     calm: dict[str, Any] = dict.fromkeys(
         ["yaw", "pitch", "roll", "shift_x", "shift_y", "smile", "mouth_open", "brow_raise"], 0.0
@@ -21,7 +21,7 @@ def plain(**changes: Any) -> Nuisance:
     calm |= dict.fromkeys(["squint", "gaze_x", "gaze_y", "light_x", "temperature", "blur_px"], 0.0)
     calm |= {"scale": 1.0, "light_y": -0.3, "ambient": 0.5, "exposure": 1.0, "contrast": 1.0}
     calm |= {"saturation": 1.0, "noise": 0.0, "occluder": "none"}
-    return replace(sample_nuisance(0, 0, 0), **(calm | changes))
+    return replace(sample_capture(0, 0, 0), **(calm | changes))
 
 
 def test_gaussian_sum__against_its_definition() -> None:
@@ -51,15 +51,15 @@ def test_curve__meets_its_knots(closed: bool) -> None:
 
 def test_sample_identity__pure_function_of_seed_and_number() -> None:
     """Equal arguments give the same person, any other seed or number another one."""
-    shape = sample_identity(3, 7).geometry.normalised()
-    assert np.array_equal(shape, sample_identity(3, 7).geometry.normalised())
-    assert not np.array_equal(shape, sample_identity(3, 8).geometry.normalised())
-    assert not np.array_equal(shape, sample_identity(4, 7).geometry.normalised())
+    shape = sample_identity(3, 7).geometry.normalized()
+    assert np.array_equal(shape, sample_identity(3, 7).geometry.normalized())
+    assert not np.array_equal(shape, sample_identity(3, 8).geometry.normalized())
+    assert not np.array_equal(shape, sample_identity(4, 7).geometry.normalized())
 
 
 def test_sample_identity__people_stand_apart_in_geometry() -> None:
     """Parameters stay in their ranges, and no two of 200 people have nearly the same shape."""
-    shapes = np.stack([sample_identity(0, number).geometry.normalised() for number in range(200)])
+    shapes = np.stack([sample_identity(0, number).geometry.normalized() for number in range(200)])
     assert shapes.min() >= 0
     assert shapes.max() <= 1
     apart = np.linalg.norm(shapes[:, None] - shapes[None], axis=2)[np.triu_indices(200, 1)]
@@ -67,28 +67,28 @@ def test_sample_identity__people_stand_apart_in_geometry() -> None:
     assert apart.min() > 1
 
 
-def test_sample_identity__colour_names_nobody() -> None:
+def test_sample_identity__color_names_nobody() -> None:
     """Everybody's skin and hair has a near match among 200 others."""
     people = [sample_identity(0, number).appearance for number in range(201)]
-    colours = np.array([person.skin + person.hair for person in people])
-    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2) + 1e9 * np.eye(201)
+    colors = np.array([person.skin + person.hair for person in people])
+    distances = np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e9 * np.eye(201)
     # 30 in six channels is 12 a channel: less than light and exposure change between pictures.
     assert np.mean(distances.min(axis=1) < 30) > 0.9
 
 
 def test_render_face__pure_function() -> None:
     """The same person and circumstances give the same pixels, RGB uint8 [112,112,3]."""
-    person, nuisance = sample_identity(1, 2), sample_nuisance(1, 2, 3)
-    picture = render_face(person, nuisance)
+    person, capture = sample_identity(1, 2), sample_capture(1, 2, 3)
+    picture = render_face(person, capture)
     assert picture.shape == (112, 112, 3)
     assert picture.dtype == np.uint8
-    assert np.array_equal(picture, render_face(person, nuisance))
+    assert np.array_equal(picture, render_face(person, capture))
 
 
 def test_render_face__nuisance_changes_pictures_and_keeps_them_exposed() -> None:
     """Pictures of one person differ much, and few are nearly black or white."""
     person = sample_identity(0, 5)
-    pictures = [render_face(person, sample_nuisance(0, 5, index)) for index in range(24)]
+    pictures = [render_face(person, sample_capture(0, 5, index)) for index in range(24)]
     stack = np.stack(pictures).astype(np.float32)
     assert np.abs(stack[:-1] - stack[1:]).mean(axis=(1, 2, 3)).min() > 10
     means = stack.mean(axis=(1, 2, 3))
@@ -106,7 +106,7 @@ def test_render_face__red_comes_first() -> None:
 def test_render_face__each_occluder_hides_something(occluder: Occluder) -> None:
     """Glasses, hat, hand, scarf and block each change at least a hundred pixels."""
     person = sample_identity(0, 1)
-    hidden = render_face(person, plain(occluder=occluder, occluder_colour=(20.0, 90.0, 200.0)))
+    hidden = render_face(person, plain(occluder=occluder, occluder_color=(20.0, 90.0, 200.0)))
     bare = render_face(person, plain())
     changed = np.abs(hidden.astype(int) - bare.astype(int)).max(axis=2) > 20
     assert changed.sum() > 100

@@ -8,15 +8,15 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data.sampler import OrderPlan
-from lafs_ray.training.loop import Training
+from lafs_ray.data.sampler import EpochSampler
+from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.build import build_training
-from lafs_ray.training.tasks.init_weights import StartWeights
+from lafs_ray.training.tasks.init_weights import InitWeights
 from tests.training.faces import tiny
 
-PLAN = OrderPlan(120, 8, 0, 4)
+PLAN = EpochSampler(120, 8, 0, 4)
 CPU = torch.device("cpu")
-NO_START = StartWeights()
+NO_START = InitWeights()
 
 
 def pretrain(*overrides: str, file: str | None = None) -> PretrainConfig:
@@ -29,6 +29,6 @@ def finetune(*overrides: str, file: str | None = None) -> FinetuneConfig:
     return tiny("nowhere", "nowhere.rec", *overrides, kind=FinetuneConfig, file=file)
 
 
-def built(config: Any, num_classes: int | None = None) -> Training:
+def built(config: Any, num_classes: int | None = None) -> TrainState:
     """What the loop would train at the start of a run, in batches of 8 of 120 images."""
     return build_training(config, PLAN, num_classes, NO_START, CPU)

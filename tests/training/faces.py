@@ -19,7 +19,7 @@ from lafs_ray.data.recordio import Header, RecordWriter, pack, read_index
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import TIMES
-from lafs_ray.training.prepare import JobInputs, open_job
+from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import run_rank, training_device
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ class Result:
 
     metrics: list[dict[str, Any]]
     said: list[str]
-    inputs: JobInputs
+    inputs: RunInputs
 
     @property
     def exact(self) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def without_times(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(config: Any, killed_at: int | None = None) -> Result:
     """Debug mode in this process, as `run_local` does it; at step `killed_at` it ends abruptly."""
-    inputs = open_job(config)
+    inputs = prepare_run(config)
     crop, said = inputs.cropper(), []
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lafs_ray.models.fvit import Transformer
 from lafs_ray.training.compile import compile_training
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.loop import Training, train_step
+from lafs_ray.training.loop import TrainState, train_step
 from tests.training.builds import built, finetune, pretrain
 from tests.training.faces import run, tiny
 
@@ -32,7 +32,7 @@ def configured(kind: str, *overrides: str) -> Any:
     return pretrain(*overrides) if kind == "pretrain" else finetune(*overrides)
 
 
-def training_of(config: Any, kind: str) -> Training:
+def training_of(config: Any, kind: str) -> TrainState:
     return built(config, None if kind == "pretrain" else 12)
 
 
@@ -50,7 +50,7 @@ def batch(kind: str, step: int) -> StepBatch:
     return StepBatch(step, 1, columns, [])
 
 
-def trained(training: Training, kind: str, steps: int = 2) -> tuple[list[Tensor], list[Tensor]]:
+def trained(training: TrainState, kind: str, steps: int = 2) -> tuple[list[Tensor], list[Tensor]]:
     """Losses and gradient norms of steps, and what they made of the weights."""
     noted = []
     for step in range(steps):
@@ -60,7 +60,7 @@ def trained(training: Training, kind: str, steps: int = 2) -> tuple[list[Tensor]
     return noted, [each.detach() for each in training.method.trainable.state_dict().values()]
 
 
-def blocks_of(training: Training) -> list[torch.nn.Module]:
+def blocks_of(training: TrainState) -> list[torch.nn.Module]:
     modules = training.method.trainable.modules()
     return [block for each in modules if isinstance(each, Transformer) for block in each.layers]
 
@@ -86,7 +86,7 @@ def test_activation_checkpointing__changes_no_bit(kind: str) -> None:
         assert torch.equal(one, other), name
 
 
-def compiled(config: Any, kind: str) -> Training:
+def compiled(config: Any, kind: str) -> TrainState:
     training = training_of(config, kind)
     said: list[str] = []
     compile_training(training, config, said.append)
@@ -95,7 +95,7 @@ def compiled(config: Any, kind: str) -> Training:
     return training
 
 
-def assert_close(found: Training, expected: Training, kind: str) -> None:
+def assert_close(found: TrainState, expected: TrainState, kind: str) -> None:
     """Two steps have the same losses but for sums in another order, in float32.
 
     After the first step the weights differ as well: AdamW's first steps have the size of the

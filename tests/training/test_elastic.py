@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.sampler import rank_batches
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.input_pipeline import StepBatch, deal_steps, read_portion
-from lafs_ray.training.prepare import check_job, open_job
+from lafs_ray.training.input_pipeline import StepBatch, collate_steps, read_records
+from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
 from tests.training.faces import Result, run, tiny
@@ -39,17 +39,17 @@ Keys = dict[int, list[int]]
 
 def train_rank(rank: int, num_ranks: int, config: PretrainConfig, stop_at: int) -> Keys:
     """A run on one of several ranks, whose batches end at a step, as if killed."""
-    inputs = check_job(config)
+    inputs = check_run(config)
     crop, keys = inputs.cropper(), {}
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         windows = inputs.plan.windows(first, min(stop, stop_at), rank, num_ranks)
 
         def blocks(window: list[Any]) -> list[Any]:
-            rows = [read_portion(inputs.faces, inputs.plan, portion) for portion in window]
+            rows = [read_records(inputs.faces, inputs.plan, portion) for portion in window]
             return [{"key": one["key"], **crop(one)} for one in rows]
 
-        for batch in deal_steps((window, blocks(window)) for window in windows):
+        for batch in collate_steps((window, blocks(window)) for window in windows):
             keys[batch.step] = batch.columns.pop("key").tolist()
             yield batch
 
@@ -75,7 +75,7 @@ def several(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> dic
         return tiny(base / f"then {then}", face_set_path, *settings[ranks])
 
     for then in (2, 4):
-        open_job(config(then, 3))
+        prepare_run(config(then, 3))
     # In the same processes, since starting one costs seconds.
     stages = [
         (ranks, train_rank, (config(then, ranks), stop))

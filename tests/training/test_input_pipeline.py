@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from lafs_ray.data.face_set import FaceSet, open_faces
-from lafs_ray.data.sampler import OrderPlan, Portion, rank_batches
+from lafs_ray.data.sampler import EpochSampler, ShuffleBlock, rank_batches
 from lafs_ray.errors import DataError
 from lafs_ray.training import input_pipeline as stream_module
 from lafs_ray.training.input_pipeline import (
     Columns,
-    Cropper,
+    Preprocessor,
     StepBatch,
-    deal_steps,
+    collate_steps,
     local_stream,
-    read_portion,
+    read_records,
 )
 from lafs_ray.training.loop import note_skipped
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import (
     NO_IMAGE,
     Result,
@@ -42,8 +42,8 @@ def as_it_is(faces: Columns) -> Columns:
 
 
 def stream(faces: FaceSet, steps: int, batch: int = 8, seed: int = 5) -> list[StepBatch]:
-    plan = OrderPlan(faces.num_images, batch, seed, chunk_records=4)
-    return list(local_stream(faces, plan, Cropper(faces, "rgb", seed, as_it_is), 0, steps))
+    plan = EpochSampler(faces.num_images, batch, seed, chunk_records=4)
+    return list(local_stream(faces, plan, Preprocessor(faces, "rgb", seed, as_it_is), 0, steps))
 
 
 def assert_same(a: Columns, b: Columns) -> None:
@@ -56,7 +56,7 @@ def assert_same(a: Columns, b: Columns) -> None:
 def test_local_stream__equals_batches_assembled_by_hand(face_set_path: str) -> None:
     """Batch of a step = the plan's records, decoded, in the plan's order, over two epochs."""
     faces = open_faces(face_set_path)
-    plan = OrderPlan(faces.num_images, 8, 5, chunk_records=4)
+    plan = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
     assert plan.steps_per_epoch == 15
     batches = stream(faces, 20)
     expected = list(rank_batches(plan, 0, 20))
@@ -76,8 +76,8 @@ def test_local_stream__equals_batches_assembled_by_hand(face_set_path: str) -> N
 def test_local_stream__from_any_step_is_the_same_stream(face_set_path: str) -> None:
     """A stream that begins inside a window or epoch gives what a whole one gives from there."""
     faces = open_faces(face_set_path)
-    plan = OrderPlan(faces.num_images, 8, 5, chunk_records=4)
-    crop = Cropper(faces, "rgb", 5, as_it_is)
+    plan = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
+    crop = Preprocessor(faces, "rgb", 5, as_it_is)
     whole = stream(faces, 20)
     for first in (1, 8, 11, 15, 19):
         part = list(local_stream(faces, plan, crop, first, 20))
@@ -93,7 +93,7 @@ def test_ranks__together_give_the_columns_of_one(
     """For 1, 2 and 4 ranks the rows of all ranks are bitwise those of the whole batch."""
     torch.set_num_threads(1)
     # 64 rows are two of the plan's slots, so ranks share slots and span them.
-    inputs = open_job(tiny(tmp_path, face_set_path, f"batch_size={batch_size}"))
+    inputs = prepare_run(tiny(tmp_path, face_set_path, f"batch_size={batch_size}"))
     plan, faces, crop = inputs.plan, inputs.faces, inputs.cropper()
     steps = 3 if batch_size == 8 else 1
     whole = list(local_stream(faces, plan, crop, 0, steps))
@@ -102,10 +102,10 @@ def test_ranks__together_give_the_columns_of_one(
         shares = []
         for rank in range(world):
             windows = (
-                (portions, [crop(read_portion(faces, plan, one)) for one in portions])
+                (portions, [crop(read_records(faces, plan, one)) for one in portions])
                 for portions in plan.windows(0, steps, rank, world)
             )
-            shares.append(list(deal_steps(windows)))
+            shares.append(list(collate_steps(windows)))
         for step, expected in enumerate(whole):
             assert [share[step].step for share in shares] == [step] * world
             rows = [share[step].columns for share in shares]
@@ -138,7 +138,7 @@ def test_damaged_record__is_replaced_by_the_same_other_one(tmp_path: Path, kind:
     number = 37
     faces = damaged_set(tmp_path / "a.rec", kind, number)
     once, again = stream(faces, 15), stream(faces, 15)
-    plan = OrderPlan(faces.num_images, 8, 5, chunk_records=4)
+    plan = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
     affected = [step for step, records in rank_batches(plan, 0, 15) if number in records]
     assert len(affected) == 1, "every record comes once an epoch (120 = 15 × 8)"
     for batch, other, (_, records) in zip(once, again, rank_batches(plan, 0, 15), strict=True):
@@ -160,11 +160,11 @@ def test_damaged_record__is_replaced_by_the_same_other_one(tmp_path: Path, kind:
 
 
 def test_damaged_record__replacement_changes_with_seed_and_epoch(tmp_path: Path) -> None:
-    """The replacement is drawn from (seed, epoch, record), not always the same neighbour."""
+    """The replacement is drawn from (seed, epoch, record), not always the same neighbor."""
     faces = damaged_set(tmp_path / "a.rec", "no image", 37)
     chosen = set()
     for seed in range(4):
-        plan = OrderPlan(faces.num_images, 8, seed, chunk_records=4)
+        plan = EpochSampler(faces.num_images, 8, seed, chunk_records=4)
         for batch, (_, records) in zip(
             stream(faces, 30, seed=seed), rank_batches(plan, 0, 30), strict=True
         ):
@@ -241,14 +241,14 @@ def test_local_stream__tells_what_reading_and_cutting_took(
         time.sleep(0.05)
         return dict(faces)
 
-    def slow_read(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+    def slow_read(faces: FaceSet, plan: EpochSampler, portion: ShuffleBlock) -> Columns:
         time.sleep(0.4)
-        return read_portion(faces, plan, portion)
+        return read_records(faces, plan, portion)
 
-    monkeypatch.setattr(stream_module, "read_portion", slow_read)
+    monkeypatch.setattr(stream_module, "read_records", slow_read)
     faces = open_faces(face_set_path)
-    plan = OrderPlan(faces.num_images, 4, 5, chunk_records=4)
-    batches = list(local_stream(faces, plan, Cropper(faces, "rgb", 5, slow_cut), 0, 8))
+    plan = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
+    batches = list(local_stream(faces, plan, Preprocessor(faces, "rgb", 5, slow_cut), 0, 8))
     # A window is read at once and cut step by step; on a busy machine all of it takes longer.
     assert sum(batch.work_s["read"] for batch in batches) > 0.399
     assert all(batch.work_s["read"] > 0.0499 for batch in batches)
@@ -261,17 +261,17 @@ def test_local_stream__reads_the_next_window_while_one_is_used(
 ) -> None:
     """Before the first batch is used up the second window is read, and no third one."""
     faces = open_faces(face_set_path)
-    plan = OrderPlan(faces.num_images, 4, 5, chunk_records=4)
+    plan = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
     read, second = [], threading.Event()
 
-    def noted(faces: FaceSet, plan: OrderPlan, portion: Portion) -> Columns:
+    def noted(faces: FaceSet, plan: EpochSampler, portion: ShuffleBlock) -> Columns:
         read.append(portion.window)
         if portion.window == 1:
             second.set()
-        return read_portion(faces, plan, portion)
+        return read_records(faces, plan, portion)
 
-    monkeypatch.setattr(stream_module, "read_portion", noted)
-    batches = local_stream(faces, plan, Cropper(faces, "rgb", 5, as_it_is), 0, 30)
+    monkeypatch.setattr(stream_module, "read_records", noted)
+    batches = local_stream(faces, plan, Preprocessor(faces, "rgb", 5, as_it_is), 0, 30)
     next(batches)
     assert second.wait(30), "the next window waits for this one to be used up"
     assert read == [0, 1]
@@ -282,8 +282,8 @@ def test_local_stream__an_error_on_the_way_comes_in_its_place(tmp_path: Path) ->
     """A file that vanishes while a run reads from it stops the stream by name."""
     write_face_set(tmp_path / "a.rec")
     faces = open_faces(str(tmp_path / "a.rec"))
-    plan = OrderPlan(faces.num_images, 4, 5, chunk_records=4)
-    batches = local_stream(faces, plan, Cropper(faces, "rgb", 5, as_it_is), 0, 30)
+    plan = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
+    batches = local_stream(faces, plan, Preprocessor(faces, "rgb", 5, as_it_is), 0, 30)
     next(batches)
     (tmp_path / "a.rec").unlink()
     with pytest.raises(DataError, match=r"a\.rec\n.*no such file"):

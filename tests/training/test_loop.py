@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lafs_ray.methods.optim import parameter_groups
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.loop import Training, split, step_seed, train, train_step
+from lafs_ray.training.loop import TrainState, split, step_seed, train, train_step
 from lafs_ray.training.monitoring.metrics import Meter
 from tests.training.faces import run, tiny
 
@@ -62,9 +62,9 @@ class RowSGD(torch.optim.SGD):
             super().step()
 
 
-def training(accumulation: int = 1, clip_grad: float | None = None) -> Training:
+def training(accumulation: int = 1, clip_grad: float | None = None) -> TrainState:
     method = Recorder()
-    return Training(
+    return TrainState(
         method=method,
         network=method.trainable,
         optimizer=RowSGD(parameter_groups(method.trainable, 0.0), lr=99.0),
@@ -86,7 +86,7 @@ def batch(step: int, *values: float) -> StepBatch:
 
 
 def test_train_step__order_of_its_parts() -> None:
-    """Loss of each micro-batch in row order, whole gradient, optimiser with this step's rate."""
+    """Loss of each micro-batch in row order, whole gradient, optimizer with this step's rate."""
     run_ = training(accumulation=2)
     metrics = train_step(run_, batch(3, 1, 2, 3, 6), run_.values(3))
     calls = run_.method.calls  # type: ignore[attr-defined]

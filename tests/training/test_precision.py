@@ -9,7 +9,7 @@ import torch
 
 from lafs_ray.training import compile as compile_module
 from lafs_ray.training.compile import slow_arithmetic
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import run_local
 from tests.training.faces import tiny
 
@@ -62,5 +62,5 @@ def test_run__says_it_once(
     seconds(monkeypatch, 0.25)
     settings = ("duration=1 steps", "optim.warmup=0 steps", "compute.precision=bfloat16")
     lines: list[str] = []
-    run_local(open_job(tiny(tmp_path, face_set_path, *settings)), lines.append)
+    run_local(prepare_run(tiny(tmp_path, face_set_path, *settings)), lines.append)
     assert [line for line in lines if "compute.precision" in line] == lines[:1]

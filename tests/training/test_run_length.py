@@ -4,13 +4,13 @@ import pytest
 
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.errors import ConfigError
-from lafs_ray.training.run_length import build_plan, run_length
+from lafs_ray.training.run_length import build_sampler, run_length
 from tests.training.builds import PLAN, finetune, pretrain
 from tests.training.faces import tiny
 
 
 def test_run_length__in_steps() -> None:
-    """Epochs, steps and shares of the run are counted in optimiser steps of this set."""
+    """Epochs, steps and shares of the run are counted in optimizer steps of this set."""
     length = run_length(pretrain("duration=2.5 epochs", "checkpoints.every=0.5 run"), PLAN)
     assert (length.steps_per_epoch, length.total_steps, length.save_every) == (15, 38, 19)
     assert length.num_epochs == 3
@@ -22,7 +22,7 @@ def test_build_plan__batch_larger_than_the_set(face_set_path: str) -> None:
     """A batch that no epoch can fill is refused with both numbers."""
     config = tiny("nowhere", face_set_path, "batch_size=128")
     with pytest.raises(ConfigError) as raised:
-        build_plan(config, open_faces(face_set_path))
+        build_sampler(config, open_faces(face_set_path))
     assert raised.value.subject == "batch_size"
     assert "128" in raised.value.found
     assert "120 images" in raised.value.found

@@ -15,7 +15,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import local_stream
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import Hooks, run_rank, training_device
 from tests.training.faces import (
     NO_IMAGE,
@@ -151,7 +151,7 @@ def test_run__more_damaged_records_than_allowed(tmp_path: Path) -> None:
 
 
 def test_run__supervised_with_a_damaged_record(tmp_path: Path) -> None:
-    """A labelled set with one damaged record among those looked at first still trains."""
+    """A labeled set with one damaged record among those looked at first still trains."""
     write_face_set(tmp_path / "a.rec", 4, 10, replaced={0: b""})
     config = tiny(tmp_path, tmp_path / "a.rec", "duration=5 steps", kind=FinetuneConfig)
     assert run(config).metrics[-1]["skipped_records"] == 1
@@ -173,7 +173,7 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
     tmp_path: Path, face_set_path: str
 ) -> None:
     """`after_save` carries its step's report at once; `written` comes when the file is there."""
-    inputs = open_job(
+    inputs = prepare_run(
         tiny(tmp_path, face_set_path, "checkpoints.every=2 steps", "log.every_steps=3")
     )
     crop, told, arrived = inputs.cropper(), [], []
@@ -196,7 +196,7 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
 def test_open_job__frozen_landmarks_of_another_file(tmp_path: Path, face_set_path: str) -> None:
     """A run cannot continue on other landmark weights than those it was started with."""
     for name, seed in (("one", 1), ("two", 2)):
-        inputs = open_job(tiny(tmp_path / name, face_set_path, f"run.seed={seed}"))
+        inputs = prepare_run(tiny(tmp_path / name, face_set_path, f"run.seed={seed}"))
         torch.save(inputs.frozen_landmarks(), tmp_path / f"{name}.pt")
     weights = tmp_path / "weights.pt"
     weights.write_bytes((tmp_path / "one.pt").read_bytes())
@@ -204,7 +204,7 @@ def test_open_job__frozen_landmarks_of_another_file(tmp_path: Path, face_set_pat
     run(config, killed_at=3)
     weights.write_bytes((tmp_path / "two.pt").read_bytes())
     with pytest.raises(ConfigError, match="landmarks.weights"):
-        open_job(config)
+        prepare_run(config)
 
 
 def test_training_device__without_a_gpu(

@@ -1,4 +1,4 @@
-"""Smooth random images, whose neighbours resemble each other as in photographs; a CNN for them."""
+"""Smooth random images, whose neighbors resemble each other as in photographs; a CNN for them."""
 
 from __future__ import annotations
 

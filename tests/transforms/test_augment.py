@@ -18,9 +18,9 @@ from lafs_ray.transforms.params import (
     CONTRAST,
     HUE,
     SATURATION,
-    ViewDraws,
+    ViewParams,
     ViewSettings,
-    draw_views,
+    sample_view_params,
 )
 from tests.transforms.faces import smooth_images
 
@@ -37,10 +37,10 @@ def amounts(*values: float) -> Tensor:
     return torch.tensor(values).reshape(-1, 1, 1, 1)
 
 
-def draws_of(count: int, **changes: object) -> ViewDraws:
+def draws_of(count: int, **changes: object) -> ViewParams:
     zeros = np.zeros(count, dtype=np.int64)
     settings = replace(ViewSettings(landmark_source="grid"), **changes)  # type: ignore[arg-type]
-    return draw_views(settings, 3, zeros, zeros, np.arange(count))
+    return sample_view_params(settings, 3, zeros, zeros, np.arange(count))
 
 
 @pytest.mark.parametrize("crop", [augment.crop_by_kernel, augment.crop_by_matrices])
@@ -76,7 +76,7 @@ def test_crop__of_the_whole_image_changes_nothing() -> None:
 
 
 def test_bicubic_weights__equal_their_definition() -> None:
-    """The matrices hold Keys' kernel with a = -1/2, renormalised inside the box."""
+    """The matrices hold Keys' kernel with a = -1/2, renormalized inside the box."""
 
     def keys(x: float) -> float:
         x = abs(x)
@@ -88,9 +88,9 @@ def test_bicubic_weights__equal_their_definition() -> None:
         expected = np.zeros((size, 24))
         scale = max(length / size, 1)
         for row in range(size):
-            centre = start + (row + 0.5) * length / size
+            center = start + (row + 0.5) * length / size
             for pixel in range(start, start + length):
-                expected[row, pixel] = keys((pixel + 0.5 - centre) / scale)
+                expected[row, pixel] = keys((pixel + 0.5 - center) / scale)
         expected /= expected.sum(axis=1, keepdims=True)
         weights = augment.bicubic_weights(np.array([start]), np.array([length]), 24, size)
         np.testing.assert_allclose(weights[0], expected, atol=1e-12)
@@ -104,22 +104,22 @@ def test_bicubic_weights__equal_their_definition() -> None:
         (augment.saturate_, ImageEnhance.Color),
     ],
 )
-def test_colour__is_pils(operation, enhance) -> None:  # type: ignore[no-untyped-def]
+def test_color__is_pils(operation, enhance) -> None:  # type: ignore[no-untyped-def]
     """Brightness, contrast and saturation are PIL's blends."""
     images, factors = smooth_images(4), (0.6, 0.9, 1.2, 1.4)
     views = planes(images)
     operation(views, amounts(*factors))
     for image, factor, view in zip(images, factors, pixels(views), strict=True):
         expected = np.asarray(enhance(Image.fromarray(image)).enhance(factor), dtype=np.float32)
-        # PIL cuts the fraction off; its grey is rounded from 16-bit fixed point.
+        # PIL cuts the fraction off; its gray is rounded from 16-bit fixed point.
         assert np.abs(view - expected).max() <= 1.5
 
 
-def test_grey__is_pils_luma() -> None:
-    """Grey is PIL's conversion to L."""
+def test_gray__is_pils_luma() -> None:
+    """Gray is PIL's conversion to L."""
     images = smooth_images(2)
     views = planes(images)
-    augment.make_grey_(views, amounts(0, 0))
+    augment.make_gray_(views, amounts(0, 0))
     for image, view in zip(images, pixels(views), strict=True):
         expected = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)
         # Fixed point and float32 may round a half differently.
@@ -155,7 +155,7 @@ def test_hue__is_a_turn_of_hsv() -> None:
 
 
 def test_blur__equals_its_definition() -> None:
-    """Blur is a normalised Gaussian cut at three sigma with repeated edges."""
+    """Blur is a normalized Gaussian cut at three sigma with repeated edges."""
     sigmas = np.array([2.0, 1.3, 0.4, 0.1], dtype=np.float32)
     views = planes(smooth_images(4, size=20))
     expected = []
@@ -183,16 +183,16 @@ def test_blur__is_near_pils(sigma: float) -> None:
     assert np.abs(pixels(views)[0] - np.asarray(expected, dtype=np.float32)).mean() < 1
 
 
-def test_solarise__is_pils() -> None:
-    """Solarise inverts values from 128 on."""
+def test_solarize__is_pils() -> None:
+    """Solarize inverts values from 128 on."""
     image = smooth_images(1)
     views = planes(image)
-    augment.solarise_(views[0])
+    augment.solarize_(views[0])
     expected = np.asarray(ImageOps.solarize(Image.fromarray(image[0]), 128))
     np.testing.assert_array_equal(pixels(views)[0], expected)
 
 
-def pil_appearance(image: Image.Image, draws: ViewDraws, view: int) -> Image.Image:
+def pil_appearance(image: Image.Image, draws: ViewParams, view: int) -> Image.Image:
     """The reference's chain for one view: 8 bits after every step."""
     from torchvision.transforms import functional
 
@@ -205,11 +205,11 @@ def pil_appearance(image: Image.Image, draws: ViewDraws, view: int) -> Image.Ima
     if draws.jitters[0, view]:
         for operation in draws.jitter_order[0, view].tolist():
             image = change[operation](image, float(draws.jitter_factors[0, view, operation]))
-    if draws.greys[0, view]:
+    if draws.grays[0, view]:
         image = image.convert("L").convert("RGB")
     if draws.blur_sigma_px[0, view]:
         image = image.filter(ImageFilter.GaussianBlur(float(draws.blur_sigma_px[0, view])))
-    if draws.solarises[0, view]:
+    if draws.solarizes[0, view]:
         image = ImageOps.solarize(image, 128)
     return image
 
@@ -217,7 +217,7 @@ def pil_appearance(image: Image.Image, draws: ViewDraws, view: int) -> Image.Ima
 def test_appearance__is_near_the_pil_chain() -> None:
     """The whole chain, batched and in float, gives what PIL gives view by view."""
     import_torchvision()
-    images, draws = smooth_images(4), draws_of(4, num_local=6, solarise=0.0)
+    images, draws = smooth_images(4), draws_of(4, num_local=6, solarize=0.0)
     changed = pixels(augment.change_appearance(planes(images).repeat_interleave(8, 0), draws))
     changed = changed.reshape(4, 8, 112, 112, 3)
     for image in range(4):
@@ -232,15 +232,15 @@ def test_appearance__is_near_the_pil_chain() -> None:
             assert np.quantile(difference, 0.99) < 20
 
 
-def test_appearance__solarises_the_drawn_views() -> None:
-    """Solarise comes last, on the views that drew it."""
-    draws = draws_of(6, solarise=1.0, num_local=0)
+def test_appearance__solarizes_the_drawn_views() -> None:
+    """Solarize comes last, on the views that drew it."""
+    draws = draws_of(6, solarize=1.0, num_local=0)
     views = planes(smooth_images(6)).repeat_interleave(2, 0)
-    solarised = augment.change_appearance(views, draws)
-    plain = augment.change_appearance(views, replace(draws, solarises=draws.solarises & False))
-    assert torch.equal(solarised[::2], plain[::2])
+    solarized = augment.change_appearance(views, draws)
+    plain = augment.change_appearance(views, replace(draws, solarizes=draws.solarizes & False))
+    assert torch.equal(solarized[::2], plain[::2])
     expected = torch.where(plain[1::2] >= 127.5, 255 - plain[1::2], plain[1::2])
-    assert torch.equal(solarised[1::2], expected)
+    assert torch.equal(solarized[1::2], expected)
 
 
 def test_appearance__of_a_view_in_any_batch() -> None:
@@ -261,6 +261,6 @@ def test_appearance__of_a_view_in_any_batch() -> None:
 
 def test_appearance__without_anything_drawn() -> None:
     """Views that drew nothing keep their numbers."""
-    draws = draws_of(2, jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarise=0.0)
+    draws = draws_of(2, jitter=0.0, gray=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
     views = planes(smooth_images(2)).repeat_interleave(10, 0)
     assert torch.equal(augment.change_appearance(views, draws), views)

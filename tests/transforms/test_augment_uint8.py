@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.transforms import augment, augment_uint8
-from lafs_ray.transforms.params import ViewSettings, draw_views
-from lafs_ray.transforms.views import cut_tokens
+from lafs_ray.transforms.params import ViewSettings, sample_view_params
+from lafs_ray.transforms.views import extract_tokens
 from tests.transforms.faces import REMAP_STEPS, smooth_images
 
 ZEROS = np.zeros(6, dtype=np.int64)
@@ -26,7 +26,7 @@ def planes(images: NDArray[np.uint8]) -> Tensor:
 
 
 def with_noise() -> NDArray[np.uint8]:
-    """Two smooth images; one of noise, in which neighbours differ most; a white and a black one."""
+    """Two smooth images; one of noise, in which neighbors differ most; a white and a black one."""
     images = smooth_images(5)
     images[2] = np.random.default_rng(0).integers(0, 256, images[2].shape)
     images[3], images[4] = 255, 0
@@ -41,21 +41,21 @@ def distance(found: list[NDArray[np.uint8]], expected: Tensor) -> NDArray[np.flo
     ("fast", "definition", "amounts", "limit"),
     [
         # One rounding to 8 bits is 0.5 at most; half a step more where the matrix is of 10 bits,
-        # or where a grey value was rounded the other way.
+        # or where a gray value was rounded the other way.
         (augment_uint8.brighten, augment.brighten_, (0.0, 0.6, 1.0, 1.4), 0.51),
         (augment_uint8.contrast, augment.contrast_, (0.0, 0.6, 1.0, 1.4), 1.0),
         (augment_uint8.saturate, augment.saturate_, (0.0, 0.8, 1.0, 1.2), 1.0),
         (augment_uint8.shift_hue, augment.shift_hue_, (0.0, 0.1, -0.1, 0.5, -0.5, 0.03), 0.51),
-        (lambda view, _: augment_uint8.make_grey(view), augment.make_grey_, (0.0,), 1.0),
+        (lambda view, _: augment_uint8.make_gray(view), augment.make_gray_, (0.0,), 1.0),
     ],
 )
-def test_colour__is_its_definition(
+def test_color__is_its_definition(
     fast: Callable[[NDArray[np.uint8], float], NDArray[np.uint8]],
     definition: Callable[[Tensor, Tensor], None],
     amounts: tuple[float, ...],
     limit: float,
 ) -> None:
-    """Brightness, contrast, saturation, hue and grey, rounded once."""
+    """Brightness, contrast, saturation, hue and gray, rounded once."""
     images = with_noise()
     for amount in amounts:
         expected = planes(images)
@@ -96,39 +96,41 @@ def test_blur_kernels__are_those_of_opencv() -> None:
     assert 0 < sum(kernel is None for kernel in kernels) < 40
 
 
-def test_grey_views__are_changed_as_colour_ones_are() -> None:
-    """Blur and solarise of one channel give the bits of three."""
+def test_gray_views__are_changed_as_color_ones_are() -> None:
+    """Blur and solarize of one channel give the bits of three."""
     images = with_noise()
-    draws = draw_views(ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5))
+    draws = sample_view_params(
+        ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5)
+    )
     one = draws.views(slice(1, 2))
-    always = np.ones_like(one.greys)
+    always = np.ones_like(one.grays)
     sigma = np.full_like(one.blur_sigma_px, 1.3)
-    one = replace(one, jitters=~always, greys=always, solarises=always, blur_sigma_px=sigma)
+    one = replace(one, jitters=~always, grays=always, solarizes=always, blur_sigma_px=sigma)
     (kernel,) = augment_uint8.blur_kernels(sigma[0])
     assert kernel is not None
     expected = [
-        augment_uint8.solarise(augment_uint8.blur(augment_uint8.make_grey(image), kernel))
+        augment_uint8.solarize(augment_uint8.blur(augment_uint8.make_gray(image), kernel))
         for image in images
     ]
     np.testing.assert_array_equal(augment_uint8.change_pixels(images, one), np.stack(expected))
 
 
-def test_solarise__is_its_definition() -> None:
+def test_solarize__is_its_definition() -> None:
     """Equal on whole numbers."""
     images = with_noise()
     for image in images:
         expected = planes(image[None])
-        augment.solarise_(expected[0])
-        np.testing.assert_array_equal(augment_uint8.solarise(image), expected[0].permute(1, 2, 0))
+        augment.solarize_(expected[0])
+        np.testing.assert_array_equal(augment_uint8.solarize(image), expected[0].permute(1, 2, 0))
 
 
 def test_appearance__is_its_definition() -> None:
     """The whole chain of every view, in its own order: some roundings apart."""
     images = smooth_images(6)
-    draws = draw_views(ViewSettings(landmark_source="grid"), 3, ZEROS, ZEROS, np.arange(6))
+    draws = sample_view_params(ViewSettings(landmark_source="grid"), 3, ZEROS, ZEROS, np.arange(6))
     clean = planes(images).repeat_interleave(10, 0)
-    # Where a value lies at the threshold, the two may solarise differently: tested by itself.
-    draws = replace(draws, solarises=draws.solarises & False)
+    # Where a value lies at the threshold, the two may solarize differently: tested by itself.
+    draws = replace(draws, solarizes=draws.solarizes & False)
     expected = augment.change_appearance(clean, draws)
     found = augment.change_appearance(clean.to(torch.uint8), draws)
     assert found.dtype == torch.uint8
@@ -146,8 +148,8 @@ def test_patches__are_their_definition(patch_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     landmarks = torch.rand(3, 60, 2, generator=generator) * 170 - 30
     landmarks[0, 0] = torch.tensor([-1000.0, 1e6])
-    expected = cut_tokens(planes(images), landmarks, patch_size)
-    found = cut_tokens(planes(images).to(torch.uint8), landmarks, patch_size)
+    expected = extract_tokens(planes(images), landmarks, patch_size)
+    found = extract_tokens(planes(images).to(torch.uint8), landmarks, patch_size)
     difference = (found.int() - expected.int()).abs()
     # Two roundings.
     assert difference.max() <= 2 + REMAP_STEPS, difference.max()
@@ -157,7 +159,9 @@ def test_patches__are_their_definition(patch_size: int) -> None:
 def test_changed_views__do_not_depend_on_their_batch() -> None:
     """A view's bits are the same alone and among others, and the input is left alone."""
     images = with_noise()
-    draws = draw_views(ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5))
+    draws = sample_view_params(
+        ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5)
+    )
     views = np.repeat(images, 10, axis=0)
     before = views.copy()
     together = augment_uint8.change_pixels(views, draws)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lafs_ray.models.landmarks import build_landmark_cnn
-from lafs_ray.transforms.landmark_predictor import LandmarkFinder, fused
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
 from tests.transforms.faces import lively_cnn, smooth_images
 
 
@@ -35,7 +35,7 @@ def test_fused__is_the_network() -> None:
 def test_finder__of_a_timm_model() -> None:
     """Any landmark CNN can be run; an image's landmarks are the same bits in any company."""
     torch.manual_seed(0)
-    find = LandmarkFinder(build_landmark_cnn("timm/mobilenetv3_small_050", 9))
+    find = LandmarkPredictor(build_landmark_cnn("timm/mobilenetv3_small_050", 9))
     planes = torch.from_numpy(smooth_images(18)).permute(0, 3, 1, 2)
     together = find(planes)
     assert together.shape == (18, 9, 2)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lafs_ray.transforms.params import (
-    ViewDraws,
+    ViewParams,
     ViewSettings,
-    draw_views,
+    sample_view_params,
     stable_argsort,
     supervised_settings,
 )
@@ -17,12 +17,12 @@ from lafs_ray.transforms.params import (
 SETTINGS = ViewSettings()
 
 
-def draw(settings: ViewSettings, count: int, *, seed: int = 0, epoch: int = 0) -> ViewDraws:
+def draw(settings: ViewSettings, count: int, *, seed: int = 0, epoch: int = 0) -> ViewParams:
     zeros = np.zeros(count, dtype=np.int64)
-    return draw_views(settings, seed, zeros + epoch, zeros, np.arange(count))
+    return sample_view_params(settings, seed, zeros + epoch, zeros, np.arange(count))
 
 
-def assert_equal(first: ViewDraws, second: ViewDraws) -> None:
+def assert_equal(first: ViewParams, second: ViewParams) -> None:
     for name, value in vars(first).items():
         np.testing.assert_array_equal(value, getattr(second, name), err_msg=name)
 
@@ -30,11 +30,11 @@ def assert_equal(first: ViewDraws, second: ViewDraws) -> None:
 def test_draws__of_a_record_in_any_batch() -> None:
     """A record's draws depend on (seed, epoch, shard, key) alone."""
     epoch, shard, key = np.array([3, 0, 7]), np.array([1, 1, 0]), np.array([5, 2**33, 5])
-    together = draw_views(SETTINGS, 9, epoch, shard, key)
+    together = sample_view_params(SETTINGS, 9, epoch, shard, key)
     for row in range(3):
         one = slice(row, row + 1)
         assert_equal(
-            together.images(one), draw_views(SETTINGS, 9, epoch[one], shard[one], key[one])
+            together.images(one), sample_view_params(SETTINGS, 9, epoch[one], shard[one], key[one])
         )
 
 
@@ -43,9 +43,9 @@ def test_draws__with_one_part_of_the_name_changed(changed: str) -> None:
     """Seed (0 and 1 included), epoch, shard and key each change the draws."""
     parts = {"seed": 0, "epoch": 0, "shard": 0, "key": 0}
 
-    def named(values: dict[str, int]) -> ViewDraws:
+    def named(values: dict[str, int]) -> ViewParams:
         epoch, shard, key = (np.array([values[name]]) for name in ("epoch", "shard", "key"))
-        return draw_views(SETTINGS, values["seed"], epoch, shard, key)
+        return sample_view_params(SETTINGS, values["seed"], epoch, shard, key)
 
     first, second = named(parts), named(parts | {changed: 1})
     assert not np.array_equal(first.boxes, second.boxes)
@@ -63,12 +63,12 @@ def test_draws__have_the_probabilities_of_the_paper() -> None:
     draws = draw(SETTINGS, 1000)
     assert within_four_sigma(draws.flips, 0.5)
     assert within_four_sigma(draws.jitters, 0.8)
-    assert within_four_sigma(draws.greys, 0.2)
+    assert within_four_sigma(draws.grays, 0.2)
     assert (draws.blur_sigma_px[:, 0] > 0).all()
     assert within_four_sigma(draws.blur_sigma_px[:, 1] > 0, 0.1)
     assert within_four_sigma(draws.blur_sigma_px[:, 2:] > 0, 0.5)
-    assert within_four_sigma(draws.solarises[:, 1], 0.2)
-    assert not draws.solarises[:, [0, *range(2, 10)]].any()
+    assert within_four_sigma(draws.solarizes[:, 1], 0.2)
+    assert not draws.solarizes[:, [0, *range(2, 10)]].any()
     for operation in range(4):
         for position in range(4):
             assert within_four_sigma(draws.jitter_order[..., position] == operation, 0.25)
@@ -168,13 +168,13 @@ def test_grid__draws_no_landmarks() -> None:
 
 
 def test_supervised_settings__draw_one_mild_view() -> None:
-    """Supervised training sees one view of at least 90 % of the image, without blur or grey."""
+    """Supervised training sees one view of at least 90 % of the image, without blur or gray."""
     draws = draw(supervised_settings(), 200)
     assert draws.boxes.shape == (200, 1, 4)
     # Sides are rounded to pixels, half a pixel on each of about 106.
     assert draws.boxes[..., 2:].prod(axis=-1).min() > 0.9 * 112**2 * 0.99
-    assert not draws.greys.any()
-    assert not draws.solarises.any()
+    assert not draws.grays.any()
+    assert not draws.solarizes.any()
     assert not draws.blur_sigma_px.any()
     assert draws.jitters.all()
 

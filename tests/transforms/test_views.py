@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from lafs_ray.models.patches import extract_patches
 from lafs_ray.transforms.augment import change_appearance, crop_views
-from lafs_ray.transforms.landmark_predictor import LandmarkFinder, fused
-from lafs_ray.transforms.params import LandmarkSource, ViewSettings, draw_views, supervised_settings
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
+from lafs_ray.transforms.params import (
+    LandmarkSource,
+    ViewSettings,
+    sample_view_params,
+    supervised_settings,
+)
 from lafs_ray.transforms.views import (
-    ViewCutter,
-    cut_images,
-    cut_tokens,
+    MultiViewTransform,
+    extract_tokens,
     map_landmarks,
+    render_views,
     supervised_view,
 )
 from tests.transforms.faces import REMAP_STEPS, lively_cnn, smooth_images
@@ -27,9 +32,9 @@ ZEROS = np.zeros(16, dtype=np.int64)
 KEYS = np.arange(16, dtype=np.int64)
 
 
-def cutter(settings: ViewSettings, **arguments: object) -> ViewCutter:
+def cutter(settings: ViewSettings, **arguments: object) -> MultiViewTransform:
     cnn = None if settings.landmark_source in ("cached", "grid") else lively_cnn()
-    return ViewCutter(settings, cnn, 0, **arguments)  # type: ignore[arg-type]
+    return MultiViewTransform(settings, cnn, 0, **arguments)  # type: ignore[arg-type]
 
 
 def cached(settings: ViewSettings, images: NDArray[np.uint8]) -> list[NDArray[np.float16]]:
@@ -37,7 +42,7 @@ def cached(settings: ViewSettings, images: NDArray[np.uint8]) -> list[NDArray[np
     if settings.landmark_source != "cached":
         return []
     planes = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
-    return [LandmarkFinder(lively_cnn())(planes).numpy().astype(np.float16)]
+    return [LandmarkPredictor(lively_cnn())(planes).numpy().astype(np.float16)]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -76,10 +81,10 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
     cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)
     images, count = smooth_images(5), 5
     names = (ZEROS[:count] + 2, ZEROS[:count] + 1, KEYS[:count], *cached(settings, images))
-    together = ViewCutter(settings, cnn, 7)(images, *names)
+    together = MultiViewTransform(settings, cnn, 7)(images, *names)
     for start, end, chunk in ((0, 1, 8), (1, 4, 2), (4, 5, 1)):
         rows = slice(start, end)
-        part = ViewCutter(settings, cnn, 7, chunk=chunk)(
+        part = MultiViewTransform(settings, cnn, 7, chunk=chunk)(
             images[rows], *(name[rows] for name in names)
         )
         for name, value in part.items():
@@ -99,7 +104,7 @@ def test_tokens__of_any_number_of_threads(source: LandmarkSource) -> None:
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
-            tokens.append(ViewCutter(settings, cnn, 7)(images, *names))
+            tokens.append(MultiViewTransform(settings, cnn, 7)(images, *names))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before[0])
@@ -111,17 +116,17 @@ def test_tokens__of_any_number_of_threads(source: LandmarkSource) -> None:
 
 def test_landmarks__of_a_view_in_any_batch() -> None:
     """The CNN's float landmarks are the same bits alone and among others."""
-    cut = ViewCutter(ViewSettings(), lively_cnn(width=1.0), 0)
+    cut = MultiViewTransform(ViewSettings(), lively_cnn(width=1.0), 0)
     planes = torch.from_numpy(smooth_images(19)).permute(0, 3, 1, 2).float()
-    together = cut.find_landmarks(planes)
+    together = cut.predict_landmarks(planes)
     assert together.std(dim=0).mean() > 0
     for rows in (slice(0, 1), slice(5, 12), slice(3, 19), slice(18, 19)):
-        assert torch.equal(cut.find_landmarks(planes[rows]), together[rows])
+        assert torch.equal(cut.predict_landmarks(planes[rows]), together[rows])
 
 
 def naive_tokens(settings: ViewSettings, cnn: nn.Module, image: Tensor, key: int) -> list[Tensor]:
     """Reference: one view after another; landmarks on the clean view, patches on the other."""
-    draws = draw_views(settings, 0, ZEROS[:1], ZEROS[:1], np.array([key]))
+    draws = sample_view_params(settings, 0, ZEROS[:1], ZEROS[:1], np.array([key]))
     tokens = []
     for view in range(settings.num_views):
         one = draws.views(slice(view, view + 1))
@@ -139,7 +144,7 @@ def test_tokens__equal_one_view_after_another(replacement: bool) -> None:
     """Batching changes nothing but the rounding to 8 bits."""
     settings = ViewSettings(replacement=replacement)
     images, cnn = smooth_images(2), lively_cnn()
-    tokens = ViewCutter(settings, cnn, 0)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
+    tokens = MultiViewTransform(settings, cnn, 0)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
     for row in range(2):
         with torch.no_grad():
             expected = naive_tokens(settings, cnn, torch.from_numpy(images[row]), row)
@@ -158,8 +163,8 @@ def test_landmarks__follow_a_flip() -> None:
     landmarks = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * 130 - 10
     whole = np.array([[[0, 0, 112, 112]]], dtype=np.int32)
     mirrored = map_landmarks(landmarks[:, None], whole, np.array([[True]]), 112)[:, 0]
-    patches = cut_tokens(image, landmarks, 8).reshape(50, 8, 8, 3)
-    found = cut_tokens(image.flip(-1), mirrored, 8).reshape(50, 8, 8, 3)
+    patches = extract_tokens(image, landmarks, 8).reshape(50, 8, 8, 3)
+    found = extract_tokens(image.flip(-1), mirrored, 8).reshape(50, 8, 8, 3)
     # The first axis of a patch runs along x. Sampling positions are exact to 1e-5 pixels.
     difference = found.float() - patches.flip(1).float()
     assert difference.abs().max() <= 1
@@ -168,8 +173,8 @@ def test_landmarks__follow_a_flip() -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_landmarks__follow_a_crop(flip: bool) -> None:
-    """A landmark of the image and its place in the crop show the same colour."""
-    # Colour is position, so that any error in the mapping shows.
+    """A landmark of the image and its place in the crop show the same color."""
+    # Color is position, so that any error in the mapping shows.
     position = np.arange(112, dtype=np.uint8)
     image = np.stack(np.broadcast_arrays(position, position[:, None], np.uint8(0)), axis=-1)
     boxes = np.array([[[20, 10, 64, 80]]], dtype=np.int32)
@@ -203,19 +208,19 @@ def test_cached__equals_per_image_up_to_float16() -> None:
     settings = replace(per_image, landmark_source="cached")
     images, names = smooth_images(5), (ZEROS[:5], ZEROS[:5], KEYS[:5])
     cnn = lively_cnn(width=1.0)
-    landmarks = LandmarkFinder(cnn)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    landmarks = LandmarkPredictor(cnn)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     rounded = landmarks.astype(np.float16)
     # Numbers up to 111 px lie between float16's steps of 1/16 px.
     assert np.abs(rounded - landmarks).max() <= 1 / 32
-    found = ViewCutter(settings, None, 7)(images, *names, rounded)
+    found = MultiViewTransform(settings, None, 7)(images, *names, rounded)
 
     class Rounding(nn.Module):
         def forward(self, planes: Tensor) -> Tensor:
             return fast(planes).half().float()
 
     fast = fused(cnn)
-    same = ViewCutter(per_image, Rounding(), 7)(images, *names)
-    exact = ViewCutter(per_image, cnn, 7)(images, *names)
+    same = MultiViewTransform(per_image, Rounding(), 7)(images, *names)
+    exact = MultiViewTransform(per_image, cnn, 7)(images, *names)
     # With OpenCV 4 a sample may besides jump to the next 32nd of a pixel.
     jump = 3 if REMAP_STEPS else 0
     for name, tokens in found.items():
@@ -236,12 +241,12 @@ def test_grid__cuts_the_augmented_view_row_by_row() -> None:
     settings = ViewSettings(landmark_source="grid")
     images = smooth_images(2)
     tokens = cutter(settings)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
-    draws = draw_views(settings, 0, ZEROS[:2], ZEROS[:2], KEYS[:2])
+    draws = sample_view_params(settings, 0, ZEROS[:2], ZEROS[:2], KEYS[:2])
     for name, views, size in (
         ("global_tokens", slice(0, 2), 112),
         ("local_tokens", slice(2, 10), 48),
     ):
-        pixels = cut_images(torch.from_numpy(images), draws.views(views), size)
+        pixels = render_views(torch.from_numpy(images), draws.views(views), size)
         cells = size // 8
         expected = pixels.reshape(-1, 3, cells, 8, cells, 8).permute(0, 2, 4, 3, 5, 1)
         np.testing.assert_array_equal(tokens[name].reshape(expected.shape), expected.byte())
@@ -250,7 +255,7 @@ def test_grid__cuts_the_augmented_view_row_by_row() -> None:
 def test_tokens__outside_the_view_are_the_middle_of_the_range() -> None:
     """Zero in [-1, 1] lies at 127.5, which rounds to 128."""
     white = torch.full((1, 3, 112, 112), 255.0)
-    tokens = cut_tokens(white, torch.tensor([[[-30.0, 50.0], [50.0, 50.0]]]), 8)
+    tokens = extract_tokens(white, torch.tensor([[[-30.0, 50.0], [50.0, 50.0]]]), 8)
     assert (tokens[0, 0] == 128).all()
     assert (tokens[0, 1] == 255).all()
 
@@ -288,7 +293,7 @@ def test_tokens__on_cuda_equal_those_on_cpu(source: LandmarkSource) -> None:
     found = cutter(settings, device="cuda")(images, *names, *cached(settings, images))
     for name, value in expected.items():
         difference = np.abs(found[name].cpu().numpy().astype(int) - value.astype(int))
-        # Crops may differ by 1 of 255, which contrast, saturation and solarise can double; on CPU
+        # Crops may differ by 1 of 255, which contrast, saturation and solarize can double; on CPU
         # each operation rounds; TF32 in the CNN moves a landmark by some hundredths of a pixel.
         assert difference.mean() < 1.0, name
         assert np.quantile(difference, 0.99) <= 6, name

@@ -256,7 +256,7 @@ def test_job__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     """It lies in the sweep's folder under its seed, its paths hold in any folder, and nothing else
     of the base changes."""
     monkeypatch.chdir(tmp_path)
-    one = sweep(settings={"start.landmarks": "untrained", "regulariser.strength": 0})
+    one = sweep(settings={"start.landmarks": "untrained", "regularizer.strength": 0})
     job = one.job({"optim.lr": 3e-4}, name="s5", folder="/f", seed=5)
     assert isinstance(job, FinetuneConfig)
     assert (job.run.name, job.run.storage, job.run.seed) == ("s5", "/f", 5)

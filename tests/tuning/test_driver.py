@@ -24,7 +24,7 @@ from lafs_ray.tuning.driver import Driver
 from lafs_ray.tuning.preflight import check_sweep
 from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.space import draw_settings
-from lafs_ray.tuning.sweep_dir import SweepFolder
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep
 from tests.training.faces import ROOT
@@ -52,12 +52,10 @@ def in_turn(stop_after: int | None = None) -> Callable[..., None]:
     return tune
 
 
-def drive(
-    monkeypatch: pytest.MonkeyPatch, one: Sweep, stop_after: int | None = None
-) -> SweepFolder:
+def drive(monkeypatch: pytest.MonkeyPatch, one: Sweep, stop_after: int | None = None) -> SweepDir:
     monkeypatch.setattr(Driver, "_tune", in_turn(stop_after))
     Driver(check_sweep(one)).run()
-    return SweepFolder(one)
+    return SweepDir(one)
 
 
 def test_sweep__from_its_trials_to_the_winner(
@@ -84,7 +82,7 @@ def test_sweep__from_its_trials_to_the_winner(
     printed = capsys.readouterr().out
     assert "trial    status  report  objective" in printed
     assert pq.read_table(tmp_path / "sweeps" / "sweep" / "results.parquet").num_rows == 1
-    first = SweepFolder(one).trial(0).read_progress()
+    first = SweepDir(one).trial(0).read_progress()
     folder = drive(monkeypatch, one)
     assert folder.trial(0).read_progress() == first
     trials = folder.trials()
@@ -149,7 +147,7 @@ def test_sweep__hours_are_over(
     one = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1e-9})
     with pytest.raises(ConfigError, match="no report of any"):
         drive(monkeypatch, one)
-    assert SweepFolder(one).spent_s() > 0
+    assert SweepDir(one).spent_s() > 0
     more = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1.0})
     assert drive(monkeypatch, more).trials()[0].status == "finished"
 
@@ -219,7 +217,7 @@ def test_sweep__on_workers(
     )
     Driver(check_sweep(one)).run()
     assert "1 trials at a time" in capsys.readouterr().out
-    (trial,) = SweepFolder(one).trials()
+    (trial,) = SweepDir(one).trials()
     assert trial.status == "finished"
     assert [report.step for report in trial.reports] == [2, 4]
 
@@ -239,7 +237,7 @@ def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: N
         scheduler={"kind": "pbt", "quantile": 0.5},
     )
     Driver(check_sweep(population)).run()
-    members = SweepFolder(population).trials()
+    members = SweepDir(population).trials()
     assert [member.status for member in members] == ["finished"] * 4
     assert all(member.reports[-1].step == 12 for member in members)
     copies = [member for member in members if member.reports[-1].generation > 0]

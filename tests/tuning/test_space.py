@@ -64,7 +64,7 @@ def test_draw_settings__takes_points_of_a_grid_in_turn() -> None:
 
 
 def test_moved_settings__stay_near_and_inside() -> None:
-    """A member moves by a fifth of the range, to a listed neighbour, and never out of the space."""
+    """A member moves by a fifth of the range, to a listed neighbor, and never out of the space."""
     space = parsed({key: WRITTEN[key] for key in "abcd"})
     settings = {"a": 1.0, "b": 1e-2, "c": 1, "d": None}
     moves = [moved_settings(space, settings, 0.0, 0, number) for number in range(40)]

@@ -11,11 +11,11 @@ import pytest
 
 from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.training.prepare import JobInputs
+from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.config import Objective, SweepConfig
 from lafs_ray.tuning.objective import judge
 from lafs_ray.tuning.results import Report
-from lafs_ray.tuning.sweep_dir import SweepFolder
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import Copy, Task, run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep, read_sweep
 from tests.training.faces import FINETUNE, PRETRAIN, ROOT
@@ -53,15 +53,15 @@ class Told:
 def task(one: Sweep, number: int = 0, attempt: str = "a", **changes: Any) -> Task:
     objective = one.config.objective
     parts = (objective.seeds, objective.reports, objective, objective.metric, attempt)
-    whole = Task(one, SweepFolder(one).trial(number), LR, *parts)
+    whole = Task(one, SweepDir(one).trial(number), LR, *parts)
     whole.folder.write_settings(LR)
     return replace(whole, **changes)
 
 
-def steps_trained(steps: list[int]) -> Callable[[JobInputs, Callable[[int], None]], None]:
+def steps_trained(steps: list[int]) -> Callable[[RunInputs, Callable[[int], None]], None]:
     """Training that notes at which step it began."""
 
-    def train(inputs: JobInputs, saved: Callable[[int], None]) -> None:
+    def train(inputs: RunInputs, saved: Callable[[int], None]) -> None:
         steps.append(max(inputs.folder().steps(), default=0))
         train_here(inputs, saved)
 
@@ -81,7 +81,7 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
         values[1],
         (values[1] + values[2]) / 2,
     ]
-    folder = SweepFolder(one).trial(0)
+    folder = SweepDir(one).trial(0)
     assert folder.read_outcome() == ("finished", "")
     objective = one.config.objective
     for seed, value in ((0, values[1]), (1, values[2])):
@@ -89,7 +89,7 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
         # Those judged on the way are gone.
         assert [path.name for path in checkpoints.iterdir()] == ["step-00000004.pt"]
         uri = str(checkpoints / "step-00000004.pt")
-        figures = {"far": 0.01, "centred": False, "device": "cpu"}
+        figures = {"far": 0.01, "centered": False, "device": "cpu"}
         assert judge(uri, objective, "pair_accuracy", **figures) == value
 
 
@@ -119,7 +119,7 @@ def test_trial__killed_between_checkpoint_and_report(tmp_path: Path, face_set_pa
     """A checkpoint that nobody lived to judge is judged first; no step is trained twice."""
     one = sweep(tmp_path, face_set_path)
 
-    def die(inputs: JobInputs, saved: Callable[[int], None]) -> None:
+    def die(inputs: RunInputs, saved: Callable[[int], None]) -> None:
         def at_checkpoint(step: int) -> None:
             raise Stop
 
@@ -194,7 +194,7 @@ def test_trial__pretraining_judged_after_a_finetuning(tmp_path: Path, face_set_p
     told = Told()
     run_trial(replace(task(one), settings={"landmarks.noise_px": 1.0}), told, train_here)
     assert [v[:3] for v in told.values] == [(1, 0, 2), (2, 0, 4)]
-    left = sorted(path.name for path in Path(SweepFolder(one).trial(0).uri).iterdir())
+    left = sorted(path.name for path in Path(SweepDir(one).trial(0).uri).iterdir())
     assert left == ["outcome.json", "reports.json", "s0", "settings.json"]
 
 
@@ -204,15 +204,15 @@ def test_judge__a_loss_that_is_not_finite(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": NaN}\n')
     uri = str(tmp_path / "run" / "checkpoints" / "step-00000004.pt")
     with pytest.raises(DataError, match="loss nan") as caught:
-        judge(uri, Objective(metric="loss"), "loss", far=0.01, centred=False, device="cpu")
+        judge(uri, Objective(metric="loss"), "loss", far=0.01, centered=False, device="cpu")
     assert "narrow the space" in caught.value.fix
 
 
 def test_folder__another_sweep_is_refused(tmp_path: Path, face_set_path: str) -> None:
     """Every difference is named; a larger budget is none."""
     one = sweep(tmp_path, face_set_path)
-    SweepFolder(one).claim({"trials": "f"})
-    SweepFolder(sweep(tmp_path, face_set_path, budget={"trials": 9})).claim({"trials": "f"})
+    SweepDir(one).claim({"trials": "f"})
+    SweepDir(sweep(tmp_path, face_set_path, budget={"trials": 9})).claim({"trials": "f"})
     other = sweep(
         tmp_path,
         face_set_path,
@@ -220,7 +220,7 @@ def test_folder__another_sweep_is_refused(tmp_path: Path, face_set_path: str) ->
         settings={"optim.weight_decay": 0.5},
     )
     with pytest.raises(ConfigError, match="holds another sweep") as caught:
-        SweepFolder(other).claim({"trials": "g"})
+        SweepDir(other).claim({"trials": "g"})
     assert "space.optim.lr.high: 0.01 -> 0.1" in caught.value.found
     assert "optim.weight_decay: 0.1 -> 0.5" in caught.value.found
     assert "faces.trials: f -> g" in caught.value.found
@@ -230,4 +230,4 @@ def test_folder__unknown_files_are_refused(tmp_path: Path, face_set_path: str) -
     (tmp_path / "sweeps" / "sweep").mkdir(parents=True)
     (tmp_path / "sweeps" / "sweep" / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="no sweep.json of a sweep"):
-        SweepFolder(sweep(tmp_path, face_set_path)).claim({})
+        SweepDir(sweep(tmp_path, face_set_path)).claim({})

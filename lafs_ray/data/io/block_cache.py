@@ -196,7 +196,7 @@ class CachedFile:
         end = min(offset + nbytes, self._size)
         first, stop = offset // BLOCK_BYTES, -(-end // BLOCK_BYTES)
         blocks = {block: self._kept(block) for block in range(first, stop)}
-        for begin, after in _neighbours([b for b, data in blocks.items() if data is None]):
+        for begin, after in _neighbors([b for b, data in blocks.items() if data is None]):
             blocks.update(self._fetch(begin, after))
         whole = b"".join(data or b"" for data in blocks.values())
         start = offset - first * BLOCK_BYTES
@@ -232,7 +232,7 @@ class CachedFile:
         return blocks
 
 
-def _neighbours(blocks: list[int]) -> Iterator[tuple[int, int]]:
+def _neighbors(blocks: list[int]) -> Iterator[tuple[int, int]]:
     """Runs of consecutive numbers, at most 8 long."""
     first = 0
     for i in range(1, len(blocks) + 1):

@@ -1,6 +1,6 @@
 """Files by path or URI: one small layer over pyarrow.fs, so that disk, S3 and GCS read alike.
 
-Writing is all or nothing. On disk a temporary neighbour is renamed; for an object store the bytes
+Writing is all or nothing. On disk a temporary neighbor is renamed; for an object store the bytes
 are spooled to a local temporary file first, because closing a half-written pyarrow stream would
 complete the upload. Price: the spool needs local space for one file.
 """
@@ -172,10 +172,10 @@ def require_writable(folder: str) -> None:
     Raises:
         DataError: no permission to write, the disk is full, or the store refuses them.
     """
-    probe = join(folder, ".writable")
-    with atomic_write(probe) as file:
+    online_eval = join(folder, ".writable")
+    with atomic_write(online_eval) as file:
         file.write(b"lafs_ray looked whether it may write here\n")
-    delete(probe)
+    delete(online_eval)
 
 
 @contextlib.contextmanager

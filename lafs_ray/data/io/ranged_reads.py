@@ -57,7 +57,7 @@ def read_spans(
 
 
 def fetch_spans(wanted: Sequence[Spans], cache: BlockCache | None = None) -> Iterator[memoryview]:
-    """The bytes of each span, file after file; neighbours come with one ranged read.
+    """The bytes of each span, file after file; neighbors come with one ranged read.
 
     What comes is to be used after the last one: only then is it known that no file has changed.
 

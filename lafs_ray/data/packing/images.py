@@ -2,7 +2,7 @@
 
 The bytes of a JPEG or PNG of the right size are kept. Its size is read from the file's header,
 which takes microseconds; decoding every image is `check`. Only an image that has to be aligned or
-resized is decoded and encoded anew, as JPEG, in the colour order that it had.
+resized is decoded and encoded anew, as JPEG, in the color order that it had.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def fit_image(
         raise _bad(f"{len(data)} bytes that begin with 0x{data[:4].hex()}", side)
     if size == (side, side):
         if rules.check:
-            decode_image(data, colour_order="rgb", size=side)
+            decode_image(data, color_order="rgb", size=side)
         return data, False
     found = f"{size[0]}x{size[1]}"
     if not rules.resize:
@@ -120,7 +120,7 @@ def _check_landmarks(picture: NDArray[np.uint8], landmarks: NDArray[np.floating[
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:
     # The channels come and go in OpenCV's order, so the file keeps its own.
-    return decode_image(data, colour_order="bgr", size=None)
+    return decode_image(data, color_order="bgr", size=None)
 
 
 def _encoded(pixels: Any, quality: int) -> bytes:

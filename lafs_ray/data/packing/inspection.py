@@ -3,9 +3,9 @@
 Counts, labels and record sizes are exact, from indexes and identity lists (a plain file's labels
 have to be read). Pictures are judged by 2000 of them, evenly spread, or by all.
 
-Colour order: skin of every tone reflects more red than green, and more green than blue. Each
+Color order: skin of every tone reflects more red than green, and more green than blue. Each
 picture votes by its middle: are there more pixels with red > green > blue or with blue > green >
-red, by 8 levels each and at least 5 % of the pixels? The share of votes is the confidence. Grey
+red, by 8 levels each and at least 5 % of the pixels? The share of votes is the confidence. Gray
 pictures do not vote; blue light and painted faces may err.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.packed_set import ColourOrder, PackedLabels
+from lafs_ray.data.packed_set import ColorOrder, PackedLabels
 from lafs_ray.data.packing.images import PNG, image_size
 from lafs_ray.data.record_index import Identities, spread
 from lafs_ray.errors import DataError
@@ -74,12 +74,12 @@ def inspect_faces(
     )
     for line in _describe_pictures(pictures, faces.num_images):
         say(line)
-    order, line = _colour_order(pictures.votes)
+    order, line = _color_order(pictures.votes)
     say(line)
-    if faces.colour_order is not None:
-        say(f"  manifest         {faces.colour_order}")
+    if faces.color_order is not None:
+        say(f"  manifest         {faces.color_order}")
     where = sheet or "contact_sheet.png"
-    picture = contact_sheet(faces, labels, faces.colour_order or order or "rgb")
+    picture = contact_sheet(faces, labels, faces.color_order or order or "rgb")
     with filesystem.atomic_write(where) as file:
         file.write(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
     say(f"contact sheet      {where}")
@@ -120,7 +120,7 @@ def _describe_labels(faces: FaceSet, labels: NDArray[np.int64]) -> Iterator[str]
     else:
         verdict = "shuffled" if same < 2 * chance + 0.01 else "partly ordered"
     yield (
-        f"order              {verdict} ({same:.1%} of neighbours share their identity; "
+        f"order              {verdict} ({same:.1%} of neighbors share their identity; "
         f"ordered {ordered:.1%}, shuffled {chance:.1%})"
     )
 
@@ -141,7 +141,7 @@ def _look_at(pictures: _Pictures, faces: FaceSet, rows: FaceRows, row: int, *, v
     where = f"{faces.shard_uris[rows.shard[row]]}, key {rows.key[row]}"
     if not error:
         try:
-            pixels = decode_image(data, colour_order="rgb", size=None)
+            pixels = decode_image(data, color_order="rgb", size=None)
         except DataError as problem:
             error = f"{where}: found {problem.found}"
     if error:
@@ -152,13 +152,13 @@ def _look_at(pictures: _Pictures, faces: FaceSet, rows: FaceRows, row: int, *, v
     ] += 1
     pictures.sizes[f"{pixels.shape[1]}x{pixels.shape[0]}"] += 1
     if votes:
-        pictures.votes.append(colour_vote(pixels))
+        pictures.votes.append(color_vote(pixels))
 
 
-def colour_vote(pixels: NDArray[np.uint8]) -> int:
-    """1: the middle of an RGB picture has colours of skin; -1: it has with red and blue swapped.
+def color_vote(pixels: NDArray[np.uint8]) -> int:
+    """1: the middle of an RGB picture has colors of skin; -1: it has with red and blue swapped.
 
-    0: neither, or it is grey.
+    0: neither, or it is gray.
     """
     height, width = pixels.shape[:2]
     middle = pixels[height // 4 : -height // 4, width // 4 : -width // 4].astype(np.int16)
@@ -170,15 +170,15 @@ def colour_vote(pixels: NDArray[np.uint8]) -> int:
     return 1 if warm > cold else -1
 
 
-def _colour_order(votes: list[int]) -> tuple[ColourOrder | None, str]:
+def _color_order(votes: list[int]) -> tuple[ColorOrder | None, str]:
     warm, cold = votes.count(1), votes.count(-1)
     if warm + cold < 10:
-        return None, f"colour order       unknown: {warm + cold} of {len(votes)} pictures show skin"
-    order: ColourOrder = "rgb" if warm >= cold else "bgr"
+        return None, f"color order        unknown: {warm + cold} of {len(votes)} pictures show skin"
+    order: ColorOrder = "rgb" if warm >= cold else "bgr"
     share = max(warm, cold) / (warm + cold)
     sure = "" if share >= 0.8 else " (unsure: look at the contact sheet)"
     text = f"likely {order}, confidence {share:.0%} of {warm + cold} pictures that show skin{sure}"
-    return order, f"colour order       {text}"
+    return order, f"color order        {text}"
 
 
 def _describe_pictures(pictures: _Pictures, total: int) -> Iterator[str]:
@@ -192,7 +192,7 @@ def _describe_pictures(pictures: _Pictures, total: int) -> Iterator[str]:
 
 
 def contact_sheet(
-    faces: FaceSet, labels: NDArray[np.int64], colour_order: ColourOrder
+    faces: FaceSet, labels: NDArray[np.int64], color_order: ColorOrder
 ) -> NDArray[np.uint8]:
     """Pictures of ten identities, one a row; of a set without labels, pictures from everywhere.
 
@@ -204,7 +204,7 @@ def contact_sheet(
     for row, index in enumerate(rows):
         for column, data in enumerate(faces.read(index).images):
             try:
-                pixels = decode_image(data, colour_order=colour_order, size=None)
+                pixels = decode_image(data, color_order=color_order, size=None)
             except DataError:
                 continue
             tile = cv2.resize(pixels, (_TILE, _TILE), interpolation=cv2.INTER_AREA)

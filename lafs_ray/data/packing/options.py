@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.packed_set import ColourOrder
+from lafs_ray.data.packed_set import ColorOrder
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.open_source import open_source
 from lafs_ray.data.packing.sources import Source
@@ -33,7 +33,7 @@ class PackOptions:
         num_shards: None: as many as make shards of `shard_bytes`.
         shard_bytes: size of a shard, about.
         seed: of the order.
-        colour_order: of the sources.
+        color_order: of the sources.
         landmarks: list of landmarks for a folder of images.
         rules: for images.
         max_bad: records that may be left out.
@@ -47,7 +47,7 @@ class PackOptions:
     num_shards: int | None = None
     shard_bytes: int = 1 << 30
     seed: int = 0
-    colour_order: ColourOrder = "rgb"
+    color_order: ColorOrder = "rgb"
     landmarks: str | None = None
     rules: ImageRules = field(default_factory=ImageRules)
     max_bad: int = 100
@@ -138,7 +138,7 @@ def request_of(options: PackOptions, sources: Sequence[Source], num_shards: int)
         "sources": described,
         "seed": options.seed,
         "num_shards": num_shards,
-        "colour_order": options.colour_order,
+        "color_order": options.color_order,
         "images": asdict(options.rules),
     }
     return dict(json.loads(json.dumps(request)))

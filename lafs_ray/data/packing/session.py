@@ -39,13 +39,15 @@ Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 _PIECES_PER_WORKER = 4
 
 
-def run_here(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
+def apply_in_process(
+    task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]
+) -> Iterator[Any]:
     """`Apply` in this process."""
     return (task(shared, item) for item in items)
 
 
 def pack_faces(
-    options: PackOptions, apply: Apply = run_here, say: Callable[[str], object] = print
+    options: PackOptions, apply: Apply = apply_in_process, say: Callable[[str], object] = print
 ) -> Manifest:
     """Pack the sources, or continue where the same request was interrupted.
 

@@ -129,7 +129,7 @@ def _images(
         sizes, members = rows["size"][first:stop].astype(np.int64), runs[first:stop]
         images: list[Body] = [b""] * (stop - first)
         for run in np.unique(members).tolist():
-            # The next places of a shard are neighbours in every run: one read.
+            # The next places of a shard are neighbors in every run: one read.
             mine = np.flatnonzero(members == run)
             cuts = np.concatenate([[0], np.cumsum(sizes[mine])]).tolist()
             data = _span(merging.runs[run].uri, position[run], cuts[-1])
@@ -207,9 +207,9 @@ def describe(
     manifest = Manifest(
         images=len(labels),
         identities=first_labels[-1],
-        unlabelled=int((labels < 0).sum()),
+        unlabeled=int((labels < 0).sum()),
         image_size=size,
-        colour_order=options.colour_order,
+        color_order=options.color_order,
         seed=options.seed,
         left_out={"images": left_out, "first": named_bad(runs)},
         encoded=sum(run.encoded for run in runs),

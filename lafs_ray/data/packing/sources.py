@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Source(Protocol):
-    """A number of labelled images in a fixed order."""
+    """A number of labeled images in a fixed order."""
 
     @property
     def uri(self) -> str:

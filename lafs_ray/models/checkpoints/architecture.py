@@ -193,7 +193,7 @@ def _transformer(
         raise CheckpointError(
             f"{source}, patch_to_embedding.weight",
             found=f"tokens of {token_dim} numbers",
-            expected="3·p² of them, p the side of a patch of three colours",
+            expected="3·p² of them, p the side of a patch of three colors",
             fix=_FIX,
         )
     inner = _shape(state, _QKV.format(0), source, 2)[0] / 3

@@ -1,7 +1,7 @@
 """A face embedder as a file for other programs: torch.export, ONNX, or a weights file.
 
 Each file is checked before it gets its name: read back and run on drawn faces, it has to give the
-embeddings of our own network. Each says inside what goes in: side, range, colour order, alignment.
+embeddings of our own network. Each says inside what goes in: side, range, color order, alignment.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FILES = {
 TOLERANCE = 1e-4
 """Largest difference of an embedding's number, as a share of the largest number there is.
 
-The same sums in another order: up to 1e-6 was measured. Mistakes, on the same networks: colours
+The same sums in another order: up to 1e-6 was measured. Mistakes, on the same networks: colors
 swapped 0.1 and more, half the input range 0.05 and more, half a pixel 1e-3 and more.
 """
 
@@ -126,7 +126,7 @@ def export_embedder(
     header = {
         **describe_network(weights),
         "input": _INPUTS[kind],
-        "output": "embedding: float32 [batch, embedding_dim], not normalised",
+        "output": "embedding: float32 [batch, embedding_dim], not normalized",
     }
     content, run = _MAKERS[name](module, weights, header)
     difference = largest_difference(module, run)

@@ -1,6 +1,6 @@
 """Our weights file: safetensors under the published flat names, with its description in the header.
 
-Nobody has to guess what the tensors are for: the header says architecture, input, range and colour
+Nobody has to guess what the tensors are for: the header says architecture, input, range and color
 order, and where they came from. `landmarks.weights=`, finetuning and evaluation read it, and any
 tool that knows Part fViT's names can.
 """
@@ -44,7 +44,7 @@ class NetworkWeights:
         state: backbone (transformer and landmark CNN), and heads where they were kept.
         source: the file they come from, and which network of it.
         layout: where the published checkpoint had them, or would have.
-        step: optimiser steps behind them; None: unknown.
+        step: optimizer steps behind them; None: unknown.
         seed: what an untrained network to compare with is drawn from.
         init_std: deviation of that network's positions.
     """
@@ -91,9 +91,9 @@ def describe_network(weights: NetworkWeights) -> dict[str, str]:
         "architecture": json.dumps(asdict(architecture)),
         "image_size": str(IMAGE_SIDE),
         "alignment": "insightface: five points to their 112x112 positions",
-        "colour_order": "rgb",
+        "color_order": "rgb",
         "input_range": "[-1, 1]",
-        "normalisation": "x / 127.5 - 1 for pixels x in 0…255",
+        "normalization": "x / 127.5 - 1 for pixels x in 0…255",
         "patch_size": str(architecture.patch_size or ""),
         "embedding_dim": str(architecture.transformer.width if architecture.transformer else ""),
         "source": weights.source,

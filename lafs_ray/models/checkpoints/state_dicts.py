@@ -146,7 +146,7 @@ def network_tensors(
             f"published checkpoint, {role}",
             found=f"no tensors; keys {_listed(sorted(map(str, checkpoint)))}",
             expected=f"a state under {role!r}, {' or '.join(map(repr, _CONTAINERS))}, or flat",
-            fix="give the checkpoint of a network, not of an optimiser or a whole run",
+            fix="give the checkpoint of a network, not of an optimizer or a whole run",
         )
     return found, tensors
 

@@ -44,17 +44,17 @@ def load_embedder(path: str, *, trained: bool = True) -> FaceEmbedder:
     Args:
         path: a checkpoint, the folder of a run, which stands for its newest checkpoint, or a
             weights file (.safetensors).
-        trained: whether the transformer gets its weights; else it stays as initialised from the
+        trained: whether the transformer gets its weights; else it stays as initialized from the
             run's seed, to compare with. The landmark CNN has its weights in both cases.
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, does not fit its own description,
             or lacks a landmark CNN.
     """
-    return read_trained(path).embedder(trained=trained)
+    return load_for_inference(path).embedder(trained=trained)
 
 
-def read_trained(path: str, role: Role = "teacher") -> NetworkWeights:
+def load_for_inference(path: str, role: Role = "teacher") -> NetworkWeights:
     """A network and its description, heads included.
 
     Args:

@@ -28,7 +28,7 @@ import torch
 from lafs_ray import __version__
 from lafs_ray.config.loader import differences
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
@@ -40,10 +40,10 @@ _NAME = re.compile(r"step-(\d{8,})\.pt")
 _LOCK = ".lock"
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
-_FREE_SECTIONS = ("compute", "ingest", "log", "guards", "checkpoints", "crops", "probe")
+_FREE_SECTIONS = ("compute", "ingest", "log", "monitoring", "checkpoints", "crops", "online_eval")
 
 
-class RunFolder:
+class RunDir:
     """The folder of one run.
 
     Args:
@@ -51,7 +51,7 @@ class RunFolder:
         fingerprint: of the set of faces, see `FaceSet.fingerprint`.
     """
 
-    def __init__(self, config: Job, fingerprint: str) -> None:
+    def __init__(self, config: TrainConfig, fingerprint: str) -> None:
         self._config, self._fingerprint = config, fingerprint
         self.uri = filesystem.join(config.run.storage, config.run.name)
         self._checkpoints = filesystem.join(self.uri, "checkpoints")
@@ -203,7 +203,7 @@ class RunFolder:
         sign = 1 if settings.best_is == "highest" else -1
         values = {
             line["step"]: sign * line[settings.keep_best]
-            for name in ("metrics.jsonl", "probes.jsonl")
+            for name in ("metrics.jsonl", "eval.jsonl")
             for line in read_metrics(filesystem.join(self.uri, name))
             if math.isfinite(line.get(settings.keep_best, math.nan))
         }

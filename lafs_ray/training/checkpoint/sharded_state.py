@@ -1,4 +1,4 @@
-"""The state of a run whose class centres the ranks share: whole, and dealt out again.
+"""The state of a run whose class centers the ranks share: whole, and dealt out again.
 
 A checkpoint holds what a single rank would have saved, whatever number of ranks wrote it. So it can
 be resumed on another number.
@@ -30,9 +30,9 @@ def cpu_copy(state: Any) -> Any:
 def gather_state(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """States of the networks and of the optimiser, copied to the CPU; a collective operation.
+    """States of the networks and of the optimizer, copied to the CPU; a collective operation.
 
-    Rank 0 receives the centres and each of their moments shard after shard, so that beside its own
+    Rank 0 receives the centers and each of their moments shard after shard, so that beside its own
     it holds one whole copy.
 
     Returns:
@@ -83,7 +83,7 @@ def _sharded(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
-    """Numbers of the parameters in the optimiser's state."""
+    """Numbers of the parameters in the optimizer's state."""
     groups = optimizer.param_groups
     return {each: n for n, each in enumerate(each for group in groups for each in group["params"])}
 
@@ -91,5 +91,5 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
 def _each_by_class(
     state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor | None]
 ) -> dict[str, Tensor | None]:
-    """Change what the optimiser keeps for each class; AdamW's count of steps may be one for all."""
+    """Change what the optimizer keeps for each class; AdamW's count of steps may be one for all."""
     return {key: change(value) if value.ndim else value for key, value in state.items()}

@@ -1,6 +1,6 @@
 """Signs that self-distillation collapses: all faces get one answer, or the teacher has none.
 
-Four figures of `learning_state` are compared with what they were earlier in the run, since what is
+Four figures of `ssl_diagnostics` are compared with what they were earlier in the run, since what is
 normal differs from network to network: how far an untrained teacher is from the uniform answer
 depends on the number of prototypes, the bottleneck and the temperature. The rules were set on
 records of small networks (docs/watching.md), so they warn; whether they may also stop a run is the
@@ -23,8 +23,8 @@ _EQUAL_EMBEDDINGS = 0.2
 # A figure has fallen when it is below this share of its highest value.
 _FALLEN_OPINION = 0.5
 _FALLEN_SPREAD = 0.7
-_RISEN_CENTRE = 1.25
-# The running centre starts at 0; its first 20 steps say nothing.
+_RISEN_CENTER = 1.25
+# The running center starts at 0; its first 20 steps say nothing.
 _SETTLING_STEPS = 20
 # Reports in a row with the same sign, after which a run may be stopped.
 PATIENCE = 5
@@ -59,7 +59,7 @@ class CollapseMonitor:
         warmup = config.optim.warmup.steps(steps_per_epoch, total_steps)
         self._judged_from = max(min(warmup, steps_per_epoch), _SETTLING_STEPS)
         self._highest: dict[str, float] = {}
-        self._first_centre: float | None = None
+        self._first_center: float | None = None
         self._standing: dict[str, int] = {}
 
     def see(self, report: Mapping[str, float]) -> list[Sign]:
@@ -76,7 +76,7 @@ class CollapseMonitor:
 
     def _signs(self, report: Mapping[str, float]) -> dict[str, str]:
         entropy, spread = report["teacher_entropy"], report["embedding_std"]
-        used, centre, kl = report["used_prototypes"], report["centre_norm"], report["kl"]
+        used, center, kl = report["used_prototypes"], report["center_norm"], report["kl"]
         opinion = self._log_k - entropy
         # Of scores that a temperature divides, the opinion grows with the square of 1/temperature:
         # a schedule of the temperature must not look like a collapse.
@@ -90,8 +90,8 @@ class CollapseMonitor:
                 ("kl", kl),
             )
         }
-        if self._first_centre is None:
-            self._first_centre = centre
+        if self._first_center is None:
+            self._first_center = center
         signs: dict[str, str] = {}
         has_fallen = scaled < _FALLEN_OPINION * best["scaled"]
         if opinion < _SILENT_NATS or (has_fallen and opinion < _FALLEN_OPINION * best["opinion"]):
@@ -109,9 +109,9 @@ class CollapseMonitor:
             signs["few prototypes"] = (
                 f"used_prototypes {used:.3f}: the teacher settles on a few prototypes"
             )
-        if centre > _RISEN_CENTRE * self._first_centre and kl < _FALLEN_OPINION * best["kl"]:
+        if center > _RISEN_CENTER * self._first_center and kl < _FALLEN_OPINION * best["kl"]:
             signs["common scores"] = (
-                f"centre_norm {centre:.2f}, {self._first_centre:.2f} earlier, while kl fell from "
+                f"center_norm {center:.2f}, {self._first_center:.2f} earlier, while kl fell from "
                 f"{best['kl']:.2f} to {kl:.2f}: what all faces share in the scores grows, and what "
                 "can be learnt shrinks"
             )
@@ -135,7 +135,7 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
         config: of the run.
         teacher_temp: at the step in question.
     """
-    views, is_sinkhorn = config.views, config.dino.centring == "sinkhorn"
+    views, is_sinkhorn = config.views, config.dino.centering == "sinkhorn"
     hints = []
     if config.model.init_std >= _WIDE_START:
         hints.append(
@@ -144,8 +144,8 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
         )
     if not is_sinkhorn and config.batch_size < _SMALL_BATCH:
         hints.append(
-            f"a running centre over {config.batch_size} faces collapses slowly; "
-            "dino.centring=sinkhorn balances each batch"
+            f"a running center over {config.batch_size} faces collapses slowly; "
+            "dino.centering=sinkhorn balances each batch"
         )
     if teacher_temp >= (_WARM_SINKHORN_TEACHER if is_sinkhorn else _WARM_TEACHER):
         colder = 0.02 if is_sinkhorn else 0.04
@@ -157,23 +157,23 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
         views.hue > _STRONG_HUE
     ):
         hints.append(
-            "strong colour jitter collapsed here; views.brightness=0.4 views.contrast=0.4 "
+            "strong color jitter collapsed here; views.brightness=0.4 views.contrast=0.4 "
             "views.saturation=0.2 views.hue=0.1 are the paper's"
         )
     if not hints:
         sharper = "a lower dino.teacher_temp.end, or a lower optim.lr"
-        hints.append(sharper if is_sinkhorn else f"dino.centring=sinkhorn, {sharper}")
+        hints.append(sharper if is_sinkhorn else f"dino.centering=sinkhorn, {sharper}")
     return "; ".join(hints)
 
 
 def collapsed(step: int, config: PretrainConfig, signs: Sequence[Sign], hint: str) -> TrainingError:
-    """The message that ends a run with guards.collapse=stop."""
+    """The message that ends a run with monitoring.collapse=stop."""
     return TrainingError(
         f"step {step} of run {config.run.name}: the networks collapse",
         found="\n    ".join(
             ["", *(f"{sign.text} ({sign.reports} reports in a row)" for sign in signs)]
         ),
-        expected="a teacher that tells faces apart (guards.collapse=stop)",
-        fix=f"under another run.name: {hint}; guards.collapse=warn goes on with this run, which "
-        f"is saved at step {step}",
+        expected="a teacher that tells faces apart (monitoring.collapse=stop)",
+        fix=f"under another run.name: {hint}; monitoring.collapse=warn goes on with this run, "
+        f"which is saved at step {step}",
     )

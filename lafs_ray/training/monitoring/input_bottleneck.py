@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 
 # What the ingest of a training worker reserves for reading, and one read task of it. Reading is
 # waiting for storage; reserving a whole CPU for each would starve the croppers.
@@ -22,7 +22,7 @@ _BUSY = 0.75
 PATIENCE = 3
 
 
-def slow_stage(report: Mapping[str, float], config: Job) -> str:
+def slow_stage(report: Mapping[str, float], config: TrainConfig) -> str:
     """What training waits for, and what to do about it, in words with the arithmetic.
 
     Args:
@@ -56,7 +56,7 @@ def _debug_mode(possible: float, cut_s: float) -> str:
     )
 
 
-def _cutting(config: Job, each: float, cut_s: float) -> str:
+def _cutting(config: TrainConfig, each: float, cut_s: float) -> str:
     workers, ingest, per_worker = config.compute.workers, config.ingest, config.compute
     wanted = max(math.ceil(each * cut_s / _BUSY), ingest.actors_per_worker + 1)
     cpus = [
@@ -82,7 +82,7 @@ def _reading(each: float, read_s: float) -> str:
     )
 
 
-def _transfer(config: Job, cutting: float, reading: float) -> str:
+def _transfer(config: TrainConfig, cutting: float, reading: float) -> str:
     ingest = config.ingest
     return (
         f"Slow stage: the transfer to the training worker. Crops keep {cutting:.1f} of "

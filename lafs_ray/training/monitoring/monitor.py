@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError, TrainingError
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
@@ -82,7 +82,7 @@ class Watch:
 
     def __init__(
         self,
-        config: Job,
+        config: TrainConfig,
         length: Length,
         uri: str,
         first_step: int,
@@ -105,7 +105,7 @@ class Watch:
             if config.log.tensorboard:
                 self._tensorboard = TensorBoardLog(filesystem.join(uri, "tensorboard"), first_step)
         self._monitor: CollapseMonitor | None = None
-        if isinstance(config, PretrainConfig) and config.guards.collapse != "off":
+        if isinstance(config, PretrainConfig) and config.monitoring.collapse != "off":
             self._monitor = CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
             for line in read_metrics(filesystem.join(uri, "metrics.jsonl")):
                 if line["step"] <= first_step:
@@ -126,7 +126,7 @@ class Watch:
             damaged: a line for each damaged record not named before; rank 0's count.
 
         Raises:
-            TrainingError: the run collapses and guards.collapse is stop.
+            TrainingError: the run collapses and monitoring.collapse is stop.
         """
         if self._is_first:
             for record in damaged:
@@ -150,11 +150,11 @@ class Watch:
         return nonfinite_report.as_error(found, self._config, uri, shard_uris)
 
     def _look_for_starvation(self, line: Mapping[str, Any]) -> None:
-        guards, compute = self._config.guards, self._config.compute
+        monitoring, compute = self._config.monitoring, self._config.compute
         # Debug mode on a CPU always cuts first and trains then; to say so helps nobody.
-        if guards.wait_share == 0 or (compute.workers == 0 and compute.device == "cpu"):
+        if monitoring.wait_share == 0 or (compute.workers == 0 and compute.device == "cpu"):
             return
-        self._starving = self._starving + 1 if line["wait_share"] > guards.wait_share else 0
+        self._starving = self._starving + 1 if line["wait_share"] > monitoring.wait_share else 0
         if self._starving >= input_bottleneck.PATIENCE:
             text = input_bottleneck.slow_stage(line, self._config)
             self._warn_once(line["step"], "starvation", text)
@@ -170,7 +170,7 @@ class Watch:
                 text = f"{sign.text}. To do: {hint}."
                 self._warn_once(line["step"], f"collapse, {sign.name}", text)
         lasting = [sign for sign in signs if sign.reports >= PATIENCE]
-        if lasting and self._config.guards.collapse == "stop":
+        if lasting and self._config.monitoring.collapse == "stop":
             raise collapsed(line["step"], self._config, lasting, hint)
 
     def _write_tensorboard(self, line: Mapping[str, Any]) -> None:

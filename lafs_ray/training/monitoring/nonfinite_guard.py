@@ -1,6 +1,6 @@
 """Sees the first step whose loss or gradients are not finite, without a host sync in each step.
 
-The verdict stays on the device as `hold`, 0 or 1, which optimiser, teacher and centre read there:
+The verdict stays on the device as `hold`, 0 or 1, which optimizer, teacher and center read there:
 from the bad step on nothing moves. The host looks when it reports and saves, some steps later, and
 finds the state as it was before the bad step. Price: one 0-d reduction over ranks in each step.
 """
@@ -79,7 +79,7 @@ class NonFiniteGuard:
     """Watches the steps of one rank; every rank must have one and call it alike.
 
     Args:
-        trainable: what the optimiser trains; its buffers, which a forward may change, are kept.
+        trainable: what the optimizer trains; its buffers, which a forward may change, are kept.
         device: where it is.
         rank: this rank.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import TrainingError
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, RankEvidence
@@ -54,7 +54,9 @@ def _of_rank(each: RankEvidence, shard_uris: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def as_error(found: NonFinite, config: Job, uri: str, shard_uris: Sequence[str]) -> TrainingError:
+def as_error(
+    found: NonFinite, config: TrainConfig, uri: str, shard_uris: Sequence[str]
+) -> TrainingError:
     """The message that ends the run.
 
     Args:
@@ -98,7 +100,7 @@ def _records(each: RankEvidence, shard_uris: Sequence[str]) -> str:
     return f"records of rank {each.rank}: {', '.join(names)}{more}"
 
 
-def _fix(found: NonFinite, config: Job) -> str:
+def _fix(found: NonFinite, config: TrainConfig) -> str:
     state = (
         f"the state after step {found.step} is saved, and the same command begins there"
         if found.step

@@ -41,7 +41,7 @@ class Status:
         warnings: lines of warnings.jsonl but those of damaged records.
         damaged: damaged records met.
         bad_step: path of the file on the last step that was not finite, if the run stopped there.
-        probes: the last line of probes.jsonl.
+        evaluation: the last line of eval.jsonl.
     """
 
     run: str
@@ -57,7 +57,7 @@ class Status:
     warnings: list[dict[str, Any]]
     damaged: list[str]
     bad_step: str | None
-    probes: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
 
     def as_json(self) -> str:
         """All of it."""
@@ -89,7 +89,7 @@ def read_status(run: str, now: float | None = None) -> Status:
     step_s = config["batch_size"] / last["images_per_s"] if last else None
     bad = _bad_step(run, step)
     noted = read_metrics(filesystem.join(run, WARNINGS))
-    probes = read_metrics(filesystem.join(run, "probes.jsonl"))
+    evaluations = read_metrics(filesystem.join(run, "eval.jsonl"))
     is_finished = total is not None and saved >= total
     return Status(
         run=run,
@@ -105,7 +105,7 @@ def read_status(run: str, now: float | None = None) -> Status:
         warnings=[line for line in noted if line["kind"] != "damaged record"],
         damaged=[line["text"] for line in noted if line["kind"] == "damaged record"],
         bad_step=bad,
-        probes=probes[-1] if probes else None,
+        evaluation=evaluations[-1] if evaluations else None,
     )
 
 
@@ -188,13 +188,13 @@ def _lines(status: Status) -> list[str]:
     if status.left_s is not None and status.state == "running":
         lines.append(f"left        {duration(status.left_s)}")
     lines.append(f"checkpoint  {status.checkpoint or 'none yet'}")
-    if status.probes is not None:
+    if status.evaluation is not None:
         figures = [
             f"{name} {value:.4f}"
-            for name, value in status.probes.items()
-            if name not in ("step", "probe_s")
+            for name, value in status.evaluation.items()
+            if name not in ("step", "eval_s")
         ]
-        lines.append(f"probe       of step {status.probes['step']}: {', '.join(figures)}")
+        lines.append(f"evaluation  of step {status.evaluation['step']}: {', '.join(figures)}")
     if status.bad_step is not None:
         lines.append(f"not finite  {status.bad_step}")
     lines += [f"warning     step {w['step']}, {w['kind']}: {w['text']}" for w in status.warnings]

@@ -32,8 +32,8 @@ from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
 from lafs_ray.models.checkpoints.state_dicts import digest, load_weights
 from lafs_ray.models.landmarks import build_landmark_cnn
-from lafs_ray.training.tasks.init_weights import StartWeights, read_source
-from lafs_ray.transforms.landmark_predictor import LandmarkFinder
+from lafs_ray.training.tasks.init_weights import InitWeights, read_source
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 # Records read and decoded at once, while the CNN works on those before: a few MB.
 _CHUNK = 256
@@ -129,13 +129,13 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
                 "damaged records",
                 found=f"{damaged} so far; {first_damaged(job, part)}",
                 expected=f"at most {max_bad}",
-                fix="check the path and --colour-order, or raise --max-bad",
+                fix="check the path and --color-order, or raise --max-bad",
             )
     details = {"checkpoint": source, "device": job.device, "lafs_ray": __version__}
     write_stamp(job.folder, job.identity, [done[part] for part in parts], details)
 
 
-def make_here(job: CacheJob, parts: Sequence[Part], say: Report) -> Iterator[Part]:
+def cache_in_process(job: CacheJob, parts: Sequence[Part], say: Report) -> Iterator[Part]:
     """`Apply` in this process; says now and then how fast it goes.
 
     Args:
@@ -143,7 +143,7 @@ def make_here(job: CacheJob, parts: Sequence[Part], say: Report) -> Iterator[Par
         parts: the missing ones.
         say: told of progress within a part.
     """
-    find = LandmarkFinder(job.network, job.device)
+    find = LandmarkPredictor(job.network, job.device)
     begin = told = time.monotonic()
     count = 0
 
@@ -160,7 +160,10 @@ def make_here(job: CacheJob, parts: Sequence[Part], say: Report) -> Iterator[Par
 
 
 def make_part(
-    job: CacheJob, part: Part, find: LandmarkFinder, seen: Callable[[int], object] = lambda _: None
+    job: CacheJob,
+    part: Part,
+    find: LandmarkPredictor,
+    seen: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Find the landmarks of a part's images and write its file.
 
@@ -194,7 +197,7 @@ def _read_ahead(faces: FaceSet, part: Part) -> Iterator[FaceRows]:
             yield ready
 
 
-def _landmarks(job: CacheJob, rows: FaceRows, find: LandmarkFinder) -> NDArray[np.float32]:
+def _landmarks(job: CacheJob, rows: FaceRows, find: LandmarkPredictor) -> NDArray[np.float32]:
     """Landmarks of some records, float32 [n, N, 2]; NaN where a record is damaged."""
     size = job.identity.num_landmarks
     found = np.full((len(rows.images), size, 2), np.nan, dtype=np.float32)
@@ -214,9 +217,7 @@ def _decoded(job: CacheJob, rows: FaceRows, row: int) -> NDArray[np.uint8] | Non
     if rows.errors[row]:
         return None
     try:
-        return decode_image(
-            rows.images[row], colour_order=job.identity.colour_order, size=IMAGE_SIZE
-        )
+        return decode_image(rows.images[row], color_order=job.identity.color_order, size=IMAGE_SIZE)
     except DataError:
         return None
 
@@ -231,7 +232,7 @@ def first_damaged(job: CacheJob, part: Part) -> str:
     return f"none in {part.name}"
 
 
-def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, start: StartWeights) -> FaceSet:
+def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, start: InitWeights) -> FaceSet:
     """The set with its cached landmarks, if the run wants them.
 
     Raises:
@@ -244,12 +245,12 @@ def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, start: StartWe
     identity = Identity(
         start.landmarks_hash,
         faces.fingerprint,
-        data.colour_order,
+        data.color_order,
         config.model.num_landmarks,
         faces.num_images,
     )
     folder = given or default_folder(faces, start.landmarks_hash)
     command = f"python jobs/cache_landmarks.py {config.landmarks.weights} {data.path}"
-    command += f" --colour-order {data.colour_order}" if data.colour_order != "rgb" else ""
+    command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
     command += f" --out {given}" if given else ""
     return replace(faces, landmarks=open_landmarks(folder, identity, command))

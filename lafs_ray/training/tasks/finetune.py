@@ -10,16 +10,16 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.train import IMAGE_SIZE
-from lafs_ray.data.sampler import OrderPlan
-from lafs_ray.methods.mixup import MixupShares
+from lafs_ray.data.sampler import EpochSampler
+from lafs_ray.methods.mixup import MixupSchedule
 from lafs_ray.methods.optim import layer_of, parameter_groups
 from lafs_ray.methods.schedules import CosineSchedule, Staircase
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
 from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
 from lafs_ray.models.partial_fc import PartialFC
-from lafs_ray.training.input_pipeline import Columns, Cut
+from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
-from lafs_ray.training.tasks.init_weights import StartWeights, as_tensors
+from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer
 from lafs_ray.transforms.params import supervised_settings
 from lafs_ray.transforms.randaugment import RandAugment
@@ -27,8 +27,8 @@ from lafs_ray.transforms.random_erasing import erase_
 from lafs_ray.transforms.views import supervised_view
 
 
-def labelled_cut(config: FinetuneConfig) -> Cut:
-    """What CPU workers make of labelled faces: one view of each."""
+def labeled_transform(config: FinetuneConfig) -> Transform:
+    """What CPU workers make of labeled faces: one view of each."""
     augmentation = config.augmentation
     strength = augmentation.jitter
     settings = replace(
@@ -58,7 +58,7 @@ def labelled_cut(config: FinetuneConfig) -> Cut:
 def build_supervised(
     config: FinetuneConfig,
     num_classes: int,
-    start: StartWeights,
+    start: InitWeights,
     device: torch.device,
     rank: int,
     num_ranks: int,
@@ -90,7 +90,7 @@ def build_supervised(
         num_ranks=num_ranks,
     )
     anchor = None
-    if config.regulariser.strength > 0:
+    if config.regularizer.strength > 0:
         assert start.landmarks is not None, "checked when the job was opened"
         anchor = build_landmark_network(config)
         anchor.load_state_dict(as_tensors(start.landmarks))
@@ -115,9 +115,11 @@ def supervised_groups(
     return parameter_groups(network, weight_decay, lr_scale, decay_scale)
 
 
-def supervised_values(config: FinetuneConfig, plan: OrderPlan) -> Callable[[int], dict[str, float]]:
+def supervised_values(
+    config: FinetuneConfig, plan: EpochSampler
+) -> Callable[[int], dict[str, float]]:
     """Schedules: a global step to its learning rate, weight decay and what the recipe adds."""
-    length, optim, regulariser = run_length(config, plan), config.optim, config.regulariser
+    length, optim, regularizer = run_length(config, plan), config.optim, config.regularizer
     per_epoch, total = length.steps_per_epoch, length.total_steps
     warmup = optim.warmup.steps(per_epoch, total)
     # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the
@@ -125,12 +127,12 @@ def supervised_values(config: FinetuneConfig, plan: OrderPlan) -> Callable[[int]
     lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0)
     weight = Staircase(
         tuple(
-            (end.steps(per_epoch, total), regulariser.strength * value)
-            for end, value in regulariser.table
+            (end.steps(per_epoch, total), regularizer.strength * value)
+            for end, value in regularizer.table
         )
     )
 
-    shares = MixupShares(config.mixup.probability, config.mixup.alpha, config.run.seed)
+    shares = MixupSchedule(config.mixup.probability, config.mixup.alpha, config.run.seed)
     frozen = {
         f"{part}_frozen": getattr(config.freeze, part).steps(per_epoch, total)
         for part in ("landmarks", "transformer")
@@ -138,10 +140,10 @@ def supervised_values(config: FinetuneConfig, plan: OrderPlan) -> Callable[[int]
 
     def values(step: int) -> dict[str, float]:
         now = {"lr": lr(step), "weight_decay": optim.weight_decay}
-        if regulariser.strength > 0:
-            now["regulariser_weight"] = weight(step)
+        if regularizer.strength > 0:
+            now["regularizer_weight"] = weight(step)
         if shares.probability > 0:
-            now["mixup_share"] = shares(step)
+            now["mixup_lam"] = shares(step)
         return now | {name: float(step < end) for name, end in frozen.items() if end > 0}
 
     return values

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import Job
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.safetensors_file import (
     NetworkWeights,
@@ -41,12 +41,12 @@ _SHOWN = 9
 
 
 @dataclass(frozen=True)
-class StartWeights:
+class InitWeights:
     """Weights that a run begins with, by the names of their module.
 
     Args:
         landmarks: of the landmark CNN: frozen in pretraining; in finetuning where its landmarks
-            begin, and what the regulariser holds them to. None: over the grid, or from scratch.
+            begin, and what the regularizer holds them to. None: over the grid, or from scratch.
         transformer: of the fViT; None: from scratch.
         landmarks_hash: of the landmark weights, if they came from a file.
         transformer_hash: of the transformer's.
@@ -75,7 +75,7 @@ class Source:
     settings: dict[str, Any]
 
 
-def load_start(config: Job) -> StartWeights:
+def load_init_weights(config: TrainConfig) -> InitWeights:
     """The weights that a configuration names.
 
     Raises:
@@ -141,28 +141,28 @@ def _parted(tensors: Mapping[str, Tensor], on_grid: bool, settings: dict[str, An
     return Source(transformer, landmarks, on_grid, settings)
 
 
-def _load_pretraining(config: PretrainConfig) -> StartWeights:
+def _load_pretraining(config: PretrainConfig) -> InitWeights:
     if config.landmarks.source == "grid":
-        return StartWeights()
+        return InitWeights()
     seed_weights(config.run.seed)
     network = build_landmark_network(config)
     path = config.landmarks.weights
     assert path is not None, "the configuration requires it"
     if path == UNTRAINED:
-        return StartWeights(landmarks=as_arrays(network))
+        return InitWeights(landmarks=as_arrays(network))
     landmarks = _fitted_landmarks(
         network, read_source("landmarks.weights", path), "landmarks.weights", path
     )
-    return StartWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
+    return InitWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
 
 
-def _load_finetuning(config: FinetuneConfig) -> StartWeights:
+def _load_finetuning(config: FinetuneConfig) -> InitWeights:
     path, source, transformer = config.start.transformer, None, None
     if path is not None:
         source = read_source("start.transformer", path)
         transformer = _fitted_transformer(config, source, path)
     landmarks = _finetuned_landmarks(config, source)
-    return StartWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
+    return InitWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
 
 
 def _fitted_transformer(config: FinetuneConfig, source: Source, path: str) -> Arrays:

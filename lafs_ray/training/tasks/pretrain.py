@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import IMAGE_SIZE
-from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.lafs import Lafs, LafsNetwork
 from lafs_ray.methods.schedules import CosineSchedule, LinearEpochs
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.heads import DINOHead
-from lafs_ray.training.input_pipeline import Columns, Cut
+from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.loop import TensorBatch
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.networks import build_transformer
 from lafs_ray.transforms.params import ViewSettings
-from lafs_ray.transforms.views import ViewCutter
+from lafs_ray.transforms.views import MultiViewTransform
 
 
 def view_settings(config: PretrainConfig) -> ViewSettings:
@@ -40,10 +40,10 @@ def view_settings(config: PretrainConfig) -> ViewSettings:
         contrast=views.contrast,
         saturation=views.saturation,
         hue=views.hue,
-        grey=views.grey,
+        gray=views.gray,
         blur=views.blur,
         blur_sigma=views.blur_sigma_px,
-        solarise=views.solarise,
+        solarize=views.solarize,
         landmark_noise_px=landmarks.noise_px,
         local_tokens=landmarks.local_tokens,
         shuffle=landmarks.shuffle,
@@ -52,11 +52,11 @@ def view_settings(config: PretrainConfig) -> ViewSettings:
     )
 
 
-def token_cut(config: PretrainConfig, landmark_network: nn.Module | None) -> Cut:
-    """What CPU workers make of unlabelled faces: tokens, or with crops.device=cuda plain images."""
+def token_transform(config: PretrainConfig, landmark_network: nn.Module | None) -> Transform:
+    """What CPU workers make of unlabeled faces: tokens, or with crops.device=cuda plain images."""
     if config.crops.device == "cuda":
         return lambda faces: {k: v for k, v in faces.items() if k != "label"}
-    cutter = ViewCutter(view_settings(config), landmark_network, config.run.seed)
+    cutter = MultiViewTransform(view_settings(config), landmark_network, config.run.seed)
 
     def cut(faces: Columns) -> Columns:
         image, epoch, shard, key = (faces[name] for name in ("image", "epoch", "shard", "key"))
@@ -66,11 +66,13 @@ def token_cut(config: PretrainConfig, landmark_network: nn.Module | None) -> Cut
     return cut
 
 
-def cut_on_device(
+def transform_on_device(
     config: PretrainConfig, landmark_network: nn.Module | None, device: torch.device
 ) -> Callable[[TensorBatch], TensorBatch]:
     """The same on the training device, for crops.device=cuda."""
-    cutter = ViewCutter(view_settings(config), landmark_network, config.run.seed, device=device)
+    cutter = MultiViewTransform(
+        view_settings(config), landmark_network, config.run.seed, device=device
+    )
 
     def prepare(batch: TensorBatch) -> dict[str, Tensor]:
         epoch, shard, key = (batch[name].cpu().numpy() for name in ("epoch", "shard", "key"))
@@ -97,14 +99,16 @@ def build_lafs(config: PretrainConfig, device: torch.device) -> Lafs:
         network(),
         num_prototypes=config.head.num_prototypes,
         student_temp=config.dino.student_temp,
-        centre_momentum=config.dino.centre_momentum,
+        center_momentum=config.dino.center_momentum,
         freeze_last_layer_epochs=config.dino.freeze_last_layer_epochs,
         teacher_dropout=config.dino.teacher_dropout,
-        centring=config.dino.centring,
+        centering=config.dino.centering,
     )
 
 
-def pretrain_values(config: PretrainConfig, plan: OrderPlan) -> Callable[[int], dict[str, float]]:
+def pretrain_values(
+    config: PretrainConfig, plan: EpochSampler
+) -> Callable[[int], dict[str, float]]:
     """Schedules: a global step to its learning rate, weight decay, momentum and temperature."""
     length, optim, dino = run_length(config, plan), config.optim, config.dino
     total = length.total_steps

@@ -46,7 +46,7 @@ def test_cache__second_epoch_asks_the_store_for_nothing(
     assert store.requests == []
 
 
-def test_cache__neighbouring_blocks_come_with_one_request(
+def test_cache__neighboring_blocks_come_with_one_request(
     store: ObjectStore, on_s3: str, tmp_path: Path
 ) -> None:
     """Missing blocks side by side are read together, eight at most, and never twice."""
@@ -229,11 +229,11 @@ def test_cache__shrinks_on_a_disk_that_takes_no_new_file(
 
 def test_open_job__config_turns_it_on(store: ObjectStore, on_s3: str, tmp_path: Path) -> None:
     """data.cache.folder reaches the set of a run on a store, and is left out for a local one."""
-    from lafs_ray.training.prepare import check_job
+    from lafs_ray.training.prepare import check_run
     from tests.training.faces import tiny
 
     settings = [f"data.cache.folder={tmp_path / 'cache'}", "data.cache.max_gb=0.5"]
-    faces = check_job(tiny(tmp_path / "runs", on_s3, *settings)).faces
+    faces = check_run(tiny(tmp_path / "runs", on_s3, *settings)).faces
     assert faces.cache == BlockCache(str(tmp_path / "cache"), 500_000_000)
     faces.read(np.arange(3))
     assert blocks(faces.cache)
@@ -242,8 +242,8 @@ def test_open_job__config_turns_it_on(store: ObjectStore, on_s3: str, tmp_path: 
 
 def test_open_job__local_set_has_no_cache(on_disk: Path, tmp_path: Path) -> None:
     """What lies on a disk is not copied to a disk."""
-    from lafs_ray.training.prepare import check_job
+    from lafs_ray.training.prepare import check_run
     from tests.training.faces import tiny
 
     settings = [f"data.cache.folder={tmp_path / 'cache'}"]
-    assert check_job(tiny(tmp_path / "runs", on_disk, *settings)).faces.cache is None
+    assert check_run(tiny(tmp_path / "runs", on_disk, *settings)).faces.cache is None

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem, ranged_reads, retry, s3
-from lafs_ray.data.sampler import OrderPlan, rank_batches
+from lafs_ray.data.sampler import EpochSampler, rank_batches
 from lafs_ray.errors import DataError
 from tests.data.remote import put, rows_of
 from tests.object_store import Fault, ObjectStore
@@ -47,7 +47,7 @@ def test_streams__byte_equal_from_disk_and_store(
 ) -> None:
     """Batches of 1, 2 and 4 ranks that read at once are those of the disk."""
     local, remote = open_faces(str(on_disk)), open_faces(on_s3)
-    plan = OrderPlan(local.num_images, 16, seed=3, chunk_records=4)
+    plan = EpochSampler(local.num_images, 16, seed=3, chunk_records=4)
 
     def stream(faces: FaceSet, rank: int) -> list[list[bytes]]:
         batches = rank_batches(plan, 0, 9, rank, readers)

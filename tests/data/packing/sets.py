@@ -13,7 +13,7 @@ import pytest
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.packed_set import Manifest
 from lafs_ray.data.packing.options import PackOptions
-from lafs_ray.data.packing.session import Apply, pack_faces, run_here
+from lafs_ray.data.packing.session import Apply, apply_in_process, pack_faces
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs
@@ -24,7 +24,7 @@ SMALL_RUNS = 60_000
 
 
 def packed(
-    sources: Sequence[Path | str], out: Path, apply: Apply = run_here, **options: Any
+    sources: Sequence[Path | str], out: Path, apply: Apply = apply_in_process, **options: Any
 ) -> Manifest:
     """Pack without a word, in this process unless told otherwise."""
     named = PackOptions(tuple(map(str, sources)), str(out), **options)

@@ -88,7 +88,7 @@ def test_fit_image__damage_that_only_decoding_shows() -> None:
 
 
 def test_fit_image__aligned() -> None:
-    """Five landmarks bring a turned face to insightface's positions, in the file's colour order."""
+    """Five landmarks bring a turned face to insightface's positions, in the file's color order."""
     face = pixels_of(face_jpegs(1)[0])
     turn = cv2.getRotationMatrix2D((60.0, 50.0), 20.0, 1.7)
     turn[:, 2] += 70, 60

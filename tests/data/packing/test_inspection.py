@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lafs_ray.data.packing.inspection import colour_vote, inspect_faces
+from lafs_ray.data.packing.inspection import color_vote, inspect_faces
 from lafs_ray.synthetic.datasets import write_faces
 from tests.data.packing.sets import packed, write_plain
 from tests.training.faces import NO_IMAGE, break_frame, face_jpegs, write_face_set
@@ -23,7 +23,7 @@ def said_of(path: Path, sheet: Path, *, every: bool = False) -> dict[str, str]:
 
 
 def test_inspect__insightface_layout(tmp_path: Path) -> None:
-    """Counts, order, sizes and colour order of a set sorted by identity; the sheet shows it."""
+    """Counts, order, sizes and color order of a set sorted by identity; the sheet shows it."""
     write_faces(str(tmp_path), num_identities=6, images_per_identity=4, seed=0)
     said = said_of(tmp_path / "train.rec", tmp_path / "sheet.png")
     assert said["layout"] == "insightface (1)"
@@ -31,11 +31,11 @@ def test_inspect__insightface_layout(tmp_path: Path) -> None:
     assert said["identities"] == "6 with images, 6 listed"
     assert said["labels"] == "0 to 5"
     assert said["images an identity"].startswith("min 4, 5 % 4")
-    assert said["order"].startswith("ordered by identity: pack it (78.3% of neighbours")
+    assert said["order"].startswith("ordered by identity: pack it (78.3% of neighbors")
     assert said["sizes"] == "112x112 (24) in all"
     assert said["formats"] == "JPEG (24) in all"
     assert said["bad records"] == "0 in all"
-    assert said["colour order"].startswith("likely rgb, confidence 100% of ")
+    assert said["color order"].startswith("likely rgb, confidence 100% of ")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet.shape == (6 * 112, 12 * 112, 3)
     assert sheet[:, : 4 * 112].mean() > 30
@@ -50,19 +50,19 @@ def test_inspect__swapped_channels(tmp_path: Path) -> None:
 
     rows = open_faces(str(tmp_path / "train.rec")).read(np.arange(20))
     swapped = [
-        cv2.imencode(".png", decode_image(data, colour_order="rgb"))[1].tobytes()
+        cv2.imencode(".png", decode_image(data, color_order="rgb"))[1].tobytes()
         for data in rows.images
     ]
     write_plain(tmp_path / "bgr.rec", rows.label.tolist(), swapped)
     said = said_of(tmp_path / "bgr.rec", tmp_path / "sheet.png")
-    assert said["colour order"].startswith("likely bgr, confidence 100% of ")
+    assert said["color order"].startswith("likely bgr, confidence 100% of ")
     assert said["layout"] == "plain (1)"
     assert said["identities"] == "5 with images, not listed"
     assert said["formats"] == "PNG (20) in all"
 
 
 def test_inspect__packed_and_damaged(tmp_path: Path, face_set_path: str) -> None:
-    """A packed set is shuffled and knows its colour order; bad records are named."""
+    """A packed set is shuffled and knows its color order; bad records are named."""
     packed([face_set_path], tmp_path / "set", num_shards=2)
     said = said_of(tmp_path / "set", tmp_path / "sheet.png")
     assert said["layout"] == "packed (2)"
@@ -97,9 +97,9 @@ def test_inspect__mxnet_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("colour", "vote"),
+    ("color", "vote"),
     [((224, 172, 150), 1), ((90, 60, 40), 1), ((40, 60, 90), -1), ((128, 128, 128), 0)],
 )
-def test_colour_vote(colour: tuple[int, int, int], vote: int) -> None:
-    """Light and dark skin vote for the order they are seen in; grey does not vote."""
-    assert colour_vote(np.full((112, 112, 3), colour, np.uint8)) == vote
+def test_color_vote(color: tuple[int, int, int], vote: int) -> None:
+    """Light and dark skin vote for the order they are seen in; gray does not vote."""
+    assert color_vote(np.full((112, 112, 3), color, np.uint8)) == vote

@@ -42,7 +42,7 @@ def test_pack__holds_every_image_with_its_label_in_another_order(
     manifest = packed([face_set_path], tmp_path / "set", num_shards=3)
     before, after = open_faces(face_set_path), open_faces(str(tmp_path / "set"))
     assert images_by_label(tmp_path / "set") == images_by_label(face_set_path)
-    assert (after.num_images, after.num_identities, after.colour_order) == (120, 12, "rgb")
+    assert (after.num_images, after.num_identities, after.color_order) == (120, 12, "rgb")
     labels = after.labels()
     assert labels.tolist() == after.read(np.arange(120)).label.tolist()
     assert labels.tolist() != before.labels().tolist()
@@ -105,7 +105,7 @@ def test_pack__several_sources(tmp_path: Path) -> None:
         5: [jpegs[1]],
         9: sorted([jpegs[0], jpegs[3]]),
     }
-    assert (manifest.identities, manifest.unlabelled) == (10, 2)
+    assert (manifest.identities, manifest.unlabeled) == (10, 2)
     assert [source["first_label"] for source in manifest.sources] == [0, 3, 5, 10]
     lines = (tmp_path / "set" / "identities.csv").read_text().splitlines()
     assert len(lines) == 11

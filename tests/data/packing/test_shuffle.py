@@ -31,7 +31,7 @@ RECORDED = [0, 6, 7, 5, 2, 8, 4, 3, 9, 1]
 def test_places__are_spread_like_a_random_permutation() -> None:
     """Blocks of a sorted source are spread evenly over shards: chi-square of 64 x 64 cells.
 
-    3969 degrees of freedom: 5 standard deviations are 445. Neighbours part as in a random order,
+    3969 degrees of freedom: 5 standard deviations are 445. Neighbors part as in a random order,
     by a third of the length on average.
     """
     count = 262_144

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.data.packing.session import run_here
+from lafs_ray.data.packing.session import apply_in_process
 from lafs_ray.data.packing.verification import verify_set
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import packed
@@ -20,7 +20,7 @@ def test_verify__sound(sound: Path) -> None:
     """Folder or manifest may be named; the line says what was compared."""
     for path in (sound, sound / "manifest.json"):
         said: list[str] = []
-        verify_set(str(path), run_here, said.append)
+        verify_set(str(path), apply_in_process, said.append)
         assert said == [
             "sound: 120 images, 12 identities, 5 shards, every checksum, index and label"
         ]
@@ -43,7 +43,7 @@ def test_verify__names_every_bad_file(sound: Path) -> None:
     (sound / "identities.csv").write_text("")
     (sound / "more.rec").write_bytes(b"")
     with pytest.raises(DataError) as raised:
-        verify_set(str(sound), run_here, print)
+        verify_set(str(sound), apply_in_process, print)
     found = raised.value.found
     assert found.startswith("7 bad files:")
     for line in (
@@ -61,10 +61,10 @@ def test_verify__names_every_bad_file(sound: Path) -> None:
 def test_verify__no_manifest(tmp_path: Path, sound: Path) -> None:
     """A folder without manifest, or with another's, is refused."""
     with pytest.raises(DataError, match=r"manifest\.json"):
-        verify_set(str(tmp_path), run_here, print)
+        verify_set(str(tmp_path), apply_in_process, print)
     (sound / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(DataError, match="another format or version"):
-        verify_set(str(sound), run_here, print)
+        verify_set(str(sound), apply_in_process, print)
     (sound / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="no JSON"):
-        verify_set(str(sound), run_here, print)
+        verify_set(str(sound), apply_in_process, print)

@@ -84,7 +84,7 @@ def test_export_embedder__for_other_programs(
     assert kind in description["input"]
     assert "RGB" in description["input"]
     assert "[-1, 1]" in description["input"]
-    assert (description["colour_order"], description["input_range"]) == ("rgb", "[-1, 1]")
+    assert (description["color_order"], description["input_range"]) == ("rgb", "[-1, 1]")
     assert (description["source"], description["step"]) == ("step-00000007.pt", "7")
 
 
@@ -133,14 +133,14 @@ def test_export_embedder__that_computes_something_else(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("mistake", ["colours", "half a pixel"])
+@pytest.mark.parametrize("mistake", ["colors", "half a pixel"])
 def test_largest_difference__sees_the_usual_mistakes(mistake: str) -> None:
-    """Swapped colours and a shift of half a pixel are far beyond the tolerance."""
+    """Swapped colors and a shift of half a pixel are far beyond the tolerance."""
     module = export.ExportedEmbedder(weights(ON_LANDMARKS).embedder(), "float32")
 
     def run(images: torch.Tensor) -> torch.Tensor:
         half = (images + images.roll(1, dims=-1)) / 2
-        return module(images.flip(1) if mistake == "colours" else half)
+        return module(images.flip(1) if mistake == "colors" else half)
 
     assert largest_difference(module, run) > 20 * export.TOLERANCE
     assert largest_difference(module, module) < 1e-6

@@ -35,7 +35,7 @@ def weights(architecture: Architecture = ARCHITECTURE) -> NetworkWeights:
 
 
 def test_write_weights__header_says_what_goes_in(tmp_path: Path) -> None:
-    """Range, colour order, side and architecture stand in the header for any reader."""
+    """Range, color order, side and architecture stand in the header for any reader."""
     made = weights()
     write_weights(str(tmp_path / "a.safetensors"), made)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
@@ -43,7 +43,7 @@ def test_write_weights__header_says_what_goes_in(tmp_path: Path) -> None:
         names = set(file.keys())
     assert names == made.state.backbone.keys()
     assert header["input_range"] == "[-1, 1]"
-    assert header["colour_order"] == "rgb"
+    assert header["color_order"] == "rgb"
     assert (header["image_size"], header["patch_size"], header["embedding_dim"]) == (
         "112",
         "16",

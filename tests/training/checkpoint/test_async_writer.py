@@ -17,7 +17,7 @@ from lafs_ray.training.checkpoint import async_writer as writer_module
 from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
 from lafs_ray.training.checkpoint.sharded_state import cpu_copy
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import run, tiny
 
 REFUSED = DataError("a.pt", found="no answer", expected="a place to write", fix="look at the store")
@@ -155,7 +155,9 @@ def test_run__checkpoint_holds_its_own_step_however_late_it_is_written(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, teacher and moments that steps change while the storage is slow are not torn."""
-    inputs = [open_job(tiny(tmp_path / name, face_set_path, *SHORT)) for name in ("fast", "slow")]
+    inputs = [
+        prepare_run(tiny(tmp_path / name, face_set_path, *SHORT)) for name in ("fast", "slow")
+    ]
     run(inputs[0].config)
     delayed(monkeypatch, lambda _: time.sleep(0.5))
     run(inputs[1].config)
@@ -223,7 +225,7 @@ def test_keep_best__of_a_figure_that_is_not_there(tmp_path: Path, face_set_path:
 
 def test_held__by_another_process(tmp_path: Path, face_set_path: str) -> None:
     """Two processes cannot train one run; the second is refused and may come back later."""
-    folder = open_job(tiny(tmp_path, face_set_path)).folder()
+    folder = prepare_run(tiny(tmp_path, face_set_path)).folder()
     refused = pytest.raises(ConfigError, match="another process that is training this run")
     with folder.held(), refused, folder.held():
         pass
@@ -233,7 +235,7 @@ def test_held__by_another_process(tmp_path: Path, face_set_path: str) -> None:
 
 def test_held__clears_what_killed_processes_left(tmp_path: Path, face_set_path: str) -> None:
     """Half-written files go; whole ones stay."""
-    folder = open_job(tiny(tmp_path, face_set_path)).folder()
+    folder = prepare_run(tiny(tmp_path, face_set_path)).folder()
     folder.save(4, {}, keep=2)
     for name in (".metrics.jsonl.0123456789ab.partial", "checkpoints/.step-1.pt.ab12.partial"):
         (tmp_path / "debug" / name).write_bytes(b"half")

@@ -18,7 +18,7 @@ from lafs_ray.training.checkpoint.inference import (
     convert,
     inference_device,
     load_embedder,
-    read_trained,
+    load_for_inference,
 )
 from tests.models.published import pretraining
 from tests.training.faces import run, tiny
@@ -69,10 +69,10 @@ def test_load_embedder__from_every_kind_of_file(trained_run: Path, tmp_path: Pat
     for path in (checkpoint, tmp_path / "a.safetensors"):
         assert torch.equal(embeddings(load_embedder(str(path))), first)
         assert not torch.equal(embeddings(load_embedder(str(path), trained=False)), first)
-    again = read_trained(str(tmp_path / "a.safetensors"))
+    again = load_for_inference(str(tmp_path / "a.safetensors"))
     assert again.step == 1
     assert str(checkpoint) in again.source
-    assert again.architecture == read_trained(str(checkpoint)).architecture
+    assert again.architecture == load_for_inference(str(checkpoint)).architecture
 
 
 def test_convert__run_to_published_and_back(trained_run: Path, tmp_path: Path) -> None:

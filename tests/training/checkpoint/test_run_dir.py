@@ -16,18 +16,18 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.training.checkpoint.run_dir import (
     FORMAT,
-    RunFolder,
+    RunDir,
     load_checkpoint,
     newest_checkpoint,
 )
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import run, tiny
 
 STATE = {"model": {"weight": torch.arange(2000.0)}}
 
 
-def folder(tmp_path: Path, *overrides: str, fingerprint: str = "f" * 8) -> RunFolder:
-    return RunFolder(tiny(tmp_path, "nowhere.rec", *overrides), fingerprint)
+def folder(tmp_path: Path, *overrides: str, fingerprint: str = "f" * 8) -> RunDir:
+    return RunDir(tiny(tmp_path, "nowhere.rec", *overrides), fingerprint)
 
 
 def checkpoints(tmp_path: Path) -> Path:
@@ -146,7 +146,7 @@ def test_claim__where_nothing_can_be_written(tmp_path: Path, storage_folder: str
     """A place that cannot hold a run is told with its path before anything starts."""
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError) as raised:
-        RunFolder(tiny(tmp_path / storage_folder, "nowhere.rec"), "f").claim()
+        RunDir(tiny(tmp_path / storage_folder, "nowhere.rec"), "f").claim()
     assert str(tmp_path / storage_folder) in raised.value.subject
 
 
@@ -289,7 +289,7 @@ def test_claim__other_faces_or_landmarks_or_job(tmp_path: Path) -> None:
         folder(tmp_path).claim("b" * 8)
     supervised = tiny(tmp_path, "nowhere.rec", "run.name=debug", kind=FinetuneConfig)
     with pytest.raises(ConfigError, match="kind: PretrainConfig -> FinetuneConfig"):
-        RunFolder(supervised, "f" * 8).claim()
+        RunDir(supervised, "f" * 8).claim()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 3}', "\xff"])
@@ -343,9 +343,9 @@ def test_resume__checkpoint_of_another_architecture(tmp_path: Path, face_set_pat
 
 def test_checkpoint__holds_plain_values_only(tmp_path: Path, face_set_path: str) -> None:
     """A checkpoint of a run loads with torch's own restricted loader and names what it holds."""
-    inputs = open_job(tiny(tmp_path, face_set_path, "duration=1 steps", "optim.warmup=0 steps"))
+    inputs = prepare_run(tiny(tmp_path, face_set_path, "duration=1 steps", "optim.warmup=0 steps"))
     run(inputs.config)
     path = inputs.folder().checkpoint_uri(1)
     content = torch.load(io.BytesIO(Path(path).read_bytes()), weights_only=True)
     assert {"model", "method", "optimizer", "landmarks", "skipped", "step"} <= content.keys()
-    assert {"teacher", "centre"} <= content["method"].keys()
+    assert {"teacher", "center"} <= content["method"].keys()

@@ -1,4 +1,4 @@
-"""Supervised runs whose class centres are shared by gloo ranks, beside the same run on one."""
+"""Supervised runs whose class centers are shared by gloo ranks, beside the same run on one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.checkpoint.run_dir import load_checkpoint
 from lafs_ray.training.checkpoint.sharded_state import gather_state, load_gathered
-from lafs_ray.training.input_pipeline import StepBatch, deal_steps, read_portion
-from lafs_ray.training.prepare import check_job, open_job
+from lafs_ray.training.input_pipeline import StepBatch, collate_steps, read_records
+from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
 from tests.training.faces import run, tiny, without_times
@@ -49,13 +49,13 @@ def config_of(folder: Path | str, data: str, settings: Sequence[str]) -> Finetun
 
 def train_rank(rank: int, num_ranks: int, config: FinetuneConfig, stop_at: int) -> None:
     """A run on one of several ranks, without Ray; its batches end at a step, as if killed."""
-    inputs = check_job(config)
+    inputs = check_run(config)
     crop, device = inputs.cropper(), torch.device("cpu")
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         windows = inputs.plan.windows(first, min(stop, stop_at), rank, num_ranks)
-        return deal_steps(
-            (portions, [crop(read_portion(inputs.faces, inputs.plan, p)) for p in portions])
+        return collate_steps(
+            (portions, [crop(read_records(inputs.faces, inputs.plan, p)) for p in portions])
             for portions in windows
         )
 
@@ -92,7 +92,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Pat
     }
     configs = {name: config_of(base / name, face_set_path, each) for name, each in settings.items()}
     for config in configs.values():
-        open_job(config)
+        prepare_run(config)
     on_ranks(
         tmp_path_factory.mktemp("ranks"),
         (2, train_rank, (configs["stopped"], STOPPED_AT)),
@@ -118,7 +118,7 @@ def assert_same_training(found: list[dict[str, Any]], expected: list[dict[str, A
 def test_two_ranks__train_like_one_with_twice_the_micro_batches(folders: Path) -> None:
     """Loss and accuracy of each step: two ranks' shares are one rank's micro-batches."""
     expected = lines(folders / "halves")
-    assert {line["mixup_share"] < 1 for line in expected} == {True, False}
+    assert {line["mixup_lam"] < 1 for line in expected} == {True, False}
     assert len({line["loss"] for line in expected}) == 6
     assert_same_training(lines(folders / "stopped"), expected[:STOPPED_AT])
 
@@ -169,7 +169,7 @@ def head_and_optimizer(
 
 @pytest.mark.parametrize("rate", [1.0, 0.4])
 def test_load_gathered__parts_of_any_number_of_ranks(rate: float) -> None:
-    """Centres, both moments and counts of steps: the parts of 1, 2, 3 ranks join to the whole."""
+    """Centers, both moments and counts of steps: the parts of 1, 2, 3 ranks join to the whole."""
     head, optimizer = head_and_optimizer(rate)
     for step in range(3):
         head.begin_step(step)
@@ -199,7 +199,7 @@ def test_load_gathered__of_another_number_of_classes() -> None:
 
 
 def test_check_job__more_workers_than_identities(tmp_path: Path, face_set_path: str) -> None:
-    """Ranks share the class centres, so each needs one; said before a worker is started."""
+    """Ranks share the class centers, so each needs one; said before a worker is started."""
     config = config_of(tmp_path, face_set_path, ["batch_size=26", "compute.workers=13"])
     with pytest.raises(ConfigError, match="13 workers for 12 identities"):
-        check_job(config)
+        check_run(config)

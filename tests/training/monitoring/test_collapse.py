@@ -7,7 +7,7 @@ import pytest
 from lafs_ray.training.monitoring.collapse import PATIENCE, CollapseMonitor, advice, collapsed
 from tests.training.builds import pretrain
 
-FIGURES = ("teacher_entropy", "kl", "centre_norm", "used_prototypes", "embedding_std")
+FIGURES = ("teacher_entropy", "kl", "center_norm", "used_prototypes", "embedding_std")
 NAMES = ("step", *FIGURES)
 Rows = list[tuple[float, ...]]
 
@@ -35,7 +35,7 @@ HEALTHY: dict[str, Rows] = {
     ],
 }
 COLLAPSED: dict[str, tuple[Rows, set[str]]] = {
-    "strong colour jitter": (
+    "strong color jitter": (
         [
             (100, 5.886, 1.271, 2.278, 0.723, 0.639),
             (200, 6.448, 0.602, 3.051, 0.454, 0.466),
@@ -51,7 +51,7 @@ COLLAPSED: dict[str, tuple[Rows, set[str]]] = {
         ],
         {"uniform teacher", "common scores", "equal embeddings"},
     ),
-    "running centre": (
+    "running center": (
         [
             (100, 4.386, 1.249, 2.674, 0.062, 0.620),
             (200, 4.966, 0.916, 3.247, 0.022, 0.580),
@@ -110,7 +110,7 @@ def test_see__a_temperature_that_warms_up_is_no_collapse() -> None:
 
 
 def test_see__silent_from_the_start_and_only_after_settling() -> None:
-    """A teacher that never said anything is told at once, but not before the centre has settled."""
+    """A teacher that never said anything is told at once, but not before the center has settled."""
     silent: Rows = [(step, math.log(1024) - 0.001, 0.0, 0.1, 0.9, 0.04) for step in (10, 49, 50)]
     assert found(silent) == [set(), set(), {"uniform teacher", "equal embeddings"}]
 
@@ -128,10 +128,10 @@ def test_see__counts_reports_in_a_row() -> None:
 @pytest.mark.parametrize(
     ("settings", "temperature", "words"),
     [
-        (["batch_size=64"], 0.04, "dino.centring=sinkhorn"),
+        (["batch_size=64"], 0.04, "dino.centering=sinkhorn"),
         (["batch_size=512"], 0.07, "teacher's temperature is 0.07; try 0.04"),
-        (["dino.centring=sinkhorn"], 0.05, "temperature is 0.05; try 0.02"),
-        (["views.hue=0.5", "batch_size=512"], 0.04, "strong colour jitter"),
+        (["dino.centering=sinkhorn"], 0.05, "temperature is 0.05; try 0.02"),
+        (["views.hue=0.5", "batch_size=512"], 0.04, "strong color jitter"),
         (["model.init_std=1.0"], 0.04, "model.init_std=1"),
         (["batch_size=512"], 0.04, "a lower optim.lr"),
     ],
@@ -139,8 +139,8 @@ def test_see__counts_reports_in_a_row() -> None:
 def test_advice__names_the_setting(settings: list[str], temperature: float, words: str) -> None:
     """Each known cause is named by its key where the configuration has it, and only there."""
     assert words in advice(pretrain(*settings), temperature)
-    if words != "dino.centring=sinkhorn":
-        plain = advice(pretrain("batch_size=512", "dino.centring=sinkhorn"), 0.02)
+    if words != "dino.centering=sinkhorn":
+        plain = advice(pretrain("batch_size=512", "dino.centering=sinkhorn"), 0.02)
         assert words not in plain or words == "a lower optim.lr"
 
 
@@ -153,4 +153,4 @@ def test_collapsed__message() -> None:
     message = str(collapsed(100, pretrain(), signs, "lower it"))
     for word in ("step 100", "used_prototypes 0.050", "5 reports in a row", "lower it"):
         assert word in message
-    assert "guards.collapse=warn goes on with this run, which is saved at step 100" in message
+    assert "monitoring.collapse=warn goes on with this run, which is saved at step 100" in message

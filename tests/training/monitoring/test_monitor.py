@@ -12,7 +12,7 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring.collapse import PATIENCE
 from lafs_ray.training.monitoring.monitor import Progress, Watch, duration
 from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
-from lafs_ray.training.prepare import check_job
+from lafs_ray.training.prepare import check_run
 from lafs_ray.training.run_length import Length
 from tests.training.builds import pretrain
 from tests.training.faces import NO_IMAGE, run, tiny, write_face_set
@@ -26,7 +26,7 @@ REPORT: dict[str, Any] = {
     "teacher_temp": 0.04,
     "teacher_entropy": 3.0,
     "kl": 1.0,
-    "centre_norm": 1.0,
+    "center_norm": 1.0,
     "used_prototypes": 0.9,
     "embedding_std": 0.7,
     "images_per_s": 100.0,
@@ -70,14 +70,14 @@ def test_report__collapse_warns_once_and_goes_on(tmp_path: Path) -> None:
     reports(watch, 2 * PATIENCE, **ALIKE)
     (text,) = [line for line in said if line.startswith("warning")]
     assert text.startswith("warning at step 100 (collapse, equal embeddings): embedding_std 0.01")
-    assert "To do: a running centre over 8 faces collapses slowly; dino.centring=sinkhorn" in text
+    assert "To do: a running center over 8 faces collapses slowly; dino.centering=sinkhorn" in text
     assert warnings(tmp_path) == [(100, "collapse, equal embeddings")]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_report__collapse_may_stop_every_rank(tmp_path: Path, rank: int) -> None:
-    """With guards.collapse=stop all ranks end at the same report; rank 0 alone speaks."""
-    watch, said = watched(tmp_path, "guards.collapse=stop", rank=rank)
+    """With monitoring.collapse=stop all ranks end at the same report; rank 0 alone speaks."""
+    watch, said = watched(tmp_path, "monitoring.collapse=stop", rank=rank)
     reports(watch, PATIENCE - 1, **ALIKE)
     with pytest.raises(TrainingError, match=f"step {100 * PATIENCE} of run debug: the networks"):
         reports(watch, 1, first=PATIENCE, **ALIKE)
@@ -85,8 +85,8 @@ def test_report__collapse_may_stop_every_rank(tmp_path: Path, rank: int) -> None
 
 
 def test_report__collapse_may_be_off(tmp_path: Path) -> None:
-    """guards.collapse=off looks at nothing."""
-    watch, said = watched(tmp_path, "guards.collapse=off")
+    """monitoring.collapse=off looks at nothing."""
+    watch, said = watched(tmp_path, "monitoring.collapse=off")
     reports(watch, 10, **ALIKE)
     assert len(said) == 10
 
@@ -114,7 +114,7 @@ def test_report__starvation_needs_three_in_a_row(tmp_path: Path) -> None:
     assert any("Slow stage: decoding and crops" in line for line in said)
 
 
-@pytest.mark.parametrize("settings", [[*CLUSTER, "guards.wait_share=0"], []])
+@pytest.mark.parametrize("settings", [[*CLUSTER, "monitoring.wait_share=0"], []])
 def test_report__starvation_off_and_in_debug_mode(tmp_path: Path, settings: list[str]) -> None:
     """0 switches it off; one process on a CPU has nobody else to cut."""
     watch, _ = watched(tmp_path, *settings)
@@ -228,4 +228,4 @@ def test_tensorboard__package_is_missing(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install 'lafs-ray\[tensorboard\]'"):
-        check_job(tiny(tmp_path, face_set_path, "log.tensorboard=true"))
+        check_run(tiny(tmp_path, face_set_path, "log.tensorboard=true"))

@@ -154,7 +154,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", [pretrain, finetune])
 def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
-    """With the fused optimiser, that of GPUs, no step waits for the device; a look does."""
+    """With the fused optimizer, that of GPUs, no step waits for the device; a look does."""
     run_ = built(kind(), num_classes=12)
     groups = parameter_groups(run_.method.trainable, 0.1)
     run_.optimizer = RowAdamW(groups, lr=1e-3, fused=True)

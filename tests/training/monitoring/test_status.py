@@ -10,7 +10,7 @@ import pytest
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.monitoring.status import read_status
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import NO_IMAGE, run, tiny, write_face_set
 
 
@@ -55,7 +55,7 @@ def test_read_status__warnings_probes_and_a_bad_step(stopped: Path) -> None:
     noted = stopped / "warnings.jsonl"
     before = noted.read_text()
     noted.write_text(before + '{"step": 4, "kind": "starvation", "text": "waits"}\n')
-    (stopped / "probes.jsonl").write_text('{"step": 6, "pair_accuracy": 0.75, "probe_s": 2}\n')
+    (stopped / "eval.jsonl").write_text('{"step": 6, "pair_accuracy": 0.75, "eval_s": 2}\n')
     bad = stopped / "not-finite-00000007.json"
     bad.write_text("{}")
     try:
@@ -63,12 +63,12 @@ def test_read_status__warnings_probes_and_a_bad_step(stopped: Path) -> None:
         assert (status.state, status.bad_step) == ("not finite", str(bad))
         text = str(status)
         assert "warning     step 4, starvation: waits" in text
-        assert "probe       of step 6: pair_accuracy 0.7500\n" in text
+        assert "evaluation  of step 6: pair_accuracy 0.7500\n" in text
         bad.rename(stopped / "not-finite-00000005.json")
         assert read_status(str(stopped)).state == "running", "the run has got beyond step 5"
     finally:
         noted.write_text(before)
-        for name in ("probes.jsonl", "not-finite-00000005.json"):
+        for name in ("eval.jsonl", "not-finite-00000005.json"):
             (stopped / name).unlink()
 
 
@@ -76,7 +76,7 @@ def test_read_status__not_started_and_finished(tmp_path: Path, face_set_path: st
     """Before the first report, and after the last step, however long ago."""
     settings = ["duration=1 steps", "optim.warmup=0 steps"]
     config = tiny(tmp_path, face_set_path, *settings, kind=FinetuneConfig)
-    open_job(config)
+    prepare_run(config)
     folder = str(tmp_path / "part_fvit")
     status = read_status(folder)
     assert (status.kind, status.state, status.step) == ("supervised", "not started", 0)

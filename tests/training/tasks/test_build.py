@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.lafs import Lafs
-from lafs_ray.training.loop import Training
+from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.build import build_training
 from tests.training.builds import CPU, NO_START, built, pretrain
 
@@ -29,7 +29,7 @@ OTHER_KEYS = [
     "dino.teacher_temp.start=0.05",
     "dino.teacher_temp.end=0.08",
     "dino.teacher_temp.warmup_epochs=1",
-    "dino.centre_momentum=0.5",
+    "dino.center_momentum=0.5",
     "dino.teacher_momentum=0.9",
     "dino.teacher_dropout=true",
     "dino.freeze_last_layer_epochs=2",
@@ -50,7 +50,7 @@ OTHER_KEYS = [
 WARM = ["duration=3 epochs", "dino.teacher_temp.start=0.04", "dino.teacher_temp.warmup_epochs=3"]
 
 
-def signature(training: Training) -> str:
+def signature(training: TrainState) -> str:
     """Everything about a pretraining run that its configuration decides."""
     method = training.method
     assert isinstance(method, Lafs)
@@ -58,7 +58,7 @@ def signature(training: Training) -> str:
     first = next(method.trainable.parameters()).flatten()[:3].tolist()
     values = [training.values(step) for step in range(45)]
     plain = (training.accumulation, training.clip_grad, training.precision, training.seed)
-    temps = (method.student_temp, method.centre.momentum, method.freeze_last_layer_epochs)
+    temps = (method.student_temp, method.center.momentum, method.freeze_last_layer_epochs)
     modules = list(method.trainable.modules())
     rates = [m.drop_path_rate for m in modules if hasattr(m, "drop_path_rate")]
     assert rates, "stochastic depth has another name now"
@@ -88,7 +88,7 @@ def test_build_training__batch_scales_the_rate_accumulation_does_not() -> None:
     peaks = []
     for settings in (["batch_size=8"], ["batch_size=16"], ["batch_size=16", "accumulation=2"]):
         config = pretrain("duration=9 steps", "optim.warmup=0 steps", *settings)
-        plan = OrderPlan(120, config.batch_size, 0, 4)
+        plan = EpochSampler(120, config.batch_size, 0, 4)
         training = build_training(config, plan, None, NO_START, CPU)
         peaks.append(training.values(0)["lr"])
     assert peaks == [1.5625e-5, 3.125e-5, 3.125e-5]

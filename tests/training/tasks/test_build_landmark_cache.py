@@ -21,9 +21,9 @@ from lafs_ray.data.landmark_cache import Part
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.tasks import build_landmark_cache as training_landmarks
-from lafs_ray.training.tasks.build_landmark_cache import make_here, read_landmark_cnn
+from lafs_ray.training.tasks.build_landmark_cache import cache_in_process, read_landmark_cnn
 from tests.test_jobs import main_of
 from tests.training.faces import break_frame, run, tiny, write_face_set
 from tests.transforms.faces import lively_cnn
@@ -57,7 +57,7 @@ def settings(source: str, weights: str, *more: str) -> list[str]:
 
 
 def batches(folder: Path, faces: str, source: str, weights: str, first: int = 0) -> list[StepBatch]:
-    inputs = open_job(tiny(folder / source, faces, *settings(source, weights)))
+    inputs = prepare_run(tiny(folder / source, faces, *settings(source, weights)))
     return list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), first, 16))
 
 
@@ -103,13 +103,13 @@ def test_job__killed_goes_on_with_the_missing_parts(
     made: list[str] = []
 
     def stops(job: training_landmarks.CacheJob, parts: Sequence[Part], say: Say) -> Iterator[Part]:
-        for part in make_here(job, parts[:2], say):
+        for part in cache_in_process(job, parts[:2], say):
             made.append(part.name)
             yield part
         raise KeyboardInterrupt
 
     engine = main_of("cache_landmarks").__globals__["cache_job"].__globals__
-    monkeypatch.setitem(engine, "make_here", stops)
+    monkeypatch.setitem(engine, "cache_in_process", stops)
     with pytest.raises(KeyboardInterrupt):
         cache(weights, faces, "--out", str(tmp_path / "a"))
     assert not (tmp_path / "a" / "landmarks.json").exists()
@@ -118,9 +118,9 @@ def test_job__killed_goes_on_with_the_missing_parts(
         job: training_landmarks.CacheJob, parts: Sequence[Part], say: Say
     ) -> Iterator[Part]:
         made.extend(part.name for part in parts)
-        return make_here(job, parts, say)
+        return cache_in_process(job, parts, say)
 
-    monkeypatch.setitem(engine, "make_here", watched)
+    monkeypatch.setitem(engine, "cache_in_process", watched)
     cache(weights, faces, "--out", str(tmp_path / "a"))
     assert made == [f"part-0000{number}-of-00003.parquet" for number in range(3)]
     cache(weights, faces, "--out", str(tmp_path / "b"))
@@ -198,9 +198,9 @@ def test_run__with_a_record_that_was_repaired(tmp_path: Path, weights: str) -> N
 
 
 def test_run__without_fitting_landmarks(tmp_path: Path, faces: str, weights: str) -> None:
-    """None, those of other weights, of another set and of another colour order are refused."""
+    """None, those of other weights, of another set and of another color order are refused."""
     with pytest.raises(DataError, match="no cached landmarks") as raised:
-        open_job(tiny(tmp_path, faces, *settings("cached", weights)))
+        prepare_run(tiny(tmp_path, faces, *settings("cached", weights)))
     assert raised.value.fix == f"run python jobs/cache_landmarks.py {weights} {faces}"
     folder = tmp_path / "cache"
     cache(weights, faces, "--out", str(folder))
@@ -209,14 +209,14 @@ def test_run__without_fitting_landmarks(tmp_path: Path, faces: str, weights: str
     other["output_layer.1.bias"][0] += 1
     torch.save(other, tmp_path / "other.pth")
     with pytest.raises(DataError, match="other weights") as raised:
-        open_job(tiny(tmp_path, faces, *settings("cached", str(tmp_path / "other.pth"), where)))
+        prepare_run(tiny(tmp_path, faces, *settings("cached", str(tmp_path / "other.pth"), where)))
     assert raised.value.fix.endswith(f"--out {folder}-2 and set landmarks.cache={folder}-2")
-    more = settings("cached", weights, where, "data.colour_order=bgr")
-    with pytest.raises(DataError, match="another colour order"):
-        open_job(tiny(tmp_path, faces, *more))
+    more = settings("cached", weights, where, "data.color_order=bgr")
+    with pytest.raises(DataError, match="another color order"):
+        prepare_run(tiny(tmp_path, faces, *more))
     write_face_set(tmp_path / "train.rec", num_identities=10)
     with pytest.raises(DataError, match="another set of faces"):
-        open_job(tiny(tmp_path, tmp_path / "train.rec", *settings("cached", weights, where)))
+        prepare_run(tiny(tmp_path, tmp_path / "train.rec", *settings("cached", weights, where)))
     with pytest.raises(DataError, match="other weights"):
         cache(str(tmp_path / "other.pth"), faces, "--out", str(folder))
 
@@ -243,7 +243,7 @@ def test_read_landmark_cnn__without_one(tmp_path: Path, face_set_path: str) -> N
 def test_open_faces__with_landmarks_has_no_subset(faces: str, tmp_path: Path, weights: str) -> None:
     """Numbers of a subset are not those of the cache: never mixed up."""
     cache(weights, faces)
-    inputs = open_job(tiny(tmp_path, faces, *settings("cached", weights)))
+    inputs = prepare_run(tiny(tmp_path, faces, *settings("cached", weights)))
     assert open_faces(faces).subset(np.array([1, 2])).num_images == 2
     with pytest.raises(AssertionError, match="numbered as the whole set"):
         inputs.faces.subset(np.array([1, 2]))

@@ -8,7 +8,7 @@ import torch
 
 from lafs_ray.config.finetune import Augmentation, FinetuneConfig
 from lafs_ray.config.loader import load
-from lafs_ray.data.sampler import OrderPlan
+from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.optim import layer_of, set_hyperparameters
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
@@ -16,9 +16,9 @@ from lafs_ray.models.fvit import PartFViT, build_fvit
 from lafs_ray.models.heads import MarginSoftmax
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training.input_pipeline import Columns
-from lafs_ray.training.tasks.build import build_cut, build_training
+from lafs_ray.training.tasks.build import build_training, build_transform
 from lafs_ray.training.tasks.finetune import supervised_groups, supervised_values
-from lafs_ray.training.tasks.init_weights import StartWeights, as_arrays
+from lafs_ray.training.tasks.init_weights import InitWeights, as_arrays
 from lafs_ray.training.tasks.networks import build_landmark_network
 from tests.golden_cases import load_case
 from tests.training.builds import CPU, NO_START, PLAN, built, finetune
@@ -34,7 +34,7 @@ AUGMENTATIONS = {
 }
 
 
-def labelled_faces(count: int) -> Columns:
+def labeled_faces(count: int) -> Columns:
     numbers = np.arange(count)
     return {
         "image": np.stack([pixels_of(jpeg) for jpeg in face_jpegs(count)]),
@@ -45,29 +45,29 @@ def labelled_faces(count: int) -> Columns:
     }
 
 
-def test_labelled_cut__every_key_of_augmentation_counts() -> None:
-    """Changing any field of augmentation changes the view of a labelled face, labels stay."""
+def test_labeled_cut__every_key_of_augmentation_counts() -> None:
+    """Changing any field of augmentation changes the view of a labeled face, labels stay."""
     assert AUGMENTATIONS.keys() == Augmentation.model_fields.keys()
     count = 6
-    numbers, faces = np.arange(count), labelled_faces(count)
-    seen = [build_cut(finetune("augmentation.erasing=0.9"), NO_START)(faces)]
+    numbers, faces = np.arange(count), labeled_faces(count)
+    seen = [build_transform(finetune("augmentation.erasing=0.9"), NO_START)(faces)]
     assert seen[0]["images"].shape == (count, 112, 112, 3)
     for name, values in AUGMENTATIONS.items():
         for value in values:
             overrides = ["augmentation.erasing=0.9", f"augmentation.{name}={value}"]
-            other = build_cut(finetune(*overrides), NO_START)(faces)
+            other = build_transform(finetune(*overrides), NO_START)(faces)
             assert other["label"].tolist() == (numbers * 2).tolist()
             for before in seen:
                 assert not np.array_equal(other["images"], before["images"]), name
             seen.append(other)
 
 
-def test_labelled_cut__of_a_record_in_any_batch() -> None:
+def test_labeled_cut__of_a_record_in_any_batch() -> None:
     """With the whole recipe a record's view is the same in any batch, bit by bit."""
-    faces = labelled_faces(6)
+    faces = labeled_faces(6)
     config = finetune("augmentation.rand_augment=2", "augmentation.erasing=0.5")
-    whole = build_cut(config, NO_START)(faces)
-    part = build_cut(config, NO_START)({name: column[3:5] for name, column in faces.items()})
+    whole = build_transform(config, NO_START)(faces)
+    part = build_transform(config, NO_START)({name: column[3:5] for name, column in faces.items()})
     assert np.array_equal(part["images"], whole["images"][3:5])
 
 
@@ -170,7 +170,7 @@ def test_schedules__recorded_warm_up_and_cosine() -> None:
         f"optim.lr={case['base']}",
         f"optim.min_lr={case['eta_min']}",
     )
-    plan = OrderPlan(8 * case["steps_per_epoch"], 8, 0, 4)
+    plan = EpochSampler(8 * case["steps_per_epoch"], 8, 0, 4)
     values = build_training(config, plan, 12, NO_START, CPU).values
     ours = [values(step)["lr"] for step in range(len(case["lr_used_at_step"]))]
     # Its two schedulers hand over one step late: their cosine begins 1 + (π/2/116)² too high.
@@ -180,43 +180,43 @@ def test_schedules__recorded_warm_up_and_cosine() -> None:
 
 @pytest.mark.parametrize("epochs", [34, 68, 3.4])
 @pytest.mark.parametrize("strength", [1.0, 0.25])
-def test_schedules__recorded_regulariser(epochs: float, strength: float) -> None:
+def test_schedules__recorded_regularizer(epochs: float, strength: float) -> None:
     """Case f7: λ of each of 34 epochs; shorter and longer runs anneal over the same shares."""
     config = finetune(
-        f"duration={epochs} epochs", f"regulariser.strength={strength}", "start.landmarks=x"
+        f"duration={epochs} epochs", f"regularizer.strength={strength}", "start.landmarks=x"
     )
-    plan = OrderPlan(8 * 10, 8, 0, 4)
+    plan = EpochSampler(8 * 10, 8, 0, 4)
     values = supervised_values(config, plan)
     steps = round(epochs * 10)
     for epoch, weight in F7.meta["landmark_reg_weight_by_epoch"]:
         first, last = round(epoch * steps / 34), round((epoch + 1) * steps / 34) - 1
         for step in (first, last):
-            assert values(step)["regulariser_weight"] == pytest.approx(strength * weight), epoch
+            assert values(step)["regularizer_weight"] == pytest.approx(strength * weight), epoch
 
 
-def test_schedules__regulariser_in_epochs() -> None:
+def test_schedules__regularizer_in_epochs() -> None:
     """A table in epochs is that of the reference, whatever the length of the run."""
     table = "[[1 epochs, 7], [20 steps, 3]]"
     config = finetune(
         "duration=30 steps",
-        f"regulariser.table={table}",
-        "regulariser.strength=2",
+        f"regularizer.table={table}",
+        "regularizer.strength=2",
         "start.landmarks=x",
     )
-    values = supervised_values(config, OrderPlan(80, 8, 0, 4))
-    weights = [values(step)["regulariser_weight"] for step in (0, 9, 10, 19, 20, 29)]
+    values = supervised_values(config, EpochSampler(80, 8, 0, 4))
+    weights = [values(step)["regularizer_weight"] for step in (0, 9, 10, 19, 20, 29)]
     assert weights == [14, 14, 6, 6, 0, 0]
 
 
 def test_schedules__of_what_is_switched_off_are_absent() -> None:
-    """The log of a plain run names no regulariser, no mix-up and no frozen part."""
+    """The log of a plain run names no regularizer, no mix-up and no frozen part."""
     plain = supervised_values(finetune(), PLAN)(0)
     assert plain.keys() == {"lr", "weight_decay"}
     config = finetune("mixup.probability=1", "freeze.landmarks=2 steps", "freeze.transformer=1 run")
     values = supervised_values(config, PLAN)
-    assert values(0)["mixup_share"] != values(1)["mixup_share"]
+    assert values(0)["mixup_lam"] != values(1)["mixup_lam"]
     other = supervised_values(finetune("mixup.probability=1", "mixup.alpha=9"), PLAN)
-    assert other(0)["mixup_share"] != values(0)["mixup_share"]
+    assert other(0)["mixup_lam"] != values(0)["mixup_lam"]
     assert [values(step)["landmarks_frozen"] for step in range(4)] == [1, 1, 0, 0]
     assert [values(step)["transformer_frozen"] for step in range(4)] == [1, 1, 1, 1]
 
@@ -232,20 +232,20 @@ def test_build_supervised__margin(kind: str, scale: float) -> None:
 
 
 def test_presets__differ_where_the_released_code_deviates() -> None:
-    """Layer decay and regulariser: in few_shot, not in reference, whose subset is the head."""
+    """Layer decay and regularizer: in few_shot, not in reference, whose subset is the head."""
     small = ["model.size=tiny", "model.landmark_cnn_width=0.25", "duration=34 epochs"]
     found = {}
     for preset in ("few_shot", "reference"):
         overrides = [*small, "optim.warmup=5 epochs", f"run.name={preset}"]
         config = finetune(*overrides, file=f"configs/finetune/{preset}.yaml")
-        start = StartWeights(landmarks=as_arrays(build_landmark_network(config)))
+        start = InitWeights(landmarks=as_arrays(build_landmark_network(config)))
         training = build_training(config, PLAN, 12, start, CPU)
         method = training.method
         assert isinstance(method, Supervised)
         rates = {group["lr_scale"] for group in training.optimizer.param_groups}
         subset = config.data.subset
         assert subset is not None
-        weight = training.values(0).get("regulariser_weight")
+        weight = training.values(0).get("regularizer_weight")
         found[preset] = (len(rates), method.anchor is not None, weight, subset.order)
     # The tiny model has four layers: input, two blocks, output.
     assert found["few_shot"] == (4, True, 1000.0, "random")

@@ -21,8 +21,8 @@ from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.methods.supervised import SupervisedNetwork
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.input_pipeline import StepBatch, deal_steps, read_portion
-from lafs_ray.training.prepare import check_job, open_job
+from lafs_ray.training.input_pipeline import StepBatch, collate_steps, read_records
+from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from lafs_ray.training.tasks.build import build_training
 from tests.training.builds import CPU
@@ -36,7 +36,7 @@ RECIPE = [
     "augmentation.erasing=0.5",
     "mixup.probability=0.5",
     "optim.layer_decay=0.58",
-    "regulariser.strength=1",
+    "regularizer.strength=1",
     "freeze.landmarks=2 steps",
     "accumulation=2",
 ]
@@ -71,7 +71,7 @@ def test_finetuning__interrupted_and_continued(
     assert again.said[0] == "continuing few_shot at step 4 of 7"
     assert again.exact == expected.exact
     last = [line.keys() for line in expected.metrics][-1]
-    assert {"regulariser", "landmark_drift_px", "mixup_share", "landmarks_frozen"} <= last
+    assert {"regularizer", "landmark_drift_px", "mixup_lam", "landmarks_frozen"} <= last
     states = [
         torch.load(tmp_path / name / "few_shot/checkpoints/step-00000007.pt", weights_only=True)
         for name in "ab"
@@ -86,7 +86,7 @@ def test_finetuning__subset_is_recorded(
 ) -> None:
     """The run's folder lists the images trained on, and no other image is ever read."""
     config = few_shot(tmp_path, face_set_path, stage_one)
-    inputs = open_job(config)
+    inputs = prepare_run(config)
     rows = pq.read_table(tmp_path / "few_shot" / "subset.parquet").to_pylist()
     assert [row["key"] for row in rows] == inputs.faces.keys.tolist()
     assert np.bincount([row["label"] for row in rows]).tolist() == [2] * 12
@@ -94,7 +94,7 @@ def test_finetuning__subset_is_recorded(
     assert (inputs.faces.num_images, inputs.num_classes, inputs.num_identities) == (24, 12, 12)
     other = few_shot(tmp_path, face_set_path, stage_one, "data.subset.seed=1")
     with pytest.raises(ConfigError, match=r"data\.subset\.seed: 0 -> 1"):
-        open_job(other)
+        prepare_run(other)
 
 
 def test_finetuning__classes_stay_those_of_the_whole_set(
@@ -102,7 +102,7 @@ def test_finetuning__classes_stay_those_of_the_whole_set(
 ) -> None:
     """The head of a file holds a few identities only; the margin softmax still has all classes."""
     subset = ["data.subset={fraction: 0.2, order: head}"]
-    inputs = check_job(few_shot(tmp_path, face_set_path, stage_one, *subset))
+    inputs = check_run(few_shot(tmp_path, face_set_path, stage_one, *subset))
     assert (inputs.faces.num_images, inputs.num_classes, inputs.num_identities) == (24, 12, 3)
     assert inputs.faces.keys.tolist() == list(range(1, 25))
     assert list(tmp_path.iterdir()) == [], "checking a job leaves no trace"
@@ -114,7 +114,7 @@ def test_finetuning__too_few_images_of_an_identity(
     """k above what the set holds is refused before anything starts, with identities and counts."""
     config = few_shot(tmp_path, face_set_path, stage_one, "data.subset.images_per_identity=11")
     with pytest.raises(DataError, match=r"identity 0 has 10, 1 has 10, .* and 7 more"):
-        open_job(config)
+        prepare_run(config)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +123,7 @@ def test_finetuning__batch_larger_than_the_subset(
 ) -> None:
     """A batch that the chosen images cannot fill is refused with their number."""
     with pytest.raises(ConfigError, match="24 images"):
-        open_job(few_shot(tmp_path, face_set_path, stage_one, "batch_size=32"))
+        prepare_run(few_shot(tmp_path, face_set_path, stage_one, "batch_size=32"))
 
 
 def test_finetuning__checkpoint_of_another_number_of_classes(
@@ -131,7 +131,7 @@ def test_finetuning__checkpoint_of_another_number_of_classes(
 ) -> None:
     """A checkpoint of 12 classes does not continue a run of 13, and says so by name and shape."""
     source = stage_one / "checkpoints" / "step-00000001.pt"
-    inputs = check_job(tiny(tmp_path, face_set_path, kind=FinetuneConfig))
+    inputs = check_run(tiny(tmp_path, face_set_path, kind=FinetuneConfig))
     training = build_training(inputs.config, inputs.plan, 13, inputs.start, CPU)
     with pytest.raises(CheckpointError) as raised:
         training.load_state_dict(torch.load(source, weights_only=True), str(source))
@@ -141,10 +141,10 @@ def test_finetuning__checkpoint_of_another_number_of_classes(
 
 
 def test_finetuning__label_outside_the_classes(tmp_path: Path) -> None:
-    """A labelled set whose labels do not fit its identities is refused with both numbers."""
+    """A labeled set whose labels do not fit its identities is refused with both numbers."""
     write_face_set(tmp_path / "a.rec", 4, 10, first_label=3)
     with pytest.raises(DataError, match="labels from 0 to 3") as raised:
-        check_job(tiny(tmp_path, tmp_path / "a.rec", kind=FinetuneConfig))
+        check_run(tiny(tmp_path, tmp_path / "a.rec", kind=FinetuneConfig))
     assert "labels up to 6" in raised.value.found
 
 
@@ -174,8 +174,8 @@ def rank_stream(inputs: Any, rank: int, first: int, stop: int) -> Iterator[StepB
     """One rank's batches, read and cut in its own process."""
     crop = inputs.cropper()
     for portions in inputs.plan.windows(first, stop, rank, 2):
-        blocks = [crop(read_portion(inputs.faces, inputs.plan, portion)) for portion in portions]
-        yield from deal_steps([(portions, blocks)])
+        blocks = [crop(read_records(inputs.faces, inputs.plan, portion)) for portion in portions]
+        yield from collate_steps([(portions, blocks)])
 
 
 def without_landmark_dropout(network: nn.Module) -> nn.Module:
@@ -188,7 +188,7 @@ def without_landmark_dropout(network: nn.Module) -> nn.Module:
 def rank_main(rank: int, store: str, config: FinetuneConfig) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    inputs = check_job(config)
+    inputs = check_run(config)
     run_rank(
         inputs,
         lambda first, stop: rank_stream(inputs, rank, first, stop),
@@ -203,7 +203,7 @@ def rank_main(rank: int, store: str, config: FinetuneConfig) -> None:
 def test_two_ranks__train_like_two_micro_batches(
     tmp_path: Path, face_set_path: str, stage_one: Path
 ) -> None:
-    """With mix-up, regulariser and layer decay: 2 workers equal 1 worker with 2 micro-batches."""
+    """With mix-up, regularizer and layer decay: 2 workers equal 1 worker with 2 micro-batches."""
     plain = ["model.dropout=0", "model.drop_path=0", "mixup.probability=1", "duration=3 steps"]
     plain += ["optim.warmup=1 steps", "freeze.landmarks=0 steps"]
     two = few_shot(
@@ -212,13 +212,13 @@ def test_two_ranks__train_like_two_micro_batches(
     context = mp.spawn(rank_main, args=(str(tmp_path / "store"), two), nprocs=2, join=False)
     assert context is not None
     one = few_shot(tmp_path / "1", face_set_path, stage_one, *plain)
-    inputs = open_job(one)
+    inputs = prepare_run(one)
     crop = inputs.cropper()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         for portions in inputs.plan.windows(first, stop):
-            blocks = [crop(read_portion(inputs.faces, inputs.plan, p)) for p in portions]
-            yield from deal_steps([(portions, blocks)])
+            blocks = [crop(read_records(inputs.faces, inputs.plan, p)) for p in portions]
+            yield from collate_steps([(portions, blocks)])
 
     run_rank(inputs, stream, device=CPU, wrap=without_landmark_dropout, say=lambda _: None)
     deadline = time.monotonic() + 300
@@ -232,7 +232,7 @@ def test_two_ranks__train_like_two_micro_batches(
     assert len(found[0]) == len(found[1]) == 3
     for ours, theirs in zip(*found, strict=True):
         # float32 sums in another order; Adam magnifies rounding of small gradients step by step.
-        for name in ("loss", "regulariser", "mixup_share", "lr"):
+        for name in ("loss", "regularizer", "mixup_lam", "lr"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
         assert without_times(ours).keys() == without_times(theirs).keys()
-    assert found[0][1]["regulariser"] > 0
+    assert found[0][1]["regularizer"] > 0

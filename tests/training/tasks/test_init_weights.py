@@ -15,14 +15,14 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.methods.supervised import Supervised
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
-from lafs_ray.training.checkpoint.inference import read_trained
-from lafs_ray.training.prepare import open_job
+from lafs_ray.training.checkpoint.inference import load_for_inference
+from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.tasks.build import build_training, frozen_landmark_network
 from lafs_ray.training.tasks.init_weights import (
     Arrays,
-    StartWeights,
+    InitWeights,
     as_tensors,
-    load_start,
+    load_init_weights,
     read_source,
     turned_patches,
 )
@@ -54,7 +54,7 @@ def same(first: Arrays | None, second: Arrays | None) -> bool:
 
 
 def load_landmark_weights(config: Any) -> Arrays | None:
-    return load_start(config).landmarks
+    return load_init_weights(config).landmarks
 
 
 def test_landmark_weights__from_every_kind_of_file(
@@ -99,7 +99,7 @@ def test_landmark_weights__give_the_same_landmarks(
     tmp_path: Path, face_set_path: str, stage_one: Path
 ) -> None:
     """The frozen CNN of a pretraining run finds what stage 1's finds, in eval mode, bit by bit."""
-    inputs = open_job(weights_config(stage_one, tmp_path, face_set_path))
+    inputs = prepare_run(weights_config(stage_one, tmp_path, face_set_path))
     assert isinstance(inputs.config, PretrainConfig)
     frozen = frozen_landmark_network(inputs.config, inputs.start)
     assert frozen is not None
@@ -188,8 +188,8 @@ def test_start__teacher_and_landmarks_of_a_pretraining_run(
     pretrained: Path, stage_one: Path
 ) -> None:
     """Finetuning begins with the teacher's transformer and the landmark CNN it was trained on."""
-    config = finetune(f"start.transformer={pretrained}", "regulariser.strength=1")
-    start = load_start(config)
+    config = finetune(f"start.transformer={pretrained}", "regularizer.strength=1")
+    start = load_init_weights(config)
     assert holds(start.transformer, teacher_of(pretrained))
     frozen = load_landmark_weights(finetune(f"start.landmarks={stage_one}"))
     assert same(start.landmarks, frozen)
@@ -210,12 +210,12 @@ def test_start__given_landmarks_come_first(pretrained: Path, tmp_path: Path) -> 
     other = build_landmark_network(finetune())
     torch.save(other.state_dict(), tmp_path / "other.pt")
     both = [f"start.transformer={pretrained}", f"start.landmarks={tmp_path / 'other.pt'}"]
-    assert holds(load_start(finetune(*both)).landmarks, other.state_dict())
-    alone = load_start(finetune(both[1]))
+    assert holds(load_init_weights(finetune(*both)).landmarks, other.state_dict())
+    alone = load_init_weights(finetune(both[1]))
     assert holds(alone.landmarks, other.state_dict())
     assert (alone.transformer, alone.transformer_hash) == (None, None)
-    assert load_start(finetune(both[0], "start.landmarks=untrained")).landmarks is None
-    assert load_start(finetune()) == StartWeights()
+    assert load_init_weights(finetune(both[0], "start.landmarks=untrained")).landmarks is None
+    assert load_init_weights(finetune()) == InitWeights()
 
 
 def test_start__published_pretraining_checkpoint(pretrained: Path, tmp_path: Path) -> None:
@@ -231,10 +231,10 @@ def test_start__published_pretraining_checkpoint(pretrained: Path, tmp_path: Pat
         },
         path,
     )
-    start = load_start(finetune(f"start.transformer={path}", "start.landmarks=untrained"))
+    start = load_init_weights(finetune(f"start.transformer={path}", "start.landmarks=untrained"))
     assert holds(start.transformer, teacher)
     with pytest.raises(ConfigError) as raised:
-        load_start(finetune(f"start.transformer={path}"))
+        load_init_weights(finetune(f"start.transformer={path}"))
     assert raised.value.subject == "start.landmarks"
     assert f"{path} holds no landmark CNN" in raised.value.found
     assert "landmarks.source=grid" in raised.value.fix
@@ -246,26 +246,26 @@ def test_start__weights_file(
     """A described weights file starts a run as its checkpoint does, over landmarks and the grid."""
     for folder in (pretrained, on_grid):
         write_weights(
-            str(tmp_path / f"{folder.parent.name}.safetensors"), read_trained(str(folder))
+            str(tmp_path / f"{folder.parent.name}.safetensors"), load_for_inference(str(folder))
         )
     of_lafs, of_grid = (tmp_path / f"{f.parent.name}.safetensors" for f in (pretrained, on_grid))
-    ours = load_start(finetune(f"start.transformer={of_lafs}"))
-    theirs = load_start(finetune(f"start.transformer={pretrained}"))
+    ours = load_init_weights(finetune(f"start.transformer={of_lafs}"))
+    theirs = load_init_weights(finetune(f"start.transformer={pretrained}"))
     assert (ours.transformer_hash, ours.landmarks_hash) == (
         theirs.transformer_hash,
         theirs.landmarks_hash,
     )
     landmarks = f"start.landmarks={stage_one}"
-    turned = load_start(finetune(f"start.transformer={of_grid}", landmarks))
-    expected = load_start(finetune(f"start.transformer={on_grid}", landmarks))
+    turned = load_init_weights(finetune(f"start.transformer={of_grid}", landmarks))
+    expected = load_init_weights(finetune(f"start.transformer={on_grid}", landmarks))
     assert turned.transformer_hash == expected.transformer_hash
     with pytest.raises(CheckpointError, match=r"model\.num_landmarks=49"):
-        load_start(finetune(f"start.transformer={of_lafs}", "model.num_landmarks=36"))
+        load_init_weights(finetune(f"start.transformer={of_lafs}", "model.num_landmarks=36"))
 
 
 def test_start__finetuned_run(stage_one: Path) -> None:
     """A supervised run's own network can be the start of another, without its classes."""
-    start = load_start(finetune(f"start.transformer={stage_one}"))
+    start = load_init_weights(finetune(f"start.transformer={stage_one}"))
     content = torch.load(stage_one / "checkpoints" / "step-00000002.pt", weights_only=True)
     network = {
         name.removeprefix("model."): tensor
@@ -280,11 +280,11 @@ def test_start__grid_run_needs_landmarks_or_the_grid(on_grid: Path, stage_one: P
     """A DINO-face run is finetuned on the grid as it is, or at landmarks that are named."""
     run_itself = f"start.transformer={on_grid}"
     with pytest.raises(ConfigError, match="was pretrained on grid patches"):
-        load_start(finetune(run_itself))
-    grid = load_start(finetune(run_itself, "landmarks.source=grid"))
+        load_init_weights(finetune(run_itself))
+    grid = load_init_weights(finetune(run_itself, "landmarks.source=grid"))
     assert holds(grid.transformer, teacher_of(on_grid))
     assert grid.landmarks is None
-    landmarks = load_start(finetune(run_itself, f"start.landmarks={stage_one}"))
+    landmarks = load_init_weights(finetune(run_itself, f"start.landmarks={stage_one}"))
     assert landmarks.landmarks is not None
     ours, theirs = landmarks.transformer or {}, grid.transformer or {}
     weight = "patch_to_embedding.weight"
@@ -332,7 +332,7 @@ def test_start__another_architecture(
 ) -> None:
     """Another size is refused with file, name, both shapes and the setting that would fit."""
     with pytest.raises(CheckpointError) as raised:
-        load_start(finetune(f"start.transformer={pretrained}", change))
+        load_init_weights(finetune(f"start.transformer={pretrained}", change))
     assert raised.value.subject.startswith(f"start.transformer={pretrained}")
     assert f"{key}: {shapes}" in raised.value.found
     assert setting in raised.value.fix
@@ -354,7 +354,7 @@ def test_start__checkpoint_with_code_in_it(tmp_path: Path, key: str) -> None:
     path, proof = tmp_path / "evil.pt", tmp_path / "proof"
     torch.save({"teacher": {"cls_token": torch.zeros(1)}, "extra": Attack(proof)}, path)
     with pytest.raises(CheckpointError, match="could run code when loaded") as raised:
-        load_start(finetune(f"{key}={path}"))
+        load_init_weights(finetune(f"{key}={path}"))
     assert str(path) in str(raised.value)
     assert not proof.exists()
 
@@ -363,7 +363,7 @@ def test_start__checkpoint_with_code_in_it(tmp_path: Path, key: str) -> None:
 def test_start__missing_file(tmp_path: Path, key: str) -> None:
     """A start that is not there is named."""
     with pytest.raises(CheckpointError, match="no such file") as raised:
-        load_start(finetune(f"{key}={tmp_path / 'nothing.pt'}"))
+        load_init_weights(finetune(f"{key}={tmp_path / 'nothing.pt'}"))
     assert raised.value.subject == f"{key}={tmp_path / 'nothing.pt'}"
 
 
@@ -379,9 +379,9 @@ def test_start__other_weights_when_continued(
     torch.save(source, path)
     more = ["start.landmarks=untrained"] if part == "transformer" else []
     config = tiny(tmp_path, face_set_path, f"start.{part}={path}", *more, kind=FinetuneConfig)
-    open_job(config)
-    open_job(config)
+    prepare_run(config)
+    prepare_run(config)
     name = next(name for name in source if source[name].is_floating_point())
     torch.save({**source, name: source[name] + 1}, path)
     with pytest.raises(ConfigError, match=rf"start\.{part}: the file holds other weights now"):
-        open_job(config)
+        prepare_run(config)

@@ -6,7 +6,7 @@ import pytest
 
 from lafs_ray.config.pretrain import Landmarks, PretrainConfig, Views
 from lafs_ray.methods.lafs import Lafs
-from lafs_ray.training.loop import Training
+from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.pretrain import view_settings
 from tests.training.builds import built, pretrain
 from tests.training.faces import tiny
@@ -22,10 +22,10 @@ VIEWS = {
     "contrast": "0.3",
     "saturation": "0.3",
     "hue": "0.2",
-    "grey": "0.3",
+    "gray": "0.3",
     "blur": "[0.5, 0.5, 0.1]",
     "blur_sigma_px": "[0.2, 1.0]",
-    "solarise": "0.3",
+    "solarize": "0.3",
 }
 LANDMARKS = {
     "source": "per_image",
@@ -55,13 +55,13 @@ def test_view_settings__default_recipe() -> None:
     settings = view_settings(config)
     assert (settings.num_global, settings.crop_area) == (2, (0.4, 1.0))
     assert settings.local_crop_area == (0.4, 1.0)
-    assert (settings.blur, settings.solarise, settings.landmark_noise_px) == ((1, 0.1, 0.5), 0.2, 5)
-    assert (settings.jitter, settings.grey, settings.flip) == (0.8, 0.2, 0.5)
+    assert (settings.blur, settings.solarize, settings.landmark_noise_px) == ((1, 0.1, 0.5), 0.2, 5)
+    assert (settings.jitter, settings.gray, settings.flip) == (0.8, 0.2, 0.5)
     jitter = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
     assert jitter == (0.4, 0.4, 0.2, 0.1)
 
 
-def preset(name: str) -> tuple[PretrainConfig, Training]:
+def preset(name: str) -> tuple[PretrainConfig, TrainState]:
     small = ["model.size=tiny", "model.landmark_cnn_width=0.25", "accumulation=1"]
     where = ["compute.workers=0", "compute.device=cpu", "compute.precision=float32"]
     weights = ["landmarks.weights=untrained", "optim.warmup=10 epochs", "duration=41 epochs"]
@@ -86,7 +86,7 @@ def test_presets__differ_as_the_method_says() -> None:
     for training in (ours, theirs):
         assert isinstance(training.method, Lafs)
         assert training.clip_grad == 3.0
-        assert (training.method.student_temp, training.method.centre.momentum) == (0.1, 0.9)
+        assert (training.method.student_temp, training.method.center.momentum) == (0.1, 0.9)
         assert training.method.freeze_last_layer_epochs == 1
 
 
