@@ -21,10 +21,10 @@ from typing import Any
 import torch
 import yaml
 
-from lafs_ray.config.base import load
+from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.training.inputs import check_job
-from lafs_ray.training.stream import local_stream
+from lafs_ray.training.input_pipeline import local_stream
+from lafs_ray.training.prepare import check_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ _OF_STAGE_ONE = "landmarks.weights={folder}/stage_one"
 _TWO_WORKERS = ["compute.workers=2", "ingest.actors_per_worker=1"]
 _SWEEP_SPACE = {
     "optim.lr": {"log_uniform": [1e-4, 1e-2]},
-    "regulariser.strength": {"uniform": [0.0, 2.0]},
+    "regularizer.strength": {"uniform": [0.0, 2.0]},
 }
 
 
@@ -102,7 +102,7 @@ RUNS = {
     "per_view": _pretrain("per_view", _OF_STAGE_ONE),
     "per_image": _pretrain("per_image", _OF_STAGE_ONE),
     "cached": _pretrain("cached", _OF_STAGE_ONE),
-    "grid": _pretrain("grid", "landmarks.weights=null", "dino.centring=sinkhorn"),
+    "grid": _pretrain("grid", "landmarks.weights=null", "dino.centering=sinkhorn"),
     "few_shot": Run(
         "finetune",
         "finetune/few_shot",
@@ -112,7 +112,7 @@ RUNS = {
             "start.transformer={folder}/per_view",
             "accumulation=2",
             "optim.lr=1e-3",
-            "regulariser.strength=1.0",
+            "regularizer.strength=1.0",
             "augmentation.rand_augment=2",
             "augmentation.erasing=0.5",
             "mixup.probability=0.5",
@@ -245,7 +245,7 @@ def epoch_columns(folder: Path, source: str) -> Iterator[dict[str, Any]]:
     """The columns that each step of the first epoch trains on, for a source of landmarks."""
     torch.set_num_threads(1)
     file, *settings = arguments(folder, source, folder)
-    inputs = check_job(load(PretrainConfig, file, settings))
+    inputs = check_run(load(PretrainConfig, file, settings))
     stop = inputs.plan.steps_per_epoch
     for batch in local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, stop):
         yield batch.columns

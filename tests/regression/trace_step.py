@@ -29,13 +29,13 @@ from typing import Any
 import torch
 
 import lafs_ray
-from lafs_ray.config.base import load
+from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.training.build import build_training
-from lafs_ray.training.inputs import check_job
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.loop import train, train_step
-from lafs_ray.training.meter import Meter
-from lafs_ray.training.stream import StepBatch, local_stream
+from lafs_ray.training.monitoring.metrics import Meter
+from lafs_ray.training.prepare import check_run
+from lafs_ray.training.tasks.build import build_training
 from tests.regression import runs
 
 PACKAGE = Path(lafs_ray.__file__).parent
@@ -79,7 +79,7 @@ def trace_step(folder: Path, overrides: Sequence[str]) -> dict[str, set[str]]:
     torch.set_num_threads(1)
     data = runs.faces(folder) / "train.rec"
     settings = [f"data.path={data}", f"run.storage={folder}", *overrides]
-    inputs = check_job(load(PretrainConfig, str(runs.ROOT / CONFIG), settings))
+    inputs = check_run(load(PretrainConfig, str(runs.ROOT / CONFIG), settings))
     crop = inputs.cropper()
     training = build_training(
         inputs.config, inputs.plan, inputs.num_classes, inputs.start, torch.device("cpu"), 0, 1
