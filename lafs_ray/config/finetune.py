@@ -17,6 +17,7 @@ from lafs_ray.config.loader import (
     Real,
     RealPair,
     Section,
+    Tuning,
 )
 from lafs_ray.config.train import Data, Positive, Rate, TrainConfig
 
@@ -103,9 +104,9 @@ class Margin(Section):
 
     kind: Literal["cosface", "arcface"] = "cosface"
     """Where the margin stands: off the cosine (CosFace), or on the angle (ArcFace)."""
-    scale: Annotated[Real, Field(gt=0.0)] = 64.0
+    scale: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 64.0
     """Scale s of the cosine."""
-    margin: Annotated[Real, Field(ge=0.0, lt=1.0)] = 0.4
+    margin: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.4
     """Margin m of the right class: a cosine, or radians for arcface, where 0.5 is usual."""
     sample_rate: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the classes in a step's softmax (Partial FC): the batch's own, others at random."""
@@ -158,7 +159,7 @@ class Freeze(Section):
 class SupervisedOptimizer(Section):
     """AdamW and its schedule."""
 
-    lr: Annotated[Real, Field(gt=0.0)] = 1e-3
+    lr: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 1e-3
     """Peak learning rate as it is, not scaled by the batch; the paper's rule is
     1e-3 · accumulation / 480 · 336 · √(batch_size / accumulation / 336)."""
     layer_decay: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
@@ -168,11 +169,11 @@ class SupervisedOptimizer(Section):
     """Share of the learning rate for the landmark CNN; below 1 its landmarks settle sooner."""
     landmark_decay_scale: Rate = 0.5
     """Share of the weight decay for the landmark CNN's trunk; a half as in the released code."""
-    min_lr: Annotated[Real, Field(ge=0.0)] = 1e-6
+    min_lr: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 1e-6
     """Learning rate at the end of the cosine."""
     warmup: DurationField = Duration(amount=5.0, unit="epochs")
     """Linear warm-up from 0."""
-    weight_decay: Annotated[Real, Field(ge=0.0)] = 0.1
+    weight_decay: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.1
     """Weight decay; none on biases and norms."""
 
 
@@ -189,13 +190,13 @@ class FinetuneConfig(TrainConfig):
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 480
     """Faces in one optimizer step, over all workers and micro-batches."""
-    margin: Margin = Margin()
+    margin: Annotated[Margin, Tuning.DEFINES_LOSS] = Margin()
     """Loss."""
-    regularizer: Regularizer = Regularizer()
+    regularizer: Annotated[Regularizer, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Regularizer()
     """Landmark regularizer."""
-    augmentation: Augmentation = Augmentation()
+    augmentation: Annotated[Augmentation, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Augmentation()
     """View."""
-    mixup: Mixup = Mixup()
+    mixup: Annotated[Mixup, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Mixup()
     """Mix-up."""
     freeze: Freeze = Freeze()
     """Parts that begin to learn later."""

@@ -6,6 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Hashable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -29,6 +30,14 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+
+class Tuning(Enum):
+    """Marks a field, and all fields below it, for sweeps: `Annotated[Rate, Tuning.MUTABLE]`."""
+
+    OPERATIONAL = "changes where a run computes or what it logs, not what it learns"
+    DEFINES_LOSS = "changes what the loss measures, so losses cannot be compared across values"
+    MUTABLE = "may change when training resumes from a checkpoint (population-based training)"
 
 
 class Duration(Section):

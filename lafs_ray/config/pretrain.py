@@ -10,7 +10,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, RealTriple, Section
+from lafs_ray.config.loader import (
+    Duration,
+    DurationField,
+    Real,
+    RealPair,
+    RealTriple,
+    Section,
+    Tuning,
+)
 from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
 
 
@@ -27,13 +35,13 @@ class Landmarks(Section):
     cache: str | None = None
     """Folder of cached landmarks; null: beside the set, where jobs/cache_landmarks.py puts them
     unless told otherwise."""
-    noise_px: Annotated[Real, Field(ge=0.0)] = 5.0
+    noise_px: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 5.0
     """Standard deviation of the landmark perturbation, in pixels."""
-    local_tokens: Positive = 36
+    local_tokens: Annotated[Positive, Tuning.MUTABLE] = 36
     """Landmarks that a local view keeps."""
-    shuffle: bool = True
+    shuffle: Annotated[bool, Tuning.MUTABLE] = True
     """Whether a local view's landmarks come in random order (else ascending)."""
-    replacement: bool = False
+    replacement: Annotated[bool, Tuning.MUTABLE] = False
     """Whether a local view may draw a landmark twice; the released code does."""
 
 
@@ -115,17 +123,17 @@ class TeacherTemperature(Section):
 class Dino(Section):
     """Self-distillation."""
 
-    student_temp: Annotated[Real, Field(gt=0.0)] = 0.1
+    student_temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.1
     """Temperature of the student's softmax."""
-    teacher_temp: TeacherTemperature = TeacherTemperature()
+    teacher_temp: Annotated[TeacherTemperature, Tuning.MUTABLE] = TeacherTemperature()
     """Temperature of the teacher's softmax."""
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What keeps the teacher from giving all faces one answer: mean, the running mean of its scores
     (DINO, the paper); sinkhorn, prototypes used equally within a micro-batch (as in DINOv2), which
     suits small batches and short runs."""
-    center_momentum: Rate = 0.9
+    center_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.9
     """EMA momentum of the center subtracted from the teacher's output."""
-    teacher_momentum: Rate = 0.996
+    teacher_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.996
     """EMA momentum of the teacher's weights at the start; rises to 1 on a cosine."""
     teacher_dropout: bool = False
     """Whether dropout and stochastic depth stay on in the teacher, as in the released code."""
@@ -136,17 +144,17 @@ class Dino(Section):
 class Optimizer(Section):
     """AdamW and its schedules."""
 
-    lr: Annotated[Real, Field(gt=0.0)] = 5e-4
+    lr: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 5e-4
     """Peak learning rate for a batch of 256; scaled by batch_size / 256."""
-    min_lr: Annotated[Real, Field(ge=0.0)] = 1e-6
+    min_lr: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 1e-6
     """Learning rate at the end of the cosine."""
     warmup: DurationField = Duration(amount=10.0, unit="epochs")
     """Linear warm-up from 0."""
-    weight_decay: Annotated[Real, Field(ge=0.0)] = 0.04
+    weight_decay: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.04
     """Weight decay at the start; none on biases and norms."""
-    weight_decay_end: Annotated[Real, Field(ge=0.0)] = 0.4
+    weight_decay_end: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.4
     """Weight decay at the end of its cosine."""
-    clip_grad: Annotated[Real, Field(gt=0.0)] = 3.0
+    clip_grad: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 3.0
     """Norm at which each parameter's gradient is clipped by itself."""
 
 
@@ -165,19 +173,19 @@ class PretrainConfig(TrainConfig):
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 1024
     """Faces in one optimizer step, over all workers and micro-batches."""
-    landmarks: Landmarks = Landmarks()
+    landmarks: Annotated[Landmarks, Tuning.DEFINES_LOSS] = Landmarks()
     """Landmarks and their augmentation."""
-    views: Views = Views()
+    views: Annotated[Views, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Views()
     """Views and their augmentation."""
-    crops: Crops = Crops()
+    crops: Annotated[Crops, Tuning.OPERATIONAL] = Crops()
     """Placement of the crops."""
-    head: Head = Head()
+    head: Annotated[Head, Tuning.DEFINES_LOSS] = Head()
     """Projection head."""
-    dino: Dino = Dino()
+    dino: Annotated[Dino, Tuning.DEFINES_LOSS] = Dino()
     """Loss, center and teacher."""
     optim: Optimizer = Optimizer()
     """Optimizer."""
-    monitoring: PretrainMonitoring = PretrainMonitoring()
+    monitoring: Annotated[PretrainMonitoring, Tuning.OPERATIONAL] = PretrainMonitoring()
     """Warnings."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lafs_ray.config.loader import Duration, DurationField, Real, Section
+from lafs_ray.config.loader import Duration, DurationField, Real, Section, Tuning
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -47,17 +47,17 @@ class Cache(Section):
 class Data(Section):
     """Which faces to read, and how."""
 
-    path: str
+    path: Annotated[str, Tuning.OPERATIONAL]
     """A .rec file, a folder of them, a glob, or a URI (s3://, gs://) of one."""
-    color_order: Literal["rgb", "bgr"] = "rgb"
+    color_order: Annotated[Literal["rgb", "bgr"], Tuning.OPERATIONAL] = "rgb"
     """What the file's JPEGs decode to: rgb (insightface) or bgr (made by the reference's
     converter)."""
     chunk_records: Positive = 4
     """Neighboring records read together: 1 is a perfect shuffle, 256 suits sets already shuffled
     on slow storage."""
-    max_bad_records: Count = 100
+    max_bad_records: Annotated[Count, Tuning.OPERATIONAL] = 100
     """Damaged records that are skipped, each named in the log, before the run stops."""
-    cache: Cache = Cache()
+    cache: Annotated[Cache, Tuning.OPERATIONAL] = Cache()
     """Keeping remote records on a local disk."""
 
 
@@ -70,9 +70,9 @@ class Model(Section):
     """Landmarks, hence tokens, of a whole face; 14 x 14 in the paper."""
     patch_size: Annotated[int, Field(ge=2, le=56)] = 8
     """Side of the patch around each landmark, in pixels."""
-    dropout: Rate = 0.1
+    dropout: Annotated[Rate, Tuning.MUTABLE] = 0.1
     """Dropout of embedding, attention output and MLP."""
-    drop_path: Annotated[Real, Field(ge=0.0, lt=1.0)] = 0.1
+    drop_path: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.1
     """Stochastic depth of both residual branches of every block."""
     init_std: Annotated[Real, Field(gt=0.0)] = 0.02
     """Deviation of initial positions and class token: 0.02 as in DINO; the released code has 1."""
@@ -239,7 +239,7 @@ class OnlineEval(Section):
 class TrainConfig(Section):
     """A training job: the sections that stage 1, pretraining and finetuning have in common."""
 
-    run: Run
+    run: Annotated[Run, Tuning.OPERATIONAL]
     """Name, storage and seed."""
     data: Data
     """The faces."""
@@ -251,17 +251,17 @@ class TrainConfig(Section):
     """Faces in one optimizer step, over all workers and micro-batches."""
     accumulation: Positive = 1
     """Micro-batches in one optimizer step."""
-    checkpoints: Checkpoints = Checkpoints()
+    checkpoints: Annotated[Checkpoints, Tuning.OPERATIONAL] = Checkpoints()
     """Saving and retention."""
-    log: Log = Log()
+    log: Annotated[Log, Tuning.OPERATIONAL] = Log()
     """Reporting."""
-    monitoring: Monitoring = Monitoring()
+    monitoring: Annotated[Monitoring, Tuning.OPERATIONAL] = Monitoring()
     """Warnings."""
-    compute: Compute = Compute()
+    compute: Annotated[Compute, Tuning.OPERATIONAL] = Compute()
     """Workers and devices."""
-    ingest: Ingest = Ingest()
+    ingest: Annotated[Ingest, Tuning.OPERATIONAL] = Ingest()
     """Ray Data."""
-    online_eval: OnlineEval = OnlineEval()
+    online_eval: Annotated[OnlineEval, Tuning.OPERATIONAL] = OnlineEval()
     """Judging checkpoints on the way."""
 
     @property

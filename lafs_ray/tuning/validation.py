@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.config.loader import find_mistakes
+from lafs_ray.config.loader import Section, Tuning, find_mistakes, section_at
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.tuning.config import EvalSets, SweepConfig
 from lafs_ray.tuning.space import Dimension, Settings, draw_settings, grid_points, reaching
@@ -15,38 +15,6 @@ from lafs_ray.tuning.trial_config import TRIAL, Sweep, with_settings
 # Random settings that are tried out where the trials are not known beforehand.
 _TRIED = 100
 
-# They decide where a run computes or what it says, not what it learns.
-_NOT_LEARNT = (
-    "run",
-    "compute",
-    "ingest",
-    "checkpoints",
-    "log",
-    "monitoring",
-    "online_eval",
-    "crops",
-)
-_NOT_LEARNT_KEYS = ("data.path", "data.cache", "data.max_bad_records", "data.color_order")
-
-# With another value the loss measures something else.
-_IN_THE_LOSS = {
-    "finetune": ("margin", "mixup", "regularizer", "augmentation"),
-    "pretrain": ("dino", "head", "views", "landmarks"),
-}
-# What may change under a checkpoint. Not the shares of the learning rate: the optimizer's state
-# keeps those of its layers.
-_MOVABLE = {
-    "finetune": (
-        *("optim.lr", "optim.min_lr", "optim.weight_decay", "regularizer", "augmentation"),
-        *("mixup", "margin.scale", "margin.margin", "model.dropout", "model.drop_path"),
-    ),
-    "pretrain": (
-        *("optim.lr", "optim.min_lr", "optim.weight_decay", "optim.weight_decay_end", "views"),
-        *("optim.clip_grad", "landmarks.noise_px", "landmarks.local_tokens", "landmarks.shuffle"),
-        *("landmarks.replacement", "dino.student_temp", "dino.teacher_temp", "model.dropout"),
-        *("dino.teacher_momentum", "dino.center_momentum", "model.drop_path"),
-    ),
-}
 # A short finetuning takes over the trial's transformer and landmark CNN.
 _SHARED = ("size", "num_landmarks", "patch_size", "landmark_cnn", "landmark_cnn_width")
 
@@ -57,7 +25,7 @@ def mistakes_in(sweep: Sweep) -> list[str]:
     found = [
         *base,
         *_condition_mistakes(sweep.config.space),
-        *_key_mistakes(sweep.config),
+        *_key_mistakes(sweep.config, sweep.kind),
         *_objective_mistakes(sweep.config),
         *_search_mistakes(sweep.config),
         *_scheduler_mistakes(sweep.config),
@@ -128,25 +96,41 @@ def _mistakes_of_condition(
             yield f"{where}: {parent} is never {', '.join(map(repr, never)) or 'anything listed'}"
 
 
-def _key_mistakes(config: SweepConfig) -> Iterator[str]:
+def marked_keys(kind: type[Section], mark: Tuning, prefix: str = "") -> list[str]:
+    """Return the dotted keys of the fields of a configuration that carry a mark."""
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        section = section_at(kind, [name])
+        if mark in field.metadata:
+            keys.append(f"{prefix}{name}")
+        elif section is not None:
+            keys += marked_keys(section, mark, f"{prefix}{name}.")
+    return keys
+
+
+def _key_mistakes(config: SweepConfig, kind: type[Section]) -> Iterator[str]:
+    operational, in_loss, mutable = (
+        marked_keys(kind, mark)
+        for mark in (Tuning.OPERATIONAL, Tuning.DEFINES_LOSS, Tuning.MUTABLE)
+    )
     for key in config.space:
-        if _is_below(key, (*_NOT_LEARNT, *_NOT_LEARNT_KEYS)):
-            yield f"space.{key}: decides nothing that a network learns; put it into settings"
-        if config.objective.metric == "loss" and _is_below(key, _IN_THE_LOSS[config.job]):
+        if _is_below(key, operational):
+            yield f"space.{key}: {Tuning.OPERATIONAL.value}; move it to settings"
+        if config.objective.metric == "loss" and _is_below(key, in_loss):
             yield (
-                f"space.{key}: changes what the loss measures, so objective.metric=loss cannot "
-                "compare it; select by pair_accuracy, tar_at_far or knn"
+                f"space.{key}: {Tuning.DEFINES_LOSS.value}; set objective.metric to "
+                "pair_accuracy, tar_at_far or knn"
             )
-        if config.scheduler.kind == "pbt" and not _is_below(key, _MOVABLE[config.job]):
+        if config.scheduler.kind == "pbt" and not _is_below(key, mutable):
             yield (
-                f"space.{key}: cannot change under a checkpoint, as scheduler.kind=pbt would; "
-                f"those that can: {', '.join(_MOVABLE[config.job])}"
+                f"space.{key}: cannot change when training resumes from a checkpoint, as "
+                f"scheduler.kind=pbt requires; keys that can: {', '.join(mutable)}"
             )
     for one, other in ((a, b) for a in config.space for b in config.space if b.startswith(f"{a}.")):
         yield f"space.{other}: {one} is in the space as a whole; keep one of the two"
 
 
-def _is_below(key: str, sections: tuple[str, ...]) -> bool:
+def _is_below(key: str, sections: Sequence[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 

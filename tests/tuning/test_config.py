@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.config.loader import load, read_yaml, resolve, write_yaml
+from lafs_ray.config.loader import Tuning, load, read_yaml, resolve, write_yaml
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.trial_config import Sweep, read_sweep, with_settings
-from lafs_ray.tuning.validation import known_settings, mistakes_in
+from lafs_ray.tuning.validation import known_settings, marked_keys, mistakes_in
 from tests.training.faces import ROOT
 
 FEW_SHOT = str(ROOT / "configs" / "finetune" / "few_shot.yaml")
@@ -90,7 +91,7 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"compute.workers": {"choice": [1, 2]}},
             {},
-            "space.compute.workers: decides nothing that a network learns",
+            "space.compute.workers: changes where a run computes or what it logs",
         ),
         (
             {"mixup": {"choice": [{"probability": 0.1}]}, "mixup.alpha": {"uniform": [0.1, 1]}},
@@ -142,7 +143,7 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"optim.layer_decay": {"uniform": [0.5, 1]}},
             {"scheduler": {"kind": "pbt"}},
-            "space.optim.layer_decay: cannot change under a checkpoint",
+            "space.optim.layer_decay: cannot change when training resumes from a checkpoint",
         ),
         (
             LR,
@@ -290,3 +291,33 @@ def test_mistakes_in__conditions_that_go_round() -> None:
     assert len(found) == 2, found
     assert "augmentation.rand_augment is no key of the space above" in found[0]
     assert "mixup.probability is never anything listed" in found[1]
+
+
+def test_marked_keys__of_both_jobs() -> None:
+    """The marks of the fields, as far as the method and the optimizer's state decide them.
+
+    Layer decay is not mutable: the optimizer's state keeps the learning rate of each layer.
+    """
+    common = ["model.dropout", "model.drop_path"]
+    assert marked_keys(FinetuneConfig, Tuning.MUTABLE) == [
+        *common,
+        *("margin.scale", "margin.margin", "regularizer", "augmentation", "mixup"),
+        *("optim.lr", "optim.min_lr", "optim.weight_decay"),
+    ]
+    assert marked_keys(PretrainConfig, Tuning.MUTABLE) == [
+        *common,
+        *(f"landmarks.{name}" for name in ("noise_px", "local_tokens", "shuffle", "replacement")),
+        "views",
+        *("dino.student_temp", "dino.teacher_temp", "dino.center_momentum"),
+        "dino.teacher_momentum",
+        *("optim.lr", "optim.min_lr", "optim.weight_decay", "optim.weight_decay_end"),
+        "optim.clip_grad",
+    ]
+    losses = {"margin", "mixup", "regularizer", "augmentation"}
+    assert {*marked_keys(FinetuneConfig, Tuning.DEFINES_LOSS)} == losses
+    losses = {"dino", "head", "views", "landmarks"}
+    assert {*marked_keys(PretrainConfig, Tuning.DEFINES_LOSS)} == losses
+    operational = {"run", "checkpoints", "log", "monitoring", "compute", "ingest", "online_eval"}
+    operational |= {f"data.{name}" for name in ("path", "color_order", "max_bad_records", "cache")}
+    assert {*marked_keys(FinetuneConfig, Tuning.OPERATIONAL)} == operational
+    assert {*marked_keys(PretrainConfig, Tuning.OPERATIONAL)} == {*operational, "crops"}
