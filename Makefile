@@ -1,20 +1,25 @@
 # The environment is made here and nowhere else: torch first and exactly, so that pip cannot take a
-# build with gigabytes of CUDA where a CPU one is on offer.
+# build with gigabytes of CUDA where a CPU one is on offer. constraints.txt pins the rest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint environment node-environment mxnet-environment clean
+.PHONY: help demo test test-fast test-lowest lint format docs environment node-environment mxnet-environment clean
+.DEFAULT_GOAL := help
 
-environment: $(VENV)/.ready
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)$$/\1|\2/p' Makefile | awk -F'|' '{printf "make %-18s %s\n", $$1, $$2}'
 
-$(VENV)/.ready: pyproject.toml Makefile
+environment: $(VENV)/.ready  ## make .venv: the CPU build of torch, the package and its tools
+
+$(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==$(TORCHVISION)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python $(PIP) torch==$(TORCH)
+	$(BIN)/python $(PIP) --no-deps torchvision==$(TORCHVISION)
+	$(BIN)/python $(PIP) --constraint constraints.txt -e ".[dev]"
 	touch $@
 
 # What a node of a cluster needs: the same torch and the dependencies of pyproject.toml. Not the package:
@@ -23,43 +28,74 @@ $(VENV)/.ready: pyproject.toml Makefile
 TORCH_INDEX :=
 DEPENDENCIES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])
 
-node-environment: $(VENV)/.node-ready
+node-environment: $(VENV)/.node-ready  ## make .venv on a cluster node: torch and the dependencies
 
-$(VENV)/.node-ready: pyproject.toml Makefile
+$(VENV)/.node-ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX:%=--index-url %) torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX:%=--index-url %) --no-deps torchvision==$(TORCHVISION)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c '$(DEPENDENCIES)')
+	$(BIN)/python $(PIP) $(TORCH_INDEX:%=--index-url %) torch==$(TORCH)
+	$(BIN)/python $(PIP) $(TORCH_INDEX:%=--index-url %) --no-deps torchvision==$(TORCHVISION)
+	$(BIN)/python $(PIP) --constraint constraints.txt $$($(BIN)/python -c '$(DEPENDENCIES)')
 	touch $@
 
 # The retired mxnet, to compare files with: an environment of its own, as it needs an old numpy and
-# Python 3.11 or older. Tests marked mxnet run where it is, and say so where it is not.
+# Python 3.11 or older. Tests marked mxnet run where it exists and are skipped elsewhere.
 MXNET_VENV := .venv-mxnet
 
-mxnet-environment: $(MXNET_VENV)/.ready
+mxnet-environment: $(MXNET_VENV)/.ready  ## make .venv-mxnet, for the tests marked mxnet
 
 $(MXNET_VENV)/.ready: Makefile
 	rm -rf $(MXNET_VENV)
 	$(PYTHON) -m venv $(MXNET_VENV)
-	$(MXNET_VENV)/bin/python -m pip install --quiet --disable-pip-version-check mxnet==1.9.1 "numpy<1.24"
+	$(MXNET_VENV)/bin/python $(PIP) mxnet==1.9.1 "numpy<1.24"
 	$(MXNET_VENV)/bin/python -c "import mxnet" 2> /dev/null
 	touch $@
 
 # A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.
-demo: environment
+demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers → demo/report
 	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600
 	$(BIN)/python jobs/finetune.py configs/finetune/demo.yaml
 	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
 	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
 
-test: environment
+test: environment  ## run all tests (CPU, no network)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-lint: environment
+test-fast: environment  ## run the tests that start no Ray and take no minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet"
+
+# The oldest Python, torch and packages that pyproject.toml allows. Not in CI: this torch comes with
+# gigabytes of CUDA. The newest of the other tools may want newer packages than these; pip says so.
+LOWEST_PYTHON ?= python3.10
+LOWEST_VENV := .venv-lowest
+LOWEST := import re, tomllib; print(*(re.sub(r">=([\d.]+).*", r"==\1.*", one) \
+	for one in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] \
+	if not one.startswith(("torch", "ray"))))
+# Every test has its own limit (pytest-timeout); this one is for the whole run.
+LOWEST_LIMIT_S ?= 3600
+
+test-lowest: $(LOWEST_VENV)/.ready  ## run the tests with the oldest versions allowed
+	timeout --signal=INT --kill-after=60 $(LOWEST_LIMIT_S) \
+		$(LOWEST_VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+
+$(LOWEST_VENV)/.ready: pyproject.toml Makefile
+	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)
+	$(LOWEST_VENV)/bin/python $(PIP) torch==2.6.0 torchvision==0.21.0
+	$(LOWEST_VENV)/bin/python $(PIP) -e ".[dev]"
+	$(LOWEST_VENV)/bin/python $(PIP) $$($(PYTHON) -c '$(LOWEST)')
+	touch $@
+
+lint: environment  ## check format, lint, types and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:
+format: environment  ## format the code and fix what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: environment  ## write docs/config.md from the configuration classes
+	$(BIN)/python -m lafs_ray.cli.config_docs > docs/config.md
+
+clean:  ## remove what `make demo` made
 	rm -rf demo
