@@ -165,8 +165,8 @@ def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, floa
     network = local_embedding(load_embedder(path, trained=trained))
     plain, centered = evaluate_pairs(open_pairs(pairs), {"": network}).rows
     return {
-        "plain": plain.figures["accuracy"] or 0.0,
-        "centered": centered.figures["accuracy"] or 0.0,
+        "plain": plain.metrics["accuracy"] or 0.0,
+        "centered": centered.metrics["accuracy"] or 0.0,
     }
 
 
@@ -271,7 +271,7 @@ def baselines(plan: Plan) -> None:
     def raw() -> dict[str, float]:
         rows = evaluate_pairs(open_pairs(plan.pairs), {}, raw_pixels=True).rows
         return dict(
-            zip(("plain", "centered"), (r.figures["accuracy"] or 0.0 for r in rows), strict=True)
+            zip(("plain", "centered"), (r.metrics["accuracy"] or 0.0 for r in rows), strict=True)
         )
 
     keep(plan, RAW, raw)

@@ -75,7 +75,7 @@ def make(work: Path, source: str, seed: int, options: argparse.Namespace) -> dic
     pairs = evaluate_pairs(open_pairs(options.pairs), network).rows
     people = evaluate_identities(open_labeled(options.identities, "rgb"), network, ks=(1,)).rows
     line = read_metrics(str(run / "metrics.jsonl"))[-1]
-    found = [row.figures["accuracy"] for row in pairs] + [row.figures["1-NN"] for row in people]
+    found = [row.metrics["accuracy"] for row in pairs] + [row.metrics["1-NN"] for row in people]
     return dict(zip(FIGURES, (line["loss"], *(value or 0.0 for value in found)), strict=True))
 
 

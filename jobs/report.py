@@ -1,4 +1,4 @@
-"""What a pretraining run has learnt: curves, landmarks on faces, pair accuracy, in one folder.
+"""Report a pretraining run: metric curves, landmarks on faces and pair accuracy, in one folder.
 
 python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
 """
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     images = np.stack([decode_image(data, color_order="rgb") for data in some.images])
     landmarks = apply_network(network.landmark_cnn, images)
     curves = learning_curves(read_metrics(filesystem.join(options.run, "metrics.jsonl")))
-    judged = evaluate_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
-    text = f"{judged}\n"
+    result = evaluate_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
+    text = f"{result}\n"
     for name, content in (
         ("curves.png", as_png(curves)),
         ("landmarks.png", as_png(landmark_overlay(images, landmarks))),

@@ -78,7 +78,7 @@ def _named(judged: EvalResult, names: dict[str, str]) -> dict[str, float]:
         f"{name}{suffix}": value
         for row, suffix in ((plain, ""), (centered, "_centered"))
         for figure, name in names.items()
-        if (value := row.figures[figure]) is not None
+        if (value := row.metrics[figure]) is not None
     }
 
 

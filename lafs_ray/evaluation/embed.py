@@ -1,4 +1,4 @@
-"""A frozen network applied to faces."""
+"""Embed faces with a frozen network; flip test, centering and L2 normalization of embeddings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lafs_ray.errors import DataError
 Network = Callable[[Tensor], Tensor]
 PixelRange = Literal["training", "reference"]
 
-# Faces read, and handed to a worker, at once: 9.6 MB. Whole batches, so that any division of the
-# work among processes makes the same batches, hence the same bits.
+# Faces read and sent to a worker at once: 9.6 MB. A multiple of the batch, so that any number of
+# processes makes the same batches, hence the same bits.
 CHUNK = 256
 _BATCH = 64
 
@@ -32,14 +32,14 @@ def apply_network(
     batch_size: int = _BATCH,
     pixel_range: PixelRange = "training",
 ) -> NDArray[np.float32]:
-    """What a network makes of faces, batch by batch.
+    """Run a network on faces, batch by batch.
 
     Args:
         network: takes [B, 3, S, S]; on `device` and in eval mode already.
         images: uint8 [B, S, S, 3] RGB.
         device: where to compute.
         batch_size: faces at once.
-        pixel_range: what the network gets: -1 … 1 as in training, or -0.5 … 0.5.
+        pixel_range: input range of the network: -1 … 1 as in training, or -0.5 … 0.5.
 
     Returns:
         float32 [B, …].
@@ -48,14 +48,14 @@ def apply_network(
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
         pixels = batch.to(device).permute(0, 3, 1, 2).float()
-        # Reference: evaluates on x / 255 - 0.5, half the range of its training; ours: on request.
+        # Reference: evaluates on x / 255 - 0.5, half its training range. Ours: only on request.
         pixels = pixels / 127.5 - 1.0 if pixel_range == "training" else pixels / 255.0 - 0.5
         parts.append(network(pixels).float().cpu().numpy())
     return np.concatenate(parts)
 
 
 def embed_chunk(network: Network, images: NDArray[np.uint8], **options: Any) -> NDArray[np.float32]:
-    """Embeddings of faces and of their mirror images, float32 [B, 2, D].
+    """Embed faces and their mirror images: float32 [B, 2, D].
 
     Args:
         network: as for `apply_network`.
@@ -69,19 +69,19 @@ def embed_chunk(network: Network, images: NDArray[np.uint8], **options: Any) -> 
 def embed_faces(
     network: Network, source: FaceSource, *, progress: bool = False, **options: Any
 ) -> NDArray[np.float32]:
-    """Embeddings of all faces of a source and of their mirror images, float32 [N, 2, D].
+    """Embed all faces of a source and their mirror images: float32 [N, 2, D].
 
     Args:
         network: as for `apply_network`.
         source: the faces; 256 of them are in memory at once.
-        progress: show a bar on a terminal, if it takes more than some seconds.
+        progress: show a bar on a terminal after three seconds.
         options: as for `apply_network`.
 
     Raises:
         DataError: a face is missing or does not decode.
     """
     parts = []
-    # None: whether it is a terminal decides.
+    # None shows the bar on a terminal only.
     hidden = None if progress else True
     bar = tqdm(total=source.num_images, unit=" faces", disable=hidden, leave=False, delay=3)
     with bar:
@@ -92,33 +92,30 @@ def embed_faces(
 
 
 def chunks(count: int) -> list[tuple[int, int]]:
-    """(start, stop) of each chunk of `count` faces."""
+    """Return (start, stop) of each chunk of `count` faces."""
     return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
 Floats = NDArray[np.floating[Any]]
-
-
 Float64s = NDArray[np.float64]
 
 
 def flip_sum(embeddings: Floats) -> Float64s:
-    """Embedding of each image plus that of its mirror, not normalized: float64 [N, D].
+    """Add the embeddings of each image and of its mirror image: float64 [N, D], not normalized.
 
     Args:
         embeddings: of the image and of its mirror, [N, 2, D].
     """
-    # Reference: the sum is made in float64.
+    # Reference: sums in float64.
     total: Float64s = embeddings.astype(np.float64).sum(axis=1)
     return total
 
 
 def center(rows: Floats) -> Float64s:
-    """The rows less their mean over all images: float64 [N, D]; no label is used.
+    """Subtract the mean embedding: float64 [N, D]. Uses no labels.
 
-    Ours. Self-supervised embeddings share a large common part: after normalization they lie in a
-    narrow cone, whose distances the protocol's grid of thresholds (steps of 0.01) cannot tell
-    apart. Of flip-test sums, this removes the mean embedding over images and mirror images.
+    Ours. Self-supervised embeddings share a large common component: after normalization they lie in
+    a narrow cone, whose distances the protocol's threshold grid (steps of 0.01) cannot resolve.
     """
     values = rows.astype(np.float64)
     centered: Float64s = values - values.mean(axis=0)
@@ -126,10 +123,10 @@ def center(rows: Floats) -> Float64s:
 
 
 def normalize(rows: Floats) -> Float64s:
-    """The rows at length 1: float64 [N, D]. A row of zeros stays zero.
+    """L2-normalize the rows: float64 [N, D]. A row of zeros stays zero.
 
     Raises:
-        DataError: an embedding is not finite; a metric over it would be a lie.
+        DataError: an embedding is not finite, so that metrics would be undefined.
     """
     assert rows.ndim == 2, "embeddings are rows"
     values = rows.astype(np.float64)

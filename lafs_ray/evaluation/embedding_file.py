@@ -1,7 +1,8 @@
-"""Embeddings of a set as one Parquet file: a row for each face, what made them in its metadata.
+"""Write the embeddings of a face set to one Parquet file, a row for each face.
 
-Faces stream through: 256 are read, decoded and embedded at a time, 8192 rows are written at a time
-(25 MB at width 768), so memory does not grow with the set. The file is there whole or not at all.
+Faces are streamed: 256 are read, decoded and embedded at a time, and row groups have 8192 rows
+(25 MB at width 768), so memory does not grow with the set. The write is atomic; the file's metadata
+names the network.
 Letters: B faces, D width.
 """
 
@@ -35,7 +36,7 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class Decoding:
-    """How stored faces become pixels.
+    """Decoding options of stored faces.
 
     Args:
         color_order: what the files decode to.
@@ -50,11 +51,11 @@ class Decoding:
 
 @dataclass
 class Outcome:
-    """What was written.
+    """Counts of an embedding run.
 
     Args:
-        num_rows: faces in the file.
-        left_out: a line for each damaged face.
+        num_rows: faces written.
+        left_out: one line for each damaged face.
     """
 
     num_rows: int = 0
@@ -62,7 +63,7 @@ class Outcome:
 
 
 def with_flip(embed: Embed) -> Embed:
-    """The sum of a face's embedding and its mirror image's, as in verification."""
+    """Add the embedding of the mirror image, as in verification."""
     return lambda images: embed(images) + embed(np.ascontiguousarray(images[:, :, ::-1]))
 
 
@@ -86,7 +87,7 @@ def write_embeddings(
         source: the faces.
         embed: uint8 [B, 112, 112, 3] RGB to float32 [B, D].
         decoding: how faces become pixels.
-        metadata: stands in the file's metadata beside the counts of rows.
+        metadata: written to the file's metadata, beside the row counts.
         say: told of progress every ten seconds.
         complain: told of each face left out.
 
@@ -118,7 +119,7 @@ def _tables(
     complain: Callable[[str], None],
     say: Callable[[str], None],
 ) -> Iterator[pa.Table]:
-    """Row groups."""
+    """Yield row groups."""
     start = told = time.monotonic()
     faces: list[KeyedFace] = []
     vectors: list[NDArray[np.float32]] = []
@@ -145,7 +146,7 @@ def _decoded(
     outcome: Outcome,
     complain: Callable[[str], None],
 ) -> tuple[list[KeyedFace], list[NDArray[np.uint8]]]:
-    """The sound ones of some faces, and their pixels."""
+    """Decode faces; return the sound ones and their pixels."""
     sound, images = [], []
     for face in faces:
         problem = face.error
@@ -162,10 +163,10 @@ def _decoded(
 
 
 def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
-    """RGB pixels of a face, uint8 [112, 112, 3].
+    """Decode a face to RGB pixels, uint8 [112, 112, 3].
 
     Raises:
-        DataError: it does not decode, or has another size or shape than asked for.
+        DataError: it does not decode, or has another size than expected.
     """
     if not decoding.resize:
         return decode_image(data, color_order=decoding.color_order, size=SIDE)

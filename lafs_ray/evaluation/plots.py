@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves and the landmarks it looks at; drawn without a display."""
+"""Plots of a run: metric curves, landmarks on faces, ROC curves; drawn without a display."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lafs_ray.evaluation.verification import RocCurve
 _COLUMNS = 6
 _ROC_POINTS = 5000
 
-# Panels of the learning state: title, and the metrics drawn into it.
+# Panels of the SSL diagnostics: title, and the metrics drawn into it.
 _PANELS = (
     ("loss (nats)", ("loss",)),
     ("entropy (nats)", ("teacher_entropy", "student_entropy")),
     ("KL teacher to student (nats)", ("kl",)),
-    ("norm of the center", ("center_norm",)),
-    ("share of prototypes in use", ("used_prototypes",)),
-    ("deviation of embeddings", ("embedding_std",)),
+    ("center norm", ("center_norm",)),
+    ("used prototypes (share)", ("used_prototypes",)),
+    ("embedding std", ("embedding_std",)),
 )
 
 
 def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and signs of collapse over the steps of a pretraining run.
+    """Plot loss and SSL diagnostics over the steps of a pretraining run.
 
     Args:
         lines: of its metrics.jsonl.
@@ -46,7 +46,7 @@ def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]]) -> Figure:
-    """Landmarks drawn on faces, colored by their number, so that the same part has one color.
+    """Draw landmarks on faces, colored by index, so that one landmark has one color.
 
     Args:
         images: uint8 [B, S, S, 3] RGB.
@@ -67,7 +67,7 @@ def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[A
 
 
 def roc_figure(title: str, curves: Mapping[str, RocCurve]) -> Figure:
-    """ROC curves over a logarithmic FAR.
+    """Plot ROC curves over a logarithmic FAR.
 
     Args:
         title: of the figure.
@@ -76,7 +76,7 @@ def roc_figure(title: str, curves: Mapping[str, RocCurve]) -> Figure:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        # IJB-C has a million points: more than a picture shows.
+        # IJB-C has a million points, more than a plot shows.
         count = len(curve.fpr)
         shown = np.unique(np.geomspace(1, count, _ROC_POINTS).astype(int)) - 1
         axes.plot(curve.fpr[shown], curve.tpr[shown], label=f"{name} (AUC {curve.area:.4f})")
@@ -92,7 +92,7 @@ def roc_figure(title: str, curves: Mapping[str, RocCurve]) -> Figure:
 
 
 def as_png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
+    """Encode a figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -9,16 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.eval_sets import (
-    FaceSource,
-    LabeledFaces,
-    PairFaces,
-)
+from lafs_ray.data.eval_sets import FaceSource, LabeledFaces, PairFaces
 from lafs_ray.data.ijb import Templates
 from lafs_ray.evaluation.embed import PixelRange, embed_faces, flip_sum
 from lafs_ray.evaluation.report import (
     COUNTS,
-    Row,
+    ResultRow,
     identity_rows,
     pair_rows,
     raw_pixel_rows,
@@ -29,12 +25,8 @@ from lafs_ray.evaluation.templates import TestMode
 from lafs_ray.models.embedder import FaceEmbedder
 
 Device = Literal["cpu", "cuda"]
-
-
-# Faces to embeddings of them and of their mirror images, float32 [N, 2, D].
+# Faces → embeddings of them and of their mirror images, float32 [N, 2, D].
 Embed = Callable[[FaceSource], NDArray[np.float32]]
-
-
 Embeddings = dict[str, Embed]
 
 
@@ -45,7 +37,7 @@ def local_embedding(
     *,
     progress: bool = False,
 ) -> Embed:
-    """A network that embeds in this process, with a bar on the terminal if asked."""
+    """Return an `Embed` that runs the network in this process, optionally with a progress bar."""
     options: dict[str, Any] = {"device": device, "pixel_range": pixel_range}
     return partial(embed_faces, network.to(device), progress=progress, **options)
 
@@ -53,12 +45,12 @@ def local_embedding(
 def evaluate_pairs(
     source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False
 ) -> EvalResult:
-    """10-fold verification of a pair file by each embedding, plain and centered.
+    """Run 10-fold verification on a pair file for each embedding, plain and centered.
 
     Args:
         source: the pairs.
         embeddings: by name.
-        raw_pixels: whether raw pixels are judged first.
+        raw_pixels: whether raw pixels are evaluated as well.
 
     Raises:
         DataError: an image is damaged, or there are too few pairs.
@@ -74,17 +66,17 @@ def evaluate_pairs(
 def evaluate_identities(
     source: LabeledFaces, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
 ) -> EvalResult:
-    """Leave-one-out identities of a labeled set by each embedding, plain and centered.
+    """Compute leave-one-out k-NN accuracy on a labeled set for each embedding, plain and centered.
 
     Args:
         source: the set.
         embeddings: by name.
-        ks: neighbors asked.
+        ks: numbers of neighbors.
 
     Raises:
         DataError: a label or an image is damaged, or a k is impossible.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for name, embed in embeddings.items():
         rows += identity_rows(name, flip_sum(embed(source)), source.labels, ks)
     counts = {name: rows[0].details[name] for name in COUNTS}
@@ -94,17 +86,17 @@ def evaluate_identities(
 def evaluate_templates(
     protocol: Templates, embeddings: Embeddings, *, modes: Sequence[TestMode]
 ) -> EvalResult:
-    """TAR at FAR of a template protocol by each embedding, plain and centered, in each mode.
+    """Compute TAR at FAR of a template protocol for each embedding, plain and centered.
 
     Args:
         protocol: the lists and faces.
         embeddings: by name.
-        modes: the reference's switches.
+        modes: the protocol's test modes.
 
     Raises:
         DataError: an image is damaged, or all pairs are of one kind.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for name, embed in embeddings.items():
         rows += template_rows(name, embed(protocol.faces), protocol, modes)
     counts = {

@@ -1,7 +1,7 @@
-"""From embeddings to the figures of one input, as rows of a table and of results.json.
+"""Metrics of embeddings on one input, as rows of a table and of results.json.
 
-Every embedding is judged twice: plain, as the protocols have it, and centered (`vectors.center`),
-which is the fair figure for a network that has never seen a label.
+Every embedding is evaluated twice: plain, as the protocols have it, and centered (`embed.center`),
+which is the fair comparison for a network that has seen no labels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lafs_ray.evaluation.verification import (
 
 RAW_PIXELS = "raw pixels"
 PAIR_FARS = (1e-3, 1e-2, 1e-1)
-# What a labeled set's rows say about it.
+# Counts of a labeled set that its rows carry.
 COUNTS = ("num_images", "num_identities", "num_excluded")
 
 Float64s = NDArray[np.float64]
@@ -44,44 +44,44 @@ Truths = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """The figures of one embedding.
+class ResultRow:
+    """Metrics of one embedding.
 
     Args:
         name: of the embedding.
         centered: whether the mean embedding was subtracted.
-        figures: name to value, 0 … 1; None where the input does not define it.
-        details: what else results.json says.
+        metrics: name → value, 0 … 1; None where it is undefined on this input.
+        details: further values for results.json.
         curve: its ROC.
     """
 
     name: str
     centered: bool
-    figures: dict[str, float | None]
+    metrics: dict[str, float | None]
     details: dict[str, Any] = field(default_factory=dict)
     curve: RocCurve | None = None
 
     @property
     def title(self) -> str:
-        """Name with the treatment."""
+        """Name, and whether it is centered."""
         return f"{self.name}, centered" if self.centered else self.name
 
     def content(self) -> dict[str, Any]:
-        """The row as plain values."""
+        """Return the row as plain values."""
         return {
             "embedding": self.name,
             "centered": self.centered,
-            **self.figures,
+            **self.metrics,
             **self.details,
         }
 
 
-def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) -> list[Row]:
-    """Plain and centered figures of an embedding of pairs.
+def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) -> list[ResultRow]:
+    """Compute verification metrics of an embedding, plain and centered.
 
     Args:
         name: of the embedding.
-        embeddings: [2P, D], flip test done.
+        embeddings: [2P, D], after the flip test.
         same: bool [P].
 
     Raises:
@@ -95,30 +95,30 @@ def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) ->
     ]
 
 
-def pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> Row:
-    """10-fold accuracy, TAR at FARs and area under the ROC of pair distances, float64 [P]."""
+def pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> ResultRow:
+    """Compute 10-fold accuracy, TAR at FAR and AUC of pair distances, float64 [P]."""
     accuracy = kfold_accuracy(distances, same)
-    figures: dict[str, float | None] = {"accuracy": accuracy.mean, "std": accuracy.std}
+    metrics: dict[str, float | None] = {"accuracy": accuracy.mean, "std": accuracy.std}
     details: dict[str, Any] = {"fold_accuracies": accuracy.accuracies.tolist()}
     both_kinds = 0 < np.count_nonzero(same) < len(same)
     curve = roc_curve(-distances, same) if both_kinds else None
-    figures["AUC"] = curve.area if curve else None
+    metrics["AUC"] = curve.area if curve else None
     for far in PAIR_FARS:
         try:
             found = tar_at_far(distances, same, far)
         except DataError:
-            # A fold of one kind has no such rate; its accuracy is sound all the same.
-            figures[f"TAR@{far:g}"] = None
+            # Undefined on a fold without same or without different pairs; accuracy is not.
+            metrics[f"TAR@{far:g}"] = None
             continue
-        figures[f"TAR@{far:g}"] = found.tar
+        metrics[f"TAR@{far:g}"] = found.tar
         details[f"TAR@{far:g} std"], details[f"TAR@{far:g} far"] = found.std, found.far
-    return Row(name, centered, figures, details, curve)
+    return ResultRow(name, centered, metrics, details, curve)
 
 
-def raw_pixel_rows(source: FaceSource, same: Truths) -> list[Row]:
-    """The rows that a network has to beat: an image's pixels less their own mean.
+def raw_pixel_rows(source: FaceSource, same: Truths) -> list[ResultRow]:
+    """Compute the raw-pixel baseline: an image's pixels less their own mean.
 
-    The centered row subtracts the mean picture as well. Pixels are not mirrored.
+    The centered row subtracts the mean image as well. There is no flip test.
     """
     total: Float64s | float = 0.0
     for start, stop in chunks(source.num_images):
@@ -137,14 +137,14 @@ def raw_pixel_rows(source: FaceSource, same: Truths) -> list[Row]:
 
 def identity_rows(
     name: str, embeddings: NDArray[np.floating[Any]], labels: NDArray[np.int64], ks: Sequence[int]
-) -> list[Row]:
-    """Plain and centered leave-one-out identity accuracy.
+) -> list[ResultRow]:
+    """Compute leave-one-out k-NN accuracy, plain and centered.
 
     Args:
         name: of the embedding.
-        embeddings: [N, D], flip test done.
+        embeddings: [N, D], after the flip test.
         labels: int64 [N].
-        ks: neighbors asked.
+        ks: numbers of neighbors.
 
     Raises:
         DataError: see `neighbor_accuracies`.
@@ -152,22 +152,22 @@ def identity_rows(
     rows = []
     for centered in (False, True):
         found = neighbor_accuracies(center(embeddings) if centered else embeddings, labels, ks)
-        figures: dict[str, float | None] = {f"{one.k}-NN": one.accuracy for one in found}
+        metrics: dict[str, float | None] = {f"{one.k}-NN": one.accuracy for one in found}
         counts = {name: getattr(found[0], name) for name in COUNTS}
-        rows.append(Row(name, centered, figures, counts))
+        rows.append(ResultRow(name, centered, metrics, counts))
     return rows
 
 
 def template_rows(
     name: str, embeddings: NDArray[np.floating[Any]], protocol: Templates, modes: Sequence[TestMode]
-) -> list[Row]:
-    """Plain and centered TAR at FAR of a template protocol, for each test mode.
+) -> list[ResultRow]:
+    """Compute TAR at FAR of a template protocol for each test mode, plain and centered.
 
     Args:
         name: of the embedding.
         embeddings: of its images and of their mirror images, [N, 2, D].
         protocol: the lists.
-        modes: the reference's switches.
+        modes: the protocol's test modes.
 
     Raises:
         DataError: an embedding is not finite, or there are no pairs of one kind.
@@ -182,10 +182,10 @@ def template_rows(
                 protocol.second,
             )
             curve = roc_curve(scores, protocol.same)
-            figures: dict[str, float | None] = {}
+            metrics: dict[str, float | None] = {}
             details: dict[str, Any] = {"mode": str(mode)}
             for far in TEMPLATE_FARS:
-                figures[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
-            figures["AUC"] = curve.area
-            rows.append(Row(f"{name} {mode}", centered, figures, details, curve))
+                metrics[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
+            metrics["AUC"] = curve.area
+            rows.append(ResultRow(f"{name} {mode}", centered, metrics, details, curve))
     return rows

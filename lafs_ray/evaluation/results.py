@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: tables for people, results.json, ROC pictures."""
+"""Outputs of an evaluation: tables for the terminal, results.json and ROC plots."""
 
 from __future__ import annotations
 
@@ -9,68 +9,68 @@ from dataclasses import dataclass
 from typing import Any
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.report import Row
+from lafs_ray.evaluation.report import ResultRow
 
 
 @dataclass(frozen=True, eq=False)
 class EvalResult:
-    """The figures of one input.
+    """Metrics of all embeddings on one input.
 
     Args:
         protocol: pairs, identities or templates.
         uri: the input.
         counts: its sizes.
-        rows: a row for each embedding and treatment.
+        rows: one for each embedding, plain and centered.
     """
 
     protocol: str
     uri: str
     counts: dict[str, int]
-    rows: list[Row]
+    rows: list[ResultRow]
 
     def __str__(self) -> str:
         sizes = [f"{value} {name.removeprefix('num_')}" for name, value in self.counts.items()]
         return "\n".join([f"{self.uri}: {', '.join(sizes)}", *table(self.rows)])
 
     def content(self) -> dict[str, Any]:
-        """The input and its rows as plain values."""
+        """Return the input and its rows as plain values."""
         rows = [row.content() for row in self.rows]
         return {"protocol": self.protocol, "input": self.uri, **self.counts, "rows": rows}
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Lines of a table: a heading, then a line for each row."""
+def table(rows: Sequence[ResultRow]) -> list[str]:
+    """Format rows as the lines of a table, with a heading."""
     width = max(len(row.title) for row in rows)
-    names = list(rows[0].figures)
+    names = list(rows[0].metrics)
     widths = [max(len(name), 7) for name in names]
     heading = "  ".join(f"{name:>{size}}" for name, size in zip(names, widths, strict=True))
     lines = [f"{'':{width}}  {heading}"]
     for row in rows:
         cells = [
             f"{'–' if value is None else format(value, '.4f'):>{size}}"
-            for value, size in zip(row.figures.values(), widths, strict=True)
+            for value, size in zip(row.metrics.values(), widths, strict=True)
         ]
         lines.append(f"{row.title:{width}}  {'  '.join(cells)}")
     return lines
 
 
-def write_results(folder: str, header: Mapping[str, Any], judged: Sequence[EvalResult]) -> None:
-    """Write results.json and roc_<input>.png for each input with ROC curves, each all or nothing.
+def write_results(folder: str, header: Mapping[str, Any], results: Sequence[EvalResult]) -> None:
+    """Write results.json, and roc_<input>.png for each input with ROC curves, atomically.
 
     Args:
         folder: path or URI.
         header: what was evaluated, and with what.
-        judged: the inputs.
+        results: of each input.
 
     Raises:
         DataError: the folder cannot be written to.
     """
-    content = {**header, "results": [one.content() for one in judged]}
+    content = {**header, "results": [one.content() for one in results]}
     files = {"results.json": (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()}
-    for one in judged:
+    for one in results:
         curves = {row.title: row.curve for row in one.rows if row.curve is not None}
         if curves:
-            # Here, as every worker of a run with probes would wait half a second for matplotlib.
+            # Imported here: training workers would wait half a second for matplotlib.
             from lafs_ray.evaluation.plots import as_png, roc_figure
 
             files[_picture_name(one.uri, files)] = as_png(roc_figure(one.uri, curves))
@@ -80,7 +80,7 @@ def write_results(folder: str, header: Mapping[str, Any], judged: Sequence[EvalR
 
 
 def _picture_name(uri: str, taken: Mapping[str, bytes]) -> str:
-    """The input's own name, with a number where two inputs have the same."""
+    """Name a plot after its input, numbered where two inputs have the same name."""
     last = uri.partition("?")[0].rstrip("/").rpartition("/")[2].removesuffix(".bin")
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", last)
     numbered = (f"roc_{name}{suffix}.png" for suffix in ("", *(f"_{i}" for i in range(2, 1000))))

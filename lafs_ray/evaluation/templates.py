@@ -1,8 +1,9 @@
-"""IJB-B and IJB-C: templates, which are sets of images and video frames, are compared in pairs.
+"""The 1:1 template protocol of IJB-B and IJB-C; a template is a set of images and video frames.
 
-The released steps: flip test, detector's score as weight, the mean over each medium, the sum over
-the media of a template, L2 norm, cosine. Features are float64: IJB-C's 469,375 images of width 768
-take 2.9 GB, three times at most. Letters: N images, D width, M templates, P pairs.
+As in the released code (insightface's `eval_ijbc.py`): flip test, detector score as weight, mean
+over each medium, sum over the media of a template, L2 norm, cosine. Features are float64: IJB-C's
+469,375 images of width 768 take 2.9 GB, three times at most.
+Letters: N images, D width, M templates, P pairs.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ Int64s = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TestMode:
-    """How images become one feature each; written as the reference writes it, such as F1N1D1.
+    """Options of the image features, written as in the released code, such as F1N1D1.
 
     Args:
         flip: F1 adds the embedding of the mirror image.
         keep_norm: N1 keeps the embedding's length, which is small for poor images; N0 makes it 1.
-        detector: D1 multiplies by the detector's score.
+        detector: D1 weights by the detector score.
     """
 
-    # pytest takes classes named Test… for tests.
+    # pytest would collect a class named Test….
     __test__ = False
 
     flip: bool
@@ -47,10 +48,10 @@ class TestMode:
 
 
 def parse_mode(text: str) -> TestMode:
-    """`F1N1D1`, the setting of published results, or any other combination.
+    """Parse a test mode such as F1N1D1, the setting of published results.
 
     Raises:
-        DataError: it is written otherwise.
+        DataError: it is not of this form.
     """
     match = re.fullmatch(r"F([01])N([01])D([01])", text)
     if match is None:
@@ -66,13 +67,13 @@ def parse_mode(text: str) -> TestMode:
 def image_features(
     embeddings: Floats, detector_scores: Floats, mode: TestMode, *, centered: bool = False
 ) -> Float64s:
-    """One feature for each image, float64 [N, D].
+    """Compute one feature for each image, float64 [N, D].
 
     Args:
         embeddings: of the image and of its mirror, [N, 2, D].
         detector_scores: [N].
-        mode: which steps are taken.
-        centered: whether the mean over all images is subtracted first (ours, see `vectors.center`).
+        mode: the test mode.
+        centered: whether the mean over all images is subtracted first (ours, see `embed.center`).
     """
     rows = embeddings[:, 0].astype(np.float64)
     if mode.flip:
@@ -89,7 +90,7 @@ def image_features(
 def template_features(
     features: Float64s, templates: Int64s, medias: Int64s
 ) -> tuple[Float64s, Int64s]:
-    """Mean over the images of a medium, sum over the media of a template, L2 norm.
+    """Pool image features: mean over a medium, sum over a template's media, L2 norm.
 
     Args:
         features: of images, float64 [N, D].
@@ -113,7 +114,7 @@ def template_features(
 
 
 def pair_scores(features: Float64s, numbers: Int64s, first: Int64s, second: Int64s) -> Float64s:
-    """Cosine of the two templates of each pair, float64 [P].
+    """Compute the cosine similarity of each pair of templates, float64 [P].
 
     Args:
         features: of templates, at length 1, [M, D].

@@ -1,8 +1,8 @@
-"""Pair verification: is it the same person? Accuracy over ten folds, and TAR at a given FAR.
+"""Pair verification: 10-fold accuracy, TAR at FAR, ROC and AUC.
 
-The protocol of insightface and of the reference: squared distance of L2-normalized embeddings, a
-threshold chosen on nine folds and applied to the tenth; folds are contiguous blocks of pairs.
-Counts are made by searching sorted distances, so a grid of 4,000 thresholds costs milliseconds.
+The protocol of insightface and of the released LAFS code: squared distance of L2-normalized
+embeddings, a threshold chosen on nine folds and applied to the tenth; folds are contiguous blocks
+of pairs. Counts come from sorted distances, so a grid of 4,000 thresholds costs milliseconds.
 Letters: P pairs, D width, T thresholds.
 """
 
@@ -24,13 +24,13 @@ Truths = NDArray[np.bool_]
 
 
 def _thresholds(per_unit: int) -> Float64s:
-    """0 … 4 (the largest squared distance on the sphere) without the end, in steps 1/per_unit."""
+    """Return thresholds 0 … 4 (the largest squared distance on the sphere) in steps 1/per_unit."""
     return np.arange(0, 4, 1 / per_unit)
 
 
 @dataclass(frozen=True, eq=False)
 class FoldAccuracy:
-    """Accuracy on the left-out folds.
+    """Accuracy on the held-out folds.
 
     Args:
         mean: mean over the folds, 0 … 1.
@@ -45,29 +45,14 @@ class FoldAccuracy:
     thresholds: Float64s
 
 
-@dataclass(frozen=True, eq=False)
-class Roc:
-    """Rates averaged over the test folds, float64 [T] each.
-
-    Args:
-        thresholds: squared distances below which a pair is accepted.
-        tpr: accepted share of the same pairs.
-        fpr: accepted share of the different pairs.
-    """
-
-    thresholds: Float64s
-    tpr: Float64s
-    fpr: Float64s
-
-
 @dataclass(frozen=True)
 class TarAtFar:
-    """True accept rate where different pairs are accepted at a given rate.
+    """True accept rate (TAR) at a given false accept rate (FAR).
 
     Args:
         tar: mean over the test folds, 0 … 1.
         std: population standard deviation over the folds.
-        far: the rate at which different pairs of the test folds were in fact accepted.
+        far: the false accept rate measured on the test folds.
     """
 
     tar: float
@@ -76,14 +61,14 @@ class TarAtFar:
 
 
 def raw_pixel_embeddings(images: NDArray[np.uint8]) -> Float64s:
-    """The baseline a network has to beat: an image's pixels less their mean, float64 [B, S·S·3]."""
+    """Return an image's pixels less their mean, the raw-pixel baseline: float64 [B, S·S·3]."""
     pixels = images.reshape(len(images), -1).astype(np.float64)
     centered: Float64s = pixels - pixels.mean(axis=1, keepdims=True)
     return centered
 
 
 def pair_distances(embeddings: Floats) -> Float64s:
-    """Squared Euclidean distance of the L2-normalized rows 2i and 2i+1: float64 [P], 0 … 4.
+    """Compute squared distances of the L2-normalized rows 2i and 2i+1: float64 [P], 0 … 4.
 
     A row of zeros stays zero.
 
@@ -91,7 +76,7 @@ def pair_distances(embeddings: Floats) -> Float64s:
         embeddings: [2P, D].
 
     Raises:
-        DataError: an embedding is not finite; a metric over it would be a lie.
+        DataError: an embedding is not finite, so that metrics would be undefined.
     """
     assert len(embeddings) % 2 == 0, "two rows a pair"
     rows = normalize(embeddings)
@@ -100,7 +85,7 @@ def pair_distances(embeddings: Floats) -> Float64s:
 
 
 def _folds(count: int, folds: int) -> Iterator[tuple[Truths, Truths]]:
-    """(train, test) masks of each fold; contiguous blocks, the first ones longer by at most one."""
+    """Yield (train, test) masks of contiguous folds, the first ones longer by at most one pair."""
     if not 2 <= folds <= count:
         raise DataError(
             "verification pairs",
@@ -115,23 +100,23 @@ def _folds(count: int, folds: int) -> Iterator[tuple[Truths, Truths]]:
 
 
 def _accepted(distances: Float64s, thresholds: Float64s) -> NDArray[np.int64]:
-    """How many distances lie strictly below each threshold, int64 [T]."""
+    """Count the distances strictly below each threshold, int64 [T]."""
     return np.searchsorted(np.sort(distances), thresholds, side="left").astype(np.int64)
 
 
 def _accuracy(distances: Float64s, same: Truths, thresholds: Float64s) -> Float64s:
-    """Share of pairs told rightly at each threshold, float64 [T]."""
+    """Compute accuracy at each threshold, float64 [T]."""
     rejected = np.count_nonzero(~same) - _accepted(distances[~same], thresholds)
     right: Float64s = (_accepted(distances[same], thresholds) + rejected) / len(distances)
     return right
 
 
 def kfold_accuracy(distances: Float64s, same: Truths, folds: int = 10) -> FoldAccuracy:
-    """Accuracy with the threshold that does best on the other folds (the first of several).
+    """Compute accuracy with the threshold that is best on the other folds (the first on ties).
 
     Args:
         distances: squared distances, float64 [P].
-        same: whether a pair shows one person, bool [P].
+        same: whether a pair shows one identity, bool [P].
         folds: number of contiguous blocks.
 
     Raises:
@@ -148,31 +133,13 @@ def kfold_accuracy(distances: Float64s, same: Truths, folds: int = 10) -> FoldAc
     return FoldAccuracy(float(per_fold.mean()), float(per_fold.std()), per_fold, np.array(chosen))
 
 
-def roc(distances: Float64s, same: Truths, folds: int = 10) -> Roc:
-    """True and false accept rates at 400 thresholds, averaged over the folds.
-
-    A fold without a pair of one kind counts 0 for that kind, as in the reference.
-
-    Raises:
-        DataError: fewer pairs than folds.
-    """
-    _check_lengths(distances, same)
-    grid = _thresholds(100)
-    tpr: list[Float64s] = []
-    fpr: list[Float64s] = []
-    for _, test in _folds(len(same), folds):
-        for rates, kind in ((tpr, test & same), (fpr, test & ~same)):
-            rates.append(_accepted(distances[kind], grid) / max(int(np.count_nonzero(kind)), 1))
-    return Roc(grid, np.mean(tpr, axis=0), np.mean(fpr, axis=0))
-
-
 def tar_at_far(distances: Float64s, same: Truths, far: float, folds: int = 10) -> TarAtFar:
-    """True accept rate at the threshold that gives `far` on the other folds.
+    """Compute the true accept rate at the threshold that gives `far` on the other folds.
 
     Args:
         distances: squared distances, float64 [P].
-        same: whether a pair shows one person, bool [P].
-        far: wanted rate of accepted different pairs, 0 … 1.
+        same: whether a pair shows one identity, bool [P].
+        far: false accept rate wanted, 0 … 1.
         folds: number of contiguous blocks.
 
     Raises:
@@ -199,7 +166,7 @@ def tar_at_far(distances: Float64s, same: Truths, far: float, folds: int = 10) -
 
 
 def _threshold_at(rates: Float64s, grid: Float64s, far: float) -> float:
-    """Where the rising step function `rates` over `grid` reaches `far`, by linear interpolation.
+    """Interpolate the threshold at which the rates, rising over the grid, reach `far`.
 
     Left knot: the last threshold with a rate ≤ far; right knot: the next one. 0 if no rate is high
     enough.
@@ -221,11 +188,11 @@ def _check_lengths(distances: Float64s, same: Truths) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RocCurve:
-    """Rates at falling thresholds, from (0, 0) to (1, 1); float64 [T] each.
+    """A pooled ROC curve from (0, 0) to (1, 1); float64 [T] each.
 
     Args:
-        fpr: share of the different pairs that score as high.
-        tpr: share of the same pairs that do.
+        fpr: accepted share of the different pairs.
+        tpr: accepted share of the same pairs.
     """
 
     fpr: Float64s
@@ -233,13 +200,13 @@ class RocCurve:
 
     @property
     def area(self) -> float:
-        """Area under the curve: the chance that a same pair outscores a different one."""
+        """Area under the curve (AUC)."""
         return float(np.sum(np.diff(self.fpr) * (self.tpr[1:] + self.tpr[:-1])) / 2)
 
     def tar_at(self, far: float) -> tuple[float, float]:
-        """TAR at the point whose FAR is nearest to `far`, and the FAR of that point.
+        """Return the TAR at the point whose FAR is nearest to `far`, and that FAR.
 
-        Reference: nearest, hence maybe above `far`; of two equally near the one with more accepts.
+        Reference: the nearest, possibly above `far`; on ties the one with more accepts.
         With fewer than 1 / (2 far) different pairs this is the point of FAR 0.
         """
         nearest = len(self.fpr) - 1 - int(np.argmin(np.abs(self.fpr - far)[::-1]))
@@ -247,13 +214,13 @@ class RocCurve:
 
 
 def roc_curve(scores: NDArray[np.floating[Any]], same: NDArray[np.bool_]) -> RocCurve:
-    """The curve over all different scores, without points inside straight pieces.
+    """Compute the ROC curve over all distinct scores, without collinear points.
 
     Reference: scikit-learn's `roc_curve` with its default `drop_intermediate=True`.
 
     Args:
-        scores: higher is more alike, [P].
-        same: whether a pair shows one person, bool [P].
+        scores: higher is more similar, [P].
+        same: whether a pair shows one identity, bool [P].
 
     Raises:
         DataError: there are no pairs of one kind.
@@ -269,7 +236,7 @@ def roc_curve(scores: NDArray[np.floating[Any]], same: NDArray[np.bool_]) -> Roc
         )
     order = np.argsort(-scores, kind="stable")
     values = scores[order]
-    # Equal scores are accepted together, so a point stands after the last of each value.
+    # Equal scores are accepted together: one point per distinct value.
     ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
     accepted = np.cumsum(same[order], dtype=np.int64)[ends]
     rejected = ends + 1 - accepted

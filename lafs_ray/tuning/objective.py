@@ -52,7 +52,7 @@ def judge(
         assert judges.pairs is not None, "checked with the sweep"
         judged = evaluate_pairs(open_pairs(judges.pairs, judges.color_order), embeddings)
         name = "accuracy" if metric == "pair_accuracy" else f"TAR@{far:g}"
-    return _finite(judged.rows[int(centered)].figures[name], checkpoint, metric)
+    return _finite(judged.rows[int(centered)].metrics[name], checkpoint, metric)
 
 
 def _loss(checkpoint: str) -> float | None:

@@ -23,11 +23,11 @@ def test_center__information_in_a_narrow_cone() -> None:
     rows, same = cone_pairs(400, common=60.0)
     plain, centered = pair_rows("network", rows, same)
     assert (plain.centered, centered.centered) == (False, True)
-    assert plain.figures["accuracy"] is not None
-    assert centered.figures["accuracy"] is not None
+    assert plain.metrics["accuracy"] is not None
+    assert centered.metrics["accuracy"] is not None
     # All distances are below the first threshold, 0.01: every pair is called different, or same.
-    assert plain.figures["accuracy"] == pytest.approx(0.5, abs=0.02)
-    assert centered.figures["accuracy"] > 0.9
+    assert plain.metrics["accuracy"] == pytest.approx(0.5, abs=0.02)
+    assert centered.metrics["accuracy"] > 0.9
 
 
 def test_center__of_flip_sums_is_the_mean_over_images_and_mirrors() -> None:
