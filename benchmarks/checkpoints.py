@@ -104,7 +104,7 @@ def train(inputs: RunInputs) -> tuple[list[float], float]:
             yield batch
         starts.append(time.perf_counter())
 
-    run_rank(inputs, stream, device=torch.device("cpu"), say=lambda _: None)
+    run_rank(inputs, stream, device=torch.device("cpu"))
     whole = time.perf_counter() - starts[0]
     return [after - before for before, after in itertools.pairwise(starts[1:])], whole
 

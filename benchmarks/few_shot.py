@@ -157,7 +157,7 @@ def tree(base: Tree, settings: Tree, *, name: str, storage: str, faces: str, see
 
 def train(config: FinetuneConfig | PretrainConfig) -> None:
     """Train to the end, or continue where an earlier process was broken off."""
-    run_local(prepare_run(config), say=lambda _: None)
+    run_local(prepare_run(config))
 
 
 def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, float]:

@@ -77,12 +77,12 @@ def run_bare(inputs: RunInputs) -> None:
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return iter(batches[first:stop])
 
-    run_rank(inputs, stream, device=torch.device("cpu"), say=lambda _: None)
+    run_rank(inputs, stream, device=torch.device("cpu"))
 
 
 def run_debug(inputs: RunInputs) -> None:
     """Debug mode."""
-    run_local(inputs, say=lambda _: None)
+    run_local(inputs)
 
 
 def run_ray(inputs: RunInputs) -> None:

@@ -10,10 +10,12 @@ from lafs_ray.config.train import IMAGE_SIZE
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import Identity
+from lafs_ray.engine.console import LineHandler, log_to
 from lafs_ray.engine.ray_tasks import cache_on_ray
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.inference import inference_device
 from lafs_ray.training.tasks.build_landmark_cache import (
+    Apply,
     CacheJob,
     cache_in_process,
     cache_landmarks,
@@ -42,16 +44,12 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     )
     folder = filesystem.absolute(options.out) if options.out else default_folder(faces, weights)
     device = options.device if options.workers else str(inference_device(options.device))
-    say = partial(print, flush=True)
-    cache_landmarks(
-        CacheJob(faces, identity, network, folder, device),
-        partial(cache_on_ray, workers=options.workers)
-        if options.workers
-        else partial(cache_in_process, say=say),
-        max_bad=options.max_bad,
-        say=say,
-        source=options.checkpoint,
-    )
+    job = CacheJob(faces, identity, network, folder, device)
+    apply: Apply = cache_in_process
+    if options.workers:
+        apply = partial(cache_on_ray, workers=options.workers)
+    with log_to(LineHandler()):
+        cache_landmarks(job, apply, max_bad=options.max_bad, source=options.checkpoint)
     print(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")  # noqa: T201
 
 

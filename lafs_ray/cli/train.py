@@ -10,7 +10,7 @@ import yaml
 from lafs_ray.cli.main import parse, require_persistent_path
 from lafs_ray.config.loader import load
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.engine.console import terminal_display
+from lafs_ray.engine.console import log_to, terminal_handler
 from lafs_ray.engine.online_eval import (
     OnlineEvaluator,
     check_online_eval,
@@ -83,7 +83,7 @@ def launch(config: TrainConfig) -> None:
     check_online_eval(config.online_eval)
     inputs = prepare_run(config)
     describe(inputs)
-    with inputs.folder().held():
+    with inputs.folder().held(), log_to(terminal_handler(inputs)):
         if not is_finished(inputs):
             _train(inputs)
     newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
@@ -117,22 +117,18 @@ def run_in_process(inputs: RunInputs) -> None:
     Raises:
         Stopped: SIGTERM came; the run has saved.
     """
-    display = terminal_display(inputs)
     evaluator = None
     if inputs.config.online_eval.enabled:
-        evaluator = OnlineEvaluator(inputs, evaluate_in_process(inputs.config), display.say)
+        evaluator = OnlineEvaluator(inputs, evaluate_in_process(inputs.config))
     # Ctrl-C stays what it is: in a debugger it has to act at once.
     with stop_request(signal.SIGTERM) as request:
         hooks = Hooks(
             written=evaluator.saved if evaluator is not None else lambda _: None,
             wish=lambda: RunRequest.NOTHING if request.signum is None else RunRequest.STOP,
         )
-        try:
-            if evaluator is not None:
-                evaluator.catch_up()
-            run_local(inputs, display.say, display.show, hooks)
-        finally:
-            display.close()
+        if evaluator is not None:
+            evaluator.catch_up()
+        run_local(inputs, hooks)
         request.raise_if_stopped(inputs)
     if evaluator is not None and request.signum is None:
         evaluator.finish()

@@ -1,59 +1,52 @@
-"""A run on the terminal: a bar that moves where there is a terminal, plain lines in a log."""
+"""Log lines of a job on its terminal: above a progress bar where there is room, else as they are.
+
+Modules log to `logging.getLogger(__name__)`. The command lines install a handler of this file on
+the package's logger; without one, a library call prints no progress. The line of a report carries
+the metrics as `LogRecord.report`, from which the bar is drawn.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from lafs_ray.training.monitoring.monitor import Progress
+from lafs_ray.training.monitoring.monitor import metrics_text
 from lafs_ray.training.prepare import RunInputs
 
 _LEAST_COLUMNS, _LEAST_LINES = 60, 3
 
 
-class Console(Protocol):
-    """Where a run's lines and reports go."""
+class LineFormatter(logging.Formatter):
+    """The message, behind its level where it is a warning or more."""
 
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-
-    def show(self, report: Mapping[str, Any]) -> None:
-        """Show where the run stands."""
-
-    def close(self) -> None:
-        """Leave the terminal tidy."""
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        line = super().format(record)
+        if record.levelno < logging.WARNING:
+            return line
+        return f"{record.levelname.lower()}: {line}"
 
 
-class Lines:
-    """One line for each report.
+class LineHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic from 3.11 on
+    """A line for each record, flushed at once.
 
     Args:
-        inputs: the job.
         out: where to; None is the standard output.
     """
 
-    def __init__(self, inputs: RunInputs, out: TextIO | None = None) -> None:
-        self._progress = Progress(inputs.length, inputs.config.batch_size)
-        self._out = out
-
-    def say(self, line: str) -> None:
-        """Print a line at once, whatever buffers it."""
-        print(line, file=self._out, flush=True)
-
-    def show(self, report: Mapping[str, Any]) -> None:
-        """Print where the run stands."""
-        self.say(self._progress.line(report))
-
-    def close(self) -> None:
-        """Nothing is open."""
+    def __init__(self, out: TextIO | None = None) -> None:
+        super().__init__(out or sys.stdout)
+        self.setFormatter(LineFormatter())
 
 
-class Bar:
-    """A bar at the lower end of the terminal; lines go above it.
+class BarHandler(LineHandler):
+    """A progress bar at the lower end of the terminal; lines go above it.
 
     Args:
         inputs: the job.
@@ -61,45 +54,63 @@ class Bar:
     """
 
     def __init__(self, inputs: RunInputs, out: TextIO | None = None) -> None:
-        length = inputs.length
-        self._progress = Progress(length, inputs.config.batch_size)
-        self._out = out or sys.stdout
-        self._total, self._name = length.total_steps, inputs.config.run.name
+        super().__init__(out)
+        self._total, self._name = inputs.length.total_steps, inputs.config.run.name
         self._bar: Any = None
 
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self._bar is None:
-            print(line, file=self._out, flush=True)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Move the bar to a report, or print a line above it."""
+        report = getattr(record, "report", None)
+        if report is not None:
+            self._move(report)
+        elif self._bar is None:
+            super().emit(record)
         else:
-            self._bar.write(line, file=self._out)
+            self._bar.write(self.format(record), file=self.stream)
 
-    def show(self, report: Mapping[str, Any]) -> None:
-        """Move the bar; the first report makes it, so that its time left counts from there."""
+    def _move(self, report: dict[str, Any]) -> None:
+        # The first report makes the bar, so that its time left counts from there.
         if self._bar is None:
             self._bar = tqdm(
                 total=self._total,
                 initial=report["step"],
                 desc=self._name,
                 unit="step",
-                file=self._out,
+                file=self.stream,
                 dynamic_ncols=True,
             )
         self._bar.update(report["step"] - self._bar.n)
-        self._bar.set_postfix_str(self._progress.figures(report))
+        self._bar.set_postfix_str(metrics_text(report))
 
     def close(self) -> None:
         """End the bar's line."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        super().close()
 
 
-def terminal_display(inputs: RunInputs) -> Console:
+def terminal_handler(inputs: RunInputs) -> LineHandler:
     """A bar where the standard output is a terminal with room for it, else lines."""
     if not sys.stdout.isatty():
-        return Lines(inputs)
+        return LineHandler()
     # Some terminals (of containers, of `script`) say that they are 0 × 0: tqdm draws nothing there.
     size = os.get_terminal_size(1)
     has_room = size.columns >= _LEAST_COLUMNS and size.lines >= _LEAST_LINES
-    return Bar(inputs) if has_room else Lines(inputs)
+    return BarHandler(inputs) if has_room else LineHandler()
+
+
+@contextlib.contextmanager
+def log_to(handler: logging.Handler) -> Iterator[None]:
+    """Send the package's log records of level INFO and above to a handler, and nowhere else."""
+    package = logging.getLogger("lafs_ray")
+    before = package.level, package.propagate
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.level, package.propagate = before
+        handler.close()

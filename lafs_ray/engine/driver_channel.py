@@ -5,6 +5,8 @@ Without torch: importing it would cost the actor, and the start of the run, seco
 
 from __future__ import annotations
 
+import logging
+from logging.handlers import QueueHandler
 from typing import Any
 
 from lafs_ray.errors import UserError
@@ -15,24 +17,20 @@ class DriverChannel:
     """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
 
     def __init__(self) -> None:
-        self._lines: list[str | dict[str, Any]] = []
+        self._records: list[logging.LogRecord] = []
         self._saved: list[int] = []
         self._judged: set[int] = set()
         self._wish = RunRequest.NOTHING
         self._mistake: UserError | None = None
 
-    def say(self, line: str) -> None:
-        """Keep a line for the driver."""
-        self._lines.append(line)
+    def log(self, record: logging.LogRecord) -> None:
+        """Keep a log record for the driver."""
+        self._records.append(record)
 
-    def show(self, report: dict[str, Any]) -> None:
-        """Keep a report for the driver."""
-        self._lines.append(report)
-
-    def drain(self) -> list[str | dict[str, Any]]:
-        """Lines and reports since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
+    def drain_log(self) -> list[logging.LogRecord]:
+        """Return the log records since the last call."""
+        records, self._records = self._records, []
+        return records
 
     def saved(self, step: int) -> None:
         """Keep the step of a checkpoint for the driver."""
@@ -70,3 +68,17 @@ class DriverChannel:
     def mistake(self) -> UserError | None:
         """The mistake kept, if any."""
         return self._mistake
+
+
+class ChannelHandler(QueueHandler):
+    """Sends a worker's log records through a DriverChannel to the driver.
+
+    Args:
+        channel: the actor's handle.
+    """
+
+    queue: Any
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Send a record whose message is formatted already."""
+        self.queue.log.remote(record)

@@ -7,6 +7,7 @@ ends a run: what goes wrong is said and the run continues.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -28,6 +29,8 @@ from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.prepare import RunInputs
+
+logger = logging.getLogger(__name__)
 
 # Starts to judge the checkpoint at a URI.
 StartEvaluation = Callable[[str], "Future[dict[str, float]]"]
@@ -107,14 +110,11 @@ class OnlineEvaluator:
     Args:
         inputs: the job.
         judge: starts to judge a checkpoint.
-        say: prints a line of progress.
     """
 
-    def __init__(
-        self, inputs: RunInputs, judge: StartEvaluation, say: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, inputs: RunInputs, judge: StartEvaluation) -> None:
         self._folder, self._length = inputs.folder(), inputs.length
-        self._judge, self._say = judge, say
+        self._judge = judge
         online_eval, length = inputs.config.online_eval, inputs.length
         self._every = max(online_eval.every.steps(length.steps_per_epoch, length.total_steps), 1)
         self._wait_s, self._keep = online_eval.wait_s, inputs.config.checkpoints.keep
@@ -138,7 +138,11 @@ class OnlineEvaluator:
         if self._running is not None:
             # The last checkpoint gets its turn in `finish`.
             if step < self._length.total_steps:
-                self._say(f"probe of step {step} left out: that of {self._running[0]} still runs")
+                logger.info(
+                    "evaluation of step %d skipped: that of step %d is still running",
+                    step,
+                    self._running[0],
+                )
             return
         self._judged.add(step)
         self._running = (step, self._judge(self._folder.checkpoint_uri(step)))
@@ -163,10 +167,11 @@ class OnlineEvaluator:
             self._log.write({"step": step, **figures})
             self._log.flush()
         except Exception as error:
-            self._say(f"probe of step {step} failed: {find_user_error(error) or repr(error)}")
+            reason = find_user_error(error) or repr(error)
+            logger.warning("evaluation of step %d failed: %s", step, reason)
             return
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        self._say(f"probe of step {step}: {shown}")
+        logger.info("evaluation of step %d: %s", step, shown)
 
     def finish(self) -> None:
         """Wait, not for ever, for the running probe and for that of the last checkpoint."""
@@ -176,15 +181,17 @@ class OnlineEvaluator:
             self.saved(self._length.total_steps)
             self.collect(max(deadline - time.monotonic(), 0.0))
         if self._running is not None:
-            self._say(
-                f"probe of step {self._running[0]} given up: it did not end within "
-                f"{self._wait_s:g} s (online_eval.wait_s); jobs/evaluate.py judges the checkpoint"
+            logger.warning(
+                "evaluation of step %d abandoned: not finished after %g s (online_eval.wait_s); "
+                "evaluate the checkpoint with jobs/evaluate.py",
+                self._running[0],
+                self._wait_s,
             )
         try:
             # Those that were spared for a probe, or that the last figures show not to be the best.
             self._folder.tidy(self._length.total_steps, self._keep)
         except DataError as error:
-            self._say(f"old checkpoints stay: {error}")
+            logger.warning("old checkpoints are kept: %s", error)
 
     def _is_due(self, step: int) -> bool:
         """Whether an evaluation became due since the last checkpoint, or the run ends."""

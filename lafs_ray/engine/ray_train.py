@@ -9,6 +9,8 @@ notes, section 2.4).
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import threading
@@ -27,8 +29,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.train import OnlineEval, TrainConfig
 from lafs_ray.data.io import filesystem
-from lafs_ray.engine.console import Console, terminal_display
-from lafs_ray.engine.driver_channel import DriverChannel
+from lafs_ray.engine.console import log_to
+from lafs_ray.engine.driver_channel import ChannelHandler, DriverChannel
 from lafs_ray.engine.object_store import Shared, share
 from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evaluate_checkpoint
 from lafs_ray.engine.preemption import RequestListener, leaving_nodes
@@ -41,6 +43,8 @@ from lafs_ray.errors import find_user_error
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_rank
+
+logger = logging.getLogger(__name__)
 
 _RELAY_POLL_S = 0.5
 
@@ -56,30 +60,25 @@ def run_on_ray(inputs: RunInputs) -> None:
     """
     config = inputs.config
     connect(config)
-    display = terminal_display(inputs)
-    evaluator = (
-        OnlineEvaluator(inputs, _evaluate_on_ray(config), display.say)
-        if config.online_eval.enabled
-        else None
-    )
+    evaluator = None
+    if config.online_eval.enabled:
+        evaluator = OnlineEvaluator(inputs, _evaluate_on_ray(config))
     # After connecting, as Ray installs a handler of its own there.
     with stop_request(signal.SIGTERM, signal.SIGINT) as request:
-        _fit(inputs, display, evaluator, request)
+        _fit(inputs, evaluator, request)
         request.raise_if_stopped(inputs)
     if evaluator is not None and request.signum is None:
         evaluator.finish()
 
 
-def _fit(
-    inputs: RunInputs, display: Console, evaluator: OnlineEvaluator | None, request: StopRequest
-) -> None:
+def _fit(inputs: RunInputs, evaluator: OnlineEvaluator | None, request: StopRequest) -> None:
     # On the driver's node: elsewhere the loss of a worker's node could end the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     relay = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverChannel).remote()
     ended = threading.Event()
-    arguments = relay, display, evaluator, request, ended
-    printer = threading.Thread(target=_follow, args=arguments, daemon=True)
-    printer.start()
+    arguments = relay, evaluator, request, ended
+    follower = threading.Thread(target=_follow, args=arguments, daemon=True)
+    follower.start()
     try:
         _trainer(inputs, relay).fit()
     except Exception as error:
@@ -89,8 +88,7 @@ def _fit(
         raise
     finally:
         ended.set()
-        printer.join(timeout=10)
-        display.close()
+        follower.join(timeout=10)
     mistake = ray.get(relay.mistake.remote())
     if mistake is not None:
         raise mistake
@@ -138,26 +136,22 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
 
 def _follow(
     relay: Any,
-    display: Console,
     evaluator: OnlineEvaluator | None,
     request: StopRequest,
     ended: threading.Event,
 ) -> None:
-    """Show what the workers say, judge their checkpoints, pass on a signal, until they end."""
+    """Log what the workers log, evaluate their checkpoints, pass on signals, until they end."""
     if evaluator is not None:
         evaluator.catch_up()
     leaving: set[str] = set()
     while True:
         last = ended.wait(_RELAY_POLL_S)
-        for line in ray.get(relay.drain.remote()):
-            if isinstance(line, str):
-                display.say(line)
-            else:
-                display.show(line)
+        for record in ray.get(relay.drain_log.remote()):
+            logging.getLogger(record.name).handle(record)
         if request.signum is not None:
             relay.ask.remote(RunRequest.STOP)
         elif new := leaving_nodes() - leaving:
-            display.say(f"{len(new)} nodes of the cluster will leave: saving at once")
+            logger.warning("nodes that are about to leave: %d; saving now", len(new))
             leaving |= new
             relay.ask.remote(RunRequest.SAVE)
         if evaluator is not None:
@@ -219,29 +213,24 @@ def _train_worker(shared: Shared, relay: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
-    gauges = Gauges(inputs.config.run.name)
-
-    def show(report: dict[str, Any]) -> None:
-        gauges.set(report)
-        relay.show.remote(report)
-
     wishes = RequestListener(relay) if rank == 0 else None
     judges = inputs.config.online_eval.enabled
-    run_rank(
-        inputs,
-        lambda first, stop: rank_stream(inputs, shared, rank, world, first, stop),
-        device=device,
-        rank=rank,
-        wrap=wrap,
-        say=lambda line: relay.say.remote(line),
-        show=show,
-        hooks=Hooks(
-            after_save=lambda line: _tell_ray(line, inputs),
-            written=relay.saved.remote if judges else lambda _: None,
-            spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
-            wish=lambda: RunRequest.NOTHING if wishes is None else wishes.take(),
-        ),
-    )
+    logs = log_to(ChannelHandler(relay)) if rank == 0 else contextlib.nullcontext()
+    with logs:
+        run_rank(
+            inputs,
+            lambda first, stop: rank_stream(inputs, shared, rank, world, first, stop),
+            device=device,
+            rank=rank,
+            wrap=wrap,
+            hooks=Hooks(
+                on_report=Gauges(inputs.config.run.name).set,
+                after_save=lambda line: _tell_ray(line, inputs),
+                written=relay.saved.remote if judges else lambda _: None,
+                spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
+                wish=lambda: RunRequest.NOTHING if wishes is None else wishes.take(),
+            ),
+        )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 

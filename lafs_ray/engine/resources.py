@@ -5,10 +5,10 @@ Without these checks Ray waits in silence, half an hour or for ever, for what no
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import ray
 import ray.train
@@ -20,8 +20,10 @@ from lafs_ray.engine.ray_session import join_cluster, start_or_join
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.monitoring.input_bottleneck import READING_CPUS
 
+logger = logging.getLogger(__name__)
+
 _POLL_S = 2.0
-_SAY_S = 60.0
+_LOG_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,12 @@ def has_autoscaler() -> bool:
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
-def await_nodes(bundles: Sequence[Bundles], wait_s: float, say: Callable[[str], None]) -> None:
+def await_nodes(bundles: Sequence[Bundles], wait_s: float) -> None:
     """Ask the autoscaler, if there is one, for the nodes that a run lacks, and wait for them.
 
     Args:
         bundles: what the run reserves.
         wait_s: how long at most; what is lacking then is `require_nodes`' to tell.
-        say: prints a line of progress.
     """
     missing = shortages(bundles)
     if not missing or not wait_s or not has_autoscaler():
@@ -118,12 +119,13 @@ def await_nodes(bundles: Sequence[Bundles], wait_s: float, say: Callable[[str], 
         bundle_label_selectors=[dict(bundle.labels) for bundle in single],
     )
     deadline = time.monotonic() + wait_s
-    said = -_SAY_S
+    logged = -_LOG_EVERY_S
     try:
         while missing and time.monotonic() < deadline:
-            if time.monotonic() - said >= _SAY_S:
-                said = time.monotonic()
-                say(f"waiting for nodes: {'; '.join(map(str, missing))} (compute.nodes_wait_s)")
+            if time.monotonic() - logged >= _LOG_EVERY_S:
+                logged = time.monotonic()
+                lacking = "; ".join(map(str, missing))
+                logger.info("waiting for nodes: %s (compute.nodes_wait_s)", lacking)
             time.sleep(_POLL_S)
             missing = shortages(bundles)
     finally:
@@ -170,7 +172,7 @@ def connect(config: TrainConfig) -> None:
     gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
     gpu_arithmetic += " + 1 for online_eval.device=cuda" * evaluator
     start_or_join(needed_cpus(config))
-    await_nodes(bundles_of(config), config.compute.nodes_wait_s, partial(print, flush=True))
+    await_nodes(bundles_of(config), config.compute.nodes_wait_s)
     join_cluster(
         needed_cpus(config), _arithmetic(config), workers * share + evaluator, gpu_arithmetic
     )

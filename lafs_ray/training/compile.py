@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,17 @@ from lafs_ray.models.fvit import FVIT_SIZES, Transformer
 from lafs_ray.training.distributed import share_lines
 from lafs_ray.training.loop import TrainState
 
+logger = logging.getLogger(__name__)
 
-def compile_training(training: TrainState, config: TrainConfig, say: Callable[[str], None]) -> None:
+
+def compile_training(training: TrainState, config: TrainConfig) -> None:
     """Compile what a run trains, before DDP wraps it; a collective operation.
+
+    Rank 0 logs each reason why a rank does without.
 
     Args:
         training: the run on this rank.
         config: its configuration.
-        say: gets a line, on rank 0, for each reason why a rank does without.
     """
     method = training.method
     networks = [method.trainable, *([method.teacher] if isinstance(method, Lafs) else [])]
@@ -40,7 +44,7 @@ def compile_training(training: TrainState, config: TrainConfig, say: Callable[[s
     reasons = share_lines({reason} - {""})
     if training.rank == 0:
         for line in sorted(reasons):
-            say(line)
+            logger.warning(line)
 
 
 def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: torch.dtype) -> str:

@@ -6,6 +6,7 @@ Ray Train worker calls it with its own rank and its own stream of batches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.tasks.build import build_training
+
+logger = logging.getLogger(__name__)
 
 
 def training_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
@@ -56,8 +59,6 @@ def run_rank(
     device: torch.device,
     rank: int = 0,
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
-    say: Callable[[str], None] = print,
-    show: Callable[[dict[str, Any]], None] | None = None,
     hooks: Hooks | None = None,
 ) -> None:
     """Restore the newest checkpoint and train to the end of the run, or until it shall stop.
@@ -68,8 +69,6 @@ def run_rank(
         device: where to train.
         rank: this rank; rank 0 writes checkpoints and metrics.
         wrap: puts the trained network into DDP.
-        say: prints a line of progress; called on rank 0, by several threads.
-        show: gets each report, on rank 0; None says a line of progress.
         hooks: what else follows from saving, and leads to it.
 
     Raises:
@@ -79,16 +78,16 @@ def run_rank(
     torch.set_num_threads(config.compute.cpus_per_worker)
     what = config, inputs.plan, inputs.num_classes, inputs.start
     training = build_training(*what, device, rank, count_ranks())
-    first_step = restore(training, inputs.folder(), rank, say)
+    first_step = restore(training, inputs.folder(), rank)
     warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
     if warning:
-        say(warning)
+        logger.warning(warning)
     if config.compute.compile:
-        compile_training(training, config, say)
+        compile_training(training, config)
     training.network = wrap(training.network)
     hooks = hooks or Hooks()
-    with Watch(config, length, inputs.folder().uri, first_step, rank, say, show) as watch:
-        recorder = Recorder(inputs, training, first_step, say, hooks, watch)
+    with Watch(config, length, inputs.folder().uri, first_step, rank) as watch:
+        recorder = Recorder(inputs, training, first_step, hooks, watch)
         if first_step == length.total_steps:
             return
         try:
@@ -108,13 +107,13 @@ def run_rank(
             raise watch.explain(found, inputs.faces.shard_uris) from None
 
 
-def restore(training: TrainState, folder: RunDir, rank: int, say: Callable[[str], None]) -> int:
+def restore(training: TrainState, folder: RunDir, rank: int) -> int:
     """Load the newest checkpoint; rank 0 chooses it, so that all ranks begin at one step.
 
     Returns:
         The steps done; 0 for a new run.
     """
-    checkpoint = folder.latest(say) if rank == 0 else None
+    checkpoint = folder.latest() if rank == 0 else None
     step = from_first_rank(0 if checkpoint is None else int(checkpoint["step"]))
     if step == 0:
         return 0
@@ -128,6 +127,7 @@ class Hooks:
     """What the engine adds to a run.
 
     Args:
+        on_report: gets each report; called on rank 0.
         after_save: gets the report of the step; called on every rank at each checkpoint, which may
             still be on its way to the storage.
         written: gets the step of a checkpoint that has arrived there; called on rank 0, between
@@ -137,6 +137,7 @@ class Hooks:
         wish: what this rank is asked to do out of turn; called after every step.
     """
 
+    on_report: Callable[[dict[str, Any]], None] = lambda _: None
     after_save: Callable[[dict[str, Any]], None] = lambda _: None
     written: Callable[[int], None] = lambda _: None
     spared: Callable[[], Collection[int]] = tuple
@@ -152,7 +153,6 @@ class Recorder:
         inputs: the job.
         training: the run on this rank.
         first_step: where it continues.
-        say: prints a line of progress.
         hooks: what else follows from saving, and leads to it.
         watch: gets every report.
     """
@@ -162,12 +162,11 @@ class Recorder:
         inputs: RunInputs,
         training: TrainState,
         first_step: int,
-        say: Callable[[str], None],
         hooks: Hooks,
         watch: Watch,
     ) -> None:
         self._inputs, self._training, self._folder = inputs, training, inputs.folder()
-        self._say, self._hooks, self._watch = say, hooks, watch
+        self._hooks, self._watch = hooks, watch
         self._last: dict[str, Any] = {}
         self._named = set(training.skipped)
         self._log: MetricsLog | None = None
@@ -175,10 +174,10 @@ class Recorder:
         if training.rank == 0:
             self._log = MetricsLog(filesystem.join(self._folder.uri, "metrics.jsonl"), first_step)
             retry_s = inputs.config.checkpoints.retry_s
-            self._writer = CheckpointWriter(self._write, retry_s, say)
+            self._writer = CheckpointWriter(self._write, retry_s)
             if first_step:
                 name, total = inputs.config.run.name, inputs.length.total_steps
-                say(f"continuing {name} at step {first_step} of {total}")
+                logger.info("continuing %s at step %d of %d", name, first_step, total)
 
     def __enter__(self) -> Recorder:
         return self
@@ -192,7 +191,7 @@ class Recorder:
             if kind is None:
                 raise
             # What ends the run says more than that the checkpoint before it was lost.
-            self._say(f"the last checkpoint was not written: {error}")
+            logger.warning("the last checkpoint was not written: %s", error)
 
     def wish(self) -> RunRequest:
         """What this rank is asked to do; also where it hears of what became of checkpoints.
@@ -218,6 +217,7 @@ class Recorder:
         if self._log is not None:
             self._check_best()
             self._log.write(self._last)
+            self._hooks.on_report(dict(self._last))
         self._watch.report(dict(self._last), damaged)
 
     def _check_best(self) -> None:
@@ -258,12 +258,7 @@ class Recorder:
             self._hooks.written(written)
 
 
-def run_local(
-    inputs: RunInputs,
-    say: Callable[[str], None] = print,
-    show: Callable[[dict[str, Any]], None] | None = None,
-    hooks: Hooks | None = None,
-) -> None:
+def run_local(inputs: RunInputs, hooks: Hooks | None = None) -> None:
     """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
     crop = inputs.cropper()
 
@@ -271,4 +266,4 @@ def run_local(
         return local_stream(inputs.faces, inputs.plan, crop, first, stop)
 
     device = training_device(inputs.config)
-    run_rank(inputs, stream, device=device, say=say, show=show, hooks=hooks)
+    run_rank(inputs, stream, device=device, hooks=hooks)

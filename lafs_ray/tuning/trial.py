@@ -278,6 +278,6 @@ def train_here(inputs: RunInputs, saved: Callable[[int], None]) -> None:
     """Debug mode: a run in this process."""
     threads = torch.get_num_threads()
     try:
-        run_local(inputs, say=lambda _: None, hooks=Hooks(written=saved))
+        run_local(inputs, hooks=Hooks(written=saved))
     finally:
         torch.set_num_threads(threads)

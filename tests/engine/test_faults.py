@@ -115,7 +115,7 @@ def lose_storage(job: Job, folder: Path) -> float:
     finally:
         there.unlink()
         away.rename(there)
-    return job.wait_for(r"checkpoint of step \d+ written at the", refused) - refused
+    return job.wait_for(r"checkpoint of step \d+ written on attempt", refused) - refused
 
 
 @dataclass
@@ -194,7 +194,7 @@ def test_worker_lost__continues_from_the_newest_checkpoint(
 def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None:
     """The checkpoint is tried again until it is written; no worker starts anew."""
     assert re.search(r"checkpoint of step \d+ not written .*; trying again in 1 s", battered.output)
-    assert re.search(r"checkpoint of step \d+ written at the \d+. try", battered.output)
+    assert re.search(r"checkpoint of step \d+ written on attempt \d+", battered.output)
 
 
 def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ EVERY_STEP = ["duration=5 steps", "checkpoints.every=1 steps", "checkpoints.keep
 
 @pytest.fixture(scope="module")
 def online_eval(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings of a probe on ten pairs and four people, every second step."""
-    folder = tmp_path_factory.mktemp("probe")
+    """Settings of an evaluation on ten pairs and four identities, every second step."""
+    folder = tmp_path_factory.mktemp("online_eval")
     write_pairs(str(folder / "pairs.bin"), face_jpegs(20, seed=5), [True, False] * 5)
     write_face_set(folder / "val.rec", 4, 3)
     files = [f"online_eval.pairs={folder}/pairs.bin", f"online_eval.identities={folder}/val.rec"]
@@ -34,11 +35,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return read_metrics(str(folder / "debug" / "eval.jsonl"))
 
 
-def test_launch__debug_run_with_probes(
+def test_launch__debug_run_with_online_eval(
     tmp_path: Path, face_set_path: str, online_eval: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every second step and the last are judged; the figures are those of the checkpoint, the run
-    is bit by bit the one without probes, and starting it again adds no line."""
+    """Every second step and the last are evaluated; the metrics are the checkpoint's, the run is
+    bit by bit the one without evaluation, and starting it again adds no line."""
     config = tiny(tmp_path / "a", face_set_path, *EVERY_STEP, *online_eval)
     launch(config)
     found = lines(tmp_path / "a")
@@ -50,7 +51,7 @@ def test_launch__debug_run_with_probes(
         name: v for name, v in expected.items() if name != "eval_s"
     }
     printed = capsys.readouterr().out
-    assert f"probe of step 4: pair_accuracy {expected['pair_accuracy']:.4f}" in printed
+    assert f"evaluation of step 4: pair_accuracy {expected['pair_accuracy']:.4f}" in printed
     plain = run(tiny(tmp_path / "b", face_set_path, *EVERY_STEP))
     metrics = read_metrics(str(tmp_path / "a" / "debug" / "metrics.jsonl"))
     assert [without_times(line) for line in metrics] == plain.exact
@@ -58,10 +59,10 @@ def test_launch__debug_run_with_probes(
     assert lines(tmp_path / "a") == found
 
 
-def test_launch__probe_added_to_a_finished_run(
+def test_launch__online_eval_added_to_a_finished_run(
     tmp_path: Path, face_set_path: str, online_eval: list[str]
 ) -> None:
-    """The section may change when a run is continued: its last checkpoint is judged then."""
+    """The section may change when a run is continued: its last checkpoint is evaluated then."""
     launch(tiny(tmp_path, face_set_path, *EVERY_STEP))
     assert not (tmp_path / "debug" / "eval.jsonl").exists()
     launch(tiny(tmp_path, face_set_path, *EVERY_STEP, *online_eval))
@@ -79,7 +80,7 @@ def test_launch__missing_file(tmp_path: Path, face_set_path: str, key: str) -> N
 def test_launch__pair_file_with_an_image_of_another_size(
     tmp_path: Path, face_set_path: str
 ) -> None:
-    """So is one whose last image would fail when the first checkpoint is judged."""
+    """So is one whose last image would fail when the first checkpoint is evaluated."""
     images = [*face_jpegs(19), *face_jpegs(1, size=(96, 96))]
     write_pairs(str(tmp_path / "a.bin"), images, [True] * 10)
     with pytest.raises(DataError, match="image 19 of pair 9\n.*96x96"):
@@ -87,14 +88,14 @@ def test_launch__pair_file_with_an_image_of_another_size(
     assert not (tmp_path / "runs").exists()
 
 
-def test_probe__distance_of_zero(tmp_path: Path, face_set_path: str) -> None:
-    """OnlineEvaluator cannot be at every instant."""
+def test_evaluator__distance_of_zero(tmp_path: Path, face_set_path: str) -> None:
+    """An interval of zero is refused."""
     with pytest.raises(ConfigError, match=r"online_eval.every: must be more than 0"):
         tiny(tmp_path, face_set_path, "online_eval.every=0 steps")
 
 
 class Slow:
-    """A judge whose results the test decides."""
+    """A `StartEvaluation` whose results the test sets."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -117,28 +118,33 @@ def inputs(tmp_path: Path, face_set_path: str, online_eval: list[str]) -> RunInp
     return prepare_run(tiny(tmp_path, face_set_path, *settings, kind=PretrainConfig))
 
 
-def test_probes__one_at_a_time(inputs: RunInputs, tmp_path: Path) -> None:
-    """While one runs, others are left out and said; the last one comes at the end of the run."""
-    judge, said = Slow(), []
-    evaluator = OnlineEvaluator(inputs, judge, said.append)
+def test_evaluator__one_at_a_time(
+    inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While one runs, others are skipped and logged; the last one comes at the end of the run."""
+    caplog.set_level(logging.INFO, "lafs_ray")
+    judge = Slow()
+    evaluator = OnlineEvaluator(inputs, judge)
     for step in (2, 4, 12):
         evaluator.saved(step)
     assert judge.asked == ["00000002.pt"]
-    assert said == ["probe of step 4 left out: that of 2 still runs"]
+    assert caplog.messages == ["evaluation of step 4 skipped: that of step 2 is still running"]
     judge.futures[0].set_result({"pair_accuracy": 0.75})
     evaluator.finish()
     assert judge.asked == ["00000002.pt", "00000012.pt"]
-    assert said[1] == "probe of step 2: pair_accuracy 0.7500"
-    assert said[2].startswith(
-        "probe of step 12 given up: it did not end within 0 s (online_eval.wait_s)"
+    assert caplog.messages[1] == "evaluation of step 2: pair_accuracy 0.7500"
+    assert caplog.messages[2].startswith(
+        "evaluation of step 12 abandoned: not finished after 0 s (online_eval.wait_s)"
     )
     assert lines(tmp_path) == [{"step": 2, "pair_accuracy": 0.75}]
 
 
-def test_probes__failure(inputs: RunInputs, tmp_path: Path) -> None:
-    """A probe that fails is named with its reason, the next one is made, nothing is raised."""
-    judge, said = Slow(), []
-    evaluator = OnlineEvaluator(inputs, judge, said.append)
+def test_evaluator__failure(
+    inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failed evaluation is logged with its reason; the next one starts, nothing is raised."""
+    judge = Slow()
+    evaluator = OnlineEvaluator(inputs, judge)
     evaluator.saved(2)
     judge.futures[0].set_exception(
         DataError("a.bin", found="nothing", expected="pairs", fix="copy it again")
@@ -146,16 +152,16 @@ def test_probes__failure(inputs: RunInputs, tmp_path: Path) -> None:
     evaluator.saved(4)
     judge.futures[1].set_exception(ZeroDivisionError("oh"))
     evaluator.saved(6)
-    assert said[0].startswith("probe of step 2 failed: a.bin\n  found:    nothing")
-    assert said[1] == "probe of step 4 failed: ZeroDivisionError('oh')"
+    assert caplog.messages[0].startswith("evaluation of step 2 failed: a.bin\n  found:    nothing")
+    assert caplog.messages[1] == "evaluation of step 4 failed: ZeroDivisionError('oh')"
     assert len(judge.asked) == 3
     assert lines(tmp_path) == []
 
 
-def test_probes__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
-    """A new process repeats no line, drops those of lost steps and judges what was left undone."""
+def test_evaluator__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
+    """A new process repeats no line, drops those of lost steps and evaluates what was missing."""
     judge: Slow = Slow()
-    evaluator = OnlineEvaluator(inputs, judge, lambda _: None)
+    evaluator = OnlineEvaluator(inputs, judge)
     for step in (2, 4, 6):
         inputs.folder().save(step, {}, keep=9)
         evaluator.saved(step)
@@ -163,7 +169,7 @@ def test_probes__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
         evaluator.collect()
     (tmp_path / "debug" / "checkpoints" / "step-00000006.pt").unlink()
     again = Slow()
-    evaluator = OnlineEvaluator(inputs, again, lambda _: None)
+    evaluator = OnlineEvaluator(inputs, again)
     evaluator.catch_up()
     assert again.asked == [], "step 4 has its line"
     assert [line["step"] for line in lines(tmp_path)] == [2, 4]
@@ -171,14 +177,14 @@ def test_probes__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
     assert again.asked == ["00000006.pt"]
     inputs.folder().save(6, {}, keep=9)
     third = Slow()
-    OnlineEvaluator(inputs, third, lambda _: None).catch_up()
-    assert third.asked == ["00000006.pt"], "the second process ended before its probe"
+    OnlineEvaluator(inputs, third).catch_up()
+    assert third.asked == ["00000006.pt"], "the second process ended before its evaluation"
 
 
-def test_probes__distance_between_checkpoints(
+def test_evaluator__distance_between_checkpoints(
     tmp_path: Path, face_set_path: str, online_eval: list[str]
 ) -> None:
-    """The first checkpoint at or after each multiple of online_eval.every is judged."""
+    """The first checkpoint at or after each multiple of online_eval.every is evaluated."""
     settings = [
         "duration=20 steps",
         "checkpoints.every=3 steps",
@@ -186,9 +192,7 @@ def test_probes__distance_between_checkpoints(
         "online_eval.every=5 steps",
     ]
     judge = Slow()
-    evaluator = OnlineEvaluator(
-        prepare_run(tiny(tmp_path, face_set_path, *settings)), judge, lambda _: None
-    )
+    evaluator = OnlineEvaluator(prepare_run(tiny(tmp_path, face_set_path, *settings)), judge)
     for step in (3, 6, 9, 12, 15, 18, 20):
         evaluator.saved(step)
         if not judge.futures[-1:] or judge.futures[-1].done():

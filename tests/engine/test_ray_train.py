@@ -64,14 +64,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
     folder = tmp_path_factory.mktemp("whole")
     write_pairs(str(folder / "pairs.bin"), face_jpegs(20), [True, False] * 5)
     pairs = os.path.relpath(folder / "pairs.bin", ROOT)
-    # Steps of milliseconds would delete a checkpoint before the probe's process has started.
+    # Steps of milliseconds would delete a checkpoint before the evaluation's process has started.
     kept = "checkpoints.keep=9"
     done = run(
         folder, face_set_path, f"online_eval.pairs={pairs}", "online_eval.every=12 steps", kept
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 24/24" in done.stdout
-    assert "probe of step 24: pair_accuracy" in done.stdout
+    assert "evaluation of step 24: pair_accuracy" in done.stdout
     return folder
 
 

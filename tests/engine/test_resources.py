@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -105,7 +106,11 @@ def test_labels__that_no_node_has_are_told_with_those_there_are(
 
 
 def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
-    cluster: Any, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+    cluster: Any,
+    tmp_path: Path,
+    face_set_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Without an autoscaler it returns at once; with one it says what is missing, and waits."""
     from lafs_ray.engine import resources
@@ -116,9 +121,9 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
         "compute.cpus_per_worker=3",
     ]
     bundles = resources.bundles_of(tiny(tmp_path, face_set_path, *settings))
-    said: list[str] = []
-    resources.await_nodes(bundles, 60.0, said.append)
-    assert said == []
+    caplog.set_level(logging.INFO, "lafs_ray")
+    resources.await_nodes(bundles, 60.0)
+    assert caplog.messages == []
     with pytest.raises(ConfigError, match="have 0 CPUs together"):
         resources.require_nodes(bundles)
 
@@ -128,13 +133,13 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
     monkeypatch.setattr(
         resources, "request_resources", lambda **wish: asked.append(SimpleNamespace(**wish))
     )
-    waiting = threading.Thread(target=resources.await_nodes, args=(bundles, 60.0, said.append))
+    waiting = threading.Thread(target=resources.await_nodes, args=(bundles, 60.0))
     waiting.start()
     node = cluster.add_node(num_cpus=3, labels={"pool": "late"}, object_store_memory=200 * 2**20)
     waiting.join(timeout=60)
     assert not waiting.is_alive()
     cluster.remove_node(node)
-    assert said == [
+    assert caplog.messages == [
         "waiting for nodes: 0 of 3 CPUs on nodes with compute.node_labels = {pool: late} "
         "(compute.nodes_wait_s)"
     ]

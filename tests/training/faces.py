@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from lafs_ray.config.loader import SectionT, load
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.recordio import Header, RecordWriter, pack, read_index
+from lafs_ray.engine.console import log_to
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import TIMES
@@ -120,6 +123,16 @@ def tiny(
     return load(kind, path, [*common, "duration=4 steps", *where, *overrides])
 
 
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """The package's log messages of the block, as a job's terminal would get them."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    with log_to(handler):
+        yield lines
+
+
 class Killed(BaseException):
     """The end of a process at a given step; nothing may catch it."""
 
@@ -130,12 +143,12 @@ class Result:
 
     Args:
         metrics: lines of metrics.jsonl.
-        said: lines of progress.
+        logged: messages of its log.
         inputs: the job.
     """
 
     metrics: list[dict[str, Any]]
-    said: list[str]
+    logged: list[str]
     inputs: RunInputs
 
     @property
@@ -152,7 +165,7 @@ def without_times(line: Mapping[str, Any]) -> dict[str, Any]:
 def run(config: Any, killed_at: int | None = None) -> Result:
     """Debug mode in this process, as `run_local` does it; at step `killed_at` it ends abruptly."""
     inputs = prepare_run(config)
-    crop, said = inputs.cropper(), []
+    crop = inputs.cropper()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         for batch in local_stream(inputs.faces, inputs.plan, crop, first, stop):
@@ -160,12 +173,13 @@ def run(config: Any, killed_at: int | None = None) -> Result:
                 raise Killed
             yield batch
 
-    try:
-        run_rank(inputs, stream, device=training_device(config), say=said.append)
-    except Killed:
-        said.append("killed")
+    with logged() as lines:
+        try:
+            run_rank(inputs, stream, device=training_device(config))
+        except Killed:
+            lines.append("killed")
     metrics = read_metrics(filesystem.join(inputs.folder().uri, "metrics.jsonl"))
-    return Result(metrics, said, inputs)
+    return Result(metrics, lines, inputs)
 
 
 def arguments(kind: str, folder: Path | str, data: Path | str, *overrides: str) -> Sequence[str]:

@@ -17,7 +17,7 @@ from lafs_ray.training.compile import compile_training
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.loop import TrainState, train_step
 from tests.training.builds import built, finetune, pretrain
-from tests.training.faces import run, tiny
+from tests.training.faces import logged, run, tiny
 
 COMPILER = os.environ.get("CXX", "g++")
 needs_compiler = pytest.mark.skipif(
@@ -88,9 +88,9 @@ def test_activation_checkpointing__changes_no_bit(kind: str) -> None:
 
 def compiled(config: Any, kind: str) -> TrainState:
     training = training_of(config, kind)
-    said: list[str] = []
-    compile_training(training, config, said.append)
-    assert said == []
+    with logged() as lines:
+        compile_training(training, config)
+    assert lines == []
     assert all(block._compiled_call_impl is not None for block in blocks_of(training))
     return training
 
@@ -155,8 +155,8 @@ def test_compile__without_a_compiler(tmp_path: Path, face_set_path: str) -> None
         settings = ["run.name=run", "compute.compile=true", *options]
         found = run(tiny(tmp_path / "asked", face_set_path, *settings))
     torch._dynamo.reset()
-    lines = [line for line in found.said if line.startswith("compute.compile: ")]
-    assert len(lines) == 1, found.said
+    lines = [line for line in found.logged if line.startswith("compute.compile: ")]
+    assert len(lines) == 1, found.logged
     assert "no-such-compiler" in lines[0] or "compiler" in lines[0].lower(), lines
     assert "\n" not in lines[0]
     assert found.exact == expected.exact

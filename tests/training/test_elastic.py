@@ -54,8 +54,8 @@ def train_rank(rank: int, num_ranks: int, config: PretrainConfig, stop_at: int) 
             yield batch
 
     device = torch.device("cpu")
-    wrap, quiet = DistributedDataParallel, lambda _: None
-    run_rank(inputs, stream, device=device, rank=rank, wrap=wrap, say=quiet)
+    wrap = DistributedDataParallel
+    run_rank(inputs, stream, device=device, rank=rank, wrap=wrap)
     return keys
 
 

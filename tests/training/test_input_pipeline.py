@@ -228,7 +228,7 @@ def test_damaged_record__in_a_run(tmp_path: Path) -> None:
     write_face_set(tmp_path / "a.rec", num_identities=4, images_each=4, replaced={5: NO_IMAGE})
     result: Result = run(tiny(tmp_path, tmp_path / "a.rec"))
     assert [line["skipped_records"] for line in result.metrics][1:] == [1, 1, 1]
-    named = [line for line in result.said if "record 6:" in line]
+    named = [line for line in result.logged if "record 6:" in line]
     assert len(named) == 1
 
 

@@ -11,7 +11,7 @@ from lafs_ray.training import compile as compile_module
 from lafs_ray.training.compile import slow_arithmetic
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import run_local
-from tests.training.faces import tiny
+from tests.training.faces import logged, tiny
 
 CPU = torch.device("cpu")
 
@@ -55,12 +55,12 @@ def test_product_s__is_measured() -> None:
         assert 0 < compile_module._product_s(kind) < 1
 
 
-def test_run__says_it_once(
+def test_run__warns_once(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The warning is a line of the run, before its steps."""
     seconds(monkeypatch, 0.25)
     settings = ("duration=1 steps", "optim.warmup=0 steps", "compute.precision=bfloat16")
-    lines: list[str] = []
-    run_local(prepare_run(tiny(tmp_path, face_set_path, *settings)), lines.append)
+    with logged() as lines:
+        run_local(prepare_run(tiny(tmp_path, face_set_path, *settings)))
     assert [line for line in lines if "compute.precision" in line] == lines[:1]

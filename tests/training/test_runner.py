@@ -70,12 +70,12 @@ def test_run__interrupted_and_continued(
     """Ended at any step and continued, metrics.jsonl is that of a run that nothing disturbed."""
     config = tiny(tmp_path, face_set_path, *LONG)
     broken = run(config, killed_at=killed_at)
-    assert broken.said[-1] == "killed"
+    assert broken.logged[-1] == "killed"
     again = run(config)
     assert again.exact == uninterrupted.exact
     saved = killed_at // 4 * 4
     if saved:
-        assert again.said[0] == f"continuing debug at step {saved} of 17"
+        assert again.logged[0] == f"continuing debug at step {saved} of 17"
 
 
 def test_run__interrupted_twice_with_other_reporting_settings(
@@ -126,7 +126,7 @@ def test_run__already_finished(tmp_path: Path, face_set_path: str) -> None:
     first = run(config)
     again = run(config)
     assert again.metrics == first.metrics
-    assert again.said == ["continuing debug at step 4 of 4"]
+    assert again.logged == ["continuing debug at step 4 of 4"]
 
 
 def test_run__damaged_records_after_a_restart(tmp_path: Path) -> None:
@@ -186,7 +186,6 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
         inputs,
         lambda first, stop: local_stream(inputs.faces, inputs.plan, crop, first, stop),
         device=torch.device("cpu"),
-        say=lambda _: None,
         hooks=Hooks(after_save=lambda line: told.append(line["step"]), written=written),
     )
     assert told == [2, 4]

@@ -6,6 +6,7 @@ another. A storage that fails is tried again while the training goes on.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lafs_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 
@@ -23,16 +26,10 @@ class CheckpointWriter:
     Args:
         write: writes the checkpoint of a step; a DataError of it is the storage's.
         retry_s: seconds after which a storage that still fails ends the run.
-        say: prints a line of progress.
     """
 
-    def __init__(
-        self,
-        write: Callable[[int, Mapping[str, Any]], None],
-        retry_s: float,
-        say: Callable[[str], None],
-    ) -> None:
-        self._write, self._retry_s, self._say = write, retry_s, say
+    def __init__(self, write: Callable[[int, Mapping[str, Any]], None], retry_s: float) -> None:
+        self._write, self._retry_s = write, retry_s
         # Python waits for such a thread before it exits, also after Ctrl-C.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._running: tuple[int, Future[None]] | None = None
@@ -86,13 +83,15 @@ class CheckpointWriter:
                 seconds = time.monotonic() - begin
                 if hurried or seconds + wait_s > self._retry_s:
                     raise _given_up(error, tries, seconds) from error
-                self._say(
-                    f"checkpoint of step {step} not written ({error.found}); trying again in "
-                    f"{wait_s:g} s"
+                logger.warning(
+                    "checkpoint of step %d not written (%s); trying again in %g s",
+                    step,
+                    error.found,
+                    wait_s,
                 )
             else:
                 if tries > 1:
-                    self._say(f"checkpoint of step {step} written at the {tries}. try")
+                    logger.info("checkpoint of step %d written on attempt %d", step, tries)
                 return
             self._hurry.wait(wait_s)
             tries, wait_s = tries + 1, min(2 * wait_s, _LONGEST_WAIT_S)

@@ -19,7 +19,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -240,12 +240,10 @@ class RunDir:
                 _delete_unfinished(folder)
             yield
 
-    def latest(self, warn: Callable[[str], None] = logger.warning) -> dict[str, Any] | None:
-        """The newest sound checkpoint, None when there is none.
+    def latest(self) -> dict[str, Any] | None:
+        """Return the newest checkpoint that loads, None when there is none.
 
-        Args:
-            warn: gets a line for each damaged file (a disk that lost its last blocks), which is
-                passed over.
+        Damaged files (a disk that lost its last blocks) are skipped with a warning.
 
         Raises:
             CheckpointError: there are checkpoints, but all are damaged.
@@ -255,7 +253,7 @@ class RunDir:
             try:
                 return load_checkpoint(self.checkpoint_uri(step))
             except CheckpointError as error:
-                warn(f"passing over a damaged checkpoint: {error}")
+                logger.warning("skipped a damaged checkpoint: %s", error)
         if steps:
             raise CheckpointError(
                 self._checkpoints,

@@ -7,6 +7,7 @@ each warning and damaged record; `<run>/not-finite-NNNNNNNN.json`, the records o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,11 +23,13 @@ from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
 from lafs_ray.training.run_length import Length
 
+logger = logging.getLogger(__name__)
+
 WARNINGS = "warnings.jsonl"
 _UPLOAD_EVERY_S = 300.0
 
 
-class Progress:
+class RunProgress:
     """Lines of progress that a person can read.
 
     Args:
@@ -38,24 +41,25 @@ class Progress:
         self._total, self._batch_size = length.total_steps, batch_size
         self._step_s: float | None = None
 
-    def figures(self, report: Mapping[str, Any]) -> str:
-        """Epoch, loss, learning rate, speed and waiting."""
-        return (
-            f"epoch {report['epoch']}  loss {report['loss']:.4f}  lr {report['lr']:.2e}  "
-            f"{report['images_per_s']:.0f} images/s  wait {report['wait_share']:.0%}"
-        )
-
     def line(self, report: Mapping[str, Any]) -> str:
-        """Step, `figures` and the time still to go."""
+        """Step, `metrics_text` and the time still to go."""
         step, width = report["step"], len(str(self._total))
         left = duration((self._total - step) * self._seconds_a_step(report))
-        return f"step {step:>{width}}/{self._total}  {self.figures(report)}  left {left}"
+        return f"step {step:>{width}}/{self._total}  {metrics_text(report)}  left {left}"
 
     def _seconds_a_step(self, report: Mapping[str, Any]) -> float:
         """Smoothed over some three reports: the first one after a start is slow."""
         now = self._batch_size / report["images_per_s"]
         self._step_s = now if self._step_s is None else 0.7 * self._step_s + 0.3 * now
         return self._step_s
+
+
+def metrics_text(report: Mapping[str, Any]) -> str:
+    """Return a report's epoch, loss, learning rate, images per second and data wait."""
+    return (
+        f"epoch {report['epoch']}  loss {report['loss']:.4f}  lr {report['lr']:.2e}  "
+        f"{report['images_per_s']:.0f} images/s  data wait {report['wait_share']:.0%}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -73,8 +77,6 @@ class Watch:
         uri: the run's folder.
         first_step: where it continues.
         rank: this rank.
-        say: prints a line; called on rank 0.
-        show: gets each report, on rank 0; None says a line of progress.
 
     Raises:
         ConfigError: log.tensorboard is set and its package is not installed.
@@ -87,13 +89,10 @@ class Watch:
         uri: str,
         first_step: int,
         rank: int,
-        say: Callable[[str], None],
-        show: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._config, self._uri, self._first_step = config, uri, first_step
-        self._is_first, self._say = rank == 0, say
-        progress = Progress(length, config.batch_size)
-        self._show = show or (lambda report: say(progress.line(report)))
+        self._is_first = rank == 0
+        self._progress = RunProgress(length, config.batch_size)
         self._said: set[str] = set()
         self._starving = 0
         self._warnings: MetricsLog | None = None
@@ -130,9 +129,9 @@ class Watch:
         """
         if self._is_first:
             for record in damaged:
-                self._say(f"skipped a damaged record: {record}")
+                logger.warning("skipped a damaged record: %s", record)
                 self._note(line["step"], "damaged record", record)
-            self._show(line)
+            logger.info(self._progress.line(line), extra={"report": line})
             self._write_tensorboard(line)
             self._look_for_starvation(line)
         self._look_for_collapse(line)
@@ -186,12 +185,12 @@ class Watch:
         try:
             action()
         except DataError as error:
-            self._say(f"{what}: {error}")
+            logger.warning("%s: %s", what, error)
 
     def _warn_once(self, step: int, kind: str, text: str) -> None:
         if kind not in self._said:
             self._said.add(kind)
-            self._say(f"warning at step {step} ({kind}): {text}")
+            logger.warning("step %d, %s: %s", step, kind, text)
             self._note(step, kind, text)
 
     def _note(self, step: int, kind: str, text: str) -> None:

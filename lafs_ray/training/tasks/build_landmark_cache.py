@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,11 +36,11 @@ from lafs_ray.models.landmarks import build_landmark_cnn
 from lafs_ray.training.tasks.init_weights import InitWeights, read_source
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
+logger = logging.getLogger(__name__)
+
 # Records read and decoded at once, while the CNN works on those before: a few MB.
 _CHUNK = 256
-_SAY_EVERY_S = 10.0
-
-Report = Callable[[str], object]
+_LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +96,13 @@ def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
     return network, digest(network.state_dict())
 
 
-def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, source: str) -> None:
+def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -> None:
     """Find the landmarks of every record that has none yet, and declare the cache finished.
 
     Args:
         job: what to do.
         apply: makes the missing parts, here or on Ray.
         max_bad: records that may be damaged before it counts as a mistake.
-        say: told of progress.
         source: where the weights came from, for people.
 
     Raises:
@@ -111,9 +111,10 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
     """
     parts = plan_parts(job.faces.shard_starts)
     done = read_entries(job.folder, job.identity, parts)
-    say(f"{job.faces.num_images:,} records in {len(parts)} parts, to {job.folder}")
+    total = f"{job.faces.num_images:,}"
+    logger.info("%s records in %d parts, to %s", total, len(parts), job.folder)
     if done:
-        say(f"{len(done)} of {len(parts)} parts are there already")
+        logger.info("%d of %d parts are complete already", len(done), len(parts))
     missing = [part for part in parts if part not in done]
     if missing:
         filesystem.require_writable(job.folder)
@@ -123,7 +124,7 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
         assert entry is not None, f"{part.name} was written and cannot be read"
         done[part] = entry
         rows, damaged = rows + entry.rows, damaged + entry.damaged
-        say(f"{rows:,} of {job.faces.num_images:,} records")
+        logger.info("%s of %s records", f"{rows:,}", total)
         if damaged > max_bad:
             raise DataError(
                 "damaged records",
@@ -135,24 +136,23 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, say: Report, s
     write_stamp(job.folder, job.identity, [done[part] for part in parts], details)
 
 
-def cache_in_process(job: CacheJob, parts: Sequence[Part], say: Report) -> Iterator[Part]:
-    """`Apply` in this process; says now and then how fast it goes.
+def cache_in_process(job: CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
+    """`Apply` in this process; logs its speed every ten seconds.
 
     Args:
         job: what to do.
         parts: the missing ones.
-        say: told of progress within a part.
     """
     find = LandmarkPredictor(job.network, job.device)
-    begin = told = time.monotonic()
+    begin = logged = time.monotonic()
     count = 0
 
     def seen(rows: int) -> None:
-        nonlocal count, told
+        nonlocal count, logged
         count += rows
-        if (now := time.monotonic()) - told >= _SAY_EVERY_S:
-            told = now
-            say(f"  {part.name}: {count / (now - begin):.0f} records/s")
+        if (now := time.monotonic()) - logged >= _LOG_EVERY_S:
+            logged = now
+            logger.info("  %s: %.0f records/s", part.name, count / (now - begin))
 
     for part in parts:
         make_part(job, part, find, seen)

@@ -18,7 +18,7 @@ from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
 from lafs_ray.training.checkpoint.sharded_state import cpu_copy
 from lafs_ray.training.prepare import prepare_run
-from tests.training.faces import run, tiny
+from tests.training.faces import logged, run, tiny
 
 REFUSED = DataError("a.pt", found="no answer", expected="a place to write", fix="look at the store")
 
@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_begin__returns_before_the_storage_has_it() -> None:
     """Nothing waits for the storage but `wait`, which tells of each checkpoint once."""
     store = Store()
-    writer = CheckpointWriter(store, 5.0, lambda _: None)
+    writer = CheckpointWriter(store, 5.0)
     writer.begin(3, {})
     assert writer.collect() is None
     assert store.written == []
@@ -61,22 +61,23 @@ def test_begin__returns_before_the_storage_has_it() -> None:
 def test_close__waits_for_the_last_one() -> None:
     """The end of a run comes after the end of the upload."""
     store = Store()
-    writer = CheckpointWriter(store, 5.0, lambda _: None)
+    writer = CheckpointWriter(store, 5.0)
     writer.begin(3, {})
     threading.Timer(0.2, store.gate.set).start()
     assert writer.close() == 3
 
 
-def test_refusals__are_tried_again_and_said(quick: None) -> None:
+def test_refusals__are_retried_and_logged(quick: None) -> None:
     """A storage that fails for a while costs lines of progress and no checkpoint."""
-    store, said = Store(refusals=3), []
+    store = Store(refusals=3)
     store.gate.set()
-    writer = CheckpointWriter(store, 30.0, said.append)
-    writer.begin(3, {})
-    assert writer.wait() == 3
-    assert said[0] == "checkpoint of step 3 not written (no answer); trying again in 0.01 s"
-    assert said[2].endswith("trying again in 0.04 s"), "waits double"
-    assert said[3:] == ["checkpoint of step 3 written at the 4. try"]
+    writer = CheckpointWriter(store, 30.0)
+    with logged() as lines:
+        writer.begin(3, {})
+        assert writer.wait() == 3
+    assert lines[0] == "checkpoint of step 3 not written (no answer); trying again in 0.01 s"
+    assert lines[2].endswith("trying again in 0.04 s"), "waits double"
+    assert lines[3:] == ["checkpoint of step 3 written on attempt 4"]
     writer.close()
 
 
@@ -84,7 +85,7 @@ def test_refusals__for_too_long(quick: None) -> None:
     """After retry_s the storage's error is raised with tries and seconds, once."""
     store = Store(refusals=1000)
     store.gate.set()
-    writer = CheckpointWriter(store, 0.1, lambda _: None)
+    writer = CheckpointWriter(store, 0.1)
     writer.begin(3, {})
     with pytest.raises(DataError, match=r"no answer; gave up after \d+ tries in 0 s") as raised:
         writer.wait()
@@ -96,7 +97,7 @@ def test_close__in_a_hurry() -> None:
     """A run that ends early does not wait for retry_s, but tries once more at once."""
     store = Store(refusals=1)
     store.gate.set()
-    writer = CheckpointWriter(store, 3600.0, lambda _: None)
+    writer = CheckpointWriter(store, 3600.0)
     writer.begin(3, {})
     begin = time.monotonic()
     assert writer.close(hurry=True) == 3
@@ -109,7 +110,7 @@ def test_mistake_of_ours__is_raised_as_it_is() -> None:
     def broken(step: int, state: Mapping[str, Any]) -> None:
         raise ZeroDivisionError
 
-    writer = CheckpointWriter(broken, 3600.0, lambda _: None)
+    writer = CheckpointWriter(broken, 3600.0)
     writer.begin(3, {})
     with pytest.raises(ZeroDivisionError):
         writer.close()
@@ -183,7 +184,7 @@ def test_run__storage_fails_for_a_while(
     result = run(tiny(tmp_path / "storm", face_set_path, *SHORT))
     assert result.exact == expected
     assert result.inputs.folder().steps() == [2, 4, 6, 8, 9]
-    assert sum("trying again" in line for line in result.said) == 3
+    assert sum("trying again" in line for line in result.logged) == 3
 
 
 def test_run__storage_fails_for_good(
@@ -201,7 +202,7 @@ def test_run__storage_fails_for_good(
         with pytest.raises(DataError, match="no answer; gave up after"):
             run(config)
     again = run(config)
-    assert again.said[0] == "continuing debug at step 2 of 9"
+    assert again.logged[0] == "continuing debug at step 2 of 9"
     assert again.exact == run(tiny(tmp_path / "b", face_set_path, *SHORT)).exact
 
 

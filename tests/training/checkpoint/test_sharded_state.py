@@ -65,7 +65,6 @@ def train_rank(rank: int, num_ranks: int, config: FinetuneConfig, stop_at: int) 
         device=device,
         rank=rank,
         wrap=DistributedDataParallel,
-        say=lambda _: None,
     )
 
 

@@ -96,7 +96,7 @@ def test_run__a_loss_that_is_not_finite(
     assert lines == [line for line in whole.exact if line["step"] <= BAD]
     # Without the poison the run goes on to the end of the other one.
     again = run(config)
-    assert again.said[0] == f"continuing {config.run.name} at step {BAD} of 8"
+    assert again.logged[0] == f"continuing {config.run.name} at step {BAD} of 8"
     assert again.exact == whole.exact
 
     written = json.loads((folder / f"not-finite-{BAD + 1:08d}.json").read_text())

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,6 @@ from lafs_ray.training.tasks.build_landmark_cache import cache_in_process, read_
 from tests.test_jobs import main_of
 from tests.training.faces import break_frame, run, tiny, write_face_set
 from tests.transforms.faces import lively_cnn
-
-Say = Callable[[str], object]
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +100,8 @@ def test_job__killed_goes_on_with_the_missing_parts(
     """A second call makes only what is missing, and the files are those of one call."""
     made: list[str] = []
 
-    def stops(job: training_landmarks.CacheJob, parts: Sequence[Part], say: Say) -> Iterator[Part]:
-        for part in cache_in_process(job, parts[:2], say):
+    def stops(job: training_landmarks.CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
+        for part in cache_in_process(job, parts[:2]):
             made.append(part.name)
             yield part
         raise KeyboardInterrupt
@@ -114,11 +112,9 @@ def test_job__killed_goes_on_with_the_missing_parts(
         cache(weights, faces, "--out", str(tmp_path / "a"))
     assert not (tmp_path / "a" / "landmarks.json").exists()
 
-    def watched(
-        job: training_landmarks.CacheJob, parts: Sequence[Part], say: Say
-    ) -> Iterator[Part]:
+    def watched(job: training_landmarks.CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
         made.extend(part.name for part in parts)
-        return cache_in_process(job, parts, say)
+        return cache_in_process(job, parts)
 
     monkeypatch.setitem(engine, "cache_in_process", watched)
     cache(weights, faces, "--out", str(tmp_path / "a"))
@@ -128,15 +124,15 @@ def test_job__killed_goes_on_with_the_missing_parts(
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
 
 
-def test_job__says_how_fast_it_goes(
+def test_job__logs_its_speed(
     tmp_path: Path,
     faces: str,
     weights: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Before the first part is done it has said where it writes, and how many a second."""
-    monkeypatch.setattr(training_landmarks, "_SAY_EVERY_S", 0.0)
+    """Before the first part is done it has logged where it writes, and its records per second."""
+    monkeypatch.setattr(training_landmarks, "_LOG_EVERY_S", 0.0)
     cache(weights, faces, "--out", str(tmp_path / "a"))
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith(f"in 3 parts, to {tmp_path / 'a'}")

@@ -66,9 +66,9 @@ def test_finetuning__interrupted_and_continued(
     )
     expected = run(whole)
     interrupted = run(broken, killed_at=5)
-    assert interrupted.said[-1] == "killed"
+    assert interrupted.logged[-1] == "killed"
     again = run(broken)
-    assert again.said[0] == "continuing few_shot at step 4 of 7"
+    assert again.logged[0] == "continuing few_shot at step 4 of 7"
     assert again.exact == expected.exact
     last = [line.keys() for line in expected.metrics][-1]
     assert {"regularizer", "landmark_drift_px", "mixup_lam", "landmarks_frozen"} <= last
@@ -195,7 +195,6 @@ def rank_main(rank: int, store: str, config: FinetuneConfig) -> None:
         device=CPU,
         rank=rank,
         wrap=lambda network: DistributedDataParallel(without_landmark_dropout(network)),
-        say=lambda _: None,
     )
     dist.destroy_process_group()
 
@@ -220,7 +219,7 @@ def test_two_ranks__train_like_two_micro_batches(
             blocks = [crop(read_records(inputs.faces, inputs.plan, p)) for p in portions]
             yield from collate_steps([(portions, blocks)])
 
-    run_rank(inputs, stream, device=CPU, wrap=without_landmark_dropout, say=lambda _: None)
+    run_rank(inputs, stream, device=CPU, wrap=without_landmark_dropout)
     deadline = time.monotonic() + 300
     try:
         while not context.join(timeout=5):
