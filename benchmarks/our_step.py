@@ -53,10 +53,10 @@ class TimedLafs(Lafs):
         self.watch.mark(LOSS)
         return result
 
-    def finish_step(self, values: Any, hold: Tensor | None = None) -> None:
+    def finish_step(self, hparams: Any, skip_update: Tensor | None = None) -> None:
         """As `Lafs.finish_step`."""
         self.watch.mark(UPDATE)
-        super().finish_step(values, hold)
+        super().finish_step(hparams, skip_update)
         self.watch.mark(EMA)
 
 
@@ -88,7 +88,7 @@ class Ours:
             method=self.method,
             network=student,
             optimizer=self.optimizer,
-            values=lambda _: VALUES,
+            hparams=lambda _: VALUES,
             prepare=lambda batch: batch,
             device=case.device,
             precision=case.precision,

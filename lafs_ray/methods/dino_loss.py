@@ -142,13 +142,13 @@ class Center(nn.Module):
         self.pending_rows += teacher_logits.shape[0]
 
     @torch.no_grad()
-    def update(self, hold: Tensor | None = None) -> None:
+    def update(self, skip_update: Tensor | None = None) -> None:
         """Move the center towards the mean over all ranks' rows; every rank must call it.
 
         Ranks have seen equally many rows (the plan gives equal batches): only sums are exchanged.
 
         Args:
-            hold: 0-d, on the center's device; where it is 1, the center stays as it is.
+            skip_update: 0-d, on the center's device; where it is 1, the center stays as it is.
         """
         assert self.pending_rows > 0, "the center is updated after at least one micro-batch"
         rows = self.pending_rows
@@ -156,7 +156,9 @@ class Center(nn.Module):
             dist.all_reduce(self.pending)
             rows *= dist.get_world_size()
         moved = torch.lerp(self.center, self.pending / rows, 1.0 - self.momentum)
-        self.center.copy_(moved if hold is None else torch.where(hold > 0, self.center, moved))
+        if skip_update is not None:
+            moved = torch.where(skip_update > 0, self.center, moved)
+        self.center.copy_(moved)
         self.pending.zero_()
         self.pending_rows = 0
 

@@ -109,7 +109,7 @@ class Lafs:
         """Nothing is drawn here but dropout."""
 
     def loss(
-        self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
+        self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch; its teacher scores are noted for the center's next update.
 
@@ -117,7 +117,7 @@ class Lafs:
             network: the student, as it is or wrapped (DDP, compiled).
             batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float
                 in [-1, 1]; other entries are ignored.
-            values: `teacher_temp`.
+            hparams: `teacher_temp`.
 
         Returns:
             The scalar loss with its graph, and scalars without: `loss` and `ssl_diagnostics`'s.
@@ -131,7 +131,7 @@ class Lafs:
             embeddings = self.teacher.embed([global_views])
             teacher = self.teacher.head(embeddings)
         student = network([global_views, local_views])
-        targets = self._targets(teacher, values["teacher_temp"])
+        targets = self._targets(teacher, hparams["teacher_temp"])
         temp = self.student_temp
         loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
         state = ssl_diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
@@ -144,21 +144,21 @@ class Lafs:
             return sinkhorn_targets(teacher, teacher_temp)
         return centered_targets(teacher, self.center.center, teacher_temp)
 
-    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
+    def before_optimizer(self, epoch: int, hparams: Mapping[str, float]) -> None:
         """Take the prototypes' gradient away in the first epochs; the gradients are complete."""
-        del values
+        del hparams
         if epoch < self.freeze_last_layer_epochs:
             cancel_gradients(self.trainable)
 
-    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
+    def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:
         """Move the teacher and the center; the optimizer has moved the student.
 
         Args:
-            values: `ema_momentum`.
-            hold: 0-d; where it is 1, both stay as they are.
+            hparams: `ema_momentum`.
+            skip_update: 0-d; where it is 1, both stay as they are.
         """
-        ema_update_(self.teacher, self.trainable, values["ema_momentum"], hold)
-        self.center.update(hold)
+        ema_update_(self.teacher, self.trainable, hparams["ema_momentum"], skip_update)
+        self.center.update(skip_update)
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher's and the center's state: the live tensors, to be written before a step."""

@@ -82,21 +82,21 @@ class RowAdamW(torch.optim.AdamW):
     Ours: torch's SparseAdam has no weight decay and counts the steps of all rows together, which
     makes the first steps of a row that comes late up to √1000/10 times as long.
 
-    `hold`, where it is set, is a 0-d float32 tensor on the parameters' device: 0, or 1 to make a
-    step that moves and counts nothing. A fused optimizer reads it on the device, so that the host
-    need not know; others read it on the host, which costs nothing where that is the device.
+    `skip_update`, where it is set, is a 0-d float32 tensor on the parameters' device: 0, or 1 for
+    a step that moves and counts nothing. A fused optimizer reads it on the device, without a
+    synchronization; others read it on the host, which is free where that is the device.
     """
 
-    hold: Tensor | None = None
+    skip_update: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move all parameters with a gradient; sparse gradients are used up."""
         assert closure is None
         if self.defaults["fused"]:
-            # The name under which torch's fused kernel takes GradScaler's verdict.
-            self.found_inf = self.hold
-        elif self.hold is not None and self.hold > 0:
+            # torch's fused kernels skip the update where this attribute, GradScaler's, is 1.
+            self.found_inf = self.skip_update
+        elif self.skip_update is not None and self.skip_update > 0:
             return
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -109,7 +109,7 @@ class RowAdamW(torch.optim.AdamW):
         """As `AdamW.load_state_dict`, but how steps are computed stays as this optimizer was made.
 
         torch would take it over as well: a run that continues on another device would be slow
-        there, and not see `hold`.
+        there, and not see `skip_update`.
         """
         own = {name: self.defaults[name] for name in ("fused", "foreach", "capturable")}
         groups = [{**group, **own} for group in state_dict["param_groups"]]
@@ -129,15 +129,16 @@ class RowAdamW(torch.optim.AdamW):
         mean = state["exp_avg"][rows].lerp_(values, 1 - beta1)
         square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(values, values, value=1 - beta2)
         for name, moved in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-            state[name].index_copy_(0, rows, self._unless_held(state[name][rows], moved))
+            state[name].index_copy_(0, rows, self._unless_skipped(state[name][rows], moved))
         length = square.div_(1 - beta2**steps).sqrt_().add_(group["eps"])
         direction = mean.div_(1 - beta1**steps).div_(length)
         kept = parameter[rows].mul_(1 - group["lr"] * group["weight_decay"])
-        moved = self._unless_held(parameter[rows], kept.add_(direction, alpha=-group["lr"]))
+        moved = self._unless_skipped(parameter[rows], kept.add_(direction, alpha=-group["lr"]))
         parameter.index_copy_(0, rows, moved)
 
-    def _unless_held(self, before: Tensor, after: Tensor) -> Tensor:
-        return after if self.hold is None else torch.where(self.hold > 0, before, after)
+    def _unless_skipped(self, before: Tensor, after: Tensor) -> Tensor:
+        skip = self.skip_update
+        return after if skip is None else torch.where(skip > 0, before, after)
 
 
 def set_hyperparameters(
@@ -201,7 +202,7 @@ def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:
 
 @torch.no_grad()
 def ema_update_(
-    teacher: nn.Module, student: nn.Module, momentum: float, hold: Tensor | None = None
+    teacher: nn.Module, student: nn.Module, momentum: float, skip_update: Tensor | None = None
 ) -> None:
     """Move the teacher towards the student: teacher ← momentum·teacher + (1 − momentum)·student.
 
@@ -212,14 +213,15 @@ def ema_update_(
         teacher: moved.
         student: of the same architecture.
         momentum: 0 … 1.
-        hold: 0-d, on their device; where it is 1, the parameters stay, for a finite student.
+        skip_update: 0-d, on their device; where it is 1, the parameters stay, for a finite student.
     """
     moved: list[Tensor] = list(teacher.parameters())
     targets: list[Tensor] = list(student.parameters())
     assert len(moved) == len(targets), f"a teacher of {len(moved)} for a student of {len(targets)}"
     kept, taken = (moved[0].new_full((), share) for share in (momentum, 1.0 - momentum))
-    if hold is not None:
-        kept, taken = kept.masked_fill(hold > 0, 1.0), taken.masked_fill(hold > 0, 0.0)
+    if skip_update is not None:
+        kept = kept.masked_fill(skip_update > 0, 1.0)
+        taken = taken.masked_fill(skip_update > 0, 0.0)
     # Two products, as in the reference: `lerp` is closer to float64, but not to its record (e1).
     if moved[0].device.type == "cpu":
         for parameter, target in zip(moved, targets, strict=True):

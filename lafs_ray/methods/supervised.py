@@ -90,14 +90,14 @@ class Supervised:
         self.trainable.head.begin_step(step)
 
     def loss(
-        self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
+        self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of one micro-batch, and the pull on its landmarks.
 
         Args:
             network: `trainable`, as it is or wrapped (DDP, compiled).
             batch: `images` uint8 [B, S, S, 3] and `label` int64 [B]; other entries are ignored.
-            values: with an anchor `regularizer_weight`, λ; with mix-up `mixup_lam`, 1 for a step
+            hparams: with an anchor `regularizer_weight`, λ; with mix-up `mixup_lam`, 1 for a step
                 that is not mixed; with freezing `landmarks_frozen`, `transformer_frozen`: 0 or 1.
 
         Returns:
@@ -110,12 +110,12 @@ class Supervised:
         """
         images = to_network_input(batch["images"])
         labels: Tensor | MixedLabels = batch["label"]
-        share = values.get("mixup_lam", 1.0)
+        share = hparams.get("mixup_lam", 1.0)
         if share < 1.0:
             images, labels = mix(
                 images, batch["label"], share, neighbors(len(images), images.device)
             )
-        with _eval_mode(*self._frozen_modules(values)):
+        with _eval_mode(*self._frozen_modules(hparams)):
             loss, is_nearest, landmarks = network(images, labels)
         metrics = {"accuracy": is_nearest.float().mean()}
         if landmarks is not None:
@@ -126,20 +126,20 @@ class Supervised:
                     target = _in_float32(self.anchor, images)
                 metrics["landmark_drift_px"] = (settled - target).norm(dim=-1).mean()
                 side = images.shape[-1] - 1
-                pull = F.mse_loss(landmarks / side, target / side) * values["regularizer_weight"]
+                pull = F.mse_loss(landmarks / side, target / side) * hparams["regularizer_weight"]
                 metrics["regularizer"] = pull.detach()
                 loss = loss + pull
         return loss, {"loss": loss.detach(), **metrics}
 
-    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
+    def before_optimizer(self, epoch: int, hparams: Mapping[str, float]) -> None:
         """Remove the gradients of what is frozen: AdamW then neither moves nor decays it."""
         del epoch
-        frozen = _frozen(values)
+        frozen = _frozen(hparams)
         for name, parameter in self.trainable.model.named_parameters():
             if ("landmarks" if name.startswith(LANDMARK_PARTS) else "transformer") in frozen:
                 parameter.grad = None
 
-    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
+    def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:
         """Nothing moves besides what the optimizer moved."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,9 +150,9 @@ class Supervised:
         """Take over a state from `state_dict`."""
         assert not state, f"supervised training keeps no state, found {sorted(state)}"
 
-    def _frozen_modules(self, values: Mapping[str, float]) -> list[nn.Module]:
+    def _frozen_modules(self, hparams: Mapping[str, float]) -> list[nn.Module]:
         """Modules that a frozen part keeps in eval mode: no dropout, no moving batch statistics."""
-        model, frozen = self.trainable.model, _frozen(values)
+        model, frozen = self.trainable.model, _frozen(hparams)
         modules = [model.transformer, model.dropout] if "transformer" in frozen else []
         if "landmarks" in frozen and isinstance(model, PartFViT):
             modules += [model.stn, model.output_layer]
@@ -171,9 +171,9 @@ class Supervised:
             return _in_float32(model.landmarks, images)
 
 
-def _frozen(values: Mapping[str, float]) -> list[str]:
+def _frozen(hparams: Mapping[str, float]) -> list[str]:
     """The parts that this step leaves as they are."""
-    return [part for part in ("landmarks", "transformer") if values.get(f"{part}_frozen", 0.0) > 0]
+    return [part for part in ("landmarks", "transformer") if hparams.get(f"{part}_frozen", 0.0) > 0]
 
 
 def _in_float32(landmarker: Any, images: Tensor) -> Tensor:

@@ -41,15 +41,15 @@ class TrainTask(Protocol):
         """What is drawn from now on is that of this global step."""
 
     def loss(
-        self, network: nn.Module, batch: Mapping[str, Tensor], values: Mapping[str, float]
+        self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch and its metrics; `network` is `trainable`, maybe wrapped."""
 
-    def before_optimizer(self, epoch: int, values: Mapping[str, float]) -> None:
+    def before_optimizer(self, epoch: int, hparams: Mapping[str, float]) -> None:
         """Change gradients between clipping and the optimizer's step."""
 
-    def finish_step(self, values: Mapping[str, float], hold: Tensor | None = None) -> None:
-        """Update what the optimizer does not, such as the teacher; nothing where `hold` is 1."""
+    def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:
+        """Update what the optimizer does not, such as the teacher; nothing where `skip_update`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything beyond `trainable` and the optimizer."""
@@ -66,7 +66,7 @@ class TrainState:
         method: what is trained.
         network: `method.trainable`, wrapped in DDP where there are several ranks.
         optimizer: over the parameters of `method.trainable`.
-        values: schedules; at least lr and weight_decay of a global step.
+        hparams: schedules; at least lr and weight_decay of a global step.
         prepare: last changes to a micro-batch, on the training device.
         device: where the networks are.
         precision: dtype of autocast; float32 switches it off.
@@ -81,7 +81,7 @@ class TrainState:
     method: TrainTask
     network: nn.Module
     optimizer: RowAdamW
-    values: Callable[[int], dict[str, float]]
+    hparams: Callable[[int], dict[str, float]]
     prepare: Callable[[TensorBatch], TensorBatch]
     device: torch.device
     precision: torch.dtype
@@ -168,10 +168,10 @@ def train(
         if log is None:
             log = _Log(training, meter, report, save, batch.step)
         note_skipped(training, batch)
-        values = training.values(batch.step)
-        training.guard.begin(batch, values["lr"])
-        metrics = train_step(training, batch, values)
-        meter.add(metrics, wait_s, batch.work_s, training.guard.hold)
+        hparams = training.hparams(batch.step)
+        training.guard.begin(batch, hparams["lr"])
+        metrics = train_step(training, batch, hparams)
+        meter.add(metrics, wait_s, batch.work_s, training.guard.skip_update)
         done = batch.step + 1
         wished = vote.ask(wish())
         saves = done % save_every == 0 or done == last_step or wished > RunRequest.NOTHING
@@ -229,7 +229,7 @@ class _Log:
     def _send(self, done: int, epoch: int) -> None:
         means = self._meter.report(done - self._reported)
         self._reported = done
-        self._report({"step": done, "epoch": epoch, **self._training.values(done - 1), **means})
+        self._report({"step": done, "epoch": epoch, **self._training.hparams(done - 1), **means})
 
     def keep(self, done: int) -> None:
         """Save, unless that has been done."""
@@ -239,7 +239,7 @@ class _Log:
 
 
 def train_step(
-    training: TrainState, batch: StepBatch, values: Mapping[str, float]
+    training: TrainState, batch: StepBatch, hparams: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """One optimizer step.
 
@@ -250,7 +250,7 @@ def train_step(
     """
     # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
     torch.manual_seed(step_seed(training.seed, batch.step, training.rank))
-    set_hyperparameters(training.optimizer, values["lr"], values["weight_decay"])
+    set_hyperparameters(training.optimizer, hparams["lr"], hparams["weight_decay"])
     training.method.begin_step(batch.step)
     micro_batches = split(batch, training.accumulation)
     sums: dict[str, Tensor] = {}
@@ -264,7 +264,7 @@ def train_step(
                 training.precision,
                 enabled=training.precision != torch.float32,
             ):
-                loss, metrics = training.method.loss(training.network, inputs, values)
+                loss, metrics = training.method.loss(training.network, inputs, hparams)
             (loss / training.accumulation).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach() / training.accumulation
         for name, value in metrics.items():
@@ -278,11 +278,11 @@ def train_step(
     if len(norms):
         sums["gradient_norm_max"] = norms.max()
     training.guard.judge(batch.step, total, norms)
-    training.method.before_optimizer(batch.epoch, values)
-    training.optimizer.hold = training.guard.hold
+    training.method.before_optimizer(batch.epoch, hparams)
+    training.optimizer.skip_update = training.guard.skip_update
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
-    training.method.finish_step(values, training.guard.hold)
+    training.method.finish_step(hparams, training.guard.skip_update)
     return sums
 
 

@@ -1,4 +1,4 @@
-"""`hold`: on the device, it makes a step leave everything as it is."""
+"""`skip_update`: on the device, it makes a step leave everything as it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lafs_ray.methods.dino_loss import Center
 from lafs_ray.methods.optim import RowAdamW, ema_update_, gradient_norms, parameter_groups
 
-HELD, GO = torch.tensor(1.0), torch.tensor(0.0)
+SKIP, GO = torch.tensor(1.0), torch.tensor(0.0)
 
 
 def network() -> nn.Linear:
@@ -42,7 +42,7 @@ def test_row_adamw__state_from_another_device(fused: bool) -> None:
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
     before = states(module, optimizer)
-    optimizer.hold = HELD
+    optimizer.skip_update = SKIP
     optimizer.step()
     for now, then in zip(states(module, optimizer), before, strict=True):
         assert torch.equal(now, then)
@@ -58,7 +58,7 @@ def test_row_adamw__held_steps_leave_no_trace(fused: bool, sparse: bool) -> None
         for module in (held, plain)
     ]
 
-    def step(module: nn.Linear, optimizer: RowAdamW, scale: float, hold: Tensor) -> None:
+    def step(module: nn.Linear, optimizer: RowAdamW, scale: float, skip_update: Tensor) -> None:
         gradient = torch.arange(15.0).view(3, 5) * scale
         if sparse:
             rows = torch.tensor([[0, 2]])
@@ -66,14 +66,14 @@ def test_row_adamw__held_steps_leave_no_trace(fused: bool, sparse: bool) -> None
                 rows, gradient[[0, 2]], (3, 5), check_invariants=True
             )
         module.weight.grad, module.bias.grad = gradient, torch.ones(3) * scale
-        optimizer.hold = hold
+        optimizer.skip_update = skip_update
         optimizer.step()
 
     for module, optimizer in steps:
         step(module, optimizer, 1.0, GO)
     before = states(*steps[0])
-    step(*steps[0], float("nan"), HELD)
-    step(*steps[0], 3.0, HELD)
+    step(*steps[0], float("nan"), SKIP)
+    step(*steps[0], 3.0, SKIP)
     for name, (now, then) in enumerate(zip(states(*steps[0]), before, strict=True)):
         assert torch.equal(now, then), name
     for module, optimizer in steps:
@@ -87,7 +87,7 @@ def test_teacher_and_center__held() -> None:
     """The teacher stays as it is, and so does a center that has seen scores that are not finite."""
     teacher, student = network(), nn.Linear(5, 3)
     before = copy.deepcopy(teacher.state_dict())
-    ema_update_(teacher, student, 0.9, HELD)
+    ema_update_(teacher, student, 0.9, SKIP)
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
     ema_update_(teacher, student, 0.9, GO)
@@ -99,7 +99,7 @@ def test_teacher_and_center__held() -> None:
     moved = center.center.clone()
     assert moved.any()
     center.observe(torch.full((2, 3), float("nan")))
-    center.update(HELD)
+    center.update(SKIP)
     assert torch.equal(center.center, moved)
     center.observe(torch.zeros(2, 3))
     center.update(GO)

@@ -54,7 +54,7 @@ def trained(training: TrainState, kind: str, steps: int = 2) -> tuple[list[Tenso
     """Losses and gradient norms of steps, and what they made of the weights."""
     noted = []
     for step in range(steps):
-        values = training.values(step) | {"lr": 1e-3}
+        values = training.hparams(step) | {"lr": 1e-3}
         metrics = train_step(training, batch(kind, step), values)
         noted += [metrics["loss"], metrics["gradient_norm_max"]]
     return noted, [each.detach() for each in training.method.trainable.state_dict().values()]

@@ -28,21 +28,21 @@ class Recorder:
         self.calls.append(("begin_step", step))
 
     def loss(
-        self, network: nn.Module, batch: dict[str, Tensor], values: dict[str, float]
+        self, network: nn.Module, batch: dict[str, Tensor], hparams: dict[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.calls.append(("loss", batch["x"].flatten().tolist()))
-        loss = network(batch["x"]).mean() + 0 * values["lr"]
+        loss = network(batch["x"]).mean() + 0 * hparams["lr"]
         return loss, {"loss": loss}
 
-    def before_optimizer(self, epoch: int, values: dict[str, float]) -> None:
+    def before_optimizer(self, epoch: int, hparams: dict[str, float]) -> None:
         gradient = self.trainable.weight.grad
         assert gradient is not None
-        self.calls.append(("before_optimizer", epoch, values["lr"], gradient.item()))
+        self.calls.append(("before_optimizer", epoch, hparams["lr"], gradient.item()))
 
-    def finish_step(self, values: dict[str, float], hold: Tensor) -> None:
-        assert hold.ndim == 0
+    def finish_step(self, hparams: dict[str, float], skip_update: Tensor) -> None:
+        assert skip_update.ndim == 0
         assert self.trainable.weight.grad is None
-        self.calls.append(("finish_step", values["lr"], self.trainable.weight.item()))
+        self.calls.append(("finish_step", hparams["lr"], self.trainable.weight.item()))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -54,11 +54,11 @@ class Recorder:
 class RowSGD(torch.optim.SGD):
     """Plain steps, whose sizes can be told, with `RowAdamW`'s way to be held."""
 
-    hold: Tensor | None = None
+    skip_update: Tensor | None = None
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         assert closure is None
-        if self.hold is None or not self.hold > 0:
+        if self.skip_update is None or not self.skip_update > 0:
             super().step()
 
 
@@ -68,7 +68,7 @@ def training(accumulation: int = 1, clip_grad: float | None = None) -> TrainStat
         method=method,
         network=method.trainable,
         optimizer=RowSGD(parameter_groups(method.trainable, 0.0), lr=99.0),
-        values=lambda step: {"lr": 0.1 * (step + 1), "weight_decay": 0.0},
+        hparams=lambda step: {"lr": 0.1 * (step + 1), "weight_decay": 0.0},
         prepare=lambda batch: batch,
         device=torch.device("cpu"),
         precision=torch.float32,
@@ -88,7 +88,7 @@ def batch(step: int, *values: float) -> StepBatch:
 def test_train_step__order_of_its_parts() -> None:
     """Loss of each micro-batch in row order, whole gradient, optimizer with this step's rate."""
     run_ = training(accumulation=2)
-    metrics = train_step(run_, batch(3, 1, 2, 3, 6), run_.values(3))
+    metrics = train_step(run_, batch(3, 1, 2, 3, 6), run_.hparams(3))
     calls = run_.method.calls  # type: ignore[attr-defined]
     assert calls[:3] == [("begin_step", 3), ("loss", [1, 2]), ("loss", [3, 6])]
     assert calls[3] == ("before_optimizer", 1, 0.4, 3.0)
@@ -102,7 +102,7 @@ def test_train_step__order_of_its_parts() -> None:
 def test_train_step__clips_the_whole_gradient() -> None:
     """Clipping sees the sum of all micro-batches, and the norm told is that before clipping."""
     run_ = training(accumulation=2, clip_grad=0.5)
-    metrics = train_step(run_, batch(0, 1, 2, 3, 6), run_.values(0))
+    metrics = train_step(run_, batch(0, 1, 2, 3, 6), run_.hparams(0))
     assert metrics["gradient_norm_max"].item() == 3.0
     # clip_each_ divides by norm + 1e-6.
     assert run_.method.calls[3][3] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]

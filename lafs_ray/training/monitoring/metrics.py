@@ -38,7 +38,7 @@ class Meter:
         metrics: Mapping[str, Tensor],
         wait_s: float,
         work_s: Mapping[str, float],
-        hold: Tensor,
+        skip_update: Tensor,
     ) -> None:
         """Add one step.
 
@@ -46,10 +46,10 @@ class Meter:
             metrics: 0-d tensors on the training device.
             wait_s: seconds that the step waited for its batch.
             work_s: seconds that others spent on its batch, see `StepBatch`.
-            hold: 0-d on the device; where it is 1, the metrics do not count.
+            skip_update: 0-d on the device; where it is 1, the metrics do not count.
         """
         for name, value in metrics.items():
-            total = torch.where(hold > 0, 0.0, value.detach().double())
+            total = torch.where(skip_update > 0, 0.0, value.detach().double())
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._steps += 1
         self._wait_s += wait_s

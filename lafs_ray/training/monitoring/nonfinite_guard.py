@@ -1,6 +1,6 @@
 """Sees the first step whose loss or gradients are not finite, without a host sync in each step.
 
-The verdict stays on the device as `hold`, 0 or 1, which optimizer, teacher and center read there:
+The verdict stays on the device as `skip_update`, 0 or 1; optimizer, teacher and center read it:
 from the bad step on nothing moves. The host looks when it reports and saves, some steps later, and
 finds the state as it was before the bad step. Price: one 0-d reduction over ranks in each step.
 """
@@ -86,7 +86,7 @@ class NonFiniteGuard:
 
     def __init__(self, trainable: nn.Module, device: torch.device, rank: int) -> None:
         self._trainable, self._rank = trainable, rank
-        self.hold = torch.zeros((), device=device)
+        self.skip_update = torch.zeros((), device=device)
         self._step = torch.full((), -1, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), device=device)
         self._norms: Tensor | None = None
@@ -102,13 +102,13 @@ class NonFiniteGuard:
         now = [_joined(group) for group in self._groups()]
         if self._buffers:
             now = [
-                torch.where(self.hold > 0, old, new)
+                torch.where(self.skip_update > 0, old, new)
                 for old, new in zip(self._buffers, now, strict=True)
             ]
         self._buffers = now
 
     def judge(self, step: int, loss: Tensor, norms: Tensor) -> None:
-        """Set `hold` on every rank if any has met something not finite; a collective operation.
+        """Set `skip_update` on every rank if any met a non-finite value; a collective operation.
 
         Args:
             step: global step.
@@ -119,14 +119,14 @@ class NonFiniteGuard:
             self._norms = torch.zeros_like(norms)
             named = self._trainable.named_parameters()
             self._names = [name for name, each in named if each.grad is not None]
-        bad = (~(loss.isfinite() & norms.isfinite().all())).to(self.hold.dtype)
+        bad = (~(loss.isfinite() & norms.isfinite().all())).to(self.skip_update.dtype)
         if dist.is_initialized():
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        is_first = (bad > 0) & (self.hold == 0)
+        is_first = (bad > 0) & (self.skip_update == 0)
         self._step = torch.where(is_first, step, self._step)
         self._loss = torch.where(is_first, loss.to(self._loss.dtype), self._loss)
         self._norms = torch.where(is_first, norms, self._norms)
-        self.hold = torch.maximum(self.hold, bad)
+        self.skip_update = torch.maximum(self.skip_update, bad)
 
     def look(self) -> NonFinite | None:
         """What was found since the last look; waits for the device, a collective if there is any.

@@ -89,7 +89,7 @@ def build_training(
         method=method,
         network=method.trainable,
         optimizer=RowAdamW(groups, lr=values(0)["lr"], fused=True),
-        values=values,
+        hparams=values,
         prepare=prepare,
         device=device,
         precision=_PRECISIONS[config.compute.precision],

@@ -168,8 +168,8 @@ def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
         one = StepBatch(step, 0, cut, [])
         with HostReads() as reads:
             run_.guard.begin(one, 1e-3)
-            metrics = train_step(run_, one, run_.values(step))
-            Meter(8).add(metrics, 0.0, {}, run_.guard.hold)
+            metrics = train_step(run_, one, run_.hparams(step))
+            Meter(8).add(metrics, 0.0, {}, run_.guard.skip_update)
         assert reads.count == 0
     with HostReads() as reads:
         assert run_.guard.look() is None

@@ -56,7 +56,7 @@ def signature(training: TrainState) -> str:
     assert isinstance(method, Lafs)
     weights = [(name, tuple(p.shape)) for name, p in method.trainable.named_parameters()]
     first = next(method.trainable.parameters()).flatten()[:3].tolist()
-    values = [training.values(step) for step in range(45)]
+    values = [training.hparams(step) for step in range(45)]
     plain = (training.accumulation, training.clip_grad, training.precision, training.seed)
     temps = (method.student_temp, method.center.momentum, method.freeze_last_layer_epochs)
     modules = list(method.trainable.modules())
@@ -90,5 +90,5 @@ def test_build_training__batch_scales_the_rate_accumulation_does_not() -> None:
         config = pretrain("duration=9 steps", "optim.warmup=0 steps", *settings)
         plan = EpochSampler(120, config.batch_size, 0, 4)
         training = build_training(config, plan, None, NO_START, CPU)
-        peaks.append(training.values(0)["lr"])
+        peaks.append(training.hparams(0)["lr"])
     assert peaks == [1.5625e-5, 3.125e-5, 3.125e-5]

@@ -245,7 +245,7 @@ def test_presets__differ_where_the_released_code_deviates() -> None:
         rates = {group["lr_scale"] for group in training.optimizer.param_groups}
         subset = config.data.subset
         assert subset is not None
-        weight = training.values(0).get("regularizer_weight")
+        weight = training.hparams(0).get("regularizer_weight")
         found[preset] = (len(rates), method.anchor is not None, weight, subset.order)
     # The tiny model has four layers: input, two blocks, output.
     assert found["few_shot"] == (4, True, 1000.0, "random")

@@ -79,7 +79,7 @@ def test_presets__differ_as_the_method_says() -> None:
     assert tuple(one.replacement for one in settings) == (False, True)
     # Temperatures of epochs 0, 29 (end of the warm-up) and 40, at 15 steps an epoch.
     temps = [
-        [t.values(15 * epoch)["teacher_temp"] for epoch in (0, 29, 40)] for t in (ours, theirs)
+        [t.hparams(15 * epoch)["teacher_temp"] for epoch in (0, 29, 40)] for t in (ours, theirs)
     ]
     assert temps[0] == pytest.approx([0.04, 0.07, 0.07])
     assert temps[1] == pytest.approx([0.07, 0.04, 0.04])
@@ -99,7 +99,7 @@ def test_schedules__hand_computed_values() -> None:
         "dino.teacher_temp.start=0.04",
         "dino.teacher_temp.end=0.07",
     )
-    values = built(config).values
+    values = built(config).hparams
     peak = 5e-4 * 8 / 256
     assert peak == 1.5625e-5
     expected_lr = {
