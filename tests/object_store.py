@@ -34,14 +34,14 @@ class Request:
         method: of HTTP.
         path: bucket and key, with a leading slash.
         query: what follows the question mark.
-        span: first and past-the-last byte asked for; None: no range.
+        byte_range: first byte and the one after the last; None: the whole object.
         at: time of arrival, `time.monotonic`.
     """
 
     method: str
     path: str
     query: str
-    span: tuple[int, int] | None
+    byte_range: tuple[int, int] | None
     at: float
 
 
@@ -83,7 +83,7 @@ class ObjectStore:
         text = "&".join(f"{name}={value}" for name, value in {**query, **options}.items())
         return f"s3://{path}?{text}"
 
-    def calm(self) -> None:
+    def reset(self) -> None:
         """Forget the log and all faults."""
         with self.lock:
             self.requests.clear()
@@ -113,9 +113,9 @@ class ObjectStore:
         def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
             with self.lock:
-                self.requests.append(
-                    Request(method, path, environ["QUERY_STRING"], _span(environ), time.monotonic())
-                )
+                byte_range, now = _byte_range(environ), time.monotonic()
+                request = Request(method, path, environ["QUERY_STRING"], byte_range, now)
+                self.requests.append(request)
                 fault = self._fault(method, path)
             if self.latency_s:
                 time.sleep(self.latency_s)
@@ -164,7 +164,7 @@ class ObjectStore:
         raise ConnectionResetError("by the test")
 
 
-def _span(environ: dict[str, Any]) -> tuple[int, int] | None:
+def _byte_range(environ: dict[str, Any]) -> tuple[int, int] | None:
     text = environ.get("HTTP_RANGE", "").removeprefix("bytes=")
     if not text:
         return None

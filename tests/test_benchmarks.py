@@ -153,17 +153,15 @@ def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
 
 
 def test_storage__every_way_with_its_requests() -> None:
-    """All ways read the same records from the server; joining and caching save requests."""
-    options = ("--portions", "1", "--images", "1200", "--shards", "2")
+    """All ways read the same records from the server; coalescing and packing save requests."""
+    options = ("--blocks", "1", "--images", "1200", "--shards", "2")
     printed = output("storage", *options, "--latency", "0", "--training", "0")
     rows = re.findall(r"^[( ].{42} +(\d+\.\d\d) +(\d\.\d{3}) +(\d+)$", printed, re.MULTILINE)
     requests = [int(row[2]) for row in rows]
-    assert len(rows) == 8, printed
-    one_by_one, joined, at_once, ahead, filling, cached, packed, packed_ahead = requests
+    assert len(rows) == 6, printed
+    one_by_one, joined, at_once, ahead, packed, packed_ahead = requests
     assert one_by_one >= 256
     assert joined == at_once == ahead < 64
-    assert 0 < filling <= joined
-    assert cached == 0
     assert packed == packed_ahead < joined
 
 

@@ -34,16 +34,6 @@ class Run(Section):
     """Seed of everything random: initial weights, order of records, augmentation, dropout."""
 
 
-class Cache(Section):
-    """A local disk's copy of what was read from an object store."""
-
-    folder: str | None = None
-    """Folder on a local disk of every node, shared by its processes; null keeps nothing. Of no use
-    for a set that lies on a disk already."""
-    max_gb: Annotated[Real, Field(ge=0.1)] = 50.0
-    """Gigabytes (10^9 bytes) that it may take; what was read longest ago goes first."""
-
-
 class Data(Section):
     """Which faces to read, and how."""
 
@@ -57,8 +47,6 @@ class Data(Section):
     on slow storage."""
     max_bad_records: Annotated[Count, Tuning.OPERATIONAL] = 100
     """Damaged records that are skipped, each named in the log, before the run stops."""
-    cache: Annotated[Cache, Tuning.OPERATIONAL] = Cache()
-    """Keeping remote records on a local disk."""
 
 
 class Model(Section):

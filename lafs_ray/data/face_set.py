@@ -1,8 +1,8 @@
-"""A set of faces: one or more `.rec` files, their index read once, images read by number.
+"""A face set: one or more `.rec` files, their index read once, images read by number.
 
-A `FaceSet` is plain numbers without open files, 24 bytes an image, so Ray hands one copy to all
-processes of a node. A damaged record is told in its row and never raises: the caller decides how
-many are too many.
+A `FaceSet` holds arrays and no open files, 24 bytes per image, so the processes of a node share one
+copy in Ray's object store. A damaged record is an error in its row and never raises: the caller
+decides how many are too many.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ from numpy.typing import NDArray
 
 from lafs_ray.data import recordio
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.block_cache import BlockCache
-from lafs_ray.data.io.ranged_reads import Spans, fetch_spans
+from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges
 from lafs_ray.data.landmark_cache import LandmarkCache
 from lafs_ray.data.packed_set import ColorOrder, PackedLabels, find_packed
-from lafs_ray.data.record_files import expand_records
+from lafs_ray.data.record_files import find_record_files
 from lafs_ray.data.record_index import Identities, open_shard, spread
 from lafs_ray.errors import DataError
 
 _SAMPLED_IDENTITIES = 64
 _ROWS_PER_READ = 4096
-_SHARDS_AT_ONCE = 16
+_CONCURRENT_SHARDS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class FaceRows:
-    """Images as they were asked for, column by column.
+    """Records of a face set in the order of the requested image numbers, as columns.
 
     Args:
         shard: number of the file, int32 [n].
         key: the record's key, int64 [n].
         label: the record's first label, int64 [n]; -1: damaged, or no whole number ≥ 0.
         images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
-        errors: what is wrong with the record; empty where nothing is.
-        landmarks: cached ones, float16 [n, N, 2], where the set has them; see `LandmarkCache`.
+        errors: why the record cannot be used; empty for a sound one.
+        landmarks: cached ones in pixels, float16 [n, N, 2]; None without a `LandmarkCache`.
     """
 
     shard: NDArray[np.int32]
@@ -53,21 +52,20 @@ class FaceRows:
 
 @dataclass(frozen=True, eq=False)
 class FaceSet:
-    """Where every image of a set lies. Images are numbered shard by shard, in file order.
+    """Index of all images of a set, numbered shard by shard in file order.
 
     Args:
         shard_uris: the `.rec` files.
         shard_sizes: their sizes in bytes.
         shard_starts: number of each shard's first image, then num_images; int64 [shards + 1].
-        offsets: where an image's record begins in its file, int64 [num_images].
-        sizes: bytes of the record with framing and padding, int64 [num_images].
-        keys: the record's key in its file, int64 [num_images].
-        identities: for each shard its identities; None for a plain file that was not packed here.
-        fingerprint: hash of names (without folders), sizes and index, to know the set again.
-        color_order: of the images, where the manifest of a packed set says it.
-        shard_versions: what an object store calls the content of each file; empty on a disk.
-        cache: where what comes from an object store is kept; None: nowhere.
-        landmarks: of every image, found before; None: not wanted.
+        offsets: byte offset of each record in its file, int64 [num_images].
+        sizes: bytes of each record with framing and padding, int64 [num_images].
+        keys: of each record in its file, int64 [num_images].
+        identities: label table of each shard; None for a plain file outside a packed set.
+        fingerprint: hash of file names, sizes and index; two equal ones are the same set.
+        color_order: of the images, from the manifest of a packed set; None: not known.
+        shard_versions: ETag of each object; empty strings on a disk.
+        landmarks: cached landmarks of every image; None: not used.
     """
 
     shard_uris: tuple[str, ...]
@@ -80,7 +78,6 @@ class FaceSet:
     fingerprint: str
     color_order: ColorOrder | None = None
     shard_versions: tuple[str, ...] = ()
-    cache: BlockCache | None = None
     landmarks: LandmarkCache | None = None
 
     @property
@@ -90,11 +87,11 @@ class FaceSet:
 
     @property
     def num_identities(self) -> int | None:
-        """Different identities in all shards; None if a shard does not list them.
+        """Number of different identities in all shards; None if a shard does not list them.
 
-        Shards cut from one set carry its labels, so an identity in two shards counts once.
+        Shards of one set share its labels, so an identity in two shards counts once.
         """
-        # The shards of a packed set know the same labels: counting them once is enough.
+        # All shards of a packed set list the same labels: count them once.
         tables: dict[object, NDArray[np.int64]] = {}
         for table in self.identities:
             if table is None:
@@ -106,26 +103,26 @@ class FaceSet:
         return len(listed[0]) if len(listed) == 1 else len(np.unique(np.concatenate(listed)))
 
     def read(self, index: NDArray[np.int64]) -> FaceRows:
-        """The rows of these images, in the order asked; repeats are read once.
+        """Read the records of these images, in this order; repeats are read once.
 
         Args:
             index: image numbers in 0 … num_images-1, int64 [n].
 
         Raises:
-            DataError: a file has vanished, or changed since the set was opened.
+            DataError: a file is missing, or has changed since the set was opened.
         """
         assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
         landmarks = None if self.landmarks is None else self.landmarks.read(index)
-        wanted, inverse = np.unique(index, return_inverse=True)
-        shards = np.searchsorted(self.shard_starts, wanted, side="right") - 1
-        members = [(shard, wanted[shards == shard]) for shard in np.unique(shards).tolist()]
+        unique, inverse = np.unique(index, return_inverse=True)
+        shards = np.searchsorted(self.shard_starts, unique, side="right") - 1
+        ranges = [self._ranges(n, unique[shards == n]) for n in np.unique(shards).tolist()]
         parsed = [
-            _parse_image(span, self.shard_uris[shard], key, offset)
-            for span, shard, key, offset in zip(
-                fetch_spans([self._spans(*one) for one in members], self.cache),
+            _parse_image(record, self.shard_uris[shard], key, offset)
+            for record, shard, key, offset in zip(
+                read_ranges(ranges),
                 shards.tolist(),
-                self.keys[wanted].tolist(),
-                self.offsets[wanted].tolist(),
+                self.keys[unique].tolist(),
+                self.offsets[unique].tolist(),
                 strict=True,
             )
         ]
@@ -140,7 +137,7 @@ class FaceSet:
         )
 
     def subset(self, index: NDArray[np.int64]) -> FaceSet:
-        """The set of these images alone, numbered anew; identities stay those of the whole set.
+        """Return the set of these images alone, renumbered; identities stay those of the whole set.
 
         Args:
             index: image numbers, ascending, int64 [n].
@@ -158,9 +155,9 @@ class FaceSet:
             fingerprint=digest.hexdigest(),
         )
 
-    def _spans(self, shard: int, members: NDArray[np.int64]) -> Spans:
+    def _ranges(self, shard: int, members: NDArray[np.int64]) -> ByteRanges:
         version = self.shard_versions[shard] if self.shard_versions else ""
-        return Spans(
+        return ByteRanges(
             self.shard_uris[shard],
             self.offsets[members],
             self.sizes[members],
@@ -169,11 +166,10 @@ class FaceSet:
         )
 
     def labels(self) -> NDArray[np.int64]:
-        """The label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
+        """Return the label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
 
-        Identity records, or a packed set's `labels.npy`, answer without touching images. They are
-        trusted if the images' own labels, looked up for 64 images, follow them; otherwise, and in a
-        plain file, all are read.
+        They come from identity records, or a packed set's `labels.npy`, without reading images, if
+        the records of 64 images per shard agree. Otherwise, and in a plain file, all are read.
         """
         columns = []
         for shard, table in enumerate(self.identities):
@@ -191,16 +187,16 @@ class FaceSet:
         return np.concatenate(columns)
 
 
-def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:
-    """Label, image and error of one image record."""
+def _parse_image(record: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:
+    """Return label, encoded image and error of one image record."""
     where = f"{uri}, key {key}"
     try:
-        body, end = recordio.decode_record(span, 0, base_offset=offset, source=where)
+        body, end = recordio.decode_record(record, 0, base_offset=offset, source=where)
         header, payload = recordio.unpack(body, f"{where} at offset {offset}")
     except DataError as error:
         return -1, b"", f"{error.subject}: found {error.found}; expected {error.expected}"
-    if end != len(span):
-        error_text = f"found a record of {end} bytes; expected {len(span)}, up to the next record"
+    if end != len(record):
+        error_text = f"found a record of {end} bytes; expected {len(record)}, up to the next record"
         return -1, b"", f"{where} at offset {offset}: {error_text}"
     if not payload:
         error_text = f"found no image (flag {header.flag}, 0 bytes); expected a JPEG or PNG"
@@ -211,48 +207,43 @@ def _parse_image(span: memoryview, uri: str, key: int, offset: int) -> tuple[int
 
 
 def open_faces(
-    path: str,
-    color_order: ColorOrder | None = None,
-    image_size: int | None = None,
-    *,
-    cache: BlockCache | None = None,
+    path: str, color_order: ColorOrder | None = None, image_size: int | None = None
 ) -> FaceSet:
     """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
-    Reads the indexes whole, and a few records of each file to see that index and file fit; a file
-    without index is read through.
+    Reads the indexes, and a few records of each file to check that index and file match; a file
+    without index is scanned.
 
     Args:
         path: where the set is.
-        color_order: what the images will be taken for; None: they will not be looked at.
-        image_size: the side in pixels that they will have to have; None: any.
-        cache: keeps on a local disk what is read from an object store.
+        color_order: expected one; None: not checked.
+        image_size: expected side in pixels; None: not checked.
 
     Raises:
-        DataError: nothing is there; a file is empty, cut short or not RecordIO; or file, index and
-            the counts in insightface's header, or in a packed set's manifest, contradict each
-            other; or the manifest has the other color order or another size.
+        DataError: nothing is there; a file is empty, truncated or not RecordIO; file, index and the
+            counts in insightface's header, or in a packed set's manifest, contradict each other; or
+            the manifest has the other color order or another size.
     """
-    uris = expand_records(path)
-    # A shard of an object store is opened with some forty requests, which is waiting.
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    uris = find_record_files(path)
+    # Opening a shard takes about 40 requests to an object store, nearly all of it latency.
+    with ThreadPoolExecutor(_CONCURRENT_SHARDS) as pool:
         packed = find_packed(path, uris, list(pool.map(filesystem.file_size, uris)))
     if color_order and packed.color_order not in (None, color_order):
         raise DataError(
             path,
-            found=f"images packed as {packed.color_order}, as the manifest says",
+            found=f"images packed as {packed.color_order}, according to the manifest",
             expected=f"data.color_order: {color_order}",
-            fix=f"set data.color_order={packed.color_order}, or pack anew with --color-order",
+            fix=f"set data.color_order={packed.color_order}, or pack again with --color-order",
         )
     if image_size and (others := packed.image_sizes - {image_size}):
         sides = ", ".join(f"{side}x{side}" for side in sorted(others))
         raise DataError(
             path,
-            found=f"images of {sides}, as the manifest says",
+            found=f"images of {sides}, according to the manifest",
             expected=f"images of {image_size}x{image_size}",
-            fix=f"pack them anew with --resize and without --size, which is {image_size} then",
+            fix=f"pack them again with --resize and without --size (default {image_size})",
         )
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_CONCURRENT_SHARDS) as pool:
         shards = list(pool.map(open_shard, uris))
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
@@ -265,18 +256,17 @@ def open_faces(
         shard_uris=uris,
         shard_sizes=tuple(shard.size_bytes for shard in shards),
         shard_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        offsets=_joined([shard.offsets for shard in shards]),
-        sizes=_joined([shard.sizes for shard in shards]),
-        keys=_joined([shard.keys for shard in shards]),
+        offsets=_concatenate([shard.offsets for shard in shards]),
+        sizes=_concatenate([shard.sizes for shard in shards]),
+        keys=_concatenate([shard.keys for shard in shards]),
         identities=tuple(
             labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)
         ),
         fingerprint=digest.hexdigest(),
         color_order=packed.color_order,
         shard_versions=tuple(shard.version for shard in shards),
-        cache=cache,
     )
 
 
-def _joined(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _concatenate(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)

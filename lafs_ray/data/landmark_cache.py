@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import list_tree
-from lafs_ray.data.io.ranged_reads import Spans, fetch_spans
+from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges
 from lafs_ray.data.packed_set import ColorOrder, as_json, read_json
 from lafs_ray.errors import DataError
 
@@ -127,20 +127,20 @@ class LandmarkCache:
         Raises:
             DataError: a part has vanished or changed since the cache was opened.
         """
-        wanted, inverse = np.unique(index, return_inverse=True)
+        unique, inverse = np.unique(index, return_inverse=True)
         starts = np.array([part.first for part in self.parts])
-        numbers = np.searchsorted(starts, wanted, side="right") - 1
-        spans = [self._spans(n, wanted[numbers == n]) for n in np.unique(numbers).tolist()]
-        rows = np.empty((len(wanted), self.num_landmarks, 2), dtype=LANDMARK)
-        for row, span in zip(rows, fetch_spans(spans), strict=True):
-            row.reshape(-1)[:] = np.frombuffer(span, LANDMARK)
+        numbers = np.searchsorted(starts, unique, side="right") - 1
+        ranges = [self._ranges(n, unique[numbers == n]) for n in np.unique(numbers).tolist()]
+        rows = np.empty((len(unique), self.num_landmarks, 2), dtype=LANDMARK)
+        for row, data in zip(rows, read_ranges(ranges), strict=True):
+            row.reshape(-1)[:] = np.frombuffer(data, LANDMARK)
         return rows[inverse.reshape(-1)]
 
-    def _spans(self, number: int, members: NDArray[np.int64]) -> Spans:
+    def _ranges(self, number: int, members: NDArray[np.int64]) -> ByteRanges:
         part, width = self.parts[number], row_bytes(self.num_landmarks)
         offsets = part.values_at + (members - part.first) * width
         sizes = np.full(len(members), width, dtype=np.int64)
-        return Spans(filesystem.join(self.folder, part.name), offsets, sizes, part.size_bytes)
+        return ByteRanges(filesystem.join(self.folder, part.name), offsets, sizes, part.size_bytes)
 
 
 def row_bytes(num_landmarks: int) -> int:

@@ -12,7 +12,7 @@ from lafs_ray.data.io.listing import list_tree
 from lafs_ray.errors import DataError
 
 
-def expand_records(path: str) -> tuple[str, ...]:
+def find_record_files(path: str) -> tuple[str, ...]:
     """The `.rec` files of a face set, sorted by name.
 
     Args:

@@ -194,7 +194,7 @@ def _damaged(where: str, found: str, expected: str) -> DataError:
 def _truncated(where: str, needed: int, have: int) -> DataError:
     """A record that is cut short: how many bytes it needs, and has."""
     found = f"{have} bytes to the end"
-    return _damaged(where, found, f"a record of at least {needed} bytes (it is cut short)")
+    return _damaged(where, found, f"a record of at least {needed} bytes (it is truncated)")
 
 
 def index_uri(record_uri: str) -> str:

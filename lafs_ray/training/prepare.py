@@ -17,7 +17,6 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import IMAGE_SIZE, TrainConfig
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.block_cache import BlockCache
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError
@@ -98,7 +97,7 @@ def check_run(config: TrainConfig) -> RunInputs:
     """
     config = _with_absolute_paths(config)
     color_order = config.data.color_order
-    faces = open_faces(config.data.path, color_order, IMAGE_SIZE, cache=_cache(config))
+    faces = open_faces(config.data.path, color_order, IMAGE_SIZE)
     if config.log.tensorboard:
         require_tensorboard()
     num_classes = None
@@ -122,20 +121,6 @@ def check_run(config: TrainConfig) -> RunInputs:
     if isinstance(config, PretrainConfig):
         faces = with_cached_landmarks(config, faces, start)
     return RunInputs(config, faces, plan, length, num_classes, num_identities, start)
-
-
-def _cache(config: TrainConfig) -> BlockCache | None:
-    """Where the nodes keep what they read from an object store.
-
-    Raises:
-        DataError: its folder cannot be written to on this machine.
-    """
-    section = config.data.cache
-    if section.folder is None or filesystem.local_path(config.data.path) is not None:
-        return None
-    cache = BlockCache(filesystem.absolute(section.folder), int(section.max_gb * 1e9))
-    cache.open()
-    return cache
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -21,7 +21,6 @@ Tree = dict[str, Any]
 _WORDS = ("untrained",)
 _PATHS = (
     "data.path",
-    "data.cache.folder",
     "start.transformer",
     "start.landmarks",
     "landmarks.weights",

@@ -28,7 +28,7 @@ def server() -> Iterator[ObjectStore]:
 @pytest.fixture
 def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """The server with an empty log and no faults, and a client of our own with short timeouts."""
-    server.calm()
+    server.reset()
     monkeypatch.setattr(s3, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
     s3._client.cache_clear()
     filesystem._resolve_uri.cache_clear()

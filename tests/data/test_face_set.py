@@ -114,7 +114,7 @@ def test_read__any_order_equals_one_by_one(tmp_path: Path, monkeypatch: pytest.M
     index = np.random.default_rng(0).integers(0, 51, 200)
     single = [faces.read(index[i : i + 1]) for i in range(len(index))]
     for gap in (0, 200, 1 << 20):
-        monkeypatch.setattr(ranged_reads, "_GAP_BYTES", gap)
+        monkeypatch.setattr(ranged_reads, "_MAX_GAP_BYTES", gap)
         rows = faces.read(index)
         assert rows.images == [row.images[0] for row in single]
         assert rows.key.tolist() == [int(row.key[0]) for row in single]
@@ -127,10 +127,9 @@ def test_read__uses_few_reads_for_neighbors(tmp_path: Path) -> None:
     """Neighboring records are one range; a far one is another."""
     write_plain(tmp_path / "a.rec", 100, payload_bytes=4000)
     faces = open_faces(str(tmp_path / "a.rec"))
-    asked = np.array([3, 4, 5, 7, 90])
-    begins = faces.offsets[asked].tolist()
-    ends = (faces.offsets + faces.sizes)[asked].tolist()
-    assert ranged_reads._runs(begins, ends) == [(0, 4), (4, 5)]
+    index = np.array([3, 4, 5, 7, 90])
+    ranges = ranged_reads.ByteRanges("a.rec", faces.offsets[index], faces.sizes[index])
+    assert ranged_reads._coalesce(ranges) == [range(4), range(4, 5)]
 
 
 def test_face_set__pickles_small(tmp_path: Path) -> None:
@@ -273,7 +272,7 @@ def test_open_faces__truncated_last_record(tmp_path: Path) -> None:
     for subject in (f"{path}, key 4 at offset {offsets[4]}", f"{path} at offset {offsets[4]}"):
         error = refusal(path)
         assert (error.subject, error.found) == (subject, "86 bytes to the end")
-        assert error.expected == "a record of at least 96 bytes (it is cut short)"
+        assert error.expected == "a record of at least 96 bytes (it is truncated)"
         path.with_suffix(".idx").unlink(missing_ok=True)
 
 
@@ -295,12 +294,12 @@ def edited_index(tmp_path: Path, lines: list[str]) -> Path:
         (
             ["0\t0", "1\t96", "2\t200", "3\t288", "4\t384"],
             ".idx, key 1",
-            "ends at offset 192, where the next begins; but key 2 is at 200 in the index",
+            "ends at offset 192, where the next begins; but key 2 is at offset 200 in the index",
         ),
         (
             ["0\t0", "1\t96", "3\t288", "4\t384"],
             ".idx, key 1",
-            "ends at offset 192, where the next begins; but key 3 is at 288 in the index",
+            "ends at offset 192, where the next begins; but key 3 is at offset 288 in the index",
         ),
         (
             ["0\t0", "1\t96", "2\t192"],
@@ -349,7 +348,7 @@ def test_open_faces__header_promises_more_than_there_is(copied: Path) -> None:
         ([(1.0, 3.0), (3.0, 4.0, 5.0)], None, "flag 3 and a payload of 0 bytes"),
         ([(1.0, 5.0)], (1.0, 6.0), "record 0 says [1, 6]"),
         ([(1.0, 5.0)], (5.0, 9.0), "6 records; key 6 is missing"),
-        ([(1.0, 3.0), (3.0, 5.0)], (5.0, 6.0), "7 records; key 6 is too many"),
+        ([(1.0, 3.0), (3.0, 5.0)], (5.0, 6.0), "7 records; unexpected key 6"),
     ],
 )
 def test_open_faces__identities_contradict_the_images(

@@ -86,11 +86,11 @@ def test_read__from_an_object_store(store: ObjectStore) -> None:
     folder = filesystem.join(store.uri("faces"), "cached")
     write(folder)
     cache = open_landmarks(folder, IDENTITY, COMMAND)
-    store.calm()
+    store.reset()
     index = np.array([3, 80, 33])
     np.testing.assert_array_equal(cache.read(index), values()[index].astype(np.float16))
-    spans = [request.span for request in store.requests if request.span is not None]
-    assert [stop - start for start, stop in spans] == [36, 36, 36]
+    ranges = [request.byte_range for request in store.requests if request.byte_range is not None]
+    assert [stop - start for start, stop in ranges] == [36, 36, 36]
 
 
 @pytest.mark.parametrize(

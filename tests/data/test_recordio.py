@@ -158,26 +158,26 @@ def test_read_index__empty_file(tmp_path: Path) -> None:
         recordio.read_index(str(tmp_path / "a.idx"))
 
 
-def test_read_spans__joined_reads_equal_single_reads(
+def test_read_ranges__coalesced_reads_equal_single_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the gap and run limits, and from any file system, each span has its own bytes."""
+    """Whatever the limits of gap and read, and from any file system, a range has its own bytes."""
     data = np.random.default_rng(0).bytes(10_000)
     (tmp_path / "a.rec").write_bytes(data)
     offsets = np.array([0, 10, 500, 520, 4000, 9990])
     sizes = np.array([10, 20, 20, 0, 300, 10])
     expected = [data[o : o + s] for o, s in zip(offsets, sizes, strict=True)]
-    for gap, run in [(0, 1), (100, 400), (10_000, 10_000)]:
-        monkeypatch.setattr(ranged_reads, "_GAP_BYTES", gap)
-        monkeypatch.setattr(ranged_reads, "_RUN_BYTES", run)
-        spans = ranged_reads.read_spans(str(tmp_path / "a.rec"), offsets, sizes)
-        assert [bytes(span) for span in spans] == expected
+    for gap, read in [(0, 1), (100, 400), (10_000, 10_000)]:
+        monkeypatch.setattr(ranged_reads, "_MAX_GAP_BYTES", gap)
+        monkeypatch.setattr(ranged_reads, "_MAX_READ_BYTES", read)
+        ranges = ranged_reads.ByteRanges(str(tmp_path / "a.rec"), offsets, sizes)
+        assert [bytes(found) for found in ranged_reads.read_ranges([ranges])] == expected
     # A SubTreeFileSystem is not local in name, as S3 is not: its reads go through the threads.
     remote = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(filesystem, "resolve", lambda uri: (remote, Path(uri).name))
-    monkeypatch.setattr(ranged_reads, "_GAP_BYTES", 0)
-    spans = ranged_reads.read_spans("mem://a.rec", offsets, sizes)
-    assert [bytes(span) for span in spans] == expected
+    monkeypatch.setattr(ranged_reads, "_MAX_GAP_BYTES", 0)
+    ranges = ranged_reads.ByteRanges("mem://a.rec", offsets, sizes)
+    assert [bytes(found) for found in ranged_reads.read_ranges([ranges])] == expected
 
 
 def test_record_writer__exception_leaves_nothing(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def _reading(each: float, read_s: float) -> str:
         f"Slow stage: reading. An image takes a read {1000 * read_s:.1f} ms, so {each:.0f} "
         f"images/s for each worker need {wanted} reads at once ({wanted * CPUS_A_READ:g} CPUs); "
         f"there are {READS_AT_ONCE}. Fewer and longer reads help more than CPUs: pack the set "
-        "(jobs/pack.py), then data.chunk_records=256; from an object store data.cache.folder."
+        "(jobs/pack.py), then data.chunk_records=256."
     )
 
 

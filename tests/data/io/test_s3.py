@@ -59,30 +59,31 @@ def test_streams__byte_equal_from_disk_and_store(
 
 
 def test_requests__as_few_and_as_large_as_planned(store: ObjectStore, on_s3: str) -> None:
-    """A portion is read with one request a run, of the run's bytes; opened and checked once."""
+    """Coalesced ranges are one request each; a file is opened and checked once."""
     faces = open_faces(on_s3)
-    store.calm()
+    store.reset()
     rows_of(faces, range(120))
-    spans = {(one.path, one.span) for one in store.log()}
-    wanted = set()
+    ranges = {(one.path, one.byte_range) for one in store.log()}
+    expected = set()
     for shard, name in enumerate("ab"):
         first, stop = faces.shard_starts[shard : shard + 2]
-        begins, ends = faces.offsets[first:stop], (faces.offsets + faces.sizes)[first:stop]
-        wanted |= {
-            (f"/faces/set/{name}.rec", (int(begins[run[0]]), int(ends[run[1] - 1])))
-            for run in ranged_reads._runs(begins.tolist(), ends.tolist())
+        begins, sizes = faces.offsets[first:stop], faces.sizes[first:stop]
+        ends = begins + sizes
+        expected |= {
+            (f"/faces/set/{name}.rec", (int(begins[group[0]]), int(ends[group[-1]])))
+            for group in ranged_reads._coalesce(ranged_reads.ByteRanges(name, begins, sizes))
         }
-    assert len(store.log()) == len(wanted) == 2
-    assert spans == wanted
+    assert len(store.log()) == len(expected) == 2
+    assert ranges == expected
     assert len(store.log("HEAD")) == 4
 
 
 def test_requests__overlap_over_files(store: ObjectStore, on_s3: str) -> None:
     """Far apart records of two files cost four waits for the store, not one after the other."""
     faces = open_faces(on_s3)
-    store.calm()
+    store.reset()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranged_reads, "_GAP_BYTES", 0)
+        patch.setattr(ranged_reads, "_MAX_GAP_BYTES", 0)
         store.latency_s = 0.3
         begin = time.monotonic()
         rows_of(faces, np.arange(0, 120, 10))
@@ -98,7 +99,7 @@ def test_faults__that_pass_change_nothing(
 ) -> None:
     """One fault of each kind on the way: the bytes are right, and the request came again."""
     local, remote = open_faces(str(on_disk)), open_faces(on_s3)
-    store.calm()
+    store.reset()
     store.faults.append(Fault(kind, times=1))
     assert rows_of(remote, range(60)) == rows_of(local, range(60))
     assert len(store.log()) == 2
@@ -113,7 +114,7 @@ def test_faults__that_stay_end_in_a_message(
     s3._client.cache_clear()
     filesystem._resolve_uri.cache_clear()
     faces = open_faces(on_s3)
-    store.calm()
+    store.reset()
     store.faults.append(Fault(kind, times=1000))
     begin = time.monotonic()
     with pytest.raises(DataError) as error:
@@ -134,7 +135,7 @@ def test_waits__grow_and_differ(store: ObjectStore, on_s3: str) -> None:
     faces = open_faces(on_s3)
     waits = []
     for _ in range(2):
-        store.calm()
+        store.reset()
         store.faults.append(Fault("slow down", times=3))
         rows_of(faces, range(3))
         times = [one.at for one in store.log()]
@@ -151,7 +152,7 @@ def test_atomic_write__old_object_until_the_new_one_is_whole(store: ObjectStore)
         put(uri, b"half", killed=True)
     assert filesystem.read_bytes(uri) == b"old"
     for method in ("PUT", "POST"):
-        store.calm()
+        store.reset()
         store.faults.append(Fault("error", times=1000, method=method, ending="state.bin"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(s3, "MAX_ATTEMPTS", 2)
@@ -159,7 +160,7 @@ def test_atomic_write__old_object_until_the_new_one_is_whole(store: ObjectStore)
             filesystem._resolve_uri.cache_clear()
             with pytest.raises(DataError, match=r"state\.bin"):
                 put(uri, b"new" * 1000)
-        store.calm()
+        store.reset()
         assert filesystem.read_bytes(uri) == b"old"
     store.faults.append(Fault("slow down", times=1, method="PUT", ending="state.bin"))
     put(uri, b"new" * 1000)

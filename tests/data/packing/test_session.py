@@ -139,7 +139,7 @@ def test_pack__of_another_size(tmp_path: Path, face_set_path: str) -> None:
     """Whoever needs 112 pixels hears of it when the set is opened, not from each record."""
     packed([face_set_path], tmp_path / "set", rules=ImageRules(size=96, resize=True))
     assert open_faces(str(tmp_path / "set")).num_images == 120
-    with pytest.raises(DataError, match="images of 96x96, as the manifest says"):
+    with pytest.raises(DataError, match="images of 96x96, according to the manifest"):
         open_faces(str(tmp_path / "set"), "rgb", 112)
 
 
