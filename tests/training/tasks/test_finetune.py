@@ -83,7 +83,7 @@ def test_schedules__supervised() -> None:
     """The rate is the configured one, unscaled, one step after the warm-up; decay is constant."""
     values = built(
         finetune("duration=4 epochs", "optim.warmup=1 epochs", "optim.lr=2e-3"), 12
-    ).values
+    ).hparams
     assert [values(step)["lr"] for step in (0, 3, 15)] == pytest.approx([0, 4e-4, 2e-3])
     assert {values(step)["weight_decay"] for step in range(60)} == {0.1}
 
@@ -171,7 +171,7 @@ def test_schedules__recorded_warm_up_and_cosine() -> None:
         f"optim.min_lr={case['eta_min']}",
     )
     plan = EpochSampler(8 * case["steps_per_epoch"], 8, 0, 4)
-    values = build_training(config, plan, 12, NO_START, CPU).values
+    values = build_training(config, plan, 12, NO_START, CPU).hparams
     ours = [values(step)["lr"] for step in range(len(case["lr_used_at_step"]))]
     # Its two schedulers hand over one step late: their cosine begins 1 + (π/2/116)² too high.
     assert ours == pytest.approx(case["lr_used_at_step"], rel=2e-4)
