@@ -94,11 +94,11 @@ def in_the_step() -> Iterator[None]:
 
 def train(inputs: RunInputs) -> tuple[list[float], float]:
     """Seconds of each step but the first, and of the whole run."""
-    crop, starts = inputs.cropper(), []
+    preprocess, starts = inputs.preprocessor(), []
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         # Cut beforehand: it is the step that is timed.
-        batches = list(local_stream(inputs.faces, inputs.plan, crop, first, stop))
+        batches = list(local_stream(inputs.faces, inputs.sampler, preprocess, first, stop))
         for batch in batches:
             starts.append(time.perf_counter())
             yield batch

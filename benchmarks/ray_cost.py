@@ -71,8 +71,10 @@ class Result:
 
 def run_bare(inputs: RunInputs) -> None:
     """The loop alone."""
-    crop = inputs.cropper()
-    batches = list(local_stream(inputs.faces, inputs.plan, crop, 0, inputs.length.total_steps))
+    preprocess = inputs.preprocessor()
+    batches = list(
+        local_stream(inputs.faces, inputs.sampler, preprocess, 0, inputs.length.total_steps)
+    )
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return iter(batches[first:stop])

@@ -33,8 +33,14 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem, ranged_reads
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
-from lafs_ray.data.sampler import BLOCK_ROWS, BLOCK_STEPS, EpochSampler
-from lafs_ray.training.input_pipeline import Preprocessor, local_stream, read_records
+from lafs_ray.data.sampler import BLOCK_ROWS, BLOCK_STEPS, EpochSampler, ShuffleBlock
+from lafs_ray.training.input_pipeline import (
+    Columns,
+    Preprocessor,
+    local_stream,
+    read_records,
+    sample_indices,
+)
 
 IMAGES_PER_IDENTITY = 40
 ONE_BY_ONE = {"_MAX_GAP_BYTES": -1, "_CONCURRENT_READS": 1}
@@ -84,12 +90,17 @@ def sampler_of(faces: FaceSet, chunk_records: int) -> EpochSampler:
     return EpochSampler(faces.num_images, BLOCK_ROWS, 0, chunk_records)
 
 
+def read(faces: FaceSet, sampler: EpochSampler, block: ShuffleBlock) -> Columns:
+    """Read a block's records, as a read task does."""
+    return read_records(faces, sample_indices(sampler, block), block.epoch)
+
+
 def wait_for_reads(faces: FaceSet, blocks: int, training_s: float, chunk_records: int) -> float:
     """Seconds that reading the blocks takes, one after the other, each before it is needed."""
     sampler, waited = sampler_of(faces, chunk_records), 0.0
-    for (block,) in sampler.windows(0, blocks * BLOCK_STEPS):
+    for (block,) in sampler.blocks(0, blocks * BLOCK_STEPS):
         start = time.perf_counter()
-        rows = read_records(faces, sampler, block)
+        rows = read(faces, sampler, block)
         waited += time.perf_counter() - start
         assert not any(rows["error"])
         time.sleep(training_s)
@@ -112,10 +123,10 @@ def wait_for_stream(faces: FaceSet, blocks: int, training_s: float, chunk_record
 def read_concurrently(faces: FaceSet, blocks: int, readers: int, chunk_records: int) -> float:
     """Records per second of so many readers, without decoding."""
     sampler = sampler_of(faces, chunk_records)
-    windows = itertools.islice(itertools.cycle(sampler.windows(0, sampler.steps_per_epoch)), blocks)
+    chosen = itertools.islice(itertools.cycle(sampler.blocks(0, sampler.steps_per_epoch)), blocks)
     with ThreadPoolExecutor(readers) as pool:
         start = time.perf_counter()
-        keys = pool.map(lambda window: read_records(faces, sampler, window[0])["key"], windows)
+        keys = pool.map(lambda one: read(faces, sampler, one[0])["key"], chosen)
         return sum(map(len, keys)) / (time.perf_counter() - start)
 
 

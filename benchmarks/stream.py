@@ -33,7 +33,13 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.sampler import BLOCK_STEPS, EpochSampler, _chunk_order
-from lafs_ray.training.input_pipeline import Columns, Preprocessor, local_stream, read_records
+from lafs_ray.training.input_pipeline import (
+    Columns,
+    Preprocessor,
+    local_stream,
+    read_records,
+    sample_indices,
+)
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_length import Length
 from lafs_ray.training.tasks.init_weights import InitWeights
@@ -54,7 +60,7 @@ def as_it_is(faces: Columns) -> Columns:
 class DecodingOnly(RunInputs):
     """A job whose actors decode and do nothing else."""
 
-    def cropper(self) -> Preprocessor:
+    def preprocessor(self) -> Preprocessor:
         """See the class."""
         return Preprocessor(self.faces, "rgb", 0, as_it_is)
 
@@ -69,10 +75,11 @@ def read_sequentially(path: Path) -> None:
 
 def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
     """Stored bytes of up to so many records in the order of training, one thread; their number."""
-    plan, count = EpochSampler(faces.num_images, BATCH, 0, chunk_records), 0
-    for portions in plan.windows(0, plan.steps_per_epoch):
-        for portion in portions:
-            count += len(read_records(faces, plan, portion)["key"])
+    sampler, count = EpochSampler(faces.num_images, BATCH, 0, chunk_records), 0
+    for blocks in sampler.blocks(0, sampler.steps_per_epoch):
+        for block in blocks:
+            indices = sample_indices(sampler, block)
+            count += len(read_records(faces, indices, block.epoch)["key"])
         if count >= most:
             break
     return count
@@ -80,9 +87,9 @@ def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
 
 def stream_locally(faces: FaceSet, chunk_records: int) -> int:
     """An epoch of debug mode's stream: read ahead and decoded; the number of records."""
-    plan = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
+    sampler = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
     batches = local_stream(
-        faces, plan, Preprocessor(faces, "rgb", 0, as_it_is), 0, plan.steps_per_epoch
+        faces, sampler, Preprocessor(faces, "rgb", 0, as_it_is), 0, sampler.steps_per_epoch
     )
     return sum(len(batch.columns["key"]) for batch in batches)
 
@@ -101,10 +108,10 @@ def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int
             "ingest": {"actors_per_worker": actors},
         }
     )
-    plan = EpochSampler(faces.num_images, BATCH, 0, 256)
-    steps = min(max(most // BATCH, 1), plan.steps_per_epoch)
+    sampler = EpochSampler(faces.num_images, BATCH, 0, 256)
+    steps = min(max(most // BATCH, 1), sampler.steps_per_epoch)
     inputs = DecodingOnly(
-        config, faces, plan, Length(steps, steps, steps), None, None, InitWeights()
+        config, faces, sampler, Length(steps, steps, steps), None, None, InitWeights()
     )
     batches = rank_stream(inputs, share(inputs), 0, 1, 0, steps)
     return sum(len(batch.columns["key"]) for batch in batches)
@@ -224,9 +231,9 @@ def bytes_read() -> int:
 
 def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) -> None:
     """Time and bytes to the first batch at several places."""
-    plan = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
-    steps = plan.steps_per_epoch
-    # Of a window its first step waits for most; the middle is the one nearest to it.
+    sampler = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
+    steps = sampler.steps_per_epoch
+    # Of a shuffle block its first step waits for most; the middle is the one nearest to it.
     middle = steps // 2 // BLOCK_STEPS * BLOCK_STEPS
     places = {
         "epoch 0, first batch": (0, 0),
@@ -236,13 +243,13 @@ def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) ->
     }
     for place, (epoch, number) in places.items():
         step = epoch * steps + number
-        # To the end of its window: reading ahead would add the next one.
+        # To the end of its block: reading ahead would add the next one.
         stop = epoch * steps + min((number // BLOCK_STEPS + 1) * BLOCK_STEPS, steps)
         forget(folder)
         _chunk_order.cache_clear()
-        crop = Preprocessor(faces, "rgb", 0, as_it_is)
+        preprocess = Preprocessor(faces, "rgb", 0, as_it_is)
         before, start = bytes_read(), time.perf_counter()
-        batches = local_stream(faces, plan, crop, step, stop)
+        batches = local_stream(faces, sampler, preprocess, step, stop)
         assert next(batches).step == step
         took, read = time.perf_counter() - start, bytes_read() - before
         batches.close()
@@ -279,7 +286,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     took, _ = seconds(lambda: open_faces(str(source)))
     print(f"opening the ordered set: {took:.2f} s, {options.images / took:.0f} records/s")
     ordered, shuffled = open_faces(str(source)), open_faces(str(packed))
-    print("time to the first batch (a window of 2048 records is read, the batch decoded)")
+    print("time to the first batch (blocks of 2048 records is read, the batch decoded)")
     print_resume("ordered, chunk_records 4", root, ordered, 4)
     print_resume("packed, chunk_records 256", root, shuffled, 256)
     print()

@@ -1,6 +1,6 @@
-"""Portions of an epoch as a datasource of Ray Data: one read task, hence one block, for each.
+"""The records of shuffle blocks as a Ray Data source: one read task, hence one block, for each.
 
-Without torch: read tasks run in processes of their own, each of which would import it first.
+Imports no torch: read tasks run in processes of their own, each of which would import it first.
 """
 
 from __future__ import annotations
@@ -17,60 +17,59 @@ from ray.data.datasource import ReadTask
 from ray.data.extensions import ArrowTensorArray
 
 from lafs_ray.data.sampler import ShuffleBlock
-from lafs_ray.training.input_pipeline import timed_read
+from lafs_ray.training.input_pipeline import read_records, sample_indices
 
 _BYTES_PER_RECORD = 8_000
 
 
-class ShuffleBlockDatasource(Datasource):  # type: ignore[misc] # Ray ships no types
-    """A datasource with one read task, hence one block, for each portion.
+class RecordDatasource(Datasource):  # type: ignore[misc] # Ray ships no types
+    """A datasource with one read task per shuffle block: `sample_indices`, then `read_records`.
 
     Args:
-        reading: reference to a (`FaceSet`, `EpochSampler`), see `engine.shared`.
-        portions: in the order wanted.
+        source: reference to a (`FaceSet`, `EpochSampler`), see `engine.object_store`.
+        blocks: in the order of the stream.
     """
 
-    def __init__(self, reading: ray.ObjectRef, portions: list[ShuffleBlock]) -> None:
+    def __init__(self, source: ray.ObjectRef, blocks: list[ShuffleBlock]) -> None:
         super().__init__()
-        self._reading, self._portions = reading, portions
+        self._source, self._blocks = source, blocks
 
     def get_name(self) -> str:
-        """Name of the read stage in Ray's displays."""
-        return "Portions"
+        """Return the name after "Read" of the stage in Ray's displays."""
+        return "Records"
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of the stored images, roughly."""
-        return sum(num_records(portion) for portion in self._portions) * _BYTES_PER_RECORD
+        """Estimate the bytes of the stored images."""
+        return sum(block.num_records for block in self._blocks) * _BYTES_PER_RECORD
 
     def get_read_tasks(
         self,
-        parallelism: int,  # noqa: ARG002 - one task for each portion, whatever Ray would like
+        parallelism: int,  # noqa: ARG002 - one task per block, whatever Ray suggests
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,  # noqa: ARG002 - part of Ray's interface
     ) -> list[ReadTask]:
-        """One task for each portion, in order."""
+        """Return one task for each block, in order."""
         return [
             ReadTask(
-                partial(_read, self._reading, number, portion),
+                partial(_read, self._source, number, block),
                 BlockMetadata(
-                    num_rows=num_records(portion),
-                    size_bytes=num_records(portion) * _BYTES_PER_RECORD,
+                    num_rows=block.num_records,
+                    size_bytes=block.num_records * _BYTES_PER_RECORD,
                     exec_stats=None,
                 ),
                 per_task_row_limit=per_task_row_limit,
             )
-            for number, portion in enumerate(self._portions)
+            for number, block in enumerate(self._blocks)
         ]
 
 
-def num_records(portion: ShuffleBlock) -> int:
-    """Records of a portion, one of each of its rows and steps."""
-    return (portion.steps[1] - portion.steps[0]) * (portion.rows[1] - portion.rows[0])
-
-
-def _read(reading: ray.ObjectRef, number: int, portion: ShuffleBlock) -> Iterator[pa.Table]:
-    faces, plan = ray.get(reading)
-    rows = timed_read(faces, plan, portion)
+def _read(source: ray.ObjectRef, number: int, block: ShuffleBlock) -> Iterator[pa.Table]:
+    faces, sampler = ray.get(source)
+    records = read_records(faces, sample_indices(sampler, block), block.epoch)
     # Arrow's own columns have one dimension; cached landmarks have three.
-    wide = {n: ArrowTensorArray.from_numpy(rows.pop(n)) for n in list(rows) if rows[n].ndim > 1}
-    yield pa.table({"portion": np.full(len(rows["key"]), number), **rows, **wide})
+    wide = {
+        name: ArrowTensorArray.from_numpy(records.pop(name))
+        for name in list(records)
+        if records[name].ndim > 1
+    }
+    yield pa.table({"block": np.full(block.num_records, number), **records, **wide})

@@ -21,7 +21,7 @@ GAUGES = {
     "images_per_s": "Faces trained on a second, all workers together",
     "wait_share": "Share of the time that training waits for its input",
     "read_ms": "Milliseconds that reading a face takes a process",
-    "cut_ms": "Milliseconds that decoding and cutting a face takes a process",
+    "preprocess_ms": "Milliseconds that decoding and cutting a face takes a process",
     "gradient_norm_max": "Largest norm of a parameter's gradient, before clipping",
     "skipped_records": "Damaged records so far",
     "teacher_entropy": "Entropy of the teacher's answers, nats",

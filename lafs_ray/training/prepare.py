@@ -36,7 +36,7 @@ class RunInputs:
     Args:
         config: the run's configuration.
         faces: the opened set, of a few-shot run its subset.
-        plan: order of its records.
+        sampler: order of its records.
         length: of the run.
         num_classes: identities of the whole set of a labeled run.
         num_identities: identities among `faces`; None where the set does not list them.
@@ -45,18 +45,18 @@ class RunInputs:
 
     config: TrainConfig
     faces: FaceSet
-    plan: EpochSampler
+    sampler: EpochSampler
     length: Length
     num_classes: int | None
     num_identities: int | None
     start: InitWeights
 
-    def cropper(self) -> Preprocessor:
-        """What decodes and cuts; every ingest process makes its own."""
+    def preprocessor(self) -> Preprocessor:
+        """Return what decodes and transforms; every ingest process builds its own."""
         config = self.config
-        cut = build_transform(config, self.start)
-        source = config.data.color_order, config.run.seed
-        return Preprocessor(self.faces, *source, cut, num_classes=self.num_classes)
+        transform = build_transform(config, self.start)
+        source = self.faces, config.data.color_order, config.run.seed
+        return Preprocessor(*source, transform, self.num_classes)
 
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
         """The landmark CNN of a pretraining run; a supervised run trains its own."""
@@ -116,11 +116,11 @@ def check_run(config: TrainConfig) -> RunInputs:
             chosen = chosen_images(config.data.subset, faces, labels)
             faces, labels = faces.subset(chosen), labels[chosen]
         num_identities = len(np.unique(labels[labels >= 0]))
-    plan = build_sampler(config, faces)
-    length, start = run_length(config, plan), load_init_weights(config)
+    sampler = build_sampler(config, faces)
+    length, start = run_length(config, sampler), load_init_weights(config)
     if isinstance(config, PretrainConfig):
         faces = with_cached_landmarks(config, faces, start)
-    return RunInputs(config, faces, plan, length, num_classes, num_identities, start)
+    return RunInputs(config, faces, sampler, length, num_classes, num_identities, start)
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -146,7 +146,7 @@ def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> 
 def _num_classes(config: TrainConfig, faces: FaceSet, labels: NDArray[np.int64]) -> int:
     highest, expected = int(labels.max()), faces.num_identities
     num_classes = expected if expected is not None else highest + 1
-    # Those without a label are damaged records as any other: the cropper replaces and names them.
+    # Records without a label are damaged ones: `Preprocessor` replaces and reports them.
     unlabeled = int((labels < 0).sum())
     if highest < 0 or highest >= num_classes or unlabeled > config.data.max_bad_records:
         raise DataError(

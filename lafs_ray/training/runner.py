@@ -76,7 +76,7 @@ def run_rank(
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
-    what = config, inputs.plan, inputs.num_classes, inputs.start
+    what = config, inputs.sampler, inputs.num_classes, inputs.start
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)
     warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
@@ -260,10 +260,10 @@ class Recorder:
 
 def run_local(inputs: RunInputs, hooks: Hooks | None = None) -> None:
     """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
-    crop = inputs.cropper()
+    preprocess = inputs.preprocessor()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
-        return local_stream(inputs.faces, inputs.plan, crop, first, stop)
+        return local_stream(inputs.faces, inputs.sampler, preprocess, first, stop)
 
     device = training_device(inputs.config)
     run_rank(inputs, stream, device=device, hooks=hooks)

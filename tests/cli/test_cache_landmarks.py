@@ -59,5 +59,5 @@ def test_stream__with_cached_landmarks_is_that_of_debug_mode(
     cached = [f"landmarks.{key}" for key in ("source=cached", f"weights={weights}")]
     cached.append(f"landmarks.cache={cache}")
     inputs = inputs_of(tmp_path / "run", face_set_path, "ingest.actors_per_worker=1", *cached)
-    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 8))
+    expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, 8))
     assert_same(through_ray(inputs, 0, 1, 0, 8), expected, slice(None))

@@ -13,35 +13,41 @@ GRID = [
 ] + [(5000, 164, 16), (5000, 96, 7)]
 
 
-def epoch_of(plan: EpochSampler, epoch: int, world: int = 1) -> np.ndarray:
-    """[steps, global_batch] put together from the ranks' shares."""
-    first = epoch * plan.steps_per_epoch
-    shares = [
+def epoch_of(sampler: EpochSampler, epoch: int, world: int = 1) -> np.ndarray:
+    """[steps, global_batch] put together from the ranks' rows."""
+    first = epoch * sampler.steps_per_epoch
+    parts = [
         np.stack(
-            [rows for _, rows in rank_batches(plan, first, first + plan.steps_per_epoch, r, world)]
+            [
+                rows
+                for _, rows in rank_batches(
+                    sampler, first, first + sampler.steps_per_epoch, r, world
+                )
+            ]
         )
         for r in range(world)
     ]
-    return np.concatenate(shares, axis=1)
+    return np.concatenate(parts, axis=1)
 
 
 @pytest.mark.parametrize(("records", "batch", "chunk"), GRID)
 def test_epoch__visits_each_record_at_most_once_and_drops_less_than_a_batch(records, batch, chunk):
-    plan = EpochSampler(records, batch, seed=3, chunk_records=chunk)
+    sampler = EpochSampler(records, batch, seed=3, chunk_records=chunk)
     for epoch in range(3):
-        seen = epoch_of(plan, epoch).ravel()
+        seen = epoch_of(sampler, epoch).ravel()
         assert len(np.unique(seen)) == len(seen) == records // batch * batch
         assert seen.min() >= 0
         assert seen.max() < records
 
 
-def sequence_by_definition(plan: EpochSampler, epoch: int) -> np.ndarray:
-    """The epoch's sequence before portions shuffle it: chunks of a shifted grid, put in a row."""
-    generator = np.random.default_rng([0x6368756E6B, plan.seed, epoch])
-    shift = int(generator.integers(plan.chunk_records))
-    edges = range(shift - plan.chunk_records, plan.num_records, plan.chunk_records)
+def sequence_by_definition(sampler: EpochSampler, epoch: int) -> np.ndarray:
+    """The epoch's sequence before blocks shuffle it: chunks of a shifted grid, put in a row."""
+    generator = np.random.default_rng([0x6368756E6B, sampler.seed, epoch])
+    shift = int(generator.integers(sampler.chunk_records))
+    edges = range(shift - sampler.chunk_records, sampler.num_records, sampler.chunk_records)
     chunks = [
-        np.arange(max(edge, 0), min(edge + plan.chunk_records, plan.num_records)) for edge in edges
+        np.arange(max(edge, 0), min(edge + sampler.chunk_records, sampler.num_records))
+        for edge in edges
     ]
     chunks = [chunk for chunk in chunks if len(chunk)]
     return np.concatenate([chunks[i] for i in generator.permutation(len(chunks))])
@@ -49,35 +55,35 @@ def sequence_by_definition(plan: EpochSampler, epoch: int) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 64, 199, 200, 201, 1000])
 def test_sequence__is_that_of_the_definition(chunk: int) -> None:
-    """Arithmetic instead of tables finds the same record at every place, whatever is cut short."""
+    """Arithmetic instead of tables finds the same record at every place, whatever is shortened."""
     for records in (12, 97, 200, 203):
-        plan = EpochSampler(records, 12, seed=3, chunk_records=chunk)
+        sampler = EpochSampler(records, 12, seed=3, chunk_records=chunk)
         for epoch in range(12):
-            found = _chunk_order(plan, epoch).records(np.arange(records))
-            np.testing.assert_array_equal(found, sequence_by_definition(plan, epoch))
+            found = _chunk_order(sampler, epoch).records(np.arange(records))
+            np.testing.assert_array_equal(found, sequence_by_definition(sampler, epoch))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("batch", [12, 84, 96])
 def test_order__does_not_depend_on_the_number_of_ranks(world, batch):
-    plan = EpochSampler(1500, batch, seed=1, chunk_records=8)
-    np.testing.assert_array_equal(epoch_of(plan, 2), epoch_of(plan, 2, world))
+    sampler = EpochSampler(1500, batch, seed=1, chunk_records=8)
+    np.testing.assert_array_equal(epoch_of(sampler, 2), epoch_of(sampler, 2, world))
 
 
 def test_order__differs_between_epochs_and_seeds_and_repeats_for_the_same():
-    plan = EpochSampler(500, 10, seed=0, chunk_records=4)
+    sampler = EpochSampler(500, 10, seed=0, chunk_records=4)
     again = EpochSampler(500, 10, seed=0, chunk_records=4)
     other = EpochSampler(500, 10, seed=1, chunk_records=4)
-    np.testing.assert_array_equal(epoch_of(plan, 0), epoch_of(again, 0))
-    assert (epoch_of(plan, 0) != epoch_of(plan, 1)).mean() > 0.9
+    np.testing.assert_array_equal(epoch_of(sampler, 0), epoch_of(again, 0))
+    assert (epoch_of(sampler, 0) != epoch_of(sampler, 1)).mean() > 0.9
     # seed * epoch, as some codebases write it, would make all seeds equal in epoch 0
-    assert (epoch_of(plan, 0) != epoch_of(other, 0)).mean() > 0.9
+    assert (epoch_of(sampler, 0) != epoch_of(other, 0)).mean() > 0.9
 
 
 def distinct_identities(chunk_records: int) -> float:
     """Mean number of identities in a batch of 256 from a file of 1000 identities × 40, in order."""
-    plan = EpochSampler(40_000, 256, seed=0, chunk_records=chunk_records)
-    return float(np.mean([len(np.unique(batch // 40)) for batch in epoch_of(plan, 0)]))
+    sampler = EpochSampler(40_000, 256, seed=0, chunk_records=chunk_records)
+    return float(np.mean([len(np.unique(batch // 40)) for batch in epoch_of(sampler, 0)]))
 
 
 def test_batches__of_a_sorted_file_mix_identities():
@@ -88,33 +94,33 @@ def test_batches__of_a_sorted_file_mix_identities():
     assert distinct_identities(16) > 0.4 * 226
 
 
-def test_portions__of_whole_chunks_are_contiguous_reads():
-    plan = EpochSampler(100_000, 128, seed=0, chunk_records=256)
+def test_blocks__of_whole_chunks_are_contiguous_reads():
+    sampler = EpochSampler(100_000, 128, seed=0, chunk_records=256)
     jumps = []
-    for portions in plan.windows(0, 80):
-        for portion in portions:
-            records = np.sort(plan.records(portion).ravel())
+    for blocks in sampler.blocks(0, 80):
+        for block in blocks:
+            records = np.sort(sampler.indices(block).ravel())
             assert len(records) == 256
             jumps.append(int((np.diff(records) != 1).sum()))
-    # A portion is one chunk, or the end of one and the start of the next.
+    # A block is one chunk, or the end of one and the start of the next.
     assert max(jumps) <= 1
 
 
 def test_resume__at_any_step_continues_the_same_batches():
-    plan = EpochSampler(333, 9, seed=5, chunk_records=7)
-    whole = dict(rank_batches(plan, 0, 100, rank=1, world=3))
+    sampler = EpochSampler(333, 9, seed=5, chunk_records=7)
+    whole = dict(rank_batches(sampler, 0, 100, rank=1, world=3))
     for start in (0, 1, 17, 36, 37, 38, 99):
-        resumed = dict(rank_batches(plan, start, 100, rank=1, world=3))
+        resumed = dict(rank_batches(sampler, start, 100, rank=1, world=3))
         assert list(resumed) == list(range(start, 100))
         for step, rows in resumed.items():
             np.testing.assert_array_equal(rows, whole[step])
 
 
-def test_plan__of_five_million_records_seeks_to_any_step_in_under_a_second():
-    plan = EpochSampler(5_000_000, 1024, seed=0, chunk_records=1)
-    step = plan.steps_per_epoch * 7 + 4000
+def test_sampler__of_five_million_records_seeks_to_any_step_in_under_a_second():
+    sampler = EpochSampler(5_000_000, 1024, seed=0, chunk_records=1)
+    step = sampler.steps_per_epoch * 7 + 4000
     start = time.perf_counter()
-    _, rows = next(rank_batches(plan, step, step + 1, rank=3, world=8))
+    _, rows = next(rank_batches(sampler, step, step + 1, rank=3, world=8))
     # Not a benchmark: 0.3 s were measured; replaying seven epochs would take minutes.
     assert time.perf_counter() - start < 5
     assert len(np.unique(rows)) == len(rows) == 128

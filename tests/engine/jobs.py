@@ -23,7 +23,7 @@ from tests.training.faces import PRETRAIN, ROOT, TINY_PRETRAIN, without_times
 
 # A laptop whose cores are taken starts a process in a minute.
 LIMIT_S = 600
-INGEST, WORKER = "PreprocessActor", "RayTrainWorker"
+INGEST, WORKER = "DecodeAndTransform", "RayTrainWorker"
 _MEMORY = 200 << 20
 
 
@@ -220,7 +220,7 @@ class Job:
             Seconds that this took.
         """
         begin = time.monotonic()
-        ours = (INGEST, WORKER, "TrainController", "DriverChannel", "ReadPortions")
+        ours = (INGEST, WORKER, "TrainController", "DriverChannel", "ReadRecords")
         until(lambda: not self.processes(*ours), "the end of all that the job had started", 60)
         return time.monotonic() - begin
 

@@ -25,7 +25,7 @@ def ray_session() -> Iterator[None]:
 
 
 def inputs_of(folder: Path, data: Path | str, *overrides: str) -> RunInputs:
-    # Batches of 36 rows cross the boundary of a slot, 12 steps that of a window and of an epoch.
+    # 36 rows cross the boundary of a row block, 12 steps that of a step block and of an epoch.
     return prepare_run(tiny(folder, data, "batch_size=36", "duration=12 steps", *overrides))
 
 
@@ -42,8 +42,8 @@ def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) 
         assert mine.columns.keys() == theirs.columns.keys()
         for name, column in theirs.columns.items():
             np.testing.assert_array_equal(mine.columns[name], column[rows], err_msg=name)
-        assert mine.work_s["read"] > 0
-        assert mine.work_s["cut"] > 0
+        assert mine.work_s["read_s"] > 0
+        assert mine.work_s["preprocess_s"] > 0
 
 
 @pytest.mark.parametrize("actors", [1, 3])
@@ -51,7 +51,7 @@ def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
     actors: int, tmp_path: Path, face_set_path: str, ray_session: None
 ) -> None:
     inputs = inputs_of(tmp_path, face_set_path, f"ingest.actors_per_worker={actors}")
-    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
+    expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, 12))
     assert len({batch.epoch for batch in expected}) > 1
     assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
 
@@ -60,7 +60,7 @@ def test_stream__of_each_rank_is_its_share_of_the_batch_and_starts_at_any_step(
     tmp_path: Path, face_set_path: str, ray_session: None
 ) -> None:
     inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
-    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 2, 12))
+    expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 2, 12))
     assert_same(through_ray(inputs, 1, 2, 2, 12), expected, slice(18, 36))
 
 
@@ -88,9 +88,9 @@ def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
     the rows of the other ranks are compared in tests/data/test_object_store.py and test_stream."""
     local = inputs_of(tmp_path / "disk", face_set_path)
     remote = inputs_of(tmp_path / "store", in_a_store, "ingest.actors_per_worker=1")
-    expected = list(local_stream(local.faces, local.plan, local.cropper(), 1, 4))
+    expected = list(local_stream(local.faces, local.sampler, local.preprocessor(), 1, 4))
     for world in (1, 2, 4):
-        share = slice(*remote.plan.share(world - 1, world))
+        share = slice(*remote.sampler.rank_rows(world - 1, world))
         assert_same(through_ray(remote, world - 1, world, 1, 4), expected, share)
 
 
@@ -99,7 +99,7 @@ def test_stream__over_several_executions_is_one_stream(
 ) -> None:
     monkeypatch.setattr("lafs_ray.engine.ray_ingest.BLOCKS_PER_EXECUTION", 3)
     inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
-    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 12))
+    expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, 12))
     assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
 
 
@@ -110,7 +110,7 @@ def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
     write_face_set(data)
     break_frame(data, 17)
     inputs = inputs_of(tmp_path / "run", data, "ingest.actors_per_worker=1")
-    expected = list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, 6))
+    expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, 6))
     found = through_ray(inputs, 0, 1, 0, 6)
     assert_same(found, expected, slice(None))
     lines = [line for batch in found for line in batch.skipped]

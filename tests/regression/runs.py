@@ -29,7 +29,7 @@ from lafs_ray.training.prepare import check_run
 ROOT = Path(__file__).parents[2]
 
 # Names that a renaming touches: keys of the configuration, of files, of what is reported.
-TIMES = ("images_per_s", "wait_share", "read_ms", "cut_ms")
+TIMES = ("images_per_s", "wait_share", "read_ms", "preprocess_ms")
 SCHEDULES = ("step", "epoch", "lr", "weight_decay")
 METRICS, CHECKPOINTS, LOSS = "metrics.jsonl", "checkpoints/step-*.pt", "loss"
 REPORTS, REPORT_LIST, REPORT_VALUE = "reports.json", "reports", "value"
@@ -246,6 +246,6 @@ def epoch_columns(folder: Path, source: str) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(1)
     file, *settings = arguments(folder, source, folder)
     inputs = check_run(load(PretrainConfig, file, settings))
-    stop = inputs.plan.steps_per_epoch
-    for batch in local_stream(inputs.faces, inputs.plan, inputs.cropper(), 0, stop):
+    stop = inputs.sampler.steps_per_epoch
+    for batch in local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, stop):
         yield batch.columns

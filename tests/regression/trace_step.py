@@ -80,16 +80,16 @@ def trace_step(folder: Path, overrides: Sequence[str]) -> dict[str, set[str]]:
     data = runs.faces(folder) / "train.rec"
     settings = [f"data.path={data}", f"run.storage={folder}", *overrides]
     inputs = check_run(load(PretrainConfig, str(runs.ROOT / CONFIG), settings))
-    crop = inputs.cropper()
+    preprocess = inputs.preprocessor()
     training = build_training(
-        inputs.config, inputs.plan, inputs.num_classes, inputs.start, torch.device("cpu"), 0, 1
+        inputs.config, inputs.sampler, inputs.num_classes, inputs.start, torch.device("cpu"), 0, 1
     )
     trace = Trace(PACKAGE, train_step.__code__)
 
     def batches() -> Iterator[StepBatch]:
-        yield from local_stream(inputs.faces, inputs.plan, crop, 0, 1)
+        yield from local_stream(inputs.faces, inputs.sampler, preprocess, 0, 1)
         trace.start()
-        yield from local_stream(inputs.faces, inputs.plan, crop, 1, 2)
+        yield from local_stream(inputs.faces, inputs.sampler, preprocess, 1, 2)
 
     train(
         training,

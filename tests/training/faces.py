@@ -165,10 +165,10 @@ def without_times(line: Mapping[str, Any]) -> dict[str, Any]:
 def run(config: Any, killed_at: int | None = None) -> Result:
     """Debug mode in this process, as `run_local` does it; at step `killed_at` it ends abruptly."""
     inputs = prepare_run(config)
-    crop = inputs.cropper()
+    preprocess = inputs.preprocessor()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
-        for batch in local_stream(inputs.faces, inputs.plan, crop, first, stop):
+        for batch in local_stream(inputs.faces, inputs.sampler, preprocess, first, stop):
             if batch.step == killed_at:
                 raise Killed
             yield batch

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.sampler import rank_batches
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.input_pipeline import StepBatch, collate_steps, read_records
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
@@ -40,17 +40,11 @@ Keys = dict[int, list[int]]
 def train_rank(rank: int, num_ranks: int, config: PretrainConfig, stop_at: int) -> Keys:
     """A run on one of several ranks, whose batches end at a step, as if killed."""
     inputs = check_run(config)
-    crop, keys = inputs.cropper(), {}
+    source, keys = (inputs.faces, inputs.sampler, inputs.preprocessor()), {}
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
-        windows = inputs.plan.windows(first, min(stop, stop_at), rank, num_ranks)
-
-        def blocks(window: list[Any]) -> list[Any]:
-            rows = [read_records(inputs.faces, inputs.plan, portion) for portion in window]
-            return [{"key": one["key"], **crop(one)} for one in rows]
-
-        for batch in collate_steps((window, blocks(window)) for window in windows):
-            keys[batch.step] = batch.columns.pop("key").tolist()
+        for batch in local_stream(*source, first, min(stop, stop_at), rank, num_ranks):
+            keys[batch.step] = batch.columns["key"].tolist()
             yield batch
 
     device = torch.device("cpu")
@@ -102,7 +96,7 @@ def test_run_on_three_ranks__continued_on_others_reads_the_same_records(
     assert sorted(after) == [*range(SAVED, STEPS)]
     steps = {**{step: before[step] for step in range(SAVED)}, **after}
     # Image i has key i + 1.
-    expected = {n: (index + 1).tolist() for n, index in rank_batches(one.inputs.plan, 0, STEPS)}
+    expected = {n: (index + 1).tolist() for n, index in rank_batches(one.inputs.sampler, 0, STEPS)}
     assert steps == expected
     first_epoch = np.concatenate([steps[step] for step in range(10)])
     assert sorted(first_epoch) == [*range(1, 121)], "each record once"

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from lafs_ray.data.face_set import FaceSet, open_faces
+from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
 from lafs_ray.data.sampler import EpochSampler, ShuffleBlock, rank_batches
 from lafs_ray.errors import DataError
-from lafs_ray.training import input_pipeline as stream_module
+from lafs_ray.training import input_pipeline
 from lafs_ray.training.input_pipeline import (
     Columns,
     Preprocessor,
     StepBatch,
-    collate_steps,
     local_stream,
-    read_records,
+    sample_indices,
 )
 from lafs_ray.training.loop import note_skipped
 from lafs_ray.training.prepare import prepare_run
@@ -37,13 +37,13 @@ from tests.training.faces import (
 
 
 def as_it_is(faces: Columns) -> Columns:
-    """A cut that changes nothing, so that a test sees what reaches it."""
+    """A transform that changes nothing, so that a test sees what reaches it."""
     return dict(faces)
 
 
 def stream(faces: FaceSet, steps: int, batch: int = 8, seed: int = 5) -> list[StepBatch]:
-    plan = EpochSampler(faces.num_images, batch, seed, chunk_records=4)
-    return list(local_stream(faces, plan, Preprocessor(faces, "rgb", seed, as_it_is), 0, steps))
+    sampler = EpochSampler(faces.num_images, batch, seed, chunk_records=4)
+    return list(local_stream(faces, sampler, Preprocessor(faces, "rgb", seed, as_it_is), 0, steps))
 
 
 def assert_same(a: Columns, b: Columns) -> None:
@@ -54,12 +54,12 @@ def assert_same(a: Columns, b: Columns) -> None:
 
 
 def test_local_stream__equals_batches_assembled_by_hand(face_set_path: str) -> None:
-    """Batch of a step = the plan's records, decoded, in the plan's order, over two epochs."""
+    """Batch of a step = the sampled records, decoded, in the sampler's order, over two epochs."""
     faces = open_faces(face_set_path)
-    plan = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
-    assert plan.steps_per_epoch == 15
+    sampler = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
+    assert sampler.steps_per_epoch == 15
     batches = stream(faces, 20)
-    expected = list(rank_batches(plan, 0, 20))
+    expected = list(rank_batches(sampler, 0, 20))
     jpegs = face_jpegs(120)
     assert [batch.step for batch in batches] == [step for step, _ in expected] == list(range(20))
     assert [batch.epoch for batch in batches] == [0] * 15 + [1] * 5
@@ -74,13 +74,13 @@ def test_local_stream__equals_batches_assembled_by_hand(face_set_path: str) -> N
 
 
 def test_local_stream__from_any_step_is_the_same_stream(face_set_path: str) -> None:
-    """A stream that begins inside a window or epoch gives what a whole one gives from there."""
+    """A stream that begins inside a block or epoch gives what a whole one gives from there."""
     faces = open_faces(face_set_path)
-    plan = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
-    crop = Preprocessor(faces, "rgb", 5, as_it_is)
+    sampler = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
+    preprocess = Preprocessor(faces, "rgb", 5, as_it_is)
     whole = stream(faces, 20)
     for first in (1, 8, 11, 15, 19):
-        part = list(local_stream(faces, plan, crop, first, 20))
+        part = list(local_stream(faces, sampler, preprocess, first, 20))
         assert [batch.step for batch in part] == list(range(first, 20))
         for ours, theirs in zip(part, whole[first:], strict=True):
             assert_same(ours.columns, theirs.columns)
@@ -92,20 +92,14 @@ def test_ranks__together_give_the_columns_of_one(
 ) -> None:
     """For 1, 2 and 4 ranks the rows of all ranks are bitwise those of the whole batch."""
     torch.set_num_threads(1)
-    # 64 rows are two of the plan's slots, so ranks share slots and span them.
+    # 64 rows are two row blocks, so ranks share row blocks and span them.
     inputs = prepare_run(tiny(tmp_path, face_set_path, f"batch_size={batch_size}"))
-    plan, faces, crop = inputs.plan, inputs.faces, inputs.cropper()
+    source = inputs.faces, inputs.sampler, inputs.preprocessor()
     steps = 3 if batch_size == 8 else 1
-    whole = list(local_stream(faces, plan, crop, 0, steps))
+    whole = list(local_stream(*source, 0, steps))
     assert {"global_tokens", "local_tokens"} <= whole[0].columns.keys()
     for world in (1, 2, 4):
-        shares = []
-        for rank in range(world):
-            windows = (
-                (portions, [crop(read_records(faces, plan, one)) for one in portions])
-                for portions in plan.windows(0, steps, rank, world)
-            )
-            shares.append(list(collate_steps(windows)))
+        shares = [list(local_stream(*source, 0, steps, rank, world)) for rank in range(world)]
         for step, expected in enumerate(whole):
             assert [share[step].step for share in shares] == [step] * world
             rows = [share[step].columns for share in shares]
@@ -138,10 +132,10 @@ def test_damaged_record__is_replaced_by_the_same_other_one(tmp_path: Path, kind:
     number = 37
     faces = damaged_set(tmp_path / "a.rec", kind, number)
     once, again = stream(faces, 15), stream(faces, 15)
-    plan = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
-    affected = [step for step, records in rank_batches(plan, 0, 15) if number in records]
+    sampler = EpochSampler(faces.num_images, 8, 5, chunk_records=4)
+    affected = [step for step, records in rank_batches(sampler, 0, 15) if number in records]
     assert len(affected) == 1, "every record comes once an epoch (120 = 15 × 8)"
-    for batch, other, (_, records) in zip(once, again, rank_batches(plan, 0, 15), strict=True):
+    for batch, other, (_, records) in zip(once, again, rank_batches(sampler, 0, 15), strict=True):
         assert_same(batch.columns, other.columns)
         assert batch.skipped == other.skipped
         assert len(batch.columns["key"]) == 8
@@ -152,7 +146,7 @@ def test_damaged_record__is_replaced_by_the_same_other_one(tmp_path: Path, kind:
     (line,) = batch.skipped
     assert str(tmp_path / "a.rec") in line
     assert str(number + 1) in line
-    row = int(np.flatnonzero(dict(rank_batches(plan, 0, 15))[affected[0]] == number)[0])
+    row = int(np.flatnonzero(dict(rank_batches(sampler, 0, 15))[affected[0]] == number)[0])
     key, label = (int(batch.columns[name][row]) for name in ("key", "label"))
     assert key != number + 1
     assert label == (key - 1) // 10
@@ -164,9 +158,9 @@ def test_damaged_record__replacement_changes_with_seed_and_epoch(tmp_path: Path)
     faces = damaged_set(tmp_path / "a.rec", "no image", 37)
     chosen = set()
     for seed in range(4):
-        plan = EpochSampler(faces.num_images, 8, seed, chunk_records=4)
+        sampler = EpochSampler(faces.num_images, 8, seed, chunk_records=4)
         for batch, (_, records) in zip(
-            stream(faces, 30, seed=seed), rank_batches(plan, 0, 30), strict=True
+            stream(faces, 30, seed=seed), rank_batches(sampler, 0, 30), strict=True
         ):
             chosen |= set(batch.columns["key"][records == 37].tolist())
     # Eight draws of 119 records: five different ones at least, or the draw is not random.
@@ -210,7 +204,7 @@ def test_damaged_records__more_than_allowed(tmp_path: Path) -> None:
 def test_damaged_records__all_of_them(tmp_path: Path) -> None:
     """A set without one sound record ends with its first record's fault, it never hangs."""
     write_face_set(tmp_path / "a.rec", replaced=dict.fromkeys(range(120), NO_IMAGE))
-    with pytest.raises(DataError, match="16 others drawn in its place are damaged") as raised:
+    with pytest.raises(DataError, match="16 others sampled in its place are damaged") as raised:
         stream(open_faces(str(tmp_path / "a.rec")), 1)
     assert f"{tmp_path / 'a.rec'}, record " in raised.value.subject
 
@@ -232,48 +226,51 @@ def test_damaged_record__in_a_run(tmp_path: Path) -> None:
     assert len(named) == 1
 
 
-def test_local_stream__tells_what_reading_and_cutting_took(
+def test_local_stream__measures_reading_and_preprocessing(
     face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch carries its rows' share of the seconds that each kind of work took a process."""
 
-    def slow_cut(faces: Columns) -> Columns:
+    def slow_transform(faces: Columns) -> Columns:
         time.sleep(0.05)
         return dict(faces)
 
-    def slow_read(faces: FaceSet, plan: EpochSampler, portion: ShuffleBlock) -> Columns:
+    def slow_read(faces: FaceSet, index: NDArray[np.int64]) -> FaceRows:
         time.sleep(0.4)
-        return read_records(faces, plan, portion)
+        return read(faces, index)
 
-    monkeypatch.setattr(stream_module, "read_records", slow_read)
+    read = FaceSet.read
+    monkeypatch.setattr(FaceSet, "read", slow_read)
     faces = open_faces(face_set_path)
-    plan = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
-    batches = list(local_stream(faces, plan, Preprocessor(faces, "rgb", 5, slow_cut), 0, 8))
-    # A window is read at once and cut step by step; on a busy machine all of it takes longer.
-    assert sum(batch.work_s["read"] for batch in batches) > 0.399
-    assert all(batch.work_s["read"] > 0.0499 for batch in batches)
-    assert all(batch.work_s["cut"] > 0.0499 for batch in batches)
-    assert not {"read", "cut"} & batches[0].columns.keys()
+    sampler = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
+    batches = list(
+        local_stream(faces, sampler, Preprocessor(faces, "rgb", 5, slow_transform), 0, 8)
+    )
+    # A block is read at once and transformed step by step; a busy machine takes longer.
+    assert sum(batch.work_s["read_s"] for batch in batches) > 0.399
+    assert all(batch.work_s["read_s"] > 0.0499 for batch in batches)
+    assert all(batch.work_s["preprocess_s"] > 0.0499 for batch in batches)
+    assert not {"read_s", "preprocess_s"} & batches[0].columns.keys()
 
 
-def test_local_stream__reads_the_next_window_while_one_is_used(
+def test_local_stream__reads_the_next_block_while_one_is_used(
     face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first batch is used up the second window is read, and no third one."""
+    """Before the first batch is used up the second block is read, and no third one."""
     faces = open_faces(face_set_path)
-    plan = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
+    sampler = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
     read, second = [], threading.Event()
 
-    def noted(faces: FaceSet, plan: EpochSampler, portion: ShuffleBlock) -> Columns:
-        read.append(portion.window)
-        if portion.window == 1:
+    def noted(sampler: EpochSampler, block: ShuffleBlock) -> NDArray[np.int64]:
+        read.append(block.step_block)
+        if block.step_block == 1:
             second.set()
-        return read_records(faces, plan, portion)
+        return sample_indices(sampler, block)
 
-    monkeypatch.setattr(stream_module, "read_records", noted)
-    batches = local_stream(faces, plan, Preprocessor(faces, "rgb", 5, as_it_is), 0, 30)
+    monkeypatch.setattr(input_pipeline, "sample_indices", noted)
+    batches = local_stream(faces, sampler, Preprocessor(faces, "rgb", 5, as_it_is), 0, 30)
     next(batches)
-    assert second.wait(30), "the next window waits for this one to be used up"
+    assert second.wait(30), "the next block waits for this one to be used up"
     assert read == [0, 1]
     batches.close()
 
@@ -282,8 +279,8 @@ def test_local_stream__an_error_on_the_way_comes_in_its_place(tmp_path: Path) ->
     """A file that vanishes while a run reads from it stops the stream by name."""
     write_face_set(tmp_path / "a.rec")
     faces = open_faces(str(tmp_path / "a.rec"))
-    plan = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
-    batches = local_stream(faces, plan, Preprocessor(faces, "rgb", 5, as_it_is), 0, 30)
+    sampler = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
+    batches = local_stream(faces, sampler, Preprocessor(faces, "rgb", 5, as_it_is), 0, 30)
     next(batches)
     (tmp_path / "a.rec").unlink()
     with pytest.raises(DataError, match=r"a\.rec\n.*no such file"):

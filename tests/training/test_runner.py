@@ -176,7 +176,7 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
     inputs = prepare_run(
         tiny(tmp_path, face_set_path, "checkpoints.every=2 steps", "log.every_steps=3")
     )
-    crop, told, arrived = inputs.cropper(), [], []
+    preprocess, told, arrived = inputs.preprocessor(), [], []
 
     def written(step: int) -> None:
         arrived.append(step)
@@ -184,7 +184,7 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
 
     run_rank(
         inputs,
-        lambda first, stop: local_stream(inputs.faces, inputs.plan, crop, first, stop),
+        lambda first, stop: local_stream(inputs.faces, inputs.sampler, preprocess, first, stop),
         device=torch.device("cpu"),
         hooks=Hooks(after_save=lambda line: told.append(line["step"]), written=written),
     )

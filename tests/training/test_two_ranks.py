@@ -25,7 +25,7 @@ def metered(rank: int, num_ranks: int) -> list[Any]:
     """A report and the lines of this rank."""
     meter = Meter(images_per_step=8)
     for number in range(2):
-        work_s = {"read": 0.004 * rank, "cut": 0.008}
+        work_s = {"read_s": 0.004 * rank, "preprocess_s": 0.008}
         metrics = step(loss=float(10 * rank + number), accuracy=0.5 * rank)
         meter.add(metrics, 0.0, work_s, GO)
     return [meter.report(2), sorted(share_lines({"seen by both", f"seen by {rank}"}))]
@@ -90,7 +90,7 @@ def test_meter__means_and_lines_of_both(results: list[list[Any]]) -> None:
         assert report["images_per_s"] > 0
         # A rank has 4 images a step: 1 ms of reading for each on one rank, none on the other.
         assert report["read_ms"] == pytest.approx(0.5)
-        assert report["cut_ms"] == pytest.approx(2.0)
+        assert report["preprocess_ms"] == pytest.approx(2.0)
 
 
 def test_guard__ranks_stop_together(results: list[list[Any]]) -> None:

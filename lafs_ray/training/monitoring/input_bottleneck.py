@@ -35,7 +35,7 @@ def slow_stage(report: Mapping[str, float], config: TrainConfig) -> str:
         f"training waits for its input for {share:.0%} of the time ({report['images_per_s']:.0f} "
         f"images/s, {possible:.0f} without waiting). "
     )
-    cut_s, read_s = report["cut_ms"] / 1000, report["read_ms"] / 1000
+    cut_s, read_s = report["preprocess_ms"] / 1000, report["read_ms"] / 1000
     if config.compute.workers == 0:
         return f"{start}{_debug_mode(possible, cut_s)}"
     each = possible / config.compute.workers

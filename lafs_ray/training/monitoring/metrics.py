@@ -12,7 +12,7 @@ from torch import Tensor
 from lafs_ray.training.input_pipeline import WORK
 
 # What the clock decides: two equal runs differ in these figures of a report, and in no other.
-TIMES = ("images_per_s", "wait_share", "read_ms", "cut_ms")
+TIMES = ("images_per_s", "wait_share", "read_ms", "preprocess_ms")
 
 
 class Meter:
@@ -66,7 +66,7 @@ class Meter:
 
         Returns:
             The metrics; `wait_share` of the time, waiting for batches; `images_per_s` of all ranks;
-            `read_ms` and `cut_ms`, what an image took a process that reads, one that cuts.
+            `read_ms` and `preprocess_ms`, what an image took a process that reads, one that cuts.
         """
         elapsed = time.perf_counter() - self._start
         names = sorted(self._sums)
@@ -74,8 +74,8 @@ class Meter:
         images = self._images_per_step / ranks * self._steps
         times = {
             "wait_share": self._wait_s / elapsed,
-            "read_ms": 1000 * self._work_s["read"] / images,
-            "cut_ms": 1000 * self._work_s["cut"] / images,
+            "read_ms": 1000 * self._work_s["read_s"] / images,
+            "preprocess_ms": 1000 * self._work_s["preprocess_s"] / images,
         }
         means = torch.tensor([0.0] * len(names) + list(times.values()), dtype=torch.float64)
         if names:

@@ -20,7 +20,7 @@ from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.checkpoint.run_dir import load_checkpoint
 from lafs_ray.training.checkpoint.sharded_state import gather_state, load_gathered
-from lafs_ray.training.input_pipeline import StepBatch, collate_steps, read_records
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
@@ -50,14 +50,11 @@ def config_of(folder: Path | str, data: str, settings: Sequence[str]) -> Finetun
 def train_rank(rank: int, num_ranks: int, config: FinetuneConfig, stop_at: int) -> None:
     """A run on one of several ranks, without Ray; its batches end at a step, as if killed."""
     inputs = check_run(config)
-    crop, device = inputs.cropper(), torch.device("cpu")
+    device = torch.device("cpu")
+    source = inputs.faces, inputs.sampler, inputs.preprocessor()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
-        windows = inputs.plan.windows(first, min(stop, stop_at), rank, num_ranks)
-        return collate_steps(
-            (portions, [crop(read_records(inputs.faces, inputs.plan, p)) for p in portions])
-            for portions in windows
-        )
+        return local_stream(*source, first, min(stop, stop_at), rank, num_ranks)
 
     run_rank(
         inputs,

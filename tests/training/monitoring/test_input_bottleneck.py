@@ -6,7 +6,7 @@ from lafs_ray.training.monitoring.input_bottleneck import slow_stage
 from tests.training.builds import pretrain
 
 WORKERS = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=1"]
-REPORT = {"images_per_s": 600.0, "wait_share": 0.4, "read_ms": 0.5, "cut_ms": 10.0}
+REPORT = {"images_per_s": 600.0, "wait_share": 0.4, "read_ms": 0.5, "preprocess_ms": 10.0}
 
 
 def said(*overrides: str, **figures: float) -> str:
@@ -25,7 +25,7 @@ def test_slow_stage__crops() -> None:
 
 def test_slow_stage__reading() -> None:
     """500 images/s × 20 ms = 10 reads at once, of which 4 run."""
-    text = said(read_ms=20.0, cut_ms=1.0)
+    text = said(read_ms=20.0, preprocess_ms=1.0)
     assert "Slow stage: reading. An image takes a read 20.0 ms" in text
     assert "need 10 reads at once (2.5 CPUs); there are 4" in text
     assert "jobs/pack.py" in text
@@ -33,21 +33,21 @@ def test_slow_stage__reading() -> None:
 
 def test_slow_stage__the_slower_of_two() -> None:
     """Both are too slow: named is the one that lacks more."""
-    assert "decoding and crops" in said(read_ms=9.0, cut_ms=60.0)
-    assert "Slow stage: reading" in said(read_ms=90.0, cut_ms=10.0)
+    assert "decoding and crops" in said(read_ms=9.0, preprocess_ms=60.0)
+    assert "Slow stage: reading" in said(read_ms=90.0, preprocess_ms=10.0)
 
 
 def test_slow_stage__transfer() -> None:
     """Where crops and reads have time to spare, more of them would not help."""
-    text = said(cut_ms=1.0)
+    text = said(preprocess_ms=1.0)
     assert "the transfer to the training worker" in text
     assert "Crops keep 0.5 of 3 processes busy and reading 0.2 of 4" in text
     assert "ingest.prefetch_batches from 2 to 4" in text
     assert "compute.cpus_per_worker=2" in text
 
 
-@pytest.mark.parametrize(("cut_ms", "actors"), [(10.0, 10), (0.1, 1)])
-def test_slow_stage__debug_mode(cut_ms: float, actors: int) -> None:
+@pytest.mark.parametrize(("preprocess_ms", "actors"), [(10.0, 10), (0.1, 1)])
+def test_slow_stage__debug_mode(preprocess_ms: float, actors: int) -> None:
     """Debug mode cuts by itself: the advice is workers of Ray, and how many."""
-    text = said("compute.workers=0", cut_ms=cut_ms)
+    text = said("compute.workers=0", preprocess_ms=preprocess_ms)
     assert f"compute.workers=1 ingest.actors_per_worker={actors} " in text

@@ -43,7 +43,7 @@ def test_report__speed_and_waiting() -> None:
     meter = Meter(images_per_step=100)
     time.sleep(0.1)
     for _ in range(2):
-        meter.add(step(loss=1.0), 0.025, {"read": 0.2, "cut": 1.0}, GO)
+        meter.add(step(loss=1.0), 0.025, {"read_s": 0.2, "preprocess_s": 1.0}, GO)
     report = meter.report(2)
     # A sleep may last longer on a busy machine, never shorter.
     assert 0 < report["images_per_s"] <= 2000
@@ -51,7 +51,7 @@ def test_report__speed_and_waiting() -> None:
     assert report["images_per_s"] == pytest.approx(2 * 100 * report["wait_share"] / 0.05)
     # 0.2 s of reading and 1 s of cutting for each 100 images.
     assert report["read_ms"] == pytest.approx(2.0)
-    assert report["cut_ms"] == pytest.approx(10.0)
+    assert report["preprocess_ms"] == pytest.approx(10.0)
 
 
 def test_report__steps_that_were_held_do_not_count() -> None:

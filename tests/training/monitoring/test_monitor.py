@@ -32,7 +32,7 @@ REPORT: dict[str, Any] = {
     "images_per_s": 100.0,
     "wait_share": 0.0,
     "read_ms": 1.0,
-    "cut_ms": 100.0,
+    "preprocess_ms": 100.0,
 }
 ALIKE = {"embedding_std": 0.01}
 STARVING = {"wait_share": 0.5}
@@ -181,7 +181,7 @@ def test_tensorboard__has_the_figures_of_the_metrics(tmp_path: Path, face_set_pa
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         # Event files hold float32; times of a step done twice are those of one of the two.
-        if key[0] not in ("images_per_s", "wait_share", "read_ms", "cut_ms"):
+        if key[0] not in ("images_per_s", "wait_share", "read_ms", "preprocess_ms"):
             assert found[key] == pytest.approx(value, rel=1e-6), key
 
 

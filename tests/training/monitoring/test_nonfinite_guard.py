@@ -100,7 +100,7 @@ def test_run__a_loss_that_is_not_finite(
     assert again.exact == whole.exact
 
     written = json.loads((folder / f"not-finite-{BAD + 1:08d}.json").read_text())
-    ((_, images),) = rank_batches(whole.inputs.plan, BAD, BAD + 1)
+    ((_, images),) = rank_batches(whole.inputs.sampler, BAD, BAD + 1)
     (rank,) = written["ranks"]
     assert written["step"] == BAD + 1
     assert written["steps_done"] == BAD

@@ -56,7 +56,7 @@ def settings(source: str, weights: str, *more: str) -> list[str]:
 
 def batches(folder: Path, faces: str, source: str, weights: str, first: int = 0) -> list[StepBatch]:
     inputs = prepare_run(tiny(folder / source, faces, *settings(source, weights)))
-    return list(local_stream(inputs.faces, inputs.plan, inputs.cropper(), first, 16))
+    return list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), first, 16))
 
 
 def cache(*arguments: str) -> None:

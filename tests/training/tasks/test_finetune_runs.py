@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +20,7 @@ from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.methods.supervised import SupervisedNetwork
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.input_pipeline import StepBatch, collate_steps, read_records
+from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from lafs_ray.training.tasks.build import build_training
@@ -132,7 +131,7 @@ def test_finetuning__checkpoint_of_another_number_of_classes(
     """A checkpoint of 12 classes does not continue a run of 13, and says so by name and shape."""
     source = stage_one / "checkpoints" / "step-00000001.pt"
     inputs = check_run(tiny(tmp_path, face_set_path, kind=FinetuneConfig))
-    training = build_training(inputs.config, inputs.plan, 13, inputs.start, CPU)
+    training = build_training(inputs.config, inputs.sampler, 13, inputs.start, CPU)
     with pytest.raises(CheckpointError) as raised:
         training.load_state_dict(torch.load(source, weights_only=True), str(source))
     assert raised.value.subject == str(source)
@@ -157,7 +156,7 @@ def test_load_embedder__of_a_finetuned_run(
     short = ["duration=1 steps", "optim.warmup=0 steps"]
     result = run(tiny(tmp_path, face_set_path, *overrides, *short, kind=FinetuneConfig))
     inputs = result.inputs
-    training = build_training(inputs.config, inputs.plan, 12, inputs.start, CPU)
+    training = build_training(inputs.config, inputs.sampler, 12, inputs.start, CPU)
     state = inputs.folder().latest()
     assert state is not None
     training.load_state_dict(state, "")
@@ -168,14 +167,6 @@ def test_load_embedder__of_a_finetuned_run(
         embedder = load_embedder(str(tmp_path / "part_fvit"))
         assert torch.equal(embedder(images), network.model(images))
     assert (embedder.landmark_cnn is None) == (source == "grid")
-
-
-def rank_stream(inputs: Any, rank: int, first: int, stop: int) -> Iterator[StepBatch]:
-    """One rank's batches, read and cut in its own process."""
-    crop = inputs.cropper()
-    for portions in inputs.plan.windows(first, stop, rank, 2):
-        blocks = [crop(read_records(inputs.faces, inputs.plan, portion)) for portion in portions]
-        yield from collate_steps([(portions, blocks)])
 
 
 def without_landmark_dropout(network: nn.Module) -> nn.Module:
@@ -189,9 +180,10 @@ def rank_main(rank: int, store: str, config: FinetuneConfig) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     inputs = check_run(config)
+    source = inputs.faces, inputs.sampler, inputs.preprocessor()
     run_rank(
         inputs,
-        lambda first, stop: rank_stream(inputs, rank, first, stop),
+        lambda first, stop: local_stream(*source, first, stop, rank, 2),
         device=CPU,
         rank=rank,
         wrap=lambda network: DistributedDataParallel(without_landmark_dropout(network)),
@@ -212,12 +204,10 @@ def test_two_ranks__train_like_two_micro_batches(
     assert context is not None
     one = few_shot(tmp_path / "1", face_set_path, stage_one, *plain)
     inputs = prepare_run(one)
-    crop = inputs.cropper()
+    source = inputs.faces, inputs.sampler, inputs.preprocessor()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
-        for portions in inputs.plan.windows(first, stop):
-            blocks = [crop(read_records(inputs.faces, inputs.plan, p)) for p in portions]
-            yield from collate_steps([(portions, blocks)])
+        return local_stream(*source, first, stop)
 
     run_rank(inputs, stream, device=CPU, wrap=without_landmark_dropout)
     deadline = time.monotonic() + 300
