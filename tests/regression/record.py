@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def debug(folder: Path) -> dict[str, Any]:
     train_file = runs.faces(folder) / "train.rec"
     values: dict[str, Any] = {"faces": sha256(train_file.read_bytes())}
     for name in runs.IN_THIS_PROCESS:
-        values[name] = timed(name, lambda n=name: run_values(runs.train(folder, n)))
+        values[name] = timed(name, partial(_trained, folder, name))
     return values
 
 
@@ -58,9 +59,7 @@ def tokens(folder: Path) -> dict[str, Any]:
     values = {}
     for name in runs.SOURCES:
         runs.train(folder, name)
-        values[name] = timed(
-            f"tokens {name}", lambda n=name: column_values(runs.epoch_columns(folder, n))
-        )
+        values[name] = timed(f"tokens {name}", partial(_columns, folder, name))
     return {"tokens": values}
 
 
@@ -72,15 +71,23 @@ def continued(folder: Path) -> dict[str, Any]:
 def two_workers(folder: Path) -> dict[str, Any]:
     """Values of pretraining by two Ray Train workers."""
     name = "two_workers"
-    return {name: timed(name, lambda: run_values(runs.train(folder, name)))}
+    return {name: timed(name, partial(_trained, folder, name))}
 
 
 def sweep(folder: Path) -> dict[str, Any]:
     """Values of a sweep: the figures of its trials, and their training runs."""
-    made = timed("sweep", lambda: runs.sweep(folder))
+    made = timed("sweep", partial(runs.sweep, folder))
     trained = [run_values(file.parent) for file in sorted(made.rglob(runs.METRICS))]
     values = {str(number): one for number, one in enumerate(trained)}
     return {"sweep": {"reports": runs.sweep_reports(made), "runs": values}}
+
+
+def _trained(folder: Path, name: str) -> dict[str, Any]:
+    return run_values(runs.train(folder, name))
+
+
+def _columns(folder: Path, source: str) -> dict[str, str]:
+    return column_values(runs.epoch_columns(folder, source))
 
 
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {

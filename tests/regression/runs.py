@@ -64,9 +64,10 @@ _PRETRAIN = [
 ]
 _OF_STAGE_ONE = "landmarks.weights={folder}/stage_one"
 _TWO_WORKERS = ["compute.workers=2", "ingest.actors_per_worker=1"]
+# What is drawn for a key depends on its name: a renamed key would get other values.
 _SWEEP_SPACE = {
     "optim.lr": {"log_uniform": [1e-4, 1e-2]},
-    "regularizer.strength": {"uniform": [0.0, 2.0]},
+    "optim.layer_decay": {"uniform": [0.4, 1.0]},
 }
 
 
@@ -223,6 +224,7 @@ def sweep(folder: Path) -> Path:
             "duration": "8 steps",
             "compute.workers": 0,
             "start.landmarks": f"{folder}/stage_one",
+            "regularizer.strength": 1.0,
         },
         "space": _SWEEP_SPACE,
         "objective": {"pairs": f"{folder}/faces/pairs.bin", "reports": 2},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.regression import record, runs
-from tests.regression.values import differences
+from tests.regression.values import class_name, differences, run_values
 
 # One process of pytest-xdist runs them all: they share their runs. Those with a Ray are in its
 # own group, see tests/conftest.py.
@@ -74,7 +74,7 @@ def test_two_workers__report_and_save_what_one_does(folder: Path) -> None:
     recorded, where there are any."""
     found = record.two_workers(folder)
     (two,) = found.values()
-    one = record.run_values(runs.train(folder, "per_view"))
+    one = run_values(runs.train(folder, "per_view"))
     assert two["metrics"].keys() == one["metrics"].keys()
     for name in runs.SCHEDULES:
         assert two["metrics"][name] == one["metrics"][name], name
@@ -110,4 +110,4 @@ def test_records__are_small() -> None:
     for file in record.RECORDED.glob("*.json"):
         assert file.stat().st_size < 60_000
         described = json.loads(file.read_text())["machine_class"]
-        assert file.stem == record.class_name(described)
+        assert file.stem == class_name(described)

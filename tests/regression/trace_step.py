@@ -70,7 +70,7 @@ class Trace:
             self.entered[code.co_filename.removeprefix(self._package)].add(code)
         elif event == "return" and code is self._last:
             self._on = False
-            threading.setprofile(None)  # type: ignore[arg-type] # typeshed forbids what resets it
+            threading.setprofile(None)
             sys.setprofile(None)
 
 
