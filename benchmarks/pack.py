@@ -184,7 +184,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         named = PackOptions(
             (str(source),), str(root / f"set{repeat}"), 8, memory_bytes=options.memory
         )
-        packings.append(seconds(lambda named=named: pack_faces(named, say=lambda _: None)))
+        packings.append(seconds(lambda named=named: pack_faces(named)))
         if repeat:
             shutil.rmtree(root / f"set{repeat}")
     (plain, plain_cpu), (ours, ours_cpu) = medians(copies), medians(packings)
@@ -201,7 +201,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         print_on_ray(root, source, options, plain)
     work = [
         "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
-        "pack_faces(options, say=lambda _: None)",
+        "pack_faces(options)",
     ]
     peak, _ = peak_mb(PACK, work, str(source), str(root / "measured"), str(options.memory))
     print(f"peak of memory above the program's own: {peak:.0f} MB, the set has {size / 1e6:.0f}")
@@ -230,7 +230,7 @@ def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: f
         memory_bytes=options.memory * options.workers,
         workers=options.workers,
     )
-    took, _ = seconds(lambda: pack_faces(named, apply_on_ray(options.workers), lambda _: None))
+    took, _ = seconds(lambda: pack_faces(named, apply_on_ray(options.workers)))
     ray.shutdown()
     names = sorted(path.name for path in (root / "set0").iterdir())
     same = all((root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names)

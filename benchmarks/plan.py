@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pack import peak_mb
-from lafs_ray.data.packing.runs import Shuffle
+from lafs_ray.data.packing.sorted_runs import FeistelPermutation
 from lafs_ray.data.sampler import EpochSampler, rank_batches
 
 BATCH = 256
@@ -33,7 +33,7 @@ MOST_LINES = 5_000_000
 def packed_labels(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """The labels in the order that packing gives them."""
     packed = np.empty_like(labels)
-    packed[Shuffle(len(labels), seed).places(0, len(labels))] = labels
+    packed[FeistelPermutation(len(labels), seed).positions(0, len(labels))] = labels
     return packed
 
 

@@ -157,7 +157,7 @@ def measure(
         count = options.images // options.shards
         write_ordered(root / "sorted" / f"{shard}.rec", count, IMAGES_PER_IDENTITY)
     named = PackOptions((str(root / "sorted"),), str(root / "packed"), options.shards)
-    pack_faces(named, say=lambda _: None)
+    pack_faces(named)
     uris = {name: f"s3://faces/{name}?{query}" for name in ("sorted", "packed")}
     for name, uri in uris.items():
         upload(root / name, uri)

@@ -311,7 +311,7 @@ def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
     if not actors:
         work = [
             f"options = PackOptions((sys.argv[1],), sys.argv[2], {SHARDS}, memory_bytes={memory})",
-            "pack_faces(options, say=lambda _: None)",
+            "pack_faces(options)",
         ]
         peak, _ = peak_mb(PACK, work, *paths)
         print(f"packing, one process: + {peak:.0f} MB, {peak * 2**20 / size:.2f} of the data")
@@ -320,7 +320,7 @@ def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
 
     named = PackOptions(paths[:1], paths[1], SHARDS, memory_bytes=memory, workers=actors)
     with ray_session(actors):
-        _, peaks = watched(lambda: pack_faces(named, apply_on_ray(actors), lambda _: None))
+        _, peaks = watched(lambda: pack_faces(named, apply_on_ray(actors)))
     print(f"packing, {actors} Ray workers with {memory >> 20} MiB together: {peaks}")
 
 

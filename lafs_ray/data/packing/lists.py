@@ -1,8 +1,8 @@
-"""Lists of images as CSV or Parquet: path, label, and five landmarks (x, y) if there are any.
+"""Lists of images as CSV or Parquet: path, optional label, and optional five landmarks (x, y).
 
-A CSV may begin with the names of its columns (`path,label,x1,y1,…,x5,y5`); without them, the number
-of columns tells: 1 path; 2 path, label; 11 path, landmarks; 12 all of them. Parquet goes by names.
-Columns of other names are left alone, unless one looks like a slip of `label`.
+The columns of a Parquet file, and of a CSV with a header (`path,label,x1,y1,…,x5,y5`), are found by
+name. A CSV without a header has 1 column (path), 2 (path, label), 11 (path, landmarks) or 12 (all).
+Other columns are ignored, but a likely misspelling of `label` is an error.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pyarrow import csv
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
-ENDINGS = (".csv", ".parquet")
+LIST_SUFFIXES = (".csv", ".parquet")
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
-_BY_COUNT = {1: ["path"], 2: ["path", "label"], 11: ["path", *_POINTS]} | {
+_HEADERS = {1: ["path"], 2: ["path", "label"], 11: ["path", *_POINTS]} | {
     12: ["path", "label", *_POINTS]
 }
-# Landmarks of a list that are all below it are shares of a picture's sides, not pixels.
-_RELATIVE = 2.0
-_FIX = "write columns path, label (and x1, y1 … x5, y5 for landmarks), parted by commas"
+# Landmarks that are all below it are fractions of the image's sides, not pixels.
+_MAX_FRACTION = 2.0
+_FIX = "write comma-separated columns path, label (and x1, y1 … x5, y5 for landmarks)"
 
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """The rows of a list.
+    """Columns of a list of images.
 
     Args:
-        paths: strings, n of them.
+        paths: strings [n].
         labels: integers ≥ 0 or strings, null where an image has none; None: the list has none.
         landmarks: float32 [n, 5, 2]; None: the list has none.
     """
@@ -49,12 +49,12 @@ def read_list(uri: str) -> ImageList:
     """Read a list.
 
     Raises:
-        DataError: the file is missing or empty, has other columns, a row without path, or landmarks
-            that are no numbers or no pixels.
+        DataError: the file is missing or empty, has other columns, a row without a path, or
+            landmarks that are not numbers of pixels.
     """
     with filesystem.open_input(uri) as file:
         if file.size() == 0:
-            raise DataError(uri, found="an empty file", expected="a line an image", fix=_FIX)
+            raise DataError(uri, found="an empty file", expected="one image per line", fix=_FIX)
         is_parquet = filesystem.file_name(uri).endswith(".parquet")
         try:
             table = pq.read_table(file) if is_parquet else _read_csv(file)
@@ -64,7 +64,7 @@ def read_list(uri: str) -> ImageList:
         raise _bad(uri, "no rows")
     if "path" not in table.column_names:
         raise _bad(uri, f"columns {', '.join(table.column_names[:12])}")
-    _refuse_slips(uri, table.column_names)
+    _reject_misspelling(uri, table.column_names)
     if table["path"].null_count:
         row = table["path"].is_null().index(value=True).as_py()
         raise _bad(f"{uri}, row {row + 1}", "no path")
@@ -82,27 +82,27 @@ def _bad(uri: str, found: str) -> DataError:
     return DataError(uri, found=found, expected="a list of images", fix=_FIX)
 
 
-def _refuse_slips(uri: str, names: list[str]) -> None:
-    """A column that is nearly called `label`, where none is, would leave all images without."""
+def _reject_misspelling(uri: str, names: list[str]) -> None:
+    """Reject a column such as `lable` without a `label`: all images would lose their labels."""
     for name in names if "label" not in names else ():
         if difflib.get_close_matches(name.lower(), ["label"], cutoff=0.75):
-            raise _bad(uri, f"a column {name!r}: is 'label' meant?")
+            raise _bad(uri, f"a column {name!r}: did you mean 'label'?")
 
 
 def _read_csv(file: object) -> pa.Table:
-    # Paths may look like numbers or times; only what follows them is typed by its looks.
+    # Paths may look like numbers or times: only the types of other columns are inferred.
     lines = file.read_at(1 << 16, 0).decode("utf-8-sig", "replace").splitlines()  # type: ignore[attr-defined]
     head = lines[0] if lines else ""
     fields = [field.strip().strip('"') for field in head.split(",")]
     lowered = [field.lower() for field in fields]
-    names = lowered if "path" in lowered else _BY_COUNT.get(len(fields))
+    names = lowered if "path" in lowered else _HEADERS.get(len(fields))
     if len(fields) == 1 and (other := next((c for c in ";\t|" if c in head), None)):
-        raise pa.ArrowInvalid(f"columns parted by {other!r} in the first line: {head[:80]!r}")
+        raise pa.ArrowInvalid(f"columns separated by {other!r} in the first line: {head[:80]!r}")
     if names is None:
         raise pa.ArrowInvalid(f"{len(fields)} columns in the first line: {head[:80]!r}")
     if names is not lowered and not set(fields[0]) & set("./\\"):
-        # Names of columns, which would be taken for an image and a person.
-        raise pa.ArrowInvalid(f"a first line without an image's path: {head[:80]!r}")
+        # A header with other names, which would be read as an image and its identity.
+        raise pa.ArrowInvalid(f"a first line without an image path: {head[:80]!r}")
     file.seek(0)  # type: ignore[attr-defined]
     return csv.read_csv(
         file,
@@ -115,7 +115,7 @@ def _read_csv(file: object) -> pa.Table:
 
 
 def _labels(uri: str, table: pa.Table) -> pa.Array:
-    """An image of nobody has no label: an empty cell, or -1 among numbers."""
+    """Return integers ≥ 0 or strings; null for an empty cell, or -1 among numbers."""
     column = _flat(table["label"])
     if pa.types.is_integer(column.type):
         numbers = column.cast(pa.int64())
@@ -125,7 +125,7 @@ def _labels(uri: str, table: pa.Table) -> pa.Array:
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
     if pa.types.is_null(column.type):
         return column.cast(pa.int64())
-    raise _bad(uri, f"labels of type {column.type} (whole numbers or names are wanted)")
+    raise _bad(uri, f"labels of type {column.type} (expected integers or names)")
 
 
 def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
@@ -135,8 +135,8 @@ def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
         raise _bad(uri, str(error)) from error
     points = np.stack(columns, axis=1).astype(np.float32).reshape(-1, 5, 2)
     largest = float(np.nanmax(np.abs(points), initial=0))
-    if 0 < largest <= _RELATIVE:
-        found = f"landmarks up to {largest:g}, as shares of the picture's sides (pixels are wanted)"
+    if 0 < largest <= _MAX_FRACTION:
+        found = f"landmarks up to {largest:g}: fractions of the image's sides (expected pixels)"
         raise _bad(uri, found)
     return points
 
@@ -146,9 +146,9 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def numbered(labels: pa.Array) -> tuple[NDArray[np.int32], list[str]]:
-    """Labels as numbers 0… in their sorted order, and what each number stands for.
+    """Number the labels 0… in sorted order; return the numbers and the name of each.
 
-    Numbers sort as numbers, names by code points. A null becomes -1: no label.
+    Integers sort as numbers, names by code points. A null becomes -1: no label.
     """
     names = pc.unique(labels).drop_null()
     names = names.take(pc.sort_indices(names))

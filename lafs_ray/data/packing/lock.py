@@ -1,187 +1,121 @@
-"""One packer at a time in a folder: `pack.lock`, which says who holds it.
+"""Only one process packs into a folder: `pack.lock` names it.
 
-On disk (NFS included) the file is created exclusively; an object store knows no such thing, there a
-look before and after has to do. The holder gives a sign of life every 10 s. A lock is stale, and is
-taken over, if its process is gone (same machine: no such process, or one that was started later),
-or (another machine) after 5 minutes without a sign of life. A holder that was taken for dead and
-wakes up finds another's token in the file and stops.
+On disk the lock is `flock`, which the kernel (for NFS: the server) releases when its process or its
+host dies. An object store has no locks, and some network file systems lack `flock`: there the lock
+is a lease, a file rewritten every 10 s that expires 5 minutes after the last time. Two processes
+that create a lease within the same second may both go on; then they write the same bytes twice,
+because `pack.json` refuses a second process with another request.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import fcntl
 import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
 LOCK = "pack.lock"
-BEAT_S = 10.0
-STALE_S = 300.0
-
-
-class Lock:
-    """A lock that is held; made by `locked`."""
-
-    def __init__(self, uri: str, content: dict[str, Any]) -> None:
-        self._uri, self._content = uri, content
-        self._lost: dict[str, Any] | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def check(self) -> None:
-        """Raises a DataError if another packer has taken the lock over."""
-        if self._lost is not None:
-            raise DataError(
-                self._uri,
-                found=f"another packer's lock: {_holder(self._lost)}",
-                expected="our own",
-                fix="this process gave no sign of life for minutes; leave the folder to the other",
-            )
-
-    def _beat(self) -> None:
-        while not self._end.wait(BEAT_S):
-            # A storage that does not answer now may answer at the next beat.
-            with contextlib.suppress(DataError, OSError):
-                found = _read(self._uri)
-                if found.get("token") != self._content["token"]:
-                    self._lost = found
-                    return
-                _sign_of_life(self._uri, self._content)
-
-    def start(self) -> None:
-        """Begin to give signs of life."""
-        self._thread.start()
-
-    def release(self) -> None:
-        """Give the lock back, unless another has taken it."""
-        self._end.set()
-        self._thread.join(timeout=BEAT_S)
-        with contextlib.suppress(DataError):
-            if _read(self._uri).get("token") == self._content["token"]:
-                filesystem.delete(self._uri)
+RENEW_S = 10.0
+EXPIRE_S = 300.0
+_NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextlib.contextmanager
-def locked(folder: str) -> Iterator[Lock]:
-    """Hold the lock of a folder, which is made if missing.
+def locked(folder: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if missing.
 
     Raises:
-        DataError: another packer holds it; or the folder cannot be written to.
+        DataError: another process holds it, or the folder is not writable.
     """
     uri = filesystem.join(folder, LOCK)
-    content = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": _process_started(os.getpid()),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "token": uuid.uuid4().hex,
-    }
-    while not _create(uri, content):
-        other = _read(uri)
-        if not _is_stale(uri, other):
-            raise DataError(
-                folder,
-                found=f"another packer at work: {_holder(other)}",
-                expected="a folder that nobody else writes to",
-                fix=f"wait for it, or choose another folder; if it surely is gone: delete {uri}",
-            )
-        filesystem.delete(uri)
-    lock = Lock(uri, content)
-    lock.start()
-    try:
-        yield lock
-    finally:
-        lock.release()
+    path = filesystem.local_path(uri)
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    owner = f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode()
+    with contextlib.ExitStack() as stack:
+        if path is not None and (file := _flock(path, uri, owner)) is not None:
+            stack.callback(os.close, file)
+            stack.callback(filesystem.delete, uri)
+        else:
+            _check_lease(uri)
+            stack.callback(filesystem.delete, uri)
+            stack.enter_context(_renewed(uri, owner))
+        yield
 
 
-def _holder(content: dict[str, Any]) -> str:
-    return f"process {content.get('pid')} on {content.get('host')}, since {content.get('since')}"
-
-
-def _create(uri: str, content: dict[str, Any]) -> bool:
-    """Write the lock; False: there is one."""
-    path, text = filesystem.local_path(uri), json.dumps(content).encode()
-    if path is None:
-        if filesystem.exists(uri):
-            return False
-        _sign_of_life(uri, content)
-        # Of two that wrote at once the later one stands.
-        time.sleep(1.0)
-        return bool(_read(uri).get("token") == content["token"])
+def _flock(path: str, uri: str, owner: bytes) -> int | None:
+    """Descriptor of the locked file; None where the file system has no `flock`."""
     with filesystem.write_errors(uri):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        # Complete from its first moment on: a link to a file that is already written.
-        draft = f"{path}.{content['token']}.partial"
-        Path(draft).write_bytes(text)
+    while True:
+        with filesystem.write_errors(uri):
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            os.link(draft, path)
-        except FileExistsError:
-            return False
-        finally:
-            os.unlink(draft)
-    return True
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between `open` and `flock` the former owner may have deleted the file.
+            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                os.ftruncate(file, 0)
+                os.pwrite(file, owner, 0)
+                return file
+        except BlockingIOError as error:
+            owner = os.pread(file, 1024, 0)
+            os.close(file)
+            fix = "wait until it ends, or choose another folder"
+            raise _in_use(uri, owner, fix) from error
+        except OSError as error:
+            os.close(file)
+            if error.errno in _NO_FLOCK:
+                return None
+            raise
+        os.close(file)
 
 
-def _sign_of_life(uri: str, content: dict[str, Any]) -> None:
-    path = filesystem.local_path(uri)
-    if path is not None:
-        os.utime(path)
+def _check_lease(uri: str) -> None:
+    if not filesystem.exists(uri):
         return
-    with filesystem.atomic_write(uri) as file:
-        file.write(json.dumps(content).encode())
+    size, renewed_ns = filesystem.file_stamp(uri)
+    # Where `flock` failed, our own attempt may have created an empty file.
+    if size and time.time() - renewed_ns / 1e9 < EXPIRE_S:
+        fix = "wait until it ends, or choose another folder; the lock of a process that died"
+        fix = f"{fix} expires after {EXPIRE_S / 60:.0f} minutes"
+        raise _in_use(uri, filesystem.read_bytes(uri), fix)
 
 
-def _read(uri: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _renewed(uri: str, owner: bytes) -> Iterator[None]:
+    """Write the lease, and again every `RENEW_S` in a thread."""
+    end = threading.Event()
+
+    def renew() -> None:
+        with filesystem.atomic_write(uri) as file:
+            file.write(owner)
+
+    def renew_until_end() -> None:
+        while not end.wait(RENEW_S):
+            # An unreachable store may answer the next time.
+            with contextlib.suppress(DataError, OSError):
+                renew()
+
+    renew()
+    thread = threading.Thread(target=renew_until_end, daemon=True)
+    thread.start()
     try:
-        content = json.loads(filesystem.read_bytes(uri))
-    except (ValueError, DataError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        yield
+    finally:
+        end.set()
+        thread.join(timeout=RENEW_S)
 
 
-def _is_stale(uri: str, content: dict[str, Any]) -> bool:
-    if content.get("host") == socket.gethostname():
-        pid = content.get("pid")
-        started = _process_started(pid) if isinstance(pid, int) else None
-        return started is None or started != content.get("process_started")
-    try:
-        _, last = filesystem.file_stamp(uri)
-    except DataError:
-        return True
-    return time.time() - last / 1e9 > STALE_S
-
-
-def _process_started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks; None: there is none.
-
-    Process numbers come again, for containers from 1 on; together with this they do not.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-        return _unknown_start(pid)
-    # The name in brackets may hold anything; a zombie does nothing any more.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _unknown_start(pid: int) -> str | None:
-    """Where /proc does not tell (macOS): whether the process is there at all."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"
+def _in_use(uri: str, owner: bytes, fix: str) -> DataError:
+    return DataError(
+        filesystem.parent(uri),
+        found=f"another packer at work: {owner.decode(errors='replace')}",
+        expected="a folder that no other process writes to",
+        fix=fix,
+    )

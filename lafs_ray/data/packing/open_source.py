@@ -1,9 +1,8 @@
-"""From what a user names to a source: `.rec` files, a folder of images, or a list of them."""
+"""Open the sources of a packing by path."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,117 +12,155 @@ from numpy.typing import NDArray
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import list_tree
-from lafs_ray.data.packing.lists import ENDINGS, numbered, read_list
-from lafs_ray.data.packing.sources import ImageSource, RecordSource, Source
+from lafs_ray.data.packing.lists import LIST_SUFFIXES, numbered, read_list
+from lafs_ray.data.packing.sources import ImageFileSource, ImageSource, RecordSource
 from lafs_ray.errors import DataError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# The files of a list are not opened before packing.
+_ESTIMATED_IMAGE_BYTES = 16_000
 
 
-def open_source(path: str, landmarks: str | None = None) -> Source:
-    """Open what a user names: `.rec` files, a list, or a folder of images.
+def open_source(path: str, landmarks: str | None = None) -> ImageSource:
+    """Open `.rec` files, a list of images, or a folder of images.
 
     Args:
         path: a `.rec`, a folder of them or a pattern; a `.csv` or `.parquet`; a folder of images.
-        landmarks: a list of five landmarks for the images of a folder, named relative to it.
+        landmarks: a list of five landmarks for the images of a folder, with paths relative to it.
 
     Raises:
         DataError: nothing is there, it holds no images, or landmarks were given for `.rec` files.
     """
     uri = filesystem.absolute(path)
-    if filesystem.file_name(uri).endswith(ENDINGS):
-        source: Source = _open_list(uri)
-    elif _holds_images(uri):
+    is_list = filesystem.file_name(uri).endswith(LIST_SUFFIXES)
+    if not is_list and _holds_images(uri):
         return _open_folder(uri, landmarks)
-    elif not uri.endswith(".rec") and not set(uri) & set("*?[") and not filesystem.exists(uri):
-        expected = "a .rec file, a pattern of some, a folder of images, or a list (.csv, .parquet)"
+    if not uri.endswith(".rec") and not set(uri) & set("*?[") and not filesystem.exists(uri):
+        expected = "a .rec file or pattern, a folder of images, or a list (.csv, .parquet)"
         raise DataError(path, found="no such file", expected=expected, fix="check the path")
-    else:
-        faces = open_faces(uri)
-        stamps = tuple(filesystem.file_stamp(shard) for shard in faces.shard_uris)
-        source = RecordSource(uri, faces, stamps)
     if landmarks is not None:
         raise DataError(
             landmarks,
             found=f"landmarks for {path}",
             expected="landmarks for a folder of images",
-            fix="a list has them as columns of its own; the images of .rec files are aligned",
+            fix="a list has its landmarks as columns; the images of .rec files are aligned",
         )
-    return source
+    if is_list:
+        return _open_list(uri)
+    faces = open_faces(uri)
+    stamps = tuple(filesystem.file_stamp(shard) for shard in faces.shard_uris)
+    times = str([modified for _, modified in stamps])
+    return RecordSource(
+        uri=uri,
+        kind="records",
+        num_records=faces.num_images,
+        size_bytes=int(faces.sizes.sum()),
+        fingerprint=_hash(f"{faces.fingerprint}\n{times}\n".encode()),
+        num_identities=faces.num_identities,
+        faces=faces,
+        stamps=stamps,
+    )
+
+
+def _hash(*contents: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def _holds_images(uri: str) -> bool:
-    """Whether it is a folder without `.rec` files in it."""
+    """Return whether it is a folder without `.rec` files directly in it."""
     is_folder = filesystem.is_folder(uri)
     return is_folder and not any(name.endswith(".rec") for name in filesystem.list_names(uri))
 
 
-def _open_folder(uri: str, landmarks: str | None) -> ImageSource:
-    """Images below a folder; the subfolder directly in it is the class.
+def _open_folder(uri: str, landmarks: str | None) -> ImageFileSource:
+    """Open the images below a folder; the subfolder directly in it is the class.
 
     Raises:
-        DataError: there are no images, or some in classes and some outside.
+        DataError: there are no images, or some in subfolders and some outside.
     """
-    found = [file for file in list_tree(uri) if file[0].lower().endswith(IMAGE_ENDINGS)]
+    found = [file for file in list_tree(uri) if file[0].lower().endswith(IMAGE_SUFFIXES)]
     if not found:
-        expected = f"images ({', '.join(IMAGE_ENDINGS)}) or .rec files in it"
+        expected = f"images ({', '.join(IMAGE_SUFFIXES)}) or .rec files in it"
         raise DataError(uri, found="none of either", expected=expected, fix="check the path")
     # By class, then by name; "/" would sort "a-b/1" before "a/1".
     found.sort(key=lambda file: file[0].split("/"))
     classes = [name.split("/", 1)[0] if "/" in name else "" for name, _, _ in found]
-    if "" in classes and len(set(classes)) > 1:
-        example = next(name for name, _, _ in found if "/" not in name)
-        raise DataError(
-            uri,
-            found=f"{classes.count('')} images directly in the folder ({example}), others in "
-            f"{len(set(classes)) - 1} subfolders",
-            expected="a subfolder for each person, or no subfolders (images without labels)",
-            fix="move the images that lie outside",
-        )
+    _check_classes(uri, classes, [name for name, _, _ in found])
     files = pa.array([name for name, _, _ in found], pa.large_string())
     stamps = np.array([file[1:] for file in found], np.int64)
     labels, names = numbered(pa.array(classes, pa.large_string()))
     if names == [""]:
         labels, names = labels - 1, []
-    digest = hashlib.blake2b(stamps.tobytes(), digest_size=16)
-    digest.update("\n".join(files.to_pylist()).encode())
-    points = None if landmarks is None else _points_of(landmarks, files)
-    if landmarks is not None:
-        digest.update(filesystem.read_bytes(landmarks))
-    return ImageSource(
-        uri, "folder", uri, files, labels, names, digest.hexdigest(), stamps, landmarks=points
+    list_content = b"" if landmarks is None else filesystem.read_bytes(landmarks)
+    return ImageFileSource(
+        uri=uri,
+        kind="folder",
+        num_records=len(files),
+        size_bytes=int(stamps[:, 0].sum()),
+        fingerprint=_hash(stamps.tobytes(), "\n".join(files.to_pylist()).encode(), list_content),
+        num_identities=len(names),
+        names=names,
+        has_landmarks=landmarks is not None,
+        base=uri,
+        files=files,
+        labels=labels,
+        landmarks=None if landmarks is None else _find_landmarks(landmarks, files),
+        stamps=stamps,
     )
 
 
-def _points_of(landmarks: str, files: pa.Array) -> NDArray[np.float32]:
-    """The landmarks of each file, nan where the list has none."""
+def _check_classes(uri: str, classes: list[str], files: list[str]) -> None:
+    num_outside = classes.count("")
+    if 0 < num_outside < len(files):
+        example = next(name for name in files if "/" not in name)
+        raise DataError(
+            uri,
+            found=f"{num_outside} of {len(files)} images directly in the folder ({example}), the "
+            "others in subfolders",
+            expected="one subfolder per identity, or no subfolders (images without labels)",
+            fix="move the images that are directly in the folder",
+        )
+
+
+def _find_landmarks(landmarks: str, files: pa.Array) -> NDArray[np.float32]:
+    """Return the landmarks of each file, [n, 5, 2]; nan where the list has none."""
     rows = read_list(landmarks)
-    places = pc.index_in(files, value_set=rows.paths)
-    if rows.landmarks is None or places.null_count == len(files):
-        found = "no landmarks" if rows.landmarks is None else f"names such as {rows.paths[0]}"
+    indices = pc.index_in(files, value_set=rows.paths)
+    if rows.landmarks is None or indices.null_count == len(files):
+        found = "no landmarks" if rows.landmarks is None else f"paths such as {rows.paths[0]}"
         raise DataError(
             landmarks,
             found=found,
             expected=f"columns path, x1, y1 … x5, y5, with paths such as {files[0]}",
-            fix="name the images relative to their folder",
+            fix="write paths relative to the folder of images",
         )
     points = np.full((len(files), 5, 2), np.nan, np.float32)
-    known = places.is_valid().to_numpy(zero_copy_only=False)
-    points[known] = rows.landmarks[places.drop_null().to_numpy()]
+    known = indices.is_valid().to_numpy(zero_copy_only=False)
+    points[known] = rows.landmarks[indices.drop_null().to_numpy()]
     return points
 
 
-def _open_list(uri: str) -> ImageSource:
-    """Images named in a list, relative to its folder."""
+def _open_list(uri: str) -> ImageFileSource:
+    """Open the images named in a list, relative to its folder."""
     stamp, rows = filesystem.file_stamp(uri), read_list(uri)
-    labels = np.full(len(rows.paths), -1, np.int32)
-    names: list[str] = []
+    labels, names = np.full(len(rows.paths), -1, np.int32), list[str]()
     if rows.labels is not None:
         labels, names = numbered(rows.labels)
-    base = filesystem.parent(uri)
-    content: Any = hashlib.blake2b(filesystem.read_bytes(uri), digest_size=16).hexdigest()
-    return ImageSource(
-        *(uri, "list", base, rows.paths, labels, names, content),
-        list_stamp=stamp,
+    return ImageFileSource(
+        uri=uri,
+        kind="list",
+        num_records=len(rows.paths),
+        size_bytes=len(rows.paths) * _ESTIMATED_IMAGE_BYTES,
+        fingerprint=_hash(filesystem.read_bytes(uri)),
+        num_identities=len(names),
+        names=names,
+        has_landmarks=rows.landmarks is not None,
+        base=filesystem.parent(uri),
+        files=rows.paths,
+        labels=labels,
         landmarks=rows.landmarks,
+        list_stamp=stamp,
     )

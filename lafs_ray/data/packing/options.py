@@ -1,23 +1,28 @@
-"""What a user may ask of a packing.
+"""Options of a packing, their validation, and the plan made from them.
 
-Memory: a task of pass 1 gathers a run, a task of pass 2 a block of a shard; each may take a third
-of `memory_bytes / workers`. On top come the program itself (about 300 MB a process), the index of
-the sources (24 bytes a record of `.rec`, about 50 a file) and, in pass 2, 150 bytes a record of a
-shard.
+Memory: a task of pass 1 collects a sorted run, a task of pass 2 a block of a shard; each may take a
+third of `memory_bytes / workers`. In addition: the program itself (about 300 MB per process), the
+index of the sources (24 bytes per record of a `.rec`, about 50 per image file) and, in pass 2, 150
+bytes per record of a shard.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import ColorOrder
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.open_source import open_source
-from lafs_ray.data.packing.sources import Source
+from lafs_ray.data.packing.sources import ImageSource
 from lafs_ray.errors import DataError
 
 MIN_WORKER_BYTES = 32 << 20
@@ -25,21 +30,21 @@ MIN_WORKER_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What a user asks for.
+    """Options of a packing.
 
     Args:
         sources: paths or URIs.
-        out: folder of the set.
-        num_shards: None: as many as make shards of `shard_bytes`.
-        shard_bytes: size of a shard, about.
-        seed: of the order.
+        out: folder of the packed set.
+        num_shards: None: derived from `shard_bytes`.
+        shard_bytes: approximate size of a shard.
+        seed: of the shuffled order.
         color_order: of the sources.
         landmarks: list of landmarks for a folder of images.
-        rules: for images.
-        max_bad: records that may be left out.
-        memory_bytes: for the images in the memory of all workers together.
-        workers: tasks at a time; 0: in this process.
-        scratch: folder for temporary files.
+        rules: required image size, and allowed conversions.
+        max_bad: bad records that may be left out.
+        memory_bytes: for the images in memory, all workers together.
+        workers: concurrent tasks; 0: in this process.
+        scratch: folder for temporary files; None: in the folder of the set.
     """
 
     sources: tuple[str, ...]
@@ -57,16 +62,82 @@ class PackOptions:
 
     @property
     def task_bytes(self) -> int:
-        """Memory that the images of one task may take."""
+        """Memory for the images of one task."""
         return self.memory_bytes // max(self.workers, 1) // 3
 
 
-def check_options(options: PackOptions) -> None:
-    """Refuse what cannot be.
+@dataclass(frozen=True, eq=False)
+class PackPlan:
+    """What both passes read.
+
+    Args:
+        options: as validated.
+        out: absolute path or URI of the packed set.
+        sources: in the order of their records.
+        starts: number of each source's first record, then of all records; int64 [sources + 1].
+        size_bytes: of all images.
+        num_shards: of the packed set.
+        request: everything that determines the bytes of the set, as JSON content.
+    """
+
+    options: PackOptions
+    out: str
+    sources: tuple[ImageSource, ...]
+    starts: NDArray[np.int64]
+    size_bytes: int
+    num_shards: int
+    request: dict[str, Any]
+
+    @property
+    def num_records(self) -> int:
+        """Records in all sources."""
+        return int(self.starts[-1])
+
+    @property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """First position of each shard, then `num_records`; int64 [num_shards + 1]."""
+        return np.arange(self.num_shards + 1, dtype=np.int64) * self.num_records // self.num_shards
+
+    @property
+    def scratch(self) -> str:
+        """Folder for temporary files."""
+        return self.scratch_of(self.request)
+
+    def scratch_of(self, request: dict[str, Any]) -> str:
+        """Return the folder for temporary files of a request on the same output folder."""
+        if self.options.scratch is None:
+            return filesystem.join(self.out, "scratch")
+        # Other packings may use the same scratch folder.
+        digest = hashlib.blake2b((self.out + json.dumps(request)).encode(), digest_size=6)
+        return filesystem.join(
+            filesystem.absolute(self.options.scratch), f"pack-{digest.hexdigest()}"
+        )
+
+
+def make_plan(options: PackOptions) -> PackPlan:
+    """Validate the options and open the sources.
 
     Raises:
-        DataError: an option is out of its range; it is named with it.
+        DataError: an option is out of range or contradicts another; a source is missing, unreadable
+            or given twice; the set would lie inside it.
     """
+    _check_ranges(options)
+    out = filesystem.absolute(options.out)
+    _check_out(options, out)
+    sources = tuple(open_source(path, options.landmarks) for path in options.sources)
+    _check_sources(options, sources)
+    starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
+    size_bytes = sum(source.size_bytes for source in sources)
+    num_shards = options.num_shards or max(math.ceil(size_bytes / options.shard_bytes), 1)
+    if num_shards > starts[-1]:
+        found = f"{num_shards} shards for {starts[-1]} images"
+        expected = "at least one image per shard"
+        raise DataError("--shards", found=found, expected=expected, fix="reduce --shards")
+    request = _request(options, sources, num_shards)
+    return PackPlan(options, out, sources, starts, size_bytes, num_shards, request)
+
+
+def _check_ranges(options: PackOptions) -> None:
     limits = [
         ("--seed", options.seed, 0, 2**63 - 1),
         ("--shards", 1 if options.num_shards is None else options.num_shards, 1, 99_999),
@@ -81,64 +152,56 @@ def check_options(options: PackOptions) -> None:
         if not low <= value <= high:
             expected = f"{low} to {high}"
             if name == "--memory":
-                expected = f"at least {low}: {MIN_WORKER_BYTES} bytes for each worker"
-            fix = f"choose another {name}"
-            raise DataError(name, found=str(value), expected=expected, fix=fix)
+                expected = f"at least {low}: {MIN_WORKER_BYTES} bytes per worker"
+            raise DataError(name, found=str(value), expected=expected, fix=f"change {name}")
 
 
-def open_sources(options: PackOptions, out: str) -> tuple[Source, ...]:
-    """The sources, in the order asked.
-
-    Raises:
-        DataError: one is missing, cannot be read or is named twice; the set would lie inside of
-            it; or landmarks and `--size` contradict each other.
-    """
-    folders = [path for path in options.sources if filesystem.is_folder(filesystem.absolute(path))]
-    for path in folders:
-        inside = filesystem.absolute(path).rstrip("/") + "/"
-        if (out.rstrip("/") + "/").startswith(inside):
+def _check_out(options: PackOptions, out: str) -> None:
+    for path in options.sources:
+        source = filesystem.absolute(path)
+        inside = (out.rstrip("/") + "/").startswith(source.rstrip("/") + "/")
+        if inside and filesystem.is_folder(source):
             raise DataError(
                 options.out,
-                found=f"a place inside the source {path}",
-                expected="a folder outside of the sources",
+                found=f"a path inside the source {path}",
+                expected="a folder outside the sources",
                 fix="choose another folder for the set",
             )
-    sources = tuple(open_source(path, options.landmarks) for path in options.sources)
+
+
+def _check_sources(options: PackOptions, sources: Sequence[ImageSource]) -> None:
     uris = [source.uri for source in sources]
     for path, uri in zip(options.sources, uris, strict=True):
         if uris.count(uri) > 1:
             raise DataError(
                 path,
                 found="the same source twice",
-                expected="each source once: its people would become twice as many",
-                fix="name it once",
+                expected="each source once: otherwise each identity gets two labels",
+                fix="remove the duplicate",
             )
-    is_aligned = any(getattr(source, "landmarks", None) is not None for source in sources)
-    if is_aligned and options.rules.size != 112:
+    if options.rules.size != 112 and any(source.has_landmarks for source in sources):
         found = f"{options.rules.size} with landmarks"
-        fix = "leave --size out"
-        raise DataError("--size", found=found, expected="112, where landmarks are put", fix=fix)
-    return sources
+        expected = "112, the size that faces are aligned to"
+        raise DataError("--size", found=found, expected=expected, fix="remove --size")
 
 
-def request_of(options: PackOptions, sources: Sequence[Source], num_shards: int) -> dict[str, Any]:
-    """What decides the bytes of the set, as JSON has it."""
-    described = [
-        {
-            "uri": source.uri,
-            "kind": source.kind,
-            "images": source.num_records,
-            "size_bytes": source.size_bytes,
-            "fingerprint": source.fingerprint,
-            "aligned_by_landmarks": getattr(source, "landmarks", None) is not None,
-        }
-        for source in sources
-    ]
-    request = {
-        "sources": described,
+def _request(
+    options: PackOptions, sources: Sequence[ImageSource], num_shards: int
+) -> dict[str, Any]:
+    return {
+        "sources": [
+            {
+                "uri": source.uri,
+                "kind": source.kind,
+                "images": source.num_records,
+                "size_bytes": source.size_bytes,
+                "fingerprint": source.fingerprint,
+                "aligned_by_landmarks": source.has_landmarks,
+            }
+            for source in sources
+        ],
         "seed": options.seed,
         "num_shards": num_shards,
         "color_order": options.color_order,
         "images": asdict(options.rules),
     }
-    return dict(json.loads(json.dumps(request)))

@@ -1,201 +1,166 @@
-"""A packing from its request to the finished set; who runs the tasks is the caller's choice."""
+"""Packing from its options to the finished set; the caller decides where the tasks run."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.packed_set import MANIFEST, MAX_LABELS, Manifest, read_manifest
-from lafs_ray.data.packing.folder import PackFolder, is_sound
-from lafs_ray.data.packing.lock import Lock, locked
-from lafs_ray.data.packing.options import PackOptions, check_options, open_sources, request_of
-from lafs_ray.data.packing.runs import (
-    RunFooter,
-    Shuffle,
-    Sorting,
-    gaps,
-    none_sound,
+from lafs_ray.data.packed_set import MAX_LABELS, Manifest
+from lafs_ray.data.packing.lock import locked
+from lafs_ray.data.packing.options import PackOptions, PackPlan, make_plan
+from lafs_ray.data.packing.pack_dir import FinishedShard, PackDir, is_intact, shard_name
+from lafs_ray.data.packing.shard_writer import MergeInputs, write_metadata, write_shard
+from lafs_ray.data.packing.sorted_runs import (
+    SortedRun,
+    first_errors,
+    missing_ranges,
     read_runs,
-    shard_edges,
-    sort_piece,
+    sort_records,
     too_many_bad,
 )
-from lafs_ray.data.packing.shard_writer import Merging, Written, describe, named_bad, write_shard
-from lafs_ray.data.packing.sources import Source
+from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import DataError
 
-Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
-"""Runs `task(shared, item)` for every item, anywhere and in any order, and yields the results."""
+logger = logging.getLogger(__name__)
 
-_PIECES_PER_WORKER = 4
+Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
+"""Run `task(shared, item)` for every item, anywhere and in any order, and yield the results."""
+
+_TASKS_PER_WORKER = 4
 
 
 def apply_in_process(
     task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]
 ) -> Iterator[Any]:
-    """`Apply` in this process."""
+    """Run the tasks of `Apply` in this process."""
     return (task(shared, item) for item in items)
 
 
-def pack_faces(
-    options: PackOptions, apply: Apply = apply_in_process, say: Callable[[str], object] = print
-) -> Manifest:
-    """Pack the sources, or continue where the same request was interrupted.
+def pack_faces(options: PackOptions, apply: Apply = apply_in_process) -> Manifest:
+    """Pack the sources, or continue an interrupted packing of the same request.
 
     Raises:
         DataError: an option is impossible; a source is missing or changes; the folder is in use or
-            holds another set; too many records are bad; the disk is full.
+            holds another set; there are too many bad records; the disk is full.
     """
-    check_options(options)
-    out = filesystem.absolute(options.out)
-    sources = open_sources(options, out)
-    starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
-    num_records = int(starts[-1])
-    size = sum(source.size_bytes for source in sources)
-    num_shards = options.num_shards or max(math.ceil(size / options.shard_bytes), 1)
-    if num_shards > num_records:
-        found = f"{num_shards} shards of {num_records} images"
-        raise DataError("--shards", found=found, expected="an image a shard", fix="ask for fewer")
-    request = request_of(options, sources, num_shards)
-    scratch = None if options.scratch is None else filesystem.absolute(options.scratch)
-    folder = PackFolder(out, request, num_shards, scratch)
-    say(f"{num_records} images, {size / 1e9:.2f} GB, to {num_shards} shards in {out}")
-    with locked(out) as lock:
-        folder.claim()
-        folder.sweep()
-        packing = _Packing(options, folder, sources, starts, request, apply, lock, say)
-        return packing.run()
+    plan = make_plan(options)
+    size, shards = f"{plan.size_bytes / 1e6:,.1f} MB", count_of(plan.num_shards, "shard")
+    logger.info("%d images, %s, to %s in %s", plan.num_records, size, shards, plan.out)
+    with locked(plan.out):
+        folder = PackDir(plan)
+        folder.write_request()
+        folder.remove_partials()
+        return _Packing(plan, folder, apply).run()
 
 
-@dataclass(frozen=True, eq=False)
+def count_of(count: int, unit: str) -> str:
+    """Return such as "1 shard" or "2 shards"."""
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Packing:
-    """The two passes and what comes after them."""
+    """The two passes, and what comes before and after them."""
 
-    options: PackOptions
-    folder: PackFolder
-    sources: tuple[Source, ...]
-    starts: NDArray[np.int64]
-    request: dict[str, Any]
+    plan: PackPlan
+    folder: PackDir
     apply: Apply
-    lock: Lock
-    say: Callable[[str], object]
 
     def run(self) -> Manifest:
-        kept = self._kept_shards()
-        uri = filesystem.join(self.folder.uri, MANIFEST)
-        if len(kept) == self.folder.num_shards and filesystem.exists(uri):
-            self.say(f"complete already: {len(kept)} shards, checksums compared")
-            # The manifest may stand while a kill came before the rest was cleared away.
-            self.folder.finish()
-            return read_manifest(uri)
-        missing = [shard for shard in range(self.folder.num_shards) if shard not in kept]
+        shards = self._intact_shards()
+        manifest = self.folder.manifest()
+        if len(shards) == self.plan.num_shards and manifest is not None:
+            logger.info("already complete: the checksums of all shards match")
+            # A process killed after writing the manifest did not clean up.
+            self.folder.clean_up()
+            return manifest
+        missing = [shard for shard in range(self.plan.num_shards) if shard not in shards]
         for shard in missing:
-            # A damaged one must not pass for sound while it waits for its turn.
-            filesystem.delete(filesystem.join(self.folder.uri, self.folder.name(shard)))
+            # A damaged shard must not look complete until it is written again.
+            filesystem.delete(filesystem.join(self.plan.out, self._name(shard)))
         runs = self._sort(missing)
-        first_labels = self._first_labels(runs)
-        written = {**kept, **self._merge(runs, first_labels, missing)}
-        manifest = describe(
-            self.folder.uri,
-            self.options,
-            self.sources,
-            self.request,
-            runs=runs,
-            first_labels=first_labels,
-            written=[written[shard] for shard in sorted(written)],
-        )
-        self.folder.finish()
+        inputs = MergeInputs(self.plan, runs, self._first_labels(runs))
+        shards |= self._merge(inputs, missing)
+        manifest = write_metadata(inputs, [shards[shard] for shard in sorted(shards)])
+        self.folder.clean_up()
         return manifest
 
-    def _kept_shards(self) -> dict[int, Written]:
-        recorded = {
-            written.shard: written
-            for written in self.folder.recorded()
-            if written.entry.name == self.folder.name(written.shard)
-        }
-        if not recorded:
-            return {}
-        found = self.apply(_look_at, (self.folder.uri, recorded), sorted(recorded))
-        kept = {shard: recorded[shard] for shard, is_good in found if is_good}
-        damaged = sorted(set(recorded) - set(kept))
-        if damaged:
-            names = ", ".join(self.folder.name(shard) for shard in damaged[:5])
-            self.say(f"{len(damaged)} shards differ from their checksums: {names}")
-        self.say(f"{len(kept)} finished shards kept")
-        return kept
+    def _name(self, shard: int) -> str:
+        return shard_name(shard, self.plan.num_shards)
 
-    def _sort(self, missing: Sequence[int]) -> tuple[RunFooter, ...]:
-        """Pass 1, as far as its runs are not there yet."""
-        total = int(self.starts[-1])
-        runs = read_runs(self.folder.scratch)
-        left = gaps(runs, total)
-        self._check_space(left, missing)
-        sorting = Sorting(
-            sources=self.sources,
-            starts=self.starts,
-            shuffle=Shuffle(total, self.options.seed),
-            edges=shard_edges(total, self.folder.num_shards),
-            rules=self.options.rules,
-            scratch=self.folder.scratch,
-            run_bytes=self.options.task_bytes,
-            max_bad=self.options.max_bad,
-        )
-        tell = _Progress(
-            "pass 1, sorted", total, sum(run.stop - run.first for run in runs), self.say
-        )
-        for footers in self.apply(sort_piece, sorting, self._pieces(left)):
-            self.lock.check()
-            runs += footers
-            tell.add(sum(run.stop - run.first for run in footers))
-            self._check_bad(runs, so_far=True)
-        self._check_bad(runs, so_far=False)
+    def _intact_shards(self) -> dict[int, FinishedShard]:
+        finished = {
+            shard.shard: shard
+            for shard in self.folder.finished_shards()
+            if shard.entry.name == self._name(shard.shard)
+        }
+        if not finished:
+            return {}
+        checked = self.apply(_check_intact, (self.plan.out, finished), sorted(finished))
+        intact = {shard: finished[shard] for shard, is_good in checked if is_good}
+        if damaged := sorted(set(finished) - set(intact)):
+            names = ", ".join(map(self._name, damaged[:5]))
+            what = count_of(len(damaged), "damaged shard")
+            logger.info("%s to write again: %s", what, names)
+        logger.info("%s kept", count_of(len(intact), "finished shard"))
+        return intact
+
+    def _sort(self, missing: Sequence[int]) -> tuple[SortedRun, ...]:
+        """Run pass 1 for the records that no sorted run covers yet."""
+        total = self.plan.num_records
+        runs = read_runs(self.plan.scratch)
+        ranges = missing_ranges(runs, total)
+        self._check_space(ranges, missing)
+        done = sum(run.stop - run.first for run in runs)
+        progress = ProgressLog(logger, "records sorted (pass 1)", total, done)
+        for new_runs in self.apply(sort_records, self.plan, self._split(ranges)):
+            runs += new_runs
+            progress.add(sum(run.stop - run.first for run in new_runs))
+            self._check_bad(runs, is_final=False)
+        self._check_bad(runs, is_final=True)
         return tuple(sorted(runs, key=lambda run: run.first))
 
-    def _pieces(self, left: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Ranges of records small enough for a run each, and for every worker to have some."""
-        total = int(self.starts[-1])
-        size = sum(source.size_bytes for source in self.sources)
-        wanted = max(
-            math.ceil(size / self.options.task_bytes), _PIECES_PER_WORKER * self.options.workers, 1
+    def _split(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Split ranges of records so that each fits in memory and every worker gets several."""
+        options = self.plan.options
+        num_tasks = max(
+            math.ceil(self.plan.size_bytes / options.task_bytes),
+            _TASKS_PER_WORKER * options.workers,
+            1,
         )
-        step = max(math.ceil(total / wanted), 1)
+        step = max(math.ceil(self.plan.num_records / num_tasks), 1)
         return [
             (begin, min(begin + step, stop))
-            for first, stop in left
+            for first, stop in ranges
             for begin in range(first, stop, step)
         ]
 
-    def _check_bad(self, runs: Sequence[RunFooter], *, so_far: bool) -> None:
-        count = sum(run.left_out for run in runs)
-        is_all = count == sum(run.stop - run.first for run in runs)
-        if is_all and (count > self.options.max_bad or not so_far):
-            # Nothing is lost with what was done, and other options may now be tried on the folder.
-            self.folder.finish()
-            raise none_sound(count, named_bad(runs)[:10], so_far=so_far)
-        if count > self.options.max_bad:
-            named = named_bad(runs)[:10]
-            raise too_many_bad(count, self.options.max_bad, named, so_far=so_far)
+    def _check_bad(self, runs: Sequence[SortedRun], *, is_final: bool) -> None:
+        allowed, num_bad = self.plan.options.max_bad, sum(run.num_bad for run in runs)
+        num_read = sum(run.stop - run.first for run in runs)
+        are_all_bad = num_bad == num_read and (is_final or num_bad > allowed)
+        if are_all_bad:
+            # The runs are empty: without them, other options may be tried on the same folder.
+            self.folder.clean_up()
+        if are_all_bad or num_bad > allowed:
+            raise too_many_bad(num_bad, num_read, allowed, first_errors(runs))
 
-    def _check_space(self, left: Sequence[tuple[int, int]], missing: Sequence[int]) -> None:
-        """Refuse now what would fill the disk in an hour."""
-        encodes = self.options.rules.resize or any(
-            getattr(source, "landmarks", None) is not None for source in self.sources
-        )
-        if encodes or any(source.kind == "list" for source in self.sources):
-            return  # How large the images will be is not known.
-        size = sum(source.size_bytes for source in self.sources)
-        share = sum(stop - first for first, stop in left) / int(self.starts[-1])
-        needs = {self.folder.uri: size * len(missing) // self.folder.num_shards}
-        needs[self.folder.scratch] = int(size * share)
+    def _check_space(self, ranges: Sequence[tuple[int, int]], missing: Sequence[int]) -> None:
+        """Fail now rather than when the disk is full."""
+        plan = self.plan
+        if plan.options.rules.resize or any(
+            source.has_landmarks or source.kind == "list" for source in plan.sources
+        ):
+            return  # The size of the images in the set is unknown.
+        left = sum(stop - first for first, stop in ranges) / plan.num_records
+        needs = {plan.out: plan.size_bytes * len(missing) // plan.num_shards}
+        needs[plan.scratch] = int(plan.size_bytes * left)
         disks: dict[int, tuple[str, int]] = {}
         for uri, needed in needs.items():
             path = filesystem.local_path(uri)
@@ -209,77 +174,50 @@ class _Packing:
                 raise DataError(
                     path,
                     found=f"{free / 1e6:,.0f} MB free",
-                    expected=f"{needed / 1e6:,.0f} MB: temporary runs and shards, each as large as "
-                    f"the {size / 1e6:,.0f} MB of images",
-                    fix="free some space, or put temporary files elsewhere with --scratch",
+                    expected=f"{needed / 1e6:,.0f} MB: temporary files and shards, each as large "
+                    f"as the {plan.size_bytes / 1e6:,.0f} MB of images",
+                    fix="free disk space, or set another folder for temporary files with --scratch",
                 )
 
-    def _first_labels(self, runs: Sequence[RunFooter]) -> list[int]:
-        """The first label of each source, then the number of all labels."""
+    def _first_labels(self, runs: Sequence[SortedRun]) -> tuple[int, ...]:
+        """Return the first label of each source, then the number of all labels."""
         first = [0]
-        for number, source in enumerate(self.sources):
-            highest = max((run.highest[number] for run in runs), default=-1)
-            first.append(first[-1] + max(source.num_identities or 0, highest + 1))
+        for number, source in enumerate(self.plan.sources):
+            max_label = max((run.max_labels[number] for run in runs), default=-1)
+            first.append(first[-1] + max(source.num_identities or 0, max_label + 1))
         if first[-1] > MAX_LABELS:
             raise DataError(
                 "identities",
                 found=f"{first[-1]} in all sources",
                 expected=f"at most {MAX_LABELS}: labels are float32 in the file",
-                fix="leave labels out, or pack fewer sources",
+                fix="omit the labels, or pack fewer sources",
             )
-        return first
+        return tuple(first)
 
-    def _merge(
-        self, runs: tuple[RunFooter, ...], first_labels: Sequence[int], missing: Sequence[int]
-    ) -> dict[int, Written]:
-        """Pass 2 for the shards that are missing."""
-        empty = [
-            shard
-            for shard in missing
-            if not sum(run.row_starts[shard + 1] - run.row_starts[shard] for run in runs)
-        ]
-        if empty:
-            raise DataError(
-                self.folder.name(empty[0]),
-                found=f"no sound image for it; {sum(run.left_out for run in runs)} were left out:"
-                + "".join(f"\n    {line}" for line in named_bad(runs)[:10]),
-                expected="at least one in every shard",
-                fix="mend the sources, or ask for fewer --shards",
-            )
-        merging = Merging(
-            out=self.folder.uri,
-            num_shards=self.folder.num_shards,
-            runs=runs,
-            starts=self.starts,
-            first_labels=tuple(first_labels[:-1]),
-            block_bytes=self.options.task_bytes,
-        )
-        done = self.folder.num_shards - len(missing)
-        tell = _Progress("pass 2, shards", self.folder.num_shards, done, self.say)
-        written = {}
-        for one in self.apply(write_shard, merging, missing):
-            self.lock.check()
-            self.folder.record(one)
-            written[one.shard] = one
-            tell.add(1)
-        return written
+    def _merge(self, inputs: MergeInputs, missing: Sequence[int]) -> dict[int, FinishedShard]:
+        """Run pass 2 for the missing shards."""
+        for shard in missing:
+            if not any(run.row_starts[shard + 1] > run.row_starts[shard] for run in inputs.runs):
+                num_bad = sum(run.num_bad for run in inputs.runs)
+                lines = "".join(f"\n    {line}" for line in first_errors(inputs.runs)[:10])
+                raise DataError(
+                    self._name(shard),
+                    found=f"no usable image for it; bad records left out: {num_bad}{lines}",
+                    expected="at least one image in every shard",
+                    fix="repair the sources, or reduce --shards",
+                )
+        # The index of the sources is large, and pass 2 reads only the runs.
+        shared = dataclasses.replace(inputs, plan=dataclasses.replace(self.plan, sources=()))
+        done = self.plan.num_shards - len(missing)
+        progress = ProgressLog(logger, "shards written (pass 2)", self.plan.num_shards, done)
+        shards = {}
+        for finished in self.apply(write_shard, shared, missing):
+            self.folder.mark_finished(finished)
+            shards[finished.shard] = finished
+            progress.add()
+        return shards
 
 
-def _look_at(shared: tuple[str, dict[int, Written]], shard: int) -> tuple[int, bool]:
-    folder, recorded = shared
-    return shard, is_sound(folder, recorded[shard].entry)
-
-
-class _Progress:
-    """Says about every tenth of the work how far it is."""
-
-    def __init__(self, what: str, total: int, done: int, say: Callable[[str], object]) -> None:
-        self._what, self._total, self._done, self._say = what, total, done, say
-        self._before, self._start = done, time.perf_counter()
-
-    def add(self, count: int) -> None:
-        tenth = self._done * 10 // self._total
-        self._done += count
-        if self._done * 10 // self._total > tenth:
-            rate = (self._done - self._before) / max(time.perf_counter() - self._start, 1e-9)
-            self._say(f"{self._what} {self._done}/{self._total}, {rate:.0f}/s")
+def _check_intact(shared: tuple[str, dict[int, FinishedShard]], shard: int) -> tuple[int, bool]:
+    folder, finished = shared
+    return shard, is_intact(folder, finished[shard].entry)

@@ -1,10 +1,11 @@
-"""Pass 2: one shard from its parts of all runs."""
+"""Pass 2: merge the sorted runs into shards; then write the metadata files of the set."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,75 +16,45 @@ from pyarrow import csv
 from lafs_ray import __version__
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import IDENTITIES, LABEL, LABELS, MANIFEST, Manifest, ShardEntry
-from lafs_ray.data.packing.options import PackOptions
-from lafs_ray.data.packing.runs import RunFooter, read_rows
-from lafs_ray.data.packing.sources import Source
-from lafs_ray.data.recordio import (
-    Body,
-    Header,
-    RecordWriter,
-    checksum,
-    pack,
-)
+from lafs_ray.data.packing.options import PackPlan
+from lafs_ray.data.packing.pack_dir import FinishedShard, file_digest, shard_name
+from lafs_ray.data.packing.sorted_runs import SortedRun, first_errors, read_rows
+from lafs_ray.data.recordio import Body, Header, RecordWriter, pack
 from lafs_ray.errors import DataError
 
-_READ_BYTES = 8 << 20
-# Memory of a record's row, its place in the order and its slice, beside its bytes.
+# Memory of a record's row, its position and its slice, in addition to the image.
 _ROW_BYTES = 120
 
 
-@dataclass(frozen=True)
-class Merging:
-    """What pass 2 has to know.
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """Inputs of pass 2.
 
     Args:
-        out: folder of the set.
-        num_shards: of the set.
+        plan: of the packing.
         runs: all of them, in the order of their records.
-        starts: number of each source's first record, then of all records; int64 [sources + 1].
-        first_labels: what is added to the labels of each source.
-        block_bytes: memory that images may take.
+        first_labels: first label of each source, then the number of all labels.
     """
 
-    out: str
-    num_shards: int
-    runs: tuple[RunFooter, ...]
-    starts: NDArray[np.int64]
+    plan: PackPlan
+    runs: tuple[SortedRun, ...]
     first_labels: tuple[int, ...]
-    block_bytes: int
 
 
-@dataclass(frozen=True)
-class Written:
-    """A shard that is there.
-
-    Args:
-        shard: its number.
-        entry: for the manifest.
-        labels: of its records, int32 as bytes.
-    """
-
-    shard: int
-    entry: ShardEntry
-    labels: bytes
-
-
-def shard_name(shard: int, num_shards: int) -> str:
-    """The file name of a shard."""
-    return f"train-{shard:05}-of-{num_shards:05}.rec"
-
-
-def write_shard(merging: Merging, shard: int) -> Written:
-    """Write a shard: header flag 0, label, id its key, id2 its number over all sources.
+def write_shard(inputs: MergeInputs, shard: int) -> FinishedShard:
+    """Write a shard: header flag 0, label, id = key, id2 = record number over all sources.
 
     Raises:
         DataError: a run is missing, or the disk is full.
     """
-    name = shard_name(shard, merging.num_shards)
-    rows, runs = _rows_of(merging, shard)
-    labels = _final_labels(merging, rows)
-    with RecordWriter(filesystem.join(merging.out, name)) as writer:
-        images = _images(merging, shard, rows, runs)
+    plan = inputs.plan
+    name = shard_name(shard, plan.num_shards)
+    rows, run_numbers = _read_shard_rows(inputs.runs, shard)
+    source = np.searchsorted(plan.starts, rows["number"], side="right") - 1
+    shifted = rows["label"] + np.array(inputs.first_labels, np.int64)[source]
+    labels = np.where(rows["label"] < 0, -1, shifted).astype(LABEL)
+    images = _read_images(inputs, shard, rows, run_numbers)
+    with RecordWriter(filesystem.join(plan.out, name)) as writer:
         for key, (label, number, image) in enumerate(
             zip(labels.tolist(), rows["number"].tolist(), images, strict=True)
         ):
@@ -95,52 +66,49 @@ def write_shard(merging: Merging, shard: int) -> Written:
         blake2b=writer.digest.hexdigest(),
         index_blake2b=writer.index_digest.hexdigest(),
     )
-    return Written(shard, entry, labels.tobytes())
+    return FinishedShard(shard, entry, labels.tobytes())
 
 
-def _rows_of(merging: Merging, shard: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """The rows of a shard in the order of their places, and the run of each."""
-    parts, counts = [], []
-    for footer in merging.runs:
-        with filesystem.open_input(footer.uri) as file:
-            parts.append(read_rows(file, footer, shard))
-        counts.append(len(parts[-1]))
+def _read_shard_rows(
+    runs: Sequence[SortedRun], shard: int
+) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Return the rows of a shard in the order of their positions, and the run of each."""
+    parts = []
+    for run in runs:
+        with filesystem.open_input(run.uri) as file:
+            parts.append(read_rows(file, run, shard))
     rows = np.concatenate(parts)
-    order = np.argsort(rows["place"])
-    return rows[order], np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+    run_numbers = np.repeat(np.arange(len(runs), dtype=np.int32), [len(part) for part in parts])
+    order = np.argsort(rows["position"])
+    return rows[order], run_numbers[order]
 
 
-def _final_labels(merging: Merging, rows: NDArray[Any]) -> NDArray[np.int32]:
-    source = np.searchsorted(merging.starts, rows["number"], side="right") - 1
-    shifted = rows["label"] + np.array(merging.first_labels, np.int64)[source]
-    return np.where(rows["label"] < 0, -1, shifted).astype(LABEL)
-
-
-def _images(
-    merging: Merging, shard: int, rows: NDArray[Any], runs: NDArray[np.int32]
+def _read_images(
+    inputs: MergeInputs, shard: int, rows: NDArray[Any], run_numbers: NDArray[np.int32]
 ) -> Iterator[Body]:
-    """The images of a shard in order; a block of them is in memory at a time."""
-    position = [footer.byte_starts[shard] for footer in merging.runs]
+    """Yield the images of a shard in order, with one block of them in memory at a time."""
+    offsets = [run.byte_starts[shard] for run in inputs.runs]
     ends = np.cumsum(rows["size"].astype(np.int64) + _ROW_BYTES)
     first = 0
     while first < len(rows):
-        spent = ends[first - 1] if first else 0
-        stop = max(int(np.searchsorted(ends, spent + merging.block_bytes)), first + 1)
-        sizes, members = rows["size"][first:stop].astype(np.int64), runs[first:stop]
+        begin = ends[first - 1] if first else 0
+        block_end = begin + inputs.plan.options.task_bytes
+        stop = max(int(np.searchsorted(ends, block_end)), first + 1)
+        sizes, members = rows["size"][first:stop].astype(np.int64), run_numbers[first:stop]
         images: list[Body] = [b""] * (stop - first)
         for run in np.unique(members).tolist():
-            # The next places of a shard are neighbors in every run: one read.
-            mine = np.flatnonzero(members == run)
-            cuts = np.concatenate([[0], np.cumsum(sizes[mine])]).tolist()
-            data = _span(merging.runs[run].uri, position[run], cuts[-1])
-            position[run] += cuts[-1]
-            for index, begin, end in zip(mine.tolist(), cuts, cuts[1:], strict=False):
-                images[index] = data[begin:end]
+            # The next positions of a shard are one contiguous byte range of every run.
+            indices = np.flatnonzero(members == run)
+            bounds = np.concatenate([[0], np.cumsum(sizes[indices])]).tolist()
+            data = _read_range(inputs.runs[run].uri, offsets[run], bounds[-1])
+            offsets[run] += bounds[-1]
+            for index, start, end in zip(indices.tolist(), bounds, bounds[1:], strict=False):
+                images[index] = data[start:end]
         yield from images
         first = stop
 
 
-def _span(uri: str, offset: int, size: int) -> memoryview:
+def _read_range(uri: str, offset: int, size: int) -> memoryview:
     with filesystem.open_input(uri) as file:
         data = memoryview(file.read_at(size, offset))
     if len(data) != size:
@@ -150,101 +118,60 @@ def _span(uri: str, offset: int, size: int) -> memoryview:
     return data
 
 
-def file_digest(uri: str) -> str:
-    """The checksum of a whole file, as a `ShardEntry` has it.
-
-    Raises:
-        DataError: it is missing or cannot be read.
-    """
-    digest, position = checksum(), 0
-    with filesystem.open_input(uri) as file:
-        while data := file.read_at(_READ_BYTES, position):
-            digest.update(data)
-            position += len(data)
-    return str(digest.hexdigest())
-
-
-_NAMED = 100
-
-
-def describe(
-    folder: str,
-    options: PackOptions,
-    sources: Sequence[Source],
-    request: dict[str, Any],
-    *,
-    runs: Sequence[RunFooter],
-    first_labels: Sequence[int],
-    written: Sequence[Written],
-) -> Manifest:
-    """Write what stands beside the shards; the manifest last.
+def write_metadata(inputs: MergeInputs, shards: Sequence[FinishedShard]) -> Manifest:
+    """Write labels, identities, `property` and, last, the manifest.
 
     Args:
-        folder: of the set.
-        options: what was asked for.
-        sources: that were packed.
-        request: see `lafs_ray.data.packing.request`.
-        runs: of the first pass.
-        first_labels: first label of each source, then the number of all labels.
-        written: the shards, in order.
+        inputs: of pass 2.
+        shards: all of them, in order.
 
     Raises:
-        DataError: the disk is full, or the folder cannot be written to.
+        DataError: the disk is full, or the folder is not writable.
     """
-    labels = np.frombuffer(b"".join(one.labels for one in written), LABEL)
+    plan, runs, first_labels = inputs.plan, inputs.runs, inputs.first_labels
+    labels = np.frombuffer(b"".join(shard.labels for shard in shards), LABEL)
     buffer = io.BytesIO()
     np.save(buffer, labels)
-    size = options.rules.size
+    size = plan.options.rules.size
     files = {
         LABELS: buffer.getvalue(),
-        IDENTITIES: _identity_table(sources, first_labels, labels),
+        IDENTITIES: _identity_table(inputs, labels),
         "property": f"{first_labels[-1]},{size},{size}".encode(),
     }
     for name, content in files.items():
-        with filesystem.atomic_write(filesystem.join(folder, name)) as file:
+        with filesystem.atomic_write(filesystem.join(plan.out, name)) as file:
             file.write(content)
-    left_out = sum(run.left_out for run in runs)
+    label_ranges = pairwise(first_labels)
     manifest = Manifest(
         images=len(labels),
         identities=first_labels[-1],
         unlabeled=int((labels < 0).sum()),
         image_size=size,
-        color_order=options.color_order,
-        seed=options.seed,
-        left_out={"images": left_out, "first": named_bad(runs)},
-        encoded=sum(run.encoded for run in runs),
+        color_order=plan.options.color_order,
+        seed=plan.options.seed,
+        left_out={"images": sum(run.num_bad for run in runs), "first": first_errors(runs)},
+        encoded=sum(run.num_reencoded for run in runs),
         sources=tuple(
-            {**described, "first_label": first, "identities": after - first}
-            for described, first, after in zip(
-                request["sources"], first_labels, first_labels[1:], strict=False
-            )
+            {**source, "first_label": first, "identities": stop - first}
+            for source, (first, stop) in zip(plan.request["sources"], label_ranges, strict=True)
         ),
-        request=request,
-        checksums={name: file_digest(filesystem.join(folder, name)) for name in files},
-        shards=tuple(one.entry for one in written),
+        request=plan.request,
+        checksums={name: file_digest(filesystem.join(plan.out, name)) for name in files},
+        shards=tuple(shard.entry for shard in shards),
         lafs_ray=__version__,
     )
-    with filesystem.atomic_write(filesystem.join(folder, MANIFEST)) as file:
+    with filesystem.atomic_write(filesystem.join(plan.out, MANIFEST)) as file:
         file.write(manifest.as_json())
     return manifest
 
 
-def named_bad(runs: Sequence[RunFooter]) -> list[str]:
-    """The first hundred records that were left out, a line each."""
-    in_order = sorted(runs, key=lambda run: run.first)
-    return [line for run in in_order for line in run.named][:_NAMED]
-
-
-def _identity_table(
-    sources: Sequence[Source], first_labels: Sequence[int], labels: NDArray[np.int32]
-) -> bytes:
-    """CSV: what each label of the set stands for, and how many images it has."""
-    total = first_labels[-1]
-    uris: list[str] = []
-    names: list[str] = []
-    for source, first, after in zip(sources, first_labels, first_labels[1:], strict=False):
-        uris += [source.uri] * (after - first)
-        names += source.names if source.names is not None else map(str, range(after - first))
+def _identity_table(inputs: MergeInputs, labels: NDArray[np.int32]) -> bytes:
+    """Return a CSV with source, name and number of images of each label."""
+    total, uris, names = inputs.first_labels[-1], list[str](), list[str]()
+    label_ranges = pairwise(inputs.first_labels)
+    for source, (first, stop) in zip(inputs.plan.sources, label_ranges, strict=True):
+        uris += [source.uri] * (stop - first)
+        names += source.names if source.names is not None else map(str, range(stop - first))
     columns = {
         "label": np.arange(total),
         "source": pa.array(uris, pa.string()),

@@ -1,4 +1,4 @@
-"""Sources to pack, and what can be asked of a packed folder."""
+"""Sources to pack, and the content of packed folders."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ SMALL_RUNS = 60_000
 def packed(
     sources: Sequence[Path | str], out: Path, apply: Apply = apply_in_process, **options: Any
 ) -> Manifest:
-    """Pack without a word, in this process unless told otherwise."""
-    named = PackOptions(tuple(map(str, sources)), str(out), **options)
-    return pack_faces(named, apply, say=lambda _: None)
+    """Pack, by default in this process."""
+    return pack_faces(PackOptions(tuple(map(str, sources)), str(out), **options), apply)
 
 
 def refusal(*arguments: Any, **options: Any) -> DataError:
-    """Why they are not packed."""
+    """Return the error of a packing that fails."""
     with pytest.raises(DataError) as raised:
         packed(*arguments, **options)
     return raised.value

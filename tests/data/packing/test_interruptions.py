@@ -54,7 +54,7 @@ def test_bad_records__more_than_allowed(tmp_path: Path, small_runs: None) -> Non
     assert error.subject == "bad records"
     assert error.found.startswith("3")
     assert error.found.count("bad.rec, key") == 3
-    assert error.expected == "at most 2 (--max-bad)"
+    assert error.expected == "at most 2 (--max-bad), and at least one usable image"
     assert packed([source], tmp_path / "set", max_bad=3).left_out["images"] == 3
 
 
@@ -76,7 +76,7 @@ def test_bad_records__leave_a_shard_empty(tmp_path: Path) -> None:
     write_face_set(tmp_path / "train.rec", 1, 3, replaced={0: NO_IMAGE, 1: NO_IMAGE})
     error = refusal([tmp_path / "train.rec"], tmp_path / "set", num_shards=3)
     assert error.subject.startswith("train-0000")
-    assert "2 were left out" in error.found
+    assert "bad records left out: 2" in error.found
     assert "train.rec, key 1" in error.found
 
 
@@ -145,10 +145,10 @@ from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 real, PackOptions.task_bytes = session.write_shard, 30_000
-def write_shard(merging, shard):
+def write_shard(inputs, shard):
     if shard == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(merging, shard)
+    return real(inputs, shard)
 session.write_shard = write_shard
 pack_faces(PackOptions((sys.argv[1],), sys.argv[2], num_shards=3))
 """
@@ -226,18 +226,18 @@ def test_pack__source_that_changes_between_passes(
 ) -> None:
     """A source rewritten during the packing stops it; the next start names the difference."""
     write_face_set(tmp_path / "train.rec")
-    real, pieces = session.sort_piece, []
+    real, ranges = session.sort_records, []
 
-    def sort_piece(sorting: Any, piece: Any) -> Any:
-        pieces.append(piece)
-        if len(pieces) == 3:
+    def sort_records(plan: Any, record_range: Any) -> Any:
+        ranges.append(record_range)
+        if len(ranges) == 3:
             os.utime(tmp_path / "train.rec", ns=(10**18, 10**18))
-        return real(sorting, piece)
+        return real(plan, record_range)
 
-    monkeypatch.setattr(session, "sort_piece", sort_piece)
+    monkeypatch.setattr(session, "sort_records", sort_records)
     error = refusal([tmp_path / "train.rec"], tmp_path / "set")
     assert error.subject == str(tmp_path / "train.rec")
-    assert "changed at 1000000000.000" in error.found
+    assert "modified at 1000000000.000" in error.found
     assert "sources.0.fingerprint" in refusal([tmp_path / "train.rec"], tmp_path / "set").found
 
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import json
+import errno
+import fcntl
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,13 +15,7 @@ import pytest
 from lafs_ray.data.packing import lock
 from lafs_ray.data.packing.lock import LOCK, locked
 from lafs_ray.errors import DataError
-
-
-def held(folder: Path, **changes: object) -> Path:
-    """A lock that some process left."""
-    content = {"host": "elsewhere", "pid": 7, "since": "yesterday", "token": "a"} | changes
-    (folder / LOCK).write_text(json.dumps(content))
-    return folder / LOCK
+from tests.training.faces import ROOT
 
 
 def refusal(folder: Path) -> DataError:
@@ -26,61 +24,93 @@ def refusal(folder: Path) -> DataError:
     return raised.value
 
 
-def test_locked__the_second_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
-    """The message says who is at work; afterwards the folder is free and empty."""
-    with locked(str(tmp_path / "new")) as first:
-        error = refusal(tmp_path / "new")
-        assert f"process {os.getpid()} on {socket.gethostname()}, since" in error.found
-        assert error.subject == str(tmp_path / "new")
-        first.check()
+@pytest.fixture(params=["flock", "lease"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file system with `flock`, and one without it, as an object store."""
+
+    def no_flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if request.param == "lease":
+        monkeypatch.setattr(fcntl, "flock", no_flock)
+    return str(request.param)
+
+
+def test_locked__the_second_is_refused_and_the_first_goes_on(tmp_path: Path, backend: str) -> None:
+    """The message names the owner, who keeps the lock; after release the folder is empty."""
+    with locked(str(tmp_path / "new")):
+        for _ in range(2):
+            error = refusal(tmp_path / "new")
+            assert f"process {os.getpid()} on {socket.gethostname()}, since" in error.found
+            assert error.subject == str(tmp_path / "new")
     assert os.listdir(tmp_path / "new") == []
     with locked(str(tmp_path / "new")):
         pass
 
 
+HOLDS_THE_LOCK = """
+import sys, time
+from lafs_ray.data.packing.lock import locked
+with locked(sys.argv[1]):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
 def test_locked__process_that_is_gone(tmp_path: Path) -> None:
-    """On this machine a lock is stale if no process has its number, or one started later has it."""
-    gone = 2**22 + 1  # Above the largest number that Linux gives.
-    held(tmp_path, host=socket.gethostname(), pid=gone, process_started="1")
+    """Another process is refused until the owner dies, even without releasing (SIGKILL)."""
+    command = [sys.executable, "-c", HOLDS_THE_LOCK, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "locked\n"
+        assert f"process {owner.pid} on" in refusal(tmp_path).found
+        owner.send_signal(signal.SIGKILL)
+    assert f"process {owner.pid} on" in (tmp_path / LOCK).read_text()
     with locked(str(tmp_path)):
-        pass
-    held(tmp_path, host=socket.gethostname(), pid=os.getpid(), process_started="1")
-    with locked(str(tmp_path)):
-        pass
+        assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
 
 
-def test_locked__other_machine(tmp_path: Path) -> None:
-    """There only signs of life count: minutes without one make a lock stale."""
-    path = held(tmp_path)
+def test_locked__released_between_open_and_flock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a file that its owner has deleted meanwhile does not count."""
+    real, calls = fcntl.flock, []
+
+    def flock(file: int, operation: int) -> None:
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / LOCK).unlink()
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(str(tmp_path)):
+        assert "another packer at work" in refusal(tmp_path).found
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("backend", ["lease"], indirect=True)
+def test_lease__expires(tmp_path: Path, backend: str) -> None:
+    """A lease that was not renewed for minutes is taken over."""
+    path = tmp_path / LOCK
+    path.write_text("process 7 on elsewhere, since yesterday")
     error = refusal(tmp_path)
     assert "process 7 on elsewhere, since yesterday" in error.found
-    assert str(path) in error.fix
-    old = time.time() - lock.STALE_S - 60
+    assert "expires after 5 minutes" in error.fix
+    old = time.time() - lock.EXPIRE_S - 60
     os.utime(path, (old, old))
     with locked(str(tmp_path)):
         assert "elsewhere" not in path.read_text()
 
 
-def test_lock__beats_and_notices_that_it_was_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The holder renews the file's time; once another's token stands there, it stops."""
-    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+@pytest.mark.parametrize("backend", ["lease"], indirect=True)
+def test_lease__is_renewed(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner renews the file's time; nothing is left afterwards."""
+    monkeypatch.setattr(lock, "RENEW_S", 0.02)
     path = tmp_path / LOCK
-    with locked(str(tmp_path)) as mine:
+    with locked(str(tmp_path)):
         os.utime(path, (1, 1))
-        wait_until(lambda: path.stat().st_mtime > 1)
-        mine.check()
-        held(tmp_path)
-        wait_until(lambda: mine._lost is not None)
-        with pytest.raises(DataError, match="process 7 on elsewhere"):
-            mine.check()
-    assert json.loads(path.read_text())["token"] == "a"
-
-
-def wait_until(condition: object) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        deadline = time.monotonic() + 30
+        while path.stat().st_mtime < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert os.listdir(tmp_path) == []

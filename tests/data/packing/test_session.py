@@ -16,9 +16,10 @@ from pyarrow import fs
 
 from lafs_ray.data.align import POSITIONS_PX
 from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.image_header import stated_size
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import read_manifest
-from lafs_ray.data.packing.images import ImageRules, image_size
+from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.errors import DataError
@@ -87,6 +88,12 @@ def test_pack__bytes_depend_on_the_seed_and_not_on_memory(
     assert content(tmp_path / "a") != content(tmp_path / "other")
 
 
+def test_pack__shards_differ_by_one_image_at_most(tmp_path: Path, face_set_path: str) -> None:
+    """Shards are as equal as their number allows."""
+    manifest = packed([face_set_path], tmp_path / "set", num_shards=7)
+    assert sorted({shard.images for shard in manifest.shards}) == [17, 18]
+
+
 def test_pack__several_sources(tmp_path: Path) -> None:
     """Labels of each source follow those of the one before; identities.csv says who is who."""
     write_face_set(tmp_path / "one.rec", 3, 2)
@@ -129,8 +136,8 @@ def test_pack__aligned(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(f"wide.jpg,1,{points}\nwide.jpg,1,{same}\n")
     manifest = packed([tmp_path / "list.csv"], tmp_path / "set")
     assert (manifest.encoded, manifest.left_out["images"]) == (1, 1)
-    assert "expected five points in pixels of the picture" in manifest.left_out["first"][0]
-    assert image_size(images_by_label(tmp_path / "set")[0][0]) == (112, 112)
+    assert "expected five points (x, y) in pixels of the image" in manifest.left_out["first"][0]
+    assert stated_size(images_by_label(tmp_path / "set")[0][0]) == (112, 112)
     error = refusal([tmp_path / "list.csv"], tmp_path / "b", rules=ImageRules(size=96))
     assert (error.subject, error.found) == ("--size", "96 with landmarks")
 
@@ -156,7 +163,7 @@ def test_pack__out_of_place(tmp_path: Path) -> None:
     """A set is not packed into its own source."""
     write_folder(tmp_path / "images", {"a": 2})
     error = refusal([tmp_path / "images"], tmp_path / "images" / "set")
-    assert "inside the source" in error.found
+    assert "a path inside the source" in error.found
     assert names_below(tmp_path / "images") == ["a"]
 
 
@@ -164,7 +171,7 @@ def test_pack__out_of_place(tmp_path: Path) -> None:
     ("options", "subject", "expected"),
     [
         ({"num_shards": 0}, "--shards", "1 to 99999"),
-        ({"num_shards": 121}, "--shards", "an image a shard"),
+        ({"num_shards": 121}, "--shards", "at least one image per shard"),
         ({"seed": -1}, "--seed", "0 to"),
         ({"rules": ImageRules(quality=0)}, "--quality", "1 to 100"),
         ({"memory_bytes": 1 << 20}, "--memory", "at least 33554432"),
@@ -197,7 +204,7 @@ def test_pack__in_an_object_store(
     out = PackOptions(
         ("store://faces/train.rec", "store://more%20images"), "store://set", num_shards=2
     )
-    pack_faces(out, say=lambda _: None)
+    pack_faces(out)
     assert "pack.lock" not in names_below(tmp_path / "set")
     assert "scratch" not in names_below(tmp_path / "set")
     packed(

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lafs_ray.data.packing.open_source import open_source
-from lafs_ray.data.packing.sources import ImageSource, RecordSource
+from lafs_ray.data.packing.sources import ImageFileSource, RecordSource
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import write_folder
 from tests.training.faces import face_jpegs, write_face_set
@@ -30,7 +30,7 @@ def test_folder__labels_are_the_sorted_names_of_its_subfolders(tmp_path: Path) -
     (tmp_path / "a" / "deep" / "x.PNG").write_bytes(b"png")
     (tmp_path / "a" / "notes.txt").write_text("no image")
     source = open_source(str(tmp_path))
-    assert isinstance(source, ImageSource)
+    assert isinstance(source, ImageFileSource)
     assert source.names == ["a", "a-b", "b", "c d"]
     assert source.files.to_pylist() == [
         *("a/0.jpg", "a/deep/x.PNG", "a-b/0.jpg", "b/0.jpg", "b/1.jpg", "c d/0.jpg")
@@ -39,7 +39,7 @@ def test_folder__labels_are_the_sorted_names_of_its_subfolders(tmp_path: Path) -
     assert [row.label for row in rows] == [0, 1, 2, 2, 3]
     assert rows[0].image == b"png"
     assert rows[4].image == (tmp_path / "c d" / "0.jpg").read_bytes()
-    assert rows[4].where == str(tmp_path / "c d" / "0.jpg")
+    assert rows[4].name == str(tmp_path / "c d" / "0.jpg")
 
 
 def test_folder__without_subfolders_has_no_labels(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_folder__refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "empty").found == "none of either"
     write_folder(tmp_path / "mixed", {"a": 1})
     (tmp_path / "mixed" / "stray.jpg").write_bytes(b"")
-    found = "1 images directly in the folder (stray.jpg), others in 1 subfolders"
+    found = "1 of 2 images directly in the folder (stray.jpg), the others in subfolders"
     assert refusal(tmp_path / "mixed").found == found
     assert "another file" in refusal(tmp_path / "mixed" / "stray.jpg").found
 
@@ -68,7 +68,7 @@ def test_folder__image_that_changes_stops(tmp_path: Path) -> None:
     os.utime(tmp_path / "a" / "1.jpg", ns=(10**18, 10**18))
     with pytest.raises(DataError, match=r"a/1\.jpg") as raised:
         list(source.read(0, 2))
-    assert "1000000000.000" in raised.value.found
+    assert "modified at 1000000000.000" in raised.value.found
     (tmp_path / "a" / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"a/1\.jpg"):
         list(source.read(0, 2))
@@ -104,7 +104,7 @@ def test_list__header_as_programs_write_it(tmp_path: Path, encoding: str, header
     """Capitals, quotes and the mark that Excel begins a file with make no image of it."""
     (tmp_path / "a.csv").write_text(f"{header}\nx.jpg,10\ny.jpg,9\n", encoding=encoding)
     source = open_source(str(tmp_path / "a.csv"))
-    assert isinstance(source, ImageSource)
+    assert isinstance(source, ImageFileSource)
     assert source.files.to_pylist() == ["x.jpg", "y.jpg"]
     assert source.names == ["9", "10"]
 
@@ -126,7 +126,7 @@ def test_list__images_of_nobody(
     lines = "".join(f"{number}.jpg,{label}\n" for number, label in enumerate(labels))
     (tmp_path / "a.csv").write_text("path,label\n" + lines)
     source = open_source(str(tmp_path / "a.csv"))
-    assert isinstance(source, ImageSource)
+    assert isinstance(source, ImageFileSource)
     assert source.names == names
     assert source.labels.tolist() == numbers
 
@@ -138,7 +138,7 @@ def test_list__other_columns_are_left_alone(tmp_path: Path) -> None:
     pq.write_table(pa.table(boxes), tmp_path / "a.parquet")
     for name, labels in (("a.csv", [0, 1]), ("a.parquet", [-1, -1])):
         source = open_source(str(tmp_path / name))
-        assert isinstance(source, ImageSource)
+        assert isinstance(source, ImageFileSource)
         assert source.files.to_pylist() == ["x.jpg", "y.jpg"]
         assert source.labels.tolist() == labels
 
@@ -150,7 +150,7 @@ def test_list__with_landmarks(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text(f"x.jpg,{numbers}\n")
     for name, labels in (("a.csv", [0, 1]), ("b.csv", [-1])):
         source = open_source(str(tmp_path / name))
-        assert isinstance(source, ImageSource)
+        assert isinstance(source, ImageFileSource)
         assert source.landmarks is not None
         np.testing.assert_allclose(source.landmarks[0].ravel(), POINTS, rtol=1e-6)
         assert source.labels.tolist() == labels
@@ -166,11 +166,11 @@ def test_list__with_landmarks(tmp_path: Path) -> None:
         ("a.jpg,1.5\n", "labels of type double"),
         ("path,x1,y1\na.jpg,1,2\n", "2 of 10 landmark columns: x1, y1"),
         ("a.jpg,1," + ",".join("abcdefghij") + "\n", "invalid value 'a'"),
-        ("a.jpg,1," + ",".join(["0.5"] * 10) + "\n", "landmarks up to 0.5, as shares"),
-        ("path,lable\na.jpg,1\n", "a column 'lable': is 'label' meant?"),
-        ("path;label\na.jpg;1\n", "columns parted by ';'"),
-        ("a.jpg\t1\n", "columns parted by '\\t'"),
-        ("file,person\na.jpg,1\n", "a first line without an image's path: 'file,person'"),
+        ("a.jpg,1," + ",".join(["0.5"] * 10) + "\n", "landmarks up to 0.5: fractions"),
+        ("path,lable\na.jpg,1\n", "a column 'lable': did you mean 'label'?"),
+        ("path;label\na.jpg;1\n", "columns separated by ';'"),
+        ("a.jpg\t1\n", "columns separated by '\\t'"),
+        ("file,person\na.jpg,1\n", "a first line without an image path: 'file,person'"),
     ],
 )
 def test_list__refused(tmp_path: Path, text: str, found: str) -> None:
@@ -217,7 +217,7 @@ def test_landmarks__that_fit_nothing(tmp_path: Path) -> None:
     write_folder(tmp_path / "images", {"a": 1})
     (tmp_path / "points.csv").write_text("images/a/0.jpg," + ",".join(map(str, POINTS)) + "\n")
     error = refusal(tmp_path / "images", tmp_path / "points.csv")
-    assert error.found == "names such as images/a/0.jpg"
+    assert error.found == "paths such as images/a/0.jpg"
     assert "a/0.jpg" in error.expected
     write_face_set(tmp_path / "train.rec", 2, 2)
     assert "landmarks for" in refusal(tmp_path / "train.rec", tmp_path / "points.csv").found

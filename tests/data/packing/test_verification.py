@@ -19,11 +19,9 @@ def sound(tmp_path: Path, face_set_path: str) -> Path:
 def test_verify__sound(sound: Path) -> None:
     """Folder or manifest may be named; the line says what was compared."""
     for path in (sound, sound / "manifest.json"):
-        said: list[str] = []
-        verify_set(str(path), apply_in_process, said.append)
-        assert said == [
-            "sound: 120 images, 12 identities, 5 shards, every checksum, index and label"
-        ]
+        assert verify_set(str(path), apply_in_process) == (
+            "verified 120 images, 12 identities, 5 shards: all checksums, indexes and labels match"
+        )
 
 
 def test_verify__names_every_bad_file(sound: Path) -> None:
@@ -43,14 +41,14 @@ def test_verify__names_every_bad_file(sound: Path) -> None:
     (sound / "identities.csv").write_text("")
     (sound / "more.rec").write_bytes(b"")
     with pytest.raises(DataError) as raised:
-        verify_set(str(sound), apply_in_process, print)
+        verify_set(str(sound), apply_in_process)
     found = raised.value.found
     assert found.startswith("7 bad files:")
     for line in (
         f"{names[0]}.rec: checksum ",
         f"{names[1]}.rec: {size - 8} bytes, expected {size}",
         f"{names[2]}.rec: missing",
-        f"{names[3]}.rec: its .idx does not fit",
+        f"{names[3]}.rec: its .idx does not match",
         f"{names[4]}.rec: key 0: label 100, expected ",
         "identities.csv: checksum ",
         "more.rec: not in the manifest",
@@ -61,10 +59,10 @@ def test_verify__names_every_bad_file(sound: Path) -> None:
 def test_verify__no_manifest(tmp_path: Path, sound: Path) -> None:
     """A folder without manifest, or with another's, is refused."""
     with pytest.raises(DataError, match=r"manifest\.json"):
-        verify_set(str(tmp_path), apply_in_process, print)
+        verify_set(str(tmp_path), apply_in_process)
     (sound / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(DataError, match="another format or version"):
-        verify_set(str(sound), apply_in_process, print)
+        verify_set(str(sound), apply_in_process)
     (sound / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="no JSON"):
-        verify_set(str(sound), apply_in_process, print)
+        verify_set(str(sound), apply_in_process)
