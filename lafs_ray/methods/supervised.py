@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.methods.mixup import mix, neighbors
-from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PARTS
+from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES
 from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.heads import MixedLabels
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks
@@ -136,7 +136,7 @@ class Supervised:
         del epoch
         frozen = _frozen(hparams)
         for name, parameter in self.trainable.model.named_parameters():
-            if ("landmarks" if name.startswith(LANDMARK_PARTS) else "transformer") in frozen:
+            if ("landmarks" if name.startswith(LANDMARK_PREFIXES) else "transformer") in frozen:
                 parameter.grad = None
 
     def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:

@@ -196,7 +196,7 @@ def test_evaluate__checkpoint_of_another_kind(pairs: str, tmp_path: Path) -> Non
     torch.save({"state_dict": torch.zeros(3)}, tmp_path / "a.pt")
     error = refusal(Request(checkpoint=str(tmp_path / "a.pt"), pairs=[pairs]))
     assert error.subject == str(tmp_path / "a.pt")
-    assert error.found == "a checkpoint that is not lafs_ray's; keys state_dict"
+    assert error.found == "a checkpoint that was not written by lafs_ray; keys state_dict"
     (tmp_path / "config.json").write_text("{}")
     error = refusal(Request(checkpoint=str(tmp_path), pairs=[pairs]))
     assert error.found == "a run without checkpoints"

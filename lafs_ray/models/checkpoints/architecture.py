@@ -1,8 +1,8 @@
-"""What a network is, told by the shapes of its tensors or written beside them, and built from that.
+"""A network's architecture: stored in our files, inferred from shapes for published ones.
 
-Shapes tell nearly everything. They cannot tell heads from their width (only the product is in a
-shape), landmarks from a grid, nor the side of the images; published networks have heads of 64,
-landmarks, and 112 pixels. Shape letters: N landmarks, p patch side, D width.
+Shapes determine nearly everything, except heads and their width (only the product is in a shape),
+landmarks or grid, and the side of the images; published networks have heads of 64, landmarks, and
+112 pixels. Shape letters: N landmarks, p patch side, D width.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _FIX = "give a checkpoint of fViT or Part fViT, or see docs/weights.md"
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that is needed to build the network which a set of tensors fits.
+    """The hyperparameters from which a network is built.
 
     Args:
         num_tokens: N, landmarks or cells of the grid.
-        transformer: its size; None where there is a landmark CNN alone.
+        transformer: its size; None where there is only a landmark CNN.
         patch_size: p, in pixels; None without a transformer.
         landmark_cnn: `mobilenetv3` or `timm/<name>`; None where there is none.
         landmark_cnn_width: factor on its channels.
@@ -47,19 +47,19 @@ class Architecture:
     grid: bool = False
 
     def build_transformer(self, init_std: float = 0.02) -> FViT:
-        """The transformer with fresh weights; for inference, so without dropout."""
+        """Build the transformer with new weights; for inference, so without dropout."""
         assert self.transformer is not None
         assert self.patch_size is not None
         token_dim = 3 * self.patch_size**2
         return build_fvit(self.transformer, self.num_tokens, token_dim, 0.0, 0.0, init_std)
 
     def build_landmark_cnn(self) -> LandmarkCNN | TimmLandmarks:
-        """The landmark CNN with fresh weights."""
+        """Build the landmark CNN with new weights."""
         assert self.landmark_cnn is not None
         return build_landmark_cnn(self.landmark_cnn, self.num_tokens, self.landmark_cnn_width)
 
     def lines(self) -> list[str]:
-        """The architecture for people, a line for each part."""
+        """Return a readable summary, one line for each part."""
         tokens = f"{self.num_tokens} landmarks"
         if self.patch_size is not None:
             kind = "cells of a grid" if self.grid else "landmarks"
@@ -78,13 +78,13 @@ class Architecture:
 def build_embedder(
     architecture: Architecture, source: str, *, seed: int = 0, init_std: float = 0.02
 ) -> FaceEmbedder:
-    """The network that embeds whole faces, with fresh weights, in eval mode.
+    """Build the network that embeds whole faces, with new weights, in eval mode.
 
     Args:
         architecture: with a transformer, and a landmark CNN unless it reads the grid.
         source: the file it is from, for the message.
-        seed: of the fresh weights.
-        init_std: deviation of the initial positions and class token.
+        seed: of the new weights.
+        init_std: standard deviation of the initial positions and class token.
 
     Raises:
         CheckpointError: a part is missing.
@@ -92,7 +92,7 @@ def build_embedder(
     if architecture.transformer is None:
         raise CheckpointError(
             source,
-            found="a landmark CNN alone",
+            found="only a landmark CNN",
             expected="a transformer as well",
             fix="use this file for landmarks.weights=; embedding needs a trained transformer",
         )
@@ -101,7 +101,7 @@ def build_embedder(
             source,
             found="a transformer on landmarks, without a landmark CNN",
             expected="both: published pretraining checkpoints leave out the CNN",
-            fix="convert it anew with jobs/convert_weights.py … --landmarks STAGE_1_CHECKPOINT",
+            fix="convert it again with jobs/convert_weights.py … --landmarks STAGE_1_CHECKPOINT",
         )
     torch.manual_seed(seed)
     transformer = architecture.build_transformer(init_std)
@@ -117,13 +117,13 @@ def infer_architecture(
     head_dim: int = PUBLISHED_HEAD_DIM,
     grid: bool = False,
 ) -> Architecture:
-    """What the shapes of a backbone's tensors tell.
+    """Infer an architecture from the shapes of a backbone's tensors.
 
     Args:
-        state: tensors under `PartFViT`'s names; others do not matter.
+        state: tensors under `PartFViT`'s names; others are ignored.
         source: the file they are from, for messages.
-        head_dim: width of an attention head, which no shape tells.
-        grid: whether tokens are cells of the plain grid, which no shape tells.
+        head_dim: width of an attention head; shapes do not determine it.
+        grid: whether tokens are cells of the plain grid; shapes do not determine it.
 
     Raises:
         CheckpointError: there is neither a transformer nor a landmark CNN, or their shapes
@@ -134,7 +134,7 @@ def infer_architecture(
         if landmarks is None:
             raise CheckpointError(
                 source,
-                found="neither the names of a transformer nor of a landmark CNN; but "
+                found="names of neither a transformer nor a landmark CNN: "
                 + ", ".join(sorted(state)[:8]),
                 expected="names such as " + _QKV.format(0) + " or stn.features.0.0.weight",
                 fix=_FIX,
@@ -146,7 +146,7 @@ def infer_architecture(
             source,
             found=f"positions for {num_tokens} tokens, and a landmark CNN of {landmarks} landmarks",
             expected="as many landmarks as tokens",
-            fix="join the transformer with the landmark CNN that it was trained on",
+            fix="combine the transformer with the landmark CNN that it was trained with",
         )
     if grid and (IMAGE_SIDE // patch_size) ** 2 != num_tokens:
         raise CheckpointError(
@@ -168,7 +168,7 @@ def infer_architecture(
 
 
 def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None, float]:
-    """Number of landmarks (None: no landmark CNN) and width."""
+    """Return the number of landmarks (None: no landmark CNN) and the width."""
     if not any(name.startswith("stn.") for name in state):
         return None, 1.0
     width = infer_width(state)
@@ -177,7 +177,7 @@ def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None,
             source,
             found="a trunk `stn.*` whose channels are not MobileNetV3-Large's at any width",
             expected="the published landmark CNN",
-            fix="no shape tells another trunk; a run of lafs_ray keeps its own, as a whole",
+            fix="shapes do not determine other trunks; use the run's own checkpoint",
         )
     return _shape(state, "output_layer.1.weight", source, 2)[0] // 2, width
 
@@ -185,7 +185,7 @@ def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None,
 def _transformer(
     state: Mapping[str, Tensor], source: str, head_dim: int
 ) -> tuple[FViTSize, int, int]:
-    """Size, N and p."""
+    """Return size, N and p."""
     _, positions, width = _shape(state, "pos_embedding", source, 3)
     token_dim = _shape(state, "patch_to_embedding.weight", source, 2)[1]
     patch_size = math.isqrt(token_dim // 3)
@@ -193,16 +193,16 @@ def _transformer(
         raise CheckpointError(
             f"{source}, patch_to_embedding.weight",
             found=f"tokens of {token_dim} numbers",
-            expected="3·p² of them, p the side of a patch of three colors",
+            expected="3·p² numbers, p the side of a patch of three colors",
             fix=_FIX,
         )
     inner = _shape(state, _QKV.format(0), source, 2)[0] / 3
     if inner % head_dim:
         raise CheckpointError(
             f"{source}, {_QKV.format(0)}",
-            found=f"heads of {inner:g} numbers together, not a multiple of {head_dim}",
-            expected="heads × head width; no shape tells the two apart",
-            fix="name the width of a head: --head-dim",
+            found=f"a total head width of {inner:g}, not a multiple of {head_dim}",
+            expected="heads × head width; shapes do not determine the two factors",
+            fix="set the width of a head: --head-dim",
         )
     depth = 0
     while _QKV.format(depth) in state:

@@ -1,7 +1,7 @@
-"""Published checkpoints into weights of ours and back, with an account of every name.
+"""Convert published checkpoints to weights of ours and back, with a report on every tensor's name.
 
-Names and shapes of published checkpoints are known (tests/golden/c0_full_size); the files
-themselves were never at hand. So anything unforeseen is told or refused, never passed over.
+Names and shapes of published checkpoints are known (tests/golden/c0_full_size), the files
+themselves were not available. So every unexpected name is reported or refused, never dropped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,26 +24,27 @@ from lafs_ray.models.checkpoints.architecture import (
 )
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import (
-    LANDMARK_PARTS,
+    LANDMARK_PREFIXES,
     PublishedLayout,
-    PublishedState,
+    Role,
     check_weights,
     network_tensors,
+    published_state,
     split_name,
 )
 
-_SHOWN = 4
+_MAX_NAMES = 4
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Weights, and what became of everything in the file they are from.
+    """Converted weights and a report on the file they come from.
 
     Args:
-        weights: what was made.
-        missing: what the file lacks, and what that means.
-        ignored: what of the file was left out, and why.
-        assumed: what no shape tells.
+        weights: the result.
+        missing: parts that the file lacks, and the consequence.
+        ignored: names that were left out, and why.
+        assumed: what shapes cannot determine.
     """
 
     weights: NetworkWeights
@@ -52,19 +53,17 @@ class Conversion:
     assumed: str = ""
 
     def lines(self) -> list[str]:
-        """The account for people."""
+        """Return the report, one line for each subject."""
         state = self.weights.state
         used = self.weights.layout.named(state)
         numbers = sum(tensor.numel() for tensor in used.values())
         lines = [f"source: {self.weights.source}", *self.weights.architecture.lines()]
-        for rows, what in (
-            (state.head.get("last_layer.weight_v"), "prototypes"),
-            (state.loss.get("weight"), "classes"),
-        ):
-            if rows is not None:
-                lines.append(f"{what}: {rows.shape[0]:,}")
+        if (rows := state.head.get("last_layer.weight_v")) is not None:
+            lines.append(f"prototypes: {rows.shape[0]:,}")
+        if (rows := state.loss.get("weight")) is not None:
+            lines.append(f"classes: {rows.shape[0]:,}")
         if self.assumed:
-            lines.append(f"assumed, as no shape tells: {self.assumed}")
+            lines.append(f"assumed, as shapes do not determine it: {self.assumed}")
         lines.append(f"used: {_names([*used])}: {numbers:,} numbers")
         for title, entries in (("missing", self.missing), ("ignored", self.ignored)):
             lines += [f"{title}: {names}: {reason}" for names, reason in entries.items()]
@@ -75,12 +74,12 @@ def from_published(
     checkpoint: Mapping[str, Any],
     source: str,
     *,
-    role: Literal["teacher", "student"] = "teacher",
+    role: Role = "teacher",
     head_dim: int = PUBLISHED_HEAD_DIM,
     grid: bool = False,
     heads: bool = False,
 ) -> Conversion:
-    """A published checkpoint as weights of ours.
+    """Convert a published checkpoint to weights of ours.
 
     Args:
         checkpoint: what `read_checkpoint` returned.
@@ -95,77 +94,72 @@ def from_published(
             other, or names have different prefixes.
     """
     container, tensors = network_tensors(checkpoint, role)
+    state = published_state(checkpoint, role)
+    architecture = infer_architecture(state.backbone, source, head_dim=head_dim, grid=grid)
+    own = _own_names(architecture, state.backbone)
     split = {name: split_name(name) for name in tensors}
-    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}, "loss": {}}
-    for name, (_, part, inner) in split.items():
-        parts[part][inner] = tensors[name]
-    architecture = infer_architecture(parts["backbone"], source, head_dim=head_dim, grid=grid)
-    own = _own_names(architecture, parts["backbone"])
-    unknown = [
-        n for n, (_, part, inner) in split.items() if part == "backbone" and inner not in own
-    ]
+    unknown = [n for n, (_, part, name) in split.items() if part == "backbone" and name not in own]
     layout = _layout(container, [split[name] for name in split if name not in unknown], source)
     ignored: dict[str, str] = {}
     if unknown:
         ignored[_names(unknown)] = (
-            "no part of a landmark CNN, which is all that this file has of ours"
+            "no part of a landmark CNN, the only network of ours in this file"
             if architecture.transformer is None
             else "no part of fViT or Part fViT"
             + (", whose landmark CNN --grid leaves out" if grid else "")
         )
-    state = PublishedState({name: parts["backbone"][name] for name in own})
-    if heads:
-        state = replace(state, head=parts["head"], loss=parts["loss"])
-    else:
-        ignored |= _heads_left_out(parts, unused=layout.is_pretraining)
-    ignored |= _other_keys(checkpoint, container)
+    state = replace(state, backbone={name: state.backbone[name] for name in own})
     origin = f"{source}, {container}" if layout.is_pretraining else source
     weights = NetworkWeights(architecture, state, origin, layout)
+    if not heads:
+        ignored |= _ignored_heads(weights)
+        weights = weights.without_heads()
+    ignored |= _other_keys(checkpoint, container)
     assumed = f"images of {IMAGE_SIDE} px, RGB in [-1, 1]"
     if architecture.transformer is not None:
         assumed = f"heads of {head_dim}, tokens from {'a grid' if grid else 'landmarks'}, {assumed}"
     return Conversion(weights, _missing(architecture), ignored, assumed)
 
 
-def conversion_of(weights: NetworkWeights, *, heads: bool) -> Conversion:
-    """The account of weights that are ours already.
+def report_conversion(weights: NetworkWeights, *, heads: bool) -> Conversion:
+    """Report on weights of a run or a weights file.
 
     Args:
-        weights: of a run or a weights file.
+        weights: as they were read.
         heads: keep DINO head and class weight.
     """
-    parts = {"head": weights.state.head, "loss": weights.state.loss}
-    ignored = {} if heads else _heads_left_out(parts, unused=weights.layout.is_pretraining)
-    kept = weights if heads else weights.without_heads()
-    return Conversion(kept, _missing(weights.architecture), ignored)
+    missing = _missing(weights.architecture)
+    if heads:
+        return Conversion(weights, missing, {})
+    return Conversion(weights.without_heads(), missing, _ignored_heads(weights))
 
 
-def with_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversion:
-    """The same weights with the landmark CNN of another file, which pretraining had frozen.
+def add_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversion:
+    """Add the landmark CNN of another file, the one that was frozen in pretraining.
 
     Args:
         conversion: of a transformer that was trained on landmarks.
         other: weights with the landmark CNN.
 
     Raises:
-        CheckpointError: there is no landmark CNN in it or no place for one, or it has another
-            number of landmarks.
+        CheckpointError: there is no landmark CNN in `other`, the transformer needs none, or it has
+            another number of landmarks.
     """
     weights = conversion.weights
     ours, theirs = weights.architecture, other.architecture
-    wanted = None if ours.grid or ours.landmark_cnn else f"{ours.num_tokens} landmarks"
-    offered = f"{theirs.num_tokens} landmarks" if theirs.landmark_cnn else None
-    if wanted is None or wanted != offered:
+    needed = None if ours.grid or ours.landmark_cnn else f"{ours.num_tokens} landmarks"
+    found = f"{theirs.num_tokens} landmarks" if theirs.landmark_cnn else None
+    if needed is None or needed != found:
         why = "reads a grid" if ours.grid else "has a landmark CNN"
         raise CheckpointError(
             other.source,
-            found=f"a landmark CNN of {offered}" if offered else "no landmark CNN",
-            expected=f"one of {wanted}" if wanted else f"none, as {weights.source} {why}",
+            found=f"a landmark CNN of {found}" if found else "no landmark CNN",
+            expected=f"one of {needed}" if needed else f"none, as {weights.source} {why}",
             fix="name the stage-1 checkpoint that the transformer was trained with"
-            if wanted
+            if needed
             else "leave out --landmarks",
         )
-    cnn = {n: v for n, v in other.state.backbone.items() if n.startswith(LANDMARK_PARTS)}
+    cnn = {n: v for n, v in other.state.backbone.items() if n.startswith(LANDMARK_PREFIXES)}
     joined = replace(
         weights,
         architecture=replace(
@@ -180,10 +174,10 @@ def with_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversi
 
 
 def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
-    """Write weights as a published checkpoint, in the layout that they came from or would have.
+    """Write weights as a published checkpoint, in the layout that the released code uses.
 
     Returns:
-        What was left out of it, and why.
+        Names that were left out, and why.
 
     Raises:
         DataError: the place cannot be written to.
@@ -191,13 +185,13 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
     layout, state = weights.layout, weights.state
     left_out: dict[str, str] = {}
     if layout.is_pretraining and weights.architecture.landmark_cnn is not None:
-        backbone = {n: v for n, v in state.backbone.items() if not n.startswith(LANDMARK_PARTS)}
+        backbone = {n: v for n, v in state.backbone.items() if not n.startswith(LANDMARK_PREFIXES)}
         state = replace(state, backbone=backbone)
         left_out["stn.*, output_layer.*"] = (
             "the landmark CNN, which published pretraining checkpoints keep in their stage-1 file"
         )
     tensors = layout.named(state)
-    buffer = io.BytesIO()  # torch's own writer hides what goes wrong with a file
+    buffer = io.BytesIO()  # torch's own file writer hides the cause of an error
     torch.save(tensors if layout.container is None else {layout.container: tensors}, buffer)
     with filesystem.atomic_write(uri) as file:
         file.write(buffer.getbuffer())
@@ -205,10 +199,10 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
 
 
 def _own_names(architecture: Architecture, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the architecture's parts, all of which the state has in the right shape.
+    """Return the names of the architecture's tensors, in the state's order.
 
     Raises:
-        CheckpointError: names are missing or have another shape.
+        CheckpointError: tensors are missing or have another shape.
     """
     with torch.device("meta"):
         modules: list[nn.Module] = []
@@ -216,17 +210,17 @@ def _own_names(architecture: Architecture, state: Mapping[str, Tensor]) -> list[
             modules.append(architecture.build_transformer())
         if architecture.landmark_cnn is not None:
             modules.append(architecture.build_landmark_cnn())
-    own = {name for module in modules for name in check_weights(module, state).used}
+    own = {name for module in modules for name in check_weights(module, state)}
     return [name for name in state if name in own]
 
 
 def _layout(
     container: str | None, split: Iterable[tuple[str, str, str]], source: str
 ) -> PublishedLayout:
-    """What stands before the names of each part.
+    """Find the prefix of each part's names.
 
     Raises:
-        CheckpointError: two names of one part have different prefixes.
+        CheckpointError: a part has two prefixes.
     """
     prefixes: dict[str, str] = {}
     for prefix, part, inner in split:
@@ -235,27 +229,27 @@ def _layout(
                 source,
                 found=f"names that begin with {other!r} and, as {prefix + inner}, with {prefix!r}",
                 expected="one prefix for all names of a network",
-                fix="it seems to hold two networks: save the one that is wanted by itself",
+                fix="the file seems to hold two networks: save the one you need separately",
             )
     return PublishedLayout(container, **prefixes)
 
 
-def _heads_left_out(parts: Mapping[str, Mapping[str, Tensor]], *, unused: bool) -> dict[str, str]:
-    left_out = {}
-    if parts["head"]:
-        names = _names([f"head.{name}" for name in parts["head"]])
-        left_out[names] = "DINO head, of use in pretraining alone; --heads keeps it"
-    for name, weight in parts["loss"].items():
-        left_out[f"loss.{name} {list(weight.shape)}"] = (
-            "class weight that pretraining carries and never uses; --heads keeps it"
-            if unused
-            else "class weight, of use with the same classes alone; --heads keeps it"
+def _ignored_heads(weights: NetworkWeights) -> dict[str, str]:
+    ignored = {}
+    if weights.state.head:
+        names = _names([f"head.{name}" for name in weights.state.head])
+        ignored[names] = "DINO head, used in pretraining only; --heads keeps it"
+    for name, weight in weights.state.loss.items():
+        ignored[f"loss.{name} {list(weight.shape)}"] = (
+            "class weight, which pretraining never uses; --heads keeps it"
+            if weights.layout.is_pretraining
+            else "class weight, useful with the same classes only; --heads keeps it"
         )
-    return left_out
+    return ignored
 
 
 def _other_keys(checkpoint: Mapping[str, Any], container: str | None) -> dict[str, str]:
-    """Keys beside the network."""
+    """Report the checkpoint's other keys."""
     found: dict[str, str] = {}
     rest = []
     for key, value in checkpoint.items():
@@ -264,22 +258,22 @@ def _other_keys(checkpoint: Mapping[str, Any], container: str | None) -> dict[st
         elif key != container and (container is not None or not isinstance(value, Tensor)):
             rest.append(str(key))
     if rest:
-        found[", ".join(rest)] = "state of training, not of the network"
+        found[", ".join(rest)] = "training state, not part of the network"
     return found
 
 
 def _missing(architecture: Architecture) -> dict[str, str]:
     if architecture.transformer is None:
-        return {"transformer": "good for landmarks.weights=, not to embed faces"}
+        return {"transformer": "usable as landmarks.weights=, not to embed faces"}
     if architecture.landmark_cnn is None and not architecture.grid:
         return {
-            "landmark CNN (stn.*, output_layer.*)": "needed to embed faces, not to start a "
-            "finetuning; --landmarks STAGE_1 adds it, --grid says that there is none"
+            "landmark CNN (stn.*, output_layer.*)": "needed to embed faces, not to start "
+            "finetuning; --landmarks STAGE_1 adds it, --grid is for networks without one"
         }
     return {}
 
 
 def _names(names: Sequence[str]) -> str:
-    """Some names: all, or the first ones and how many more."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    """Join names; of many the first few, and how many more."""
+    shown = ", ".join(names[:_MAX_NAMES])
+    return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")

@@ -1,8 +1,7 @@
-"""Our weights file: safetensors under the published flat names, with its description in the header.
+"""Our weights file: safetensors under the published flat names, with a description in the header.
 
-Nobody has to guess what the tensors are for: the header says architecture, input, range and color
-order, and where they came from. `landmarks.weights=`, finetuning and evaluation read it, and any
-tool that knows Part fViT's names can.
+The header names architecture, input, range, color order and origin. `landmarks.weights=`,
+finetuning and evaluation read it, and so can any tool that knows Part fViT's names.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
     LAYOUTS,
     PublishedLayout,
     PublishedState,
-    digest,
+    hash_tensors,
     load_weights,
     published_state,
     read_checkpoint,
@@ -44,9 +43,9 @@ class NetworkWeights:
         state: backbone (transformer and landmark CNN), and heads where they were kept.
         source: the file they come from, and which network of it.
         layout: where the published checkpoint had them, or would have.
-        step: optimizer steps behind them; None: unknown.
-        seed: what an untrained network to compare with is drawn from.
-        init_std: deviation of that network's positions.
+        step: optimizer steps of training; None: unknown.
+        seed: initializes an untrained network for comparison.
+        init_std: standard deviation of that network's initial positions.
     """
 
     architecture: Architecture
@@ -58,14 +57,14 @@ class NetworkWeights:
     init_std: float = 0.02
 
     def without_heads(self) -> NetworkWeights:
-        """The backbone alone."""
+        """Return the backbone alone."""
         return replace(self, state=PublishedState(self.state.backbone))
 
     def embedder(self, *, trained: bool = True) -> FaceEmbedder:
-        """The network that embeds faces, in eval mode.
+        """Build the network that embeds faces, in eval mode.
 
         Args:
-            trained: whether the transformer gets its weights; else it stays as drawn from the seed.
+            trained: whether the transformer gets its weights; else it stays as initialized.
 
         Raises:
             CheckpointError: a part is missing, or tensors are not of the architecture.
@@ -81,9 +80,9 @@ class NetworkWeights:
 
 
 def describe_network(weights: NetworkWeights) -> dict[str, str]:
-    """A network, what goes into it and what comes out: the words that every file of ours carries.
+    """Describe a network, its input and its output; every exported file carries these entries.
 
-    Keys and values are text, as the headers of safetensors and ONNX want them.
+    Keys and values are text, as the headers of safetensors and ONNX require.
     """
     architecture = weights.architecture
     return {
@@ -98,12 +97,12 @@ def describe_network(weights: NetworkWeights) -> dict[str, str]:
         "embedding_dim": str(architecture.transformer.width if architecture.transformer else ""),
         "source": weights.source,
         "step": "" if weights.step is None else str(weights.step),
-        "weights_hash": digest(weights.state.backbone),
+        "weights_hash": hash_tensors(weights.state.backbone),
     }
 
 
 def write_weights(uri: str, weights: NetworkWeights) -> None:
-    """Write a weights file; it is there whole or not at all.
+    """Write a weights file atomically.
 
     Raises:
         DataError: the place cannot be written to.
@@ -114,7 +113,7 @@ def write_weights(uri: str, weights: NetworkWeights) -> None:
 
 
 def encode_weights(weights: NetworkWeights) -> bytes:
-    """The bytes of a weights file."""
+    """Return the bytes of a weights file."""
     tensors = {
         name: tensor.detach().cpu().clone().contiguous()  # safetensors refuses shared memory
         for name, tensor in LAYOUTS[None].named(weights.state).items()
@@ -127,23 +126,27 @@ def encode_weights(weights: NetworkWeights) -> bytes:
     return save(tensors, header)
 
 
-def read_weights(uri: str) -> NetworkWeights:
+def read_weights(uri: str) -> NetworkWeights | None:
     """Read a weights file.
 
+    Returns:
+        None if the file does not exist, or is not a weights file by its name and header; its
+        tensors are not read then.
+
     Raises:
-        CheckpointError: it is missing, damaged, not a weights file, or of a newer format.
+        CheckpointError: it is safetensors by its name and damaged, or of a newer format.
     """
-    tensors = read_checkpoint(uri)
-    header = read_header(uri)
-    if header.get(_FORMAT_KEY) != FORMAT:
-        found = header.get(_FORMAT_KEY)
+    if not uri.partition("?")[0].endswith(".safetensors") or not filesystem.exists(uri):
+        return None
+    header = _read_header(uri)
+    if _FORMAT_KEY not in header:
+        return None
+    if header[_FORMAT_KEY] != FORMAT:
         raise CheckpointError(
             uri,
-            found=f"format {found!r} in its header"
-            if found
-            else "safetensors without lafs_ray's description in the header",
-            expected=f"a weights file of lafs_ray, format {FORMAT!r}",
-            fix="make one with python jobs/convert_weights.py THIS_FILE OUT.safetensors",
+            found=f"format {header[_FORMAT_KEY]!r} in its header",
+            expected=f"a weights file of format {FORMAT!r}",
+            fix="convert the original checkpoint again: python jobs/convert_weights.py",
         )
     try:
         architecture = TypeAdapter(Architecture).validate_json(header["architecture"])
@@ -151,32 +154,19 @@ def read_weights(uri: str) -> NetworkWeights:
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             uri,
-            found="a header that does not read: " + " ".join(str(error).split())[:200],
+            found="an invalid header: " + " ".join(str(error).split())[:200],
             expected="the header that jobs/convert_weights.py writes",
             fix="convert the weights again",
         ) from None
+    state, source = published_state(read_checkpoint(uri)), header.get("source", uri)
     step = header.get("step", "")
     return NetworkWeights(
-        architecture,
-        published_state(tensors),
-        header.get("source", uri),
-        layout,
-        int(step) if step.isdecimal() else None,
+        architecture, state, source, layout, int(step) if step.isdecimal() else None
     )
 
 
-def has_description(uri: str) -> bool:
-    """Whether a file is a weights file by its name and header; its tensors are not read.
-
-    Raises:
-        CheckpointError: it is safetensors by its name, and damaged.
-    """
-    is_safetensors = uri.partition("?")[0].endswith(".safetensors") and filesystem.exists(uri)
-    return is_safetensors and _FORMAT_KEY in read_header(uri)
-
-
-def read_header(uri: str) -> Mapping[str, str]:
-    """The description in a safetensors file's header; empty where there is none.
+def _read_header(uri: str) -> Mapping[str, str]:
+    """Read the description in a safetensors file's header; empty where there is none.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -1,9 +1,9 @@
-"""Names of published checkpoints, into our modules and back, with nothing executed on loading.
+"""Published checkpoints: their names of tensors, and reading them without executing anything.
 
 A published pretraining file holds `student` (names `module.backbone.*`, `module.head.*`: it was
 wrapped by DDP) and `teacher` (`backbone.*`, `head.*`); a finetuned one holds the network's names
 flat. Inside a backbone our names are the published ones, so only prefixes change.
-`PublishedLayout` keeps what was taken off, for the way back.
+`PublishedLayout` keeps the prefixes, for the conversion back.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, UserError
 
-LANDMARK_PARTS = ("stn.", "output_layer.")
-"""How the names of a landmark CNN's tensors begin, by themselves and inside a Part fViT."""
+Role = Literal["teacher", "student"]
+"""Which network of a pretraining checkpoint."""
+
+LANDMARK_PREFIXES = ("stn.", "output_layer.")
+"""Prefixes of a landmark CNN's tensors, alone and inside a Part fViT."""
 
 _WRAPPERS = ("module.", "backbone.", "encoder.")
 _CONTAINERS = ("state_dict", "model")
-_LISTED = 12
+_MAX_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ class PublishedState:
 
 @dataclass(frozen=True)
 class PublishedLayout:
-    """Where a published checkpoint keeps a network, and what stands before its names there.
+    """Key and name prefixes under which a published checkpoint stores a network.
 
     Args:
-        container: key of the checkpoint's dictionary; None: names lie flat.
-        backbone: before names of the backbone, such as `module.backbone.`.
-        head: before names of the DINO head.
-        loss: before the class weight.
+        container: key of the checkpoint's dictionary; None: the tensors are at the top level.
+        backbone: prefix of the backbone's tensors, such as `module.backbone.`.
+        head: prefix of the DINO head's.
+        loss: prefix of the class weight.
     """
 
     container: str | None = None
@@ -66,11 +69,11 @@ class PublishedLayout:
 
     @property
     def is_pretraining(self) -> bool:
-        """Whether this is a student's or a teacher's place; these hold no landmark CNN."""
+        """Whether this is a student or a teacher, which are stored without a landmark CNN."""
         return self.container in ("student", "teacher")
 
     def named(self, state: PublishedState) -> dict[str, Tensor]:
-        """Tensors of a network under their published names."""
+        """Return a network's tensors under their published names."""
         return {
             getattr(self, part) + name: tensor
             for part in ("backbone", "loss", "head")
@@ -88,27 +91,8 @@ LAYOUTS = {
 """Layouts as published: finetuned networks are flat, the student of pretraining was under DDP."""
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of each name: of the module (used, missing) and of the state (unexpected).
-
-    Args:
-        used: names copied into the module.
-        missing: names of the module that the state lacks.
-        unexpected: names of the state that the module lacks.
-        mismatched: names in both, with the state's and the module's shape; not copied.
-    """
-
-    used: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-
-
-def published_state(
-    checkpoint: Mapping[str, Any], role: Literal["teacher", "student"] = "teacher"
-) -> PublishedState:
-    """Strip wrappers' prefixes from a published checkpoint and part its networks.
+def published_state(checkpoint: Mapping[str, Any], role: Role = "teacher") -> PublishedState:
+    """Strip wrappers' prefixes from a published checkpoint, and separate backbone and heads.
 
     Args:
         checkpoint: what `read_checkpoint` returned: a pretraining checkpoint, a flat state, or a
@@ -116,7 +100,7 @@ def published_state(
         role: which network of a pretraining checkpoint; a flat state has only one.
 
     Raises:
-        CheckpointError: there are no tensors where they should be.
+        CheckpointError: there are no tensors.
     """
     _, tensors = network_tensors(checkpoint, role)
     state = PublishedState()
@@ -127,12 +111,12 @@ def published_state(
 
 
 def network_tensors(
-    checkpoint: Mapping[str, Any], role: Literal["teacher", "student"] = "teacher"
+    checkpoint: Mapping[str, Any], role: Role = "teacher"
 ) -> tuple[str | None, dict[str, Tensor]]:
-    """The dictionary's key under which a network lies (None: flat), and its tensors by full name.
+    """Return a network's key in the dictionary (None: flat), and its tensors by full name.
 
     Raises:
-        CheckpointError: there are no tensors where they should be.
+        CheckpointError: there are no tensors.
     """
     flat: Any = checkpoint
     found = None
@@ -152,7 +136,7 @@ def network_tensors(
 
 
 def split_name(name: str) -> tuple[str, str, str]:
-    """What stands before a published name, the part of `PublishedState` it is of, its name there.
+    """Split a published name into prefix, part of `PublishedState` and name in that part.
 
     Example: `module.backbone.loss.weight` is `module.backbone.loss.`, `loss`, `weight`.
     """
@@ -164,77 +148,61 @@ def split_name(name: str) -> tuple[str, str, str]:
     return name.removesuffix(inner), part, inner
 
 
-def to_published(
-    state: PublishedState, role: Literal["teacher", "student"] | None = None
-) -> dict[str, Tensor]:
-    """Give tensors their published names again: the inverse of `published_state`.
-
-    Args:
-        state: tensors of the parts, as their modules' `state_dict` names them.
-        role: for which place of a pretraining checkpoint; None for a flat (finetuned) one, which
-            has no DINO head.
-    """
-    assert role is not None or not state.head, "a flat published state has no DINO head"
-    return LAYOUTS[role].named(state)
-
-
-def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True
-) -> LoadReport:
-    """Copy the tensors that fit by name and shape into a module.
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy all of a module's tensors from a state.
 
     Args:
         module: receives values in place; its dtype and device stay.
-        state: name to tensor; names that the module lacks are reported, never refused, since a
-            published file holds other networks too.
-        strict: refuse, before anything is copied, if one of the module's names is missing or
-            differs in shape.
+        state: name to tensor; further names are ignored, since a published file holds other
+            networks too.
 
     Raises:
-        CheckpointError: in strict mode, naming every such key with its shapes.
+        CheckpointError: before anything is copied, naming every tensor that is missing or differs
+            in shape.
     """
-    report = check_weights(module, state, strict=strict)
-    module.load_state_dict({name: state[name] for name in report.used}, strict=False)
-    return report
+    module.load_state_dict({name: state[name] for name in check_weights(module, state)})
 
 
-def check_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True
-) -> LoadReport:
-    """What `load_weights` would copy; the module may be without memory (device `meta`).
+def check_weights(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names that `load_weights` would copy; the module may be on device `meta`.
 
     Raises:
         CheckpointError: as `load_weights`.
     """
     own = module.state_dict()
-    shared = [name for name in own if name in state]
-    mismatched = {
-        name: (tuple(state[name].shape), tuple(own[name].shape))
-        for name in shared
-        if state[name].shape != own[name].shape
-    }
-    report = LoadReport(
-        used=tuple(name for name in shared if name not in mismatched),
-        missing=tuple(name for name in own if name not in state),
-        unexpected=tuple(name for name in state if name not in own),
-        mismatched=mismatched,
-    )
-    if strict and (report.missing or report.mismatched):
-        raise _does_not_fit(module, own, report)
-    return report
+    lines = [
+        f"{name}: {list(state[name].shape)} in the checkpoint, {list(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    lines += [
+        f"{name}: absent from the checkpoint, {list(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name not in state
+    ]
+    if lines:
+        unexpected = [name for name in state if name not in own]
+        raise CheckpointError(
+            f"weights for {type(module).__name__}",
+            found=f"{len(lines)} of {len(own)} tensors do not match\n    " + "\n    ".join(lines),
+            expected="every tensor of the model, in the same shape; unexpected tensors: "
+            + (_listed(unexpected) or "none"),
+            fix="build the model in the size of the checkpoint",
+        )
+    return list(own)
 
 
 def read_checkpoint(uri: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU: safetensors by that ending, otherwise torch's format.
+    """Read a checkpoint to the CPU: safetensors by that file extension, else torch's format.
 
     Nothing in the file is executed: besides tensors and plain containers only the argument
-    namespace and NumPy scalars that the reference stores are admitted.
+    namespace and NumPy scalars that the released code stores are allowed.
 
     Args:
         uri: a path or URI.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds anything else, or is no dictionary.
+        CheckpointError: the file is missing, damaged, holds other objects, or is no dictionary.
     """
     uri = str(uri)
     if not filesystem.exists(uri):
@@ -246,8 +214,8 @@ def read_checkpoint(uri: str | Path) -> dict[str, Any]:
         )
     try:
         with filesystem.local_file(uri) as path:
-            read = _read_safetensors if path.endswith(".safetensors") else _read_torch
-            content = read(path)
+            is_safetensors = path.endswith(".safetensors")
+            content: Any = load_file(path) if is_safetensors else _read_torch(path)
     except pickle.UnpicklingError as error:
         raise _refused(uri, error) from None
     except UserError:
@@ -265,66 +233,42 @@ def read_checkpoint(uri: str | Path) -> dict[str, Any]:
 
 
 def unreadable(uri: str, error: Exception) -> CheckpointError:
-    """The mistake of a file that a library could not read."""
+    """Return the error for a file that a library could not read."""
     return CheckpointError(
         uri,
-        found=f"{filesystem.file_size(uri):,} bytes that do not read: {_first_line(error)}",
+        found=f"{filesystem.file_size(uri):,} bytes that cannot be read: {_first_line(error)}",
         expected="a complete checkpoint",
         fix="copy or download the file again, and compare its size with the original's",
     )
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
-    """Hash of names and values, to know the same weights again wherever they lie."""
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
+    """Hash names and values, to recognize the same weights in any file."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(state.items()):
         hashed.update(name.encode())
-        # As bytes: NumPy has no bfloat16, and no view of a number without dimensions.
+        # As bytes: NumPy has no bfloat16, and cannot view a 0-d array.
         hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 
-def _does_not_fit(
-    module: nn.Module, own: Mapping[str, Tensor], report: LoadReport
-) -> CheckpointError:
-    lines = [
-        f"{name}: {list(theirs)} in the checkpoint, {list(ours)} in the model"
-        for name, (theirs, ours) in report.mismatched.items()
-    ]
-    lines += [
-        f"{name}: absent from the checkpoint, {list(own[name].shape)} in the model"
-        for name in report.missing
-    ]
-    return CheckpointError(
-        f"weights for {type(module).__name__}",
-        found=f"{len(lines)} of {len(own)} names do not fit\n    " + "\n    ".join(lines),
-        expected="every name of the model, in the same shape; the checkpoint also holds "
-        + (_listed(report.unexpected) or "nothing else"),
-        fix="build the model in the size of the checkpoint, or load it part by part",
-    )
-
-
-def _read_safetensors(path: str) -> Any:
-    return load_file(path)
-
-
 def _read_torch(path: str) -> Any:
     scalar = np.float64(0).__reduce__()[0]
-    # The reference stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2 pickle
-    # these under different names.
-    admitted: list[Any] = [
+    # The released code stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2
+    # pickle these under different names.
+    allowed: list[Any] = [
         argparse.Namespace,
         np.dtype,
         *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8")),
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
     ]
-    with torch.serialization.safe_globals(admitted):
+    with torch.serialization.safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refused(uri: str, error: pickle.UnpicklingError) -> CheckpointError:
-    # torch's own message goes on to name the switch that would run the code: not repeated here.
+    # Not torch's own message: it recommends the option that would run the code.
     name = re.search(r"GLOBAL (\S+)", str(error))
     unnamed = f"{filesystem.file_size(uri):,} bytes of pickled content, damaged or not plain values"
     return CheckpointError(
@@ -336,11 +280,11 @@ def _refused(uri: str, error: pickle.UnpicklingError) -> CheckpointError:
 
 
 def _first_line(error: Exception) -> str:
-    """Kind and first sentence; libraries append advice that concerns their developers."""
+    """Return type and first sentence; libraries append advice for their own developers."""
     sentence = str(error).split("\n")[0].split(". ")[0]
     return f"{type(error).__name__} {sentence}".strip()
 
 
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    rest = f" … and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + rest
+def _listed(names: list[str]) -> str:
+    rest = f" … and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + rest

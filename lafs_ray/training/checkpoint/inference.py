@@ -1,9 +1,10 @@
-"""The network out of a run, a checkpoint or a weights file, ready to embed faces."""
+"""Open any checkpoint of a network: a run, its checkpoint, a safetensors or a published file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +16,16 @@ from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM, Architecture
 from lafs_ray.models.checkpoints.convert import (
     Conversion,
-    conversion_of,
+    add_landmark_cnn,
     from_published,
-    with_landmark_cnn,
+    report_conversion,
 )
-from lafs_ray.models.checkpoints.safetensors_file import (
-    NetworkWeights,
-    has_description,
-    read_weights,
-)
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights
 from lafs_ray.models.checkpoints.state_dicts import (
-    LANDMARK_PARTS,
+    LANDMARK_PREFIXES,
     LAYOUTS,
     PublishedState,
+    Role,
     published_state,
     read_checkpoint,
 )
@@ -35,47 +33,80 @@ from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.checkpoint.run_dir import FORMAT, newest_checkpoint
 
-Role = Literal["teacher", "student"]
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """A checkpoint without a description: of the released code, or of another program.
+
+    Args:
+        uri: the file.
+        content: what `read_checkpoint` returned.
+    """
+
+    uri: str
+    content: Mapping[str, Any]
+
+
+def open_checkpoint(path: str, role: Role = "teacher") -> NetworkWeights | PublishedCheckpoint:
+    """Read a checkpoint and decide what kind of file it is; nothing in it is executed.
+
+    Args:
+        path: a checkpoint of a run, the folder of a run, which stands for its newest checkpoint, a
+            weights file (.safetensors), or a published checkpoint.
+        role: which network of a pretraining run.
+
+    Returns:
+        Tensors and architecture of a run or a weights file, heads included; a published checkpoint
+        as it is.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of a newer format.
+        ConfigError: the configuration in a run's checkpoint is not valid.
+    """
+    uri = newest_checkpoint(path)
+    if (weights := read_weights(uri)) is not None:
+        return weights
+    content = read_checkpoint(uri)
+    if {"format", "kind", "config"} <= content.keys():
+        return _run_weights(content, uri, role)
+    return PublishedCheckpoint(uri, content)
 
 
 def load_embedder(path: str, *, trained: bool = True) -> FaceEmbedder:
-    """The network of a checkpoint in eval mode: a pretraining run's teacher, or a supervised one's.
+    """Load the network that embeds faces, in eval mode: the teacher of a pretraining run.
 
     Args:
-        path: a checkpoint, the folder of a run, which stands for its newest checkpoint, or a
-            weights file (.safetensors).
+        path: as in `load_for_inference`.
         trained: whether the transformer gets its weights; else it stays as initialized from the
-            run's seed, to compare with. The landmark CNN has its weights in both cases.
+            run's seed, for comparison. The landmark CNN has its weights in both cases.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not ours, does not fit its own description,
-            or lacks a landmark CNN.
+        CheckpointError: as `load_for_inference`; or tensors do not fit their own description, or
+            there is no landmark CNN.
     """
     return load_for_inference(path).embedder(trained=trained)
 
 
 def load_for_inference(path: str, role: Role = "teacher") -> NetworkWeights:
-    """A network and its description, heads included.
+    """Load a network and its description, heads included.
 
     Args:
-        path: as in `load_embedder`.
-        role: which network of a pretraining checkpoint.
+        path: as in `open_checkpoint`; published checkpoints are refused.
+        role: which network of a pretraining run.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not ours.
+        CheckpointError: the file is missing, damaged or without a description.
     """
-    uri = newest_checkpoint(path)
-    if has_description(uri):
-        return read_weights(uri)
-    content = read_checkpoint(uri)
-    if not _is_own(content):
-        raise CheckpointError(
-            uri,
-            found=f"a checkpoint that is not lafs_ray's; keys {', '.join(list(content)[:4])}",
-            expected="a run, its checkpoint (step-*.pt), or a weights file (.safetensors)",
-            fix=f"if it is a published one: python jobs/convert_weights.py {uri} OUT.safetensors",
-        )
-    return _of_checkpoint(content, uri, role)
+    opened = open_checkpoint(path, role)
+    if isinstance(opened, NetworkWeights):
+        return opened
+    keys = ", ".join(list(opened.content)[:4])
+    raise CheckpointError(
+        opened.uri,
+        found=f"a checkpoint that was not written by lafs_ray; keys {keys}",
+        expected="a run, its checkpoint (step-*.pt), or a weights file (.safetensors)",
+        fix=f"convert a published one: python jobs/convert_weights.py {opened.uri} OUT.safetensors",
+    )
 
 
 def convert(
@@ -87,12 +118,12 @@ def convert(
     grid: bool = False,
     heads: bool = False,
 ) -> Conversion:
-    """Any checkpoint as weights, published ones included, with an account of its names.
+    """Convert a checkpoint of any kind to weights, with a report on every tensor's name.
 
     Args:
-        path: as in `load_embedder`, or a published checkpoint.
+        path: as in `open_checkpoint`.
         role: which network of a pretraining checkpoint.
-        landmarks: a checkpoint of either kind whose landmark CNN is added.
+        landmarks: a checkpoint of any kind whose landmark CNN is added.
         head_dim: width of an attention head of a published checkpoint.
         grid: whether a published transformer was trained on plain grid patches.
         heads: keep DINO head and class weight.
@@ -100,29 +131,27 @@ def convert(
     Raises:
         CheckpointError: the file is missing, damaged, or of another architecture.
     """
-    conversion = _converted(path, role, head_dim=head_dim, grid=grid, heads=heads)
+
+    def one(path: str, role: Role, *, grid: bool) -> Conversion:
+        opened = open_checkpoint(path, role)
+        if isinstance(opened, NetworkWeights):
+            return report_conversion(opened, heads=heads)
+        published = opened.content, opened.uri
+        return from_published(*published, role=role, head_dim=head_dim, grid=grid, heads=heads)
+
+    conversion = one(path, role, grid=grid)
     if landmarks is None:
         return conversion
-    theirs = _converted(landmarks, "teacher", head_dim=head_dim, grid=False, heads=False)
-    return with_landmark_cnn(conversion, theirs.weights)
+    return add_landmark_cnn(conversion, one(landmarks, "teacher", grid=False).weights)
 
 
-def _converted(path: str, role: Role, *, head_dim: int, grid: bool, heads: bool) -> Conversion:
-    uri = newest_checkpoint(path)
-    if has_description(uri):
-        return conversion_of(read_weights(uri), heads=heads)
-    content = read_checkpoint(uri)
-    if _is_own(content):
-        return conversion_of(_of_checkpoint(content, uri, role), heads=heads)
-    return from_published(content, uri, role=role, head_dim=head_dim, grid=grid, heads=heads)
+def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWeights:
+    """Return the network of a run's checkpoint.
 
-
-def _is_own(content: Mapping[str, Any]) -> bool:
-    return {"format", "kind", "config"} <= content.keys()
-
-
-def _of_checkpoint(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWeights:
-    """The network of a run's checkpoint."""
+    Raises:
+        CheckpointError: it is of another format.
+        ConfigError: its configuration is not valid.
+    """
     if content["format"] != FORMAT:
         raise CheckpointError(
             uri,
@@ -140,38 +169,31 @@ def _of_checkpoint(content: Mapping[str, Any], uri: str, role: Role) -> NetworkW
         config = resolve(FinetuneConfig, content["config"], uri)
         state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
     model = config.model
-    on_grid = not any(name.startswith(LANDMARK_PARTS) for name in state.backbone)
+    has_cnn = any(name.startswith(LANDMARK_PREFIXES) for name in state.backbone)
     architecture = Architecture(
         model.num_landmarks,
         FVIT_SIZES[model.size],
         model.patch_size,
-        landmark_cnn=None if on_grid else model.landmark_cnn,
-        landmark_cnn_width=1.0 if on_grid else model.landmark_cnn_width,
-        grid=on_grid,
+        landmark_cnn=model.landmark_cnn if has_cnn else None,
+        landmark_cnn_width=model.landmark_cnn_width if has_cnn else 1.0,
+        grid=not has_cnn,
     )
-    return NetworkWeights(
-        architecture,
-        state,
-        source,
-        layout,
-        content["step"],
-        seed=config.run.seed,
-        init_std=model.init_std,
-    )
+    step, seed = content["step"], config.run.seed
+    return NetworkWeights(architecture, state, source, layout, step, seed, model.init_std)
 
 
 def _supervised_state(trainable: Mapping[str, Tensor]) -> PublishedState:
-    """Part fViT and its margin softmax, told apart."""
+    """Separate Part fViT from its margin softmax."""
     backbone = {n.removeprefix("model."): v for n, v in trainable.items() if n.startswith("model.")}
     loss = {n.removeprefix("head."): v for n, v in trainable.items() if n.startswith("head.")}
     return PublishedState(backbone, loss=loss)
 
 
 def inference_device(name: str) -> torch.device:
-    """The device of that name.
+    """Return the device of that name.
 
     Raises:
-        ConfigError: torch does not know it, or it is not there.
+        ConfigError: torch does not know it, or this machine has none.
     """
     try:
         device = torch.device(name)
@@ -181,6 +203,6 @@ def inference_device(name: str) -> torch.device:
             f"device {name}",
             found=str(error).splitlines()[0],
             expected="cpu, or a device that this build of PyTorch sees, such as cuda or cuda:1",
-            fix="name another --device",
+            fix="pass another --device",
         ) from None
     return device

@@ -31,9 +31,8 @@ from lafs_ray.data.landmark_cache import (
 )
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
-from lafs_ray.models.checkpoints.state_dicts import digest, load_weights
-from lafs_ray.models.landmarks import build_landmark_cnn
-from lafs_ray.training.tasks.init_weights import InitWeights, read_source
+from lafs_ray.models.checkpoints.state_dicts import hash_tensors, load_weights
+from lafs_ray.training.tasks.init_weights import InitWeights, read_pretrained
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
     Raises:
         CheckpointError: the file is missing or damaged, or holds no landmark CNN.
     """
-    source = read_source("the landmark CNN", path)
+    source = read_pretrained("the landmark CNN", path)
     if not source.landmarks:
         raise CheckpointError(
             path,
@@ -86,14 +85,10 @@ def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
             expected="a stage-1 run, or another checkpoint with a landmark CNN",
             fix="name the checkpoint that landmarks.weights will have",
         )
-    made = source.settings
-    if "landmark_cnn" in made:
-        width = made.get("landmark_cnn_width", 1.0)
-        network: nn.Module = build_landmark_cnn(made["landmark_cnn"], made["num_landmarks"], width)
-    else:
-        network = infer_architecture(source.landmarks, path).build_landmark_cnn()
+    architecture = source.architecture or infer_architecture(source.landmarks, path)
+    network = architecture.build_landmark_cnn()
     load_weights(network, source.landmarks)
-    return network, digest(network.state_dict())
+    return network, hash_tensors(network.state_dict())
 
 
 def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -> None:

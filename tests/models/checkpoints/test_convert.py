@@ -12,9 +12,9 @@ from torch import Tensor
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.convert import (
     Conversion,
-    conversion_of,
+    add_landmark_cnn,
     from_published,
-    with_landmark_cnn,
+    report_conversion,
     write_published,
 )
 from lafs_ray.models.checkpoints.safetensors_file import read_weights, write_weights
@@ -65,7 +65,7 @@ def test_round_trip__keeps_dtypes(tmp_path: Path) -> None:
 
 
 def test_golden_network__embeds_as_recorded(tmp_path: Path) -> None:
-    """Case c1, converted and read back, gives the reference's embedding, and comes back equal."""
+    """Part fViT of the released code gives its recorded embedding after a conversion and back."""
     case = load_case("c1_vit_withland")
     state = {name: torch.from_numpy(value) for name, value in case.params.items()}
     back = there_and_back(state, tmp_path)
@@ -84,7 +84,7 @@ def test_golden_network__embeds_as_recorded(tmp_path: Path) -> None:
 
 
 def test_architecture__of_the_full_size() -> None:
-    """The recorded full-size shapes tell the published network; no memory is needed for that."""
+    """The published network is inferred from the recorded full-size shapes, without memory."""
     state = {
         name: torch.empty(shape, device="meta", dtype=getattr(torch, dtype))
         for name, shape, dtype in recorded(PART_FVIT)
@@ -96,12 +96,12 @@ def test_architecture__of_the_full_size() -> None:
     assert (architecture.landmark_cnn, architecture.landmark_cnn_width) == ("mobilenetv3", 1.0)
     text = "\n".join(conversion.lines())
     assert "transformer: width 768, depth 12, heads 11 × 64, MLP 2048" in text
-    assert "assumed, as no shape tells: heads of 64, tokens from landmarks" in text
-    assert "ignored: loss.weight [10, 768]: class weight, of use with the same classes" in text
+    assert "assumed, as shapes do not determine it: heads of 64, tokens from landmarks" in text
+    assert "ignored: loss.weight [10, 768]: class weight, useful with the same classes" in text
 
 
-def test_account__of_a_pretraining_checkpoint() -> None:
-    """Used, missing and ignored names are told with the reason, and nothing else remains."""
+def test_report__of_a_pretraining_checkpoint() -> None:
+    """Used, missing and ignored names are reported with the reason; no name is left."""
     checkpoint = {"student": pretraining("module."), "teacher": pretraining(), "epoch": 3}
     conversion = from_published(checkpoint, "checkpoint.pth")
     assert list(conversion.weights.state.backbone) == [
@@ -114,24 +114,24 @@ def test_account__of_a_pretraining_checkpoint() -> None:
     assert "backbone.patch_to_embedding.bias and 134 more" in text
     assert "missing: landmark CNN (stn.*, output_layer.*): needed to embed faces" in text
     assert "head.mlp.2.bias and 4 more: DINO head" in text
-    assert "loss.weight [10, 24]: class weight that pretraining carries and never uses" in text
+    assert "loss.weight [10, 24]: class weight, which pretraining never uses" in text
     assert "ignored: student: the other network; --role student takes it" in text
-    assert "ignored: epoch: state of training" in text
+    assert "ignored: epoch: training state" in text
     kept = "\n".join(from_published(checkpoint, "checkpoint.pth", heads=True).lines())
     assert "prototypes: 50" in kept
     assert "classes: 10" in kept
 
 
 def test_landmark_cnn__of_another_transformer() -> None:
-    """Of a network whose transformer is not ours the landmark CNN is taken, the rest told of."""
+    """Of a network with another transformer the landmark CNN is taken, the rest reported."""
     conversion = from_published(small(LANDMARK_CNN, "module."), "landmarks.pth")
     architecture = conversion.weights.architecture
     assert (architecture.transformer, architecture.num_tokens) == (None, 196)
     assert len(conversion.weights.state.backbone) == 294
     text = "\n".join(conversion.lines())
     assert "module.mask_token" in text
-    assert "missing: transformer: good for landmarks.weights=" in text
-    with pytest.raises(CheckpointError, match="a landmark CNN alone"):
+    assert "missing: transformer: usable as landmarks.weights=" in text
+    with pytest.raises(CheckpointError, match="only a landmark CNN"):
         conversion.weights.embedder()
 
 
@@ -139,14 +139,14 @@ def converted(state: dict[str, Any], **options: Any) -> Conversion:
     return from_published(state, "a.pth", **options)
 
 
-def test_with_landmark_cnn__makes_a_whole_network(tmp_path: Path) -> None:
-    """A teacher and the landmark CNN of stage 1 embed; the way back leaves the CNN out."""
+def test_add_landmark_cnn__makes_a_whole_network(tmp_path: Path) -> None:
+    """A teacher and the landmark CNN of stage 1 embed; the conversion back omits the CNN."""
     teacher = {"teacher": pretraining()}
     alone = converted(teacher)
     with pytest.raises(CheckpointError, match="without a landmark CNN"):
         alone.weights.embedder()
     theirs = from_published(small(LANDMARK_CNN), "stage_1.pth").weights
-    whole = with_landmark_cnn(converted(teacher, heads=True), theirs).weights
+    whole = add_landmark_cnn(converted(teacher, heads=True), theirs).weights
     images = torch.rand(2, 3, 112, 112) * 2 - 1
     with torch.inference_mode():
         assert whole.embedder()(images).isfinite().all()
@@ -175,26 +175,26 @@ def _landmark_cnn(state: dict[str, Tensor]) -> torch.nn.Module:
         ({}, PART_FVIT, 196, "has a landmark CNN"),
     ],
 )
-def test_with_landmark_cnn__that_does_not_belong(
+def test_add_landmark_cnn__mismatch(
     options: dict[str, Any], name: str, landmarks: int, expected: str
 ) -> None:
-    """Another number of landmarks, or one CNN too many, is refused with both."""
+    """Another number of landmarks, or a second CNN, is refused with both."""
     state = {"teacher": pretraining()} if name == "teacher" else small(name)
     cnn = small(LANDMARK_CNN)
     cnn["output_layer.1.weight"] = cnn["output_layer.1.weight"][: 2 * landmarks]
     cnn["output_layer.1.bias"] = cnn["output_layer.1.bias"][: 2 * landmarks]
     theirs = from_published(cnn, "stage_1.pth").weights
     with pytest.raises(CheckpointError, match="stage_1.pth") as caught:
-        with_landmark_cnn(converted(state, **options), theirs)
+        add_landmark_cnn(converted(state, **options), theirs)
     assert caught.value.found == f"a landmark CNN of {landmarks} landmarks"
     assert expected in caught.value.expected
 
 
-def test_conversion_of__weights_without_a_landmark_cnn() -> None:
-    """There is no landmark CNN in another teacher."""
+def test_report_conversion__weights_without_a_landmark_cnn() -> None:
+    """A teacher has no landmark CNN to add."""
     alone = converted({"teacher": pretraining()})
     with pytest.raises(CheckpointError, match="no landmark CNN"):
-        with_landmark_cnn(alone, conversion_of(alone.weights, heads=False).weights)
+        add_landmark_cnn(alone, report_conversion(alone.weights, heads=False).weights)
 
 
 QKV = "transformer.layers.0.0.fn.fn.to_qkv.weight"
@@ -203,7 +203,7 @@ QKV = "transformer.layers.0.0.fn.fn.to_qkv.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({QKV: torch.zeros(150, 24)}, "heads of 50 numbers together, not a multiple of 64"),
+        ({QKV: torch.zeros(150, 24)}, "a total head width of 50, not a multiple of 64"),
         ({"patch_to_embedding.weight": torch.zeros(24, 100)}, "tokens of 100 numbers"),
         ({"pos_embedding": None}, "pos_embedding"),
         ({"mlp_head.0.bias": None}, r"mlp_head\.0\.bias: absent"),
@@ -216,21 +216,21 @@ QKV = "transformer.layers.0.0.fn.fn.to_qkv.weight"
 def test_from_published__of_another_architecture(
     change: dict[str, Tensor | None], message: str
 ) -> None:
-    """What does not fit is refused by name with its shape, before anything is written."""
+    """A mismatch is refused with name and shape, before anything is written."""
     state = {**small(PART_FVIT), **change}
     with pytest.raises(CheckpointError, match=message):
         converted({name: value for name, value in state.items() if value is not None})
 
 
 def test_from_published__another_network() -> None:
-    """A network of another kind is told by its names."""
+    """Another kind of network is refused with its names."""
     with pytest.raises(CheckpointError, match=r"conv1\.weight, fc\.weight") as caught:
         converted({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)})
     assert "to_qkv" in caught.value.expected
 
 
 def test_from_published__on_the_grid() -> None:
-    """A transformer over the grid needs no landmark CNN; one for landmarks is no such thing."""
+    """A transformer over the grid needs no landmark CNN; another number of tokens is refused."""
     whole = converted({"teacher": pretraining()}, grid=True)
     assert whole.missing == {}
     assert whole.weights.embedder().landmark_cnn is None
@@ -242,7 +242,7 @@ def test_from_published__on_the_grid() -> None:
 
 
 def test_from_published__heads_of_another_width() -> None:
-    """The product of heads and their width is in the shapes; the width is the caller's word."""
+    """Shapes contain the product of heads and their width; the caller sets the width."""
     size = converted(
         small("backbone_with_land_false"), head_dim=16
     ).weights.architecture.transformer

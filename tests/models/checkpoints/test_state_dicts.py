@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.state_dicts import (
+    LAYOUTS,
     PublishedState,
     load_weights,
     published_state,
     read_checkpoint,
-    to_published,
 )
 from lafs_ray.models.fvit import FViTSize, PartFViT, build_fvit
 from lafs_ray.models.heads import DINOHead
@@ -54,12 +54,11 @@ def test_published_state__pretraining_checkpoint_and_back(
     with torch.device("meta"):
         backbone, head = build_fvit("base"), DINOHead(768, 100_000)
     for module, part in ((backbone, state.backbone), (head, state.head)):
-        report = load_weights(module, part)
-        assert report.used == tuple(module.state_dict())
-        assert report.unexpected == ()
+        load_weights(module, part)
+        assert part.keys() == module.state_dict().keys()
     assert list(state.loss) == ["weight"]
     ours = PublishedState(backbone.state_dict(), head.state_dict(), state.loss)
-    assert _names_and_shapes(to_published(ours, role)) == _names_and_shapes(flat)
+    assert _names_and_shapes(LAYOUTS[role].named(ours)) == _names_and_shapes(flat)
 
 
 def test_published_state__first_and_last_names() -> None:
@@ -72,7 +71,7 @@ def test_published_state__first_and_last_names() -> None:
             DINOHead(768, 100_000).state_dict(),
             {"weight": torch.empty(10, 768)},
         )
-    ours = list(to_published(state, "teacher"))
+    ours = list(LAYOUTS["teacher"].named(state))
     assert ours[:4] == recorded["first"]
     assert ours[-4:] == recorded["last"]
     assert len(ours) == recorded["n_keys"]
@@ -86,10 +85,10 @@ def test_published_state__finetuned_checkpoint_and_back(container: str | None, p
     state = published_state(flat if container is None else {container: flat, "epoch": 1})
     with torch.device("meta"):
         model = PartFViT(LandmarkCNN(196), build_fvit("base"))
-    assert load_weights(model, state.backbone).missing == ()
+    load_weights(model, state.backbone)
     ours = PublishedState(backbone=model.state_dict(), loss=state.loss)
     expected = _published("backbone_with_land_true")
-    assert _names_and_shapes(to_published(ours)) == _names_and_shapes(expected)
+    assert _names_and_shapes(LAYOUTS[None].named(ours)) == _names_and_shapes(expected)
 
 
 def test_published_state__landmark_cnn_alone() -> None:
@@ -97,9 +96,8 @@ def test_published_state__landmark_cnn_alone() -> None:
     state = published_state(_published("landmark_cnn_face_landmark_4simmin_glo_loc", "module."))
     with torch.device("meta"):
         cnn = LandmarkCNN(196)
-    report = load_weights(cnn, state.backbone)
-    assert report.missing == ()
-    assert "mask_token" in report.unexpected
+    load_weights(cnn, state.backbone)
+    assert "mask_token" in state.backbone
 
 
 def test_published_state__no_tensors() -> None:
@@ -116,45 +114,29 @@ class _Small(nn.Module):
 
 
 def test_load_weights__copies_values() -> None:
-    """Values arrive, in the module's dtype; the report accounts for every name once."""
+    """Values arrive, in the module's dtype; tensors of other networks are ignored."""
     torch.manual_seed(0)
     source, target = _Small().double(), _Small()
-    report = load_weights(target, source.state_dict() | {"other.weight": torch.zeros(1)})
+    load_weights(target, source.state_dict() | {"other.weight": torch.zeros(1)})
     for name, value in target.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, source.state_dict()[name].float())
-    assert report.used == tuple(target.state_dict())
-    assert report.unexpected == ("other.weight",)
 
 
-def test_load_weights__strict_names_every_misfit() -> None:
-    """Strict mode names each key with both shapes and leaves the module untouched."""
+def test_load_weights__every_mismatch_is_named() -> None:
+    """The error names each tensor with both shapes; the module stays as it was."""
     target = _Small()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     state = {"first.weight": torch.zeros(5, 3), "first.bias": torch.zeros(2)}
     with pytest.raises(CheckpointError) as caught:
         load_weights(target, state | {"spare": torch.zeros(1)})
     message = str(caught.value)
-    assert "3 of 4 names" in message
+    assert "3 of 4 tensors" in message
     assert "first.weight: [5, 3] in the checkpoint, [2, 3] in the model" in message
     assert "second.weight: absent from the checkpoint, [1, 2] in the model" in message
     assert "second.bias: absent" in message
     assert "spare" in message
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
-
-
-def test_load_weights__lenient_loads_what_fits() -> None:
-    """Without strictness the fitting tensors are copied and the others reported."""
-    target = _Small()
-    report = load_weights(
-        target,
-        {"first.weight": torch.zeros(5, 3), "first.bias": torch.full((2,), 7.0)},
-        strict=False,
-    )
-    assert report.used == ("first.bias",)
-    assert report.missing == ("second.weight", "second.bias")
-    assert report.mismatched == {"first.weight": ((5, 3), (2, 3))}
-    assert target.first.bias.tolist() == [7.0, 7.0]
 
 
 def test_read_checkpoint__what_the_reference_stores(tmp_path: Path) -> None:
@@ -263,7 +245,7 @@ def test_base_to_disk_and_back(tmp_path: Path) -> None:
     size = FViTSize(width=24, depth=1, heads=2, head_dim=8, mlp_width=16)
     torch.manual_seed(0)
     first, second = build_fvit(size, 9, 12).eval(), build_fvit(size, 9, 12).eval()
-    published = to_published(PublishedState(backbone=first.state_dict()), "student")
+    published = LAYOUTS["student"].named(PublishedState(first.state_dict()))
     torch.save({"student": published}, tmp_path / "student.pth")
     state = published_state(read_checkpoint(tmp_path / "student.pth"), "student")
     load_weights(second, state.backbone)

@@ -107,7 +107,7 @@ def test_convert__student_of_a_run(trained_run: Path) -> None:
     assert same == (teacher.weights.layout.container is None)
 
 
-def test_read_trained__published_checkpoint(tmp_path: Path) -> None:
+def test_load_for_inference__published_checkpoint(tmp_path: Path) -> None:
     """A published file is not guessed at: the message is the command that converts it."""
     path = tmp_path / "checkpoint.pth"
     torch.save({"teacher": pretraining(), "epoch": 1}, path)
@@ -126,7 +126,7 @@ class _Code:
 
 
 @pytest.mark.parametrize("read", [load_embedder, convert])
-def test_read_trained__file_with_code_in_it(tmp_path: Path, read: Any) -> None:
+def test_load_for_inference__file_with_code_in_it(tmp_path: Path, read: Any) -> None:
     """Nothing in a file runs, whichever function opens it."""
     torch.save({"format": 1, "kind": _Code(tmp_path / "made"), "config": {}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="mkdir"):
@@ -136,14 +136,14 @@ def test_read_trained__file_with_code_in_it(tmp_path: Path, read: Any) -> None:
 
 @pytest.mark.parametrize("read", [load_embedder, convert])
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_read_trained__missing_file(tmp_path: Path, read: Any, ending: str) -> None:
+def test_load_for_inference__missing_file(tmp_path: Path, read: Any, ending: str) -> None:
     """A path that leads nowhere is named."""
     with pytest.raises(CheckpointError, match=rf"none\.{ending}") as caught:
         read(str(tmp_path / f"none.{ending}"))
     assert caught.value.found == "no such file"
 
 
-def test_read_trained__newer_format(tmp_path: Path) -> None:
+def test_load_for_inference__newer_format(tmp_path: Path) -> None:
     """A checkpoint of a later version is refused by its number."""
     torch.save({"format": 9, "kind": "PretrainConfig", "config": {}}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="format 9"):

@@ -23,8 +23,8 @@ from lafs_ray.training.tasks.init_weights import (
     InitWeights,
     as_tensors,
     load_init_weights,
-    read_source,
-    turned_patches,
+    read_pretrained,
+    transpose_patch_embedding,
 )
 from lafs_ray.training.tasks.networks import build_landmark_network
 from tests.training.builds import CPU, PLAN, finetune, pretrain
@@ -106,7 +106,7 @@ def test_landmark_weights__give_the_same_landmarks(
     assert not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())
     stage = build_landmark_network(inputs.config)
-    stage.load_state_dict(read_source("x", str(stage_one)).landmarks)
+    stage.load_state_dict(read_pretrained("x", str(stage_one)).landmarks)
     images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         assert torch.equal(frozen(images), stage.eval()(images))
@@ -289,19 +289,19 @@ def test_start__grid_run_needs_landmarks_or_the_grid(on_grid: Path, stage_one: P
     ours, theirs = landmarks.transformer or {}, grid.transformer or {}
     weight = "patch_to_embedding.weight"
     assert all(np.array_equal(ours[n], theirs[n]) for n in theirs if n != weight)
-    turned = turned_patches(torch.from_numpy(theirs[weight]), 16)
+    turned = transpose_patch_embedding(torch.from_numpy(theirs[weight]), 16)
     assert np.array_equal(ours[weight], turned.numpy())
     assert not np.array_equal(ours[weight], theirs[weight])
 
 
-def test_turned_patches__embed_turned_patches_as_before() -> None:
+def test_transpose_patch_embedding__embed_transpose_patch_embedding_as_before() -> None:
     """The turned weight gives a patch cut along x first the embedding of that along y first."""
     generator = torch.Generator().manual_seed(0)
     weight, patch = (torch.randn(5, 48, generator=generator) for _ in range(2))
     along_x = patch.reshape(5, 4, 4, 3).transpose(1, 2).reshape(5, 48)
     # float32 sums of 48 products in another order.
-    torch.testing.assert_close(along_x @ turned_patches(weight, 4).T, patch @ weight.T)
-    assert torch.equal(turned_patches(turned_patches(weight, 4), 4), weight)
+    torch.testing.assert_close(along_x @ transpose_patch_embedding(weight, 4).T, patch @ weight.T)
+    assert torch.equal(transpose_patch_embedding(transpose_patch_embedding(weight, 4), 4), weight)
 
 
 @pytest.mark.parametrize(
