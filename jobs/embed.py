@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lafs_ray.cli.main import require_persistent_path, run
-from lafs_ray.data.eval_sets import open_keyed
+from lafs_ray.data.eval_sets import open_images
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip, write_embeddings
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     require_persistent_path("OUT", options.out)
     if not options.force:
         filesystem.require_absent(options.out)
-    device, source = inference_device(options.device), open_keyed(options.faces)
+    device, source = inference_device(options.device), open_images(options.faces)
     weights = load_for_inference(options.checkpoint)
     network = weights.embedder().to(device)
     embed = partial(apply_network, network, device=device, batch_size=options.batch_size)

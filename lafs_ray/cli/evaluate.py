@@ -11,12 +11,9 @@ from functools import partial
 from typing import Any
 
 from lafs_ray.cli.main import require_persistent_path
-from lafs_ray.data.eval_sets import (
-    ColorOrder,
-    open_labeled,
-    open_pairs,
-)
+from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.ijb import open_templates
+from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.embed import PixelRange

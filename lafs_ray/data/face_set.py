@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio
+from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges
 from lafs_ray.data.landmark_cache import LandmarkCache
-from lafs_ray.data.packed_set import ColorOrder, PackedLabels, find_packed
+from lafs_ray.data.packed_set import PackedLabels, find_packed
 from lafs_ray.data.record_files import find_record_files
 from lafs_ray.data.record_index import Identities, open_shard, spread
 from lafs_ray.errors import DataError

@@ -1,36 +1,34 @@
-"""The lists of IJB-B and IJB-C in insightface's text formats: images, templates, pairs.
+"""Read IJB-B and IJB-C in insightface's text formats: lists of images, templates and pairs.
 
     <folder>/loose_crop/                            pictures
     <folder>/meta/*_name_5pts_score.txt             name x1 y1 … x5 y5 score
     <folder>/meta/*_face_tid_mid.txt                name template media, line for line as above
     <folder>/meta/*_template_pair_label.txt         template template 0|1
 
-IJB-C has 15.7 million pairs: pyarrow reads them in seconds. Only a file that it refuses is read
-line by line, to name the line, or to accept columns parted by other white space.
-Letters: N images, P pairs.
+IJB-C has 15.7 million pairs, which pyarrow reads in seconds. Columns may be separated by any white
+space. Letters: N images, P pairs.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
-from lafs_ray.data.eval_sets import TemplateFaces
+from lafs_ray.data.eval_sets import EvalFaces, ImageFiles
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.text_table import read_text_table
 from lafs_ray.errors import DataError
 
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 _IMAGES = {"name": pa.string(), **dict.fromkeys([*_POINTS, "score"], pa.float64())}
 _MEDIAS = {"name": pa.string(), "template": pa.int64(), "media": pa.int64()}
 _PAIRS = {"template": pa.int64(), "other template": pa.int64(), "same": pa.int64()}
-_KINDS: dict[pa.DataType, Any] = {pa.string(): str, pa.int64(): np.int64, pa.float64(): float}
-_WORDS = {pa.string(): "text", pa.int64(): "a whole number", pa.float64(): "a number"}
-_SHOWN = 5
+_NAMED = 5
 
 Int64s = NDArray[np.int64]
 Columns = dict[str, NDArray[Any]]
@@ -38,21 +36,21 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Templates:
-    """A template protocol: who is in which image is known through templates alone.
+    """A template protocol: a template is the images of one identity in one scene.
 
     Args:
         uri: its folder.
-        faces: the images.
-        scores: of the detector, float64 [N].
+        faces: the images, aligned by their landmarks.
+        scores: face detection scores, float64 [N].
         templates: template of each image, int64 [N].
         medias: photograph or video of each image, int64 [N].
-        first: one template of each pair, int64 [P].
-        second: the other, int64 [P].
-        same: whether they show one person, bool [P].
+        first: first template of each pair, int64 [P].
+        second: second template of each pair, int64 [P].
+        same: whether a pair shows one identity, bool [P].
     """
 
     uri: str
-    faces: TemplateFaces
+    faces: EvalFaces
     scores: NDArray[np.float64]
     templates: Int64s
     medias: Int64s
@@ -62,13 +60,13 @@ class Templates:
 
 
 def open_templates(folder: str) -> Templates:
-    """Read the three lists, and see that they fit each other and the pictures.
+    """Read the three lists, and check them against each other and the pictures.
 
     Args:
-        folder: such as `ijb/IJBC`; the lists may also lie in it directly.
+        folder: such as `ijb/IJBC`; the lists may also be in it directly.
 
     Raises:
-        DataError: a list or picture is missing; a line has other columns (file and line); the lists
+        DataError: a list or picture is missing; a row has other columns (file and row); the lists
             contradict each other; a pair names a template without images.
     """
     images_uri = _find(folder, "_name_5pts_score.txt")
@@ -85,7 +83,7 @@ def open_templates(folder: str) -> Templates:
     _check_pictures(images_uri, pictures, names)
     return Templates(
         uri=folder,
-        faces=TemplateFaces(pictures, names, landmarks),
+        faces=EvalFaces(ImageFiles(pictures, names, landmarks)),
         scores=images["score"],
         templates=medias["template"],
         medias=medias["media"],
@@ -96,12 +94,12 @@ def open_templates(folder: str) -> Templates:
 
 
 def _find(folder: str, ending: str) -> str:
-    """The one file with this ending in the folder or its `meta`."""
-    places = [filesystem.join(folder, "meta"), folder]
+    """Return the one file with this ending in the folder or its `meta`."""
+    folders = [filesystem.join(folder, "meta"), folder]
     found = [
-        filesystem.join(place, name)
-        for place in places
-        for name in filesystem.list_names(place)
+        filesystem.join(one, name)
+        for one in folders
+        for name in filesystem.list_names(one)
         if name.endswith(ending)
     ]
     if len(found) != 1:
@@ -115,53 +113,11 @@ def _find(folder: str, ending: str) -> str:
 
 
 def _read(uri: str, columns: dict[str, pa.DataType]) -> Columns:
-    try:
-        with filesystem.open_input(uri) as file:
-            table = csv.read_csv(
-                file,
-                csv.ReadOptions(column_names=list(columns)),
-                csv.ParseOptions(delimiter=" ", quote_char=False),
-                csv.ConvertOptions(column_types=columns, null_values=[]),
-            )
-    except pa.ArrowInvalid:
-        return _read_lines(uri, columns)
-    return {name: table[name].to_numpy() for name in columns}
-
-
-def _read_lines(uri: str, columns: dict[str, pa.DataType]) -> Columns:
-    """The same, line by line, with any white space between columns."""
-    values: list[list[Any]] = [[] for _ in columns]
-    for number, line in enumerate(
-        filesystem.read_bytes(uri).decode(errors="replace").splitlines(), 1
-    ):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) != len(columns):
-            raise _bad_line(uri, number, f"{len(words)} columns: {line[:80]!r}", columns)
-        for column, word, (name, kind) in zip(values, words, columns.items(), strict=True):
-            try:
-                column.append(_KINDS[kind](word))
-            except (ValueError, OverflowError):
-                found = f"{word!r} as {name}, which is {_WORDS[kind]}"
-                raise _bad_line(uri, number, found, columns) from None
-    if not values[0]:
-        raise DataError(
-            uri,
-            found="no line",
-            expected=f"lines of {len(columns)} columns: {' '.join(columns)}",
-            fix="take the list from the protocol's publisher again",
-        )
-    return {
-        name: np.array(column, dtype=object if kind == pa.string() else _KINDS[kind])
-        for (name, kind), column in zip(columns.items(), values, strict=True)
-    }
-
-
-def _bad_line(uri: str, number: int, found: str, columns: dict[str, pa.DataType]) -> DataError:
-    expected = f"{len(columns)} columns: {' '.join(columns)}"
-    fix = "mend the line; the three lists must be of one protocol"
-    return DataError(f"{uri}, line {number}", found=found, expected=expected, fix=fix)
+    data = filesystem.read_bytes(uri)
+    if any(white in data for white in (b"\t", b"  ", b" \n", b"\r")):
+        data = b"\n".join(b" ".join(line.split()) for line in data.splitlines())
+    fix = "correct the row; the three lists must be of one protocol"
+    return read_text_table(uri, io.BytesIO(data), columns, delimiter=" ", fix=fix)
 
 
 def _check_same_images(
@@ -191,16 +147,16 @@ def _check_pairs(uri: str, pairs: Columns, medias_uri: str, templates: Int64s) -
         if len(unknown):
             raise DataError(
                 f"{uri}, pair {unknown[0] + 1}",
-                found=f"template {pairs[name][unknown[0]]}, of which there is no image; "
-                f"{len(unknown)} such pairs",
+                found=f"template {pairs[name][unknown[0]]}, which has no image; such pairs: "
+                f"{len(unknown)}",
                 expected=f"templates of {medias_uri}",
                 fix="use the lists of one protocol",
             )
-    odd = np.flatnonzero((pairs["same"] != 0) & (pairs["same"] != 1))
-    if len(odd):
+    invalid = np.flatnonzero((pairs["same"] != 0) & (pairs["same"] != 1))
+    if len(invalid):
         raise DataError(
-            f"{uri}, pair {odd[0] + 1}",
-            found=f"{pairs['same'][odd[0]]} as label",
+            f"{uri}, pair {invalid[0] + 1}",
+            found=f"{pairs['same'][invalid[0]]} as label",
             expected="1 (same person) or 0",
             fix="take the list from the protocol's publisher again",
         )
@@ -212,25 +168,25 @@ def _check_finite(uri: str, landmarks: NDArray[np.float64], scores: NDArray[np.f
         raise DataError(
             f"{uri}, image {bad[0] + 1}",
             found="a landmark or score that is not finite",
-            expected="numbers",
-            fix="detect the face anew",
+            expected="finite numbers",
+            fix="detect the face again",
         )
 
 
 def _check_pictures(uri: str, folder: str, names: list[str]) -> None:
-    """One listing of the folder; only names that it lacks are asked for one by one."""
+    """Check that all pictures exist: one listing, then names that it lacks one by one."""
     present = set(filesystem.list_names(folder))
     missing: list[str] = []
     for name in names:
         if name not in present and not filesystem.exists(filesystem.join(folder, name)):
             missing.append(name)
-            if len(missing) == _SHOWN:
+            if len(missing) == _NAMED:
                 break
     if missing:
-        more = ", …" if len(missing) == _SHOWN else ""
+        more = ", …" if len(missing) == _NAMED else ""
         raise DataError(
             uri,
             found=f"pictures that are not in {folder}: {', '.join(missing)}{more}",
-            expected="a picture for every line",
+            expected="a picture for every row",
             fix="copy the protocol's loose_crop folder there",
         )

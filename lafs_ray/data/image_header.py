@@ -1,7 +1,7 @@
-"""Width and height that an encoded image states, read before a decoder believes them.
+"""Image size from the header of an encoded image, checked before it is decoded.
 
-A file of a hundred bytes may state 30000×30000 pixels, and a decoder then takes gigabytes. JPEG and
-PNG headers are read here in microseconds; Pillow answers for BMP and WebP, and nothing else passes.
+A file of a hundred bytes may claim 30000×30000 pixels, and a decoder then takes gigabytes. JPEG and
+PNG headers are parsed here in microseconds, BMP and WebP by Pillow; other formats are refused.
 """
 
 from __future__ import annotations
@@ -11,31 +11,48 @@ import struct
 
 from PIL import Image
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 # Start of frame: every 0xFFCx but DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a segment: TEM, RST0-7, SOI.
 _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
-def stated_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels; None where the data is no JPEG, PNG, BMP or WebP, or is cut."""
-    if data[:2] == b"\xff\xd8":
+def image_format(data: bytes) -> str:
+    """Return "JPEG", "PNG", "BMP", "WEBP" or "other", from the first bytes."""
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    formats = {_JPEG: "JPEG", _PNG: "PNG", b"BM": "BMP"}
+    return next((name for start, name in formats.items() if data.startswith(start)), "other")
+
+
+def is_truncated_jpeg(data: bytes) -> bool:
+    """Return whether a JPEG lacks the end marker, which its compressed data cannot contain.
+
+    OpenCV 4 fills the missing part with gray instead of failing.
+    """
+    return data.startswith(_JPEG) and b"\xff\xd9" not in data
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) in pixels; None: no JPEG, PNG, BMP or WebP, or truncated."""
+    kind = image_format(data)
+    if kind == "JPEG":
         return _jpeg_size(data)
-    if data[:8] == _PNG:
+    if kind == "PNG":
         return _png_size(data)
-    if data[:2] == b"BM" or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        try:
-            with Image.open(io.BytesIO(data), formats=("BMP", "WEBP")) as image:
-                width, height = image.size
-                return width, height
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None
-    return None
+    if kind == "other":
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            width, height = image.size
+            return width, height
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
-    """From chunk to chunk: OpenCV allocates what a chunk says, up to 2 GiB, before it reads it."""
+    """Walk the chunks to IEND: OpenCV allocates the length a chunk claims, up to 2 GiB."""
     if len(data) < 24 or data[12:16] != b"IHDR":
         return None
     position = len(_PNG)
@@ -51,7 +68,7 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """From segment to segment, as libjpeg goes: what is no marker is skipped."""
+    """Walk the segments to the frame header as libjpeg does, skipping bytes between markers."""
     position = 2
     while True:
         position = data.find(b"\xff", position)

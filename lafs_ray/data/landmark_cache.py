@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import list_tree
 from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges
-from lafs_ray.data.packed_set import ColorOrder, as_json, read_json
+from lafs_ray.data.packed_set import as_json, read_json
 from lafs_ray.errors import DataError
 
 STAMP = "landmarks.json"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 
@@ -23,8 +24,6 @@ FORMAT, VERSION = "lafs_ray packed faces", 1
 LABEL = np.dtype("<i4")
 MAX_LABELS = 1 << 24  # labels are float32 in the file
 _MOST = 1 << 62
-
-ColorOrder = Literal["rgb", "bgr"]
 
 
 @dataclass(frozen=True)

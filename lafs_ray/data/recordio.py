@@ -1,16 +1,14 @@
-"""MXNet's RecordIO in numpy and struct, byte for byte, without mxnet (retired in 2023).
+"""Read and write MXNet's RecordIO, byte for byte, without mxnet (retired in 2023).
 
-A record is `magic, flag << 29 | length, bytes, zeros up to a multiple of 4`. A reader may look for
-the magic word at multiples of 4, so the writer never lets it stand in the bytes: there it is
-dropped and the record goes on in a further part. The bytes begin with a header: how many labels,
-a label, two ids. Beside `x.rec` lies `x.idx`: a line `key <tab> offset` for every record.
+A record is `magic, flag << 29 | length, body, zeros up to a multiple of 4`. A reader may search for
+the magic word at multiples of 4, so a body never contains it there: the writer drops it and splits
+the record into parts. A body is a header (number of labels, a label, two ids) and a payload. The
+index of `x.rec` is `x.idx`: a line `key <tab> offset` for every record.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.text_table import read_text_table
 from lafs_ray.errors import DataError
 
 MAGIC = 0xCED7230A
@@ -41,12 +39,12 @@ Body = bytes | memoryview
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before a record's payload.
+    """Header of a record's body.
 
     Args:
-        flag: how many labels follow the header; 0: the one in it counts.
+        flag: number of labels after the header; 0: the label is the one in it.
         label: one number, or a tuple of `flag` numbers (float32 in the file).
-        id: the first id, by custom the record's key.
+        id: the first id, by convention the record's key.
         id2: the second id.
     """
 
@@ -57,12 +55,12 @@ class Header:
 
     @property
     def first_label(self) -> float:
-        """The label, or the first of several."""
+        """Return the label, or the first of several."""
         return self.label[0] if isinstance(self.label, tuple) else self.label
 
 
 def pack(header: Header, payload: Body) -> bytes:
-    """The body of a record: header, labels if there are several, payload."""
+    """Encode the body of a record: header, labels if there are several, payload."""
     if not isinstance(header.label, tuple):
         assert header.flag == 0, "a header with one label has flag 0"
         return _IR_HEADER.pack(0, header.label, header.id, header.id2) + payload
@@ -72,7 +70,7 @@ def pack(header: Header, payload: Body) -> bytes:
 
 
 def unpack(body: Body, where: str = "record") -> tuple[Header, Body]:
-    """Header and payload of a record's body; the payload of a memoryview is a view.
+    """Decode a record's body to header and payload; the payload of a memoryview is a view.
 
     Raises:
         DataError: the body is shorter than its header says; `where` names the record.
@@ -91,7 +89,7 @@ def unpack(body: Body, where: str = "record") -> tuple[Header, Body]:
 
 
 def encode_record(body: bytes) -> bytes:
-    """A body as it stands in the file: framed, split where the magic word stands, padded."""
+    """Frame and pad a body as in the file, split where the magic word occurs."""
     cuts, position = [], body.find(_MAGIC_BYTES)
     while position >= 0:
         aligned = position % 4 == 0
@@ -113,13 +111,13 @@ def encode_record(body: bytes) -> bytes:
 def decode_record(
     buffer: memoryview, start: int, *, base_offset: int = 0, source: str = "record"
 ) -> tuple[Body, int]:
-    """The body of the record at `start`, and the position after its padding.
+    """Return the body of the record at `start`, and the position after its padding.
 
     The body is a view into `buffer`, or bytes where parts had to be joined. Messages name `source`
-    and the offset in the file, which is `base_offset` more than the position in `buffer`.
+    and the offset in the file: `base_offset` plus the position in `buffer`.
 
     Raises:
-        DataError: the magic word is missing, the parts do not follow on, or the buffer ends.
+        DataError: the magic word is missing, the parts are out of order, or the buffer ends.
     """
     where = f"{source} at offset {base_offset + start}"
     parts: list[memoryview] = []
@@ -145,26 +143,13 @@ def decode_record(
             return _MAGIC_BYTES.join(parts), position
 
 
-def parse_records(buffer: memoryview, base_offset: int, source: str) -> Iterator[tuple[int, Body]]:
-    """(offset in the file, body) of each record of a buffer that holds whole records.
-
-    Raises:
-        DataError: see `decode_record`.
-    """
-    position = 0
-    while position < len(buffer):
-        body, after = decode_record(buffer, position, base_offset=base_offset, source=source)
-        yield base_offset + position, body
-        position = after
-
-
 def starts_record(file: Any, offset: int) -> bool:
-    """Whether the magic word stands at `offset`: a record, or a further part, begins there."""
+    """Return whether the magic word is at `offset`: a record, or a part of one, begins there."""
     return bool(file.read_at(4, offset) == _MAGIC_BYTES)
 
 
 def record_end(file: Any, offset: int, file_size: int, source: str) -> int:
-    """Offset after the record at `offset`, read from its length fields alone.
+    """Return the offset after the record at `offset`, read from its length fields alone.
 
     Raises:
         DataError: no record begins there, or the file ends before the record does.
@@ -188,29 +173,29 @@ def record_end(file: Any, offset: int, file_size: int, source: str) -> int:
 
 def _damaged(where: str, found: str, expected: str) -> DataError:
     fix = "copy the file again, with its .idx (one of another file points between records)"
-    return DataError(where, found=found, expected=expected, fix=f"{fix}, or pack the images anew")
+    return DataError(where, found=found, expected=expected, fix=f"{fix}, or pack the images again")
 
 
 def _truncated(where: str, needed: int, have: int) -> DataError:
-    """A record that is cut short: how many bytes it needs, and has."""
-    found = f"{have} bytes to the end"
+    found = f"{have} bytes to the end of the file"
     return _damaged(where, found, f"a record of at least {needed} bytes (it is truncated)")
 
 
 def index_uri(record_uri: str) -> str:
-    """Where the index of a `.rec` file lies."""
+    """Return the path or URI of the index of a `.rec` file."""
     return filesystem.replace_suffix(record_uri, ".rec", ".idx")
 
 
 def checksum() -> Any:
-    """The hash of the checksums of `.rec` and `.idx` files."""
+    """Return a new hash for the checksums of `.rec` and `.idx` files (BLAKE2b, 16 bytes)."""
     return hashlib.blake2b(digest_size=16)
 
 
 class RecordWriter:
-    """Writes `x.rec` and `x.idx`; both appear when the `with` block ends without an exception.
+    """Writer of `x.rec` and `x.idx`; both appear when the `with` block ends without an exception.
 
-    `digest` and `index_digest` are hashes of what has been written so far, `size_bytes` its length.
+    `digest` and `index_digest` are hashes of what has been written so far; `size_bytes` is the
+    length of the `.rec`.
 
     Args:
         uri: path or URI of the `.rec` file.
@@ -226,7 +211,7 @@ class RecordWriter:
 
     def __enter__(self) -> RecordWriter:
         with ExitStack() as stack:
-            # Left in reverse order: the index never stands beside a file that does not exist yet.
+            # Closed in reverse order: the index never exists without its file.
             self._index = stack.enter_context(filesystem.atomic_write(index_uri(self._uri)))
             self._records = stack.enter_context(filesystem.atomic_write(self._uri))
             self._stack = stack.pop_all()
@@ -241,7 +226,7 @@ class RecordWriter:
         self._stack.__exit__(kind, error, trace)
 
     def write(self, key: int, body: bytes) -> int:
-        """Append a record (a body made by `pack`); returns its offset."""
+        """Append a record (a body made by `pack`); return its offset."""
         framed, offset = encode_record(body), self.size_bytes
         line = b"%d\t%d\n" % (key, offset)
         self._records.write(framed)
@@ -253,62 +238,37 @@ class RecordWriter:
 
 
 def read_index(uri: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Keys and offsets of an `.idx` file, int64 [n] each, in the file's order.
+    """Read keys and offsets of an `.idx` file, int64 [n] each, in the file's order.
 
     Raises:
-        DataError: a line is not `key <tab> offset`; it is named with its number.
+        DataError: the file is empty, or a row is not `key <tab> offset`; it is named.
     """
+    columns = {"key": pa.int64(), "offset": pa.int64()}
     with filesystem.open_input(uri) as file:
-        if file.size() == 0:
-            raise DataError(uri, found="an empty file", expected="a line for each record", fix=_IDX)
-        try:
-            table = csv.read_csv(
-                file,
-                read_options=csv.ReadOptions(column_names=["key", "offset"]),
-                parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
-                convert_options=csv.ConvertOptions(
-                    column_types={"key": pa.int64(), "offset": pa.int64()}, null_values=[]
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            raise _bad_index_line(uri, error) from error
-    columns = table["key"].to_numpy(), table["offset"].to_numpy()
-    del table
-    # Arrow would keep the parsed blocks for later: 180 MB of an index of 5 M lines.
+        table = read_text_table(uri, file, columns, delimiter="\t", fix=_INDEX_FIX)
+    # Arrow would keep the parsed blocks for later: 180 MB for an index of 5 M rows.
     pa.default_memory_pool().release_unused()
-    return columns
+    return table["key"], table["offset"]
 
 
-_IDX = "copy the .idx again, or delete it: the .rec is then read through once to find its records"
-
-
-def _bad_index_line(uri: str, error: Exception) -> DataError:
-    """Name the first line that is wrong; only the failed path pays for the slow search."""
-    right = re.compile(rb"\d{1,18}\t\d{1,18}\r?\n?|\r?\n")
-    with filesystem.open_input(uri) as file:
-        for number, line in enumerate(io.BufferedReader(file), 1):
-            if not right.fullmatch(line):
-                found = repr(line[:80].rstrip(b"\r\n").decode("utf-8", "replace"))
-                return DataError(
-                    f"{uri}, line {number}", found=found, expected="key <tab> offset", fix=_IDX
-                )
-    return DataError(uri, found=str(error), expected="lines of key <tab> offset", fix=_IDX)
+_INDEX_FIX = "copy the .idx again, or delete it: the .rec is then scanned once to find its records"
 
 
 def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
-    """(offset, size with framing and padding in bytes, header) of every record, without an index.
+    """Find every record of a file without an index, reading 8 MiB at a time.
 
-    Reads the whole file in pieces of 8 MiB; memory does not grow with the file.
+    Yields:
+        Offset, size in bytes with framing and padding, and header of each record.
 
     Raises:
-        DataError: a record is damaged or cut short; what follows it cannot be found.
+        DataError: a record is damaged or truncated; those after it cannot be found.
     """
     with filesystem.open_input(uri) as file:
         file_size, offset = file.size(), 0
         while offset < file_size:
-            # A record longer than a piece is rare: its end is known from its length fields.
-            wanted = max(_SCAN_BYTES, record_end(file, offset, file_size, uri) - offset)
-            buffer = memoryview(file.read_at(min(wanted, file_size - offset), offset))
+            # The length fields give the end of a record longer than one read.
+            size = max(_SCAN_BYTES, record_end(file, offset, file_size, uri) - offset)
+            buffer = memoryview(file.read_at(min(size, file_size - offset), offset))
             position, base = 0, offset
             while position < len(buffer):
                 try:
@@ -316,7 +276,7 @@ def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
                 except DataError:
                     if position == 0 or base + len(buffer) == file_size:
                         raise
-                    break  # The piece's last record: the next piece begins with it.
+                    break  # Truncated by the read: the next one begins with it.
                 header, _ = unpack(body, f"{uri} at offset {offset}")
                 yield offset, after - position, header
                 offset, position = base + after, after

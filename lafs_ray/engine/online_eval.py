@@ -46,8 +46,8 @@ def check_online_eval(online_eval: OnlineEval) -> None:
     """
     if online_eval.pairs is not None:
         pairs = open_pairs(online_eval.pairs, online_eval.color_order)
-        for start, stop in chunks(pairs.num_images):
-            pairs.read(start, stop)
+        for start, stop in chunks(pairs.faces.num_images):
+            pairs.faces.read(start, stop)
     if online_eval.identities is not None:
         check_possible(open_labeled(online_eval.identities, online_eval.color_order).labels, [1])
 

@@ -22,7 +22,7 @@ from ray.data.datasource import ReadTask
 from ray.data.extensions import ArrowTensorArray
 from torch import nn
 
-from lafs_ray.data.eval_sets import FaceSource
+from lafs_ray.data.eval_sets import EvalFaces
 from lafs_ray.engine.ray_session import configure_context, join_cluster
 from lafs_ray.evaluation.embed import PixelRange, chunks, embed_chunk
 
@@ -75,7 +75,7 @@ class ChunkSource(Datasource):  # type: ignore[misc] # Ray ships no types
 
 
 def _read(reference: ray.ObjectRef, start: int, stop: int) -> Iterator[pa.Table]:
-    source: FaceSource = ray.get(reference)
+    source: EvalFaces = ray.get(reference)
     faces = ArrowTensorArray.from_numpy(source.read(start, stop))
     yield pa.table({"number": np.arange(start, stop), "face": faces})
 
@@ -117,7 +117,7 @@ def connect_for(workers: int, device: str) -> None:
 
 def embed_on_ray(
     network: nn.Module,
-    source: FaceSource,
+    source: EvalFaces,
     *,
     workers: int,
     device: str = "cpu",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lafs_ray.data.eval_sets import FaceSource
+from lafs_ray.data.eval_sets import EvalFaces
 from lafs_ray.errors import DataError
 
 Network = Callable[[Tensor], Tensor]
@@ -67,7 +67,7 @@ def embed_chunk(network: Network, images: NDArray[np.uint8], **options: Any) -> 
 
 
 def embed_faces(
-    network: Network, source: FaceSource, *, progress: bool = False, **options: Any
+    network: Network, source: EvalFaces, *, progress: bool = False, **options: Any
 ) -> NDArray[np.float32]:
     """Embed all faces of a source and their mirror images: float32 [N, 2, D].
 

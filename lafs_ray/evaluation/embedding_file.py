@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lafs_ray.data.eval_sets import ImageFiles, KeyedFace, RecordFaces
+from lafs_ray.data.eval_sets import EncodedImage, ImageSource
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
@@ -69,7 +69,7 @@ def with_flip(embed: Embed) -> Embed:
 
 def write_embeddings(
     uri: str,
-    source: RecordFaces | ImageFiles,
+    source: ImageSource,
     embed: Embed,
     decoding: Decoding,
     metadata: Mapping[str, str],
@@ -112,7 +112,7 @@ def write_embeddings(
 
 
 def _tables(
-    source: RecordFaces | ImageFiles,
+    source: ImageSource,
     embed: Embed,
     decoding: Decoding,
     outcome: Outcome,
@@ -121,7 +121,7 @@ def _tables(
 ) -> Iterator[pa.Table]:
     """Yield row groups."""
     start = told = time.monotonic()
-    faces: list[KeyedFace] = []
+    faces: list[EncodedImage] = []
     vectors: list[NDArray[np.float32]] = []
     for first in range(0, source.num_images, _CHUNK):
         stop = min(first + _CHUNK, source.num_images)
@@ -133,7 +133,7 @@ def _tables(
             vectors.append(_finite(embed(np.stack(images)), sound))
             outcome.num_rows += len(sound)
         if len(faces) >= _ROW_GROUP or (faces and stop == source.num_images):
-            yield _table(faces, np.concatenate(vectors), has_shards=source.has_shards)
+            yield _table(faces, np.concatenate(vectors))
             faces, vectors = [], []
         if (now := time.monotonic()) - told > _REPORT_S:
             told = now
@@ -141,18 +141,18 @@ def _tables(
 
 
 def _decoded(
-    faces: list[KeyedFace],
+    faces: list[EncodedImage],
     decoding: Decoding,
     outcome: Outcome,
     complain: Callable[[str], None],
-) -> tuple[list[KeyedFace], list[NDArray[np.uint8]]]:
+) -> tuple[list[EncodedImage], list[NDArray[np.uint8]]]:
     """Decode faces; return the sound ones and their pixels."""
     sound, images = [], []
     for face in faces:
         problem = face.error
         if not problem:
             try:
-                images.append(_pixels(face.image, decoding))
+                images.append(_pixels(face.data, decoding))
                 sound.append(face)
                 continue
             except DataError as error:
@@ -187,7 +187,7 @@ def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
     return scaled
 
 
-def _finite(vectors: NDArray[np.float32], faces: list[KeyedFace]) -> NDArray[np.float32]:
+def _finite(vectors: NDArray[np.float32], faces: list[EncodedImage]) -> NDArray[np.float32]:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise DataError(
@@ -199,8 +199,9 @@ def _finite(vectors: NDArray[np.float32], faces: list[KeyedFace]) -> NDArray[np.
     return vectors
 
 
-def _table(faces: list[KeyedFace], vectors: NDArray[np.float32], *, has_shards: bool) -> pa.Table:
+def _table(faces: list[EncodedImage], vectors: NDArray[np.float32]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
+    has_shards = faces[0].shard is not None
     if has_shards:
         columns["shard"] = pa.array([face.shard for face in faces], pa.string())
     keys = [face.key for face in faces]
@@ -211,7 +212,7 @@ def _table(faces: list[KeyedFace], vectors: NDArray[np.float32], *, has_shards: 
     return pa.table(columns)
 
 
-def _too_many(outcome: Outcome, source: RecordFaces | ImageFiles, expected: str) -> DataError:
+def _too_many(outcome: Outcome, source: ImageSource, expected: str) -> DataError:
     shown = outcome.left_out[:_NAMED]
     return DataError(
         f"{source.path}: damaged faces",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.eval_sets import FaceSource, LabeledFaces, PairFaces
+from lafs_ray.data.eval_sets import EvalFaces, LabeledSet, PairSet
 from lafs_ray.data.ijb import Templates
 from lafs_ray.evaluation.embed import PixelRange, embed_faces, flip_sum
 from lafs_ray.evaluation.report import (
@@ -26,7 +26,7 @@ from lafs_ray.models.embedder import FaceEmbedder
 
 Device = Literal["cpu", "cuda"]
 # Faces → embeddings of them and of their mirror images, float32 [N, 2, D].
-Embed = Callable[[FaceSource], NDArray[np.float32]]
+Embed = Callable[[EvalFaces], NDArray[np.float32]]
 Embeddings = dict[str, Embed]
 
 
@@ -43,7 +43,7 @@ def local_embedding(
 
 
 def evaluate_pairs(
-    source: PairFaces, embeddings: Embeddings, *, raw_pixels: bool = False
+    source: PairSet, embeddings: Embeddings, *, raw_pixels: bool = False
 ) -> EvalResult:
     """Run 10-fold verification on a pair file for each embedding, plain and centered.
 
@@ -55,16 +55,16 @@ def evaluate_pairs(
     Raises:
         DataError: an image is damaged, or there are too few pairs.
     """
-    same = source.pairs.same
-    rows = raw_pixel_rows(source, same) if raw_pixels else []
+    same = source.same
+    rows = raw_pixel_rows(source.faces, same) if raw_pixels else []
     for name, embed in embeddings.items():
-        rows += pair_rows(name, flip_sum(embed(source)), same)
+        rows += pair_rows(name, flip_sum(embed(source.faces)), same)
     counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
     return EvalResult("pairs", source.uri, counts, rows)
 
 
 def evaluate_identities(
-    source: LabeledFaces, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
+    source: LabeledSet, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
 ) -> EvalResult:
     """Compute leave-one-out k-NN accuracy on a labeled set for each embedding, plain and centered.
 
@@ -78,7 +78,7 @@ def evaluate_identities(
     """
     rows: list[ResultRow] = []
     for name, embed in embeddings.items():
-        rows += identity_rows(name, flip_sum(embed(source)), source.labels, ks)
+        rows += identity_rows(name, flip_sum(embed(source.faces)), source.labels, ks)
     counts = {name: rows[0].details[name] for name in COUNTS}
     return EvalResult("identities", source.path, counts, rows)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.eval_sets import FaceSource
+from lafs_ray.data.eval_sets import EvalFaces
 from lafs_ray.data.ijb import Templates
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import center, chunks
@@ -115,7 +115,7 @@ def pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> Re
     return ResultRow(name, centered, metrics, details, curve)
 
 
-def raw_pixel_rows(source: FaceSource, same: Truths) -> list[ResultRow]:
+def raw_pixel_rows(source: EvalFaces, same: Truths) -> list[ResultRow]:
     """Compute the raw-pixel baseline: an image's pixels less their own mean.
 
     The centered row subtracts the mean image as well. There is no flip test.

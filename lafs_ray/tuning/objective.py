@@ -85,9 +85,9 @@ def check_eval_sets(judges: EvalSets, metric: Metric, far: float) -> None:
     if judges.pairs is None:
         return
     pairs = open_pairs(judges.pairs, judges.color_order)
-    for start, stop in chunks(pairs.num_images):
-        pairs.read(start, stop)
-    same = pairs.pairs.same
+    for start, stop in chunks(pairs.faces.num_images):
+        pairs.faces.read(start, stop)
+    same = pairs.same
     distances = np.linspace(0, 4, len(same))
     try:
         kfold_accuracy(distances, same)

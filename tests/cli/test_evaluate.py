@@ -154,7 +154,7 @@ def test_evaluate__labels_that_are_none(trained: str, tmp_path: Path) -> None:
             writer.write(number, pack(Header(0, label, number), jpeg))
     error = refusal(Request(checkpoint=trained, identities=[str(tmp_path / "a.rec")]))
     assert error.subject == f"{tmp_path}/a.rec, key 2"
-    assert error.found == "no identity; 1 such records"
+    assert error.found == "no identity; records without one: 1"
 
 
 def test_evaluate__pairs_of_one_kind(trained: str, tmp_path: Path) -> None:

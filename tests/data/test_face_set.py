@@ -271,7 +271,7 @@ def test_open_faces__truncated_last_record(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     for subject in (f"{path}, key 4 at offset {offsets[4]}", f"{path} at offset {offsets[4]}"):
         error = refusal(path)
-        assert (error.subject, error.found) == (subject, "86 bytes to the end")
+        assert (error.subject, error.found) == (subject, "86 bytes to the end of the file")
         assert error.expected == "a record of at least 96 bytes (it is truncated)"
         path.with_suffix(".idx").unlink(missing_ok=True)
 

@@ -59,8 +59,8 @@ def refusal(folder: Path) -> DataError:
 def test_open_templates__all_columns(folder: Path) -> None:
     """Images, landmarks, scores, templates, media and pairs come as the lists have them."""
     found = open_templates(str(folder))
-    assert found.faces.names == [f"{number}.jpg" for number in range(NUM_IMAGES)]
-    np.testing.assert_allclose(found.faces.landmarks[3], POSITIONS_PX + 10, atol=1e-3)
+    assert found.faces.source.names == [f"{number}.jpg" for number in range(NUM_IMAGES)]
+    np.testing.assert_allclose(found.faces.source.landmarks[3], POSITIONS_PX + 10, atol=1e-3)
     assert found.scores.tolist() == [float(f"0.{90 + number}") for number in range(NUM_IMAGES)]
     assert found.templates.tolist() == [0, 0, 10, 10, 20, 20, 30, 30]
     assert found.medias.tolist() == [0, 1] * 4
@@ -85,7 +85,7 @@ def test_open_templates__other_white_space(folder: Path, white: str) -> None:
     for path in (folder / "meta").iterdir():
         path.write_text(path.read_text().replace(" ", white))
     found = open_templates(str(folder))
-    assert found.faces.names == expected.faces.names
+    assert found.faces.source.names == expected.faces.source.names
     for name in ("scores", "templates", "medias", "first", "second", "same"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
@@ -102,17 +102,17 @@ def test_open_templates__other_white_space(folder: Path, white: str) -> None:
             "0 20 1",
             "0 2.5 1",
             2,
-            "'2.5' as other template, which is a whole",
+            "'2.5' as other template, which is an integer",
         ),
     ],
 )
 def test_open_templates__bad_line(
     folder: Path, name: str, old: str, new: str, line: int, found: str
 ) -> None:
-    """A line with other columns, or another kind of value, is named by file and number."""
+    """A row with other columns, or another kind of value, is named by file and number."""
     path = change(folder, name, old, new)
     error = refusal(folder)
-    assert error.subject == f"{path}, line {line}"
+    assert error.subject == f"{path}, row {line}"
     assert error.found.startswith(found)
 
 
@@ -120,7 +120,7 @@ def test_open_templates__lists_that_disagree(folder: Path) -> None:
     """Unknown templates, other labels, another order and missing lines are told with numbers."""
     path = change(folder, "template_pair_label", "10 20 0", "10 77 0")
     assert refusal(folder).subject == f"{path}, pair 4"
-    assert refusal(folder).found == "template 77, of which there is no image; 1 such pairs"
+    assert refusal(folder).found == "template 77, which has no image; such pairs: 1"
     change(folder, "template_pair_label", "10 77 0", "10 20 2")
     assert refusal(folder).found == "2 as label"
     path = change(folder, "face_tid_mid", "4.jpg", "5.jpg")
@@ -146,17 +146,17 @@ def test_open_templates__missing_or_empty_list(folder: Path) -> None:
     """A list that is not there, or has no line, is named."""
     path = folder / "meta" / "ijbx_template_pair_label.txt"
     path.write_text("")
-    assert (refusal(folder).subject, refusal(folder).found) == (str(path), "no line")
+    assert (refusal(folder).subject, refusal(folder).found) == (str(path), "an empty file")
     path.unlink()
     assert refusal(folder).found == "0 files *_template_pair_label.txt"
     assert refusal(folder / "nowhere").found == "0 files *_name_5pts_score.txt"
 
 
 def test_template_faces__undecodable(folder: Path) -> None:
-    """A picture that is none is named with its place in the list."""
+    """A picture that is none is named with its path."""
     path = folder / "loose_crop" / "5.jpg"
     path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"5\.jpg \(image 6 of the list\)") as raised:
+    with pytest.raises(DataError, match=r"loose_crop/5\.jpg") as raised:
         open_templates(str(folder)).faces.read(4, 8)
     assert "do not decode" in raised.value.found
 

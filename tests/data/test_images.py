@@ -65,8 +65,8 @@ def test_decode_image__undecodable() -> None:
     for data, found in [
         (b"", "0 bytes"),
         (b"GIF8 or so", "10 bytes that begin with 0x47494638 and do not decode"),
-        (jpeg[:-2], f"{len(jpeg) - 2} bytes of a JPEG that is cut short"),
-        (jpeg[:100], "100 bytes of a JPEG that is cut short"),
+        (jpeg[:-2], f"{len(jpeg) - 2} bytes of a truncated JPEG"),
+        (jpeg[:100], "100 bytes of a truncated JPEG"),
     ]:
         with pytest.raises(DataError) as error:
             decode_image(data, color_order="rgb")

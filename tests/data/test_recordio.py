@@ -16,6 +16,7 @@ from pyarrow import fs
 from lafs_ray.data import recordio
 from lafs_ray.data.io import filesystem, ranged_reads
 from lafs_ray.errors import DataError
+from tests.recordio_parser import parse_records
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SHARDS = ["h1_recordio_edge/data.rec", "h3_insightface_rec/train.rec", "h5_plain_rec/data.rec"]
@@ -24,7 +25,7 @@ MAGIC = struct.pack("<I", recordio.MAGIC)
 
 def parse(path: Path) -> list[tuple[int, bytes]]:
     buffer = memoryview(path.read_bytes())
-    return [(offset, bytes(body)) for offset, body in recordio.parse_records(buffer, 0, str(path))]
+    return [(offset, bytes(body)) for offset, body in parse_records(buffer, 0, str(path))]
 
 
 @pytest.mark.parametrize("name", SHARDS)
@@ -98,14 +99,14 @@ def test_parse_records__damage_is_located() -> None:
     broken = bytearray(whole * 2)
     broken[len(whole)] ^= 0xFF
     with pytest.raises(DataError, match=r"a\.rec at offset 1036\n.*0xced723f5") as wrong:
-        list(recordio.parse_records(memoryview(broken), 1000, "a.rec"))
+        list(parse_records(memoryview(broken), 1000, "a.rec"))
     assert "0xced7230a" in wrong.value.expected
     broken = bytearray(whole)
     broken[7] = 3 << 5
     with pytest.raises(DataError, match="continuation flag 3"):
-        list(recordio.parse_records(memoryview(broken), 0, "a.rec"))
-    with pytest.raises(DataError, match=r"at offset 36\n.*31 bytes to the end\n.*at least 36"):
-        list(recordio.parse_records(memoryview((whole * 2)[:-5]), 0, "a.rec"))
+        list(parse_records(memoryview(broken), 0, "a.rec"))
+    with pytest.raises(DataError, match=r"at offset 36\n.*31 bytes to the end of.*\n.*at least 36"):
+        list(parse_records(memoryview((whole * 2)[:-5]), 0, "a.rec"))
 
 
 @pytest.mark.parametrize("piece_bytes", [40, 100, 5000, 1 << 20])
@@ -139,15 +140,21 @@ def test_scan_records__damage_in_the_middle(
 
 
 @pytest.mark.parametrize(
-    ("line", "found"), [("2 8", "'2 8'"), ("2\tx", "'2\\tx'"), ("2", "'2'"), ("2\t", "'2\\t'")]
+    ("line", "found"),
+    [
+        ("2 8", "1 column: '2 8'"),
+        ("2\tx", "'x' as offset, which is an integer"),
+        ("2", "1 column: '2'"),
+        ("2\t", "'' as offset, which is an integer"),
+    ],
 )
 def test_read_index__bad_line(line: str, found: str, tmp_path: Path) -> None:
-    """A line that is not key, tab, offset is shown with its number."""
+    """A row that is not key, tab, offset is shown with its number."""
     path = tmp_path / "a.idx"
     path.write_text(f"0\t0\n1\t4\n{line}\n3\t12\n")
     with pytest.raises(DataError) as error:
         recordio.read_index(str(path))
-    assert error.value.subject == f"{path}, line 3"
+    assert error.value.subject == f"{path}, row 3"
     assert error.value.found == found
 
 

@@ -44,7 +44,7 @@ def test_embed_on_ray__equals_one_process(
     """Order and values of three workers are those of one process, bit by bit."""
     from lafs_ray.engine.ray_embed import embed_on_ray
 
-    source = open_labeled(face_set_path)
+    source = open_labeled(face_set_path).faces
     threads = torch.get_num_threads()
     # As many as Ray gives to an actor of one CPU; sums of other divisions differ in the last bit.
     torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def test_embed_on_ray__undecodable_face(
 
     write_face_set(tmp_path / "a.rec", 8, 10, replaced={70: NO_IMAGE})
     with pytest.raises(Exception) as raised:  # noqa: PT011 - Ray's own, of several layers
-        embed_on_ray(network, open_labeled(str(tmp_path / "a.rec")), workers=1)
+        embed_on_ray(network, open_labeled(str(tmp_path / "a.rec")).faces, workers=1)
     mistake = find_user_error(raised.value)
     assert isinstance(mistake, DataError)
     assert mistake.subject == f"{tmp_path}/a.rec, key 71"

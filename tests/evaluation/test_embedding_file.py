@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from lafs_ray.data.eval_sets import ImageFiles, RecordFaces, open_keyed
+from lafs_ray.data.eval_sets import ImageSource, RecordImages, open_images
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation import embedding_file
 from lafs_ray.evaluation.embedding_file import Decoding, Outcome, with_flip, write_embeddings
@@ -26,7 +26,7 @@ def corner(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def written(
-    source: RecordFaces | ImageFiles, path: Path, embed: Any = corner, **decoding: Any
+    source: ImageSource, path: Path, embed: Any = corner, **decoding: Any
 ) -> tuple[Outcome, list[str]]:
     said: list[str] = []
     outcome = write_embeddings(
@@ -45,7 +45,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_groups")
 def test_write_embeddings__of_records(tmp_path: Path, face_set_path: str) -> None:
     """A row for each record in file order: file, key, label, vector; groups stay small."""
-    outcome, said = written(open_keyed(face_set_path), tmp_path / "a.parquet")
+    outcome, said = written(open_images(face_set_path), tmp_path / "a.parquet")
     assert (outcome.num_rows, outcome.left_out, said) == (120, [], [])
     file = pq.ParquetFile(tmp_path / "a.parquet")
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -75,7 +75,7 @@ def folder_of_images(folder: Path) -> Path:
 
 def test_write_embeddings__of_image_files(tmp_path: Path) -> None:
     """Keys are paths below the folder; there is no shard and no label."""
-    source = open_keyed(str(folder_of_images(tmp_path / "faces")))
+    source = open_images(str(folder_of_images(tmp_path / "faces")))
     written(source, tmp_path / "a.parquet")
     rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["key"] for row in rows] == ["a/1.jpg", "b/10.JPEG", "b/2.jpg", "z.jpg"]
@@ -95,7 +95,7 @@ def test_with_flip__sums_both(tmp_path: Path) -> None:
 def test_write_embeddings__color_order(tmp_path: Path, face_set_path: str) -> None:
     """Files that decode to BGR reach the network as RGB."""
     for order in ("rgb", "bgr"):
-        written(open_keyed(face_set_path), tmp_path / order, color_order=order)
+        written(open_images(face_set_path), tmp_path / order, color_order=order)
     rgb, bgr = (
         np.array(pq.read_table(tmp_path / order)["vector"].to_pylist()).reshape(120, 3, 3)
         for order in ("rgb", "bgr")
@@ -109,7 +109,7 @@ def test_write_embeddings__damaged_records(tmp_path: Path) -> None:
     path = tmp_path / "train.rec"
     write_face_set(path, 2, 10, replaced={3: NO_IMAGE})
     break_frame(path, 15)
-    outcome, said = written(open_keyed(str(path)), tmp_path / "a.parquet", max_bad_records=2)
+    outcome, said = written(open_images(str(path)), tmp_path / "a.parquet", max_bad_records=2)
     assert outcome.num_rows == 18
     assert len(said) == 2
     assert said[0].startswith(f"left out: {path}, key 4: found ")
@@ -118,7 +118,7 @@ def test_write_embeddings__damaged_records(tmp_path: Path) -> None:
     assert file.read()["key"].to_pylist() == [n for n in range(1, 21) if n not in (4, 16)]
     assert file.metadata.metadata[b"left_out"] == b"2"
     with pytest.raises(DataError, match="damaged faces") as caught:
-        written(open_keyed(str(path)), tmp_path / "b.parquet", max_bad_records=1)
+        written(open_images(str(path)), tmp_path / "b.parquet", max_bad_records=1)
     assert "2 so far:" in caught.value.found
     assert caught.value.expected == "at most 1"
     assert sorted(os.listdir(tmp_path)) == ["a.parquet", "train.idx", "train.rec"]
@@ -132,7 +132,7 @@ def test_write_embeddings__images_of_another_size(
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "x.jpg").write_bytes(face_jpegs(1, size=size)[0])
     with pytest.raises(DataError, match="--resize") as caught:
-        written(open_keyed(str(tmp_path / "faces")), tmp_path / "a.parquet")
+        written(open_images(str(tmp_path / "faces")), tmp_path / "a.parquet")
     assert f"x.jpg: found {shown}; expected a JPEG or PNG of 112x112" in caught.value.found
     assert caught.value.expected == "at least one face"
     assert os.listdir(tmp_path) == ["faces"]
@@ -145,7 +145,7 @@ def test_write_embeddings__resized(tmp_path: Path, side: int) -> None:
     gray = np.full((side, side, 3), (10, 100, 200), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "faces" / "x.png"), gray[..., ::-1])
     cv2.imwrite(str(tmp_path / "faces" / "y.png"), gray[:50])
-    _, said = written(open_keyed(str(tmp_path / "faces")), tmp_path / "a.parquet", resize=True)
+    _, said = written(open_images(str(tmp_path / "faces")), tmp_path / "a.parquet", resize=True)
     assert pq.read_table(tmp_path / "a.parquet")["vector"].to_pylist() == [[10, 100, 200] * 3]
     assert "expected a square" in said[0]
 
@@ -159,44 +159,44 @@ def test_write_embeddings__diverged_network(tmp_path: Path, face_set_path: str) 
         return vectors
 
     with pytest.raises(DataError, match=r"embedding of .*train.rec, key 3"):
-        written(open_keyed(face_set_path), tmp_path / "a.parquet", nan)
+        written(open_images(face_set_path), tmp_path / "a.parquet", nan)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_write_embeddings__interrupted(tmp_path: Path, face_set_path: str) -> None:
     """Ctrl-C in the middle leaves the old file as it was and nothing beside it."""
-    written(open_keyed(face_set_path), tmp_path / "a.parquet")
+    written(open_images(face_set_path), tmp_path / "a.parquet")
     before = (tmp_path / "a.parquet").read_bytes()
 
     def interrupted(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        written(open_keyed(face_set_path), tmp_path / "a.parquet", interrupted)
+        written(open_images(face_set_path), tmp_path / "a.parquet", interrupted)
     assert (tmp_path / "a.parquet").read_bytes() == before
     assert os.listdir(tmp_path) == ["a.parquet"]
 
 
-def test_open_keyed__nothing_to_embed(tmp_path: Path) -> None:
+def test_open_images__nothing_to_embed(tmp_path: Path) -> None:
     """A folder without images, an empty one and a missing one are told apart."""
     with pytest.raises(DataError, match="an empty folder"):
-        open_keyed(str(tmp_path))
+        open_images(str(tmp_path))
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(DataError, match="1 files, none of them an image"):
-        open_keyed(str(tmp_path))
+    with pytest.raises(DataError, match="1 file, none of them an image"):
+        open_images(str(tmp_path))
     with pytest.raises(DataError, match="no such file or folder"):
-        open_keyed(str(tmp_path / "nowhere"))
+        open_images(str(tmp_path / "nowhere"))
 
 
-def test_open_keyed__folder_with_records(tmp_path: Path) -> None:
+def test_open_images__folder_with_records(tmp_path: Path) -> None:
     """Where a folder holds .rec files, these are the set."""
     write_face_set(tmp_path / "train.rec", 2, 4)
-    assert isinstance(open_keyed(str(tmp_path)), RecordFaces)
+    assert isinstance(open_images(str(tmp_path)), RecordImages)
 
 
 def test_image_files__gone_meanwhile(tmp_path: Path) -> None:
     """A file that vanishes while others are embedded counts as a damaged one."""
-    source = open_keyed(str(folder_of_images(tmp_path / "faces")))
+    source = open_images(str(folder_of_images(tmp_path / "faces")))
     (tmp_path / "faces" / "b" / "2.jpg").unlink()
     outcome, said = written(source, tmp_path / "a.parquet")
     assert outcome.num_rows == 3

@@ -18,9 +18,10 @@ import numpy as np
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.packed_set import read_manifest
-from lafs_ray.data.recordio import MAGIC, Body, parse_records, read_index, scan_records, unpack
+from lafs_ray.data.recordio import MAGIC, Body, read_index, scan_records, unpack
 from lafs_ray.data.verification_pairs import read_pairs
 from lafs_ray.errors import DataError
+from tests.recordio_parser import parse_records
 
 _WORD = struct.pack("<I", MAGIC)
 _MEMORY_DISK = "/dev/shm"

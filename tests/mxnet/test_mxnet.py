@@ -13,12 +13,12 @@ from lafs_ray.data.recordio import (
     Header,
     RecordWriter,
     pack,
-    parse_records,
     read_index,
     scan_records,
     unpack,
 )
 from tests.mxnet.cases import records
+from tests.recordio_parser import parse_records
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("LAFS_MXNET_PYTHON", ROOT / ".venv-mxnet/bin/python"))

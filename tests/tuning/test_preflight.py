@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lafs_ray.data.eval_sets import open_labeled
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import ConfigError
@@ -88,8 +87,8 @@ def test_check_sweep__pairs_with_images_of_the_training_set(
     tmp_path: Path, face_set_path: str
 ) -> None:
     """A single image is enough."""
-    faces = open_labeled(face_set_path)
-    image = faces.faces.read(np.array([3])).images[0]
+    faces = open_faces(face_set_path)
+    image = faces.read(np.array([3])).images[0]
     write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
     message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "a.bin")})
     assert "which is trained on, share 1 images among those compared" in message

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
 
-from lafs_ray.data.io.retry import Input, persist
+from lafs_ray.data.io.retry import Input, retry_transient
 from lafs_ray.data.io.s3 import is_s3, s3_client, without_credentials
 from lafs_ray.errors import DataError
 
@@ -66,7 +66,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 def file_info(uri: str) -> fs.FileInfo:
     """Type, size and time of the last change of what is there, or that nothing is."""
     filesystem, path = resolve(uri)
-    return persist(lambda: filesystem.get_file_info(path), uri)
+    return retry_transient(lambda: filesystem.get_file_info(path), uri)
 
 
 def absolute(uri: str, here: str = "") -> str:
@@ -318,7 +318,7 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
         return []
     filesystem, path = resolve(folder)
     selector = fs.FileSelector(path, recursive=recursive)
-    infos = persist(lambda: filesystem.get_file_info(selector), folder)
+    infos = retry_transient(lambda: filesystem.get_file_info(selector), folder)
     prefix = path.rstrip("/") + "/"
     return sorted(one.path.removeprefix(prefix) for one in infos if one.type == fs.FileType.File)
 

@@ -1,4 +1,4 @@
-"""Folders of a million image files: listed without holding all names, read many at a time."""
+"""Folders of a million image files: streamed listings, concurrent reads."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pyarrow import fs
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.retry import unreadable
+from lafs_ray.data.io.retry import read_error, retry_transient
 from lafs_ray.errors import DataError
 
-# Opening a file on NFS, or in an object store, is waiting for an answer.
-_FILES_AT_ONCE = 16
+# Opening a file on NFS, or in an object store, is mostly latency.
+_CONCURRENT_FILES = 16
 
 
 def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]:
-    """The content of each of many small files, some of them read at the same time.
+    """Read many small files, some of them concurrently.
 
     Args:
         folder: what names are relative to.
@@ -31,23 +31,31 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]
         try:
             if filesystem.is_uri(name):
                 return filesystem.read_bytes(name)
-            # Not by URI: names need not be percent-encoded, and the client is found once.
-            with store.open_input_file(name if name[0] == "/" else f"{path}/{name}") as file:
-                return bytes(file.read())
-        except OSError as error:
-            return unreadable(name if name[0] == "/" else filesystem.join(folder, name), error)
+            # Not by URI: names need not be percent-encoded, and the client is looked up once.
+            if name.startswith("/"):
+                return retry_transient(lambda: _read_file(store, name), name)
+            uri = filesystem.join(folder, name)
+            return retry_transient(lambda: _read_file(store, f"{path}/{name}"), uri)
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
         yield from pool.map(read, names)
 
 
-def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
-    """(name relative to the folder, bytes, time of the last change in ns) of every file below it.
+def _read_file(store: fs.FileSystem, path: str) -> bytes:
+    with store.open_input_file(path) as file:
+        return bytes(file.read())
 
-    In no particular order. On disk one subfolder is listed after the other, so that memory holds
-    only its files; an object store lists everything in pages of its own, whatever the folders.
+
+def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
+    """List all files below a folder, in no particular order.
+
+    On disk one subfolder is listed after the other, so that memory holds only its files; an object
+    store lists all objects in pages, whatever the folders.
+
+    Yields:
+        Name relative to the folder, size in bytes, modification time in ns.
 
     Raises:
         DataError: a folder cannot be read.
@@ -55,14 +63,14 @@ def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
     store, path = filesystem.resolve(folder)
     prefix = path.rstrip("/") + "/"
     is_local = isinstance(store, fs.LocalFileSystem)
-    waiting = [path]
-    while waiting:
+    pending = [path]
+    while pending:
         try:
-            infos = store.get_file_info(fs.FileSelector(waiting.pop(), recursive=not is_local))
+            infos = store.get_file_info(fs.FileSelector(pending.pop(), recursive=not is_local))
         except OSError as error:
-            raise unreadable(folder, error) from error
+            raise read_error(folder, error) from error
         for info in infos:
             if info.type == fs.FileType.File:
                 yield info.path.removeprefix(prefix), int(info.size), int(info.mtime_ns or 0)
             elif info.type == fs.FileType.Directory and is_local:
-                waiting.append(info.path)
+                pending.append(info.path)

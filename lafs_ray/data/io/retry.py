@@ -1,8 +1,8 @@
-"""A file opened for reading, that tries again where trying again helps, and never for ever.
+"""A file opened for reading that retries transient errors.
 
-An object store's client retries by itself (`lafs_ray.data.io.s3`). What is left is the disk
-that is none: after a failover or a lost connection NFS answers with ESTALE or EIO, and opening the
-file anew helps. Six tries in about half a minute; then a message with bytes, tries and seconds.
+An object store's client retries by itself (`lafs_ray.data.io.s3`). What is left is network disks:
+after a failover or a lost connection NFS returns ESTALE or EIO, and reopening the file helps. After
+six attempts in about half a minute the read fails, with byte range, attempts and seconds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pyarrow import fs
 
 from lafs_ray.errors import DataError
 
-_TRIES = 6
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 16.0
+_ATTEMPTS = 6
+_FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 16.0
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_PASSING = {
+_TRANSIENT = {
     errno.ESTALE,
     errno.EIO,
     errno.ETIMEDOUT,
@@ -36,58 +36,61 @@ _PASSING = {
     errno.ENETUNREACH,
     errno.EAGAIN,
 }
-# What S3 says without a number, in pyarrow's words.
-_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "HTTP status 403")
+# S3 errors without errno, in the words of pyarrow.
+_S3_FORBIDDEN = (
+    *("ACCESS_DENIED", "INVALID_ACCESS_KEY"),
+    *("SIGNATURE_DOES_NOT_MATCH", "HTTP status 403"),
+)
 
 T = TypeVar("T")
 
 
-def persist(action: Callable[[], T], subject: str) -> T:
-    """The result of reading something; what may pass is tried again, with longer and longer waits.
+def retry_transient(action: Callable[[], T], subject: str) -> T:
+    """Call `action` and return its result; retry transient errors with exponential backoff.
 
     Args:
         action: reads; raises OSError.
-        subject: the file, and which of its bytes.
+        subject: the file and byte range, for messages.
 
     Raises:
-        DataError: it failed for good, or too often.
+        DataError: the error is permanent, or the last attempt failed.
     """
     begin = time.monotonic()
-    for attempt in range(1, _TRIES + 1):
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             return action()
         except OSError as error:
-            if error.errno not in _PASSING or attempt == _TRIES:
-                raise unreadable(subject, error, attempt, time.monotonic() - begin) from error
-        # Drawn at random so that the readers of a cluster do not all come back at once.
-        wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1))
+            if error.errno not in _TRANSIENT or attempt == _ATTEMPTS:
+                raise read_error(subject, error, attempt, time.monotonic() - begin) from error
+        # Jitter, so that the readers of a cluster do not all come back at once.
+        wait = min(_MAX_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1))
         time.sleep(wait * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
 
 
-def unreadable(subject: str, error: OSError, tries: int = 1, seconds: float = 0.0) -> DataError:
-    """What a failed read means to a user."""
+def read_error(subject: str, error: OSError, attempts: int = 1, seconds: float = 0.0) -> DataError:
+    """Return the message for a failed read."""
     text = str(error)
     if isinstance(error, FileNotFoundError):
         found, fix = "no such file", "check the path; has the file been moved or deleted?"
-    elif error.errno in _NO_PERMISSION or any(word in text for word in _REFUSED):
+    elif error.errno in _NO_PERMISSION or any(word in text for word in _S3_FORBIDDEN):
         found, fix = "no permission to read it", "check the file's owner and mode (or credentials)"
     else:
         found, fix = text, "check that the storage is reachable and mounted"
-    if tries > 1:
-        found += f"; gave up after {tries} tries in {seconds:.1f} s"
+    if attempts > 1:
+        found += f"; gave up after {attempts} attempts in {seconds:.1f} s"
     elif seconds > 1:
-        # The store's client has tried several times; how often, only it knows.
+        # The store's client has retried; it does not report how often.
         found += f"; gave up after {seconds:.1f} s"
     return DataError(subject, found=found, expected="a readable file", fix=fix)
 
 
 class Input(io.RawIOBase):
-    """A random-access file; several threads may call `read_at` at once.
+    """A random-access file; `read_at` is thread-safe.
 
     Args:
         uri: for messages.
-        filesystem: that holds it.
+        filesystem: of the file.
         path: in that file system.
     """
 
@@ -98,33 +101,33 @@ class Input(io.RawIOBase):
         self._file: Any = None
         self._position = 0
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         with self._lock:
             if self._file is None:
                 self._file = self._filesystem.open_input_file(self._path)
             return self._file
 
     def _drop(self, broken: Any) -> None:
-        """Let the next try open anew; other threads may still be reading from the old one."""
+        """Make the next attempt reopen the file; other threads may still use the old handle."""
         with self._lock:
             if self._file is broken:
                 self._file = None
 
     def size(self) -> int:
-        """Bytes of the file when it was opened."""
-        return persist(lambda: int(self._opened().size()), self._uri)
+        """Return the size in bytes when the file was opened."""
+        return retry_transient(lambda: int(self._open().size()), self._uri)
 
     def version(self) -> str:
-        """What an object store calls this content (its ETag); empty on a disk."""
+        """Return the object's ETag, else generation or modification time; empty on a disk."""
         if isinstance(self._filesystem, fs.LocalFileSystem):
             return ""
-        found = persist(lambda: self._opened().metadata() or {}, self._uri)
-        known = {_text(name).lower(): _text(value) for name, value in found.items()}
+        metadata = retry_transient(lambda: self._open().metadata() or {}, self._uri)
+        known = {_text(name).lower(): _text(value) for name, value in metadata.items()}
         names = ("etag", "generation", "last-modified")
         return next((known[name] for name in names if name in known), "")
 
     def read_at(self, nbytes: int, offset: int) -> Any:
-        """A buffer with these bytes; shorter only where the file ends.
+        """Read a byte range; the buffer is shorter only where the file ends.
 
         Raises:
             DataError: they cannot be read.
@@ -133,7 +136,7 @@ class Input(io.RawIOBase):
         def read() -> Any:
             file = None
             try:
-                file = self._opened()
+                file = self._open()
                 buffer = file.read_at(nbytes, offset)
                 missing = min(nbytes, file.size() - offset) - len(buffer)
                 if missing > 0:
@@ -143,29 +146,29 @@ class Input(io.RawIOBase):
                 raise
             return buffer
 
-        persist(self._opened, self._uri)
-        return persist(read, f"{self._uri}, bytes {offset} to {offset + nbytes}")
+        retry_transient(self._open, self._uri)
+        return retry_transient(read, f"{self._uri}, bytes {offset} to {offset + nbytes}")
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next `read` begins."""
+        """Return the offset of the next `read`."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move there."""
+        """Move the offset of the next `read`."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size()}[whence]
         self._position = base + offset
         return self._position
 
     def readinto(self, target: Any) -> int:
-        """Fill as much of `target` as the file has bytes for."""
+        """Read into a buffer; return the number of bytes read."""
         view = memoryview(target).cast("B")
         found = self.read_at(len(view), self._position)
         view[: len(found)] = memoryview(found)
@@ -173,13 +176,13 @@ class Input(io.RawIOBase):
         return len(found)
 
     def readall(self) -> bytes:
-        """All that is left, in one request."""
+        """Read the rest of the file in one request."""
         found = self.read_at(self.size() - self._position, self._position)
         self._position += len(found)
         return bytes(found)
 
     def close(self) -> None:
-        """Close the file beneath."""
+        """Close the file."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
@@ -188,5 +191,5 @@ class Input(io.RawIOBase):
 
 
 def _text(value: str | bytes) -> str:
-    """Pyarrow gives names as str and values as bytes."""
+    """Decode what pyarrow returns: names as str, values as bytes."""
     return value if isinstance(value, str) else value.decode("latin-1")

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.align import align_face
-from lafs_ray.data.image_header import stated_size
+from lafs_ray.data.image_header import image_format, image_size, is_truncated_jpeg
 from lafs_ray.data.images import decode_image
 from lafs_ray.errors import DataError
-
-JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 
 # Extent of the landmarks; alignment enlarges a smaller face more than tenfold.
 _MIN_FACE_PX = 4.0
@@ -60,8 +58,8 @@ def fit_image(
         pixels = _decode(data)
         _check_landmarks(pixels, landmarks)
         return _encode(align_face(pixels, landmarks), rules.quality), True
-    size = stated_size(data) if data.startswith((JPEG, PNG)) else None
-    if size is None or (data.startswith(JPEG) and b"\xff\xd9" not in data):
+    size = image_size(data) if image_format(data) in ("JPEG", "PNG") else None
+    if size is None or is_truncated_jpeg(data):
         _decode(data)  # Raises with the reason, except for formats that only OpenCV reads.
         raise _bad_image(f"{len(data)} bytes that begin with 0x{data[:4].hex()}", side)
     if size == (side, side):

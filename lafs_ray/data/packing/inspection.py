@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
-from lafs_ray.data.images import decode_image
+from lafs_ray.data.image_header import image_format
+from lafs_ray.data.images import ColorOrder, decode_image
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.packed_set import ColorOrder, PackedLabels
-from lafs_ray.data.packing.images import JPEG, PNG
+from lafs_ray.data.packed_set import PackedLabels
 from lafs_ray.data.record_index import Identities, spread
 from lafs_ray.errors import DataError
 
@@ -146,8 +146,7 @@ def _check_image(
     if error:
         stats.errors.append(error)
         return None
-    known = [name for start, name in ((PNG, "PNG"), (JPEG, "JPEG")) if data.startswith(start)]
-    stats.formats[known[0] if known else "other"] += 1
+    stats.formats[image_format(data)] += 1
     stats.sizes[f"{pixels.shape[1]}x{pixels.shape[0]}"] += 1
     return pixels
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.packed_set import ColorOrder
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.open_source import open_source
 from lafs_ray.data.packing.sources import ImageSource

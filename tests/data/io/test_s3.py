@@ -287,7 +287,7 @@ def test_network_disk__stale_handles_are_opened_anew(
     with retry.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
         file.read_at(8, 4)
     assert error.value.subject == f"{path}, bytes 4 to 12"
-    assert "Stale file handle; gave up after 6 tries in" in error.value.found
+    assert "Stale file handle; gave up after 6 attempts in" in error.value.found
     assert len(waits) == 5
     disk = Disk([errno.EACCES])
     with retry.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:

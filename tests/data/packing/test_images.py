@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.data.align import POSITIONS_PX
-from lafs_ray.data.image_header import stated_size
+from lafs_ray.data.image_header import image_size
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.errors import DataError
 from tests.training.faces import NO_IMAGE, face_jpegs, pixels_of
@@ -18,14 +18,14 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(112, 112), (250, 130), (1, 1)])
-def test_stated_size__equals_the_decoded_size(size: tuple[int, int]) -> None:
+def test_image_size__equals_the_decoded_size(size: tuple[int, int]) -> None:
     """Width and height from the header of baseline and progressive JPEGs, and of PNGs."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     progressive = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
     for data in (face_jpegs(1, size=size)[0], progressive, as_png(pixels)):
-        assert stated_size(data) == size
-        assert stated_size(data[:12]) is None
-    assert stated_size(b"GIF89a" + bytes(40)) is None
+        assert image_size(data) == size
+        assert image_size(data[:12]) is None
+    assert image_size(b"GIF89a" + bytes(40)) is None
 
 
 def test_fit_image__keeps_the_bytes_of_the_right_size() -> None:
@@ -85,7 +85,7 @@ def test_fit_image__damage_that_only_decoding_shows() -> None:
     assert fit_image(data, RULES, None) == (data, False)
     with pytest.raises(DataError, match="do not decode"):
         fit_image(data, ImageRules(check=True), None)
-    assert stated_size(NO_IMAGE) is None
+    assert image_size(NO_IMAGE) is None
 
 
 def test_fit_image__aligned() -> None:
@@ -97,7 +97,7 @@ def test_fit_image__aligned() -> None:
     landmarks = POSITIONS_PX @ turn[:, :2].T + turn[:, 2]
     data, encoded = fit_image(picture, ImageRules(quality=100), landmarks)
     assert encoded
-    assert stated_size(data) == (112, 112)
+    assert image_size(data) == (112, 112)
     inner = np.abs(pixels_of(data).astype(int) - face)[8:-8, 8:-8]
     # Two bilinear interpolations of a smooth picture and JPEG's halved chroma.
     assert inner.mean() < 3

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from lafs_ray.data.align import POSITIONS_PX
 from lafs_ray.data.face_set import open_faces
-from lafs_ray.data.image_header import stated_size
+from lafs_ray.data.image_header import image_size
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import read_manifest
 from lafs_ray.data.packing.images import ImageRules
@@ -137,7 +137,7 @@ def test_pack__aligned(tmp_path: Path) -> None:
     manifest = packed([tmp_path / "list.csv"], tmp_path / "set")
     assert (manifest.encoded, manifest.left_out["images"]) == (1, 1)
     assert "expected five points (x, y) in pixels of the image" in manifest.left_out["first"][0]
-    assert stated_size(images_by_label(tmp_path / "set")[0][0]) == (112, 112)
+    assert image_size(images_by_label(tmp_path / "set")[0][0]) == (112, 112)
     error = refusal([tmp_path / "list.csv"], tmp_path / "b", rules=ImageRules(size=96))
     assert (error.subject, error.found) == ("--size", "96 with landmarks")
 
