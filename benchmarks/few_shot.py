@@ -353,9 +353,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if not options.stage_1:
         size = {"num_identities": 200, "images_per_identity": 20, "seed": 11}
-        datasets.write_faces(
-            str(work / "stage1_faces"), **size, workers=options.processes, report=lambda _: None
-        )
+        datasets.write_faces(str(work / "stage1_faces"), **size, workers=options.processes)
         in_processes(1, [(stage_1, (plan,))])
     both = [(method, seed) for seed in range(plan.pretraining_seeds) for method in METHODS]
     in_processes(options.processes, [(pretrain, (plan, *one)) for one in both])

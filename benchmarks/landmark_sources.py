@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
         "images_per_identity": 5,
         "seed": 13,
     }
-    datasets.write_faces(str(work / "people"), **people, workers=1, report=lambda _: None)
+    datasets.write_faces(str(work / "people"), **people, workers=1)
     options.identities = str(work / "people" / "train.rec")
     cache_job("", [options.stage_1, options.faces])
     results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}

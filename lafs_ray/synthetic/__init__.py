@@ -1,6 +1,6 @@
-"""Draws generated faces with numpy and OpenCV alone: who (`identity`), how (`capture`), picture.
+"""Synthetic faces, rendered with numpy and OpenCV alone.
 
-`canvas` knows polygons and soft tones, `features` paints eyes to mouth, `head` the whole frontal
-head, and `picture` turns it in space, lights it and photographs it. `lafs_ray.synthetic.datasets`
-writes the pictures as training sets and pair files.
+`identity` and `capture` sample the parameters of an image; `canvas`, `features` and `head` paint
+the frontal head; `renderer` rotates, lights and captures it. `datasets` writes training sets and
+pair files.
 """

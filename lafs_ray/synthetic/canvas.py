@@ -1,10 +1,10 @@
-"""The canvas of generated faces: soft-edged polygons, smooth lines and sums of Gaussians.
+"""Canvas of synthetic faces: soft-edged polygons, smooth lines and sums of Gaussians.
 
-It is larger and finer (`SCALE`) than the final image, so that turning the head finds something
-behind the ears and the final sampling is anti-aliased. What is soft and wide (cheeks, eye sockets,
-beard shadow) is a sum of separable Gaussians, one small matrix product for the whole face; what is
-sharp is a polygon with a softened mask, blended only inside its bounding box. Color planes come
-first: numpy's inner loops then run along rows, not over three channels.
+It is larger and finer (`SCALE`) than the final image, so that a rotation reveals what is behind the
+ears and the final sampling is anti-aliased. Wide soft tones (cheeks, eye sockets, beard shadow) are
+a sum of separable Gaussians, one small matrix product for the whole face; sharp shapes are polygons
+with a blurred mask, blended only inside their bounding box. Color planes come first, so that the
+inner loops of numpy run along rows and not over three channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lafs_ray.synthetic.identity import Array, Color
 
 SCALE = 4 / 3
 SIDE = 192
-ORIGIN = (72.0, 66.0)  # where the point between the eyes lies on the canvas, in image pixels
+ORIGIN = (72.0, 66.0)  # the point between the eyes on the canvas, in image pixels
 
 _TURN = np.linspace(0, 2 * np.pi, 24, endpoint=False, dtype=np.float32)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -30,7 +30,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def gaussian_sum(blobs: Sequence[Sequence[float]], side: int) -> Array:
-    """Return a sum of Gaussians over the whole canvas at `side` samples a side, [C,side,side].
+    """Return a sum of Gaussians over the whole canvas sampled at [C,side,side].
 
     A row of `blobs` is (x, y, sigma_x, sigma_y, height in each of the C channels). As a loop:
     `out[c,j,i] += height[c] * exp(-((x_i-x)/sigma_x)**2/2 - ((y_j-y)/sigma_y)**2/2)`.
@@ -48,6 +48,11 @@ def both_sides(rows: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return [*rows, *((-row[0], *row[1:]) for row in rows)]
 
 
+def mirrored(half: Points) -> list[tuple[float, float]]:
+    """Return the mirror image of a line (x, y) at the vertical axis, in reverse order."""
+    return [(-x, y) for x, y in reversed(half)]
+
+
 def curve(points: Points | Array, *, closed: bool = False) -> Array:
     """Return a smooth line (Catmull-Rom) through `points` [n,2] as float32 [m,2]."""
     knots = np.asarray(points, dtype=np.float32)
@@ -57,7 +62,7 @@ def curve(points: Points | Array, *, closed: bool = False) -> Array:
 
 @lru_cache(maxsize=64)
 def _spline(count: int, closed: bool) -> Array:
-    """Weights of the knots in each point of a Catmull-Rom line, six points a span, [m,count]."""
+    """Return the weights of the knots in each point, six points per span, [m,count]."""
     t = np.linspace(0, 1, 6, endpoint=False, dtype=np.float32)
     one = np.ones_like(t)
     weights = 0.5 * np.stack(
@@ -92,17 +97,17 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, tilt: float = 
 
 
 def fixed_point(points: Array) -> npt.NDArray[np.int32]:
-    """Return pixel positions with the four fractional bits that OpenCV's drawing takes."""
+    """Return pixel positions with four fractional bits, as OpenCV's drawing functions expect."""
     fixed: npt.NDArray[np.int32] = np.rint(points * 16).astype(np.int32)
     return fixed
 
 
 class Canvas:
-    """A picture under work: `color` float32 [3,SIDE,SIDE] and `cover`, the head's share of it."""
+    """Color planes, float32 [3,SIDE,SIDE], and alpha of the head, float32 [SIDE,SIDE]."""
 
     def __init__(self) -> None:
         self.color: Array = np.zeros((3, SIDE, SIDE), dtype=np.float32)
-        self.cover: Array = np.zeros((SIDE, SIDE), dtype=np.float32)
+        self.alpha: Array = np.zeros((SIDE, SIDE), dtype=np.float32)
 
     def fill(
         self,
@@ -113,18 +118,17 @@ class Canvas:
         softness: float = 0.0,
         clip: Array | None = None,
     ) -> None:
-        """Fill a polygon [n,2] with a color, or with a layer [3,SIDE,SIDE] seen through it.
+        """Fill a polygon [n,2] with a color, or with a layer [3,SIDE,SIDE].
 
-        `softness` is the sigma, in pixels, that blurs its edge; outside the polygon `clip` nothing
-        is painted.
+        `softness` is the sigma of its edge in pixels; `clip` is a polygon that limits it.
         """
-        window = _Window(outline, 3 * softness)
-        mask = window.polygon(outline)
+        box = _Box(outline, 3 * softness)
+        mask = box.polygon(outline)
         if softness:
             mask = cv2.GaussianBlur(mask, (0, 0), softness * SCALE)
         if clip is not None:
-            mask = np.minimum(mask, window.polygon(clip))
-        self._blend(window, mask, color, opacity)
+            mask = np.minimum(mask, box.polygon(clip))
+        self._blend(box, mask, color, opacity)
 
     def stroke(
         self,
@@ -135,38 +139,38 @@ class Canvas:
         opacity: float = 1.0,
         softness: float = 0.0,
     ) -> None:
-        """Draw an open line [n,2] of a width in pixels."""
-        window = _Window(line, 3 * softness + width)
-        # cv2 draws whole pixels only: a thinner line is drawn fainter instead.
+        """Draw an open line [n,2] with a width in pixels."""
+        box = _Box(line, 3 * softness + width)
+        # OpenCV draws whole pixels only: a thinner line is drawn fainter.
         thickness = max(1, round(width * SCALE))
-        mask = window.line(line, thickness)
+        mask = box.line(line, thickness)
         if softness:
             mask = cv2.GaussianBlur(mask, (0, 0), softness * SCALE)
-        self._blend(window, mask, color, opacity * min(1.0, width * SCALE))
+        self._blend(box, mask, color, opacity * min(1.0, width * SCALE))
 
-    def _blend(self, window: _Window, mask: Mask, color: Color | Array, opacity: float) -> None:
+    def _blend(self, box: _Box, mask: Mask, color: Color | Array, opacity: float) -> None:
         weight = mask.astype(np.float32)
         weight *= np.float32(opacity / 255)
-        region = self.color[:, window.rows, window.columns]
+        region = self.color[:, box.rows, box.columns]
         if isinstance(color, np.ndarray):
-            change = color[:, window.rows, window.columns] - region
+            change = color[:, box.rows, box.columns] - region
         else:
             change = np.array(color, dtype=np.float32)[:, None, None] - region
         change *= weight
         region += change
-        cover = self.cover[window.rows, window.columns]
-        np.maximum(cover, weight, out=cover)
+        alpha = self.alpha[box.rows, box.columns]
+        np.maximum(alpha, weight, out=alpha)
 
 
-class _Window:
-    """The part of the canvas that a shape can touch."""
+class _Box:
+    """Bounding box of a shape on the canvas, with a margin for its soft edge."""
 
     def __init__(self, shape: Array, margin: float) -> None:
         reach = margin * SCALE + 2
         x, y, width, height = cv2.boundingRect(shape)
         left, top = (x + ORIGIN[0]) * SCALE - reach, (y + ORIGIN[1]) * SCALE - reach
         right, bottom = left + width * SCALE + 2 * reach, top + height * SCALE + 2 * reach
-        # At least a pixel, so that a shape outside the canvas is simply not seen.
+        # At least one pixel, also for a shape outside the canvas.
         first_x, first_y = min(max(int(left), 0), SIDE - 1), min(max(int(top), 0), SIDE - 1)
         self.columns = slice(first_x, min(max(int(right) + 1, first_x + 1), SIDE))
         self.rows = slice(first_y, min(max(int(bottom) + 1, first_y + 1), SIDE))

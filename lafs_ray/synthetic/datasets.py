@@ -1,9 +1,8 @@
-"""Generated faces as files: training sets in insightface's layout, pair files, contact sheets.
+"""Synthetic faces as files: training sets in insightface's layout, pair files, contact sheets.
 
-For demos, tests and benchmarks that must run anywhere, without a data set that needs a license.
-Every picture is a pure function of (seed, identity, index): files do not depend on how many
-processes drew them, two ranges of identities share nobody, a few numbers make a set again.
-`lafs_ray.synthetic` draws; see there for what a face is made of.
+For demos, tests and benchmarks that run anywhere, without a licensed dataset. Every image is a pure
+function of (seed, identity, index): files do not depend on the number of processes, disjoint ranges
+of identities share none, and a few numbers reproduce a set.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -23,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.progress import ProgressLog
 from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import DataError
 from lafs_ray.synthetic.capture import Capture, sample_capture
 from lafs_ray.synthetic.identity import Identity, sample_identity
-from lafs_ray.synthetic.renderer import IMAGE_SIDE, render_face, true_landmarks
+from lafs_ray.synthetic.renderer import IMAGE_SIDE, render_face
 
 __all__ = [
     "Capture",
@@ -38,24 +38,22 @@ __all__ = [
     "render_face",
     "sample_capture",
     "sample_identity",
-    "true_landmarks",
     "write_faces",
     "write_pair_file",
 ]
 
 _PAIR_STREAM = 3
 _FOLDS = 10
-_IDENTITIES_PER_TASK = 4
-_SHOTS_PER_TASK = 64
-_MAX_KEY = 1 << 24  # labels are float32 in the file: beyond this, keys would no longer be exact
+_ITEMS_PER_TASK = 4
+_MAX_KEY = 1 << 24  # labels are float32 in the file, where larger keys are not exact
 
-_Work = TypeVar("_Work")
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def encode_face(identity: Identity, capture: Capture) -> bytes:
-    """Return the picture as a JPEG of the capture's quality; it decodes to RGB (METHOD.md)."""
+    """Return the image as a JPEG of the capture's quality; decoders return it as RGB."""
     bgr = cv2.cvtColor(render_face(identity, capture), cv2.COLOR_RGB2BGR)
     encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, capture.jpeg_quality])
     assert encoded, "OpenCV was built without JPEG"
@@ -71,36 +69,34 @@ def write_faces(
     first_identity: int = 0,
     num_shards: int = 1,
     workers: int = 1,
-    report: Callable[[str], object] = _log.info,
 ) -> None:
-    """Write a training set of persons `first_identity`… in insightface's layout.
+    """Write a training set of the identities `first_identity`… in insightface's layout.
 
-    One shard is `train.rec`; several are `train-00000-of-0000N.rec`…, each complete in itself, with
-    the labels 0…num_identities-1 running on over them. `property` and `generated.json` (the
-    arguments) lie beside. The same arguments write the same bytes again, for any `workers`.
+    One shard is `train.rec`; several are `train-00000-of-0000N.rec`…, each readable alone; together
+    they have the labels 0…num_identities-1. `property` and `generated.json` (the arguments) are
+    written next to them. The same arguments write the same bytes, for any number of `workers`.
 
     Args:
-        folder: path or URI; it is made if missing.
-        num_identities: persons.
-        images_per_identity: pictures of each.
-        seed: the population.
-        first_identity: number of the first person in it.
-        num_shards: files; persons are not divided between them.
-        workers: processes that draw.
-        report: told a line of text about ten times.
+        folder: path or URI; it is created if missing.
+        num_identities: number of identities.
+        images_per_identity: images of each.
+        seed: of the population.
+        first_identity: number of the first identity in the population.
+        num_shards: files; the images of an identity are in one of them.
+        workers: processes.
 
     Raises:
-        DataError: a number is impossible, or the folder holds another set.
+        DataError: a number is out of range, or the folder holds another set.
     """
     _check(num_identities=num_identities, images_per_identity=images_per_identity, workers=workers)
     _check_seed(seed, first_identity)
     if not 1 <= num_shards <= num_identities:
         expected = f"1 to {num_identities}, the number of identities"
-        raise _impossible("num_shards", num_shards, expected)
+        raise _out_of_range("num_shards", num_shards, expected)
     num_records = 1 + num_identities * images_per_identity + num_identities
     if num_records > _MAX_KEY * num_shards:
-        found = f"{num_identities} × ({images_per_identity} + 1) records in {num_shards} shards"
-        raise _impossible("num_shards", found, f"at most {_MAX_KEY} records a shard")
+        found = f"{num_shards} for {num_identities} × ({images_per_identity} + 1) records"
+        raise _out_of_range("num_shards", found, f"at most {_MAX_KEY} records per shard")
     parameters: dict[str, object] = {
         "num_identities": num_identities,
         "images_per_identity": images_per_identity,
@@ -108,37 +104,30 @@ def write_faces(
         "first_identity": first_identity,
         "num_shards": num_shards,
     }
-    _refuse_foreign_records(folder)
-    _claim(filesystem.join(folder, "generated.json"), parameters)
-    draw = partial(_draw_identity, seed, images_per_identity)
+    _check_foreign_records(folder)
+    _write_parameters(filesystem.join(folder, "generated.json"), parameters)
+    render = partial(_render_identity, seed, images_per_identity)
     numbers = range(first_identity, first_identity + num_identities)
+    images = _map_in_order(render, numbers, workers=workers, unit="identities")
     bounds = [num_identities * shard // num_shards for shard in range(num_shards + 1)]
-    with _in_order(draw, numbers, workers, _IDENTITIES_PER_TASK) as people:
-        counted = _count_aloud(people, num_identities, "identities", report)
-        for shard in range(num_shards):
-            name = "train.rec" if num_shards == 1 else f"train-{shard:05}-of-{num_shards:05}.rec"
-            first, stop = bounds[shard : shard + 2]
-            _write_shard(
-                filesystem.join(folder, name),
-                islice(counted, stop - first),
-                images_per_identity,
-                first,
-                stop,
-            )
+    for shard, (first, stop) in enumerate(pairwise(bounds)):
+        name = "train.rec" if num_shards == 1 else f"train-{shard:05}-of-{num_shards:05}.rec"
+        uri = filesystem.join(folder, name)
+        _write_shard(uri, islice(images, stop - first), images_per_identity, first, stop)
     with filesystem.atomic_write(filesystem.join(folder, "property")) as file:
         file.write(f"{num_identities},{IMAGE_SIDE},{IMAGE_SIDE}".encode())
 
 
 def _write_shard(
-    uri: str, people: Iterator[list[bytes]], images_per_identity: int, first: int, stop: int
+    uri: str, faces: Iterator[list[bytes]], images_per_identity: int, first: int, stop: int
 ) -> None:
-    """Write one `.rec` with the persons labeled first…stop-1: header, images, key ranges."""
+    """Write one `.rec` with labels first…stop-1: header, images, key range of each identity."""
     first_key = 1 + (stop - first) * images_per_identity
     with RecordWriter(uri) as writer:
         identity_keys = (float(first_key), float(first_key + stop - first))
         writer.write(0, pack(Header(2, identity_keys, 0), b""))
         key = 1
-        for label, images in zip(range(first, stop), people, strict=True):
+        for label, images in zip(range(first, stop), faces, strict=True):
             for image in images:
                 writer.write(key, pack(Header(0, float(label), key), image))
                 key += 1
@@ -156,140 +145,125 @@ def write_pair_file(
     num_pairs: int,
     seed: int,
     workers: int = 1,
-    report: Callable[[str], object] = _log.info,
 ) -> None:
     """Write balanced verification pairs in insightface's `.bin` order.
 
-    Ten blocks, each half pairs of one person, then half pairs of two; every picture occurs once.
-    The same arguments write the same bytes again; they stand in `path` + `.json`.
+    Ten folds, each with positive pairs first and as many negative pairs; every image occurs once.
+    The same arguments write the same bytes; they are recorded in `path` + `.json`.
 
     Args:
         path: path or URI of the `.bin`.
-        identities: the persons; take them outside the training set's.
+        identities: disjoint from those of the training set.
         num_pairs: a multiple of 20.
-        seed: the population, as in `write_faces`.
-        workers: processes that draw.
-        report: told a line of text about ten times.
+        seed: of the population, as in `write_faces`.
+        workers: processes.
 
     Raises:
-        DataError: a number is impossible, or the path holds other pairs.
+        DataError: a number is out of range, or the path holds other pairs.
     """
     _check(num_pairs=num_pairs, workers=workers)
     _check_seed(seed, identities.start)
     if num_pairs % (2 * _FOLDS):
-        raise _impossible("num_pairs", num_pairs, f"a multiple of {2 * _FOLDS} (10 halved blocks)")
+        raise _out_of_range("num_pairs", num_pairs, f"a multiple of {2 * _FOLDS} (10 folds)")
     if len(identities) < 2:
-        raise _impossible("identities", f"{len(identities)} in {identities}", "at least 2")
-    persons = {"first": identities.start, "stop": identities.stop, "step": identities.step}
-    _claim(path + ".json", {"identities": persons, "num_pairs": num_pairs, "seed": seed})
+        raise _out_of_range("identities", f"{len(identities)} in {identities}", "at least 2")
+    label_range = {"first": identities.start, "stop": identities.stop, "step": identities.step}
+    _write_parameters(
+        path + ".json", {"identities": label_range, "num_pairs": num_pairs, "seed": seed}
+    )
     same = np.tile(np.repeat([True, False], num_pairs // (2 * _FOLDS)), _FOLDS)
-    people = _pair_people(identities, same, seed)
-    shots = list(enumerate(people.ravel().tolist()))
-    with _in_order(partial(_draw_shot, seed), shots, workers, _SHOTS_PER_TASK) as images:
-        write_pairs(path, list(_count_aloud(images, len(shots), "pair images", report)), same)
+    items = list(enumerate(_sample_pairs(identities, same, seed).ravel().tolist()))
+    images = _map_in_order(partial(_render_image, seed), items, workers=workers, unit="pair images")
+    write_pairs(path, list(images), same)
 
 
-def _pair_people(
+def _sample_pairs(
     identities: range, same: npt.NDArray[np.bool_], seed: int
 ) -> npt.NDArray[np.int64]:
-    """Who is on the two pictures of each pair, int64 [P,2]."""
-    draw = np.random.default_rng([seed, _PAIR_STREAM, identities.start, identities.stop])
-    left = draw.integers(len(identities), size=len(same))
-    other = (left + draw.integers(1, len(identities), size=len(same))) % len(identities)
-    right = np.where(same, left, other)
-    people: npt.NDArray[np.int64] = np.array(identities)[np.stack([left, right], axis=1)]
-    return people
+    """Return the identities of both images of each pair, int64 [P,2]."""
+    rng = np.random.default_rng([seed, _PAIR_STREAM, identities.start, identities.stop])
+    left = rng.integers(len(identities), size=len(same))
+    other = (left + rng.integers(1, len(identities), size=len(same))) % len(identities)
+    pairs = np.stack([left, np.where(same, left, other)], axis=1)
+    numbers: npt.NDArray[np.int64] = np.array(identities, dtype=np.int64)[pairs]
+    return numbers
 
 
 def contact_sheet(
     seed: int, identities: Sequence[int], images_per_identity: int
 ) -> npt.NDArray[np.uint8]:
-    """Return a table of pictures, one person a row, RGB uint8 [rows·112, columns·112, 3]."""
+    """Return images as a grid, one identity per row, RGB uint8 [rows·112, columns·112, 3]."""
     rows = []
     for number in identities:
-        person = sample_identity(seed, number)
-        shots = [
-            render_face(person, sample_capture(seed, number, index))
-            for index in range(images_per_identity)
-        ]
-        rows.append(np.concatenate(shots, axis=1))
+        identity = sample_identity(seed, number)
+        captures = [sample_capture(seed, number, index) for index in range(images_per_identity)]
+        rows.append(np.concatenate([render_face(identity, one) for one in captures], axis=1))
     return np.concatenate(rows)
 
 
-def _draw_identity(seed: int, images_per_identity: int, number: int) -> list[bytes]:
-    person = sample_identity(seed, number)
-    return [
-        encode_face(person, sample_capture(seed, number, index))
-        for index in range(images_per_identity)
-    ]
+def _render_identity(seed: int, images_per_identity: int, number: int) -> list[bytes]:
+    return [_render_image(seed, (index, number)) for index in range(images_per_identity)]
 
 
-def _draw_shot(seed: int, shot: tuple[int, int]) -> bytes:
-    index, number = shot
+def _render_image(seed: int, item: tuple[int, int]) -> bytes:
+    index, number = item
     return encode_face(sample_identity(seed, number), sample_capture(seed, number, index))
 
 
-@contextlib.contextmanager
-def _in_order(
-    task: Callable[[_Work], _Result], work: Sequence[_Work], workers: int, tasks_at_once: int
-) -> Iterator[Iterator[_Result]]:
-    """Results in the order of the work, from this process or from several."""
-    if workers == 1:
-        yield map(task, work)
-        return
-    # spawn: the caller may hold threads (OpenCV, torch, Ray), and a fork would copy their locks.
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
-        yield pool.map(task, work, chunksize=tasks_at_once)
-
-
-def _count_aloud(
-    results: Iterator[_Result], total: int, what: str, report: Callable[[str], object]
+def _map_in_order(
+    task: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int, unit: str
 ) -> Iterator[_Result]:
-    """Pass results on and report after each tenth of them."""
-    for count, result in enumerate(results, 1):
-        if count * 10 // total > (count - 1) * 10 // total:
-            report(f"{count}/{total} {what}")
-        yield result
+    """Yield the results in the order of the items, computed by this process or by several."""
+    progress = ProgressLog(logger, unit, len(items))
+    with contextlib.ExitStack() as stack:
+        results: Iterable[_Result] = map(task, items)
+        if workers > 1:
+            # spawn: the caller may hold threads (OpenCV, torch, Ray), and fork copies their locks.
+            pool = stack.enter_context(
+                ProcessPoolExecutor(
+                    workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+                )
+            )
+            results = pool.map(task, items, chunksize=_ITEMS_PER_TASK)
+        for result in results:
+            progress.add()
+            yield result
 
 
 def _check(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
-            raise _impossible(name, value, "at least 1")
+            raise _out_of_range(name, value, "at least 1")
 
 
 def _check_seed(seed: int, first_identity: int) -> None:
     if seed < 0 or first_identity < 0:
         found = f"seed {seed}, first identity {first_identity}"
-        raise _impossible("seed and first identity", found, "numbers from 0 upwards")
+        raise _out_of_range("seed and first identity", found, "numbers ≥ 0")
 
 
-def _impossible(name: str, found: object, expected: str) -> DataError:
-    return DataError(name, found=str(found), expected=expected, fix=f"choose another {name}")
+def _out_of_range(name: str, found: object, expected: str) -> DataError:
+    return DataError(name, found=str(found), expected=expected, fix=f"change {name}")
 
 
-def _refuse_foreign_records(folder: str) -> None:
-    """Refuse a folder with records that this module has not written."""
+def _check_foreign_records(folder: str) -> None:
+    """Reject a folder with records that this module has not written."""
     names = filesystem.list_names(folder)
     records = [name for name in names if name.endswith((".rec", ".idx"))]
     if records and "generated.json" not in names:
         raise DataError(
             folder,
             found=f"{', '.join(records[:5])} without generated.json",
-            expected="an empty folder, or one with the same generated set",
+            expected="an empty folder, or one with the same synthetic set",
             fix="choose another folder",
         )
 
 
-def _claim(uri: str, parameters: dict[str, object]) -> None:
-    """Note what is about to be written, unless something else stands there.
-
-    Written before the data, so that a run that was killed may be started again.
+def _write_parameters(uri: str, parameters: dict[str, object]) -> None:
+    """Record the parameters before the data, so that a killed process may be restarted.
 
     Raises:
-        DataError: a set with other parameters is there.
+        DataError: a set with other parameters exists.
     """
     text = json.dumps(parameters, indent=1) + "\n"
     if filesystem.exists(uri):
@@ -299,7 +273,7 @@ def _claim(uri: str, parameters: dict[str, object]) -> None:
                 uri,
                 found=" ".join(before.split()),
                 expected=" ".join(text.split()),
-                fix="choose another folder, or delete what is there",
+                fix="choose another path, or delete the existing set",
             )
         return
     with filesystem.atomic_write(uri) as file:

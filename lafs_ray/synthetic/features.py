@@ -1,4 +1,4 @@
-"""The features of a face: where an expression puts them, and how each is painted."""
+"""Facial features: their positions under an expression, and how each is painted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lafs_ray.synthetic.canvas import Canvas, curve, ellipse
+from lafs_ray.synthetic.canvas import Canvas, curve, ellipse, mirrored
 from lafs_ray.synthetic.capture import Capture
 from lafs_ray.synthetic.identity import Appearance, Array, Color, Geometry
 
 
 @dataclass(frozen=True)
 class Features:
-    """Where the features stand on the frontal head, once the expression has moved them."""
+    """Positions of the features on the frontal head with an expression."""
 
     eye_opening: float
     brow_y: float
@@ -24,7 +24,7 @@ class Features:
 
     @classmethod
     def of(cls, geometry: Geometry, capture: Capture) -> Features:
-        """Return the features of a head with this expression."""
+        """Return the positions for a head and a capture."""
         grin = max(0.0, capture.smile)
         gap = 5.5 * capture.mouth_open
         return cls(
@@ -42,12 +42,12 @@ class Features:
 
 
 def shade(color: Color, factor: float, red: float = 1.0) -> Color:
-    """Return a color made darker (factor < 1) and its red stronger (red > 1)."""
+    """Scale a color (factor < 1: darker) and its red channel (red > 1: stronger)."""
     return color[0] * factor * red, color[1] * factor, color[2] * factor
 
 
 def paint_marks(canvas: Canvas, geometry: Geometry, look: Appearance, features: Features) -> None:
-    """Freckles, moles and the lines of age: fixed places on the skin."""
+    """Paint freckles, moles and wrinkles."""
     for x, y, radius, strength in np.concatenate([look.freckles, look.moles]).tolist():
         canvas.fill(ellipse(x, y, radius, radius), shade(look.skin, 0.42), opacity=strength)
     dark = shade(look.skin, 0.52, 1.1)
@@ -71,25 +71,16 @@ def paint_marks(canvas: Canvas, geometry: Geometry, look: Appearance, features: 
 
 
 def paint_nose(canvas: Canvas, geometry: Geometry, look: Appearance) -> None:
-    """Paint nostrils and wings; the ridge is left to the light on the height map."""
-    dark, y, wide, skew = (
-        shade(look.skin, 0.30, 1.15),
-        geometry.nose_y,
-        geometry.nose_width,
-        geometry.nose_skew,
-    )
+    """Paint nostrils and wings; shading of the height map shows the ridge."""
+    dark = shade(look.skin, 0.30, 1.15)
+    y, wide, skew = geometry.nose_y, geometry.nose_width, geometry.nose_skew
     for side in (-1.0, 1.0):
         x = side * 0.48 * wide + skew
         canvas.fill(
             ellipse(x, y + 1.7, 0.27 * wide, 1.1, -0.25 * side), dark, opacity=0.85, softness=0.4
         )
-        wing = curve(
-            [
-                (side * 0.80 * wide + skew, y - 3.2),
-                (side * wide + skew, y - 0.4),
-                (side * 0.80 * wide + skew, y + 1.9),
-            ]
-        )
+        inner, outer = side * 0.80 * wide + skew, side * wide + skew
+        wing = curve([(inner, y - 3.2), (outer, y - 0.4), (inner, y + 1.9)])
         canvas.stroke(wing, dark, 0.9, opacity=0.42, softness=0.45)
 
 
@@ -99,45 +90,15 @@ def paint_mouth(canvas: Canvas, geometry: Geometry, look: Appearance, features: 
     middle, gap = geometry.mouth_y, features.lip_gap
     top, bow = middle - geometry.upper_lip, geometry.cupid_bow
     left, right = (-x, corner - skew), (x, corner + skew)
-    seam = curve(
-        [
-            left,
-            (-0.5 * x, 0.25 * corner + 0.75 * middle),
-            (0.0, middle + 0.4),
-            (0.5 * x, 0.25 * corner + 0.75 * middle),
-            right,
-        ]
-    )
+    y = 0.25 * corner + 0.75 * middle
+    seam = curve([left, (-0.5 * x, y), (0.0, middle + 0.4), (0.5 * x, y), right])
     drop = middle + gap
-    inner = curve(
-        [
-            right,
-            (0.55 * x, 0.2 * corner + 0.8 * drop),
-            (0.0, drop + 0.3),
-            (-0.55 * x, 0.2 * corner + 0.8 * drop),
-            left,
-        ]
-    )
-    lower = curve(
-        [
-            right,
-            (0.6 * x, drop + 0.72 * geometry.lower_lip),
-            (0.0, drop + geometry.lower_lip),
-            (-0.6 * x, drop + 0.72 * geometry.lower_lip),
-            left,
-        ]
-    )
-    upper = curve(
-        [
-            left,
-            (-0.55 * x, 0.4 * corner + 0.6 * top + 0.2),
-            (-0.2 * x, top - bow),
-            (0.0, top + 0.4 * bow),
-            (0.2 * x, top - bow),
-            (0.55 * x, 0.4 * corner + 0.6 * top + 0.2),
-            right,
-        ]
-    )
+    y = 0.2 * corner + 0.8 * drop
+    inner = curve([right, (0.55 * x, y), (0.0, drop + 0.3), (-0.55 * x, y), left])
+    lip, y = geometry.lower_lip, drop + 0.72 * geometry.lower_lip
+    lower = curve([right, (0.6 * x, y), (0.0, drop + lip), (-0.6 * x, y), left])
+    half = [(0.2 * x, top - bow), (0.55 * x, 0.4 * corner + 0.6 * top + 0.2)]
+    upper = curve([left, *mirrored(half), (0.0, top + 0.4 * bow), *half, right])
     lips = look.lips
     canvas.fill(np.concatenate([seam, lower]), lips, opacity=0.88, softness=0.4)
     canvas.fill(np.concatenate([upper, seam[::-1]]), shade(lips, 0.84), opacity=0.9, softness=0.35)
@@ -164,7 +125,7 @@ def paint_eye(
     offset = np.array([side * geometry.eye_spacing, 0.0], dtype=np.float32)
 
     def lid(points: list[tuple[float, float]]) -> Array:
-        # Drawn for the right-hand eye from its inner corner outwards, then tilted and mirrored.
+        # Defined for the right-hand eye from its inner corner outwards, then tilted and mirrored.
         tilted = [(px, py - geometry.eye_tilt * px) for px, py in points]
         return curve(tilted) * corners + offset
 

@@ -1,7 +1,7 @@
-"""Paints a head without light, seen from the front: the texture that the renderer turns and lights.
+"""Unlit frontal head: the texture that the renderer rotates and shades.
 
 Layers from back to front: hair behind the head, neck and clothes, ears, skin with its marks, beard,
-nose, mouth, eyes, brows, hair before the head, and what is worn. Wide soft tones (eye sockets,
+nose, mouth, eyes, brows, hair in front of the head, glasses or hat. Wide soft tones (eye sockets,
 cheeks, the shade beside the nose) multiply the skin as one sum of Gaussians.
 """
 
@@ -10,7 +10,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from lafs_ray.synthetic.canvas import SIDE, Canvas, both_sides, curve, ellipse, gaussian_sum
+from lafs_ray.synthetic.canvas import (
+    SIDE,
+    Canvas,
+    both_sides,
+    curve,
+    ellipse,
+    gaussian_sum,
+    mirrored,
+)
 from lafs_ray.synthetic.capture import Capture
 from lafs_ray.synthetic.features import (
     Features,
@@ -27,7 +35,7 @@ _SOFT_SIDE = SIDE // 3  # soft tones are computed 2.25 px apart and enlarged
 
 
 def paint_head(identity: Identity, capture: Capture) -> Canvas:
-    """Return the painted frontal head of one person with one expression."""
+    """Paint the frontal head of one identity with one expression."""
     geometry, look = identity.geometry, identity.appearance
     features = Features.of(geometry, capture)
     canvas = Canvas()
@@ -55,7 +63,7 @@ def paint_head(identity: Identity, capture: Capture) -> Canvas:
 
 
 def _head_outline(geometry: Geometry, features: Features) -> Array:
-    """Return the face's contour, float32 [m,2]: skull, temples, cheekbones, jaw and chin."""
+    """Return the face contour, float32 [m,2]: skull, temples, cheekbones, jaw and chin."""
     wide = geometry.cheek_width
     chin = geometry.chin_y + features.jaw_drop
     jaw_y = geometry.mouth_y - 2 + 0.6 * features.jaw_drop
@@ -68,12 +76,11 @@ def _head_outline(geometry: Geometry, features: Features) -> Array:
         (0.5 * (wide * geometry.jaw_ratio + geometry.chin_width), 0.5 * (jaw_y + chin) + 4),
         (geometry.chin_width, chin - 1.8),
     ]
-    mirrored = [(-x, y) for x, y in reversed(half)]
-    return curve([(0.0, geometry.skull_y), *half, (0.0, chin), *mirrored], closed=True)
+    return curve([(0.0, geometry.skull_y), *half, (0.0, chin), *mirrored(half)], closed=True)
 
 
 def _hair_layer(look: Appearance) -> Array:
-    """Hair color with its strands, float32 [3,SIDE,SIDE]."""
+    """Return the hair color with its strands, float32 [3,SIDE,SIDE]."""
     streaks = cv2.resize(look.strands, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
     layer: Array = (1 + streaks) * _planes(look.hair)
     return layer
@@ -84,7 +91,7 @@ def _planes(color: Color) -> Array:
 
 
 def _skin_layer(geometry: Geometry, look: Appearance, features: Features) -> Array:
-    """Skin color times its soft tones, float32 [3,SIDE,SIDE]."""
+    """Return the skin color times its soft tones, float32 [3,SIDE,SIDE]."""
     eye_x, nose_y, mouth_y = geometry.eye_spacing, geometry.nose_y, geometry.mouth_y
     nose = geometry.nose_width
     socket, bag, rosy = (
@@ -125,19 +132,10 @@ def _paint_neck(canvas: Canvas, geometry: Geometry, look: Appearance, capture: C
     base = geometry.chin_y + 9
     neck = [(-wide, 20.0), (-wide, base), (-wide - 9, 86.0), (wide + 9, 86.0), (wide, base)]
     canvas.fill(curve([*neck, (wide, 20.0)], closed=True), shade(look.skin, 0.66))
-    shirt = curve(
-        [
-            (-80, base + 16),
-            (-34, base + 6),
-            (-wide, base + 1),
-            (0, base + 9),
-            (wide, base + 1),
-            (34, base + 6),
-            (80, base + 16),
-        ]
-    )
+    shoulder = [(wide, base + 1), (34, base + 6), (80, base + 16)]
+    shirt = curve([*mirrored(shoulder), (0, base + 9), *shoulder])
     hem = np.array([(80, 90), (-80, 90)], dtype=np.float32)
-    canvas.fill(np.concatenate([shirt, hem]), capture.cloth)
+    canvas.fill(np.concatenate([shirt, hem]), capture.clothes)
 
 
 def _paint_ears(canvas: Canvas, geometry: Geometry, look: Appearance) -> None:
@@ -166,35 +164,21 @@ def _paint_beard(
     lip = geometry.mouth_y + features.lip_gap + geometry.lower_lip
     if look.beard == "goatee":
         half = 0.75 * mouth_x
-        shape = curve(
-            [
-                (-half, lip),
-                (0, lip + 2),
-                (half, lip),
-                (0.8 * half, chin),
-                (0, chin + 2),
-                (-0.8 * half, chin),
-            ],
-            closed=True,
-        )
+        upper = [(-half, lip), (0, lip + 2), (half, lip)]
+        lower = [(0.8 * half, chin), (0, chin + 2), (-0.8 * half, chin)]
+        shape = curve([*upper, *lower], closed=True)
         canvas.fill(shape, color, opacity=opacity, softness=1.2, clip=face)
     elif look.beard == "full":
         wide, jaw = geometry.cheek_width + 2, mouth_x + 2.5
         inner = [(wide - 2, 4.0), (0.86 * wide, 22.0), (jaw, corner - 1), (0.6 * jaw, lip + 1.5)]
-        left = [(-x, y) for x, y in reversed(inner)]
-        low = [
-            (-wide, 26.0),
-            (-0.7 * wide, chin),
-            (0.0, chin + 3),
-            (0.7 * wide, chin),
-            (wide, 26.0),
-        ]
-        shape = curve([*inner, (0.0, lip + 2.2), *left, *low], closed=True)
+        outer = [(0.7 * wide, chin), (wide, 26.0)]
+        low = [*mirrored(outer), (0.0, chin + 3), *outer]
+        shape = curve([*inner, (0.0, lip + 2.2), *mirrored(inner), *low], closed=True)
         canvas.fill(shape, color, opacity=opacity, softness=1.3, clip=face)
 
 
 def _crown(geometry: Geometry, look: Appearance) -> list[tuple[float, float]]:
-    """Outer edge of the hair from the left temple over the skull to the right one."""
+    """Return the outer edge of the hair from the left temple over the skull to the right one."""
     wide, volume = geometry.cheek_width, look.hair_volume
     wave = look.hair_wave
     turn = np.linspace(np.pi, 2 * np.pi, 11)
@@ -208,12 +192,11 @@ def _hair_behind(geometry: Geometry, look: Appearance) -> Array:
     wide, end = geometry.cheek_width + 0.8 * look.hair_volume, look.hair_length
     flare = 2.0 + 1.5 * look.hair_wave
     right = [(wide + 0.5 * flare, 15.0), (wide + flare, end - 8), (0.7 * wide, end)]
-    left = [(-x, y) for x, y in reversed(right)]
-    return curve([*_crown(geometry, look), *right, *left], closed=True)
+    return curve([*_crown(geometry, look), *right, *mirrored(right)], closed=True)
 
 
 def _paint_hair(canvas: Canvas, geometry: Geometry, look: Appearance, layer: Array) -> None:
-    """The hair before the skull: down to the hairline, the fringe and the sideburns."""
+    """Paint the hair in front of the skull: down to hairline, fringe and sideburns."""
     wide, line = geometry.cheek_width, look.hairline_y
     temple = wide * geometry.temple_ratio
     end = min(look.hair_length, 12.0) if look.hair_length < 20 else min(look.hair_length, 60.0)
@@ -226,10 +209,10 @@ def _paint_hair(canvas: Canvas, geometry: Geometry, look: Appearance, layer: Arr
         (temple - thick, -8.0),
     ]
     for x in across.tolist():
-        share = abs(x) / temple
-        recess = look.hairline_recess * np.exp(-(((share - 0.6) / 0.22) ** 2))
-        sweep = look.fringe * 13 * min(1.0, abs(x - part) / (0.7 * wide))
-        lower.append((x, line + 6.0 * share**2 - recess + sweep))
+        ratio = abs(x) / temple
+        recess = look.hairline_recess * np.exp(-(((ratio - 0.6) / 0.22) ** 2))
+        fringe = look.fringe * 13 * min(1.0, abs(x - part) / (0.7 * wide))
+        lower.append((x, line + 6.0 * ratio**2 - recess + fringe))
     lower += [(-temple + thick, -8.0), (-temple + thick - 3, min(end, 14.0)), (-wide - 1.0, end)]
     canvas.fill(curve([*_crown(geometry, look), *lower], closed=True), layer, softness=0.8)
 
@@ -237,10 +220,10 @@ def _paint_hair(canvas: Canvas, geometry: Geometry, look: Appearance, layer: Arr
 def _paint_glasses(canvas: Canvas, geometry: Geometry, capture: Capture) -> None:
     dark = capture.occluder == "sunglasses"
     color = shade(capture.occluder_color, 0.45)
-    wide, high = 9.0 + capture.occluder_place, 6.5 + 1.8 * capture.occluder_place
+    wide, high = 9.0 + capture.occluder_position, 6.5 + 1.8 * capture.occluder_position
     for side in (-1.0, 1.0):
         unit = ellipse(0, 0, 1, 1)
-        # A superellipse: the circle's directions pushed towards a rounded rectangle.
+        # A superellipse: a rounded rectangle.
         lens: Array = (
             np.sign(unit)
             * np.abs(unit) ** np.float32(0.6)
@@ -262,29 +245,11 @@ def _paint_glasses(canvas: Canvas, geometry: Geometry, capture: Capture) -> None
 def _paint_hat(canvas: Canvas, geometry: Geometry, look: Appearance, capture: Capture) -> None:
     color = capture.occluder_color
     wide = geometry.cheek_width + 1.0 + 0.8 * look.hair_volume
-    brim = -19 + 4 * capture.occluder_place
+    brim = -19 + 4 * capture.occluder_position
     top = geometry.skull_y - 7
-    cap = curve(
-        [
-            (-wide, brim),
-            (-0.97 * wide, brim - 14),
-            (-0.5 * wide, top),
-            (0.5 * wide, top),
-            (0.97 * wide, brim - 14),
-            (wide, brim),
-            (0.0, brim - 3),
-        ],
-        closed=True,
-    )
+    half = [(0.5 * wide, top), (0.97 * wide, brim - 14), (wide, brim)]
+    cap = curve([*mirrored(half), *half, (0.0, brim - 3)], closed=True)
     canvas.fill(cap, color, softness=0.4)
-    band = curve(
-        [
-            (-wide - 1, brim),
-            (0.0, brim - 3.5),
-            (wide + 1, brim),
-            (0.55 * wide, brim + 4),
-            (-0.55 * wide, brim + 4),
-        ],
-        closed=True,
-    )
+    upper = [(-wide - 1, brim), (0.0, brim - 3.5), (wide + 1, brim)]
+    band = curve([*upper, (0.55 * wide, brim + 4), (-0.55 * wide, brim + 4)], closed=True)
     canvas.fill(band, shade(color, 0.6), softness=0.4)

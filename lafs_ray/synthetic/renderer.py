@@ -1,10 +1,10 @@
-"""Turns a painted head in space, lights it, puts it before a backdrop and takes the picture.
+"""Renderer of synthetic faces: rotates and lights a painted head, adds background and camera noise.
 
-The head is a height map over the frontal canvas, so a turn needs no triangles: for each pixel of
-the picture the point of the head seen there solves u = (x - z(u,v) sin yaw) / cos yaw, which five
-damped fixed-point steps do. They converge where slope times tan(yaw) lies between -1, beyond which
-the surface hides itself, and 3; so the rim of a strongly turned head is a little ragged. Light is
-Lambert's law on the normals of the same map, so pose, nose shape and shading tell one story.
+The head is a height map over the frontal canvas, so a rotation needs no triangles: for each pixel
+of the image the visible point of the head solves u = (x - z(u,v) sin yaw) / cos yaw, by five damped
+fixed-point steps. They converge where slope times tan(yaw) lies between -1 (beyond it the surface
+occludes itself) and 3; so the border of a strongly rotated head is slightly ragged. Shading is
+Lambert's law on the normals of the same map, so pose, nose shape and shading are consistent.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from lafs_ray.synthetic.head import paint_head
 from lafs_ray.synthetic.identity import Array, Geometry, Identity
 
 IMAGE_SIDE = 112
-# Framing of an unshifted picture. Averages over people then fall where insightface's alignment puts
-# them: eyes 35 px apart at y = 51.6, mouth corners at y = 92.
+# Framing of an unshifted image. On average over identities it agrees with insightface's alignment:
+# eyes 35 px apart at y = 51.6, mouth corners at y = 92.
 EYES_AT = (56.0, 51.3)  # the point between the eyes
-ZOOM = 1.19  # pixels of the picture for each pixel of the head
+ZOOM = 1.19  # pixels of the image per pixel of the head
 
 _DEPTH_SIDE = SIDE // 2  # 1.5 px a sample: fine enough for the nose, a quarter of the work
 _DEPTH_STEP = SIDE / SCALE / _DEPTH_SIDE
@@ -39,61 +39,27 @@ _SOLVER_STEPS = 5
 
 
 def render_face(identity: Identity, capture: Capture) -> npt.NDArray[np.uint8]:
-    """Return one picture of one person, RGB uint8 [112,112,3]: a pure function of its arguments."""
+    """Return one image, RGB uint8 [112,112,3]: a pure function of its arguments."""
     head = paint_head(identity, capture)
     depth = _depth_map(identity.geometry, Features.of(identity.geometry, capture), capture)
-    u, v = _seen_points(depth, capture)
-    seen = cv2.remap(
-        cv2.merge([*head.color, head.cover]),
+    u, v = _visible_points(depth, capture)
+    projected = cv2.remap(
+        cv2.merge([*head.color, head.alpha]),
         (u + ORIGIN[0]) * SCALE - 0.5,
         (v + ORIGIN[1]) * SCALE - 0.5,
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    light = _light(_look_up(_facing_map(depth, capture), u, v), capture)
-    draw = np.random.default_rng(capture.backdrop_seed)
-    cover = seen[:, :, 3]
-    picture = cv2.blendLinear(seen[:, :, :3] * light, _backdrop(draw), cover, 1 - cover)
-    _paint_occluder(picture, identity, capture)
-    return _take_picture(picture, capture, draw)
-
-
-def true_landmarks(identity: Identity, capture: Capture) -> Array:
-    """Return where features fall in the picture, float32 [7,2] as (x, y) in pixels.
-
-    Order: outer and inner corner of the left-hand eye, inner and outer corner of the right-hand
-    eye, nose tip, left-hand and right-hand mouth corner ("left-hand" as the viewer sees it).
-    """
-    geometry = identity.geometry
-    features = Features.of(geometry, capture)
-    outer, inner = (
-        geometry.eye_spacing + geometry.eye_width,
-        geometry.eye_spacing - geometry.eye_width,
-    )
-    outer_y = 0.1 - geometry.eye_tilt * geometry.eye_width
-    inner_y = 0.9 + geometry.eye_tilt * geometry.eye_width
-    points = np.array(
-        [
-            (-outer, outer_y),
-            (-inner, inner_y),
-            (inner, inner_y),
-            (outer, outer_y),
-            (geometry.nose_skew, geometry.nose_y - 1),
-            (-features.mouth_x, features.corner_y - geometry.mouth_skew),
-            (features.mouth_x, features.corner_y + geometry.mouth_skew),
-        ],
-        dtype=np.float32,
-    )
-    depth = _depth_map(geometry, features, capture)
-    z = _look_up(depth, points[None, :, 0], points[None, :, 1])[0]
-    turned = np.stack([points[:, 0], points[:, 1], z], axis=1) @ _rotation(capture).T
-    similarity, shift = _camera(capture)
-    landmarks: Array = (turned[:, :2] @ similarity.T + shift).astype(np.float32)
-    return landmarks
+    light = _shade(_sample(_cosine_map(depth, capture), u, v), capture)
+    rng = np.random.default_rng(capture.background_seed)
+    alpha = projected[:, :, 3]
+    image = cv2.blendLinear(projected[:, :, :3] * light, _background(rng), alpha, 1 - alpha)
+    _paint_occluder(image, identity, capture)
+    return _capture_image(image, capture, rng)
 
 
 def _rotation(capture: Capture) -> Array:
-    """Head to camera [3,3]: yaw about the vertical axis, then pitch; roll belongs to the camera."""
+    """Return head to camera [3,3]: yaw, then pitch; `_camera` has the roll."""
     sin_yaw, cos_yaw = np.sin(capture.yaw), np.cos(capture.yaw)
     sin_pitch, cos_pitch = np.sin(capture.pitch), np.cos(capture.pitch)
     yaw = np.array([(cos_yaw, 0, sin_yaw), (0, 1, 0), (-sin_yaw, 0, cos_yaw)])
@@ -103,7 +69,7 @@ def _rotation(capture: Capture) -> Array:
 
 
 def _camera(capture: Capture) -> tuple[Array, Array]:
-    """The similarity from the camera's plane to pixels: matrix [2,2] and shift [2]."""
+    """Return the similarity from the camera plane to pixels: matrix [2,2] and shift [2]."""
     sin, cos = np.sin(capture.roll), np.cos(capture.roll)
     matrix = ZOOM * capture.scale * np.array([(cos, -sin), (sin, cos)], dtype=np.float32)
     shift = np.array([EYES_AT[0] + capture.shift_x, EYES_AT[1] + capture.shift_y])
@@ -111,7 +77,7 @@ def _camera(capture: Capture) -> tuple[Array, Array]:
 
 
 def _depth_map(geometry: Geometry, features: Features, capture: Capture) -> Array:
-    """Height of the head towards the camera over the canvas, 0 at the eyes, [96,96]."""
+    """Return the height of the head towards the camera over the canvas, 0 at the eyes, [96,96]."""
     grid = (np.arange(_DEPTH_SIDE, dtype=np.float32) + 0.5) * np.float32(_DEPTH_STEP)
     x = (grid - ORIGIN[0]) / np.float32(1.28 * geometry.cheek_width)
     y = (grid - ORIGIN[1] - 6) / np.float32(62)
@@ -150,16 +116,16 @@ def _depth_map(geometry: Geometry, features: Features, capture: Capture) -> Arra
     return depth
 
 
-def _look_up(layer: Array, u: Array, v: Array) -> Array:
-    """Sample a layer of the depth map's side at head coordinates in pixels."""
+def _sample(layer: Array, u: Array, v: Array) -> Array:
+    """Sample a layer of the depth map's size at head coordinates in pixels."""
     x = (u + ORIGIN[0]) * np.float32(1 / _DEPTH_STEP) - 0.5
     y = (v + ORIGIN[1]) * np.float32(1 / _DEPTH_STEP) - 0.5
     sampled: Array = cv2.remap(layer, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
     return sampled
 
 
-def _seen_points(depth: Array, capture: Capture) -> tuple[Array, Array]:
-    """The point (u, v) of the frontal head that each pixel of the picture sees, [112,112] each."""
+def _visible_points(depth: Array, capture: Capture) -> tuple[Array, Array]:
+    """Return the point (u, v) of the frontal head visible in each pixel, [112,112] each."""
     similarity, shift = _camera(capture)
     inverse = np.linalg.inv(similarity)
     pixels = np.arange(IMAGE_SIDE, dtype=np.float32)
@@ -170,16 +136,16 @@ def _seen_points(depth: Array, capture: Capture) -> tuple[Array, Array]:
     sin_pitch, cos_pitch = np.float32(np.sin(capture.pitch)), np.float32(np.cos(capture.pitch))
     u, v = x, y
     for step in range(_SOLVER_STEPS):
-        z = _look_up(depth, u, v)
+        z = _sample(depth, u, v)
         new_u = (x - z * sin_yaw) / cos_yaw
         new_v = (y + (z * cos_yaw - u * sin_yaw) * sin_pitch) / cos_pitch
-        # Averaging from the second step on damps the swing where the head is steepest.
+        # Averaging from the second step on damps oscillation where the head is steepest.
         u, v = (new_u, new_v) if step == 0 else (0.5 * (u + new_u), 0.5 * (v + new_v))
     return u, v
 
 
-def _facing_map(depth: Array, capture: Capture) -> Array:
-    """Cosine between the head's surface and the lamp, [96,96]."""
+def _cosine_map(depth: Array, capture: Capture) -> Array:
+    """Return the cosine between surface normal and light direction, [96,96]."""
     scale = 0.125 / _DEPTH_STEP
     slope_x = cv2.Sobel(depth, cv2.CV_32F, 1, 0, scale=scale)
     slope_y = cv2.Sobel(depth, cv2.CV_32F, 0, 1, scale=scale)
@@ -190,68 +156,58 @@ def _facing_map(depth: Array, capture: Capture) -> Array:
     return facing
 
 
-def _light(facing: Array, capture: Capture) -> Array:
-    """Light that reaches the camera from each pixel's surface, [112,112,3], 1 being neutral."""
-    # Skin scatters light a little past the edge of the shadow.
+def _shade(facing: Array, capture: Capture) -> Array:
+    """Return the light reflected by each pixel's surface, [112,112,3]; 1 is neutral."""
+    # Skin scatters light slightly past the shadow edge.
     lit = np.maximum((facing + np.float32(0.15)) * np.float32(1 / 1.15), 0)
     gloss = np.maximum(facing, 0) ** 12
     lamp, ambient = 1.25 * (1 - capture.ambient), capture.ambient
     warm = (1 + 0.16 * capture.temperature, 1.0, 1 - 0.20 * capture.temperature)
-    shadow = (0.98, 1.0, 1.03)  # the sky's share is a little blue
+    shadow = (0.98, 1.0, 1.03)  # ambient light is slightly blue
     rows = [(lamp * w, 0.10, ambient * s) for w, s in zip(warm, shadow, strict=True)]
     light: Array = cv2.transform(cv2.merge([lit, gloss]), np.array(rows, dtype=np.float32))
     return light
 
 
-def _backdrop(draw: np.random.Generator) -> Array:
-    """What is behind the head: a wall, a gradient or clutter out of focus, [112,112,3]."""
-    cells = int(draw.choice([2, 3, 5, 12]))
-    base = _muted(draw, 1)
-    coarse = base + draw.normal(0, draw.uniform(4, 45), (cells, cells, 1))
-    coarse = (coarse + draw.normal(0, 10, (cells, cells, 3))).astype(np.float32)
-    picture = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
-    for color in _muted(draw, int(draw.integers(0, 6))).tolist():
-        left, top = draw.integers(-20, IMAGE_SIDE, 2).tolist()
-        width, height = draw.integers(8, 60, 2).tolist()
-        cv2.rectangle(picture, (left, top), (left + width, top + height), color, -1)
-    blurred: Array = cv2.GaussianBlur(picture, (0, 0), float(draw.uniform(0.6, 4.0)))
+def _background(rng: np.random.Generator) -> Array:
+    """Return the background: a wall, a gradient or clutter out of focus, [112,112,3]."""
+    cells = int(rng.choice([2, 3, 5, 12]))
+    base = _muted_colors(rng, 1)
+    coarse = base + rng.normal(0, rng.uniform(4, 45), (cells, cells, 1))
+    coarse = (coarse + rng.normal(0, 10, (cells, cells, 3))).astype(np.float32)
+    image = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
+    for color in _muted_colors(rng, int(rng.integers(0, 6))).tolist():
+        left, top = rng.integers(-20, IMAGE_SIDE, 2).tolist()
+        width, height = rng.integers(8, 60, 2).tolist()
+        cv2.rectangle(image, (left, top), (left + width, top + height), color, -1)
+    blurred: Array = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 4.0)))
     return blurred
 
 
-def _muted(draw: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
-    """Colors as rooms and streets have them, [count,3]: mostly gray, of any brightness."""
-    return np.clip(draw.uniform(45, 205, (count, 1)) + draw.normal(0, 28, (count, 3)), 5, 250)
+def _muted_colors(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+    """Sample colors typical of rooms and streets, [count,3]: mostly gray, of any brightness."""
+    return np.clip(rng.uniform(45, 205, (count, 1)) + rng.normal(0, 28, (count, 3)), 5, 250)
 
 
-def _paint_occluder(picture: Array, identity: Identity, capture: Capture) -> None:
-    """Put what stands before the head into the picture: a hand, a scarf or a block."""
-    place, mask = capture.occluder_place, np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
+def _paint_occluder(image: Array, identity: Identity, capture: Capture) -> None:
+    """Paint the object in front of the head: a hand, a scarf or a block."""
+    position, mask = capture.occluder_position, np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
     color = np.array(capture.occluder_color, dtype=np.float32)
     if capture.occluder == "hand":
         color = np.array(identity.appearance.skin, dtype=np.float32) * np.float32(0.85)
-        side = 1.0 if place > 0 else -1.0
+        side = 1.0 if position > 0 else -1.0
         for finger in range(4):
-            x, y = 56 + side * (38 + 3 * finger), 80 + 8 * finger + 14 * place
+            x, y = 56 + side * (38 + 3 * finger), 80 + 8 * finger + 14 * position
             cv2.fillPoly(
                 mask, [fixed_point(ellipse(x, y, 19, 4.2, -0.35 * side))], 255, cv2.LINE_AA, 4
             )
     elif capture.occluder == "scarf":
-        top = 96 + 6 * place
-        edge = np.array(
-            [
-                (0, top + 6),
-                (28, top),
-                (56, top + 3),
-                (84, top),
-                (112, top + 6),
-                (112, 112),
-                (0, 112),
-            ],
-            dtype=np.float32,
-        )
-        cv2.fillPoly(mask, [fixed_point(edge)], 255, cv2.LINE_AA, 4)
+        top = 96 + 6 * position
+        edge = [(0, top + 6), (28, top), (56, top + 3), (84, top), (112, top + 6)]
+        scarf = np.array([*edge, (112, 112), (0, 112)], dtype=np.float32)
+        cv2.fillPoly(mask, [fixed_point(scarf)], 255, cv2.LINE_AA, 4)
     elif capture.occluder == "block":
-        x, y = 56 + 48 * place, 60 + 40 * np.cos(9 * place)
+        x, y = 56 + 48 * position, 60 + 40 * np.cos(9 * position)
         corners = np.array([(-15, -13), (15, -10), (13, 14), (-14, 11)], dtype=np.float32)
         cv2.fillPoly(
             mask, [fixed_point(corners + np.array([x, y], dtype=np.float32))], 255, cv2.LINE_AA, 4
@@ -259,19 +215,19 @@ def _paint_occluder(picture: Array, identity: Identity, capture: Capture) -> Non
     else:
         return
     weight = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[:, :, None] / 255
-    picture += (color - picture) * weight
+    image += (color - image) * weight
 
 
-def _take_picture(
-    picture: Array, capture: Capture, draw: np.random.Generator
+def _capture_image(
+    image: Array, capture: Capture, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """Exposure, contrast and saturation, then blur and sensor noise; rounded to eight bits."""
+    """Apply exposure, contrast and saturation, then blur and sensor noise; round to eight bits."""
     gray = (1 - capture.saturation) / 3
     gain = capture.contrast * capture.exposure * (capture.saturation * np.eye(3) + gray)
     offset = np.full((3, 1), 112 * (1 - capture.contrast))
-    picture = cv2.transform(picture, np.hstack([gain, offset]))
+    image = cv2.transform(image, np.hstack([gain, offset]))
     if capture.blur_px > 0.2:
-        picture = cv2.GaussianBlur(picture, (0, 0), capture.blur_px)
-    noise = draw.standard_normal(picture.shape, dtype=np.float32) * np.float32(capture.noise)
-    taken: npt.NDArray[np.uint8] = cv2.add(picture, noise, dtype=cv2.CV_8U)
-    return taken
+        image = cv2.GaussianBlur(image, (0, 0), capture.blur_px)
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(capture.noise)
+    captured: npt.NDArray[np.uint8] = cv2.add(image, noise, dtype=cv2.CV_8U)
+    return captured

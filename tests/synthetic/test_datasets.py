@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,25 @@ def images(folder: Path) -> list[bytes]:
     return faces.read(np.arange(faces.num_images)).images
 
 
-def picture(seed: int, identity: int, index: int) -> bytes:
+def jpeg(seed: int, identity: int, index: int) -> bytes:
     capture = datasets.sample_capture(seed, identity, index)
     return datasets.encode_face(datasets.sample_identity(seed, identity), capture)
 
 
 def test_write_faces__same_bytes_for_any_worker_count(tmp_path: Path) -> None:
-    """Files are a function of the arguments: not of the run, nor of how many processes drew."""
+    """Files are a function of the arguments, not of the run or the number of processes."""
     for name, workers in [("once", 1), ("again", 1), ("two", 2)]:
         datasets.write_faces(str(tmp_path / name), workers=workers, **SMALL)
-        people = range(5, 9)
         pair_file = str(tmp_path / name / "pairs.bin")
         datasets.write_pair_file(
-            pair_file, identities=people, num_pairs=20, seed=11, workers=workers
+            pair_file, identities=range(5, 9), num_pairs=20, seed=11, workers=workers
         )
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
     assert contents(tmp_path / "once") == contents(tmp_path / "two")
 
 
 def test_write_faces__insightface_layout(tmp_path: Path) -> None:
-    """Readers find 3 images each of 5 people, in order, and a JPEG decodes to what was drawn."""
+    """Readers find 3 images each of 5 identities, in order; JPEGs decode to the rendered image."""
     datasets.write_faces(str(tmp_path), **SMALL)
     assert (tmp_path / "property").read_text() == "5,112,112"
     faces = open_faces(str(tmp_path))
@@ -55,16 +55,16 @@ def test_write_faces__insightface_layout(tmp_path: Path) -> None:
     assert rows.key.tolist() == list(range(1, 16))
     assert rows.label.tolist() == np.repeat(np.arange(5), 3).tolist()
     assert faces.labels().tolist() == rows.label.tolist()
-    assert rows.images == [picture(11, i // 3, i % 3) for i in range(15)]
+    assert rows.images == [jpeg(11, i // 3, i % 3) for i in range(15)]
     decoded = decode_image(rows.images[4], color_order="rgb")
-    person, capture = datasets.sample_identity(11, 1), datasets.sample_capture(11, 1, 1)
-    drawn = datasets.render_face(person, capture)
-    # JPEG loses detail but no channel order: swapped channels of this picture differ by more.
-    assert np.abs(decoded.astype(int) - drawn).mean() < 8
+    identity, capture = datasets.sample_identity(11, 1), datasets.sample_capture(11, 1, 1)
+    rendered = datasets.render_face(identity, capture)
+    # JPEG loses detail, but with swapped channels this image would differ by more.
+    assert np.abs(decoded.astype(int) - rendered).mean() < 8
 
 
-def test_write_faces__shards_hold_the_same_people(tmp_path: Path) -> None:
-    """Two shards hold the images and labels of one file, and nobody is in both."""
+def test_write_faces__shards_hold_the_same_identities(tmp_path: Path) -> None:
+    """Two shards hold the images and labels of one file, and share no identity."""
     datasets.write_faces(str(tmp_path / "one"), **SMALL)
     datasets.write_faces(str(tmp_path / "two"), num_shards=2, **SMALL)
     names = sorted(path.name for path in (tmp_path / "two").glob("*.rec"))
@@ -78,14 +78,14 @@ def test_write_faces__shards_hold_the_same_people(tmp_path: Path) -> None:
 
 
 def test_write_faces__first_identity(tmp_path: Path) -> None:
-    """A set may begin at any person of the population; its labels begin at 0 all the same."""
+    """A set may begin at any identity of the population; its labels still begin at 0."""
     datasets.write_faces(str(tmp_path), first_identity=40, **SMALL)
     assert open_faces(str(tmp_path)).labels().min() == 0
-    assert images(tmp_path)[-1] == picture(11, 44, 2)
+    assert images(tmp_path)[-1] == jpeg(11, 44, 2)
 
 
 def test_write_faces__same_arguments_again(tmp_path: Path) -> None:
-    """A repeated or interrupted run may be started again and restores what is missing."""
+    """A repeated or interrupted run may be restarted and restores missing files."""
     datasets.write_faces(str(tmp_path), **SMALL)
     before = contents(tmp_path)
     (tmp_path / "train.rec").unlink()
@@ -94,16 +94,16 @@ def test_write_faces__same_arguments_again(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_write_faces__reports_progress(tmp_path: Path) -> None:
-    """Progress is told with counts and ends at the total."""
-    lines: list[str] = []
-    datasets.write_faces(str(tmp_path), report=lines.append, **SMALL)
-    assert lines[-1] == "5/5 identities"
-    assert len(lines) == 5
+def test_write_faces__logs_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Progress is logged with counts and ends at the total."""
+    with caplog.at_level(logging.INFO, "lafs_ray"):
+        datasets.write_faces(str(tmp_path), **SMALL)
+    assert len(caplog.messages) == 5
+    assert caplog.messages[-1].startswith("5/5 identities, ")
 
 
 def test_write_faces__another_set_is_there(tmp_path: Path) -> None:
-    """Other arguments are refused with both sets' numbers, and foreign records by name."""
+    """Other arguments are refused with the numbers of both sets, and foreign records by name."""
     datasets.write_faces(str(tmp_path), **SMALL)
     with pytest.raises(DataError) as error:
         datasets.write_faces(str(tmp_path), **(SMALL | {"num_identities": 6}))
@@ -124,7 +124,7 @@ def test_write_faces__another_set_is_there(tmp_path: Path) -> None:
         ({"num_shards": 6}, r"num_shards\n.*found: +6\n.*1 to 5"),
         ({"seed": -3}, r"seed -3, first identity 0"),
         ({"first_identity": -2}, r"seed 11, first identity -2"),
-        ({"images_per_identity": 1 << 23}, r"5 × \(8388608 \+ 1\) records in 1 shards"),
+        ({"images_per_identity": 1 << 23}, r"1 for 5 × \(8388608 \+ 1\) records"),
     ],
 )
 def test_write_faces__impossible_number(
@@ -136,20 +136,20 @@ def test_write_faces__impossible_number(
     assert not list(tmp_path.iterdir())
 
 
-def test_write_pair_file__order_and_people(tmp_path: Path) -> None:
-    """Ten blocks, half same then half different; truths fit the people, all from the range."""
+def test_write_pair_file__order_and_identities(tmp_path: Path) -> None:
+    """Ten folds, positive pairs first; `same` agrees with the identities, all from the range."""
     path = str(tmp_path / "pairs.bin")
-    people = range(40, 44)
-    datasets.write_pair_file(path, identities=people, num_pairs=40, seed=2)
+    identities = range(40, 44)
+    datasets.write_pair_file(path, identities=identities, num_pairs=40, seed=2)
     pairs = read_pairs(path)
     assert pairs.same.tolist() == [True, True, False, False] * 10
     assert len(set(pairs.images)) == 80
-    who = [
-        next(number for number in people if picture(2, number, index) == image)
+    rendered = [
+        next(number for number in identities if jpeg(2, number, index) == image)
         for index, image in enumerate(pairs.images)
     ]
-    assert (np.array(who[::2]) == np.array(who[1::2])).tolist() == pairs.same.tolist()
-    assert set(who) == set(people)
+    assert (np.array(rendered[::2]) == np.array(rendered[1::2])).tolist() == pairs.same.tolist()
+    assert set(rendered) == set(identities)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_write_pair_file__order_and_people(tmp_path: Path) -> None:
 def test_write_pair_file__impossible_number(
     tmp_path: Path, identities: range, num_pairs: int, message: str
 ) -> None:
-    """Pairs that cannot be balanced or drawn are refused with the number."""
+    """Pairs that cannot be balanced or sampled are refused with the number."""
     with pytest.raises(DataError, match=message):
         datasets.write_pair_file(
             str(tmp_path / "pairs.bin"), identities=identities, num_pairs=num_pairs, seed=0
@@ -172,41 +172,41 @@ def test_write_pair_file__impossible_number(
 
 
 def test_write_pair_file__other_pairs_are_there(tmp_path: Path) -> None:
-    """Pairs of other people do not replace the ones that are there."""
+    """Existing pairs are not replaced by pairs of other identities."""
     path = str(tmp_path / "pairs.bin")
     datasets.write_pair_file(path, identities=range(2), num_pairs=20, seed=0)
     with pytest.raises(DataError, match=r"pairs\.bin\.json"):
         datasets.write_pair_file(path, identities=range(2, 4), num_pairs=20, seed=0)
 
 
-def test_pictures__raw_pixels_are_an_imperfect_verifier() -> None:
-    """One threshold on raw pixels tells people apart better than chance, but not well."""
-    people, shots = 40, 8
+def test_images__raw_pixels_are_an_imperfect_verifier() -> None:
+    """One threshold on raw pixels verifies identities better than chance, but not well."""
+    num_identities, images_each = 40, 8
     vectors = np.stack(
         [
-            datasets.contact_sheet(0, [number], shots)
-            .reshape(112, shots, 112, 3)
+            datasets.contact_sheet(0, [number], images_each)
+            .reshape(112, images_each, 112, 3)
             .transpose(1, 0, 2, 3)
-            .reshape(shots, -1)
-            for number in range(people)
+            .reshape(images_each, -1)
+            for number in range(num_identities)
         ]
     ).astype(np.float32)
     vectors -= vectors.mean(axis=2, keepdims=True)
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    flat = vectors.reshape(people * shots, -1)
+    flat = vectors.reshape(num_identities * images_each, -1)
     distance = 2 - 2 * flat @ flat.T
-    who = np.repeat(np.arange(people), shots)
+    labels = np.repeat(np.arange(num_identities), images_each)
     upper = np.triu(np.ones_like(distance, dtype=bool), 1)
-    same = distance[upper & (who[:, None] == who)]
-    other = distance[upper & (who[:, None] != who)]
+    same = distance[upper & (labels[:, None] == labels)]
+    other = distance[upper & (labels[:, None] != labels)]
     grid = np.arange(0, 4, 0.01)
     balanced = [((same < edge).mean() + (other >= edge).mean()) / 2 for edge in grid]
-    # Measured 0.64 to 0.66 on 6000 pairs; the band is what 40 people leave uncertain.
+    # Measured 0.64 to 0.66 on 6000 pairs; the interval allows for only 40 identities.
     assert 0.55 < max(balanced) < 0.72
 
 
-def test_contact_sheet__one_person_a_row() -> None:
-    """Row r, column c of the table is picture c of person r."""
+def test_contact_sheet__one_identity_per_row() -> None:
+    """Row r, column c of the grid is image c of identity r."""
     sheet = datasets.contact_sheet(4, [9, 3], 3)
     assert sheet.shape == (224, 336, 3)
     expected = datasets.render_face(
@@ -218,7 +218,7 @@ def test_contact_sheet__one_person_a_row() -> None:
 def test_job__writes_set_pairs_and_sheet(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The job writes all files; the people on its pairs come after those of the training set."""
+    """The job writes all files; the identities of its pairs follow those of the training set."""
     script = Path(__file__).parents[2] / "jobs" / "make_faces.py"
     spec = importlib.util.spec_from_file_location("make_faces", script)
     assert spec is not None
@@ -229,6 +229,6 @@ def test_job__writes_set_pairs_and_sheet(
     assert {"train.rec", "train.idx", "property", "pairs.bin", "contact_sheet.png"} <= set(
         contents(tmp_path)
     )
-    persons = json.loads((tmp_path / "pairs.bin.json").read_text())["identities"]
-    assert persons == {"first": 3, "stop": 5, "step": 1}
+    identities = json.loads((tmp_path / "pairs.bin.json").read_text())["identities"]
+    assert identities == {"first": 3, "stop": 5, "step": 1}
     assert "46 images" in capsys.readouterr().out.splitlines()[-1]
