@@ -74,22 +74,24 @@ class Ours:
             print(reason, end="\n" * bool(reason))
         student.register_forward_pre_hook(lambda *_: watch.mark(TEACHER))
         student.register_forward_hook(lambda *_: watch.mark(STUDENT))
-        self.method = TimedLafs(
+        self.task = TimedLafs(
             student,
             teacher,
             num_prototypes=case.num_prototypes,
             student_temp=STUDENT_TEMP,
             center_momentum=CENTER_MOMENTUM,
+            freeze_last_layer_epochs=1,
+            teacher_dropout=True,
+            centering="mean",
         )
-        self.method.watch = watch
+        self.task.watch = watch
         groups = parameter_groups(student, VALUES["weight_decay"])
         self.optimizer = RowAdamW(groups, lr=VALUES["lr"], fused=True)
         self.training = TrainState(
-            method=self.method,
+            task=self.task,
             network=student,
             optimizer=self.optimizer,
             hparams=lambda _: VALUES,
-            prepare=lambda batch: batch,
             device=case.device,
             precision=case.precision,
             seed=0,

@@ -16,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lafs_ray.config.pretrain import PretrainLandmarks, Views
+from lafs_ray.config.train import Model
 from lafs_ray.methods.lafs import LafsNetwork
 from lafs_ray.methods.optim import parameter_groups
 from lafs_ray.models.fvit import FViTSize, build_fvit
 from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training.input_pipeline import Columns
-from lafs_ray.transforms.params import ViewSettings
+from lafs_ray.training.tasks.pretrain import view_settings
 
-VIEWS = ViewSettings()
+VIEWS = view_settings(Model(), Views(), PretrainLandmarks())
 STUDENT_TEMP, CENTER_MOMENTUM = 0.1, 0.9
 VALUES = {"lr": 5e-4, "weight_decay": 0.04, "ema_momentum": 0.996, "teacher_temp": 0.07}
 

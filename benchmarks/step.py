@@ -58,8 +58,8 @@ def differences(case: Case) -> dict[str, float]:
         # AdamW's running means are what is left of the gradients after a step.
         for one, other in zip(gradient_means(ours), gradient_means(plain), strict=True):
             gradients.append(furthest(one, other) / float(other.abs().max()))
-    student = joined(ours.method.trainable.parameters()) - joined(plain.student.parameters())
-    teachers = (ours.method.teacher, plain.teacher)
+    student = joined(ours.task.trainable.parameters()) - joined(plain.student.parameters())
+    teachers = (ours.task.teacher, plain.teacher)
     return {
         "landmarks, px": furthest(joined(places), joined(plain_places)),
         "tokens, of [-1, 1]": furthest(joined(tokens) / 127.5 - 1, joined(plain_tokens)),
@@ -67,7 +67,7 @@ def differences(case: Case) -> dict[str, float]:
         "gradients, of a tensor's largest": max(gradients),
         "student after two steps, mean, of lr": float(student.abs().mean()) / VALUES["lr"],
         "teacher": furthest(*(joined(teacher.parameters()) for teacher in teachers)),
-        "center": furthest(ours.method.center.center, plain.center),
+        "center": furthest(ours.task.center.center, plain.center),
     }
 
 

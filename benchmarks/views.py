@@ -17,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from lafs_ray.compat import import_torchvision
+from lafs_ray.config.pretrain import LandmarkSource, PretrainLandmarks, Views
+from lafs_ray.config.train import Model
 from lafs_ray.data.images import decode_image
 from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.transforms.augment import change_appearance, crop_views
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
-from lafs_ray.transforms.params import LandmarkSource, ViewSettings, sample_view_params
+from lafs_ray.transforms.params import sample_view_params
 from lafs_ray.transforms.views import MultiViewTransform, extract_tokens, map_landmarks
 
 BATCH = 32
@@ -42,7 +46,7 @@ COLOR = "color, blur, solarize (10 views)"
 PATCHES = "patches (680 landmarks)"
 LOOP = "(b) patches, one call a landmark"
 PLAIN = "(a) + CNN on ten views + (b)"
-SETTINGS = ViewSettings()
+SETTINGS = view_settings(Model(), Views(), PretrainLandmarks())
 SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "grid")
 
 # What to time, and for how many images it does it.
@@ -194,7 +198,7 @@ def totals(jpegs: list[bytes], cnn: LandmarkCNN) -> dict[str, Work]:
     landmarks = LandmarkPredictor(cnn)(everything).numpy().astype(np.float16)
     works: dict[str, Work] = {"decode": (lambda: decode(jpegs), len(jpegs))}
     for source in SOURCES:
-        settings = ViewSettings(landmark_source=source)
+        settings = replace(SETTINGS, source=source)
         cutter = MultiViewTransform(settings, None if source in ("cached", "grid") else cnn, 0)
         known = landmarks if source == "cached" else None
 

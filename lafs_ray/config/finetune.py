@@ -65,7 +65,7 @@ class Start(Section):
     that start.transformer was pretrained with."""
 
 
-class Landmarks(Section):
+class FinetuneLandmarks(Section):
     """Where patches are cut."""
 
     source: Literal["cnn", "grid"] = "cnn"
@@ -99,7 +99,7 @@ class Regularizer(Section):
         return self
 
 
-class Margin(Section):
+class MarginLoss(Section):
     """The margin softmax."""
 
     kind: Literal["cosface", "arcface"] = "cosface"
@@ -184,13 +184,13 @@ class FinetuneConfig(TrainConfig):
     """The labeled faces."""
     start: Start = Start()
     """Weights to begin with."""
-    landmarks: Landmarks = Landmarks()
+    landmarks: FinetuneLandmarks = FinetuneLandmarks()
     """Landmarks or grid."""
     duration: DurationField = Duration(amount=34.0, unit="epochs")
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 480
     """Faces in one optimizer step, over all workers and micro-batches."""
-    margin: Annotated[Margin, Tuning.DEFINES_LOSS] = Margin()
+    margin: Annotated[MarginLoss, Tuning.DEFINES_LOSS] = MarginLoss()
     """Loss."""
     regularizer: Annotated[Regularizer, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Regularizer()
     """Landmark regularizer."""

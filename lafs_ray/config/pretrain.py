@@ -21,11 +21,13 @@ from lafs_ray.config.loader import (
 )
 from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
 
+LandmarkSource = Literal["per_view", "per_image", "cached", "grid"]
 
-class Landmarks(Section):
+
+class PretrainLandmarks(Section):
     """Where landmarks come from and how they are disturbed."""
 
-    source: Literal["per_view", "per_image", "cached", "grid"] = "per_view"
+    source: LandmarkSource = "per_view"
     """per_view: the CNN sees each clean view (reference); per_image: the whole face, once, and its
     landmarks are mapped through the crop; cached: the same, found before by
     jobs/cache_landmarks.py; grid: none, plain patches (DINO-face)."""
@@ -34,7 +36,7 @@ class Landmarks(Section):
     required unless source is grid."""
     cache: str | None = None
     """Folder of cached landmarks; null: beside the set, where jobs/cache_landmarks.py puts them
-    unless told otherwise."""
+    by default."""
     noise_px: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 5.0
     """Standard deviation of the landmark perturbation, in pixels."""
     local_tokens: Annotated[Positive, Tuning.MUTABLE] = 36
@@ -173,7 +175,7 @@ class PretrainConfig(TrainConfig):
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 1024
     """Faces in one optimizer step, over all workers and micro-batches."""
-    landmarks: Annotated[Landmarks, Tuning.DEFINES_LOSS] = Landmarks()
+    landmarks: Annotated[PretrainLandmarks, Tuning.DEFINES_LOSS] = PretrainLandmarks()
     """Landmarks and their augmentation."""
     views: Annotated[Views, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Views()
     """Views and their augmentation."""

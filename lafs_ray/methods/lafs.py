@@ -89,11 +89,11 @@ class Lafs:
         teacher: LafsNetwork,
         *,
         num_prototypes: int,
-        student_temp: float = 0.1,
-        center_momentum: float = 0.9,
-        freeze_last_layer_epochs: int = 1,
-        teacher_dropout: bool = True,
-        centering: Literal["mean", "sinkhorn"] = "mean",
+        student_temp: float,
+        center_momentum: float,
+        freeze_last_layer_epochs: int,
+        teacher_dropout: bool,
+        centering: Literal["mean", "sinkhorn"],
     ) -> None:
         self.trainable = student
         self.teacher = teacher

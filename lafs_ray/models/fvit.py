@@ -70,7 +70,7 @@ class FViT(nn.Module):
         dropout: float = 0.1,
         drop_path: float = 0.1,
         embedding_dropout: float = 0.1,
-        init_std: float = 1.0,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.pos_embedding = nn.Parameter(init_std * torch.randn(1, num_tokens + 1, width))
@@ -180,7 +180,7 @@ def build_fvit(
     token_dim: int = 192,
     dropout: float = 0.1,
     drop_path: float = 0.1,
-    init_std: float = 1.0,
+    init_std: float = 0.02,
 ) -> FViT:
     """Make a transformer of a given size.
 

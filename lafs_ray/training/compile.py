@@ -15,7 +15,7 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.fvit import FVIT_SIZES, Transformer
-from lafs_ray.training.distributed import share_lines
+from lafs_ray.training.distributed import gather_lines
 from lafs_ray.training.loop import TrainState
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
         training: the run on this rank.
         config: its configuration.
     """
-    method = training.method
+    method = training.task
     networks = [method.trainable, *([method.teacher] if isinstance(method, Lafs) else [])]
     views = NUM_GLOBAL_VIEWS if isinstance(config, PretrainConfig) else 1
     # The shape of most tokens: what the trial compiles need not be compiled again.
@@ -41,7 +41,7 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
     )
     tokens = torch.zeros(shape, device=training.device)
     reason = compile_blocks(networks, tokens, training.precision)
-    reasons = share_lines({reason} - {""})
+    reasons = gather_lines({reason} - {""})
     if training.rank == 0:
         for line in sorted(reasons):
             logger.warning(line)

@@ -1,8 +1,7 @@
-"""The ranks agree upon a wish.
+"""Collective operations of the training loop, beside those of DDP and Partial FC.
 
-Ranks must save at the same step, but a signal or a notice reaches one of them at any time. So they
-vote after every step. On GPUs they hear the result a step later, so that no GPU's queue of work
-runs empty for it.
+Ranks must save at the same step, but a signal or a preemption notice reaches one of them at any
+time, so requests are reduced in every step.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from torch import Tensor
 from lafs_ray.training.run_request import RunRequest
 
 
-class Vote:
-    """The ranks' agreement.
+class RequestReducer:
+    """The one small all-reduce of each step.
 
     Args:
         device: where the ranks' collective operations work.
@@ -27,31 +26,38 @@ class Vote:
         self._device = device
         self._before: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def ask(self, wish: RunRequest) -> RunRequest:
-        """The highest wish of all ranks; on several GPUs, that of the step before.
+    def all_reduce_request(self, request: RunRequest, is_bad: Tensor) -> tuple[Tensor, RunRequest]:
+        """Reduce this rank's request, and whether its step is non-finite, to the ranks' maximum.
 
-        A collective operation.
+        Args:
+            request: of this rank.
+            is_bad: bool, 0-d, on the device.
+
+        Returns:
+            Whether any rank's step is non-finite, float32 0-d on the device; and the highest
+            request of all ranks. On several GPUs it is that of the step before, so that the host
+            never waits for a GPU that has no further work queued.
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return wish
-        votes = torch.full((1,), int(wish), dtype=torch.int32, device=self._device)
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
+            return is_bad.float(), request
+        mine = torch.full((), int(request), dtype=torch.float32, device=self._device)
+        pair = torch.stack((is_bad.float(), mine))
+        dist.all_reduce(pair, dist.ReduceOp.MAX)
         if self._device.type != "cuda":
-            return RunRequest(int(votes))
-        # Only the GPU's stream waits for the others; this process reads the result a step later.
-        result = torch.empty(1, dtype=votes.dtype, pin_memory=True)
-        result.copy_(votes, non_blocking=True)
+            return pair[0], RunRequest(int(pair[1]))
+        result = torch.empty(1, dtype=pair.dtype, pin_memory=True)
+        result.copy_(pair[1:], non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         before, self._before = self._before, (result, copied)
         if before is None:
-            return RunRequest.NOTHING
+            return pair[0], RunRequest.NOTHING
         before[1].synchronize()
-        return RunRequest(int(before[0]))
+        return pair[0], RunRequest(int(before[0]))
 
 
-def share_lines(lines: set[str]) -> set[str]:
-    """The lines of all ranks; a collective operation."""
+def gather_lines(lines: set[str]) -> set[str]:
+    """Return the lines of all ranks; a collective operation."""
     if not dist.is_initialized():
         return lines
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -59,8 +65,8 @@ def share_lines(lines: set[str]) -> set[str]:
     return set().union(*gathered)
 
 
-def from_first_rank(value: int) -> int:
-    """Rank 0's value on every rank; a collective operation."""
+def broadcast_from_first(value: int) -> int:
+    """Return rank 0's value on every rank; a collective operation."""
     if not dist.is_initialized():
         return value
     box: list[Any] = [value]
@@ -69,10 +75,10 @@ def from_first_rank(value: int) -> int:
 
 
 def count_ranks() -> int:
-    """Ranks that train together."""
+    """Return the number of ranks that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes and speaks for all."""
+    """Return whether this is rank 0, which alone writes and logs."""
     return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,7 +1,7 @@
-"""The one training loop: it knows a method, an optimizer and schedules; nothing of faces or Ray.
+"""The training loop: from a batch to the optimizer's step; it knows neither faces nor Ray.
 
-The same function trains in the driver process (debug mode) and in every Ray Train worker; `report`
-and `save` are all that differs.
+`train` runs in the driver process (debug mode) and in every Ray Train worker; only `report`, `save`
+and `poll_request` differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lafs_ray.errors import CheckpointError, DataError, TrainingError
 from lafs_ray.methods.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
 from lafs_ray.training.checkpoint.sharded_state import cpu_copy, gather_state, load_gathered
-from lafs_ray.training.distributed import Vote, is_first
+from lafs_ray.training.distributed import RequestReducer, is_first
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
@@ -28,22 +28,28 @@ from lafs_ray.training.run_request import RunRequest
 _STEP_STREAM = 0x73746570
 
 TensorBatch = dict[str, Tensor]
+DeviceTransform = Callable[[TensorBatch], TensorBatch]
+
+
+def unchanged(batch: TensorBatch) -> TensorBatch:
+    """Return a micro-batch as it is: the transform of runs whose crops are made on CPUs."""
+    return batch
 
 
 class TrainTask(Protocol):
-    """What the loop knows of LAFS pretraining and of supervised training."""
+    """The interface of LAFS pretraining and of supervised training to the loop."""
 
     @property
     def trainable(self) -> nn.Module:
         """What the optimizer trains and DDP wraps."""
 
     def begin_step(self, step: int) -> None:
-        """What is drawn from now on is that of this global step."""
+        """Reseed what is sampled per global step."""
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch and its metrics; `network` is `trainable`, maybe wrapped."""
+        """Return the loss of one micro-batch and its metrics; `network` may wrap `trainable`."""
 
     def before_optimizer(self, epoch: int, hparams: Mapping[str, float]) -> None:
         """Change gradients between clipping and the optimizer's step."""
@@ -52,7 +58,7 @@ class TrainTask(Protocol):
         """Update what the optimizer does not, such as the teacher; nothing where `skip_update`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything beyond `trainable` and the optimizer."""
+        """Return the state beyond `trainable` and the optimizer."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
@@ -63,26 +69,26 @@ class TrainState:
     """A run on one rank.
 
     Args:
-        method: what is trained.
-        network: `method.trainable`, wrapped in DDP where there are several ranks.
-        optimizer: over the parameters of `method.trainable`.
-        hparams: schedules; at least lr and weight_decay of a global step.
-        prepare: last changes to a micro-batch, on the training device.
+        task: what is trained.
+        network: `task.trainable`, wrapped in DDP where there are several ranks.
+        optimizer: over the parameters of `task.trainable`.
+        hparams: schedules: a global step to lr, weight_decay and those of the task.
         device: where the networks are.
-        precision: dtype of autocast; float32 switches it off.
+        precision: dtype of autocast; float32 disables it.
         seed: seed of dropout and stochastic depth.
         rank: this rank.
         accumulation: micro-batches in a step.
         clip_grad: norm at which each parameter's gradient is clipped; None does not clip.
         max_bad_records: damaged records after which the run stops.
+        transform: what crops.device=cuda does to a micro-batch on the training device.
         skipped: a line for each damaged record met so far; those of other ranks come with reports.
+        request: the highest request of all ranks; on several GPUs, that of the step before.
     """
 
-    method: TrainTask
+    task: TrainTask
     network: nn.Module
     optimizer: RowAdamW
     hparams: Callable[[int], dict[str, float]]
-    prepare: Callable[[TensorBatch], TensorBatch]
     device: torch.device
     precision: torch.dtype
     seed: int
@@ -90,36 +96,38 @@ class TrainState:
     accumulation: int
     clip_grad: float | None
     max_bad_records: int
+    transform: DeviceTransform = unchanged
     skipped: set[str] = field(default_factory=set)
-    guard: NonFiniteGuard = field(init=False)
+    request: RunRequest = RunRequest.NOTHING
 
     def __post_init__(self) -> None:
-        self.guard = NonFiniteGuard(self.method.trainable, self.device, self.rank)
+        self.guard = NonFiniteGuard(self.task.trainable, self.device, self.rank)
+        self.reducer = RequestReducer(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the networks and the optimizer: a whole copy on rank 0's CPU.
+        """Gather the networks and the optimizer for saving, on rank 0's CPU.
 
-        A collective operation. What it returns on other ranks is of no use.
+        A collective operation; only rank 0's result is complete.
         """
-        model, optimizer = gather_state(self.method.trainable, self.optimizer)
-        method = self.method.state_dict()
+        model, optimizer = gather_state(self.task.trainable, self.optimizer)
+        task = self.task.state_dict()
         return {
             "model": model,
-            "method": cpu_copy(method) if is_first() else method,
+            "method": cpu_copy(task) if is_first() else task,
             "optimizer": optimizer,
             "skipped": sorted(self.skipped),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: str) -> None:
-        """Restore this rank's part of rank 0's `state_dict`, on whatever number of ranks.
+        """Restore this rank's shard of rank 0's `state_dict`, on any number of ranks.
 
         Raises:
-            CheckpointError: the checkpoint is of another architecture.
+            CheckpointError: the checkpoint has another architecture.
         """
         try:
-            parts = self.method.trainable, self.optimizer
+            parts = self.task.trainable, self.optimizer
             load_gathered(*parts, state["model"], state["optimizer"])
-            self.method.load_state_dict(state["method"])
+            self.task.load_state_dict(state["method"])
             self.skipped.update(state["skipped"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
@@ -140,9 +148,9 @@ def train(
     report_every: int,
     save: Callable[[int], None],
     save_every: int,
-    wish: Callable[[], RunRequest] = lambda: RunRequest.NOTHING,
+    poll_request: Callable[[], RunRequest] = lambda: RunRequest.NOTHING,
 ) -> None:
-    """Train on `batches` until they end, or until a rank wishes to stop.
+    """Train on `batches` until they end, or until a rank is requested to stop.
 
     Args:
         training: the run on this rank.
@@ -154,38 +162,35 @@ def train(
             covers steps from before a restart.
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
-        wish: what this rank is asked to do out of turn; called after every step.
+        poll_request: returns this rank's request; called in every step, before the optimizer.
 
     Raises:
         NonFinite: a loss or gradient was; the state before that step has been reported and saved.
-        TrainingError: `report` wants the run to end; the step it reported has been saved.
+        TrainingError: `report` ends the run; the step it reported has been saved.
     """
-    vote = Vote(training.device)
-    log: _Log | None = None
+    output: _Output | None = None
     waited_since = time.perf_counter()
     for batch in batches:
         wait_s = time.perf_counter() - waited_since
-        if log is None:
-            log = _Log(training, meter, report, save, batch.step)
-        note_skipped(training, batch)
+        if output is None:
+            output = _Output(training, meter, report, save, batch.step)
+        count_skipped(training, batch)
         hparams = training.hparams(batch.step)
-        training.guard.begin(batch, hparams["lr"])
-        metrics = train_step(training, batch, hparams)
+        metrics = train_step(training, batch, hparams, poll_request)
         meter.add(metrics, wait_s, batch.work_s, training.guard.skip_update)
         done = batch.step + 1
-        wished = vote.ask(wish())
-        saves = done % save_every == 0 or done == last_step or wished > RunRequest.NOTHING
+        saves = done % save_every == 0 or done == last_step or training.request > 0
         if saves or done % report_every == 0:
-            log.tell(done, batch.epoch)
+            output.report(done, batch.epoch)
         if saves:
-            log.keep(done)
-        if wished is RunRequest.STOP:
+            output.save(done)
+        if training.request is RunRequest.STOP:
             return
         waited_since = time.perf_counter()
 
 
-class _Log:
-    """What has been reported and saved, up to the end that a report may bring.
+class _Output:
+    """Reports and checkpoints of a run, each step at most once.
 
     Args:
         training: the run on this rank.
@@ -206,93 +211,97 @@ class _Log:
         self._training, self._meter, self._report, self._save = training, meter, report, save
         self._reported = self._saved = first_step
 
-    def tell(self, done: int, epoch: int) -> None:
-        """Report the steps up to `done`; if the run ends with that, save first.
+    def report(self, done: int, epoch: int) -> None:
+        """Report the steps up to `done`; save before raising.
 
         Raises:
             NonFinite, TrainingError: see `train`.
         """
-        found = self._training.guard.look()
-        end: NonFinite | TrainingError | None = found
-        if found is not None:
-            # The state is that before the step found: nothing has moved it since.
-            done, epoch = found.step, found.epoch_before
-        try:
-            if done > self._reported:
-                self._send(done, epoch)
-        except TrainingError as error:
-            end = end or error
+        end: NonFinite | TrainingError | None = None
+        if (found := self._training.guard.find_nonfinite()) is not None:
+            # The state is that from before this step: no update has been made since.
+            end, done, epoch = found, found.step, found.epoch_before
+        if done > self._reported:
+            means = self._meter.report(done - self._reported)
+            self._reported = done
+            schedules = self._training.hparams(done - 1)
+            try:
+                self._report({"step": done, "epoch": epoch, **schedules, **means})
+            except TrainingError as error:
+                end = end or error
         if end is not None:
-            self.keep(done)
+            self.save(done)
             raise end
 
-    def _send(self, done: int, epoch: int) -> None:
-        means = self._meter.report(done - self._reported)
-        self._reported = done
-        self._report({"step": done, "epoch": epoch, **self._training.hparams(done - 1), **means})
-
-    def keep(self, done: int) -> None:
-        """Save, unless that has been done."""
+    def save(self, done: int) -> None:
+        """Save, unless this step has been saved."""
         if done > self._saved:
             self._save(done)
             self._saved = done
 
 
 def train_step(
-    training: TrainState, batch: StepBatch, hparams: Mapping[str, float]
+    training: TrainState,
+    batch: StepBatch,
+    hparams: Mapping[str, float],
+    poll_request: Callable[[], RunRequest] = lambda: RunRequest.NOTHING,
 ) -> dict[str, Tensor]:
-    """One optimizer step.
+    """Make one optimizer step and set `training.request`.
 
     Returns:
-        The metrics of its micro-batches, averaged, and the largest gradient norm; 0-d tensors that
-        nobody has waited for. From the first step with a loss or gradient that is not finite on,
-        nothing moves any more (`training.guard`).
+        The metrics of its micro-batches, averaged, and the largest gradient norm: 0-d tensors on
+        the device, without a host sync. From the first step with a non-finite loss or gradient on,
+        no update is made (`training.guard`).
     """
+    task, device = training.task, training.device
     # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
     torch.manual_seed(step_seed(training.seed, batch.step, training.rank))
     set_hyperparameters(training.optimizer, hparams["lr"], hparams["weight_decay"])
-    training.method.begin_step(batch.step)
+    task.begin_step(batch.step)
+    training.guard.begin(batch, hparams["lr"])
     micro_batches = split(batch, training.accumulation)
     sums: dict[str, Tensor] = {}
-    total = torch.zeros((), device=training.device)
+    total = torch.zeros((), device=device)
     for index, columns in enumerate(micro_batches):
-        inputs = training.prepare(to_device(columns, training.device))
-        is_last = index == len(micro_batches) - 1
-        with contextlib.nullcontext() if is_last else _no_sync(training.network):
-            with torch.autocast(
-                training.device.type,
-                training.precision,
-                enabled=training.precision != torch.float32,
-            ):
-                loss, metrics = training.method.loss(training.network, inputs, hparams)
+        inputs = training.transform(to_device(columns, device))
+        with contextlib.ExitStack() as stack:
+            is_last = index == len(micro_batches) - 1
+            if not is_last and isinstance(training.network, nn.parallel.DistributedDataParallel):
+                # DDP reduces gradients after the last micro-batch.
+                stack.enter_context(training.network.no_sync())
+            uses_autocast = training.precision != torch.float32
+            with torch.autocast(device.type, training.precision, enabled=uses_autocast):
+                loss, metrics = task.loss(training.network, inputs, hparams)
             (loss / training.accumulation).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach() / training.accumulation
         for name, value in metrics.items():
             part = value.detach() / training.accumulation
             sums[name] = sums[name] + part if name in sums else part
-    parameters = list(training.method.trainable.parameters())
+    parameters = list(task.trainable.parameters())
     if training.clip_grad is None:
         norms = gradient_norms(parameters)
     else:
         norms = clip_each_(parameters, training.clip_grad)
     if len(norms):
         sums["gradient_norm_max"] = norms.max()
-    training.guard.judge(batch.step, total, norms)
-    training.method.before_optimizer(batch.epoch, hparams)
+    is_bad = ~(total.isfinite() & norms.isfinite().all())
+    is_bad, training.request = training.reducer.all_reduce_request(poll_request(), is_bad)
+    training.guard.update(batch.step, is_bad, total, norms)
+    task.before_optimizer(batch.epoch, hparams)
     training.optimizer.skip_update = training.guard.skip_update
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
-    training.method.finish_step(hparams, training.guard.skip_update)
+    task.finish_step(hparams, training.guard.skip_update)
     return sums
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a step's dropout: different for every (seed, step, rank)."""
+    """Return the seed of a step's dropout: another one for every (seed, step, rank)."""
     return int(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]).generate_state(1)[0])
 
 
 def split(batch: StepBatch, parts: int) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """The micro-batches of a step, in row order."""
+    """Return the micro-batches of a step, in row order."""
     rows = len(next(iter(batch.columns.values())))
     assert rows % parts == 0, f"{rows} rows in {parts} micro-batches"
     size = rows // parts
@@ -303,18 +312,18 @@ def split(batch: StepBatch, parts: int) -> list[dict[str, np.ndarray[Any, Any]]]
 
 
 def to_device(columns: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> TensorBatch:
-    """Columns as tensors on the training device; copies to a GPU do not wait for it."""
+    """Return columns as tensors on the training device; copies to a GPU are asynchronous."""
     tensors = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in columns.items()}
     if device.type == "cpu":
         return tensors
     return {n: t.pin_memory().to(device, non_blocking=True) for n, t in tensors.items()}
 
 
-def note_skipped(training: TrainState, batch: StepBatch) -> None:
-    """Name newly met damaged records.
+def count_skipped(training: TrainState, batch: StepBatch) -> None:
+    """Add a batch's damaged records to those of the run.
 
     Raises:
-        DataError: there are more than the run may skip.
+        DataError: there are more than `max_bad_records`.
     """
     training.skipped.update(batch.skipped)
     if len(training.skipped) > training.max_bad_records:
@@ -325,10 +334,3 @@ def note_skipped(training: TrainState, batch: StepBatch) -> None:
             expected=f"at most {training.max_bad_records} (data.max_bad_records)",
             fix="repair or replace the files named, or raise data.max_bad_records",
         )
-
-
-def _no_sync(network: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Keep DDP from reducing gradients before the last micro-batch."""
-    if isinstance(network, nn.parallel.DistributedDataParallel):
-        return network.no_sync()
-    return contextlib.nullcontext()

@@ -40,7 +40,7 @@ class RunInputs:
         length: of the run.
         num_classes: identities of the whole set of a labeled run.
         num_identities: identities among `faces`; None where the set does not list them.
-        start: weights from other runs.
+        init_weights: weights from other runs.
     """
 
     config: TrainConfig
@@ -49,28 +49,32 @@ class RunInputs:
     length: Length
     num_classes: int | None
     num_identities: int | None
-    start: InitWeights
+    init_weights: InitWeights
 
     def preprocessor(self) -> Preprocessor:
         """Return what decodes and transforms; every ingest process builds its own."""
         config = self.config
-        transform = build_transform(config, self.start)
+        transform = build_transform(config, self.init_weights)
         source = self.faces, config.data.color_order, config.run.seed
         return Preprocessor(*source, transform, self.num_classes)
 
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
         """The landmark CNN of a pretraining run; a supervised run trains its own."""
-        if isinstance(self.config, FinetuneConfig) or self.start.landmarks is None:
+        if isinstance(self.config, FinetuneConfig) or self.init_weights.landmarks is None:
             return None
-        return as_tensors(self.start.landmarks)
+        return as_tensors(self.init_weights.landmarks)
 
     def folder(self) -> RunDir:
         """The run's folder."""
         return RunDir(self.config, self.faces.fingerprint)
 
     def origin(self) -> tuple[str | None, str | None, dict[str, int]]:
-        """Hashes of the weights read, and the run's length: what its folder is checked by."""
-        return self.start.landmarks_hash, self.start.transformer_hash, asdict(self.length)
+        """Return hashes of the weights read and the run's length, which its folder records."""
+        return (
+            self.init_weights.landmarks_hash,
+            self.init_weights.transformer_hash,
+            asdict(self.length),
+        )
 
 
 def prepare_run(config: TrainConfig) -> RunInputs:
@@ -117,10 +121,10 @@ def check_run(config: TrainConfig) -> RunInputs:
             faces, labels = faces.subset(chosen), labels[chosen]
         num_identities = len(np.unique(labels[labels >= 0]))
     sampler = build_sampler(config, faces)
-    length, start = run_length(config, sampler), load_init_weights(config)
+    length, init_weights = run_length(config, sampler), load_init_weights(config)
     if isinstance(config, PretrainConfig):
-        faces = with_cached_landmarks(config, faces, start)
-    return RunInputs(config, faces, sampler, length, num_classes, num_identities, start)
+        faces = with_cached_landmarks(config, faces, init_weights)
+    return RunInputs(config, faces, sampler, length, num_classes, num_identities, init_weights)
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

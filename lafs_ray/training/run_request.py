@@ -1,6 +1,6 @@
-"""What a run is asked to do out of turn: save at once, or save and end.
+"""Signals to checkpoint or stop between the regular checkpoints.
 
-Without torch, as processes of Ray use it that need nothing else of training.
+Imports no torch, as Ray processes use it that need nothing else of training.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import enum
 
 
 class RunRequest(enum.IntEnum):
-    """In rising order: the highest of all ranks counts."""
+    """In ascending order: the highest of all ranks is followed."""
 
     NOTHING = 0
     SAVE = 1
-    """Save after this step and go on: this machine may soon be gone."""
+    """Save after this step and continue: this machine may soon be preempted."""
     STOP = 2
-    """Save after this step and end."""
+    """Save after this step and stop."""

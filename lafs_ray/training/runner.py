@@ -21,7 +21,7 @@ from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
 from lafs_ray.training.checkpoint.run_dir import RunDir, load_checkpoint
 from lafs_ray.training.compile import compile_training, slow_arithmetic
-from lafs_ray.training.distributed import count_ranks, from_first_rank, share_lines
+from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.loop import TrainState, train
 from lafs_ray.training.monitoring.metrics import Meter
@@ -76,7 +76,7 @@ def run_rank(
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
-    what = config, inputs.sampler, inputs.num_classes, inputs.start
+    what = config, inputs.sampler, inputs.num_classes, inputs.init_weights
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)
     warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
@@ -101,7 +101,7 @@ def run_rank(
                     report_every=config.log.every_steps,
                     save=recorder.save,
                     save_every=length.save_every,
-                    wish=recorder.wish,
+                    poll_request=recorder.wish,
                 )
         except NonFinite as found:
             raise watch.explain(found, inputs.faces.shard_uris) from None
@@ -114,7 +114,7 @@ def restore(training: TrainState, folder: RunDir, rank: int) -> int:
         The steps done; 0 for a new run.
     """
     checkpoint = folder.latest() if rank == 0 else None
-    step = from_first_rank(0 if checkpoint is None else int(checkpoint["step"]))
+    step = broadcast_from_first(0 if checkpoint is None else int(checkpoint["step"]))
     if step == 0:
         return 0
     source = folder.checkpoint_uri(step)
@@ -210,7 +210,7 @@ class Recorder:
             TrainingError: the run shall end here; this step remains to be saved.
         """
         training = self._training
-        training.skipped = share_lines(training.skipped)
+        training.skipped = gather_lines(training.skipped)
         self._last.update(line, skipped_records=len(training.skipped))
         damaged = sorted(training.skipped - self._named)
         self._named.update(training.skipped)

@@ -1,12 +1,12 @@
 """From a batch of faces to landmark tokens: crop, flip, appearance, landmarks, patches.
 
-A plain callable that the Ray Data actor, the test and the GPU step all call. What a record becomes
-depends on (seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because
-every operation treats each view by itself and the landmark CNN always runs on the same number of
-images (`lafs_ray.transforms.landmark_predictor`).
-Tokens are uint8, 130 KB an image: t stands for t / 127.5 - 1, half a step of 8 bits at most away
-from the reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a
-local view, p patch side, S image side.
+Ray Data actors, debug mode and the GPU step call the same object. A record's tokens depend on
+(seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because every
+operation works on each view by itself and the landmark CNN always runs on the same number of images
+(`lafs_ray.transforms.landmark_predictor`).
+Tokens are uint8, 130 KB per image: t means t / 127.5 - 1, at most half a step of 8 bits from the
+reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a local view,
+p patch side, S image side.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample
 
 
 class MultiViewTransform:
-    """Cuts global and local views of faces into tokens.
+    """Transforms faces into the tokens of their global and local views.
 
     Args:
-        settings: what to draw and cut.
+        settings: of the views.
         landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is
             used. None exactly if the source is `cached` or `grid`.
         seed: the run's seed.
-        device: where the pixels are worked on, `cpu` or `cuda`.
-        chunk: images worked on at once on CPU, where eight images' views still fit the cache.
+        device: where pixels are processed, `cpu` or `cuda`.
+        chunk: images processed at once on CPU, where the views of eight still fit the cache.
             Changes speed, never results.
     """
 
@@ -45,12 +45,12 @@ class MultiViewTransform:
         device: str | torch.device = "cpu",
         chunk: int = 8,
     ) -> None:
-        assert (landmarker is None) == (settings.landmark_source in ("cached", "grid")), settings
+        assert (landmarker is None) == (settings.source in ("cached", "grid")), settings
         self.settings = settings
         self.seed = seed
         self.device = torch.device(device)
         self.chunk = chunk
-        self._finder = None if landmarker is None else LandmarkPredictor(landmarker, self.device)
+        self._predictor = None if landmarker is None else LandmarkPredictor(landmarker, self.device)
 
     @torch.no_grad()
     def __call__(
@@ -61,7 +61,7 @@ class MultiViewTransform:
         key: Records,
         landmarks: NDArray[np.float16] | Tensor | None = None,
     ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
-        """Cut the views of B ≥ 1 faces.
+        """Return the tokens of B ≥ 1 faces.
 
         Args:
             images: uint8 [B, S, S, 3], RGB.
@@ -77,14 +77,14 @@ class MultiViewTransform:
         pixels = to_tensor(images).to(self.device)
         size = self.settings.image_size
         assert pixels.shape[1:] == (size, size, 3), pixels.shape
-        draws = sample_view_params(self.settings, self.seed, epoch, shard, key)
+        params = sample_view_params(self.settings, self.seed, epoch, shard, key)
         on_images = self._landmarks_on_images(pixels, landmarks)
         length = self.chunk if self.device.type == "cpu" else len(pixels)
         chunks = []
         for start in range(0, len(pixels), length):
             rows = slice(start, start + length)
             known = None if on_images is None else on_images[rows]
-            chunks.append(self._cut(pixels[rows], draws.images(rows), known))
+            chunks.append(self._tokens(pixels[rows], params.images(rows), known))
         tokens = {
             "global_tokens": torch.cat([chunk[0] for chunk in chunks]),
             "local_tokens": torch.cat([chunk[1] for chunk in chunks]),
@@ -93,58 +93,58 @@ class MultiViewTransform:
             return {name: value.numpy() for name, value in tokens.items()}
         return tokens
 
-    def _cut(
-        self, images: Tensor, draws: ViewParams, on_images: Tensor | None
+    def _tokens(
+        self, images: Tensor, params: ViewParams, on_images: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Global and local tokens of some images, of whose landmarks some sources know."""
+        """Return global and local tokens of some images."""
         settings = self.settings
         tokens = []
         for is_local, size in ((False, settings.image_size), (True, settings.local_size)):
             first, last = settings.num_global, settings.num_views
-            part = draws.views(slice(first, last) if is_local else slice(0, first))
+            part = params.views(slice(first, last) if is_local else slice(0, first))
             clean = crop_views(images, part.boxes, part.flips, size)
             changed = change_appearance(clean, part)
-            if settings.landmark_source == "grid":
-                cut = _rounded(grid_patches(changed, settings.patch_size))
+            if settings.source == "grid":
+                patches = _rounded(grid_patches(changed, settings.patch_size))
             else:
                 landmarks = self._landmarks(clean, on_images, part, size, is_local=is_local)
-                cut = extract_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
-            tokens.append(cut.reshape(*part.flips.shape, *cut.shape[1:]))
+                patches = extract_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
+            tokens.append(patches.reshape(*part.flips.shape, *patches.shape[1:]))
         return tokens[0], tokens[1]
 
     def _landmarks(
         self,
         clean: Tensor,
         on_images: Tensor | None,
-        draws: ViewParams,
+        params: ViewParams,
         size: int,
         *,
         is_local: bool,
     ) -> Tensor:
-        """Where patches are cut, [B, V, n, 2]: with noise, and in local views those that they drew.
+        """Return the perturbed landmarks [B, V, n, 2]: all of them, or those of local views.
 
-        What a local view does not keep is not moved to it either (METHOD.md, Views).
+        Landmarks that a local view does not keep are not mapped to it either.
         """
-        noise = torch.from_numpy(draws.landmark_noise_px).to(clean.device)
+        noise = torch.from_numpy(params.landmark_noise_px).to(clean.device)
         if on_images is not None:
             landmarks = on_images.unsqueeze(1).expand_as(noise)
         elif len(clean):
             landmarks = self.predict_landmarks(clean).reshape(noise.shape)
         else:
-            landmarks = noise  # num_local = 0: of no views there are none
+            landmarks = noise  # num_local = 0: no views, hence no landmarks
         if is_local:
-            kept = torch.from_numpy(draws.local_indices).to(clean.device).unsqueeze(-1)
+            kept = torch.from_numpy(params.local_indices).to(clean.device).unsqueeze(-1)
             kept = kept.expand(-1, -1, -1, 2)
             landmarks, noise = landmarks.gather(2, kept), noise.gather(2, kept)
         if on_images is not None:
-            landmarks = map_landmarks(landmarks, draws.boxes, draws.flips, size)
+            landmarks = map_landmarks(landmarks, params.boxes, params.flips, size)
         return landmarks + noise
 
     def _landmarks_on_images(
         self, images: Tensor, cached: NDArray[np.float16] | Tensor | None
     ) -> Tensor | None:
-        """Landmarks [B, N, 2] of whole images; None where the source does not ask for them."""
-        source = self.settings.landmark_source
+        """Return landmarks [B, N, 2] of whole images; None if the source does not use them."""
+        source = self.settings.source
         assert (cached is not None) == (source == "cached"), source
         if cached is not None:
             return torch.as_tensor(cached).to(self.device, torch.float32)
@@ -153,9 +153,9 @@ class MultiViewTransform:
         return None
 
     def predict_landmarks(self, planes: Tensor) -> Tensor:
-        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
-        assert self._finder is not None
-        return self._finder(planes)
+        """Predict landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
+        assert self._predictor is not None
+        return self._predictor(planes)
 
 
 def supervised_view(
@@ -166,10 +166,10 @@ def supervised_view(
     shard: Records,
     key: Records,
 ) -> Tensor:
-    """One augmented view of every image, whole: what supervised training feeds the network.
+    """Return one augmented view of every image, the input of supervised training.
 
     Args:
-        settings: of one view, see `draws.supervised_settings`.
+        settings: of one view.
         images: uint8 [B, S, S, 3], RGB.
         seed: the run's seed.
         epoch: [B], as in `sample_view_params`.
@@ -181,34 +181,34 @@ def supervised_view(
     """
     assert settings.num_views == 1, settings
     pixels = to_tensor(images)
-    draws = sample_view_params(settings, seed, epoch, shard, key)
-    views = render_views(pixels, draws, settings.image_size)
+    params = sample_view_params(settings, seed, epoch, shard, key)
+    views = render_views(pixels, params, settings.image_size)
     return _rounded(views).permute(0, 2, 3, 1).contiguous()
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """As uint8; what is in 8 bits already stays as it is."""
+    """Round to uint8, unless values are uint8 already."""
     return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
 
 
-def render_views(images: Tensor, draws: ViewParams, size: int) -> Tensor:
-    """Every view of every image as pixels.
+def render_views(images: Tensor, params: ViewParams, size: int) -> Tensor:
+    """Return every view of every image as pixels.
 
     Args:
         images: uint8 [B, S, S, 3], RGB.
-        draws: of B images.
+        params: of B images.
         size: side of the views, in pixels.
 
     Returns:
         [B·V, 3, size, size] in 0…255: uint8 on CPU, else float32.
     """
-    return change_appearance(crop_views(images, draws.boxes, draws.flips, size), draws)
+    return change_appearance(crop_views(images, params.boxes, params.flips, size), params)
 
 
 def map_landmarks(
     landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
 ) -> Tensor:
-    """Move landmarks of an image to where its views show the same spot.
+    """Map landmarks of an image to the same points of its views.
 
     A patch's middle pixel lies one up-left of its landmark (`extract_patches`), at ½ less in
     coordinates that count from the image's edge, so it is landmark - ½ that the crop scales and
@@ -235,7 +235,7 @@ def map_landmarks(
 
 
 def extract_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
-    """Patches around landmarks as 8-bit tokens; outside the view lies the middle of the range.
+    """Extract patches around landmarks as 8-bit tokens; 128 outside of the view.
 
     Args:
         views: [M, 3, S, S] in 0…255, float32, or on CPU uint8.
@@ -249,15 +249,15 @@ def extract_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
         pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
         return torch.from_numpy(sample_patches(pixels, landmarks.numpy(), patch_size))
     # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
-    # lie between pixels, so adding 128 and cutting the fraction off rounds them into 0…255.
+    # lie between pixels, so adding 128 and truncating rounds them into 0…255.
     samples = extract_patches(views - MIDDLE, landmarks, patch_size)
     return samples.add_(MIDDLE + 0.5).to(torch.uint8)
 
 
 def to_tensor(images: NDArray[np.uint8] | Tensor) -> Tensor:
-    """Images as a uint8 tensor; shared with the array where that is allowed."""
+    """Return images as a uint8 tensor; memory is shared with a writable array."""
     if isinstance(images, np.ndarray):
-        # Ray hands out read-only arrays, which torch refuses to share.
+        # Ray's arrays are read-only, which torch refuses to share.
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     assert images.dtype == torch.uint8, images.dtype
     return images

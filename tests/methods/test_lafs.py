@@ -19,6 +19,13 @@ from lafs_ray.models.patches import extract_patches
 from tests.golden_cases import GoldenCase, load_case, to_unit_range
 
 NUM_PROTOTYPES = 24
+REFERENCE: dict[str, Any] = {
+    "student_temp": 0.1,
+    "center_momentum": 0.9,
+    "freeze_last_layer_epochs": 1,
+    "teacher_dropout": True,
+    "centering": "mean",
+}
 
 
 def small_network(dropout: float = 0.0, seed: int = 0) -> LafsNetwork:
@@ -41,7 +48,7 @@ def small_network(dropout: float = 0.0, seed: int = 0) -> LafsNetwork:
 
 def small_lafs(dropout: float = 0.0, **options: Any) -> Lafs:
     networks = (small_network(dropout, seed).double() for seed in (0, 1))
-    lafs = Lafs(*networks, num_prototypes=NUM_PROTOTYPES, **options)
+    lafs = Lafs(*networks, num_prototypes=NUM_PROTOTYPES, **(REFERENCE | options))
     lafs.center.double()
     return lafs
 
@@ -99,7 +106,7 @@ class Replay:
                 if key.startswith("student/") and not key.endswith("backbone.loss.weight")
             }
         )
-        self.lafs = Lafs(student, teacher, num_prototypes=cfg["out_dim"])
+        self.lafs = Lafs(student, teacher, num_prototypes=cfg["out_dim"], **REFERENCE)
         self.optimizer = torch.optim.AdamW(parameter_groups(student, 0.04))
         self.scores: dict[str, Tensor] = {}
         student.head.register_forward_hook(self._keep("student"))
@@ -318,7 +325,7 @@ def test_lafs__uint8_tokens() -> None:
         "global_tokens": torch.randint(256, (2, 2, 16, 12), generator=generator),
         "local_tokens": torch.randint(256, (2, 3, 5, 12), generator=generator),
     }
-    lafs = Lafs(small_network(), small_network(), num_prototypes=NUM_PROTOTYPES)
+    lafs = Lafs(small_network(), small_network(), num_prototypes=NUM_PROTOTYPES, **REFERENCE)
     stored, _ = lafs.loss(lafs.trainable, {k: v.byte() for k, v in raw.items()}, VALUES)
     plain, _ = lafs.loss(lafs.trainable, {k: v / 127.5 - 1 for k, v in raw.items()}, VALUES)
     assert torch.equal(stored, plain)

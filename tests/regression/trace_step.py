@@ -82,7 +82,13 @@ def trace_step(folder: Path, overrides: Sequence[str]) -> dict[str, set[str]]:
     inputs = check_run(load(PretrainConfig, str(runs.ROOT / CONFIG), settings))
     preprocess = inputs.preprocessor()
     training = build_training(
-        inputs.config, inputs.sampler, inputs.num_classes, inputs.start, torch.device("cpu"), 0, 1
+        inputs.config,
+        inputs.sampler,
+        inputs.num_classes,
+        inputs.init_weights,
+        torch.device("cpu"),
+        0,
+        1,
     )
     trace = Trace(PACKAGE, train_step.__code__)
 

@@ -57,11 +57,11 @@ def trained(training: TrainState, kind: str, steps: int = 2) -> tuple[list[Tenso
         values = training.hparams(step) | {"lr": 1e-3}
         metrics = train_step(training, batch(kind, step), values)
         noted += [metrics["loss"], metrics["gradient_norm_max"]]
-    return noted, [each.detach() for each in training.method.trainable.state_dict().values()]
+    return noted, [each.detach() for each in training.task.trainable.state_dict().values()]
 
 
 def blocks_of(training: TrainState) -> list[torch.nn.Module]:
-    modules = training.method.trainable.modules()
+    modules = training.task.trainable.modules()
     return [block for each in modules if isinstance(each, Transformer) for block in each.layers]
 
 
@@ -126,7 +126,7 @@ def test_compiled_pretraining__agrees_with_eager() -> None:
     """The same of student and teacher: three shapes to compile."""
     config = configured("pretrain", *NO_DROPOUT)
     training = compiled(config, "pretrain")
-    for block in training.method.teacher.backbone.transformer.layers:
+    for block in training.task.teacher.backbone.transformer.layers:
         assert block._compiled_call_impl is not None
     assert_close(training, training_of(config, "pretrain"), "pretrain")
 

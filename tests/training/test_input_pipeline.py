@@ -22,7 +22,7 @@ from lafs_ray.training.input_pipeline import (
     local_stream,
     sample_indices,
 )
-from lafs_ray.training.loop import note_skipped
+from lafs_ray.training.loop import count_skipped
 from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import (
     NO_IMAGE,
@@ -174,7 +174,7 @@ def note_all(batches: list[StepBatch], max_bad_records: int) -> set[str]:
     run_: Any = Run()
     run_.skipped, run_.max_bad_records = set(), max_bad_records
     for batch in batches:
-        note_skipped(run_, batch)
+        count_skipped(run_, batch)
     return run_.skipped
 
 

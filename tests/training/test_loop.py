@@ -17,7 +17,7 @@ from tests.training.faces import run, tiny
 
 
 class Recorder:
-    """A method that notes in which order the loop calls it; its loss is the mean of w·x."""
+    """A task that records in which order the loop calls it; its loss is the mean of w·x."""
 
     def __init__(self) -> None:
         self.trainable = nn.Linear(1, 1, bias=False)
@@ -52,7 +52,7 @@ class Recorder:
 
 
 class RowSGD(torch.optim.SGD):
-    """Plain steps, whose sizes can be told, with `RowAdamW`'s way to be held."""
+    """Plain steps, of known sizes, with `RowAdamW`'s `skip_update`."""
 
     skip_update: Tensor | None = None
 
@@ -63,13 +63,12 @@ class RowSGD(torch.optim.SGD):
 
 
 def training(accumulation: int = 1, clip_grad: float | None = None) -> TrainState:
-    method = Recorder()
+    task = Recorder()
     return TrainState(
-        method=method,
-        network=method.trainable,
-        optimizer=RowSGD(parameter_groups(method.trainable, 0.0), lr=99.0),
+        task=task,
+        network=task.trainable,
+        optimizer=RowSGD(parameter_groups(task.trainable, 0.0), lr=99.0),
         hparams=lambda step: {"lr": 0.1 * (step + 1), "weight_decay": 0.0},
-        prepare=lambda batch: batch,
         device=torch.device("cpu"),
         precision=torch.float32,
         seed=0,
@@ -89,7 +88,7 @@ def test_train_step__order_of_its_parts() -> None:
     """Loss of each micro-batch in row order, whole gradient, optimizer with this step's rate."""
     run_ = training(accumulation=2)
     metrics = train_step(run_, batch(3, 1, 2, 3, 6), run_.hparams(3))
-    calls = run_.method.calls  # type: ignore[attr-defined]
+    calls = run_.task.calls  # type: ignore[attr-defined]
     assert calls[:3] == [("begin_step", 3), ("loss", [1, 2]), ("loss", [3, 6])]
     assert calls[3] == ("before_optimizer", 1, 0.4, 3.0)
     name, rate, weight = calls[4]
@@ -105,7 +104,7 @@ def test_train_step__clips_the_whole_gradient() -> None:
     metrics = train_step(run_, batch(0, 1, 2, 3, 6), run_.hparams(0))
     assert metrics["gradient_norm_max"].item() == 3.0
     # clip_each_ divides by norm + 1e-6.
-    assert run_.method.calls[3][3] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]
+    assert run_.task.calls[3][3] == pytest.approx(0.5, rel=1e-6)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

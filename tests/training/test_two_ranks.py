@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.training.distributed import share_lines
+from lafs_ray.training.distributed import gather_lines
 from lafs_ray.training.loop import train
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
@@ -28,21 +28,21 @@ def metered(rank: int, num_ranks: int) -> list[Any]:
         work_s = {"read_s": 0.004 * rank, "preprocess_s": 0.008}
         metrics = step(loss=float(10 * rank + number), accuracy=0.5 * rank)
         meter.add(metrics, 0.0, work_s, GO)
-    return [meter.report(2), sorted(share_lines({"seen by both", f"seen by {rank}"}))]
+    return [meter.report(2), sorted(gather_lines({"seen by both", f"seen by {rank}"}))]
 
 
 def guarded(rank: int, num_ranks: int) -> list[Any]:
     """Ten steps on this rank; rank 1's fourth has an infinite loss and a sound gradient."""
     run_, saved, reported = training(), [], []
-    run_.guard = NonFiniteGuard(run_.method.trainable, run_.device, rank)
-    plain = run_.method.loss
+    run_.guard = NonFiniteGuard(run_.task.trainable, run_.device, rank)
+    plain = run_.task.loss
 
     def loss(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         value, metrics = plain(*arguments)
-        is_bad = rank == 1 and ("begin_step", 3) in run_.method.calls  # type: ignore[attr-defined]
+        is_bad = rank == 1 and ("begin_step", 3) in run_.task.calls  # type: ignore[attr-defined]
         return (value + math.inf, metrics) if is_bad else (value, metrics)
 
-    run_.method.loss = loss  # type: ignore[method-assign]
+    run_.task.loss = loss  # type: ignore[method-assign]
     try:
         train(
             run_,
@@ -56,7 +56,7 @@ def guarded(rank: int, num_ranks: int) -> list[Any]:
         )
     except NonFinite as found:
         evidence = [(each.rank, each.loss) for each in found.ranks]
-        weight = run_.method.trainable.weight
+        weight = run_.task.trainable.weight
         assert isinstance(weight, nn.Parameter)
         return [found.step, evidence, weight.item(), saved, reported]
     return ["went on"]

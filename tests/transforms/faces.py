@@ -1,6 +1,9 @@
-"""Smooth random images, whose neighbors resemble each other as in photographs; a CNN for them."""
+"""Smooth random images, a landmark CNN for them, and the default settings of views."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,11 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lafs_ray.config.pretrain import PretrainLandmarks, Views
+from lafs_ray.config.train import Model
 from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.training.tasks import pretrain
+from lafs_ray.transforms.params import ViewSettings
 
 # Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a
 # sample by 1/64 px at most in x and in y, and `smooth_images` change by 96 a pixel at most.
 REMAP_STEPS = 0 if int(cv2.__version__.split(".")[0]) >= 5 else 2
+
+
+def view_settings(**changes: Any) -> ViewSettings:
+    """The settings of the default recipe, some of them changed."""
+    return replace(pretrain.view_settings(Model(), Views(), PretrainLandmarks()), **changes)
 
 
 def smooth_images(count: int, seed: int = 0, size: int = 112) -> NDArray[np.uint8]:

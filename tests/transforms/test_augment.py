@@ -19,10 +19,9 @@ from lafs_ray.transforms.params import (
     HUE,
     SATURATION,
     ViewParams,
-    ViewSettings,
     sample_view_params,
 )
-from tests.transforms.faces import smooth_images
+from tests.transforms.faces import smooth_images, view_settings
 
 
 def planes(images: NDArray[np.uint8]) -> Tensor:
@@ -39,7 +38,7 @@ def amounts(*values: float) -> Tensor:
 
 def draws_of(count: int, **changes: object) -> ViewParams:
     zeros = np.zeros(count, dtype=np.int64)
-    settings = replace(ViewSettings(landmark_source="grid"), **changes)  # type: ignore[arg-type]
+    settings = view_settings(source="grid", **changes)
     return sample_view_params(settings, 3, zeros, zeros, np.arange(count))
 
 

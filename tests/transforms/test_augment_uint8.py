@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.transforms import augment, augment_uint8
-from lafs_ray.transforms.params import ViewSettings, sample_view_params
+from lafs_ray.transforms.params import sample_view_params
 from lafs_ray.transforms.views import extract_tokens
-from tests.transforms.faces import REMAP_STEPS, smooth_images
+from tests.transforms.faces import REMAP_STEPS, smooth_images, view_settings
 
 ZEROS = np.zeros(6, dtype=np.int64)
 
@@ -99,9 +99,7 @@ def test_blur_kernels__are_those_of_opencv() -> None:
 def test_gray_views__are_changed_as_color_ones_are() -> None:
     """Blur and solarize of one channel give the bits of three."""
     images = with_noise()
-    draws = sample_view_params(
-        ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5)
-    )
+    draws = sample_view_params(view_settings(source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5))
     one = draws.views(slice(1, 2))
     always = np.ones_like(one.grays)
     sigma = np.full_like(one.blur_sigma_px, 1.3)
@@ -127,7 +125,7 @@ def test_solarize__is_its_definition() -> None:
 def test_appearance__is_its_definition() -> None:
     """The whole chain of every view, in its own order: some roundings apart."""
     images = smooth_images(6)
-    draws = sample_view_params(ViewSettings(landmark_source="grid"), 3, ZEROS, ZEROS, np.arange(6))
+    draws = sample_view_params(view_settings(source="grid"), 3, ZEROS, ZEROS, np.arange(6))
     clean = planes(images).repeat_interleave(10, 0)
     # Where a value lies at the threshold, the two may solarize differently: tested by itself.
     draws = replace(draws, solarizes=draws.solarizes & False)
@@ -159,9 +157,7 @@ def test_patches__are_their_definition(patch_size: int) -> None:
 def test_changed_views__do_not_depend_on_their_batch() -> None:
     """A view's bits are the same alone and among others, and the input is left alone."""
     images = with_noise()
-    draws = sample_view_params(
-        ViewSettings(landmark_source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5)
-    )
+    draws = sample_view_params(view_settings(source="grid"), 3, *(ZEROS[:5],) * 2, np.arange(5))
     views = np.repeat(images, 10, axis=0)
     before = views.copy()
     together = augment_uint8.change_pixels(views, draws)

@@ -6,15 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lafs_ray.config.finetune import Augmentation
+from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.transforms.params import (
     ViewParams,
     ViewSettings,
     sample_view_params,
     stable_argsort,
-    supervised_settings,
 )
+from tests.transforms.faces import view_settings
 
-SETTINGS = ViewSettings()
+SETTINGS = view_settings()
 
 
 def draw(settings: ViewSettings, count: int, *, seed: int = 0, epoch: int = 0) -> ViewParams:
@@ -160,16 +162,16 @@ def test_local_indices__with_and_without_replacement(replacement: bool, shuffle:
 
 def test_grid__draws_no_landmarks() -> None:
     """Without landmarks there is neither noise nor choice; local views are patches of a square."""
-    settings = ViewSettings(landmark_source="grid")
+    settings = view_settings(source="grid")
     draws = draw(settings, 2)
     assert draws.landmark_noise_px.size == 0
     assert draws.local_indices.size == 0
     assert settings.local_size == 48
 
 
-def test_supervised_settings__draw_one_mild_view() -> None:
+def test_single_view_settings__sample_one_mild_view() -> None:
     """Supervised training sees one view of at least 90 % of the image, without blur or gray."""
-    draws = draw(supervised_settings(), 200)
+    draws = draw(single_view_settings(Augmentation()), 200)
     assert draws.boxes.shape == (200, 1, 4)
     # Sides are rounded to pixels, half a pixel on each of about 106.
     assert draws.boxes[..., 2:].prod(axis=-1).min() > 0.9 * 112**2 * 0.99

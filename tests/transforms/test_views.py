@@ -9,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lafs_ray.config.finetune import Augmentation
+from lafs_ray.config.pretrain import LandmarkSource
 from lafs_ray.models.patches import extract_patches
+from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.transforms.augment import change_appearance, crop_views
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
 from lafs_ray.transforms.params import (
-    LandmarkSource,
     ViewSettings,
     sample_view_params,
-    supervised_settings,
 )
 from lafs_ray.transforms.views import (
     MultiViewTransform,
@@ -25,7 +26,7 @@ from lafs_ray.transforms.views import (
     render_views,
     supervised_view,
 )
-from tests.transforms.faces import REMAP_STEPS, lively_cnn, smooth_images
+from tests.transforms.faces import REMAP_STEPS, lively_cnn, smooth_images, view_settings
 
 SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "grid")
 ZEROS = np.zeros(16, dtype=np.int64)
@@ -33,13 +34,13 @@ KEYS = np.arange(16, dtype=np.int64)
 
 
 def cutter(settings: ViewSettings, **arguments: object) -> MultiViewTransform:
-    cnn = None if settings.landmark_source in ("cached", "grid") else lively_cnn()
+    cnn = None if settings.source in ("cached", "grid") else lively_cnn()
     return MultiViewTransform(settings, cnn, 0, **arguments)  # type: ignore[arg-type]
 
 
 def cached(settings: ViewSettings, images: NDArray[np.uint8]) -> list[NDArray[np.float16]]:
     """What the cutter gets besides: landmarks of the images where the source is `cached`."""
-    if settings.landmark_source != "cached":
+    if settings.source != "cached":
         return []
     planes = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
     return [LandmarkPredictor(lively_cnn())(planes).numpy().astype(np.float16)]
@@ -50,7 +51,7 @@ def test_tokens__have_the_shapes_of_the_paper(source: LandmarkSource) -> None:
     """Two views of 196 tokens and eight of 36, as uint8 arrays, from every source."""
     images = smooth_images(3)
     images.flags.writeable = False
-    settings = ViewSettings(landmark_source=source)
+    settings = view_settings(source=source)
     names = (ZEROS[:3], ZEROS[:3], KEYS[:3])
     tokens = cutter(settings)(images, *names, *cached(settings, images))
     assert list(tokens) == ["global_tokens", "local_tokens"]
@@ -64,7 +65,7 @@ def test_tokens__have_the_shapes_of_the_paper(source: LandmarkSource) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_tokens__without_local_views(source: LandmarkSource) -> None:
     """With num_local = 0 there are the global tokens, and local ones of no view."""
-    images, settings = smooth_images(2), ViewSettings(landmark_source=source, num_local=0)
+    images, settings = smooth_images(2), view_settings(source=source, num_local=0)
     names = (ZEROS[:2], ZEROS[:2], KEYS[:2])
     tokens = cutter(settings)(images, *names, *cached(settings, images))
     assert tokens["local_tokens"].shape == (2, 0, 36, 192)
@@ -76,7 +77,7 @@ def test_tokens__without_local_views(source: LandmarkSource) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
     """A record's tokens are the same bits alone, in any company and in any chunk."""
-    settings = ViewSettings(landmark_source=source)
+    settings = view_settings(source=source)
     # The full width: small matrices would hide kernels that change with the batch.
     cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)
     images, count = smooth_images(5), 5
@@ -94,7 +95,7 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_tokens__of_any_number_of_threads(source: LandmarkSource) -> None:
     """One to four threads, torch's and OpenCV's, give the same bits."""
-    settings = ViewSettings(landmark_source=source)
+    settings = view_settings(source=source)
     # The full width: its convolutions are the ones whose sums oneDNN splits by threads.
     cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)
     images = smooth_images(1)
@@ -116,7 +117,7 @@ def test_tokens__of_any_number_of_threads(source: LandmarkSource) -> None:
 
 def test_landmarks__of_a_view_in_any_batch() -> None:
     """The CNN's float landmarks are the same bits alone and among others."""
-    cut = MultiViewTransform(ViewSettings(), lively_cnn(width=1.0), 0)
+    cut = MultiViewTransform(view_settings(), lively_cnn(width=1.0), 0)
     planes = torch.from_numpy(smooth_images(19)).permute(0, 3, 1, 2).float()
     together = cut.predict_landmarks(planes)
     assert together.std(dim=0).mean() > 0
@@ -142,7 +143,7 @@ def naive_tokens(settings: ViewSettings, cnn: nn.Module, image: Tensor, key: int
 @pytest.mark.parametrize("replacement", [False, True])
 def test_tokens__equal_one_view_after_another(replacement: bool) -> None:
     """Batching changes nothing but the rounding to 8 bits."""
-    settings = ViewSettings(replacement=replacement)
+    settings = view_settings(replacement=replacement)
     images, cnn = smooth_images(2), lively_cnn()
     tokens = MultiViewTransform(settings, cnn, 0)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
     for row in range(2):
@@ -193,8 +194,8 @@ def test_landmarks__follow_a_crop(flip: bool) -> None:
 def test_per_image__equals_per_view_without_a_crop() -> None:
     """With the identity crop both sources see the same image and find the same landmarks."""
     whole = (1.0, 1.0)
-    per_view = ViewSettings(crop_area=whole, local_crop_area=whole, crop_aspect=whole, flip=0.0)
-    per_image = replace(per_view, landmark_source="per_image")
+    per_view = view_settings(crop_area=whole, local_crop_area=whole, crop_aspect=whole, flip=0.0)
+    per_image = replace(per_view, source="per_image")
     images = smooth_images(3)
     first = cutter(per_view)(images, ZEROS[:3], ZEROS[:3], KEYS[:3])
     second = cutter(per_image)(images, ZEROS[:3], ZEROS[:3], KEYS[:3])
@@ -204,8 +205,8 @@ def test_per_image__equals_per_view_without_a_crop() -> None:
 
 def test_cached__equals_per_image_up_to_float16() -> None:
     """With landmarks rounded to float16 both sources cut the same bits; else nearly the same."""
-    per_image = ViewSettings(landmark_source="per_image")
-    settings = replace(per_image, landmark_source="cached")
+    per_image = view_settings(source="per_image")
+    settings = replace(per_image, source="cached")
     images, names = smooth_images(5), (ZEROS[:5], ZEROS[:5], KEYS[:5])
     cnn = lively_cnn(width=1.0)
     landmarks = LandmarkPredictor(cnn)(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
@@ -238,7 +239,7 @@ def test_cached__equals_per_image_up_to_float16() -> None:
 
 def test_grid__cuts_the_augmented_view_row_by_row() -> None:
     """DINO on faces: tokens are the view's own patches, untransposed."""
-    settings = ViewSettings(landmark_source="grid")
+    settings = view_settings(source="grid")
     images = smooth_images(2)
     tokens = cutter(settings)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
     draws = sample_view_params(settings, 0, ZEROS[:2], ZEROS[:2], KEYS[:2])
@@ -262,7 +263,7 @@ def test_tokens__outside_the_view_are_the_middle_of_the_range() -> None:
 
 def test_tokens__change_with_the_epoch() -> None:
     """The next epoch sees other views of the same record."""
-    cut, images = cutter(ViewSettings(landmark_source="grid")), smooth_images(1)
+    cut, images = cutter(view_settings(source="grid")), smooth_images(1)
     first = cut(images, ZEROS[:1], ZEROS[:1], KEYS[:1])
     second = cut(images, ZEROS[:1] + 1, ZEROS[:1], KEYS[:1])
     assert (first["global_tokens"] != second["global_tokens"]).any()
@@ -270,7 +271,7 @@ def test_tokens__change_with_the_epoch() -> None:
 
 def test_supervised_view__is_one_whole_image_per_record() -> None:
     """Stage 1 gets uint8 images that depend on the record alone and resemble the input."""
-    settings, images = supervised_settings(), smooth_images(5)
+    settings, images = single_view_settings(Augmentation()), smooth_images(5)
     names = (ZEROS[:5], ZEROS[:5], KEYS[:5])
     views = supervised_view(settings, images, 0, *names)
     assert views.shape == (5, 112, 112, 3)
@@ -286,7 +287,7 @@ def test_supervised_view__is_one_whole_image_per_record() -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_tokens__on_cuda_equal_those_on_cpu(source: LandmarkSource) -> None:
     """The device changes tokens by rounding only."""
-    settings = ViewSettings(landmark_source=source)
+    settings = view_settings(source=source)
     images = smooth_images(4)
     names = (ZEROS[:4], ZEROS[:4], KEYS[:4])
     expected = cutter(settings)(images, *names, *cached(settings, images))

@@ -2,7 +2,7 @@
 
 The verdict stays on the device as `skip_update`, 0 or 1; optimizer, teacher and center read it:
 from the bad step on nothing moves. The host looks when it reports and saves, some steps later, and
-finds the state as it was before the bad step. Price: one 0-d reduction over ranks in each step.
+finds the state as it was before the bad step. The loop reduces `is_bad` over ranks in each step.
 """
 
 from __future__ import annotations
@@ -107,11 +107,12 @@ class NonFiniteGuard:
             ]
         self._buffers = now
 
-    def judge(self, step: int, loss: Tensor, norms: Tensor) -> None:
-        """Set `skip_update` on every rank if any met a non-finite value; a collective operation.
+    def update(self, step: int, is_bad: Tensor, loss: Tensor, norms: Tensor) -> None:
+        """Set `skip_update` if any rank met a non-finite value.
 
         Args:
             step: global step.
+            is_bad: whether any rank did, float32 0-d: 0 or 1.
             loss: of this rank's records, 0-d.
             norms: of the gradients before clipping, one for each parameter that has one.
         """
@@ -119,17 +120,14 @@ class NonFiniteGuard:
             self._norms = torch.zeros_like(norms)
             named = self._trainable.named_parameters()
             self._names = [name for name, each in named if each.grad is not None]
-        bad = (~(loss.isfinite() & norms.isfinite().all())).to(self.skip_update.dtype)
-        if dist.is_initialized():
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        is_first = (bad > 0) & (self.skip_update == 0)
+        is_first = (is_bad > 0) & (self.skip_update == 0)
         self._step = torch.where(is_first, step, self._step)
         self._loss = torch.where(is_first, loss.to(self._loss.dtype), self._loss)
         self._norms = torch.where(is_first, norms, self._norms)
-        self.skip_update = torch.maximum(self.skip_update, bad)
+        self.skip_update = torch.maximum(self.skip_update, is_bad)
 
-    def look(self) -> NonFinite | None:
-        """What was found since the last look; waits for the device, a collective if there is any.
+    def find_nonfinite(self) -> NonFinite | None:
+        """Return the first non-finite step, if any; a host sync, and a collective if there is one.
 
         The trained network's buffers are then those from before the bad step, too.
         """
@@ -140,7 +138,7 @@ class NonFiniteGuard:
         self._restore_buffers()
         assert self._norms is not None
         bad = (~self._norms.isfinite()).tolist()
-        # The last step of the look before is kept: only the first step has none before it.
+        # The last step of the call before is kept: only the first step has none before it.
         of_step = {each.step: each for each in begun}
         now, before = of_step[step], of_step.get(step - 1, of_step[step])
         mine = RankEvidence(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -13,89 +11,88 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.optim import RowAdamW, parameter_groups
 from lafs_ray.training.input_pipeline import Transform
-from lafs_ray.training.loop import TensorBatch, TrainState, TrainTask
+from lafs_ray.training.loop import DeviceTransform, TrainState, TrainTask, unchanged
 from lafs_ray.training.tasks.finetune import (
     build_supervised,
-    labeled_transform,
+    finetune_transform,
     supervised_groups,
-    supervised_values,
+    supervised_hparams,
 )
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
 from lafs_ray.training.tasks.pretrain import (
     build_lafs,
-    pretrain_values,
-    token_transform,
-    transform_on_device,
+    device_transform,
+    pretrain_hparams,
+    pretrain_transform,
 )
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def frozen_landmark_network(config: PretrainConfig, start: InitWeights) -> nn.Module | None:
-    """A frozen landmark CNN with a run's weights; None where the cutting of views needs none."""
-    if start.landmarks is None or config.landmarks.source == "cached":
+def frozen_landmark_network(config: PretrainConfig, init_weights: InitWeights) -> nn.Module | None:
+    """Build the frozen landmark CNN of a pretraining run; None if its views need none."""
+    if init_weights.landmarks is None or config.landmarks.source == "cached":
         return None
     network = build_landmark_network(config)
-    network.load_state_dict(as_tensors(start.landmarks))
+    network.load_state_dict(as_tensors(init_weights.landmarks))
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def build_transform(config: TrainConfig, start: InitWeights) -> Transform:
-    """What CPU workers make of decoded faces."""
+def build_transform(config: TrainConfig, init_weights: InitWeights) -> Transform:
+    """Build the transform of CPU workers."""
     if isinstance(config, FinetuneConfig):
-        return labeled_transform(config)
+        return finetune_transform(config)
     assert isinstance(config, PretrainConfig)
-    return token_transform(config, frozen_landmark_network(config, start))
+    return pretrain_transform(config, frozen_landmark_network(config, init_weights))
 
 
 def build_training(
     config: TrainConfig,
-    plan: EpochSampler,
+    sampler: EpochSampler,
     num_classes: int | None,
-    start: InitWeights,
+    init_weights: InitWeights,
     device: torch.device,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> TrainState:
-    """Networks, optimizer and schedules of a run on one rank, at their start.
+    """Build networks, optimizer and schedules of a run on one rank, as they are at its start.
 
     Args:
         config: the run's configuration.
-        plan: order of the records.
+        sampler: order of the records.
         num_classes: identities of a labeled set.
-        start: weights of other runs.
+        init_weights: weights of other runs.
         device: where to train.
         rank: this rank.
         num_ranks: ranks that train together; they share the classes of a supervised run.
     """
     seed_weights(config.run.seed)
-    prepare: Callable[[TensorBatch], TensorBatch] = lambda batch: batch  # noqa: E731
-    clip_grad = None
-    method: TrainTask
+    task: TrainTask
+    transform: DeviceTransform = unchanged
     if isinstance(config, PretrainConfig):
-        method, values = build_lafs(config, device), pretrain_values(config, plan)
-        clip_grad = config.optim.clip_grad
-        groups = parameter_groups(method.trainable, values(0)["weight_decay"])
+        task, hparams = build_lafs(config, device), pretrain_hparams(config, sampler)
+        groups = parameter_groups(task.trainable, hparams(0)["weight_decay"])
         if config.crops.device == "cuda":
-            prepare = transform_on_device(config, frozen_landmark_network(config, start), device)
+            network = frozen_landmark_network(config, init_weights)
+            transform = device_transform(config, network, device)
     else:
         assert isinstance(config, FinetuneConfig)
         assert num_classes is not None, "supervised training needs labels"
-        method = build_supervised(config, num_classes, start, device, rank, num_ranks)
-        values = supervised_values(config, plan)
-        groups = supervised_groups(config, method.trainable, values(0)["weight_decay"])
+        task = build_supervised(config, num_classes, init_weights, device, rank, num_ranks)
+        hparams = supervised_hparams(config, sampler)
+        groups = supervised_groups(config, task.trainable, hparams(0)["weight_decay"])
     return TrainState(
-        method=method,
-        network=method.trainable,
-        optimizer=RowAdamW(groups, lr=values(0)["lr"], fused=True),
-        hparams=values,
-        prepare=prepare,
+        task=task,
+        network=task.trainable,
+        optimizer=RowAdamW(groups, lr=hparams(0)["lr"], fused=True),
+        hparams=hparams,
         device=device,
         precision=_PRECISIONS[config.compute.precision],
         seed=config.run.seed,
         rank=rank,
         accumulation=config.accumulation,
-        clip_grad=clip_grad,
+        clip_grad=config.optim.clip_grad if isinstance(config, PretrainConfig) else None,
         max_bad_records=config.data.max_bad_records,
+        transform=transform,
     )

@@ -227,24 +227,26 @@ def first_damaged(job: CacheJob, part: Part) -> str:
     return f"none in {part.name}"
 
 
-def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, start: InitWeights) -> FaceSet:
-    """The set with its cached landmarks, if the run wants them.
+def with_cached_landmarks(
+    config: PretrainConfig, faces: FaceSet, init_weights: InitWeights
+) -> FaceSet:
+    """Return the set, with its cached landmarks if the run uses them.
 
     Raises:
         DataError: they are missing, not finished, damaged, or of other weights or faces.
     """
     if config.landmarks.source != "cached":
         return faces
-    assert start.landmarks_hash is not None, "the configuration requires a checkpoint"
+    assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint"
     data, given = config.data, config.landmarks.cache
     identity = Identity(
-        start.landmarks_hash,
+        init_weights.landmarks_hash,
         faces.fingerprint,
         data.color_order,
         config.model.num_landmarks,
         faces.num_images,
     )
-    folder = given or default_folder(faces, start.landmarks_hash)
+    folder = given or default_folder(faces, init_weights.landmarks_hash)
     command = f"python jobs/cache_landmarks.py {config.landmarks.weights} {data.path}"
     command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
     command += f" --out {given}" if given else ""

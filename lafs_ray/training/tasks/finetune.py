@@ -1,14 +1,13 @@
-"""From the configuration of a supervised run to its view, method, groups and schedules."""
+"""From the configuration of a supervised run to its view, task, groups and schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.finetune import Augmentation, FinetuneConfig
 from lafs_ray.config.train import IMAGE_SIZE
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.mixup import MixupSchedule
@@ -21,51 +20,76 @@ from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer
-from lafs_ray.transforms.params import supervised_settings
+from lafs_ray.transforms.params import ViewSettings
 from lafs_ray.transforms.randaugment import RandAugment
 from lafs_ray.transforms.random_erasing import erase_
 from lafs_ray.transforms.views import supervised_view
 
+# torchvision's range of RandomResizedCrop, as in timm's transforms.
+_CROP_ASPECT = (3 / 4, 4 / 3)
 
-def labeled_transform(config: FinetuneConfig) -> Transform:
-    """What CPU workers make of labeled faces: one view of each."""
-    augmentation = config.augmentation
+
+def single_view_settings(augmentation: Augmentation) -> ViewSettings:
+    """Return the settings of the one view of supervised training: crop, flip and color jitter."""
     strength = augmentation.jitter
-    settings = replace(
-        supervised_settings(IMAGE_SIZE),
+    return ViewSettings(
+        image_size=IMAGE_SIZE,
+        patch_size=IMAGE_SIZE,
+        num_landmarks=1,
+        num_global=1,
+        num_local=0,
         crop_area=augmentation.crop_area,
+        crop_aspect=_CROP_ASPECT,
+        local_crop_area=augmentation.crop_area,
         flip=augmentation.flip,
+        jitter=1.0,
         brightness=strength,
         contrast=strength,
         saturation=strength,
         hue=strength,
+        gray=0.0,
+        blur=(0.0, 0.0, 0.0),
+        blur_sigma_px=(0.0, 0.0),
+        solarize=0.0,
+        source="grid",
+        noise_px=0.0,
+        local_tokens=1,
+        shuffle=False,
+        replacement=False,
     )
-    seed, erasing, area = config.run.seed, augmentation.erasing, augmentation.erasing_area
-    change = None
-    if augmentation.rand_augment is not None:
-        change = RandAugment(augmentation.rand_augment, seed)
 
-    def cut(faces: Columns) -> Columns:
+
+def finetune_transform(config: FinetuneConfig) -> Transform:
+    """Return the transform of CPU workers: labeled faces to one view of each."""
+    augmentation, seed = config.augmentation, config.run.seed
+    settings = single_view_settings(augmentation)
+    rand_augment = None
+    if augmentation.rand_augment is not None:
+        rand_augment = RandAugment(augmentation.rand_augment, seed)
+
+    def transform(faces: Columns) -> Columns:
         record = {name: faces[name] for name in ("epoch", "shard", "key")}
-        images = faces["image"] if change is None else change(faces["image"], **record)
+        images = faces["image"]
+        if rand_augment is not None:
+            images = rand_augment(images, **record)
         views = supervised_view(settings, images, seed, **record).numpy()
-        erase_(views, erasing, area, seed, **record)
+        erase_(views, augmentation.erasing, augmentation.erasing_area, seed, **record)
         return {"images": views, **{n: faces[n] for n in ("label", "shard", "key")}}
 
-    return cut
+    return transform
 
 
 def build_supervised(
     config: FinetuneConfig,
     num_classes: int,
-    start: InitWeights,
+    init_weights: InitWeights,
     device: torch.device,
     rank: int,
     num_ranks: int,
 ) -> Supervised:
-    """Network, this rank's part of the margin softmax, and anchor.
+    """Build the network, this rank's shard of the margin softmax, and the anchor.
 
-    Weights come from `start`, else from torch's current generator.
+    Weights come from `init_weights`, else from torch's current generator.
     """
     model: PartFViT | GridFViT
     if config.landmarks.source == "grid":
@@ -73,27 +97,24 @@ def build_supervised(
         model = GridFViT(transformer, config.model.patch_size)
     else:
         landmark_network, transformer = build_landmark_network(config), build_transformer(config)
-        if start.landmarks is not None:
-            landmark_network.load_state_dict(as_tensors(start.landmarks))
+        if init_weights.landmarks is not None:
+            landmark_network.load_state_dict(as_tensors(init_weights.landmarks))
         model = PartFViT(landmark_network, transformer, config.model.patch_size)
-    if start.transformer is not None:
-        transformer.load_state_dict(as_tensors(start.transformer))
+    if init_weights.transformer is not None:
+        transformer.load_state_dict(as_tensors(init_weights.transformer))
     head = PartialFC(
         FVIT_SIZES[config.model.size].width,
         num_classes,
-        scale=config.margin.scale,
-        margin=config.margin.margin,
-        kind=config.margin.kind,
-        sample_rate=config.margin.sample_rate,
+        **dict(config.margin),
         seed=config.run.seed,
         rank=rank,
         num_ranks=num_ranks,
     )
     anchor = None
     if config.regularizer.strength > 0:
-        assert start.landmarks is not None, "checked when the job was opened"
+        assert init_weights.landmarks is not None, "checked by FinetuneConfig"
         anchor = build_landmark_network(config)
-        anchor.load_state_dict(as_tensors(start.landmarks))
+        anchor.load_state_dict(as_tensors(init_weights.landmarks))
         anchor.to(device)
     return Supervised(model.to(device), head.to(device), anchor)
 
@@ -101,7 +122,7 @@ def build_supervised(
 def supervised_groups(
     config: FinetuneConfig, network: SupervisedNetwork, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups: rates that fall with the layer, a smaller decay of the landmark trunk."""
+    """Return parameter groups: layer-wise lr decay, a smaller decay of the landmark trunk."""
     optim, depth = config.optim, FVIT_SIZES[config.model.size].depth
 
     def lr_scale(name: str) -> float:
@@ -115,15 +136,15 @@ def supervised_groups(
     return parameter_groups(network, weight_decay, lr_scale, decay_scale)
 
 
-def supervised_values(
-    config: FinetuneConfig, plan: EpochSampler
+def supervised_hparams(
+    config: FinetuneConfig, sampler: EpochSampler
 ) -> Callable[[int], dict[str, float]]:
-    """Schedules: a global step to its learning rate, weight decay and what the recipe adds."""
-    length, optim, regularizer = run_length(config, plan), config.optim, config.regularizer
+    """Return the schedules: a global step to lr, weight decay and those of enabled options."""
+    length, optim, regularizer = run_length(config, sampler), config.optim, config.regularizer
     per_epoch, total = length.steps_per_epoch, length.total_steps
     warmup = optim.warmup.steps(per_epoch, total)
     # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the
-    # cosine ends one step after the run (golden case f7).
+    # cosine ends one step after the run (tests/golden/f7_finetune_schedule).
     lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0)
     weight = Staircase(
         tuple(
@@ -132,18 +153,18 @@ def supervised_values(
         )
     )
 
-    shares = MixupSchedule(config.mixup.probability, config.mixup.alpha, config.run.seed)
+    mixup_lam = MixupSchedule(**dict(config.mixup), seed=config.run.seed)
     frozen = {
         f"{part}_frozen": getattr(config.freeze, part).steps(per_epoch, total)
         for part in ("landmarks", "transformer")
     }
 
-    def values(step: int) -> dict[str, float]:
+    def hparams(step: int) -> dict[str, float]:
         now = {"lr": lr(step), "weight_decay": optim.weight_decay}
         if regularizer.strength > 0:
             now["regularizer_weight"] = weight(step)
-        if shares.probability > 0:
-            now["mixup_lam"] = shares(step)
+        if mixup_lam.probability > 0:
+            now["mixup_lam"] = mixup_lam(step)
         return now | {name: float(step < end) for name, end in frozen.items() if end > 0}
 
-    return values
+    return hparams

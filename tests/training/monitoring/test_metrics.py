@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
-from lafs_ray.training.distributed import share_lines
+from lafs_ray.training.distributed import gather_lines
 from lafs_ray.training.monitoring.metrics import Meter
 
 GO, HELD = torch.tensor(0.0), torch.tensor(1.0)
@@ -64,9 +64,9 @@ def test_report__steps_that_were_held_do_not_count() -> None:
     assert meter.report(2)["loss"] == 2.0
 
 
-def test_share_lines__alone() -> None:
+def test_gather_lines__alone() -> None:
     """Without ranks there is nobody to share with."""
-    assert share_lines({"a"}) == {"a"}
+    assert gather_lines({"a"}) == {"a"}
 
 
 def written(path: Path) -> list[int]:

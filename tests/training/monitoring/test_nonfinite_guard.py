@@ -156,7 +156,7 @@ class HostReads(TorchDispatchMode):
 def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
     """With the fused optimizer, that of GPUs, no step waits for the device; a look does."""
     run_ = built(kind(), num_classes=12)
-    groups = parameter_groups(run_.method.trainable, 0.1)
+    groups = parameter_groups(run_.task.trainable, 0.1)
     run_.optimizer = RowAdamW(groups, lr=1e-3, fused=True)
     cut = {
         "images": np.zeros((8, 112, 112, 3), np.uint8),
@@ -167,10 +167,9 @@ def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
     for step in range(2):
         one = StepBatch(step, 0, cut, [])
         with HostReads() as reads:
-            run_.guard.begin(one, 1e-3)
             metrics = train_step(run_, one, run_.hparams(step))
             Meter(8).add(metrics, 0.0, {}, run_.guard.skip_update)
         assert reads.count == 0
     with HostReads() as reads:
-        assert run_.guard.look() is None
+        assert run_.guard.find_nonfinite() is None
     assert reads.count == 1

@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 
+from lafs_ray.config.finetune import MarginLoss, Mixup
+from lafs_ray.config.loader import Section
+from lafs_ray.config.pretrain import Dino, Head, PretrainLandmarks, Views
+from lafs_ray.config.train import Model
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.lafs import Lafs
+from lafs_ray.methods.mixup import MixupSchedule
+from lafs_ray.models.fvit import build_fvit
+from lafs_ray.models.heads import DINOHead
+from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.build import build_training
+from lafs_ray.transforms.params import ViewSettings
 from tests.training.builds import CPU, NO_START, built, pretrain
 
 
@@ -50,19 +62,45 @@ OTHER_KEYS = [
 WARM = ["duration=3 epochs", "dino.teacher_temp.start=0.04", "dino.teacher_temp.warmup_epochs=3"]
 
 
+# A transformer has tokens; that they are landmarks is known to its callers alone.
+RENAMED = {"num_landmarks": "num_tokens"}
+PASSED_ON: list[tuple[type[Section], Any, set[str]]] = [
+    (Views, ViewSettings, set()),
+    (PretrainLandmarks, ViewSettings, {"weights", "cache"}),
+    (Dino, Lafs, {"teacher_temp", "teacher_momentum"}),
+    (Head, DINOHead, set()),
+    (MarginLoss, PartialFC, set()),
+    (Mixup, MixupSchedule, set()),
+    (Model, build_fvit, {"patch_size", "landmark_cnn", "landmark_cnn_width", "landmark_start"}),
+]
+
+
+@pytest.mark.parametrize(("section", "receiver", "not_passed"), PASSED_ON)
+def test_settings__have_one_name_and_one_default(
+    section: type[Section], receiver: Any, not_passed: set[str]
+) -> None:
+    """What a setting is passed to has a parameter of its name, without another default."""
+    parameters = inspect.signature(receiver).parameters
+    for name, field in section.model_fields.items():
+        if name not in not_passed:
+            parameter = parameters[name if name in parameters else RENAMED[name]]
+            if parameter.default is not inspect.Parameter.empty:
+                assert parameter.default == field.default, (section, name)
+
+
 def signature(training: TrainState) -> str:
     """Everything about a pretraining run that its configuration decides."""
-    method = training.method
-    assert isinstance(method, Lafs)
-    weights = [(name, tuple(p.shape)) for name, p in method.trainable.named_parameters()]
-    first = next(method.trainable.parameters()).flatten()[:3].tolist()
+    task = training.task
+    assert isinstance(task, Lafs)
+    weights = [(name, tuple(p.shape)) for name, p in task.trainable.named_parameters()]
+    first = next(task.trainable.parameters()).flatten()[:3].tolist()
     values = [training.hparams(step) for step in range(45)]
     plain = (training.accumulation, training.clip_grad, training.precision, training.seed)
-    temps = (method.student_temp, method.center.momentum, method.freeze_last_layer_epochs)
-    modules = list(method.trainable.modules())
+    temps = (task.student_temp, task.center.momentum, task.freeze_last_layer_epochs)
+    modules = list(task.trainable.modules())
     rates = [m.drop_path_rate for m in modules if hasattr(m, "drop_path_rate")]
     assert rates, "stochastic depth has another name now"
-    return repr((weights, first, values, plain, temps, rates, method.teacher.training, modules))
+    return repr((weights, first, values, plain, temps, rates, task.teacher.training, modules))
 
 
 def test_build_training__every_other_key_counts() -> None:
@@ -76,11 +114,11 @@ def test_build_training__same_seed_same_weights() -> None:
     """Initial weights depend on the seed alone; student and teacher begin equal."""
     first, second = built(pretrain()), built(pretrain())
     torch.rand(7)
-    states = [one.method.trainable.state_dict() for one in (first, second)]
-    assert isinstance(first.method, Lafs)
+    states = [one.task.trainable.state_dict() for one in (first, second)]
+    assert isinstance(first.task, Lafs)
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
-        assert torch.equal(tensor, first.method.teacher.state_dict()[name]), name
+        assert torch.equal(tensor, first.task.teacher.state_dict()[name]), name
 
 
 def test_build_training__batch_scales_the_rate_accumulation_does_not() -> None:

@@ -17,7 +17,7 @@ from lafs_ray.models.heads import MarginSoftmax
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training.input_pipeline import Columns
 from lafs_ray.training.tasks.build import build_training, build_transform
-from lafs_ray.training.tasks.finetune import supervised_groups, supervised_values
+from lafs_ray.training.tasks.finetune import supervised_groups, supervised_hparams
 from lafs_ray.training.tasks.init_weights import InitWeights, as_arrays
 from lafs_ray.training.tasks.networks import build_landmark_network
 from tests.golden_cases import load_case
@@ -130,7 +130,7 @@ def test_layer_decay__is_applied() -> None:
     rates = {
         name: group["lr"]
         for group in training.optimizer.param_groups
-        for name, p in training.method.trainable.named_parameters()
+        for name, p in training.task.trainable.named_parameters()
         if any(p is one for one in group["params"])
     }
     # The tiny model has two blocks, so the input lies three layers below the head.
@@ -186,7 +186,7 @@ def test_schedules__recorded_regularizer(epochs: float, strength: float) -> None
         f"duration={epochs} epochs", f"regularizer.strength={strength}", "start.landmarks=x"
     )
     plan = EpochSampler(8 * 10, 8, 0, 4)
-    values = supervised_values(config, plan)
+    values = supervised_hparams(config, plan)
     steps = round(epochs * 10)
     for epoch, weight in F7.meta["landmark_reg_weight_by_epoch"]:
         first, last = round(epoch * steps / 34), round((epoch + 1) * steps / 34) - 1
@@ -203,19 +203,19 @@ def test_schedules__regularizer_in_epochs() -> None:
         "regularizer.strength=2",
         "start.landmarks=x",
     )
-    values = supervised_values(config, EpochSampler(80, 8, 0, 4))
+    values = supervised_hparams(config, EpochSampler(80, 8, 0, 4))
     weights = [values(step)["regularizer_weight"] for step in (0, 9, 10, 19, 20, 29)]
     assert weights == [14, 14, 6, 6, 0, 0]
 
 
 def test_schedules__of_what_is_switched_off_are_absent() -> None:
     """The log of a plain run names no regularizer, no mix-up and no frozen part."""
-    plain = supervised_values(finetune(), PLAN)(0)
+    plain = supervised_hparams(finetune(), PLAN)(0)
     assert plain.keys() == {"lr", "weight_decay"}
     config = finetune("mixup.probability=1", "freeze.landmarks=2 steps", "freeze.transformer=1 run")
-    values = supervised_values(config, PLAN)
+    values = supervised_hparams(config, PLAN)
     assert values(0)["mixup_lam"] != values(1)["mixup_lam"]
-    other = supervised_values(finetune("mixup.probability=1", "mixup.alpha=9"), PLAN)
+    other = supervised_hparams(finetune("mixup.probability=1", "mixup.alpha=9"), PLAN)
     assert other(0)["mixup_lam"] != values(0)["mixup_lam"]
     assert [values(step)["landmarks_frozen"] for step in range(4)] == [1, 1, 0, 0]
     assert [values(step)["transformer_frozen"] for step in range(4)] == [1, 1, 1, 1]
@@ -240,7 +240,7 @@ def test_presets__differ_where_the_released_code_deviates() -> None:
         config = finetune(*overrides, file=f"configs/finetune/{preset}.yaml")
         start = InitWeights(landmarks=as_arrays(build_landmark_network(config)))
         training = build_training(config, PLAN, 12, start, CPU)
-        method = training.method
+        method = training.task
         assert isinstance(method, Supervised)
         rates = {group["lr_scale"] for group in training.optimizer.param_groups}
         subset = config.data.subset

@@ -131,7 +131,7 @@ def test_finetuning__checkpoint_of_another_number_of_classes(
     """A checkpoint of 12 classes does not continue a run of 13, and says so by name and shape."""
     source = stage_one / "checkpoints" / "step-00000001.pt"
     inputs = check_run(tiny(tmp_path, face_set_path, kind=FinetuneConfig))
-    training = build_training(inputs.config, inputs.sampler, 13, inputs.start, CPU)
+    training = build_training(inputs.config, inputs.sampler, 13, inputs.init_weights, CPU)
     with pytest.raises(CheckpointError) as raised:
         training.load_state_dict(torch.load(source, weights_only=True), str(source))
     assert raised.value.subject == str(source)
@@ -156,11 +156,11 @@ def test_load_embedder__of_a_finetuned_run(
     short = ["duration=1 steps", "optim.warmup=0 steps"]
     result = run(tiny(tmp_path, face_set_path, *overrides, *short, kind=FinetuneConfig))
     inputs = result.inputs
-    training = build_training(inputs.config, inputs.sampler, 12, inputs.start, CPU)
+    training = build_training(inputs.config, inputs.sampler, 12, inputs.init_weights, CPU)
     state = inputs.folder().latest()
     assert state is not None
     training.load_state_dict(state, "")
-    network = training.method.trainable.eval()
+    network = training.task.trainable.eval()
     assert isinstance(network, SupervisedNetwork)
     images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():

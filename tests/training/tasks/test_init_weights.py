@@ -101,7 +101,7 @@ def test_landmark_weights__give_the_same_landmarks(
     """The frozen CNN of a pretraining run finds what stage 1's finds, in eval mode, bit by bit."""
     inputs = prepare_run(weights_config(stage_one, tmp_path, face_set_path))
     assert isinstance(inputs.config, PretrainConfig)
-    frozen = frozen_landmark_network(inputs.config, inputs.start)
+    frozen = frozen_landmark_network(inputs.config, inputs.init_weights)
     assert frozen is not None
     assert not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from lafs_ray.config.pretrain import Landmarks, PretrainConfig, Views
+from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.pretrain import view_settings
+from lafs_ray.transforms.params import ViewSettings
 from tests.training.builds import built, pretrain
 from tests.training.faces import tiny
 
@@ -36,26 +37,30 @@ LANDMARKS = {
 }
 
 
+def settings_of(config: PretrainConfig) -> ViewSettings:
+    return view_settings(config.model, config.views, config.landmarks)
+
+
 def test_view_settings__every_key_of_views_and_landmarks_counts() -> None:
     """Changing any field of views or landmarks changes the ViewSettings: none is unused."""
     assert VIEWS.keys() == Views.model_fields.keys()
-    assert LANDMARKS.keys() == Landmarks.model_fields.keys() - {"weights", "cache"}
-    base = view_settings(pretrain("views.num_local=2"))
+    assert LANDMARKS.keys() == PretrainLandmarks.model_fields.keys() - {"weights", "cache"}
+    base = settings_of(pretrain("views.num_local=2"))
     changed = [f"views.{name}={value}" for name, value in VIEWS.items()]
     changed += [f"landmarks.{name}={value}" for name, value in LANDMARKS.items()]
-    seen = {override: view_settings(pretrain(override)) for override in changed}
+    seen = {override: settings_of(pretrain(override)) for override in changed}
     for override, settings in seen.items():
         assert settings != base, override
     assert len(set(map(repr, seen.values()))) == len(seen), "two keys do the same"
 
 
 def test_view_settings__default_recipe() -> None:
-    """Without overrides the views are METHOD.md's: 2 + 8, areas 0.4-1, noise 5 px, 36 of 196."""
+    """Without overrides the views are the paper's: 2 + 8, areas 0.4-1, noise 5 px, 36 of 196."""
     config = tiny("x", "x.rec", "landmarks.weights=x.pt", file="configs/pretrain/lafs.yaml")
-    settings = view_settings(config)
+    settings = settings_of(config)
     assert (settings.num_global, settings.crop_area) == (2, (0.4, 1.0))
     assert settings.local_crop_area == (0.4, 1.0)
-    assert (settings.blur, settings.solarize, settings.landmark_noise_px) == ((1, 0.1, 0.5), 0.2, 5)
+    assert (settings.blur, settings.solarize, settings.noise_px) == ((1, 0.1, 0.5), 0.2, 5)
     assert (settings.jitter, settings.gray, settings.flip) == (0.8, 0.2, 0.5)
     jitter = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
     assert jitter == (0.4, 0.4, 0.2, 0.1)
@@ -72,10 +77,10 @@ def preset(name: str) -> tuple[PretrainConfig, TrainState]:
 def test_presets__differ_as_the_method_says() -> None:
     """`reference`: teacher in train mode, 0.07 to 0.04, with replacement; `lafs`: the reverse."""
     (lafs, ours), (reference, theirs) = preset("lafs"), preset("reference")
-    assert isinstance(ours.method, Lafs)
-    assert isinstance(theirs.method, Lafs)
-    assert (ours.method.teacher.training, theirs.method.teacher.training) == (False, True)
-    settings = view_settings(lafs), view_settings(reference)
+    assert isinstance(ours.task, Lafs)
+    assert isinstance(theirs.task, Lafs)
+    assert (ours.task.teacher.training, theirs.task.teacher.training) == (False, True)
+    settings = settings_of(lafs), settings_of(reference)
     assert tuple(one.replacement for one in settings) == (False, True)
     # Temperatures of epochs 0, 29 (end of the warm-up) and 40, at 15 steps an epoch.
     temps = [
@@ -84,10 +89,10 @@ def test_presets__differ_as_the_method_says() -> None:
     assert temps[0] == pytest.approx([0.04, 0.07, 0.07])
     assert temps[1] == pytest.approx([0.07, 0.04, 0.04])
     for training in (ours, theirs):
-        assert isinstance(training.method, Lafs)
+        assert isinstance(training.task, Lafs)
         assert training.clip_grad == 3.0
-        assert (training.method.student_temp, training.method.center.momentum) == (0.1, 0.9)
-        assert training.method.freeze_last_layer_epochs == 1
+        assert (training.task.student_temp, training.task.center.momentum) == (0.1, 0.9)
+        assert training.task.freeze_last_layer_epochs == 1
 
 
 def test_schedules__hand_computed_values() -> None:
