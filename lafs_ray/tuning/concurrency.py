@@ -1,7 +1,7 @@
-"""How many trials run at once, so that none can wait for ever on what others hold.
+"""How many trials run at once without waiting forever for each other's resources.
 
-A trial's process is placed by Tune; the workers and croppers that it starts are not in Tune's
-books. So the number of trials at a time is computed here from what a whole trial takes.
+Tune places a trial's process, but does not know of the workers and preprocessors that this starts.
+So the number of concurrent trials is computed here from what a whole trial takes.
 """
 
 from __future__ import annotations
@@ -18,170 +18,150 @@ from lafs_ray.tuning.trial_config import Sweep
 
 
 @dataclass(frozen=True)
-class Room:
-    """CPUs and GPUs.
+class Resources:
+    """Logical CPUs, and GPUs or a share of one."""
 
-    Args:
-        cpus: logical CPUs.
-        gpus: GPUs, or a share of one.
-    """
+    cpus: float = 0.0
+    gpus: float = 0.0
 
-    cpus: float
-    gpus: float
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(self.cpus + other.cpus, self.gpus + other.gpus)
 
-    def __add__(self, other: Room) -> Room:
-        return Room(self.cpus + other.cpus, self.gpus + other.gpus)
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
-    def __mul__(self, times: int) -> Room:
-        return Room(self.cpus * times, self.gpus * times)
+    def count_in(self, available: Mapping[str, float]) -> int:
+        """Return how many fit into the CPUs and GPUs available, by Ray's names."""
+        needed = {"CPU": self.cpus, "GPU": self.gpus}
+        # Three thirds of a GPU are a whole one.
+        counts = [available.get(name, 0.0) / need + 1e-6 for name, need in needed.items() if need]
+        return int(min(counts))
 
 
 @dataclass(frozen=True)
-class TrialRoom:
-    """What one trial takes.
+class TrialResources:
+    """Resources of one trial.
 
     Args:
-        process: of its own process, which judges and, with compute.workers=0, trains.
-        workers: of the training workers and croppers that it starts.
-        arithmetic: how they came about.
+        process: of its own process, which evaluates and, with compute.workers=0, trains.
+        workers: of the training workers and preprocessors that it starts.
+        arithmetic: how they add up.
     """
 
-    process: Room
-    workers: Room
+    process: Resources
+    workers: Resources
     arithmetic: str
 
     @property
-    def total(self) -> Room:
-        """Of all its parts."""
+    def total(self) -> Resources:
+        """Sum of both."""
         return self.process + self.workers
 
 
-def trial_room(sweep: Sweep) -> TrialRoom:
-    """What one trial of a sweep takes."""
-    job, finetune, objective = sweep.default, sweep.default_finetune, sweep.config.objective
-    jobs = [("compute", job), *([("finetune.compute", finetune)] if finetune else [])]
-    here = [(name, one) for name, one in jobs if one.compute.workers == 0]
-    there = [(name, one) for name, one in jobs if one.compute.workers > 0]
-    # In one process training and judging take turns.
-    judging = Room(objective.cpus, objective.gpus if job.compute.workers else 0.0)
-    turns = [judging, *(_in_process(one) for _, one in here)]
-    process = Room(max(one.cpus for one in turns), max(one.gpus for one in turns))
-    workers = sum((_of_workers(one) for _, one in there), Room(0.0, 0.0))
-    parts = [f"{process.cpus:g} CPUs, {process.gpus:g} GPUs for its process"]
-    parts += [
-        f"{_of_workers(one).cpus:g} CPUs, {_of_workers(one).gpus:g} GPUs for "
-        f"{name}.workers {one.compute.workers} and their ingest"
-        for name, one in there
-    ]
-    return TrialRoom(process, workers, " + ".join(parts))
+def trial_resources(sweep: Sweep) -> TrialResources:
+    """Return the resources of one trial of a sweep."""
+    config, finetune, objective = sweep.default, sweep.default_finetune, sweep.config.objective
+    configs = {"compute": config, **({"finetune.compute": finetune} if finetune else {})}
+    # In one process training and evaluation alternate, so the larger one counts.
+    evaluation = Resources(objective.cpus, objective.gpus if config.compute.workers else 0.0)
+    phases = [evaluation, *(_worker(c) for c in configs.values() if c.compute.workers == 0)]
+    process = Resources(max(one.cpus for one in phases), max(one.gpus for one in phases))
+    workers, parts = Resources(), [f"{process} for its process"]
+    for name, one in configs.items():
+        if one.compute.workers > 0:
+            # The sweep replaces online evaluation.
+            plain = one.model_copy(update={"online_eval": type(one.online_eval)()})
+            own = Resources(needed_cpus(plain), one.compute.workers * _worker(one).gpus)
+            workers += own
+            parts.append(f"{own} for {name}.workers {one.compute.workers} and their ingest")
+    return TrialResources(process, workers, " + ".join(parts))
 
 
-def _in_process(job: TrainConfig) -> Room:
-    return Room(job.compute.cpus_per_worker, _gpus(job))
+def _worker(config: TrainConfig) -> Resources:
+    compute = config.compute
+    gpus = compute.gpus_per_worker if compute.device == "cuda" else 0.0
+    return Resources(compute.cpus_per_worker, gpus)
 
 
-def _of_workers(job: TrainConfig) -> Room:
-    probeless = job.model_copy(update={"online_eval": type(job.online_eval)()})
-    return Room(needed_cpus(probeless), job.compute.workers * _gpus(job))
-
-
-def _gpus(job: TrainConfig) -> float:
-    return job.compute.gpus_per_worker if job.compute.device == "cuda" else 0.0
-
-
-def at_once(config: SweepConfig, trial: TrialRoom, cluster: Mapping[str, float]) -> int:
-    """How many trials find room together.
+def max_concurrent(config: SweepConfig, trial: TrialResources, cluster: Mapping[str, float]) -> int:
+    """Return how many trials fit at once.
 
     Args:
         config: whose budget may be less than the cluster.
-        trial: what one takes.
+        trial: resources of one.
         cluster: CPUs and GPUs of the cluster, by Ray's names.
 
     Raises:
-        ConfigError: not even one does.
+        ConfigError: not even one fits.
     """
-    need, budget = trial.total, config.budget
-    counts = []
-    for name, needed, limit in (("CPU", need.cpus, budget.cpus), ("GPU", need.gpus, budget.gpus)):
-        have = cluster.get(name, 0.0)
-        key = f"budget.{name.lower()}s"
-        usable = have if limit is None else min(have, limit)
-        # A third of a GPU three times is a whole one.
-        count = int(usable / needed + 1e-6) if needed else config.budget.trials
-        if count < 1:
-            limited = "" if limit is None else f", of which {key} allows {limit:g}"
+    budget, usable = config.budget, dict(cluster)
+    for name, needed in (("CPU", trial.total.cpus), ("GPU", trial.total.gpus)):
+        key, have = f"{name.lower()}s", cluster.get(name, 0.0)
+        limit = getattr(budget, key)
+        usable[name] = have if limit is None else min(have, limit)
+        if usable[name] + 1e-6 < needed:
+            limited = "" if limit is None else f", of which budget.{key} allows {limit:g}"
             raise ConfigError(
                 f"{name}s for one trial",
                 found=f"{have:g} in the cluster{limited}",
                 expected=f"at least {needed:g}: {trial.arithmetic}",
-                fix="lower compute.* and ingest.* in settings, raise the budget, or add nodes",
+                fix="reduce compute.* and ingest.* in settings, raise the budget, or add nodes",
             )
-        counts.append(count)
-    return min(*counts, budget.concurrent or budget.trials, budget.trials)
+    most = min(budget.max_concurrent or budget.trials, budget.trials)
+    return min(most, trial.total.count_in(usable))
 
 
 def check_population(
-    members: int, together: int, trial: TrialRoom, nodes: Sequence[Mapping[str, Any]]
+    members: int, concurrent: int, trial: TrialResources, nodes: Sequence[Mapping[str, Any]]
 ) -> None:
-    """See that all members of a population run side by side.
+    """Check that all members of a population run at once.
 
-    One that waits until others have ended has nobody to exchange with, and Tune would not say so.
+    A member that waits until others have ended has no member to copy, and Tune would not warn.
 
     Args:
         members: to be run.
-        together: trials that find room in the cluster and the budget, see `at_once`.
-        trial: what one takes.
-        nodes: as `ray.nodes()` tells them; a trial's process lies on one.
+        concurrent: trials that fit into the cluster and the budget, see `max_concurrent`.
+        trial: resources of one; its process is placed on one node.
+        nodes: of the cluster, from `ray.nodes()`.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they do not fit.
     """
-    process = trial.process
-    places = 0
-    for have in _alive(nodes):
-        counts = [members]
-        for name, needed in (("CPU", process.cpus), ("GPU", process.gpus)):
-            counts += [int(have.get(name, 0.0) / needed + 1e-6)] if needed else []
-        places += min(counts)
-    if min(together, places) < members:
+    fitting = min(concurrent, sum(trial.process.count_in(have) for have in _alive(nodes)))
+    if fitting < members:
         raise ConfigError(
-            "room for a population",
-            found=f"{min(together, places)} trials at a time, by cluster, nodes and budget",
+            "resources for a population",
+            found=f"{fitting} concurrent trials by cluster, nodes and budget",
             expected=f"all {members} members at once, each {trial.arithmetic}",
-            fix="lower budget.trials or what a trial takes, raise budget.cpus or budget.gpus where "
-            "they are set, or add nodes",
+            fix="reduce budget.trials or the resources of a trial, raise budget.cpus or "
+            "budget.gpus where they are set, or add nodes",
         )
 
 
-def check_nodes(trial: TrialRoom, sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """See that every part that lies on one node finds one that is large enough.
+def check_nodes(trial: TrialResources, sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Check that each process of a trial fits on some node.
 
     Args:
-        trial: what one takes.
-        sweep: whose workers are parts.
-        nodes: as `ray.nodes()` tells them.
+        trial: resources of one.
+        sweep: with the resources of each worker.
+        nodes: of the cluster, from `ray.nodes()`.
 
     Raises:
-        ConfigError: a part is larger than any node.
+        ConfigError: one is larger than any node.
     """
-    jobs = [one for one in (sweep.default, sweep.default_finetune) if one is not None]
+    configs = [one for one in (sweep.default, sweep.default_finetune) if one is not None]
     parts = [("a trial's process", trial.process)]
-    parts += [("a training worker", _in_process(one)) for one in jobs if one.compute.workers > 0]
-    have = _alive(nodes)
+    parts += [("a training worker", _worker(c)) for c in configs if c.compute.workers > 0]
     for name, part in parts:
-        fits = any(
-            node.get("CPU", 0.0) >= part.cpus and node.get("GPU", 0.0) >= part.gpus for node in have
-        )
-        if not fits:
-            shown = ", ".join(f"{n.get('CPU', 0):g} CPUs {n.get('GPU', 0):g} GPUs" for n in have)
+        if not any(part.count_in(have) for have in _alive(nodes)):
+            sizes = [Resources(n.get("CPU", 0), n.get("GPU", 0)) for n in _alive(nodes)]
             raise ConfigError(
                 f"a node for {name}",
-                found=f"nodes of {shown}",
-                expected=f"one with {part.cpus:g} CPUs and {part.gpus:g} GPUs",
-                fix="lower compute.cpus_per_worker or compute.gpus_per_worker in settings",
+                found=f"nodes of {'; '.join(map(str, sizes))}",
+                expected=f"one with {part}",
+                fix="reduce compute.cpus_per_worker or compute.gpus_per_worker in settings",
             )
 
 
 def _alive(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
-    """CPUs and GPUs of each node that lives, by Ray's names."""
     return [node["Resources"] for node in nodes if node.get("Alive")]

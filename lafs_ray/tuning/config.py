@@ -1,17 +1,18 @@
-"""Settings of a sweep: which job, which keys, judged how, at which expense.
+"""Settings of a sweep: task and base, search space, objective, budget, scheduler and searcher.
 
-Whether they go together with the job's own settings is checked in `sweep_checks.py`.
+Whether they fit the base's own settings is checked in `validation.py`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lafs_ray.config.loader import Real, Section
 from lafs_ray.config.train import Positive, Rate
-from lafs_ray.tuning.space import Dimension, flat_space
+from lafs_ray.data.io import filesystem
+from lafs_ray.tuning.space import Dimension, flatten_space
 
 Metric = Literal["pair_accuracy", "tar_at_far", "knn", "loss"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -20,54 +21,56 @@ _Seeds = Annotated[
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     Field(min_length=1),
 ]
+# Trials run in other working directories.
+_Path = Annotated[str, AfterValidator(filesystem.absolute)]
 # Rates that `evaluation/report.py` computes.
 FARS = (0.1, 0.01, 0.001)
 
 
 class EvalSets(Section):
-    """The faces that networks are judged on; nobody on them is trained on."""
+    """Faces to evaluate on; their identities must not be trained on."""
 
-    pairs: str | None = None
+    pairs: _Path | None = None
     """Pair file (.bin), for pair_accuracy and tar_at_far."""
-    identities: str | None = None
+    identities: _Path | None = None
     """Labeled set (.rec), for knn."""
     color_order: Literal["rgb", "bgr"] = "rgb"
     """What the images of these files decode to."""
 
 
 class Objective(EvalSets):
-    """What the sweep selects by."""
+    """What the sweep optimizes."""
 
     metric: Metric = "pair_accuracy"
     """pair_accuracy: 10-fold; tar_at_far: share of same pairs accepted at `far`; knn: share of
-    faces whose nearest neighbor is the same person; loss: the training's own, to be made small."""
+    faces whose nearest neighbor has the same identity; loss: the training loss, minimized."""
     far: Real = 0.01
     """False accept rate of tar_at_far: 0.1, 0.01 or 0.001."""
     centered: bool = False
-    """Judge embeddings less their mean: fairer to networks that have seen no label."""
+    """Subtract the mean embedding first: fairer to networks trained without labels."""
     seeds: _Seeds = (0,)
-    """Seeds (`run.seed`) to average over. The first is judged on the way; the others are trained,
-    and judged at their end, in trials that the scheduler has not stopped by then."""
+    """Seeds (`run.seed`) to average over. Intermediate reports come from the first; the others are
+    trained and evaluated at their end, in trials that the scheduler has not stopped by then."""
     reports: Positive = 4
-    """How often a trial is judged on the way, at equal distances; the scheduler's unit of time."""
+    """Evaluations of the first seed's run, evenly spaced; the scheduler's unit of time."""
     cpus: Positive = 1
-    """CPUs that judging takes besides those of training; with compute.workers=0 it takes turns
-    with the training, on its device."""
+    """CPUs for evaluation besides those of training; with compute.workers=0 evaluation alternates
+    with training, on the same device."""
     gpus: Annotated[Real, Field(ge=0.0)] = 0.0
-    """GPU, or share of one, that judging takes besides; 0 judges on the CPU."""
+    """GPUs, or share of one, for evaluation besides training's; 0 evaluates on the CPU."""
 
     @property
     def sign(self) -> int:
-        """1 where more is better, else -1."""
+        """1 to maximize, -1 to minimize."""
         return -1 if self.metric == "loss" else 1
 
     @property
     def last_report(self) -> int:
-        """Number of the report that finishes a trial."""
+        """Number of a finished trial's last report."""
         return self.reports + len(self.seeds) - 1
 
     @model_validator(mode="after")
-    def _seeds_differ(self) -> Objective:
+    def _check_values(self) -> Objective:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} - write each once")
         if self.metric == "tar_at_far" and self.far not in FARS:
@@ -76,74 +79,79 @@ class Objective(EvalSets):
 
 
 class Budget(Section):
-    """What the sweep may cost."""
+    """Limits of the sweep."""
 
     trials: Positive = 20
-    """Trials; of a population, its members. May be raised when a sweep is continued."""
+    """Number of trials; for pbt, the population size. May be raised when a sweep is continued."""
     hours: Annotated[Real, Field(gt=0.0)] | None = None
-    """Hours of the sweep, all its starts together; trials that run then are broken off, and go on
-    when it is started with more."""
+    """Hours of all starts together; running trials are then interrupted, and continue when the
+    sweep is started with more."""
     gpus: Annotated[Real, Field(gt=0.0)] | None = None
-    """GPUs of the cluster that it may take; none: all."""
+    """GPUs of the cluster to use, at most; none: all."""
     cpus: Annotated[Real, Field(gt=0.0)] | None = None
-    """CPUs of the cluster that it may take; none: all."""
-    concurrent: Positive | None = None
-    """Trials at a time, at most; none: as many as find room."""
+    """CPUs of the cluster to use, at most; none: all."""
+    max_concurrent: Positive | None = None
+    """Concurrent trials, at most; none: as many as the cluster fits."""
 
 
 class Scheduler(Section):
-    """Who is stopped early."""
+    """Early-stopping scheduler; its options have the names that Ray Tune gives them."""
 
     kind: Literal["asha", "median", "pbt", "none"] = "asha"
-    """asha: at each rung the best go on; median: stops who stays below the median; pbt:
-    population-based training, the worst go on from copies of the best; none."""
-    grace: Positive = 1
-    """Reports before anybody is stopped (asha, median)."""
-    reduction: Annotated[Real, Field(gt=1.0)] = 3.0
-    """One in so many passes a rung; rungs lie at grace times its powers (asha)."""
-    min_trials: Positive = 3
-    """Other trials that the median needs (median)."""
-    every: Positive = 1
-    """Reports between two exchanges (pbt)."""
-    quantile: Annotated[Real, Field(gt=0.0, le=0.5)] = 0.25
-    """Share of the population that copies, and that is copied (pbt)."""
-    resample: Rate = 0.25
-    """Probability with which a copied setting is drawn anew, else it moves a little (pbt)."""
+    """asha: the best trials of each rung continue; median: trials below the median stop; pbt:
+    population-based training, the worst trials continue from copies of the best; none."""
+    grace_period: Positive = 1
+    """Reports before any trial is stopped (asha, median)."""
+    reduction_factor: Annotated[Real, Field(gt=1.0)] = 3.0
+    """One in so many trials passes a rung; rungs are at grace_period times its powers (asha)."""
+    min_samples_required: Positive = 3
+    """Other trials needed to compute the median (median)."""
+    perturbation_interval: Positive = 1
+    """Reports between two rounds of copying (pbt)."""
+    quantile_fraction: Annotated[Real, Field(gt=0.0, le=0.5)] = 0.25
+    """Share of the population that copies, and share that is copied (pbt)."""
+    resample_probability: Rate = 0.25
+    """Probability that a copied value is resampled; otherwise it is perturbed (pbt)."""
 
-    @model_validator(mode="after")
-    def _options_fit(self) -> Scheduler:
-        options = {
-            "asha": ("grace", "reduction"),
-            "median": ("grace", "min_trials"),
-            "pbt": ("every", "quantile", "resample"),
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of its kind."""
+        names = {
+            "asha": ("grace_period", "reduction_factor"),
+            "median": ("grace_period", "min_samples_required"),
+            "pbt": ("perturbation_interval", "quantile_fraction", "resample_probability"),
             "none": (),
         }
-        own = options[self.kind]
+        return {name: getattr(self, name) for name in names[self.kind]}
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Scheduler:
+        own = self.options
         foreign = sorted(self.model_fields_set - {"kind", *own})
         if foreign:
-            known = f"knows {', '.join(own)}" if own else "has no options"
-            raise ValueError(f"{', '.join(foreign)}: no option of {self.kind}, which {known}")
+            known = f"has {', '.join(own)}" if own else "has no options"
+            raise ValueError(f"{', '.join(foreign)}: not an option of {self.kind}, which {known}")
         return self
 
 
 class Searcher(Section):
-    """Where settings come from."""
+    """Source of the settings."""
 
-    kind: Literal["random", "grid", "optuna"] = "random"
-    """random: draws that depend on seed, number and key; grid: all points, every key of kind grid;
-    optuna: TPE, which learns from the trials before (`pip install lafs-ray[sweep]`)."""
-    startup: Positive = 10
-    """Trials drawn at random before TPE proposes any (optuna)."""
+    kind: Literal["random", "grid", "tpe"] = "random"
+    """random; grid: all combinations, every key a choice; tpe: tree-structured Parzen estimator,
+    which learns from earlier trials (Optuna)."""
+    startup_trials: Positive = 10
+    """Trials that must have ended before TPE replaces random sampling (tpe)."""
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Searcher:
-        if self.kind != "optuna" and "startup" in self.model_fields_set:
-            raise ValueError(f"startup: no option of {self.kind}, which has none")
+    def _check_options(self) -> Searcher:
+        if self.kind != "tpe" and "startup_trials" in self.model_fields_set:
+            raise ValueError(f"startup_trials: not an option of {self.kind}, which has no options")
         return self
 
 
 class Confirm(EvalSets):
-    """Winner against base on faces that the sweep has not seen; nothing unless a file is named."""
+    """Confirmation of the winner against the base on unseen faces; off unless a file is named."""
 
     metric: Literal["pair_accuracy", "tar_at_far", "knn"] | None = None
     """As in objective.metric; none: the same."""
@@ -152,12 +160,12 @@ class Confirm(EvalSets):
 
     @property
     def enabled(self) -> bool:
-        """Whether there is something to confirm on."""
+        """Whether a file is named."""
         return self.pairs is not None or self.identities is not None
 
 
 class ShortFinetune(Section):
-    """What a pretraining sweep judges its networks by, besides looking at them as they are."""
+    """Short finetuning by which a pretraining sweep evaluates its checkpoints."""
 
     base: str
     """YAML file of a short finetuning run."""
@@ -170,30 +178,30 @@ class SweepConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the sweep; starting the same name again continues it."""
-    storage: str = "sweeps"
+    storage: _Path = "sweeps"
     """Folder or URI under which `<name>/` keeps trials, results, plots and winner; all nodes must
     reach it."""
     seed: Seed = 0
-    """Seed of the settings drawn."""
-    job: Literal["finetune", "pretrain"]
-    """What a trial is."""
+    """Seed of the settings that are sampled."""
+    task: Literal["finetune", "pretrain"]
+    """What a trial runs."""
     base: str
-    """YAML file of that job; its settings are the default that the winner is compared with."""
+    """YAML file of that task; its settings are the default that the winner is compared with."""
     settings: dict[str, Any] = Field(default={})
     """Settings of all trials and of the default that differ from the file, by section or by dotted
     key."""
     finetune: ShortFinetune | None = None
-    """Of a pretraining sweep: judge after this finetuning; none: the frozen network."""
-    space: Annotated[dict[str, Dimension], BeforeValidator(flat_space), Field(min_length=1)]
-    """Dotted keys of the job, each with one of uniform, log_uniform, integer (ranges), choice, grid
-    (lists), and `when`: {key above: [values]} if it is drawn only then."""
+    """For task pretrain: evaluate after this finetuning; none: evaluate the frozen network."""
+    space: Annotated[dict[str, Dimension], BeforeValidator(flatten_space), Field(min_length=1)]
+    """Dotted keys of the base, each with one of uniform, log_uniform, integer (ranges) or choice
+    (a list), and optionally `when`: {earlier key: [values]} for which it is active."""
     objective: Objective = Objective()
-    """What is selected by."""
+    """What is optimized."""
     budget: Budget = Budget()
-    """Expense."""
+    """Limits."""
     scheduler: Scheduler = Scheduler()
     """Early stopping."""
     searcher: Searcher = Searcher()
-    """Proposals."""
+    """Sampling."""
     confirm: Confirm = Confirm()
-    """Rerun of the winner."""
+    """Confirmation of the winner."""

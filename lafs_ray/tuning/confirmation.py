@@ -1,110 +1,125 @@
-"""The winner of a sweep against its base: new seeds, and faces that nobody selected by."""
+"""Confirmation: the winner of a sweep against its base, over new seeds and on unseen faces."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import statistics
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.tuning.outputs import say
-from lafs_ray.tuning.preflight import refuse_no_trials
-from lafs_ray.tuning.results import Report, Trial, comparison
+from lafs_ray.tuning.preflight import no_results_error
+from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.space import Settings
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial import Task
+from lafs_ray.tuning.trial import TrialBatch, TrialObserver, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
+
+_log = logging.getLogger(__name__)
 
 ARMS = ("winner", "default")
 
 
-@dataclass(frozen=True)
-class Confirmation:
-    """Reruns of winner and base.
+def confirm(
+    sweep: Sweep, winner: Trial, attempt: str, run_batch: Callable[[TrialBatch], None]
+) -> None:
+    """Run what is left of the confirmation, write confirm.json and print the comparison.
 
     Args:
-        sweep: that has a winner.
-        folder: of the sweep.
-        attempt: the name of this start.
-        tune: runs trials: numbers, settings of a number, task of a number and settings, no
-            scheduler, who watches.
+        sweep: that is complete.
+        winner: its best trial.
+        attempt: name of this start.
+        run_batch: runs trials.
+
+    Raises:
+        UserError: one of the runs failed.
     """
-
-    sweep: Sweep
-    folder: SweepDir
-    attempt: str
-    tune: Callable[..., None]
-
-    def run(self, winner: Trial) -> None:
-        """Run what is left of the reruns, and print how they compare.
-
-        Raises:
-            UserError: one of them came to nothing.
-        """
-        settings: dict[str, Settings] = {"winner": winner.settings, "default": {}}
-        reruns = [(arm, seed) for seed in self.sweep.config.confirm.seeds for arm in ARMS]
-        for arm, seed in reruns:
-            folder = self.folder.confirmation(arm, seed)
-            # More trials may have brought another winner.
-            if folder.read_settings() not in (None, settings[arm]):
-                filesystem.delete_tree(folder.uri)
-            if (folder.read_outcome() or ("", ""))[0] == "failed":
-                folder.drop_outcome()
-            folder.write_settings(settings[arm])
-        folders = [self.folder.confirmation(arm, seed) for arm, seed in reruns]
-        left = [n for n, folder in enumerate(folders) if folder.read_outcome() is None]
-        if left:
-            from lafs_ray.tuning.tuner import Watch
-
-            say(f"\n{len(left)} runs of winner and default over new seeds")
-            task = partial(_task, self.sweep, self.attempt, tuple(reruns))
-            watch = Watch(partial(_reported, reruns), _ended)
-            self.tune(left, lambda number: settings[reruns[number][0]], task, None, watch)
-        self._compare(reruns)
-
-    def _compare(self, reruns: list[tuple[str, int]]) -> None:
-        config = self.sweep.config
-        metric = config.confirm.metric or config.objective.metric
-        figures: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for arm, seed in reruns:
-            trial = self.folder.confirmation(arm, seed).trial(0)
-            if trial is None or trial.objective is None:
-                reason = "not judged" if trial is None else trial.message or "not judged"
-                raise refuse_no_trials(f"{arm} with seed {seed}: {reason}")
-            figures[arm].append(trial.objective)
-        content = {"metric": metric, "seeds": list(config.confirm.seeds), **figures}
-        self.folder.write("confirm.json", (json.dumps(content, indent=2) + "\n").encode())
-        judged_on = config.confirm.pairs or config.confirm.identities
-        seeds = len(config.confirm.seeds)
-        say(f"\n{metric} over {seeds} new seeds on {judged_on}, which nobody selected by:")
-        say("\n".join(comparison(figures, 1)))
+    config, sweep_dir = sweep.config, SweepDir(sweep)
+    settings: dict[str, Settings] = {"winner": winner.settings, "default": {}}
+    runs = [(arm, seed) for seed in config.confirm.seeds for arm in ARMS]
+    dirs = [sweep_dir.confirmation(arm, seed) for arm, seed in runs]
+    for (arm, _), directory in zip(runs, dirs, strict=True):
+        # A sweep continued with more trials may have another winner.
+        if directory.read_settings() not in (None, settings[arm]):
+            filesystem.delete_tree(directory.uri)
+        if (directory.read_outcome() or ("", ""))[0] == "failed":
+            directory.delete_outcome()
+        directory.write_settings(settings[arm])
+    pending = [n for n, directory in enumerate(dirs) if directory.read_outcome() is None]
+    if pending:
+        _log.info(f"\nconfirmation: {len(pending)} runs of winner and default with new seeds")
+        run_batch(
+            TrialBatch(
+                sweep,
+                pending,
+                propose=lambda number: settings[runs[number][0]],
+                make_spec=partial(_make_spec, sweep, attempt, runs),
+                observer=TrialObserver(partial(_on_report, runs), _on_end),
+                attempt=f"{attempt}-confirm",
+                early_stopping=False,
+            )
+        )
+    metric = config.confirm.metric or config.objective.metric
+    values: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for (arm, seed), directory in zip(runs, dirs, strict=True):
+        trial = directory.read_trial(0)
+        if trial is None or trial.objective is None:
+            reason = (trial.message if trial else "") or "no report"
+            raise no_results_error(f"{arm} with seed {seed}: {reason}")
+        values[arm].append(trial.objective)
+    content = {"metric": metric, "seeds": list(config.confirm.seeds), **values}
+    sweep_dir.write("confirm.json", (json.dumps(content, indent=2) + "\n").encode())
+    test_set = config.confirm.pairs or config.confirm.identities
+    _log.info(f"\n{metric} over {len(config.confirm.seeds)} new seeds on the unseen {test_set}:")
+    _log.info("\n".join(comparison(values["winner"], values["default"])))
 
 
-def _task(
-    sweep: Sweep, attempt: str, reruns: tuple[tuple[str, int], ...], number: int, settings: Settings
-) -> Task:
-    """What a rerun has to do."""
-    config = sweep.config
-    arm, seed = reruns[number]
-    return Task(
+def _make_spec(
+    sweep: Sweep, attempt: str, runs: Sequence[tuple[str, int]], number: int, settings: Settings
+) -> TrialSpec:
+    config, (arm, seed) = sweep.config, runs[number]
+    return TrialSpec(
         sweep,
         SweepDir(sweep).confirmation(arm, seed),
         settings,
-        (seed,),
-        1,
-        config.confirm,
-        config.confirm.metric or config.objective.metric,
-        attempt,
-        replays=False,
+        seeds=(seed,),
+        reports=1,
+        eval_sets=config.confirm,
+        metric=config.confirm.metric or config.objective.metric,
+        attempt=attempt,
+        replay=False,
     )
 
 
-def _reported(reruns: list[tuple[str, int]], number: int, report: Report, _: bool) -> None:
-    arm, seed = reruns[number]
-    say(f"{arm}, seed {seed}: {report.objective:.4f}")
+def _on_report(runs: Sequence[tuple[str, int]], number: int, report: Report, _: bool) -> None:
+    arm, seed = runs[number]
+    _log.info(f"{arm}, seed {seed}: {report.objective:.4f}")
 
 
-def _ended(number: int, error: str) -> None:
+def _on_end(number: int, error: str) -> None:
     if error:
-        say(f"rerun {number} of winner and default: {error}")
+        _log.info(f"confirmation run {number} failed: {error}")
+
+
+def comparison(winner: Sequence[float], default: Sequence[float]) -> list[str]:
+    """Return lines with mean ± standard deviation of both and of their paired differences.
+
+    Args:
+        winner: a metric for each seed; more is better.
+        default: the same for the base.
+    """
+    differences = [a - b for a, b in zip(winner, default, strict=True)]
+    better = sum(one > 0 for one in differences)
+    return [
+        f"winner: {mean_and_std(winner)}",
+        f"default: {mean_and_std(default)}",
+        f"winner - default: {mean_and_std(differences)}, "
+        f"{better} of {len(differences)} seeds better",
+    ]
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """Return `0.6120 ± 0.0140`; without the deviation for a single value."""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"

@@ -1,221 +1,149 @@
-"""A sweep that has been checked, to its winner."""
+"""Driver of a sweep: runs the trials that are left, writes the results, confirms the winner."""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.tuning.config import SweepConfig
-from lafs_ray.tuning.confirmation import Confirmation
-from lafs_ray.tuning.outputs import say, write_pictures, write_results, write_winner
-from lafs_ray.tuning.preflight import Checked, refuse_no_trials
-from lafs_ray.tuning.results import (
-    Report,
-    Trial,
-    best,
-    importance_table,
-    importances,
-    table,
-)
-from lafs_ray.tuning.space import Settings, draw_settings, grid_points
+from lafs_ray.tuning.analysis import comparable_study, draw_plots, importances
+from lafs_ray.tuning.confirmation import confirm
+from lafs_ray.tuning.outputs import write_results, write_winner
+from lafs_ray.tuning.preflight import CheckedSweep, no_results_error
+from lafs_ray.tuning.results import Report, Trial, best, table
+from lafs_ray.tuning.search import Search
+from lafs_ray.tuning.space import Settings
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial import Task
+from lafs_ray.tuning.trial import TrialBatch, TrialObserver, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
 
+_log = logging.getLogger(__name__)
 
-@dataclass
+
+def run_on_ray(batch: TrialBatch) -> None:
+    """Run trials on Ray Tune."""
+    from lafs_ray.tuning.tuner import run_batch
+
+    run_batch(batch)
+
+
 class Driver:
-    """A sweep that is being run.
+    """A sweep being run.
 
     Args:
         checked: the sweep.
+        run_batch: runs trials.
     """
 
-    checked: Checked
-    _started: float = field(default_factory=time.monotonic)
-    _spent_before: float = 0.0
-    _done: set[int] = field(default_factory=set)
-    _trials: dict[int, Trial] = field(default_factory=dict)
-
-    @property
-    def sweep(self) -> Sweep:
-        """The sweep."""
-        return self.checked.sweep
-
-    @property
-    def config(self) -> SweepConfig:
-        """Its settings."""
-        return self.sweep.config
-
-    @cached_property
-    def folder(self) -> SweepDir:
-        """Where it lies."""
-        return SweepDir(self.sweep)
-
-    @cached_property
-    def attempt(self) -> str:
-        """The name of this start."""
-        return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-
-    @cached_property
-    def _tpe(self) -> Any:
-        """The searcher that learns; Optuna is an extra."""
-        from lafs_ray.tuning.optuna_tpe import Tpe
-
-        config = self.config
-        return Tpe(config.space, config.seed, config.searcher.startup, config.objective.sign)
+    def __init__(
+        self, checked: CheckedSweep, run_batch: Callable[[TrialBatch], None] = run_on_ray
+    ) -> None:
+        self._fingerprints, self._run_batch = checked.fingerprints, run_batch
+        self.sweep, self.config = checked.sweep, checked.sweep.config
+        self.dir = SweepDir(self.sweep)
+        self.attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        self._search = Search(self.config)
+        self._started, self._spent_before = time.monotonic(), 0.0
+        self._trials: dict[int, Trial] = {}
+        self._done: list[int] = []
 
     def run(self) -> None:
-        """Run what is left of it, then write its results and compare the winner with the base.
+        """Run what is left, then write the results and compare the winner with the base.
 
         Raises:
-            UserError: no trial came to anything, or the cluster has no room for one.
+            UserError: no trial has a report, or the cluster cannot fit one.
             KeyboardInterrupt: Ctrl-C, after the table so far.
         """
-        self.folder.claim(self.checked.fingerprints)
-        self._spent_before = self.folder.spent_s()
-        self._trials = {trial.number: trial for trial in self.folder.trials()}
+        self.dir.claim(self._fingerprints)
+        self._spent_before = self.dir.read_spent_s()
+        self._trials = {trial.number: trial for trial in self.dir.read_trials()}
         try:
-            self._search()
+            self._run_trials()
         finally:
-            self.folder.spend(self._spent_s())
-            trials = self.folder.trials()
-            write_results(self.sweep, self.folder, trials)
+            self.dir.write_spent_s(self._spent_s())
+            trials = self.dir.read_trials()
+            write_results(self.sweep, trials)
             if trials:
-                say("\n".join(["", *self._table(trials)]))
+                objective = self.config.objective
+                lines = table(trials, self.config.space, objective.sign, objective.last_report)
+                _log.info("\n".join(["", *lines]))
         self._finish(trials)
 
-    def _search(self) -> None:
-        known = self._trials.values()
-        done = [trial.number for trial in known if trial.status in ("finished", "stopped")]
-        left = [number for number in range(self.folder.count()) if number not in done]
-        for number in left:
-            self.folder.trial(number).drop_outcome()
-        self._done.update(done)
+    def _run_trials(self) -> None:
+        self._done = [n for n, t in self._trials.items() if t.status in ("finished", "stopped")]
+        pending = [n for n in range(self.config.budget.trials) if n not in self._done]
+        for number in pending:
+            self.dir.trial(number).delete_outcome()
         seconds = self._seconds_left()
-        if not left or (seconds is not None and seconds <= 0):
+        if not pending or (seconds is not None and seconds <= 0):
             return
-        if done:
-            say(f"continuing {self.config.name}: {len(done)} trials are done")
-        if self.config.searcher.kind == "optuna":
-            for trial in self._trials.values():
-                self._tpe.learn(trial)
-        from lafs_ray.tuning.schedulers import make_scheduler
-        from lafs_ray.tuning.tuner import Watch
-
-        # The scheduler learns from the trials that are done before it decides on others.
-        replayed = done if self.config.scheduler.kind in ("asha", "median") else []
-        watch = Watch(self._reported, self._ended)
-        self._tune(
-            [*replayed, *left], self._propose, self._task, make_scheduler(self.config), watch
+        if self._done:
+            _log.info(f"continuing {self.config.name}: trials already done: {len(self._done)}")
+        for trial in self._trials.values():
+            self._search.add(trial)
+        # These schedulers compare with earlier trials, so those report again first.
+        replayed = self._done if self.config.scheduler.kind in ("asha", "median") else []
+        self._run_batch(
+            TrialBatch(
+                self.sweep,
+                [*replayed, *pending],
+                propose=self._propose,
+                make_spec=partial(_make_spec, self.sweep, self.attempt),
+                observer=TrialObserver(self._on_report, self._on_end),
+                attempt=f"{self.attempt}-trials",
+                early_stopping=True,
+                time_budget_s=seconds,
+            )
         )
-
-    def _tune(
-        self, numbers: list[int], propose: Any, task: Any, scheduler: Any, watch: Any
-    ) -> None:
-        """Run trials on the cluster of this job, or on one of this machine."""
-        import ray
-
-        from lafs_ray.engine.ray_session import join_cluster, start_or_join
-        from lafs_ray.tuning.concurrency import (
-            at_once,
-            check_nodes,
-            check_population,
-            trial_room,
-        )
-        from lafs_ray.tuning.tuner import Plan, run_trials
-
-        room = trial_room(self.sweep)
-        is_population = scheduler is not None and self.config.scheduler.kind == "pbt"
-        members = len(numbers) if is_population else 1
-        # On this machine CPUs are logical, and members share its cores.
-        start_or_join((room.total * members).cpus)
-        join_cluster(room.total.cpus, room.arithmetic, room.total.gpus, room.arithmetic)
-        nodes = ray.nodes()
-        check_nodes(room, self.sweep, nodes)
-        together = at_once(self.config, room, ray.cluster_resources())
-        check_population(members, together, room, nodes)
-        say(f"{together} trials at a time, each {room.arithmetic}")
-        plan = Plan(
-            config=self.config,
-            numbers=numbers,
-            propose=propose,
-            task=task,
-            room=room,
-            at_once=together,
-            folder=filesystem.join(self.folder.uri, "tune"),
-            attempt=f"{self.attempt}-{'reruns' if scheduler is None else 'trials'}",
-            seconds=None if scheduler is None else self._seconds_left(),
-        )
-        run_trials(plan, scheduler, watch)
 
     def _propose(self, number: int) -> Settings:
-        """The settings of a trial: those that it has, or new ones."""
-        folder = self.folder.trial(number)
-        progress = folder.read_progress()
-        settings = folder.read_settings() if progress is None else progress.settings
-        if settings is None:
-            settings = self._new_settings(number)
-            folder.write_settings(settings)
+        """Return the settings that a trial already has, or new ones."""
+        directory = self.dir.trial(number)
+        trial = directory.read_trial(number)
+        if trial is not None:
+            return trial.settings
+        settings = self._search.propose(number)
+        directory.write_settings(settings)
         return settings
 
-    def _new_settings(self, number: int) -> Settings:
-        config = self.config
-        if config.searcher.kind == "grid":
-            return grid_points(config.space)[number]
-        if config.searcher.kind == "optuna":
-            settings: Settings = self._tpe.propose(number)
-            return settings
-        return draw_settings(config.space, config.seed, number)
-
-    @cached_property
-    def _task(self) -> Any:
-        return partial(_search_task, self.sweep, self.attempt)
-
-    def _reported(self, number: int, report: Report, replayed: bool) -> None:
+    def _on_report(self, number: int, report: Report, replayed: bool) -> None:
         if replayed:
             return
-        self.folder.spend(self._spent_s())
+        self.dir.write_spent_s(self._spent_s())
         self._read(number)
         leader = best([*self._trials.values()], self.config.objective.sign)
-        lead = "" if leader is None else f"  (best {leader.objective:.4f}, trial {leader.number})"
+        suffix = "" if leader is None else f"  (best {leader.objective:.4f}, trial {leader.number})"
         last = self.config.objective.last_report
-        say(
+        _log.info(
             f"trial {number}: report {report.report}/{last}, step {report.step} of seed "
-            f"{report.seed}, {self.config.objective.metric} {report.objective:.4f}{lead}"
+            f"{report.seed}, {self.config.objective.metric} {report.objective:.4f}{suffix}"
         )
 
-    def _ended(self, number: int, error: str) -> None:
+    def _on_end(self, number: int, error: str) -> None:
         if number in self._done:
             return
-        folder = self.folder.trial(number)
-        seconds = self._seconds_left()
-        outcome = folder.read_outcome()
-        is_new = outcome is None
-        if outcome is None and error:
-            folder.write_outcome("failed", error)
-        elif outcome is None and seconds is not None and seconds <= 0:
-            say(f"trial {number}: broken off, as budget.hours are over")
+        directory, seconds = self.dir.trial(number), self._seconds_left()
+        is_new = directory.read_outcome() is None
+        if is_new and error:
+            directory.write_outcome("failed", error)
+        elif is_new and seconds is not None and seconds <= 0:
+            _log.info(f"trial {number}: interrupted: budget.hours used up")
             return
-        elif outcome is None:
-            folder.write_outcome("stopped")
+        elif is_new:
+            directory.write_outcome("stopped")
             for seed in self.config.objective.seeds:
-                filesystem.delete_tree(filesystem.join(folder.uri, f"s{seed}", "checkpoints"))
+                filesystem.delete_tree(filesystem.join(directory.uri, f"s{seed}", "checkpoints"))
         trial = self._read(number)
         if is_new or trial.status == "failed":
-            say(f"trial {number}: {trial.status} {trial.message}".rstrip())
-        if self.config.searcher.kind == "optuna":
-            self._tpe.learn(trial)
-        trials = sorted(self._trials.values(), key=lambda one: one.number)
-        write_results(self.sweep, self.folder, trials)
+            _log.info(f"trial {number}: {trial.status} {trial.message}".rstrip())
+        self._search.add(trial)
+        write_results(self.sweep, sorted(self._trials.values(), key=lambda one: one.number))
 
     def _read(self, number: int) -> Trial:
-        """A trial as it has written itself down."""
-        trial = self.folder.trial(number).trial(number)
+        trial = self.dir.trial(number).read_trial(number)
         assert trial is not None, "trials that report or end were proposed"
         self._trials[number] = trial
         return trial
@@ -225,21 +153,20 @@ class Driver:
         winner = best(trials, config.objective.sign)
         if winner is None:
             failed = [trial.message for trial in trials if trial.message]
-            raise refuse_no_trials(failed[0] if failed else "no report of any")
-        write_pictures(self.sweep, self.folder, trials)
-        found = importances(trials, config.space)
-        say("\n".join(["", *importance_table(found)]))
-        commands = write_winner(self.sweep, self.folder, winner, len(trials))
+            raise no_results_error(failed[0] if failed else "no trial has a report")
+        for name, image in draw_plots(config, trials).items():
+            self.dir.write(f"{name}.png", image)
+        found = importances(comparable_study(config, trials))
+        if found:
+            _log.info("\nimportance (PED-ANOVA)")
+            _log.info("\n".join(f"{value:6.2f}  {key}" for key, value in found.items()))
+        commands = write_winner(self.sweep, winner, len(trials))
         unfinished = [trial for trial in trials if trial.status in ("waiting", "running")]
         if unfinished:
-            say(f"\n{len(unfinished)} trials are unfinished: raise budget.hours to go on")
-        say("\n".join(["", f"winner: trial {winner.number}", *commands]))
+            _log.info(f"\nunfinished trials: {len(unfinished)}; raise budget.hours to continue")
+        _log.info("\n".join(["", f"winner: trial {winner.number}", *commands]))
         if config.confirm.enabled and not unfinished:
-            Confirmation(self.sweep, self.folder, self.attempt, self._tune).run(winner)
-
-    def _table(self, trials: list[Trial]) -> list[str]:
-        objective = self.config.objective
-        return table(trials, self.config.space, objective.sign, objective.last_report)
+            confirm(self.sweep, winner, self.attempt, self._run_batch)
 
     def _spent_s(self) -> float:
         return self._spent_before + time.monotonic() - self._started
@@ -249,17 +176,16 @@ class Driver:
         return None if hours is None else hours * 3600 - self._spent_s()
 
 
-def _search_task(sweep: Sweep, attempt: str, number: int, settings: Settings) -> Task:
-    """What a trial has to do."""
+def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings) -> TrialSpec:
     objective = sweep.config.objective
-    return Task(
+    return TrialSpec(
         sweep,
         SweepDir(sweep).trial(number),
         settings,
-        objective.seeds,
-        objective.reports,
-        objective,
-        objective.metric,
-        attempt,
-        replays=sweep.config.scheduler.kind in ("asha", "median"),
+        seeds=objective.seeds,
+        reports=objective.reports,
+        eval_sets=objective,
+        metric=objective.metric,
+        attempt=attempt,
+        replay=sweep.config.scheduler.kind in ("asha", "median"),
     )

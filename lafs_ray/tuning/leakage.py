@@ -1,15 +1,15 @@
-"""Nobody is judged on who was trained on, and nothing selected by is tested on.
+"""Data leakage: evaluation sets must not overlap with training sets, nor test with selection sets.
 
-What can be seen: the same set, the same persons among generated faces (their numbers stand beside
-the files), and images that occur in both, byte for byte, among records drawn at random. What can
-not: a person of one set under another number, in other pictures, in the other set.
+Found are: the same set; the same identities among generated faces, whose numbers are in a file
+beside them; and byte-identical images among randomly sampled records. Not found is an identity with
+another label and other images in the other set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,18 +23,18 @@ from lafs_ray.errors import UserError
 from lafs_ray.tuning.config import EvalSets
 from lafs_ray.tuning.trial_config import Sweep
 
-# Records of a set whose images are compared. A set that holds a hundredth of the other's images
-# shows up among as many with a chance of 1 - 0.99^2048, which is all but sure.
-SAMPLED = 2048
+# Records of a set whose images are compared. If a hundredth of the other set's images are among
+# them, the sample has one with probability 1 - 0.99^2048, almost 1.
+NUM_SAMPLED = 2048
 
 
 @dataclass(frozen=True)
-class FaceFiles:
-    """Faces that are trained or judged on.
+class FaceFile:
+    """A training or evaluation set.
 
     Args:
-        key: the setting that names them.
-        path: where they lie.
+        key: the setting that names it.
+        path: of the file or folder.
         is_pairs: whether it is a pair file; else records.
     """
 
@@ -48,16 +48,20 @@ class FaceFiles:
         return open_faces(self.path)
 
     @cached_property
-    def population(self) -> tuple[int, range] | None:
-        """Seed and numbers of generated persons; None for any other faces."""
-        beside = f"{self.path}.json" if self.is_pairs else _folder_of(self.path, "generated.json")
-        if not filesystem.exists(beside):
+    def generated_identities(self) -> tuple[int, range] | None:
+        """Seed and numbers of generated identities; None for all other faces."""
+        is_folder = filesystem.is_folder(self.path)
+        folder = self.path if is_folder else filesystem.parent(self.path)
+        description = (
+            f"{self.path}.json" if self.is_pairs else filesystem.join(folder, "generated.json")
+        )
+        if not filesystem.exists(description):
             return None
         try:
-            content = json.loads(filesystem.read_bytes(beside))
+            content = json.loads(filesystem.read_bytes(description))
             if self.is_pairs:
-                people = content["identities"]
-                numbers = range(people["first"], people["stop"], people["step"])
+                identities = content["identities"]
+                numbers = range(identities["first"], identities["stop"], identities["step"])
             else:
                 first = content["first_identity"]
                 numbers = range(first, first + content["num_identities"])
@@ -67,56 +71,42 @@ class FaceFiles:
 
     @cached_property
     def digests(self) -> frozenset[bytes]:
-        """Of its images, or of those drawn at random."""
+        """Hashes of its images, or of a random sample."""
         if self.is_pairs:
             images: Iterable[bytes] = read_pairs(self.path).images
         else:
             count = self.faces.num_images
-            drawn = np.arange(count)
-            if count > SAMPLED:
-                drawn = np.sort(np.random.default_rng(0).choice(count, SAMPLED, replace=False))
-            images = self.faces.read(drawn).images
+            records = np.arange(count)
+            if count > NUM_SAMPLED:
+                generator = np.random.default_rng(0)
+                records = np.sort(generator.choice(count, NUM_SAMPLED, replace=False))
+            images = self.faces.read(records).images
         return frozenset(hashlib.blake2b(one, digest_size=16).digest() for one in images if one)
 
 
-def _folder_of(path: str, name: str) -> str:
-    return filesystem.join(path if filesystem.is_folder(path) else filesystem.parent(path), name)
+def find_leakage(sweep: Sweep) -> Iterator[str]:
+    """Yield a line for each evaluation set that overlaps with a training or selection set."""
+    selection = [*_eval_files("objective", sweep.config.objective)]
+    test = [*_eval_files("confirm", sweep.config.confirm)]
+    train = [*training_sets(sweep)]
+    compared = [(one, other, "a training set") for one in (*selection, *test) for other in train]
+    compared += [(one, other, "a selection set") for one in test for other in selection]
+    for one, other, role in compared:
+        if reason := overlap(one, other):
+            yield f"{one.key}: {one.path} and {other.key}, {other.path}, {role}, {reason}"
 
 
-def overlaps(sweep: Sweep) -> Iterator[str]:
-    """A line for each set that is judged on and trained on, or selected by and tested on."""
-    config = sweep.config
-    selected = [*judged("objective", config.objective)]
-    tested = [*judged("confirm", config.confirm)]
-    trained = [*trained_on(sweep)]
-    for one in (*selected, *tested):
-        for other in trained:
-            if reason := shared(one, other):
-                yield (
-                    f"{one.key}: {one.path} and {other.key}, {other.path}, which is trained on, "
-                    f"{reason}"
-                )
-    for one in tested:
-        for other in selected:
-            if reason := shared(one, other):
-                yield (
-                    f"{one.key}: {one.path} and {other.key}, {other.path}, which the sweep "
-                    f"selects by, {reason}"
-                )
+def _eval_files(section: str, eval_sets: EvalSets) -> Iterator[FaceFile]:
+    if eval_sets.pairs is not None:
+        yield FaceFile(f"{section}.pairs", eval_sets.pairs, is_pairs=True)
+    if eval_sets.identities is not None:
+        yield FaceFile(f"{section}.identities", eval_sets.identities)
 
 
-def judged(section: str, judges: EvalSets) -> Iterator[FaceFiles]:
-    """The files of a section."""
-    if judges.pairs is not None:
-        yield FaceFiles(f"{section}.pairs", judges.pairs, is_pairs=True)
-    if judges.identities is not None:
-        yield FaceFiles(f"{section}.identities", judges.identities)
+def training_sets(sweep: Sweep) -> Iterator[FaceFile]:
+    """Yield the training sets of all trials and of the runs that they start from.
 
-
-def trained_on(sweep: Sweep) -> Iterator[FaceFiles]:
-    """The sets that trials train on, and those of the runs that they start from.
-
-    They are followed as far back as the runs' folders are there.
+    Earlier runs are followed as far back as their directories exist.
     """
     trees: list[tuple[str, Mapping[str, Any]]] = [
         ("settings", sweep.default.model_dump(mode="json"))
@@ -133,53 +123,41 @@ def trained_on(sweep: Sweep) -> Iterator[FaceFiles]:
         path = tree.get("data", {}).get("path")
         if path is not None and filesystem.absolute(path) not in seen:
             seen.add(filesystem.absolute(path))
-            yield FaceFiles(f"{source}: data.path", path)
-        for start in _starts(tree):
-            if start not in seen and (config := _run_config(start)) is not None:
-                seen.add(start)
-                trees.append((f"run {start}", config))
+            yield FaceFile(f"{source}: data.path", path)
+        start, landmarks = tree.get("start") or {}, tree.get("landmarks") or {}
+        for run in (start.get("transformer"), start.get("landmarks"), landmarks.get("weights")):
+            if run is not None and run not in seen and (config := _read_run_config(run)):
+                seen.add(run)
+                trees.append((f"run {run}", config))
 
 
-def _starts(tree: Mapping[str, Any]) -> list[str]:
-    start, landmarks = tree.get("start") or {}, tree.get("landmarks") or {}
-    named: Sequence[Any] = (
-        start.get("transformer"),
-        start.get("landmarks"),
-        landmarks.get("weights"),
-    )
-    return [path for path in named if isinstance(path, str)]
-
-
-def _run_config(path: str) -> Mapping[str, Any] | None:
-    """The configuration of the run in a folder; None where it is no run of ours."""
+def _read_run_config(path: str) -> Mapping[str, Any]:
+    """Return the configuration of a run's directory; empty if it is not one of ours."""
     try:
-        uri = filesystem.join(path, "config.json")
-        content = json.loads(filesystem.read_bytes(uri)) if filesystem.exists(uri) else {}
-    except (UserError, ValueError):
-        return None
-    config = content.get("config") if isinstance(content, dict) else None
-    return config if isinstance(config, dict) else None
+        content = json.loads(filesystem.read_bytes(filesystem.join(path, "config.json")))
+        return dict(content["config"])
+    except (UserError, ValueError, KeyError, TypeError):
+        return {}
 
 
-def shared(one: FaceFiles, other: FaceFiles) -> str | None:
-    """What two sets have in common, in words; None where nothing is seen.
+def overlap(one: FaceFile, other: FaceFile) -> str | None:
+    """Return what two sets have in common, None if nothing is found.
 
-    A set that a run was once trained on and that is gone cannot be compared: nothing is seen.
+    A set that an earlier run was trained on and that no longer exists cannot be compared.
     """
-    if one.is_pairs == other.is_pairs and filesystem.absolute(one.path) == filesystem.absolute(
-        other.path
-    ):
-        return "are one file"
+    paths = {filesystem.absolute(one.path), filesystem.absolute(other.path)}
+    if one.is_pairs == other.is_pairs and len(paths) == 1:
+        return "are the same file"
     try:
-        both_sets = not one.is_pairs and not other.is_pairs
-        if both_sets and one.faces.fingerprint == other.faces.fingerprint:
+        are_sets = not one.is_pairs and not other.is_pairs
+        if are_sets and one.faces.fingerprint == other.faces.fingerprint:
             return "are the same set"
-        if one.population is not None and other.population is not None:
-            same_seed = one.population[0] == other.population[0]
-            people = set(one.population[1]) & set(other.population[1]) if same_seed else set()
-            if people:
-                return f"share {len(people)} generated persons, such as number {min(people)}"
+        mine, theirs = one.generated_identities, other.generated_identities
+        if mine is not None and theirs is not None and mine[0] == theirs[0]:
+            common = set(mine[1]) & set(theirs[1])
+            if common:
+                return f"share {len(common)} generated identities, such as {min(common)}"
         images = one.digests & other.digests
     except UserError:
         return None
-    return f"share {len(images)} images among those compared" if images else None
+    return f"share {len(images)} of the images compared" if images else None

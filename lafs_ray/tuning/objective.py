@@ -1,4 +1,4 @@
-"""The figure that a network is judged by."""
+"""The metric of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,68 +23,67 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.tuning.config import EvalSets, Metric
 
 
-def judge(
-    checkpoint: str, judges: EvalSets, metric: Metric, *, far: float, centered: bool, device: Device
+def evaluate_checkpoint(
+    checkpoint: str,
+    eval_sets: EvalSets,
+    metric: Metric,
+    *,
+    far: float,
+    centered: bool,
+    device: Device,
 ) -> float:
-    """The figure of a checkpoint.
+    """Return the metric of a checkpoint.
 
     Args:
         checkpoint: its URI, `<run>/checkpoints/step-*.pt`.
-        judges: the faces to judge on.
-        metric: which figure.
-        far: of tar_at_far.
-        centered: whether the mean embedding is subtracted.
-        device: where to compute.
+        eval_sets: faces to evaluate on.
+        metric: to compute; loss is the mean loss of the steps logged up to the checkpoint.
+        far: false accept rate of tar_at_far.
+        centered: whether to subtract the mean embedding.
+        device: to compute on.
 
     Raises:
-        UserError: the checkpoint or a file is missing or damaged, or the figure is not finite.
+        UserError: the checkpoint or a file is missing or damaged, or the metric is not finite.
     """
+    value: float | None
+    order = eval_sets.color_order
     if metric == "loss":
-        return _finite(_loss(checkpoint), checkpoint, metric)
-    embeddings = {"": local_embedding(load_embedder(checkpoint), device)}
-    if metric == "knn":
-        assert judges.identities is not None, "checked with the sweep"
-        judged = evaluate_identities(
-            open_labeled(judges.identities, judges.color_order), embeddings
-        )
-        name = "1-NN"
+        run = filesystem.parent(filesystem.parent(checkpoint))
+        step = int(filesystem.file_name(checkpoint).removeprefix("step-").removesuffix(".pt"))
+        lines = read_metrics(filesystem.join(run, "metrics.jsonl"))
+        value = next((line["loss"] for line in lines if line["step"] == step), None)
     else:
-        assert judges.pairs is not None, "checked with the sweep"
-        judged = evaluate_pairs(open_pairs(judges.pairs, judges.color_order), embeddings)
-        name = "accuracy" if metric == "pair_accuracy" else f"TAR@{far:g}"
-    return _finite(judged.rows[int(centered)].metrics[name], checkpoint, metric)
-
-
-def _loss(checkpoint: str) -> float | None:
-    """The mean loss of the steps up to a checkpoint, as its run logged it."""
-    folder = filesystem.parent(filesystem.parent(checkpoint))
-    step = int(filesystem.file_name(checkpoint).removeprefix("step-").removesuffix(".pt"))
-    lines = read_metrics(filesystem.join(folder, "metrics.jsonl"))
-    return next((line["loss"] for line in lines if line["step"] == step), None)
-
-
-def _finite(value: float | None, checkpoint: str, metric: str) -> float:
+        embeddings = {"": local_embedding(load_embedder(checkpoint), device)}
+        if metric == "knn":
+            assert eval_sets.identities is not None, "validated with the sweep"
+            result = evaluate_identities(open_labeled(eval_sets.identities, order), embeddings)
+        else:
+            assert eval_sets.pairs is not None, "validated with the sweep"
+            result = evaluate_pairs(open_pairs(eval_sets.pairs, order), embeddings)
+        names = {"knn": "1-NN", "pair_accuracy": "accuracy", "tar_at_far": f"TAR@{far:g}"}
+        value = result.rows[int(centered)].metrics[names[metric]]
     if value is None or not math.isfinite(value):
         raise DataError(
             checkpoint,
             found=f"{metric} {value}",
-            expected="a finite figure",
-            fix="these settings do not train; narrow the space if many trials end so",
+            expected="a finite metric",
+            fix="these settings diverge; narrow the space if many trials do",
         )
     return value
 
 
-def check_eval_sets(judges: EvalSets, metric: Metric, far: float) -> None:
-    """Read what networks will be judged on, and see that the figure can be computed from it.
+def check_eval_sets(eval_sets: EvalSets, metric: Metric, far: float) -> None:
+    """Read the evaluation sets and check that the metric is defined on them.
 
     Raises:
-        DataError: a file is missing or damaged, a face does not decode, or the figure is undefined.
+        DataError: a file is missing or damaged, an image does not decode, or the metric is
+            undefined.
     """
-    if judges.identities is not None:
-        check_possible(open_labeled(judges.identities, judges.color_order).labels, [1])
-    if judges.pairs is None:
+    if eval_sets.identities is not None:
+        check_possible(open_labeled(eval_sets.identities, eval_sets.color_order).labels, [1])
+    if eval_sets.pairs is None:
         return
-    pairs = open_pairs(judges.pairs, judges.color_order)
+    pairs = open_pairs(eval_sets.pairs, eval_sets.color_order)
     for start, stop in chunks(pairs.faces.num_images):
         pairs.faces.read(start, stop)
     same = pairs.same
@@ -95,4 +94,4 @@ def check_eval_sets(judges: EvalSets, metric: Metric, far: float) -> None:
             tar_at_far(distances, same, far)
     except DataError as error:
         parts = {"found": error.found, "expected": error.expected, "fix": error.fix}
-        raise DataError(f"{judges.pairs}: {error.subject}", **parts) from None
+        raise DataError(f"{eval_sets.pairs}: {error.subject}", **parts) from None

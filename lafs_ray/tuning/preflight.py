@@ -1,8 +1,7 @@
-"""All that is looked at before the first trial starts; all mistakes in one message."""
+"""Fail fast: everything that can be validated before the first trial, all errors in one message."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,26 +13,30 @@ from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.prepare import check_run
 from lafs_ray.training.run_length import build_sampler, run_length
 from lafs_ray.training.runner import training_device
-from lafs_ray.tuning.leakage import overlaps
+from lafs_ray.tuning.leakage import find_leakage
 from lafs_ray.tuning.objective import check_eval_sets
 from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.trial import report_interval
 from lafs_ray.tuning.trial_config import Sweep
-from lafs_ray.tuning.validation import edge_settings, known_settings, mistakes_in
+from lafs_ray.tuning.validation import edge_settings, find_errors, known_settings
 
-# Settings of these decide which files and networks are read; other ones only how long a run is.
-_LANDMARKS = ("landmarks.weights", "landmarks.source", "landmarks.cache")
-_READ = ("data.", "start.", "model.", "regularizer.strength", *_LANDMARKS)
-_MAX_READ = 20
+# Keys that decide which files and networks a run reads; the others only change its length.
+_INPUTS = (
+    *("data.", "start.", "model.", "regularizer.strength"),
+    *("landmarks.weights", "landmarks.source", "landmarks.cache"),
+)
+# Different inputs that are opened, at most.
+_MAX_OPENED = 20
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A sweep whose mistakes have been looked for.
+class CheckedSweep:
+    """A valid sweep.
 
     Args:
         sweep: the sweep.
         total_steps: of a run with the base's settings.
-        fingerprints: of the sets that trials train on, by section.
+        fingerprints: of the training sets, by section.
     """
 
     sweep: Sweep
@@ -43,30 +46,24 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Opened:
-    """What is kept of a job that was checked; its weights may be large."""
+    """What is kept of a run's inputs; its weights may be large."""
 
     faces: FaceSet
     total_steps: int
 
 
-def check_sweep(sweep: Sweep) -> Checked:
-    """Look for every mistake that can be found before a trial has run.
+def check_sweep(sweep: Sweep) -> CheckedSweep:
+    """Validate a sweep's settings, then its files and all trials that are known.
 
     Raises:
-        ConfigError: naming all of them.
+        ConfigError: naming all errors.
     """
-    source, expected = f"sweep {sweep.config.name}", "a sweep that can run to its end"
-    mistakes = mistakes_in(sweep)
-    if sweep.config.searcher.kind == "optuna" and importlib.util.find_spec("optuna") is None:
-        mistakes.append("searcher.kind: optuna is not installed; pip install 'lafs-ray[sweep]'")
-    if mistakes:
-        raise all_mistakes(source, mistakes, expected)
-    found: dict[str, _Opened] = {}
-    mistakes = [*_data_mistakes(sweep, found)]
-    if mistakes:
-        raise all_mistakes(source, mistakes, expected)
-    fingerprints = {name: opened.faces.fingerprint for name, opened in found.items()}
-    return Checked(sweep, found["trials"].total_steps, fingerprints)
+    opened: dict[str, _Opened] = {}
+    errors = find_errors(sweep) or [*_data_errors(sweep, opened)]
+    if errors:
+        raise all_mistakes(f"sweep {sweep.config.name}", errors, "a sweep that can run to its end")
+    fingerprints = {name: one.faces.fingerprint for name, one in opened.items()}
+    return CheckedSweep(sweep, opened["trials"].total_steps, fingerprints)
 
 
 def _open(config: TrainConfig) -> _Opened:
@@ -74,86 +71,84 @@ def _open(config: TrainConfig) -> _Opened:
     return _Opened(inputs.faces, inputs.length.total_steps)
 
 
-def _data_mistakes(sweep: Sweep, found: dict[str, _Opened]) -> Iterator[str]:
+def _data_errors(sweep: Sweep, opened: dict[str, _Opened]) -> Iterator[str]:
     config = sweep.config
     for section in ("objective", "confirm"):
-        judges = getattr(config, section)
-        metric = judges.metric or config.objective.metric
+        eval_sets = getattr(config, section)
+        metric = eval_sets.metric or config.objective.metric
         try:
             if metric != "loss":
-                check_eval_sets(judges, metric, config.objective.far)
+                check_eval_sets(eval_sets, metric, config.objective.far)
         except UserError as error:
-            yield f"{section}: {one_line(error)}"
+            yield f"{section}: {as_line(error)}"
     try:
         if sweep.default.compute.workers == 0:
             training_device(sweep.default)
-        job = sweep.job({}, name="check", folder=config.storage, seed=0)
-        found["trials"] = _open(job)
+        opened["trials"] = _open(sweep.run_config({}, name="check", storage=config.storage, seed=0))
     except UserError as error:
-        yield f"a run with the base's settings: {one_line(error)}"
+        yield f"a run with the base's settings: {as_line(error)}"
     else:
-        yield from _trial_mistakes(sweep, found["trials"].faces)
+        yield from _trial_errors(sweep, opened["trials"].faces)
     if sweep.default_finetune is not None:
         try:
             # The transformer does not exist yet; the rest does.
             start = sweep.default_finetune.start.model_copy(update={"transformer": None})
             regularizer = sweep.default_finetune.regularizer.model_copy(update={"strength": 0.0})
             parts = {"start": start, "regularizer": regularizer}
-            found["finetune"] = _open(sweep.default_finetune.model_copy(update=parts))
+            opened["finetune"] = _open(sweep.default_finetune.model_copy(update=parts))
         except UserError as error:
-            yield f"finetune: {one_line(error)}"
+            yield f"finetune: {as_line(error)}"
     try:
-        yield from overlaps(sweep)
+        yield from find_leakage(sweep)
     except UserError as error:
-        yield one_line(error)
+        yield as_line(error)
 
 
-def _trial_mistakes(sweep: Sweep, default: FaceSet) -> Iterator[str]:
-    """What is wrong with single trials: their files, their length, the number of their reports."""
-    named: set[str] = set()
-    read: dict[str, FaceSet] = {}
+def _trial_errors(sweep: Sweep, default: FaceSet) -> Iterator[str]:
+    """Yield errors of single trials: files, length, number of reports."""
+    reported: set[str] = set()
+    opened: dict[str, FaceSet] = {}
     for settings in [{}, *edge_settings(sweep.config.space), *known_settings(sweep.config)]:
-        for line in _mistakes_of_trial(sweep, settings, default, read):
-            if line not in named:
-                yield f"{line} (with {settings})" if settings else line
-            named.add(line)
+        line = _trial_error(sweep, settings, default, opened)
+        if line is not None and line not in reported:
+            reported.add(line)
+            yield f"{line} (with {settings})" if settings else line
 
 
-def _mistakes_of_trial(
-    sweep: Sweep, settings: Settings, default: FaceSet, read: dict[str, FaceSet]
-) -> Iterator[str]:
-    config = sweep.job(settings, name="check", folder=sweep.config.storage, seed=0)
-    decisive = {key: value for key, value in settings.items() if key.startswith(_READ)}
-    kind = json.dumps(decisive, sort_keys=True)
+def _trial_error(
+    sweep: Sweep, settings: Settings, default: FaceSet, opened: dict[str, FaceSet]
+) -> str | None:
+    config = sweep.run_config(settings, name="check", storage=sweep.config.storage, seed=0)
+    decisive = {key: value for key, value in settings.items() if key.startswith(_INPUTS)}
+    inputs = json.dumps(decisive, sort_keys=True)
     try:
-        if decisive and kind not in read and len(read) < _MAX_READ:
-            read[kind] = _open(config).faces
-        faces = read.get(kind, default)
-        length = run_length(config, build_sampler(config, faces))
+        if decisive and inputs not in opened and len(opened) < _MAX_OPENED:
+            opened[inputs] = _open(config).faces
+        total = run_length(config, build_sampler(config, opened.get(inputs, default))).total_steps
     except UserError as error:
-        yield one_line(error)
-        return
-    total, reports = length.total_steps, sweep.config.objective.reports
-    made = -(-total // -(-total // reports))
-    if made != reports:
-        distance = -(-total // reports)
-        yield (
-            f"objective.reports: {reports} of a run of {total} steps, but every {distance} steps "
-            f"make {made}; write {made}, or change duration"
-        )
+        return as_line(error)
+    reports = sweep.config.objective.reports
+    interval = report_interval(total, reports)
+    possible = -(-total // interval)
+    if possible == reports:
+        return None
+    return (
+        f"objective.reports: {reports} of a run of {total} steps, but one every {interval} steps "
+        f"makes {possible}; write {possible}, or change duration"
+    )
 
 
-def one_line(error: UserError) -> str:
-    """A mistake in a line of a list."""
+def as_line(error: UserError) -> str:
+    """Return an error as one line of a list."""
     found = " ".join(error.found.split())
     return f"{error.subject}: found {found}; expected {error.expected}; {error.fix}"
 
 
-def refuse_no_trials(message: str) -> ConfigError:
-    """The error of a sweep none of whose trials has come to anything."""
+def no_results_error(message: str) -> ConfigError:
+    """Return the error of a sweep without any result."""
     return ConfigError(
         "the sweep's trials",
         found=message,
-        expected="at least one that is judged",
-        fix="mend what is named, and start the sweep again: failed trials are tried again",
+        expected="at least one trial with a report",
+        fix="fix the error above and start the sweep again: failed trials are retried",
     )

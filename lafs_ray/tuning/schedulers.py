@@ -1,10 +1,12 @@
-"""Ray Tune's schedulers as a sweep's settings ask for them."""
+"""The sweep's early-stopping scheduler, as Ray Tune's; its unit of time is the report."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
+import numpy as np
+from ray import tune
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -14,51 +16,56 @@ from ray.tune.schedulers import (
 )
 
 from lafs_ray.tuning.config import SweepConfig
-from lafs_ray.tuning.space import moved_settings
+from lafs_ray.tuning.space import Dimension, Space
 
 
 def make_scheduler(config: SweepConfig) -> TrialScheduler:
-    """Tune's scheduler; its unit of time is the report."""
-    own, last = config.scheduler, config.objective.last_report
-    if own.kind == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="report",
-            max_t=last,
-            grace_period=own.grace,
-            reduction_factor=own.reduction,
-        )
-    if own.kind == "median":
-        return MedianStoppingRule(
-            time_attr="report",
-            grace_period=own.grace,
-            min_samples_required=own.min_trials,
-            # Nobody yields before there are enough others: coming back costs a process.
-            min_time_slice=last + 1,
-        )
-    if own.kind == "pbt":
-        # Tune chooses whom to copy by the global generator of the driver's process.
+    """Return Tune's scheduler with the options of the sweep."""
+    kind, last = config.scheduler.kind, config.objective.last_report
+    options = {"time_attr": "report", **config.scheduler.options}
+    if kind == "asha":
+        return AsyncHyperBandScheduler(max_t=last, **options)
+    if kind == "median":
+        # No trial is paused until there are enough others: resuming one costs a process.
+        return MedianStoppingRule(min_time_slice=last + 1, **options)
+    if kind == "pbt":
+        # Tune chooses and perturbs with the global generators of the driver's process.
         random.seed(config.seed)
+        np.random.seed(config.seed % (1 << 32))  # noqa: NPY002
         return PopulationBasedTraining(
-            time_attr="report",
-            perturbation_interval=own.every,
-            quantile_fraction=own.quantile,
-            custom_explore_fn=_Explore(config),
+            hyperparam_mutations={
+                "settings": {key: _mutation(one) for key, one in config.space.items()}
+            },
+            custom_explore_fn=_Clip(config.space),
             log_config=False,
             require_attrs=False,
+            **options,
         )
     return FIFOScheduler()
 
 
-class _Explore:
-    """New settings for a member that copies another one, inside the space."""
+def _mutation(dimension: Dimension) -> Any:
+    """Return what Tune perturbs by: a list by its neighbors, a range by factors of 0.8 and 1.2."""
+    if dimension.kind == "choice":
+        return [*dimension.values]
+    if dimension.kind == "integer":
+        return tune.randint(int(dimension.low), int(dimension.high) + 1)
+    sample = tune.loguniform if dimension.kind == "log_uniform" else tune.uniform
+    return sample(dimension.low, dimension.high)
 
-    def __init__(self, config: SweepConfig) -> None:
-        self._config, self._moves = config, 0
+
+class _Clip:
+    """Keeps perturbed settings in the space, which Tune's factors may leave."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The configuration of the copied member with other settings."""
-        sweep, number = self._config, self._moves
-        self._moves += 1
-        resample = sweep.scheduler.resample
-        moved = moved_settings(sweep.space, config["settings"], resample, sweep.seed, number)
-        return {**config, "settings": moved}
+        """Return the configuration with each number clipped to its range."""
+        settings = {}
+        for key, value in config["settings"].items():
+            low, high = self._space[key].low, self._space[key].high
+            settings[key] = (
+                type(value)(min(max(value, low), high)) if self._space[key].is_numeric else value
+            )
+        return {**config, "settings": settings}

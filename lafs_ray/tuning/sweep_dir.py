@@ -1,15 +1,15 @@
-"""The folder of a sweep: what each trial is, how far it came and how it ended.
+"""Directory of a sweep: what it is, and the settings, reports and outcome of each trial.
 
-    <storage>/<name>/sweep.json                  what the sweep is; another one is refused
-    <storage>/<name>/spent.json                  hours so far
+    <storage>/<name>/sweep.json                  identity of the sweep; a different one is refused
+    <storage>/<name>/spent.json                  seconds of all starts so far
     <storage>/<name>/trials/0007/settings.json   written by the driver when the trial is proposed
     <storage>/<name>/trials/0007/reports.json    written by the trial at every report
-    <storage>/<name>/trials/0007/outcome.json    how it ended
+    <storage>/<name>/trials/0007/outcome.json    status and message once it has ended
     <storage>/<name>/trials/0007/s0/             an ordinary run, that of seed 0
     <storage>/<name>/confirm/winner-101/…        the same files, for winner and default
 
-Ours: a killed sweep continues from these files, not from Tune's snapshot. That one is up to ten
-seconds and more behind and holds nothing of the scheduler: rungs would begin empty.
+Ours: a killed sweep continues from these files, not from Tune's snapshot, which is ten seconds or
+more behind and has no state of the scheduler: its rungs would start empty.
 """
 
 from __future__ import annotations
@@ -26,90 +26,85 @@ from lafs_ray.tuning.results import Report, Status, Trial
 from lafs_ray.tuning.space import Settings
 from lafs_ray.tuning.trial_config import Sweep
 
-# What may change when a sweep is continued: its expense, and what is done with its result.
-_FREE = ("budget", "confirm", "storage")
+# Settings that may change when a sweep is continued.
+_CHANGEABLE = ("budget", "confirm", "storage")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a trial has written of itself.
+class TrialProgress:
+    """What a trial has reported.
 
     Args:
-        settings: that it has now; in a population they change.
+        settings: its current ones; pbt changes them.
         reports: in order.
-        generation: how often it went on from a copy of another member.
-        start: number of the report that this generation's copy was taken at; 0 without a copy.
-        attempts: the start of the sweep that each report was made in.
+        generation: how many copies of other trials it has continued from (pbt).
+        start: report at which this generation's copy was taken; 0 without a copy.
     """
 
     settings: Settings
     reports: tuple[Report, ...] = ()
     generation: int = 0
     start: int = 0
-    attempts: tuple[str, ...] = ()
 
     @property
     def last_report(self) -> int:
-        """Number of the newest report of this generation, or of the copy that it began with."""
+        """Number of this generation's newest report, or of the copy that it began with."""
         own = [one.report for one in self.reports if one.generation == self.generation]
         return max(own, default=self.start)
 
 
 @dataclass(frozen=True)
 class TrialDir:
-    """Where a trial lies.
+    """Directory of a trial.
 
     Args:
-        uri: its folder.
+        uri: its path.
     """
 
     uri: str
 
     def read_settings(self) -> Settings | None:
-        """The settings proposed, None before that."""
+        """Return the settings proposed, None before that."""
         settings: Settings | None = self._read("settings.json")
         return settings
 
     def write_settings(self, settings: Settings) -> None:
-        """Keep what is proposed."""
+        """Write the settings proposed."""
         self._write("settings.json", settings)
 
-    def read_progress(self) -> Progress | None:
-        """How far it is, None before its first report."""
+    def read_progress(self) -> TrialProgress | None:
+        """Return the trial's progress, None before its first report."""
         content = self._read("reports.json")
         if content is None:
             return None
         reports = tuple(Report(**line) for line in content.pop("reports"))
-        attempts = tuple(content.pop("attempts"))
-        return Progress(reports=reports, attempts=attempts, **content)
+        return TrialProgress(reports=reports, **content)
 
-    def write_progress(self, progress: Progress) -> None:
-        """Keep how far it is."""
+    def write_progress(self, progress: TrialProgress) -> None:
+        """Write the trial's progress."""
         self._write("reports.json", asdict(progress))
 
     def read_outcome(self) -> tuple[Status, str] | None:
-        """How it ended, and why; None before that."""
+        """Return status and message of an ended trial, None before its end."""
         content = self._read("outcome.json")
         return None if content is None else (content["status"], content["message"])
 
     def write_outcome(self, status: Status, message: str = "") -> None:
-        """Keep how it ended."""
+        """Write how the trial ended."""
         self._write("outcome.json", {"status": status, "message": message})
 
-    def drop_outcome(self) -> None:
-        """It will be tried again."""
+    def delete_outcome(self) -> None:
+        """Let the trial run again."""
         filesystem.delete(filesystem.join(self.uri, "outcome.json"))
 
-    def trial(self, number: int) -> Trial | None:
-        """All of it, None before it is proposed."""
+    def read_trial(self, number: int) -> Trial | None:
+        """Return the trial, None before it is proposed."""
         settings, progress = self.read_settings(), self.read_progress()
         if settings is None:
             return None
-        outcome = self.read_outcome()
-        if progress is None:
-            status: Status = outcome[0] if outcome else "waiting"
-            return Trial(number, settings, status, (), outcome[1] if outcome else "")
-        status, message = outcome or ("running", "")
+        default: Status = "waiting" if progress is None else "running"
+        status, message = self.read_outcome() or (default, "")
+        progress = progress or TrialProgress(settings)
         return Trial(number, progress.settings, status, progress.reports, message)
 
     def _read(self, name: str) -> Any:
@@ -122,8 +117,8 @@ class TrialDir:
             raise DataError(
                 uri,
                 found=str(error),
-                expected="what the sweep wrote",
-                fix=f"delete {self.uri} to do this trial again",
+                expected="JSON as the sweep wrote it",
+                fix=f"delete {self.uri} to run this trial again",
             ) from None
 
     def _write(self, name: str, content: Any) -> None:
@@ -132,69 +127,61 @@ class TrialDir:
 
 
 class SweepDir:
-    """The folder of one sweep.
+    """Directory of one sweep.
 
     Args:
-        sweep: `storage` and `name` say where.
+        sweep: whose `storage` and `name` give the path.
     """
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        config = sweep.config
-        self.uri = filesystem.join(filesystem.absolute(config.storage), config.name)
+        self.uri = filesystem.join(sweep.config.storage, sweep.config.name)
 
     def trial(self, number: int) -> TrialDir:
-        """Where a trial lies."""
+        """Return the directory of a trial."""
         return TrialDir(filesystem.join(self.uri, "trials", f"{number:04d}"))
 
     def confirmation(self, arm: str, seed: int) -> TrialDir:
-        """Where a rerun lies."""
+        """Return the directory of a confirmation run."""
         return TrialDir(filesystem.join(self.uri, "confirm", f"{arm}-{seed}"))
 
-    def trials(self) -> list[Trial]:
-        """All trials proposed so far."""
-        found = (self.trial(number).trial(number) for number in range(self.count()))
+    def read_trials(self) -> list[Trial]:
+        """Return all trials proposed so far."""
+        numbers = range(self._sweep.config.budget.trials)
+        found = (self.trial(number).read_trial(number) for number in numbers)
         return [trial for trial in found if trial is not None]
 
-    def count(self) -> int:
-        """How many trials there may be."""
-        return self._sweep.config.budget.trials
-
-    def spent_s(self) -> float:
-        """Seconds that earlier starts took."""
+    def read_spent_s(self) -> float:
+        """Return the seconds of earlier starts."""
         uri = filesystem.join(self.uri, "spent.json")
-        return (
-            float(json.loads(filesystem.read_bytes(uri))["seconds"])
-            if filesystem.exists(uri)
-            else 0.0
-        )
+        if not filesystem.exists(uri):
+            return 0.0
+        return float(json.loads(filesystem.read_bytes(uri))["seconds"])
 
-    def spend(self, seconds: float) -> None:
-        """Keep the seconds of all starts together."""
+    def write_spent_s(self, seconds: float) -> None:
+        """Write the seconds of all starts together."""
         self.write("spent.json", json.dumps({"seconds": seconds}).encode())
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of results, all or nothing."""
+        """Write a file of results atomically."""
         with filesystem.atomic_write(filesystem.join(self.uri, name)) as file:
             file.write(content)
 
     def claim(self, fingerprints: Mapping[str, str]) -> None:
-        """Make the folder this sweep's own, or see that it already is.
+        """Write the sweep's identity, or check it against the one in the directory.
 
         Args:
-            fingerprints: of the sets that its trials train on.
+            fingerprints: of the training sets, by section.
 
         Raises:
-            ConfigError: the folder holds another sweep, or something that is none at all.
+            ConfigError: the directory holds another sweep or unrelated files.
         """
-        sweep = self._sweep
+        sweep, finetune = self._sweep, self._sweep.default_finetune
         config = sweep.config.model_dump(mode="json")
         description = {
-            "config": {name: value for name, value in config.items() if name not in _FREE},
+            "config": {name: value for name, value in config.items() if name not in _CHANGEABLE},
             "base": sweep.default.model_dump(mode="json"),
-            "finetune": finetune.model_dump(mode="json")
-            if (finetune := sweep.default_finetune)
-            else None,
+            "finetune": finetune.model_dump(mode="json") if finetune else None,
             "faces": dict(fingerprints),
         }
         uri = filesystem.join(self.uri, "sweep.json")
@@ -206,16 +193,16 @@ class SweepDir:
             found = differences(old, json.loads(json.dumps(description)))
             if found:
                 raise ConfigError(
-                    f"sweep folder {self.uri} holds another sweep",
+                    f"sweep directory {self.uri} holds another sweep",
                     found="\n    ".join(["these differences (old -> new):", *found]),
                     expected="the settings that the sweep was started with; budget may change",
-                    fix="choose another name, or take back the settings named",
+                    fix="choose another name, or revert these settings",
                 )
         elif any(not name.endswith(".partial") for name in filesystem.list_names(self.uri)):
             raise ConfigError(
-                f"sweep folder {self.uri}",
-                found="files, but no sweep.json of a sweep",
-                expected="an empty folder, or the folder of this sweep",
+                f"sweep directory {self.uri}",
+                found="files, but no sweep.json",
+                expected="an empty directory, or the directory of this sweep",
                 fix="choose another name or storage",
             )
         self.write("sweep.json", json.dumps(description, indent=2).encode())

@@ -1,7 +1,7 @@
-"""A trial as Ray Tune runs it, in a process of its own.
+"""The function that Ray Tune runs for a trial, in a process of its own.
 
-With compute.workers=0 a trial trains in that process; otherwise the process drives a
-`TorchTrainer` as a single run does, and judges its checkpoints beside it.
+With compute.workers=0 a trial trains in that process. Otherwise the process drives a `TorchTrainer`
+like a single run does, and evaluates its checkpoints meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,118 +21,100 @@ from ray.tune import Checkpoint
 from lafs_ray.engine.ray_train import run_on_ray
 from lafs_ray.errors import UserError
 from lafs_ray.training.prepare import RunInputs
-from lafs_ray.tuning.preflight import one_line
+from lafs_ray.tuning.preflight import as_line
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.trial import Copy, Task, run_trial, train_here
+from lafs_ray.tuning.trial import Donor, TrialSpec, run_trial, train_here
 
 _POLL_S = 1.0
 _POINTER = "pointer.json"
 
 
-def trainable(
-    make_task: Callable[[int, Settings], Task], numbers: Sequence[int] | None
+def make_trainable(
+    make_spec: Callable[[int, Settings], TrialSpec], numbers: Sequence[int] | None
 ) -> Callable[[dict[str, Any]], None]:
-    """What Tune runs for a trial.
+    """Return Tune's trainable.
 
     Args:
-        make_task: what there is to do.
-        numbers: of a population's members; None where the configuration says the number.
+        make_spec: returns the trial of a number and settings.
+        numbers: of a population's members; None where the configuration has the number.
     """
 
-    def trial(config: dict[str, Any]) -> None:
-        number = number_of(tune.get_context().get_trial_id(), config, numbers)
-        task = make_task(number, config["settings"])
-        copied = tune.get_checkpoint()
+    def trainable(config: dict[str, Any]) -> None:
+        number = trial_number(tune.get_context().get_trial_id(), config, numbers)
+        spec = make_spec(number, config["settings"])
+        checkpoint = tune.get_checkpoint()
+        donor = None if checkpoint is None else _donor(checkpoint, spec.dir.uri)
+        pointer_to = spec.dir.uri if numbers is not None else None
         try:
-            run_trial(
-                task,
-                _Teller(number, task.folder.uri, keeps_pointer=numbers is not None),
-                train_anywhere,
-                None if copied is None else _copy(copied, task.folder.uri),
-            )
+            run_trial(spec, partial(_report, pointer_to), train_anywhere, donor)
         except UserError as error:
-            # Another try would meet the same mistake, so Tune is not told of a failure.
-            task.folder.write_outcome("failed", one_line(error))
+            # A retry would fail in the same way, so Tune sees no failure.
+            spec.dir.write_outcome("failed", as_line(error))
 
-    return trial
+    return trainable
 
 
-def number_of(trial_id: str, config: dict[str, Any], numbers: Sequence[int] | None) -> int:
-    """A trial's number. A copied configuration is that of another trial, its id is its own."""
+def trial_number(trial_id: str, config: dict[str, Any], numbers: Sequence[int] | None) -> int:
+    """Return a trial's number: in a population from its id, as configurations are copied."""
     if numbers is None:
         return int(config["number"])
     return numbers[int(trial_id.rpartition("_")[2])]
 
 
-@dataclass(frozen=True)
-class _Teller:
-    """Hands reports to Tune.
-
-    Args:
-        number: of the trial.
-        folder: of the trial.
-        keeps_pointer: whether each report says where its checkpoint lies, for those who copy it.
-    """
-
-    number: int
-    folder: str
-    keeps_pointer: bool
-
-    def __call__(self, report: Report, replayed: bool) -> None:
-        metrics = {**asdict(report), "number": self.number, "replayed": replayed}
-        if not self.keeps_pointer:
-            tune.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            pointer = {"folder": self.folder, "report": report.report}
-            (Path(folder) / _POINTER).write_text(json.dumps(pointer))
-            tune.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+def _report(pointer_to: str | None, report: Report, replayed: bool) -> None:
+    """Report to Tune; in a population with a pointer to the checkpoint, for trials that copy it."""
+    metrics = {**asdict(report), "replayed": replayed}
+    if pointer_to is None:
+        tune.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / _POINTER).write_text(json.dumps(asdict(Donor(pointer_to, report.report))))
+        tune.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def _copy(checkpoint: Checkpoint, own: str) -> Copy | None:
-    """Whose checkpoint it is; None where it is the trial's own, which it finds by itself."""
+def _donor(checkpoint: Checkpoint, own_uri: str) -> Donor | None:
+    """Return the owner of a checkpoint; None for the trial's own, from which it resumes anyway."""
     with checkpoint.as_directory() as folder:
-        pointer = json.loads((Path(folder) / _POINTER).read_text())
-    return None if pointer["folder"] == own else Copy(pointer["folder"], pointer["report"])
+        donor = Donor(**json.loads((Path(folder) / _POINTER).read_text()))
+    return None if donor.uri == own_uri else donor
 
 
-def train_anywhere(inputs: RunInputs, saved: Callable[[int], None]) -> None:
-    """Train a job where its configuration says: in this process, or on workers of its own."""
+def train_anywhere(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
+    """Train a run as its configuration says: in this process, or on Ray Train workers."""
     if inputs.config.compute.workers == 0:
-        train_here(inputs, saved)
+        train_here(inputs, on_checkpoint)
     else:
-        train_on_workers(inputs, saved)
+        train_on_workers(inputs, on_checkpoint)
 
 
-def train_on_workers(inputs: RunInputs, saved: Callable[[int], None]) -> None:
-    """Train on Ray Train's workers; their checkpoints are told here as they appear.
+def train_on_workers(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
+    """Train on Ray Train workers, and poll for their checkpoints.
 
-    The training does not wait for whoever is told. If he raises, the thread stays behind, and its
-    workers end with this process, which Tune ends then.
+    Training does not wait for the callback. If that raises, the thread stays behind; its workers
+    end with this process, which Tune then ends.
 
     Raises:
-        UserError: a mistake that the workers met.
+        UserError: the workers met one.
     """
     errors: list[BaseException] = []
 
-    def run() -> None:
+    def train() -> None:
         try:
             run_on_ray(inputs)
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    folder, told = inputs.folder(), set(inputs.folder().steps())
+    thread = threading.Thread(target=train, daemon=True)
+    folder, seen = inputs.folder(), set(inputs.folder().steps())
     thread.start()
-    while True:
+    is_over = False
+    while not is_over:
         thread.join(_POLL_S)
         is_over = not thread.is_alive()
         for step in folder.steps():
-            if step not in told:
-                told.add(step)
-                saved(step)
-        if is_over:
-            break
+            if step not in seen:
+                seen.add(step)
+                on_checkpoint(step)
     if errors:
         raise errors[0]

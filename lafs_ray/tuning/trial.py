@@ -1,16 +1,15 @@
-"""One trial: its runs, one for each seed, and the reports that they lead to. Knows no Ray.
+"""One trial: a run for each seed, and the reports made from their checkpoints. Imports no Ray.
 
-The first seed's run is judged on the way, at equal distances; the others are trained and judged at
-their end. Whoever is told the reports may end the trial by raising. What is done is in the trial's
-folder before it is told, and runs continue at their checkpoints: a trial that was killed, paused or
-stopped goes on where it was.
+The first seed's run is evaluated at evenly spaced checkpoints, the others at their end. The report
+callback may end the trial by raising. Everything is in the trial's directory before it is reported,
+and runs resume from their checkpoints: a trial that was killed, paused or stopped can continue.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,43 +21,43 @@ from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import Hooks, run_local
 from lafs_ray.tuning.config import EvalSets, Metric
-from lafs_ray.tuning.objective import judge
+from lafs_ray.tuning.objective import evaluate_checkpoint
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.sweep_dir import Progress, TrialDir
+from lafs_ray.tuning.sweep_dir import TrialDir, TrialProgress
 from lafs_ray.tuning.trial_config import Sweep
 
-# Trains a job to its end; after each checkpoint it calls back with the step.
+# Trains a run to its end; calls back with the step after each checkpoint.
 Train = Callable[[RunInputs, Callable[[int], None]], None]
-# Gets a report, and whether it is one of an earlier start of the sweep.
-Tell = Callable[[Report, bool], None]
+# Receives a report, and whether an earlier start of the sweep had made it.
+OnReport = Callable[[Report, bool], None]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one trial has to do.
+class TrialSpec:
+    """Definition of one trial.
 
     Args:
         sweep: that it belongs to.
-        folder: where it lies.
+        dir: its directory.
         settings: proposed for it.
         seeds: of its runs.
-        reports: of the first seed's run.
-        judges: what its networks are judged on.
-        metric: by which figure.
+        reports: number of reports of the first seed's run.
+        eval_sets: faces to evaluate on.
+        metric: to evaluate by.
         attempt: the start of the sweep that it runs in.
-        replays: whether reports of earlier starts are told again, so that the scheduler knows them.
+        replay: whether to report again what earlier starts reported, for the scheduler's state.
     """
 
     sweep: Sweep
-    folder: TrialDir
+    dir: TrialDir
     settings: Settings
     seeds: tuple[int, ...]
     reports: int
-    judges: EvalSets
+    eval_sets: EvalSets
     metric: Metric
     attempt: str
-    replays: bool = True
+    replay: bool = True
 
     @property
     def last_report(self) -> int:
@@ -67,217 +66,235 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Copy:
-    """The checkpoint of another trial that this one goes on from.
+class Donor:
+    """A checkpoint of another population member to continue from (pbt's exploit step).
 
     Args:
-        folder: of that trial.
-        report: at which it was taken.
+        uri: directory of that trial.
+        report: at which the checkpoint was evaluated.
     """
 
-    folder: str
+    uri: str
     report: int
 
 
-def run_trial(task: Task, tell: Tell, train: Train, copy: Copy | None = None) -> None:
-    """Do what is left of a trial.
+@dataclass(frozen=True)
+class TrialObserver:
+    """Callbacks in the driver's process.
 
     Args:
-        task: the trial.
-        tell: gets every report, in order.
+        on_report: number of the trial, report, and whether an earlier start had made it.
+        on_end: number of the trial, and the error if its process died, else "".
+    """
+
+    on_report: Callable[[int, Report, bool], None]
+    on_end: Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class TrialBatch:
+    """Trials to run concurrently.
+
+    Args:
+        sweep: that they belong to.
+        numbers: of the trials, in the order in which they start.
+        propose: returns the settings of a number; called when it starts.
+        make_spec: returns the trial of a number and settings; sent to other processes.
+        observer: of the trials.
+        attempt: name of this start of the sweep, unique for each batch.
+        early_stopping: whether the sweep's scheduler may stop them.
+        time_budget_s: after which all are interrupted; None is no limit.
+    """
+
+    sweep: Sweep
+    numbers: Sequence[int]
+    propose: Callable[[int], Settings]
+    make_spec: Callable[[int, Settings], TrialSpec]
+    observer: TrialObserver
+    attempt: str
+    early_stopping: bool
+    time_budget_s: float | None = None
+
+
+@dataclass(frozen=True)
+class _SeedRun:
+    """The run of one seed, and the number of its first report."""
+
+    inputs: RunInputs
+    seed: int
+    first_report: int
+
+    def report_at(self, step: int) -> int:
+        """Return the number of the report made from a checkpoint."""
+        return self.first_report - 1 + -(-step // self.inputs.length.save_every)
+
+
+def run_trial(
+    spec: TrialSpec, on_report: OnReport, train: Train, donor: Donor | None = None
+) -> None:
+    """Run what is left of a trial.
+
+    Args:
+        spec: the trial.
+        on_report: receives every report, in order.
         train: trains a run.
-        copy: of another trial, in whose place this one goes on; its own settings are new then.
+        donor: another trial to continue from, with the settings of `spec`.
 
     Raises:
-        UserError: the settings do not train, or a file that they need is damaged.
+        UserError: training with these settings fails, or a file that it needs is damaged.
     """
-    trial = _Trial(task, tell, train)
-    if task.replays:
+    trial = _Trial(spec, on_report, train)
+    if spec.replay:
         trial.replay()
-    if task.folder.read_outcome() is not None:
+    if spec.dir.read_outcome() is not None:
         return
-    if copy is not None:
-        trial.take_over(copy)
-    trial.go_on()
+    if donor is not None:
+        trial.exploit(donor)
+    trial.run()
 
 
 class _Trial:
-    """A trial at work."""
-
-    def __init__(self, task: Task, tell: Tell, train: Train) -> None:
-        self._task, self._tell, self._train = task, tell, train
-        self._progress = task.folder.read_progress() or Progress(task.settings)
+    def __init__(self, spec: TrialSpec, on_report: OnReport, train: Train) -> None:
+        self._spec, self._on_report, self._train = spec, on_report, train
+        self._progress = spec.dir.read_progress() or TrialProgress(spec.settings)
         self._since = time.monotonic()
 
     def replay(self) -> None:
-        """Tell what earlier starts of the sweep have found."""
-        known = zip(self._progress.reports, self._progress.attempts, strict=True)
-        for report, attempt in known:
-            if attempt != self._task.attempt:
-                self._tell(report, True)
+        """Report what earlier starts of the sweep reported."""
+        for report in self._progress.reports:
+            if report.attempt != self._spec.attempt:
+                self._on_report(report, True)
 
-    def take_over(self, copy: Copy) -> None:
-        """Begin a new generation with the checkpoint of another trial and the settings proposed."""
-        theirs = TrialDir(copy.folder).read_progress()
+    def exploit(self, donor: Donor) -> None:
+        """Begin a new generation from the donor's checkpoint."""
+        theirs = TrialDir(donor.uri).read_progress()
         assert theirs is not None, "only trials that have reported are copied"
-        task = self._task
+        spec, seed = self._spec, self._spec.seeds[0]
         generation = self._progress.generation + 1
         progress = replace(
-            self._progress, settings=task.settings, generation=generation, start=copy.report
+            self._progress, settings=spec.settings, generation=generation, start=donor.report
         )
-        seed = task.seeds[0]
-        # A kill may have left half of the same copy.
-        name = _run_name(seed, generation)
-        filesystem.delete_tree(filesystem.join(task.folder.uri, name))
-        mine = self._open(progress, seed, task.reports)
-        step = min(copy.report * mine.length.save_every, mine.length.total_steps)
-        source = self._copied_run(theirs, copy).checkpoint_uri(step)
+        # A killed process may have left half of the same copy.
+        filesystem.delete_tree(filesystem.join(spec.dir.uri, _run_name(seed, generation)))
+        mine = self._open(progress, seed, spec.reports)
+        step = min(donor.report * mine.length.save_every, mine.length.total_steps)
+        source = self._run_of(theirs, donor).checkpoint_uri(step)
         with (
             filesystem.open_input(source) as old,
             filesystem.atomic_write(mine.folder().checkpoint_uri(step)) as new,
         ):
             shutil.copyfileobj(old, new)
         self._progress = progress
-        task.folder.write_progress(progress)
+        spec.dir.write_progress(progress)
 
-    def _copied_run(self, theirs: Progress, copy: Copy) -> RunDir:
-        """The run that the copy's report was made in; its trial may have moved on since."""
-        made = [one for one in theirs.reports if one.report == copy.report]
-        name = _run_name(self._task.seeds[0], made[-1].generation)
-        config = self._task.sweep.job(
-            theirs.settings, name=name, folder=copy.folder, seed=self._task.seeds[0]
+    def _run_of(self, theirs: TrialProgress, donor: Donor) -> RunDir:
+        """Return the run that the donor's report was made from; the donor may have moved on."""
+        made = [one for one in theirs.reports if one.report == donor.report]
+        seed = self._spec.seeds[0]
+        name = _run_name(seed, made[-1].generation)
+        config = self._spec.sweep.run_config(
+            theirs.settings, name=name, storage=donor.uri, seed=seed
         )
         return RunDir(config, "")
 
-    def go_on(self) -> None:
-        """Train and judge what is not reported yet."""
-        task = self._task
-        for index, seed in enumerate(task.seeds):
-            reports = task.reports if index == 0 else 1
-            first = 1 if index == 0 else task.reports + index
+    def run(self) -> None:
+        """Train and evaluate what is not reported yet."""
+        spec = self._spec
+        for index, seed in enumerate(spec.seeds):
+            reports = spec.reports if index == 0 else 1
+            first = 1 if index == 0 else spec.reports + index
             if self._progress.last_report >= first + reports - 1:
                 continue
-            inputs = self._open(self._progress, seed, reports)
-            for step in self._unjudged(inputs, first):
-                self._judge(inputs, seed, first, step)
-            self._train(inputs, _Saved(self, inputs, seed, first))
+            run = _SeedRun(self._open(self._progress, seed, reports), seed, first)
+            # Checkpoints that an earlier process saved but did not evaluate.
+            for step in run.inputs.folder().steps():
+                self._on_checkpoint(run, step)
+            self._train(run.inputs, partial(self._on_checkpoint, run))
 
-    def saved(self, inputs: RunInputs, seed: int, first: int, step: int) -> None:
-        """A checkpoint is there: judge it, unless an earlier process did."""
-        if _number(inputs, first, step) > self._progress.last_report:
-            self._judge(inputs, seed, first, step)
-
-    def _open(self, progress: Progress, seed: int, reports: int) -> RunInputs:
-        """A run that saves for each report."""
-        task = self._task
-        config = task.sweep.job(
-            progress.settings,
-            name=_run_name(seed, progress.generation),
-            folder=task.folder.uri,
-            seed=seed,
+    def _open(self, progress: TrialProgress, seed: int, reports: int) -> RunInputs:
+        """Return the inputs of a run that saves a checkpoint for each report."""
+        name, storage = _run_name(seed, progress.generation), self._spec.dir.uri
+        config = self._spec.sweep.run_config(
+            progress.settings, name=name, storage=storage, seed=seed
         )
         inputs = prepare_run(config)
-        return replace(inputs, length=replace(inputs.length, save_every=every(inputs, reports)))
+        save_every = report_interval(inputs.length.total_steps, reports)
+        return replace(inputs, length=replace(inputs.length, save_every=save_every))
 
-    def _unjudged(self, inputs: RunInputs, first: int) -> Iterator[int]:
-        """Checkpoints whose judgment an earlier process did not live to write down."""
-        for step in inputs.folder().steps():
-            if _number(inputs, first, step) > self._progress.last_report:
-                yield step
-
-    def _judge(self, inputs: RunInputs, seed: int, first: int, step: int) -> None:
-        value = self._figure(inputs, seed, step)
-        number, task, progress = _number(inputs, first, step), self._task, self._progress
-        objective = value
-        if number > task.reports:
-            ends = [one.value for one in progress.reports if one.report >= task.reports]
+    def _on_checkpoint(self, run: _SeedRun, step: int) -> None:
+        """Evaluate and report a checkpoint, unless an earlier process did."""
+        spec, progress, number = self._spec, self._progress, run.report_at(step)
+        if number <= progress.last_report:
+            return
+        value = objective = self._evaluate(run, step)
+        if number > spec.reports:
+            ends = [one.value for one in progress.reports if one.report >= spec.reports]
             objective = (sum(ends) + value) / (len(ends) + 1)
         now = time.monotonic()
         seconds, self._since = now - self._since, now
-        parts = {"report": number, "seed": seed, "step": step, "generation": progress.generation}
-        report = Report(value=value, objective=objective, seconds=seconds, **parts)
-        self._progress = replace(
-            progress,
-            reports=(*progress.reports, report),
-            attempts=(*progress.attempts, task.attempt),
+        report = Report(
+            number, run.seed, step, value, objective, seconds, progress.generation, spec.attempt
         )
-        task.folder.write_progress(self._progress)
-        # Before it is told: a scheduler ends the process of a trial that has reached its end.
-        if step == inputs.length.total_steps:
-            self._tidy(inputs)
-        if number == task.last_report:
-            task.folder.write_outcome("finished")
-        self._tell(report, False)
+        self._progress = replace(progress, reports=(*progress.reports, report))
+        spec.dir.write_progress(self._progress)
+        # Before reporting: a scheduler ends the process of a trial at its last report.
+        if step == run.inputs.length.total_steps:
+            self._prune(run.inputs.folder())
+        if number == spec.last_report:
+            spec.dir.write_outcome("finished")
+        self._on_report(report, False)
 
-    def _figure(self, inputs: RunInputs, seed: int, step: int) -> float:
-        task = self._task
-        checkpoint = inputs.folder().checkpoint_uri(step)
-        objective = task.sweep.config.objective
-        figure_of = partial(
-            judge,
-            judges=task.judges,
-            metric=task.metric,
+    def _evaluate(self, run: _SeedRun, step: int) -> float:
+        spec = self._spec
+        checkpoint = run.inputs.folder().checkpoint_uri(step)
+        objective = spec.sweep.config.objective
+        evaluate = partial(
+            evaluate_checkpoint,
+            eval_sets=spec.eval_sets,
+            metric=spec.metric,
             far=objective.far,
             centered=objective.centered,
-            device=evaluation_device(task.sweep),
+            device=evaluation_device(spec.sweep),
         )
-        if task.sweep.finetune is None:
-            return figure_of(checkpoint)
-        name = f"finetune-s{seed}-g{self._progress.generation}-{step:08d}"
-        config = task.sweep.finetune_job(checkpoint, name=name, folder=task.folder.uri, seed=seed)
-        finetune = prepare_run(config)
+        if spec.sweep.finetune is None:
+            return evaluate(checkpoint)
+        name = f"finetune-s{run.seed}-g{self._progress.generation}-{step:08d}"
+        finetune = prepare_run(
+            spec.sweep.finetune_config(checkpoint, name=name, storage=spec.dir.uri, seed=run.seed)
+        )
         self._train(finetune, lambda _: None)
-        last = finetune.folder().checkpoint_uri(finetune.length.total_steps)
-        figure = figure_of(last)
+        value = evaluate(finetune.folder().checkpoint_uri(finetune.length.total_steps))
         filesystem.delete_tree(finetune.folder().uri)
-        return figure
+        return value
 
-    def _tidy(self, inputs: RunInputs) -> None:
-        """Keep a finished run's last checkpoint; members of a population may still copy others."""
-        if self._task.sweep.config.scheduler.kind != "pbt":
-            for step in inputs.folder().steps()[:-1]:
-                filesystem.delete(inputs.folder().checkpoint_uri(step))
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """Tells a trial of the checkpoints of one of its runs."""
-
-    trial: _Trial
-    inputs: RunInputs
-    seed: int
-    first: int
-
-    def __call__(self, step: int) -> None:
-        self.trial.saved(self.inputs, self.seed, self.first, step)
+    def _prune(self, run_dir: RunDir) -> None:
+        """Keep a finished run's last checkpoint only, unless population members may copy others."""
+        if self._spec.sweep.config.scheduler.kind != "pbt":
+            for step in run_dir.steps()[:-1]:
+                filesystem.delete(run_dir.checkpoint_uri(step))
 
 
 def _run_name(seed: int, generation: int) -> str:
     return f"s{seed}-g{generation}" if generation else f"s{seed}"
 
 
-def _number(inputs: RunInputs, first: int, step: int) -> int:
-    """Number of the report that a checkpoint leads to."""
-    return first - 1 + -(-step // inputs.length.save_every)
-
-
-def every(inputs: RunInputs, reports: int) -> int:
-    """Steps between the reports of a run."""
-    return -(-inputs.length.total_steps // reports)
+def report_interval(total_steps: int, reports: int) -> int:
+    """Return the number of steps between the reports of a run."""
+    return -(-total_steps // reports)
 
 
 def evaluation_device(sweep: Sweep) -> Device:
-    """Where a trial judges."""
+    """Return the device that a trial evaluates on."""
     compute = sweep.default.compute
     if compute.workers == 0:
         return compute.device
     return "cuda" if sweep.config.objective.gpus > 0 else "cpu"
 
 
-def train_here(inputs: RunInputs, saved: Callable[[int], None]) -> None:
-    """Debug mode: a run in this process."""
+def train_here(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
+    """Train a run in this process, without Ray."""
     threads = torch.get_num_threads()
     try:
-        run_local(inputs, hooks=Hooks(written=saved))
+        run_local(inputs, hooks=Hooks(written=on_checkpoint))
     finally:
         torch.set_num_threads(threads)

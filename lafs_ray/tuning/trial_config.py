@@ -1,4 +1,4 @@
-"""From a sweep to the configurations of its runs: base file, settings of all, settings of one."""
+"""Configurations of a sweep's runs: base file, settings of all trials, settings of one trial."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lafs_ray.tuning.space import Settings
 
 Tree = dict[str, Any]
 
-# Words that stand in place of a path.
-_WORDS = ("untrained",)
+# Values that are no paths.
+_KEYWORDS = ("untrained",)
 _PATHS = (
     "data.path",
     "start.transformer",
@@ -26,8 +26,8 @@ _PATHS = (
     "landmarks.weights",
     "landmarks.cache",
 )
-# Stands for a trial's own checkpoint until there is one.
-TRIAL = "<the trial>"
+# Placeholder for a trial's checkpoint until there is one.
+TRIAL_CHECKPOINT = "<the trial's checkpoint>"
 
 
 @dataclass(frozen=True)
@@ -36,65 +36,66 @@ class Sweep:
 
     Args:
         config: its settings.
-        base: what all its trials have in common.
-        finetune: what all short finetunings of a pretraining sweep have in common, if it has any.
-        here: folder that relative paths are meant from; trials run in other ones.
+        base: settings that all trials share, as a tree.
+        finetune: settings that all short finetunings of a pretraining sweep share.
+        working_dir: directory that relative paths refer to; trials run in other ones.
     """
 
     config: SweepConfig
     base: Tree
     finetune: Tree | None
-    here: str
+    working_dir: str
 
     @property
     def kind(self) -> type[FinetuneConfig] | type[PretrainConfig]:
-        """The configuration's class of a trial."""
-        return FinetuneConfig if self.config.job == "finetune" else PretrainConfig
+        """Configuration class of a trial."""
+        return FinetuneConfig if self.config.task == "finetune" else PretrainConfig
 
     @cached_property
     def default(self) -> FinetuneConfig | PretrainConfig:
-        """The job without any setting of the space."""
+        """Configuration without any setting of the space."""
         return resolve(self.kind, self.base, self.config.base)
 
     @cached_property
     def default_finetune(self) -> FinetuneConfig | None:
-        """The short finetuning, from a trial that is yet to be."""
+        """Configuration of the short finetuning, with a placeholder for the checkpoint."""
         if self.finetune is None:
             return None
-        return self.finetune_job(TRIAL, name="finetune", folder=self.config.storage, seed=0)
+        return self.finetune_config(
+            TRIAL_CHECKPOINT, name="finetune", storage=self.config.storage, seed=0
+        )
 
     def tree(self, settings: Settings) -> Tree:
-        """The job with the settings of a trial, as a tree."""
+        """Return the tree of a configuration with the settings of a trial."""
         return apply_overrides(self.base, settings)
 
-    def job(
-        self, settings: Settings, *, name: str, folder: str, seed: int
+    def run_config(
+        self, settings: Settings, *, name: str, storage: str, seed: int
     ) -> FinetuneConfig | PretrainConfig:
-        """One run of a trial: its results lie in `<folder>/<name>`."""
+        """Return the configuration of one run of a trial, which writes to `<storage>/<name>`."""
         reports = self.config.objective.reports
-        tree = self._run_tree(self.tree(settings), name, folder, seed, reports)
+        tree = self._run_tree(self.tree(settings), name, storage, seed, reports)
         return resolve(self.kind, tree, f"trial with {settings}")
 
-    def finetune_job(
-        self, transformer: str, *, name: str, folder: str, seed: int
+    def finetune_config(
+        self, transformer: str, *, name: str, storage: str, seed: int
     ) -> FinetuneConfig:
-        """The short finetuning of a pretrained checkpoint."""
-        assert self.finetune is not None, "the sweep judges frozen networks"
+        """Return the configuration of the short finetuning of a pretrained checkpoint."""
+        assert self.finetune is not None, "the sweep evaluates frozen networks"
         tree = apply_overrides(self.finetune, {"start.transformer": transformer})
-        tree = self._run_tree(tree, name, folder, seed, 1)
+        tree = self._run_tree(tree, name, storage, seed, 1)
         return resolve(FinetuneConfig, tree, f"finetuning of {transformer}")
 
-    def _run_tree(self, tree: Tree, name: str, folder: str, seed: int, reports: int) -> Tree:
-        """A job's tree as a trial runs it: in the sweep's folder, judged by the sweep alone."""
-        run = {"run": {"name": name, "storage": folder, "seed": seed}, "online_eval": {}}
-        # Every report judges a checkpoint, and the trial deletes them; how far apart they lie is
-        # decided where the number of steps is known.
+    def _run_tree(self, tree: Tree, name: str, storage: str, seed: int, reports: int) -> Tree:
+        run = {"run": {"name": name, "storage": storage, "seed": seed}, "online_eval": {}}
+        # The trial evaluates every checkpoint and deletes it; their distance is set once the
+        # number of steps is known.
         run["checkpoints"] = {"every": "1 run", "keep": reports}
-        found = {path: _at(tree, path) for path in _PATHS}
+        found = {path: _value_at(tree, path) for path in _PATHS}
         absolute = {
-            path: filesystem.absolute(value, self.here)
+            path: filesystem.absolute(value, self.working_dir)
             for path, value in found.items()
-            if isinstance(value, str) and value not in _WORDS
+            if isinstance(value, str) and value not in _KEYWORDS
         }
         return {**apply_overrides(tree, absolute), **run}
 
@@ -103,7 +104,7 @@ def read_sweep(config: SweepConfig) -> Sweep:
     """Read the files that a sweep is based on.
 
     Raises:
-        ConfigError: one is missing or no YAML.
+        ConfigError: one is missing or not YAML.
     """
     base = with_settings(read_yaml(config.base), config.settings)
     finetune = None
@@ -113,21 +114,21 @@ def read_sweep(config: SweepConfig) -> Sweep:
 
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> Tree:
-    """A tree with settings on top: by section (`{data: {path: …}}`) or by dotted key."""
-    return apply_overrides(tree, dict(_flat(settings)))
+    """Return a tree with settings, by section (`{data: {path: …}}`) or by dotted key."""
+    return apply_overrides(tree, dict(_flatten(settings)))
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            pairs += _flat(value, f"{prefix}{key}.")
+            pairs += _flatten(value, f"{prefix}{key}.")
         else:
             pairs.append((f"{prefix}{key}", value))
     return pairs
 
 
-def _at(tree: Mapping[str, Any], dotted: str) -> Any:
+def _value_at(tree: Mapping[str, Any], dotted: str) -> Any:
     value: Any = tree
     for name in dotted.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -1,27 +1,36 @@
-"""Trials on Ray Tune: which start when, and what is told of them."""
+"""A batch of trials on Ray Tune."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from lafs_ray.tuning.concurrency import TrialRoom
-from lafs_ray.tuning.config import SweepConfig
+from lafs_ray.data.io import filesystem
+from lafs_ray.engine.ray_session import join_cluster, start_or_join
+from lafs_ray.tuning.concurrency import (
+    check_nodes,
+    check_population,
+    max_concurrent,
+    trial_resources,
+)
 from lafs_ray.tuning.results import Report
-from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.trainable import number_of, trainable
-from lafs_ray.tuning.trial import Task
+from lafs_ray.tuning.schedulers import make_scheduler
+from lafs_ray.tuning.sweep_dir import SweepDir
+from lafs_ray.tuning.trainable import make_trainable, trial_number
+from lafs_ray.tuning.trial import TrialBatch
 
-# Set before Tune is used: Ctrl-C is ours to handle, nobody reads its logs and tables, and a trial
-# that fails before its first report ends without a figure.
-ENVIRONMENT = {
+_log = logging.getLogger(__name__)
+
+# Read when Tune is first used: Ctrl-C is handled by our command line, Tune's logs and tables are
+# not used, and a trial that fails before its first report has no metric.
+_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -30,129 +39,95 @@ ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What Tune is to do.
+def run_batch(batch: TrialBatch) -> None:
+    """Run trials on the cluster of this job, or on one of this machine, to their ends.
 
-    Args:
-        config: the sweep's.
-        numbers: of the trials, in the order in which they start.
-        propose: settings of a number, asked for when it starts.
-        task: what a trial of a number and settings has to do; travels to other processes.
-        room: what one takes.
-        at_once: how many run together.
-        folder: for Tune's own files.
-        attempt: name of this start of the sweep.
-        seconds: that are left; None is no limit.
+    Raises:
+        ConfigError: the cluster cannot fit a trial, or all members of a population at once.
     """
-
-    config: SweepConfig
-    numbers: Sequence[int]
-    propose: Callable[[int], Settings]
-    task: Callable[[int, Settings], Task]
-    room: TrialRoom
-    at_once: int
-    folder: str
-    attempt: str
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What happens to trials, told in the driver.
-
-    Args:
-        reported: a number and its report, and whether an earlier start had made it.
-        ended: a number, and why its process died if it did.
-    """
-
-    reported: Callable[[int, Report, bool], None]
-    ended: Callable[[int, str], None]
-
-
-def run_trials(plan: Plan, scheduler: TrialScheduler | None, watch: Watch) -> None:
-    """Run the trials of a plan; returns when all have ended or the time is over.
-
-    Args:
-        plan: the trials.
-        scheduler: who ends trials early; None lets all come to their end.
-        watch: is told what happens.
-    """
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    objective = plan.config.objective
-    population = isinstance(scheduler, PopulationBasedTraining)
-    process = plan.room.process
+    config = batch.sweep.config
+    is_population = batch.early_stopping and config.scheduler.kind == "pbt"
+    resources = trial_resources(batch.sweep)
+    total, members = resources.total, len(batch.numbers) if is_population else 1
+    # On this machine CPUs are logical, and members share its cores.
+    start_or_join(total.cpus * members)
+    join_cluster(total.cpus, resources.arithmetic, total.gpus, resources.arithmetic)
+    nodes = ray.nodes()
+    check_nodes(resources, batch.sweep, nodes)
+    concurrent = max_concurrent(config, resources, ray.cluster_resources())
+    check_population(members, concurrent, resources, nodes)
+    _log.info(f"concurrent trials: {concurrent}, each {resources.arithmetic}")
+    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
+    process = resources.process
     bundle = {"CPU": process.cpus, **({"GPU": process.gpus} if process.gpus else {})}
-    resources = tune.PlacementGroupFactory([bundle])
-    in_process = plan.room.workers.cpus == 0
-    # A population makes its own proposals: Tune refuses a searcher beside it.
-    members = [plan.propose(number) for number in plan.numbers] if population else []
-    numbers = plan.numbers if population else None
+    # Tune refuses a searcher beside a population's own proposals.
+    numbers = batch.numbers if is_population else None
+    proposed = [batch.propose(number) for number in batch.numbers] if is_population else []
     tuner = tune.Tuner(
-        tune.with_resources(trainable(plan.task, numbers), resources),
-        param_space={"settings": tune.grid_search(members)} if population else {},
+        tune.with_resources(
+            make_trainable(batch.make_spec, numbers), tune.PlacementGroupFactory([bundle])
+        ),
+        param_space={"settings": tune.grid_search(proposed)} if is_population else {},
         tune_config=tune.TuneConfig(
             metric="objective",
-            mode="max" if objective.sign > 0 else "min",
-            search_alg=None if population else Proposals(plan),
-            scheduler=scheduler or FIFOScheduler(),
-            num_samples=1 if population else len(plan.numbers),
-            max_concurrent_trials=plan.at_once,
-            time_budget_s=plan.seconds,
-            # Where workers are started, they end with the process.
-            reuse_actors=in_process and not population,
+            mode="max" if config.objective.sign > 0 else "min",
+            search_alg=None if is_population else _Proposals(batch),
+            scheduler=make_scheduler(config) if batch.early_stopping else None,
+            num_samples=1 if is_population else len(batch.numbers),
+            max_concurrent_trials=concurrent,
+            time_budget_s=batch.time_budget_s,
+            # Workers end with the process that started them.
+            reuse_actors=resources.workers.cpus == 0 and not is_population,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
-            name=plan.attempt,
-            storage_path=plan.folder,
+            name=batch.attempt,
+            storage_path=filesystem.join(SweepDir(batch.sweep).uri, "tune"),
             verbose=0,
-            callbacks=[_Callback(numbers, watch)],
+            callbacks=[_Callback(batch)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
     tuner.fit()
 
 
-class Proposals(Searcher):  # type: ignore[misc] # Ray ships no types
-    """Gives Tune one task after the other.
+class _Proposals(Searcher):  # type: ignore[misc] # Ray ships no types
+    """Proposes the trials of a batch in order; keeps no state, as sweeps resume from their own."""
 
-    Args:
-        plan: of the trials.
-    """
-
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, batch: TrialBatch) -> None:
         super().__init__(
-            metric="objective", mode="max" if plan.config.objective.sign > 0 else "min"
+            metric="objective", mode="max" if batch.sweep.config.objective.sign > 0 else "min"
         )
-        self._waiting, self._propose = list(plan.numbers), plan.propose
+        self._pending, self._propose = list(batch.numbers), batch.propose
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - part of Tune's interface
-        """The next trial."""
-        if not self._waiting:
+        """Return the next trial's configuration."""
+        if not self._pending:
             return Searcher.FINISHED
-        number = self._waiting.pop(0)
+        number = self._pending.pop(0)
         return {"number": number, "settings": self._propose(number)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: records are read where they are needed."""
+        """Do nothing."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing of it is kept: a sweep continues from its own folder."""
+        """Write an empty file, as Tune expects one."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never asked for."""
+        """Do nothing."""
 
 
 class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
-    """Hands Tune's events on, with our numbers."""
+    """Passes Tune's events to the observer, with the sweep's trial numbers."""
 
-    def __init__(self, numbers: Sequence[int] | None, watch: Watch) -> None:
-        self._numbers, self._watch = numbers, watch
+    def __init__(self, batch: TrialBatch) -> None:
+        is_population = batch.early_stopping and batch.sweep.config.scheduler.kind == "pbt"
+        self._numbers = batch.numbers if is_population else None
+        self._observer = batch.observer
 
     def _number(self, trial: Any) -> int:
-        return number_of(trial.trial_id, trial.config, self._numbers)
+        return trial_number(trial.trial_id, trial.config, self._numbers)
 
     def on_trial_result(
         self,
@@ -162,28 +137,16 @@ class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """A report."""
+        """Pass a report."""
         report = Report(**{one.name: result[one.name] for one in fields(Report)})
-        self._watch.reported(self._number(trial), report, result["replayed"])
+        self._observer.on_report(self._number(trial), report, result["replayed"])
 
-    def on_trial_complete(
-        self,
-        iteration: int,  # noqa: ARG002
-        trials: list[Any],  # noqa: ARG002
-        trial: Any,
-        **info: Any,  # noqa: ARG002
-    ) -> None:
-        """Its end, of itself or by the scheduler."""
-        self._watch.ended(self._number(trial), "")
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        """Pass the end of a trial that finished or was stopped."""
+        self._observer.on_end(self._number(trial), "")
 
-    def on_trial_error(
-        self,
-        iteration: int,  # noqa: ARG002
-        trials: list[Any],  # noqa: ARG002
-        trial: Any,
-        **info: Any,  # noqa: ARG002
-    ) -> None:
-        """Its process died more often than it may."""
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        """Pass the error of a trial whose process died again after a restart."""
         error = trial.get_error()
         text = " ".join(str(error).split()) if error is not None else "its process died"
-        self._watch.ended(self._number(trial), text[-500:])
+        self._observer.on_end(self._number(trial), text[-500:])

@@ -1,99 +1,93 @@
-"""What can be wrong with a sweep before any data is read: all of it, in one list."""
+"""Validation of a sweep's settings before any data is read; all errors in one list."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import Section, Tuning, find_mistakes, section_at
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.tuning.config import EvalSets, SweepConfig
-from lafs_ray.tuning.space import Dimension, Settings, draw_settings, grid_points, reaching
-from lafs_ray.tuning.trial_config import TRIAL, Sweep, with_settings
+from lafs_ray.tuning.search import Search, grid_points
+from lafs_ray.tuning.space import Settings, Space, activating_settings
+from lafs_ray.tuning.trial_config import TRIAL_CHECKPOINT, Sweep, with_settings
 
-# Random settings that are tried out where the trials are not known beforehand.
-_TRIED = 100
-
+# Random settings that are validated where those of the trials are not known beforehand.
+_NUM_SAMPLED = 100
+# Points of a grid, at most.
+_MAX_GRID = 4096
 # A short finetuning takes over the trial's transformer and landmark CNN.
 _SHARED = ("size", "num_landmarks", "patch_size", "landmark_cnn", "landmark_cnn_width")
 
 
-def mistakes_in(sweep: Sweep) -> list[str]:
-    """A line for each mistake in the settings of a sweep; none reads any data."""
-    base = [*_base_mistakes(sweep)]
+def find_errors(sweep: Sweep) -> list[str]:
+    """Return a line for each error in the settings of a sweep."""
+    config = sweep.config
+    base = [*_base_errors(sweep)]
     found = [
         *base,
-        *_condition_mistakes(sweep.config.space),
-        *_key_mistakes(sweep.config, sweep.kind),
-        *_objective_mistakes(sweep.config),
-        *_search_mistakes(sweep.config),
-        *_scheduler_mistakes(sweep.config),
+        *_condition_errors(config.space),
+        *_key_errors(config, sweep.kind),
+        *_objective_errors(config),
+        *_searcher_errors(config),
+        *_scheduler_errors(config),
     ]
+    if config.scheduler.kind == "pbt":
+        found += _population_errors(config)
     if not base:
-        # With a wrong base every value would be named as well.
-        found += _value_mistakes(sweep)
-    return found or [*_combination_mistakes(sweep)]
+        # Errors of the base would be repeated for every value.
+        found += _value_errors(sweep)
+    return found or [*_combination_errors(sweep)]
 
 
-def edge_settings(space: Mapping[str, Dimension]) -> list[Settings]:
-    """Each key at the ends of its range or with each value listed, with what it is drawn after."""
+def edge_settings(space: Space) -> list[Settings]:
+    """Return each key at its bounds or with each choice, and what makes it active."""
     return [
-        {**reaching(space, key), key: value}
+        {**activating_settings(space, key), key: value}
         for key, dimension in space.items()
         for value in dimension.edges()
     ]
 
 
 def known_settings(config: SweepConfig) -> list[Settings]:
-    """Settings of the trials, as far as they can be known before the first has been run."""
+    """Return the settings of the trials as far as they are known in advance; for TPE a sample."""
     if config.searcher.kind == "grid":
         return grid_points(config.space)
-    count = config.budget.trials if config.searcher.kind == "random" else _TRIED
-    return [draw_settings(config.space, config.seed, number) for number in range(count)]
+    search = Search(config)
+    count = config.budget.trials if config.searcher.kind == "random" else _NUM_SAMPLED
+    return [search.propose(number) for number in range(count)]
 
 
-def _base_mistakes(sweep: Sweep) -> Iterator[str]:
+def _base_errors(sweep: Sweep) -> Iterator[str]:
     config = sweep.config
     for line in find_mistakes(sweep.kind, sweep.base):
         yield f"{config.base} with settings: {line}"
     if sweep.finetune is None or config.finetune is None:
         return
-    if config.job == "finetune":
-        yield "finetune: goes with job: pretrain; the trials of this sweep are finetunings"
-    tree = with_settings(sweep.finetune, {"start.transformer": TRIAL})
+    if config.task == "finetune":
+        yield "finetune: requires task: pretrain; the trials of this sweep are finetunings"
+    tree = with_settings(sweep.finetune, {"start.transformer": TRIAL_CHECKPOINT})
     for line in find_mistakes(FinetuneConfig, tree):
         yield f"{config.finetune.base} with finetune.settings: {line}"
 
 
-def _condition_mistakes(space: Mapping[str, Dimension]) -> Iterator[str]:
-    above: dict[str, Dimension] = {}
-    for key, dimension in space.items():
-        for parent, values in dimension.when.items():
-            yield from _mistakes_of_condition(key, dimension, parent, values, above)
-        above[key] = dimension
-
-
-def _mistakes_of_condition(
-    key: str,
-    dimension: Dimension,
-    parent: str,
-    values: tuple[Any, ...],
-    above: dict[str, Dimension],
-) -> Iterator[str]:
-    where = f"space.{key}.when"
-    if parent not in above:
-        listed = ", ".join(above) or "none"
-        yield f"{where}: {parent} is no key of the space above {key}; those are: {listed}"
-        return
-    if above[parent].kind in ("uniform", "log_uniform"):
-        yield f"{where}: {parent} is {above[parent].kind}; a condition needs a list or integers"
-    elif dimension.kind == "grid" and above[parent].kind != "grid":
-        yield f"{where}: {key} is a grid, so {parent} has to be one, not {above[parent].kind}"
-    else:
-        never = [value for value in values if not above[parent].holds(value)]
-        if never or not values:
-            yield f"{where}: {parent} is never {', '.join(map(repr, never)) or 'anything listed'}"
+def _condition_errors(space: Space) -> Iterator[str]:
+    keys = [*space]
+    for index, key in enumerate(keys):
+        earlier, where = keys[:index], f"space.{key}.when"
+        for parent, values in space[key].when.items():
+            if parent not in earlier:
+                listed = ", ".join(earlier) or "none"
+                yield f"{where}: {parent} is not a key of the space before {key}; those: {listed}"
+            elif space[parent].kind in ("uniform", "log_uniform"):
+                kind = space[parent].kind
+                yield f"{where}: {parent} is {kind}; a condition requires choice or integer"
+            else:
+                never = [value for value in values if not space[parent].contains(value)]
+                if never or not values:
+                    listed = ", ".join(map(repr, never)) or "any value listed"
+                    yield f"{where}: {parent} is never {listed}"
 
 
 def marked_keys(kind: type[Section], mark: Tuning, prefix: str = "") -> list[str]:
@@ -108,11 +102,8 @@ def marked_keys(kind: type[Section], mark: Tuning, prefix: str = "") -> list[str
     return keys
 
 
-def _key_mistakes(config: SweepConfig, kind: type[Section]) -> Iterator[str]:
-    operational, in_loss, mutable = (
-        marked_keys(kind, mark)
-        for mark in (Tuning.OPERATIONAL, Tuning.DEFINES_LOSS, Tuning.MUTABLE)
-    )
+def _key_errors(config: SweepConfig, kind: type[Section]) -> Iterator[str]:
+    operational, in_loss, mutable = (marked_keys(kind, mark) for mark in Tuning)
     for key in config.space:
         if _is_below(key, operational):
             yield f"space.{key}: {Tuning.OPERATIONAL.value}; move it to settings"
@@ -126,135 +117,132 @@ def _key_mistakes(config: SweepConfig, kind: type[Section]) -> Iterator[str]:
                 f"space.{key}: cannot change when training resumes from a checkpoint, as "
                 f"scheduler.kind=pbt requires; keys that can: {', '.join(mutable)}"
             )
-    for one, other in ((a, b) for a in config.space for b in config.space if b.startswith(f"{a}.")):
-        yield f"space.{other}: {one} is in the space as a whole; keep one of the two"
+        for other in config.space:
+            if other.startswith(f"{key}."):
+                yield f"space.{other}: {key} is in the space as a whole; keep one of the two"
 
 
 def _is_below(key: str, sections: Sequence[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def _objective_mistakes(config: SweepConfig) -> Iterator[str]:
+def _objective_errors(config: SweepConfig) -> Iterator[str]:
     objective, confirm = config.objective, config.confirm
-    yield from _judging_mistakes("objective", objective.metric, objective)
+    yield from _metric_errors("objective", objective.metric, objective)
     if objective.metric == "loss" and config.finetune is not None:
-        yield "objective.metric: loss is the pretraining's own; it needs no finetune section"
+        yield "objective.metric: loss is that of pretraining; remove the finetune section"
     if not confirm.enabled:
         return
     metric = confirm.metric or objective.metric
     if metric == "loss":
-        yield "confirm.metric: required, as objective.metric=loss is no figure of a test set"
+        yield "confirm.metric: required, as objective.metric=loss is not a metric of a test set"
         return
-    yield from _judging_mistakes("confirm", metric, confirm)
+    yield from _metric_errors("confirm", metric, confirm)
     both = sorted(set(objective.seeds) & set(confirm.seeds))
     if both:
-        yield f"confirm.seeds: {both} belong to objective.seeds; confirm with new ones"
+        yield f"confirm.seeds: {both} are in objective.seeds; use other seeds"
     if len(set(confirm.seeds)) < len(confirm.seeds):
         yield f"confirm.seeds: {list(confirm.seeds)} - write each once"
     for name in ("pairs", "identities"):
         path = getattr(confirm, name)
         if path is not None and path == getattr(objective, name):
-            yield f"confirm.{name}: {path} is what the sweep selects by; name another file"
+            yield f"confirm.{name}: {path} is the selection set; use another file"
 
 
-def _judging_mistakes(section: str, metric: str, judges: EvalSets) -> Iterator[str]:
-    """A metric that would never be reported, or a file that nothing would read."""
+def _metric_errors(section: str, metric: str, eval_sets: EvalSets) -> Iterator[str]:
     needed = {"knn": "identities", "loss": None}.get(metric, "pairs")
     for name in ("pairs", "identities"):
-        path = getattr(judges, name)
+        path = getattr(eval_sets, name)
         if name == needed and path is None:
-            yield f"{section}.{name}: required, or {metric} will never be reported"
+            yield f"{section}.{name}: required by {metric}"
         if name != needed and path is not None:
             yield f"{section}.{name}: {path}, but {metric} does not read it"
 
 
-def _search_mistakes(config: SweepConfig) -> Iterator[str]:
-    grid = [key for key, dimension in config.space.items() if dimension.kind == "grid"]
-    others = [key for key in config.space if key not in grid]
-    kind, trials = config.searcher.kind, config.budget.trials
-    if kind == "grid" and others:
-        yield f"searcher.kind: grid, but {', '.join(others)} is not of kind grid; list its values"
+def _searcher_errors(config: SweepConfig) -> Iterator[str]:
+    if config.searcher.kind != "grid":
         return
-    if kind == "optuna" and grid:
-        yield f"searcher.kind: optuna, but {', '.join(grid)} is of kind grid; write choice"
-    num_points = 1
-    for key in grid:
-        num_points *= len(config.space[key].values)
-    num_points = min(num_points, len(grid_points(config.space)) if num_points <= 4096 else 4096)
-    if kind != "optuna" and grid and trials < num_points:
-        yield f"budget.trials: {trials}, but the grid has {num_points} points"
-    if kind == "grid" and trials > num_points:
-        yield f"budget.trials: {trials}, but the grid has {num_points} points; write {num_points}"
+    ranges = [key for key, dimension in config.space.items() if dimension.is_numeric]
+    if ranges:
+        yield f"searcher.kind: grid requires choice, but not so: {', '.join(ranges)}"
+        return
+    trials, points = config.budget.trials, math.prod(len(d.values) for d in config.space.values())
+    if points <= _MAX_GRID:
+        points = len(grid_points(config.space))
+    if trials != points:
+        yield f"budget.trials: {trials}, but the grid has {points} points; write {points}"
 
 
-def _scheduler_mistakes(config: SweepConfig) -> Iterator[str]:
+def _scheduler_errors(config: SweepConfig) -> Iterator[str]:
     objective, scheduler = config.objective, config.scheduler
     last = objective.last_report
-    counted = f"{objective.reports} reports + {len(objective.seeds)} seeds - 1 = {last}"
-    if scheduler.kind in ("asha", "median") and scheduler.grace >= last:
+    if scheduler.kind in ("asha", "median") and scheduler.grace_period >= last:
         yield (
-            f"scheduler.grace: {scheduler.grace}, but a trial's last report is {counted}: nobody "
+            f"scheduler.grace_period: {scheduler.grace_period}, but a trial's last report is "
+            f"{objective.reports} reports + {len(objective.seeds)} seeds - 1 = {last}, so no trial "
             "would be stopped; lower it, or write scheduler.kind: none"
         )
-    if scheduler.kind != "pbt":
-        return
+
+
+def _population_errors(config: SweepConfig) -> Iterator[str]:
+    objective, scheduler, members = config.objective, config.scheduler, config.budget.trials
     if config.searcher.kind != "random":
-        yield f"searcher.kind: {config.searcher.kind}, but pbt makes its own proposals; random"
+        yield f"searcher.kind: {config.searcher.kind}, but pbt requires random"
     if len(objective.seeds) > 1:
-        yield f"objective.seeds: {list(objective.seeds)}, but a member of pbt has one seed"
-    if scheduler.every >= objective.reports:
+        yield f"objective.seeds: {list(objective.seeds)}, but pbt trains one seed per member"
+    if scheduler.perturbation_interval >= objective.reports:
         yield (
-            f"scheduler.every: {scheduler.every}, but a trial has {objective.reports} reports: "
-            "nothing would be exchanged"
+            f"scheduler.perturbation_interval: {scheduler.perturbation_interval}, but a trial has "
+            f"{objective.reports} reports, so no member would copy another; lower it"
         )
-    if config.budget.trials * scheduler.quantile < 1:
+    if members * scheduler.quantile_fraction < 1:
         yield (
-            f"budget.trials: {config.budget.trials} × scheduler.quantile {scheduler.quantile:g} is "
-            "less than one member; raise one of the two"
+            f"budget.trials: {members} × scheduler.quantile_fraction "
+            f"{scheduler.quantile_fraction:g} is less than one member; raise one of the two"
         )
-    members, together = config.budget.trials, config.budget.concurrent
-    if together is not None and together < members:
+    concurrent = config.budget.max_concurrent
+    if concurrent is not None and concurrent < members:
         yield (
-            f"budget.concurrent: {together}, but the {members} members of pbt exchange with those "
-            "that run beside them; leave it out"
+            f"budget.max_concurrent: {concurrent}, but all {members} members of a population must "
+            "run at once; remove it"
         )
     for key, dimension in config.space.items():
         if dimension.when:
-            yield f"space.{key}.when: has no meaning in a population; leave it out"
+            yield f"space.{key}.when: not supported by pbt; remove it"
 
 
-def _value_mistakes(sweep: Sweep) -> Iterator[str]:
-    """Values that the job refuses, each end by itself."""
-    named: set[str] = set()
+def _value_errors(sweep: Sweep) -> Iterator[str]:
+    """Yield values that the configuration refuses, one key at a time."""
+    reported: set[str] = set()
     for settings in edge_settings(sweep.config.space):
         key = [*settings][-1]
         for line in find_mistakes(sweep.kind, sweep.tree(settings)):
-            if line not in named:
+            if line not in reported:
                 yield f"space.{line}" if line.startswith(key) else f"space.{key}: {line}"
-            named.add(line)
+            reported.add(line)
 
 
-def _combination_mistakes(sweep: Sweep) -> Iterator[str]:
-    """Trials that the job refuses, though it takes each of their values."""
-    named: set[str] = set()
+def _combination_errors(sweep: Sweep) -> Iterator[str]:
+    """Yield errors of whole trials, each of whose values is valid."""
+    reported: set[str] = set()
     for settings in known_settings(sweep.config):
-        shown = ", ".join(f"{key}={value}" for key, value in settings.items())
-        for line in find_mistakes(sweep.kind, sweep.tree(settings)) or _finetune_misfit(
+        values = ", ".join(f"{key}={value}" for key, value in settings.items())
+        for line in find_mistakes(sweep.kind, sweep.tree(settings)) or _finetune_errors(
             sweep, settings
         ):
-            if line not in named:
-                yield f"space: {line} (with {shown})"
-            named.add(line)
+            if line not in reported:
+                yield f"space: {line} (with {values})"
+            reported.add(line)
 
 
-def _finetune_misfit(sweep: Sweep, settings: Settings) -> list[str]:
-    """Where a short finetuning would not take over the trial's networks."""
+def _finetune_errors(sweep: Sweep, settings: Settings) -> list[str]:
+    """Return where the short finetuning cannot load the trial's networks."""
     finetune = sweep.default_finetune
     if finetune is None:
         return []
-    job = PretrainConfig.model_validate(sweep.tree(settings))
+    pretrain = PretrainConfig.model_validate(sweep.tree(settings))
     return [
         f"finetune: model.{name} is {theirs}, but {mine} in the pretraining"
         for name in _SHARED
-        if (mine := getattr(job.model, name)) != (theirs := getattr(finetune.model, name))
+        if (mine := getattr(pretrain.model, name)) != (theirs := getattr(finetune.model, name))
     ]

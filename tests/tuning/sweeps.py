@@ -21,7 +21,7 @@ PRETRAIN_SETTINGS = {
 
 
 def pair_file(folder: Path, name: str = "select.bin", seed: int = 1) -> str:
-    """Twenty pairs of pictures that no training set has, a same and a different one each fold."""
+    """Twenty pairs of images that no training set has, a same and a different one each fold."""
     path = folder / name
     write_pairs(str(path), face_jpegs(40, seed=seed), [True, False] * 10)
     return str(path)
@@ -34,7 +34,7 @@ def tree(folder: Path, data: Path | str, **changes: Any) -> dict[str, Any]:
     return {
         "name": "sweep",
         "storage": str(folder / "sweeps"),
-        "job": "finetune",
+        "task": "finetune",
         "base": str(ROOT / FINETUNE),
         "settings": settings,
         "space": {"optim.lr": {"log_uniform": [1e-4, 1e-2]}},

@@ -1,4 +1,4 @@
-"""The settings of a sweep: every mistake with its key and value, before anything is read."""
+"""The settings of a sweep: every error with its key and value, before anything is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.trial_config import Sweep, read_sweep, with_settings
-from lafs_ray.tuning.validation import known_settings, marked_keys, mistakes_in
+from lafs_ray.tuning.validation import find_errors, known_settings, marked_keys
 from tests.training.faces import ROOT
 
 FEW_SHOT = str(ROOT / "configs" / "finetune" / "few_shot.yaml")
@@ -26,7 +26,7 @@ PAIRS = {"metric": "pair_accuracy", "pairs": "select.bin"}
 def sweep(space: dict[str, Any] | None = None, **changes: Any) -> Sweep:
     tree = {
         "name": "a",
-        "job": "finetune",
+        "task": "finetune",
         "base": FEW_SHOT,
         "space": LR if space is None else space,
         "objective": PAIRS,
@@ -35,16 +35,16 @@ def sweep(space: dict[str, Any] | None = None, **changes: Any) -> Sweep:
     return read_sweep(resolve(SweepConfig, tree, "sweep"))
 
 
-def test_mistakes_in__a_sound_sweep() -> None:
-    assert mistakes_in(sweep()) == []
+def test_find_errors__of_a_valid_sweep() -> None:
+    assert find_errors(sweep()) == []
 
 
 @pytest.mark.parametrize("name", ["few_shot", "augmentation", "debug"])
-def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ready-made sweeps load, and their spaces and bases go together."""
     monkeypatch.chdir(ROOT)
     config = load(SweepConfig, f"configs/sweep/{name}.yaml")
-    assert mistakes_in(read_sweep(config)) == []
+    assert find_errors(read_sweep(config)) == []
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"mixup.alpha": {"uniform": [0, 1], "when": {"mixup.probability": [0.1]}}},
             {},
-            "space.mixup.alpha.when: mixup.probability is no key of the space above mixup.alpha; "
-            "those are: none",
+            "space.mixup.alpha.when: mixup.probability is not a key of the space before "
+            "mixup.alpha; those: none",
         ),
         (
             {
@@ -78,7 +78,7 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 "mixup.alpha": {"uniform": [0.1, 1], "when": {"mixup.probability": [0.1]}},
             },
             {},
-            "mixup.probability is uniform; a condition needs a list or integers",
+            "mixup.probability is uniform; a condition requires choice or integer",
         ),
         (
             {
@@ -103,21 +103,21 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             {"objective": {"metric": "loss"}},
             "space.margin.margin: changes what the loss measures",
         ),
-        (LR, {"objective": {"metric": "knn"}}, "objective.identities: required, or knn will never"),
+        (LR, {"objective": {"metric": "knn"}}, "objective.identities: required by knn"),
         (
             LR,
             {"objective": {"metric": "pair_accuracy", "identities": "val.rec", "pairs": "a.bin"}},
-            "objective.identities: val.rec, but pair_accuracy does not read it",
+            "objective.identities: .*val.rec, but pair_accuracy does not read it",
         ),
         (
             LR,
             {"confirm": {"pairs": "select.bin"}},
-            "confirm.pairs: select.bin is what the sweep selects by",
+            "confirm.pairs: .*select.bin is the selection set",
         ),
         (
             LR,
             {"confirm": {"pairs": "b.bin", "seeds": [0, 9]}},
-            r"confirm.seeds: \[0\] belong to objective.seeds",
+            r"confirm.seeds: \[0\] are in objective.seeds",
         ),
         (
             LR,
@@ -126,19 +126,17 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             LR,
-            {"scheduler": {"kind": "asha", "grace": 4}},
-            "scheduler.grace: 4, but a trial's last report is 4 reports \\+ 1 seeds - 1 = 4",
+            {"scheduler": {"kind": "asha", "grace_period": 4}},
+            "scheduler.grace_period: 4, but a trial's last report is 4 reports \\+ 1 seeds - 1 = 4",
         ),
-        (LR, {"searcher": {"kind": "grid"}}, "optim.lr is not of kind grid; list its values"),
-        (
-            {"optim.lr": {"grid": [1e-3, 2e-3]}},
-            {"searcher": {"kind": "optuna"}},
-            "searcher.kind: optuna, but optim.lr is of kind grid",
-        ),
-        (
-            {"optim.lr": {"grid": [1e-3, 2e-3, 3e-3]}},
-            {"budget": {"trials": 2}},
-            "budget.trials: 2, but the grid has 3 points",
+        (LR, {"searcher": {"kind": "grid"}}, "grid requires choice, but not so: optim.lr"),
+        *(
+            (
+                {"optim.lr": {"choice": [1e-3, 2e-3, 3e-3]}},
+                {"searcher": {"kind": "grid"}, "budget": {"trials": trials}},
+                f"budget.trials: {trials}, but the grid has 3 points; write 3",
+            )
+            for trials in (2, 4)
         ),
         (
             {"optim.layer_decay": {"uniform": [0.5, 1]}},
@@ -148,36 +146,36 @@ def test_configs__are_sound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             LR,
             {"scheduler": {"kind": "pbt"}, "objective": {**PAIRS, "seeds": [0, 1]}},
-            r"objective.seeds: \[0, 1\], but a member of pbt has one seed",
+            r"objective.seeds: \[0, 1\], but pbt trains one seed per member",
         ),
         (
             LR,
             {"scheduler": {"kind": "pbt"}, "budget": {"trials": 3}},
-            "budget.trials: 3 × scheduler.quantile 0.25 is less than one member",
+            "budget.trials: 3 × scheduler.quantile_fraction 0.25 is less than one member",
         ),
         (
             LR,
-            {"scheduler": {"kind": "pbt"}, "budget": {"trials": 8, "concurrent": 4}},
-            "budget.concurrent: 4, but the 8 members of pbt exchange with those that run beside",
+            {"scheduler": {"kind": "pbt"}, "budget": {"trials": 8, "max_concurrent": 4}},
+            "budget.max_concurrent: 4, but all 8 members of a population must run at once",
         ),
-        (LR, {"finetune": {"base": FEW_SHOT}}, "finetune: goes with job: pretrain"),
+        (LR, {"finetune": {"base": FEW_SHOT}}, "finetune: requires task: pretrain"),
         (LR, {"settings": {"optim": {"lr": -1}}}, "few_shot.yaml with settings: optim.lr: -1"),
     ],
 )
-def test_mistakes_in__names_key_and_value(
+def test_find_errors__names_key_and_value(
     space: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    found = "\n".join(mistakes_in(sweep(space, **changes)))
+    found = "\n".join(find_errors(sweep(space, **changes)))
     assert re.search(message, found), found
 
 
-def test_mistakes_in__all_at_once() -> None:
-    """One look finds them all, whatever they are about."""
-    found = mistakes_in(
+def test_find_errors__all_at_once() -> None:
+    """All errors are found in one pass."""
+    found = find_errors(
         sweep(
             {"run.seed": {"integer": [0, 9]}},
             objective={"metric": "knn"},
-            scheduler={"grace": 9},
+            scheduler={"grace_period": 9},
             settings={"optim.lr": -1.0},
         )
     )
@@ -195,11 +193,14 @@ def test_mistakes_in__all_at_once() -> None:
         ),
         ({"objective": {**PAIRS, "seeds": [1, 1]}}, r"seeds: \[1, 1\] - write each once"),
         (
-            {"scheduler": {"kind": "median", "reduction": 3}},
-            "reduction: no option of median, which",
+            {"scheduler": {"kind": "median", "reduction_factor": 3}},
+            "reduction_factor: not an option of median, which",
         ),
-        ({"scheduler": {"kind": "none", "grace": 1}}, "grace: no option of none, which has no"),
-        ({"searcher": {"kind": "random", "startup": 3}}, "startup: no option of random"),
+        ({"scheduler": {"kind": "none", "grace_period": 1}}, "grace_period: not an option of none"),
+        (
+            {"searcher": {"kind": "random", "startup_trials": 3}},
+            "startup_trials: not an option of random",
+        ),
         ({"budgett": {}}, "budgett: unknown key; did you mean 'budget'"),
         (
             {"space": {"optim.lr": {"uniform": [2, 1]}}},
@@ -207,7 +208,7 @@ def test_mistakes_in__all_at_once() -> None:
         ),
     ],
 )
-def test_sweep_config__impossible(changes: dict[str, Any], message: str) -> None:
+def test_sweep_config__invalid(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sweep(**changes)
 
@@ -215,7 +216,7 @@ def test_sweep_config__impossible(changes: dict[str, Any], message: str) -> None
 def test_space__nested_as_the_command_line_nests_it(tmp_path: Path) -> None:
     """`space.optim.lr.uniform=[0.1, 0.2]` replaces what the file says of that key."""
     file = tmp_path / "a.yaml"
-    file.write_text(write_yaml({"name": "a", "job": "finetune", "base": FEW_SHOT, "space": LR}))
+    file.write_text(write_yaml({"name": "a", "task": "finetune", "base": FEW_SHOT, "space": LR}))
     overrides = ["space.optim.lr.uniform=[0.1, 0.2]", "space.mixup.probability.choice=[0, 0.1]"]
     space = load(SweepConfig, str(file), overrides).space
     assert [*space] == ["optim.lr", "mixup.probability"]
@@ -223,11 +224,11 @@ def test_space__nested_as_the_command_line_nests_it(tmp_path: Path) -> None:
 
 
 def test_finetune_of_a_pretraining_sweep__another_network() -> None:
-    """A finetuning that cannot take over the trial's networks is found beforehand."""
-    found = mistakes_in(
+    """A finetuning that cannot load the trial's networks is an error before the sweep starts."""
+    found = find_errors(
         sweep(
             {"landmarks.noise_px": {"uniform": [0, 5]}},
-            job="pretrain",
+            task="pretrain",
             base=LAFS,
             finetune={"base": FEW_SHOT, "settings": {"model.num_landmarks": 49}},
         )
@@ -239,12 +240,12 @@ def test_finetune_of_a_pretraining_sweep__another_network() -> None:
 def test_known_settings__of_each_searcher() -> None:
     """Random trials and grids are known before the first has run, in number and value."""
     assert len(known_settings(sweep(budget={"trials": 7}).config)) == 7
-    grid = sweep({"optim.lr": {"grid": [1e-3, 2e-3]}}, searcher={"kind": "grid"})
+    grid = sweep({"optim.lr": {"choice": [1e-3, 2e-3]}}, searcher={"kind": "grid"})
     assert known_settings(grid.config) == [{"optim.lr": 1e-3}, {"optim.lr": 2e-3}]
 
 
 def test_with_settings__by_section_and_by_dotted_key() -> None:
-    """Both notations mean the same; what is written last holds."""
+    """Both notations mean the same; the last one wins."""
     tree = {"optim": {"lr": 1.0, "warmup": "5 epochs"}}
     expected = {"optim": {"lr": 2.0, "warmup": "5 epochs"}, "data": {"path": "b"}}
     assert with_settings(tree, {"optim": {"lr": 2.0}, "data.path": "b"}) == expected
@@ -253,25 +254,25 @@ def test_with_settings__by_section_and_by_dotted_key() -> None:
     )
 
 
-def test_job__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It lies in the sweep's folder under its seed, its paths hold in any folder, and nothing else
-    of the base changes."""
+def test_run_config__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is in the sweep's directory under its seed, its paths are absolute, and nothing else of
+    the base changes."""
     monkeypatch.chdir(tmp_path)
     one = sweep(settings={"start.landmarks": "untrained", "regularizer.strength": 0})
-    job = one.job({"optim.lr": 3e-4}, name="s5", folder="/f", seed=5)
-    assert isinstance(job, FinetuneConfig)
-    assert (job.run.name, job.run.storage, job.run.seed) == ("s5", "/f", 5)
-    assert job.data.path == str(tmp_path / "train.rec")
-    assert job.start.transformer == str(tmp_path / "runs" / "lafs")
-    assert job.start.landmarks == "untrained"
-    assert job.optim.lr == 3e-4
+    config = one.run_config({"optim.lr": 3e-4}, name="s5", storage="/f", seed=5)
+    assert isinstance(config, FinetuneConfig)
+    assert (config.run.name, config.run.storage, config.run.seed) == ("s5", "/f", 5)
+    assert config.data.path == str(tmp_path / "train.rec")
+    assert config.start.transformer == str(tmp_path / "runs" / "lafs")
+    assert config.start.landmarks == "untrained"
+    assert config.optim.lr == 3e-4
     expected = one.default.model_dump(exclude={"run", "data", "start", "checkpoints"})
     expected["optim"]["lr"] = 3e-4
-    assert job.model_dump(exclude={"run", "data", "start", "checkpoints"}) == expected
+    assert config.model_dump(exclude={"run", "data", "start", "checkpoints"}) == expected
 
 
 def test_write_yaml__reads_back_as_it_was(tmp_path: Path) -> None:
-    """Numbers, words that look like numbers, nothing, lists: a winner's file says what was run."""
+    """Numbers, strings that look like numbers, null and lists survive a round trip."""
     tree = {
         "run": {"name": "1e3"},
         "a": [1e-05, 0.1, 3, None, True, "true", "no", "1e-3", "5 epochs"],
@@ -281,16 +282,16 @@ def test_write_yaml__reads_back_as_it_was(tmp_path: Path) -> None:
     assert read_yaml(str(tmp_path / "a.yaml")) == tree
 
 
-def test_mistakes_in__conditions_that_go_round() -> None:
-    """Two keys that wait for each other are named, not followed for ever."""
+def test_find_errors__circular_conditions() -> None:
+    """Two keys that are each other's condition are named, not followed forever."""
     space = {
         "mixup.probability": {"choice": [0, 0.1], "when": {"augmentation.rand_augment": [1]}},
         "augmentation.rand_augment": {"choice": [1, 2], "when": {"mixup.probability": []}},
     }
-    found = mistakes_in(sweep(space))
+    found = find_errors(sweep(space))
     assert len(found) == 2, found
-    assert "augmentation.rand_augment is no key of the space above" in found[0]
-    assert "mixup.probability is never anything listed" in found[1]
+    assert "augmentation.rand_augment is not a key of the space before" in found[0]
+    assert "mixup.probability is never any value listed" in found[1]
 
 
 def test_marked_keys__of_both_jobs() -> None:
@@ -318,6 +319,6 @@ def test_marked_keys__of_both_jobs() -> None:
     losses = {"dino", "head", "views", "landmarks"}
     assert {*marked_keys(PretrainConfig, Tuning.DEFINES_LOSS)} == losses
     operational = {"run", "checkpoints", "log", "monitoring", "compute", "ingest", "online_eval"}
-    operational |= {f"data.{name}" for name in ("path", "color_order", "max_bad_records", "cache")}
+    operational |= {f"data.{name}" for name in ("path", "color_order", "max_bad_records")}
     assert {*marked_keys(FinetuneConfig, Tuning.OPERATIONAL)} == operational
     assert {*marked_keys(PretrainConfig, Tuning.OPERATIONAL)} == {*operational, "crops"}

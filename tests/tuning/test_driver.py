@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,50 +23,49 @@ from lafs_ray.config.loader import load
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.driver import Driver
 from lafs_ray.tuning.preflight import check_sweep
-from lafs_ray.tuning.results import Report, Trial
-from lafs_ray.tuning.space import draw_settings
+from lafs_ray.tuning.results import Trial
+from lafs_ray.tuning.search import Search
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial import run_trial, train_here
+from lafs_ray.tuning.trial import TrialBatch, run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep
 from tests.training.faces import ROOT
 from tests.tuning.sweeps import pair_file, sweep, tree
 
-PICTURES = ["curves.png", "importance.png", "interaction.png", "objective.png"]
+# Importance needs ten trials.
+PLOTS = ["curves.png", "rank.png", "slice.png"]
 
 
-def in_turn(stop_after: int | None = None) -> Callable[..., None]:
-    """Stands in for Tune: one trial after the other; ends like Ctrl-C after some."""
+@pytest.fixture(autouse=True)
+def _info_records(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lafs_ray")
 
-    def tune(
-        self: Driver, numbers: list[int], propose: Any, task: Any, scheduler: Any, watch: Any
-    ) -> None:
-        for count, number in enumerate(numbers):
+
+def one_by_one(stop_after: int | None = None) -> Callable[[TrialBatch], None]:
+    """Return a substitute for Tune that runs trials in order, and raises Ctrl-C after some."""
+
+    def run_batch(batch: TrialBatch) -> None:
+        for count, number in enumerate(batch.numbers):
             if count == stop_after:
                 raise KeyboardInterrupt
+            spec = batch.make_spec(number, batch.propose(number))
+            run_trial(spec, partial(batch.observer.on_report, number), train_here)
+            batch.observer.on_end(number, "")
 
-            def tell(report: Report, replayed: bool, number: int = number) -> None:
-                watch.reported(number, report, replayed)
-
-            run_trial(task(number, propose(number)), tell, train_here)
-            watch.ended(number, "")
-
-    return tune
+    return run_batch
 
 
-def drive(monkeypatch: pytest.MonkeyPatch, one: Sweep, stop_after: int | None = None) -> SweepDir:
-    monkeypatch.setattr(Driver, "_tune", in_turn(stop_after))
-    Driver(check_sweep(one)).run()
+def drive(one: Sweep, stop_after: int | None = None) -> SweepDir:
+    Driver(check_sweep(one), one_by_one(stop_after)).run()
     return SweepDir(one)
 
 
 def test_sweep__from_its_trials_to_the_winner(
     tmp_path: Path,
     face_set_path: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Ctrl-C leaves the table so far; the next start does only what is left; the winner's file is
-    the base with its settings and runs as it is; winner and base are compared over new seeds."""
+    """Ctrl-C prints the table so far; the next start runs only what is left; the winner's file is
+    the base with its settings and runs unchanged; both are compared over new seeds."""
     pytest.importorskip("ray")
     one = sweep(
         tmp_path,
@@ -78,28 +78,29 @@ def test_sweep__from_its_trials_to_the_winner(
         confirm={"pairs": pair_file(tmp_path, "test.bin", 2), "seeds": [8, 9]},
     )
     with pytest.raises(KeyboardInterrupt):
-        drive(monkeypatch, one, stop_after=1)
-    printed = capsys.readouterr().out
+        drive(one, stop_after=1)
+    printed = caplog.text
     assert "trial    status  report  objective" in printed
     assert pq.read_table(tmp_path / "sweeps" / "sweep" / "results.parquet").num_rows == 1
     first = SweepDir(one).trial(0).read_progress()
-    folder = drive(monkeypatch, one)
+    folder = drive(one)
     assert folder.trial(0).read_progress() == first
-    trials = folder.trials()
+    trials = folder.read_trials()
     assert [trial.status for trial in trials] == ["finished"] * 3
-    expected = [draw_settings(one.config.space, 0, number) for number in range(3)]
+    expected = [Search(one.config).propose(number) for number in range(3)]
     assert [trial.settings for trial in trials] == expected
     uri = Path(folder.uri)
-    assert sorted(path.name for path in uri.glob("*.png")) == PICTURES
+    assert sorted(path.name for path in uri.glob("*.png")) == PLOTS
     confirmed = json.loads((uri / "confirm.json").read_text())
     assert (confirmed["metric"], confirmed["seeds"]) == ("pair_accuracy", [8, 9])
     assert len(confirmed["winner"]) == len(confirmed["default"]) == 2
-    printed = capsys.readouterr().out
-    assert "continuing sweep: 1 trials are done" in printed
+    printed = caplog.text
+    assert "continuing sweep: trials already done: 1" in printed
     assert "winner - default: " in printed
     _the_winner_runs(one, trials, uri / "winner.yaml")
-    drive(monkeypatch, one)
-    assert "report 1/2" not in capsys.readouterr().out, "nothing was left to do"
+    caplog.clear()
+    drive(one)
+    assert "report 1/2" not in caplog.text, "nothing was left to do"
 
 
 def _the_winner_runs(one: Sweep, trials: list[Trial], path: Path) -> None:
@@ -117,81 +118,42 @@ def _the_winner_runs(one: Sweep, trials: list[Trial], path: Path) -> None:
 def test_sweep__trials_that_fail(
     tmp_path: Path,
     face_set_path: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A sweep of which nothing comes says why; failed trials are tried again by the next start."""
+    """A sweep without any result raises the reason; the next start retries failed trials."""
     pytest.importorskip("ray")
     one = sweep(tmp_path, face_set_path, budget={"trials": 1})
 
-    def fail(self: Driver, numbers: list[int], propose: Any, *others: Any) -> None:
-        for number in numbers:
-            propose(number)
-            others[-1].ended(number, "the node was struck by lightning")
+    def fail(batch: TrialBatch) -> None:
+        for number in batch.numbers:
+            batch.propose(number)
+            batch.observer.on_end(number, "the node was struck by lightning")
 
-    monkeypatch.setattr(Driver, "_tune", fail)
     for _ in range(2):
+        caplog.clear()
         with pytest.raises(ConfigError, match="the node was struck by lightning"):
-            Driver(check_sweep(one)).run()
-        assert "trial 0: failed the node was struck" in capsys.readouterr().out
+            Driver(check_sweep(one), fail).run()
+        assert "trial 0: failed the node was struck" in caplog.text
 
 
-def test_sweep__hours_are_over(
+def test_sweep__hours_used_up(
     tmp_path: Path,
     face_set_path: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Hours of all starts together: nothing starts without any left, and more are accepted."""
+    """The budget spans all starts: nothing runs once it is used up, and it may be raised."""
     pytest.importorskip("ray")
     one = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1e-9})
-    with pytest.raises(ConfigError, match="no report of any"):
-        drive(monkeypatch, one)
-    assert SweepDir(one).spent_s() > 0
+    with pytest.raises(ConfigError, match="no trial has a report"):
+        drive(one)
+    assert SweepDir(one).read_spent_s() > 0
     more = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1.0})
-    assert drive(monkeypatch, more).trials()[0].status == "finished"
-
-
-def test_tpe__learns_and_is_the_same_again() -> None:
-    """After trials in which small values did well it proposes small ones; proposals depend on
-    seed, number and what is known, in whatever process; conditions hold."""
-    pytest.importorskip("optuna")
-    from lafs_ray.tuning.optuna_tpe import Tpe
-    from lafs_ray.tuning.space import Dimension
-
-    space = {
-        "a": Dimension.model_validate({"uniform": [0, 1]}),
-        "b": Dimension.model_validate({"choice": [[1, 2], None, 3]}),
-        "c": Dimension.model_validate({"integer": [1, 9], "when": {"b": [3]}}),
-    }
-
-    def value_of(settings: dict[str, Any]) -> float:
-        return float(settings["a"] + (0.0 if settings["b"] == 3 else 0.5))
-
-    def known(tpe: Tpe, count: int) -> Tpe:
-        for number in range(count):
-            settings = tpe.propose(number)
-            value = value_of(settings)
-            status = "stopped" if value > 1.2 else "finished"
-            report = Report(1, seed=0, step=1, value=value, objective=value, seconds=1.0)
-            tpe.learn(Trial(number, settings, status, (report,)))
-        return tpe
-
-    def fresh() -> Tpe:
-        return Tpe(space, seed=0, startup=12, sign=-1)
-
-    first = known(fresh(), 40)
-    assert [fresh().propose(n) for n in range(3)] == [draw_settings(space, 0, n) for n in range(3)]
-    proposed = [first.propose(number) for number in range(40, 50)]
-    # Random settings come to 0.5 + 0.5·2/3 = 0.83 on average.
-    assert sum(map(value_of, proposed)) / 10 < 0.5
-    assert all(("c" in one) == (one["b"] == 3) for one in proposed)
-    assert [known(fresh(), 40).propose(number) for number in range(40, 50)] == proposed
+    assert drive(more).read_trials()[0].status == "finished"
 
 
 @pytest.fixture
 def local_ray() -> Iterator[None]:
-    """What a test starts of Ray ends with it."""
+    """Shut Ray down after the test."""
     ray = pytest.importorskip("ray")
     yield
     ray.shutdown()
@@ -204,20 +166,20 @@ def test_sweep__on_workers(
     tmp_path: Path,
     face_set_path: str,
     local_ray: None,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A trial of two Ray Train workers finds room beside its own process."""
+    """A trial of two Ray Train workers fits beside its own process."""
     workers = {"compute.workers": 2, "ingest.actors_per_worker": 1}
     one = sweep(
         tmp_path,
         face_set_path,
         settings=workers,
         budget={"trials": 1, "cpus": 7},
-        scheduler={"kind": "asha", "reduction": 1.5},
+        scheduler={"kind": "asha", "reduction_factor": 1.5},
     )
     Driver(check_sweep(one)).run()
-    assert "1 trials at a time" in capsys.readouterr().out
-    (trial,) = SweepDir(one).trials()
+    assert "concurrent trials: 1, each" in caplog.text
+    (trial,) = SweepDir(one).read_trials()
     assert trial.status == "finished"
     assert [report.step for report in trial.reports] == [2, 4]
 
@@ -226,7 +188,7 @@ def test_sweep__on_workers(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: None) -> None:
-    """Members exchange checkpoints and come to their end, with more of them than cores."""
+    """Members copy each other's checkpoints and finish, with more members than cores."""
     population = sweep(
         tmp_path,
         face_set_path,
@@ -234,20 +196,20 @@ def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: N
         # Losses differ from the third step on; accuracies of 20 pairs may not.
         objective={"metric": "loss", "pairs": None, "reports": 6},
         budget={"trials": 4},
-        scheduler={"kind": "pbt", "quantile": 0.5},
+        scheduler={"kind": "pbt", "quantile_fraction": 0.5},
     )
     Driver(check_sweep(population)).run()
-    members = SweepDir(population).trials()
+    members = SweepDir(population).read_trials()
     assert [member.status for member in members] == ["finished"] * 4
     assert all(member.reports[-1].step == 12 for member in members)
     copies = [member for member in members if member.reports[-1].generation > 0]
-    assert copies, "nobody copied anybody"
-    drawn = [draw_settings(population.config.space, 0, number) for number in range(4)]
-    assert all(member.settings not in drawn for member in copies)
+    assert copies, "no member copied another"
+    proposed = [Search(population.config).propose(number) for number in range(4)]
+    assert all(member.settings not in proposed for member in copies)
 
 
 def ended_in(folder: Path) -> list[Path]:
-    """Trials that came to an end; those that failed are run again, and may have no report."""
+    """Return the trials that ended; failed ones run again, and may have no report."""
     return [
         path.parent
         for path in folder.glob("*/outcome.json")
@@ -259,20 +221,20 @@ def ended_in(folder: Path) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
-    """More trials than room; SIGKILL after the first has ended; the same command repeats none of
-    those that ended, and brings all to an end. Settings that do not train fail by themselves."""
+    """SIGKILL after the first of more trials than fit has ended; the same command repeats none that
+    ended, and finishes the others. A trial whose settings diverge fails alone."""
     pytest.importorskip("ray")
     whole = tree(
         tmp_path,
         os.path.relpath(face_set_path, ROOT),
         settings={"duration": "12 steps"},
-        space={"optim.lr": {"grid": [1e-3, 1e-2, 1e30, 2e-3]}},
+        space={"optim.lr": {"choice": [1e-3, 1e-2, 1e30, 2e-3]}},
         searcher={"kind": "grid"},
         objective={"reports": 3},
-        budget={"trials": 4, "concurrent": 2},
-        scheduler={"kind": "asha", "reduction": 2},
+        budget={"trials": 4, "max_concurrent": 2},
+        scheduler={"kind": "asha", "reduction_factor": 2},
     )
-    # Relative, as people type them: trials run in another folder.
+    # Relative, as typed on a command line: trials run in another directory.
     whole["storage"] = os.path.relpath(whole["storage"], ROOT)
     whole["objective"]["pairs"] = os.path.relpath(whole["objective"]["pairs"], ROOT)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(whole))))
@@ -294,16 +256,16 @@ def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=30)
-    # What its processes were writing as they died has been written.
+    # Its dying processes have finished their writes.
     time.sleep(2)
     ended = ended_in(folder)
-    assert len(ended) < 3, "killed too late to show anything"
+    assert len(ended) < 3, "killed too late for the test"
     before = {path: (path / "reports.json").read_bytes() for path in ended}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"continuing sweep: {len(ended)} trials are done" in done.stdout
+    assert f"continuing sweep: trials already done: {len(ended)}" in done.stdout
     assert {path: (path / "reports.json").read_bytes() for path in ended} == before
     outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("*/outcome.json"))]
     statuses = [outcome["status"] for outcome in outcomes]

@@ -1,4 +1,4 @@
-"""What is found before the first trial: unreadable files, shared persons, runs too short."""
+"""What is found before the first trial: unreadable files, leakage, runs too short."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refused(folder: Path, data: Path | str, **changes: Any) -> str:
     return str(caught.value)
 
 
-def test_check_sweep__sound(tmp_path: Path, face_set_path: str) -> None:
+def test_check_sweep__valid(tmp_path: Path, face_set_path: str) -> None:
     """It leaves no file behind."""
     checked = check_sweep(
         sweep(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin", 2)})
@@ -43,7 +43,7 @@ def test_check_sweep__files_that_are_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "sweeps").exists()
 
 
-def test_check_sweep__a_figure_that_pairs_do_not_define(tmp_path: Path, face_set_path: str) -> None:
+def test_check_sweep__a_metric_that_pairs_do_not_define(tmp_path: Path, face_set_path: str) -> None:
     """TAR at FAR needs pairs of both kinds in every fold; pairs too few for ten folds are none."""
     ten = str(tmp_path / "ten.bin")
     write_pairs(ten, face_jpegs(20, seed=1), [True, False] * 5)
@@ -56,7 +56,7 @@ def test_check_sweep__a_figure_that_pairs_do_not_define(tmp_path: Path, face_set
 
 
 def test_check_sweep__more_reports_than_steps(tmp_path: Path, face_set_path: str) -> None:
-    """Every report needs a step of its own, in all trials."""
+    """Every report needs its own step, in all trials."""
     assert "objective.reports: 5 of a run of 4 steps" in refused(
         tmp_path, face_set_path, objective={"reports": 5}
     )
@@ -65,22 +65,25 @@ def test_check_sweep__more_reports_than_steps(tmp_path: Path, face_set_path: str
         face_set_path,
         space={"duration": {"choice": ["4 steps", "1 steps"]}, "optim.lr": {"uniform": [0.1, 0.2]}},
     )
-    assert "objective.reports: 2 of a run of 1 steps, but every 1 steps make 1; write 1" in message
+    assert (
+        "objective.reports: 2 of a run of 1 steps, but one every 1 steps makes 1; write 1"
+        in message
+    )
 
 
-def test_check_sweep__judged_on_the_training_set(tmp_path: Path, face_set_path: str) -> None:
-    """Also through another path: it is the content that counts."""
+def test_check_sweep__evaluated_on_the_training_set(tmp_path: Path, face_set_path: str) -> None:
+    """Also under another path: the content counts."""
     knn = {"metric": "knn", "pairs": None}
     message = refused(tmp_path, face_set_path, objective={**knn, "identities": face_set_path})
     assert "objective.identities" in message
-    assert "are one file" in message
+    assert "are the same file" in message
     copy = tmp_path / "copy" / "train.rec"
     copy.parent.mkdir()
     for ending in (".rec", ".idx"):
         source = Path(face_set_path).with_suffix(ending)
         copy.with_suffix(ending).write_bytes(source.read_bytes())
     message = refused(tmp_path, face_set_path, objective={**knn, "identities": str(copy)})
-    assert "which is trained on, are the same set" in message
+    assert "a training set, are the same set" in message
 
 
 def test_check_sweep__pairs_with_images_of_the_training_set(
@@ -91,39 +94,39 @@ def test_check_sweep__pairs_with_images_of_the_training_set(
     image = faces.read(np.array([3])).images[0]
     write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
     message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "a.bin")})
-    assert "which is trained on, share 1 images among those compared" in message
+    assert "a training set, share 1 of the images compared" in message
 
 
-def test_check_sweep__tested_on_what_it_selects_by(tmp_path: Path, face_set_path: str) -> None:
-    """Another name for the same pairs is found by their images."""
+def test_check_sweep__test_set_is_the_selection_set(tmp_path: Path, face_set_path: str) -> None:
+    """The same pairs under another name are found by their images."""
     message = refused(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin")})
     assert "confirm.pairs" in message
-    assert "which the sweep selects by, share 40 images" in message
+    assert "a selection set, share 40 of the images" in message
 
 
 def generated(path: Path, beside: str, **content: Any) -> None:
-    """What the generator leaves beside its files."""
+    """Write the description that the generator writes beside its files."""
     (path / beside).write_text(json.dumps(content))
 
 
-def test_check_sweep__generated_persons(tmp_path: Path) -> None:
-    """The same persons in other pictures: their numbers tell."""
+def test_check_sweep__generated_identities(tmp_path: Path) -> None:
+    """The same identities in other images are found by their numbers."""
     data = tmp_path / "train.rec"
     write_face_set(data)
     generated(tmp_path, "generated.json", seed=4, first_identity=0, num_identities=12)
     pairs = pair_file(tmp_path)
-    people = {"first": 10, "stop": 20, "step": 1}
-    generated(tmp_path, "select.bin.json", seed=4, identities=people)
+    identities = {"first": 10, "stop": 20, "step": 1}
+    generated(tmp_path, "select.bin.json", seed=4, identities=identities)
     message = refused(tmp_path, data, objective={"pairs": pairs})
-    assert "share 2 generated persons, such as number 10" in message
-    generated(tmp_path, "select.bin.json", seed=5, identities=people)
+    assert "share 2 generated identities, such as 10" in message
+    generated(tmp_path, "select.bin.json", seed=5, identities=identities)
     check_sweep(sweep(tmp_path, data, objective={"pairs": pairs}))
 
 
-def test_check_sweep__persons_of_the_run_that_trials_start_from(
+def test_check_sweep__identities_of_the_run_that_trials_start_from(
     tmp_path: Path, face_set_path: str
 ) -> None:
-    """Who was pretrained on was trained on, however long ago."""
+    """Training sets of earlier runs count, however long the chain."""
     old = tmp_path / "old"
     old.mkdir()
     write_face_set(old / "train.rec", 4, 3)
@@ -142,7 +145,7 @@ def test_check_sweep__persons_of_the_run_that_trials_start_from(
         objective={"pairs": str(tmp_path / "a.bin")},
         settings={"start.transformer": str(tmp_path / "lafs"), "start.landmarks": "untrained"},
     )
-    from lafs_ray.tuning.leakage import overlaps
+    from lafs_ray.tuning.leakage import find_leakage
 
-    found = [*overlaps(one)]
+    found = [*find_leakage(one)]
     assert any(f"run {tmp_path}/stage1: data.path" in line for line in found), found

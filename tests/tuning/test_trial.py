@@ -1,4 +1,4 @@
-"""One trial without Ray: its reports, and what it does after it was stopped, killed or copied."""
+"""One trial without Ray: its reports, and how it resumes after it was stopped, killed or copied."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.config import Objective, SweepConfig
-from lafs_ray.tuning.objective import judge
+from lafs_ray.tuning.objective import evaluate_checkpoint
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial import Copy, Task, run_trial, train_here
+from lafs_ray.tuning.trial import Donor, TrialSpec, run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep, read_sweep
 from tests.training.faces import FINETUNE, PRETRAIN, ROOT
 from tests.tuning.sweeps import PRETRAIN_SETTINGS, SETTINGS, sweep, tree
@@ -25,11 +25,11 @@ LR = {"optim.lr": 1e-3}
 
 
 class Stop(BaseException):
-    """What ends a trial from outside."""
+    """Ends a trial from outside."""
 
 
-class Told:
-    """Keeps reports; ends the trial at one of them."""
+class Recorder:
+    """Records reports; ends the trial at one of them."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.reports: list[Report] = []
@@ -46,37 +46,37 @@ class Told:
 
     @property
     def values(self) -> list[tuple[int, int, int, float, float]]:
-        """Everything but the seconds."""
+        """Reports without times."""
         return [(r.report, r.seed, r.step, r.value, r.objective) for r in self.reports]
 
 
-def task(one: Sweep, number: int = 0, attempt: str = "a", **changes: Any) -> Task:
+def spec(one: Sweep, number: int = 0, attempt: str = "a", **changes: Any) -> TrialSpec:
     objective = one.config.objective
     parts = (objective.seeds, objective.reports, objective, objective.metric, attempt)
-    whole = Task(one, SweepDir(one).trial(number), LR, *parts)
-    whole.folder.write_settings(LR)
+    whole = TrialSpec(one, SweepDir(one).trial(number), LR, *parts)
+    whole.dir.write_settings(LR)
     return replace(whole, **changes)
 
 
 def steps_trained(steps: list[int]) -> Callable[[RunInputs, Callable[[int], None]], None]:
-    """Training that notes at which step it began."""
+    """Return a training function that records the step it resumes from."""
 
-    def train(inputs: RunInputs, saved: Callable[[int], None]) -> None:
+    def train(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
         steps.append(max(inputs.folder().steps(), default=0))
-        train_here(inputs, saved)
+        train_here(inputs, on_checkpoint)
 
     return train
 
 
 def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
-    """Seed 0 is judged half-way and at its end, seed 1 at its end; the objective is their mean, and
-    each figure is the checkpoint's own."""
+    """Seed 0 is evaluated halfway and at its end, seed 1 at its end; the objective is their mean,
+    and each value is the checkpoint's own."""
     one = sweep(tmp_path, face_set_path, objective={"seeds": [0, 1]})
-    told = Told()
-    run_trial(task(one), told, train_here)
-    assert [v[:3] for v in told.values] == [(1, 0, 2), (2, 0, 4), (3, 1, 4)]
-    values = [report.value for report in told.reports]
-    assert [report.objective for report in told.reports] == [
+    recorder = Recorder()
+    run_trial(spec(one), recorder, train_here)
+    assert [v[:3] for v in recorder.values] == [(1, 0, 2), (2, 0, 4), (3, 1, 4)]
+    values = [report.value for report in recorder.reports]
+    assert [report.objective for report in recorder.reports] == [
         values[0],
         values[1],
         (values[1] + values[2]) / 2,
@@ -86,100 +86,99 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
     objective = one.config.objective
     for seed, value in ((0, values[1]), (1, values[2])):
         checkpoints = Path(folder.uri) / f"s{seed}" / "checkpoints"
-        # Those judged on the way are gone.
+        # Earlier ones are deleted.
         assert [path.name for path in checkpoints.iterdir()] == ["step-00000004.pt"]
         uri = str(checkpoints / "step-00000004.pt")
-        figures = {"far": 0.01, "centered": False, "device": "cpu"}
-        assert judge(uri, objective, "pair_accuracy", **figures) == value
+        options = {"far": 0.01, "centered": False, "device": "cpu"}
+        assert evaluate_checkpoint(uri, objective, "pair_accuracy", **options) == value
 
 
 def test_trial__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
-    """It goes on at its checkpoint, tells the scheduler what it knew, and ends with the figures of
-    a trial that nobody ended; once finished it trains no more."""
+    """It resumes from its checkpoint, reports again what it had reported, and ends with the values
+    of an uninterrupted trial; once finished it trains no more."""
     (tmp_path / "b").mkdir()
     whole = sweep(tmp_path / "b", face_set_path, objective={"seeds": [0, 1]})
-    uninterrupted = Told()
-    run_trial(task(whole), uninterrupted, train_here)
+    uninterrupted = Recorder()
+    run_trial(spec(whole), uninterrupted, train_here)
     one = sweep(tmp_path, face_set_path, objective={"seeds": [0, 1]})
-    first = Told(stop_at=1)
+    first = Recorder(stop_at=1)
     with pytest.raises(Stop):
-        run_trial(task(one), first, train_here)
+        run_trial(spec(one), first, train_here)
     steps: list[int] = []
-    second = Told()
-    run_trial(task(one, attempt="b"), second, steps_trained(steps))
+    second = Recorder()
+    run_trial(spec(one, attempt="b"), second, steps_trained(steps))
     assert second.replayed == [1]
     assert steps == [2, 0]
     assert first.values + second.values == uninterrupted.values
-    third = Told()
-    run_trial(task(one, attempt="c"), third, steps_trained(steps))
+    third = Recorder()
+    run_trial(spec(one, attempt="c"), third, steps_trained(steps))
     assert (third.replayed, third.reports, steps) == ([1, 2, 3], [], [2, 0])
 
 
 def test_trial__killed_between_checkpoint_and_report(tmp_path: Path, face_set_path: str) -> None:
-    """A checkpoint that nobody lived to judge is judged first; no step is trained twice."""
+    """A checkpoint without a report is evaluated first; no step is trained twice."""
     one = sweep(tmp_path, face_set_path)
 
-    def die(inputs: RunInputs, saved: Callable[[int], None]) -> None:
+    def die(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
         def at_checkpoint(step: int) -> None:
             raise Stop
 
         train_here(inputs, at_checkpoint)
 
     with pytest.raises(Stop):
-        run_trial(task(one), Told(), die)
+        run_trial(spec(one), Recorder(), die)
     steps: list[int] = []
-    told = Told()
-    run_trial(task(one, attempt="b"), told, steps_trained(steps))
-    assert [v[:3] for v in told.values] == [(1, 0, 2), (2, 0, 4)]
+    recorder = Recorder()
+    run_trial(spec(one, attempt="b"), recorder, steps_trained(steps))
+    assert [v[:3] for v in recorder.values] == [(1, 0, 2), (2, 0, 4)]
     assert steps == [2]
 
 
 def test_trial__restarted_within_a_start_of_the_sweep(tmp_path: Path, face_set_path: str) -> None:
-    """A process that Tune starts again tells nothing twice: the scheduler knows it."""
+    """A process that Tune restarts reports nothing twice."""
     one = sweep(tmp_path, face_set_path)
     with pytest.raises(Stop):
-        run_trial(task(one), Told(stop_at=1), train_here)
-    told = Told()
-    run_trial(task(one), told, train_here)
-    assert (told.replayed, [v[0] for v in told.values]) == ([], [2])
+        run_trial(spec(one), Recorder(stop_at=1), train_here)
+    recorder = Recorder()
+    run_trial(spec(one), recorder, train_here)
+    assert (recorder.replayed, [v[0] for v in recorder.values]) == ([], [2])
 
 
-def test_trial__copies_another_one(tmp_path: Path, face_set_path: str) -> None:
-    """A member goes on from the other's weights and step with its new settings; it may go on from
-    another copy later, and a restart takes up the last one."""
+def test_trial__continues_from_a_donor(tmp_path: Path, face_set_path: str) -> None:
+    """A member continues from the donor's weights and step with its new settings; a restart resumes
+    from the copy."""
     changes: dict[str, Any] = {
         "scheduler": {"kind": "pbt"},
         "budget": {"trials": 4},
         "objective": {"reports": 4},
     }
     one = sweep(tmp_path, face_set_path, **changes)
-    good, bad = task(one, 0), task(one, 1)
-    run_trial(good, Told(), train_here)
+    good, bad = spec(one, 0), spec(one, 1)
+    run_trial(good, Recorder(), train_here)
     with pytest.raises(Stop):
-        run_trial(bad, Told(stop_at=2), train_here)
+        run_trial(bad, Recorder(stop_at=2), train_here)
     moved = replace(bad, settings={"optim.lr": 5e-3})
     steps: list[int] = []
-    told = Told(stop_at=3)
+    recorder = Recorder(stop_at=3)
     with pytest.raises(Stop):
-        run_trial(moved, told, steps_trained(steps), Copy(good.folder.uri, 2))
+        run_trial(moved, recorder, steps_trained(steps), Donor(good.dir.uri, 2))
     assert steps == [2]
-    assert [v[:3] for v in told.values] == [(3, 0, 3)]
-    progress = bad.folder.read_progress()
+    assert [v[:3] for v in recorder.values] == [(3, 0, 3)]
+    progress = bad.dir.read_progress()
     assert progress is not None
     assert (progress.settings, progress.generation) == ({"optim.lr": 5e-3}, 1)
-    last = Told()
-    run_trial(replace(moved, attempt="b", replays=False), last, steps_trained(steps))
+    last = Recorder()
+    run_trial(replace(moved, attempt="b", replay=False), last, steps_trained(steps))
     assert (steps, [v[:3] for v in last.values]) == ([2, 3], [(4, 0, 4)])
-    made = bad.folder.trial(1)
+    made = bad.dir.read_trial(1)
     assert made is not None
     assert [(r.generation, r.report) for r in made.reports] == [(0, 1), (0, 2), (1, 3), (1, 4)]
 
 
-def test_trial__pretraining_judged_after_a_finetuning(tmp_path: Path, face_set_path: str) -> None:
-    """Each report finetunes the trial's checkpoint; another figure than the frozen network's may
-    come of it, and no finetuning run stays behind."""
+def test_trial__pretraining_evaluated_after_finetuning(tmp_path: Path, face_set_path: str) -> None:
+    """Each report finetunes the trial's checkpoint, and no finetuning run is left behind."""
     parts = {
-        "job": "pretrain",
+        "task": "pretrain",
         "base": str(ROOT / PRETRAIN),
         "space": {"landmarks.noise_px": {"uniform": [0, 5]}},
     }
@@ -191,25 +190,27 @@ def test_trial__pretraining_judged_after_a_finetuning(tmp_path: Path, face_set_p
     config = {**parts, "settings": settings, "finetune": finetune}
     whole = {**tree(tmp_path, face_set_path), **config}
     one = read_sweep(resolve(SweepConfig, whole, "sweep"))
-    told = Told()
-    run_trial(replace(task(one), settings={"landmarks.noise_px": 1.0}), told, train_here)
-    assert [v[:3] for v in told.values] == [(1, 0, 2), (2, 0, 4)]
+    recorder = Recorder()
+    run_trial(replace(spec(one), settings={"landmarks.noise_px": 1.0}), recorder, train_here)
+    assert [v[:3] for v in recorder.values] == [(1, 0, 2), (2, 0, 4)]
     left = sorted(path.name for path in Path(SweepDir(one).trial(0).uri).iterdir())
     assert left == ["outcome.json", "reports.json", "s0", "settings.json"]
 
 
-def test_judge__a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    """Settings that do not train are told as such, with the checkpoint and the figure."""
+def test_evaluate_checkpoint__a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    """Settings that diverge are an error that names the checkpoint and the loss."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": NaN}\n')
     uri = str(tmp_path / "run" / "checkpoints" / "step-00000004.pt")
     with pytest.raises(DataError, match="loss nan") as caught:
-        judge(uri, Objective(metric="loss"), "loss", far=0.01, centered=False, device="cpu")
+        evaluate_checkpoint(
+            uri, Objective(metric="loss"), "loss", far=0.01, centered=False, device="cpu"
+        )
     assert "narrow the space" in caught.value.fix
 
 
-def test_folder__another_sweep_is_refused(tmp_path: Path, face_set_path: str) -> None:
-    """Every difference is named; a larger budget is none."""
+def test_sweep_dir__another_sweep_is_refused(tmp_path: Path, face_set_path: str) -> None:
+    """All differences are listed; the budget may change."""
     one = sweep(tmp_path, face_set_path)
     SweepDir(one).claim({"trials": "f"})
     SweepDir(sweep(tmp_path, face_set_path, budget={"trials": 9})).claim({"trials": "f"})
@@ -226,8 +227,8 @@ def test_folder__another_sweep_is_refused(tmp_path: Path, face_set_path: str) ->
     assert "faces.trials: f -> g" in caught.value.found
 
 
-def test_folder__unknown_files_are_refused(tmp_path: Path, face_set_path: str) -> None:
+def test_sweep_dir__unknown_files_are_refused(tmp_path: Path, face_set_path: str) -> None:
     (tmp_path / "sweeps" / "sweep").mkdir(parents=True)
     (tmp_path / "sweeps" / "sweep" / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="no sweep.json of a sweep"):
+    with pytest.raises(ConfigError, match="no sweep.json"):
         SweepDir(sweep(tmp_path, face_set_path)).claim({})
