@@ -174,23 +174,20 @@ class _Box:
         first_x, first_y = min(max(int(left), 0), SIDE - 1), min(max(int(top), 0), SIDE - 1)
         self.columns = slice(first_x, min(max(int(right) + 1, first_x + 1), SIDE))
         self.rows = slice(first_y, min(max(int(bottom) + 1, first_y + 1), SIDE))
+        self._shape = self.rows.stop - first_y, self.columns.stop - first_x
         self._origin = np.array(
             [ORIGIN[0] * SCALE - 0.5 - first_x, ORIGIN[1] * SCALE - 0.5 - first_y],
             dtype=np.float32,
         )
 
     def polygon(self, outline: Array) -> Mask:
-        mask = self._empty()
+        mask = np.zeros(self._shape, dtype=np.uint8)
         points = fixed_point(outline * np.float32(SCALE) + self._origin)
         cv2.fillPoly(mask, [points], 255, cv2.LINE_AA, 4)
         return mask
 
     def line(self, points: Array, thickness: int) -> Mask:
-        mask = self._empty()
+        mask = np.zeros(self._shape, dtype=np.uint8)
         fixed = fixed_point(points * np.float32(SCALE) + self._origin)
         cv2.polylines(mask, [fixed], False, 255, thickness, cv2.LINE_AA, 4)
         return mask
-
-    def _empty(self) -> Mask:
-        height, width = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-        return np.zeros((height, width), dtype=np.uint8)

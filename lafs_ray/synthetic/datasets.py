@@ -30,18 +30,6 @@ from lafs_ray.synthetic.capture import Capture, sample_capture
 from lafs_ray.synthetic.identity import Identity, sample_identity
 from lafs_ray.synthetic.renderer import IMAGE_SIDE, render_face
 
-__all__ = [
-    "Capture",
-    "Identity",
-    "contact_sheet",
-    "encode_face",
-    "render_face",
-    "sample_capture",
-    "sample_identity",
-    "write_faces",
-    "write_pair_file",
-]
-
 _PAIR_STREAM = 3
 _FOLDS = 10
 _ITEMS_PER_TASK = 4
@@ -88,8 +76,9 @@ def write_faces(
     Raises:
         DataError: a number is out of range, or the folder holds another set.
     """
-    _check(num_identities=num_identities, images_per_identity=images_per_identity, workers=workers)
-    _check_seed(seed, first_identity)
+    _check_at_least(1, num_identities=num_identities, images_per_identity=images_per_identity)
+    _check_at_least(1, workers=workers)
+    _check_at_least(0, seed=seed, first_identity=first_identity)
     if not 1 <= num_shards <= num_identities:
         expected = f"1 to {num_identities}, the number of identities"
         raise _out_of_range("num_shards", num_shards, expected)
@@ -161,8 +150,8 @@ def write_pair_file(
     Raises:
         DataError: a number is out of range, or the path holds other pairs.
     """
-    _check(num_pairs=num_pairs, workers=workers)
-    _check_seed(seed, identities.start)
+    _check_at_least(1, num_pairs=num_pairs, workers=workers)
+    _check_at_least(0, seed=seed, first_identity=identities.start)
     if num_pairs % (2 * _FOLDS):
         raise _out_of_range("num_pairs", num_pairs, f"a multiple of {2 * _FOLDS} (10 folds)")
     if len(identities) < 2:
@@ -230,16 +219,10 @@ def _map_in_order(
             yield result
 
 
-def _check(**numbers: int) -> None:
+def _check_at_least(minimum: int, **numbers: int) -> None:
     for name, value in numbers.items():
-        if value < 1:
-            raise _out_of_range(name, value, "at least 1")
-
-
-def _check_seed(seed: int, first_identity: int) -> None:
-    if seed < 0 or first_identity < 0:
-        found = f"seed {seed}, first identity {first_identity}"
-        raise _out_of_range("seed and first identity", found, "numbers ≥ 0")
+        if value < minimum:
+            raise _out_of_range(name, value, f"at least {minimum}")
 
 
 def _out_of_range(name: str, found: object, expected: str) -> DataError:

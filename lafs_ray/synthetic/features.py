@@ -27,15 +27,13 @@ class Features:
         """Return the positions for a head and a capture."""
         grin = max(0.0, capture.smile)
         gap = 5.5 * capture.mouth_open
+        opening = 1 - 0.5 * capture.squint - 0.15 * grin + 0.15 * capture.brow_raise
+        corner_y = geometry.mouth_y + geometry.mouth_curve * 0.8 - 2.3 * capture.smile + 0.2 * gap
         return cls(
-            eye_opening=geometry.eye_height
-            * (1 - 0.5 * capture.squint - 0.15 * grin + 0.15 * capture.brow_raise),
+            eye_opening=geometry.eye_height * opening,
             brow_y=-geometry.brow_gap - 2.6 * capture.brow_raise + 0.9 * capture.squint,
             mouth_x=geometry.mouth_width + 1.9 * capture.smile - 0.35 * gap,
-            corner_y=geometry.mouth_y
-            + geometry.mouth_curve * 0.8
-            - 2.3 * capture.smile
-            + 0.2 * gap,
+            corner_y=corner_y,
             lip_gap=gap + 1.2 * max(0.0, grin - 0.35),
             jaw_drop=0.75 * gap,
         )

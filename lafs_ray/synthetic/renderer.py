@@ -191,29 +191,27 @@ def _muted_colors(rng: np.random.Generator, count: int) -> npt.NDArray[np.float6
 
 def _paint_occluder(image: Array, identity: Identity, capture: Capture) -> None:
     """Paint the object in front of the head: a hand, a scarf or a block."""
-    position, mask = capture.occluder_position, np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
-    color = np.array(capture.occluder_color, dtype=np.float32)
+    position, color = capture.occluder_position, np.array(capture.occluder_color, dtype=np.float32)
     if capture.occluder == "hand":
         color = np.array(identity.appearance.skin, dtype=np.float32) * np.float32(0.85)
         side = 1.0 if position > 0 else -1.0
-        for finger in range(4):
-            x, y = 56 + side * (38 + 3 * finger), 80 + 8 * finger + 14 * position
-            cv2.fillPoly(
-                mask, [fixed_point(ellipse(x, y, 19, 4.2, -0.35 * side))], 255, cv2.LINE_AA, 4
-            )
+        shapes = [
+            ellipse(56 + side * (38 + 3 * i), 80 + 8 * i + 14 * position, 19, 4.2, -0.35 * side)
+            for i in range(4)
+        ]
     elif capture.occluder == "scarf":
         top = 96 + 6 * position
         edge = [(0, top + 6), (28, top), (56, top + 3), (84, top), (112, top + 6)]
-        scarf = np.array([*edge, (112, 112), (0, 112)], dtype=np.float32)
-        cv2.fillPoly(mask, [fixed_point(scarf)], 255, cv2.LINE_AA, 4)
+        shapes = [np.array([*edge, (112, 112), (0, 112)], dtype=np.float32)]
     elif capture.occluder == "block":
-        x, y = 56 + 48 * position, 60 + 40 * np.cos(9 * position)
         corners = np.array([(-15, -13), (15, -10), (13, 14), (-14, 11)], dtype=np.float32)
-        cv2.fillPoly(
-            mask, [fixed_point(corners + np.array([x, y], dtype=np.float32))], 255, cv2.LINE_AA, 4
-        )
+        center = (56 + 48 * position, 60 + 40 * np.cos(9 * position))
+        shapes = [corners + np.array(center, dtype=np.float32)]
     else:
         return
+    mask = np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
+    for shape in shapes:
+        cv2.fillPoly(mask, [fixed_point(shape)], 255, cv2.LINE_AA, 4)
     weight = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[:, :, None] / 255
     image += (color - image) * weight
 

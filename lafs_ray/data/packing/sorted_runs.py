@@ -168,16 +168,15 @@ def _write(plan: PackPlan, buffer: _RunBuffer, stop: int) -> SortedRun:
 
 def read_runs(scratch: str) -> list[SortedRun]:
     """Read the footers of the runs in a folder, in the order of their records."""
-    names = [name for name in filesystem.list_names(scratch) if _NAME.fullmatch(name)]
-    return [_read_footer(filesystem.join(scratch, name)) for name in names]
-
-
-def _read_footer(uri: str) -> SortedRun:
-    with filesystem.open_input(uri) as file:
-        end = file.size() - _FOOTER_LENGTH.size
-        length = _FOOTER_LENGTH.unpack(file.read_at(_FOOTER_LENGTH.size, end))[0]
-        content: dict[str, Any] = json.loads(file.read_at(length, end - length))
-    return SortedRun(**{**content, "uri": uri})
+    runs = []
+    for name in filter(_NAME.fullmatch, filesystem.list_names(scratch)):
+        uri = filesystem.join(scratch, name)
+        with filesystem.open_input(uri) as file:
+            end = file.size() - _FOOTER_LENGTH.size
+            length = _FOOTER_LENGTH.unpack(file.read_at(_FOOTER_LENGTH.size, end))[0]
+            content: dict[str, Any] = json.loads(file.read_at(length, end - length))
+        runs.append(SortedRun(**{**content, "uri": uri}))
+    return runs
 
 
 def missing_ranges(runs: Sequence[SortedRun], num_records: int) -> list[tuple[int, int]]:

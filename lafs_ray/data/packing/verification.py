@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,17 +78,12 @@ def _check_shard(shared: CheckInputs, number: int) -> tuple[int, str]:
     entry = manifest.shards[number]
     uri = filesystem.join(folder, entry.name)
     try:
-        problem = _find_problem(uri, entry, _labels_of(manifest, labels, number))
+        first = sum(shard.images for shard in manifest.shards[:number])
+        expected = None if labels is None else labels[first : first + entry.images]
+        problem = _find_problem(uri, entry, expected)
     except DataError as error:
         problem = f"found {error.found}; expected {error.expected} ({error.subject})"
     return number, problem
-
-
-def _labels_of(manifest: Manifest, labels: NDArray[Any] | None, number: int) -> Any:
-    if labels is None:
-        return None
-    first = sum(shard.images for shard in manifest.shards[:number])
-    return labels[first : first + manifest.shards[number].images]
 
 
 def _find_problem(uri: str, entry: ShardEntry, labels: NDArray[np.int32] | None) -> str:

@@ -8,5 +8,5 @@ from tests.data.packing.sets import SMALL_RUNS
 
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many runs, and many blocks a shard."""
+    """Many sorted runs, and many blocks per shard."""
     monkeypatch.setattr(PackOptions, "task_bytes", SMALL_RUNS)

@@ -18,8 +18,8 @@ from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs
 
-# Memory for some 20 of the 120 faces of a test's set, so that there are many runs, and many blocks
-# a shard.
+# Memory for about 20 of the 120 faces of the test set, so that there are many runs, and many blocks
+# per shard.
 SMALL_RUNS = 60_000
 
 
@@ -38,12 +38,12 @@ def refusal(*arguments: Any, **options: Any) -> DataError:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder by name."""
+    """Return the content of every file in a folder by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def write_folder(folder: Path, classes: dict[str, int], ending: str = ".jpg") -> None:
-    """Images in subfolders: {name of the class: number of images}."""
+    """Write images into subfolders: {name of the class: number of images}."""
     jpegs = iter(face_jpegs(sum(classes.values()), seed=3))
     for name, count in classes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ def write_folder(folder: Path, classes: dict[str, int], ending: str = ".jpg") ->
 
 
 def write_plain(path: Path, labels: Sequence[float], images: Sequence[bytes]) -> None:
-    """A plain `.rec` with an index."""
+    """Write a plain `.rec` with an index."""
     with RecordWriter(str(path)) as writer:
         for key, (label, image) in enumerate(zip(labels, images, strict=True)):
             writer.write(key, pack(Header(0, label, key), image))
 
 
 def images_by_label(path: Path | str) -> dict[int, list[bytes]]:
-    """The images of each label, sorted."""
+    """Return the images of each label, sorted."""
     faces = open_faces(str(path))
     rows, result = faces.read(np.arange(faces.num_images)), {}
     assert not any(rows.errors)
@@ -69,5 +69,5 @@ def images_by_label(path: Path | str) -> dict[int, list[bytes]]:
 
 
 def names_below(folder: Path) -> list[str]:
-    """Everything in a folder, hidden files included."""
+    """Return the names of everything in a folder, hidden files included."""
     return sorted(os.listdir(folder))

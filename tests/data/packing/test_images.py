@@ -29,7 +29,7 @@ def test_image_size__equals_the_decoded_size(size: tuple[int, int]) -> None:
 
 
 def test_fit_image__keeps_the_bytes_of_the_right_size() -> None:
-    """Neither JPEG nor PNG is encoded anew, checked or not."""
+    """Neither JPEG nor PNG is re-encoded, checked or not."""
     jpeg = face_jpegs(1)[0]
     for data in (jpeg, as_png(pixels_of(jpeg))):
         assert fit_image(data, RULES, None) == (data, False)
@@ -37,7 +37,7 @@ def test_fit_image__keeps_the_bytes_of_the_right_size() -> None:
 
 
 def test_fit_image__another_size() -> None:
-    """Another size is refused unless it may be resized, and is square."""
+    """Another size is an error unless resizing is allowed and the image is square."""
     large, wide = face_jpegs(1, size=(224, 224))[0], face_jpegs(1, size=(112, 96))[0]
     with pytest.raises(DataError) as raised:
         fit_image(large, RULES, None)
@@ -45,7 +45,7 @@ def test_fit_image__another_size() -> None:
     data, encoded = fit_image(large, ImageRules(resize=True), None)
     assert encoded
     expected = cv2.resize(pixels_of(large), (112, 112), interpolation=cv2.INTER_AREA)
-    # JPEG at quality 95 moves a smooth picture by less than a level or two.
+    # JPEG at quality 95 changes a smooth image by less than two levels.
     assert np.abs(pixels_of(data).astype(int) - expected).mean() < 2
     with pytest.raises(DataError, match="112x96, not square"):
         fit_image(wide, ImageRules(resize=True), None)
@@ -55,8 +55,8 @@ def test_fit_image__another_size() -> None:
     ("scale", "shift"),
     [(1 / 112, 0.0), (0.01, 50.0), (1.0, 8000.0), (1.0, -200.0), (1.0, np.nan)],
 )
-def test_fit_image__landmarks_that_no_face_has(scale: float, shift: float) -> None:
-    """Shares of the sides, points on one spot, and points far outside align nothing."""
+def test_fit_image__impossible_landmarks(scale: float, shift: float) -> None:
+    """Fractions of the sides, coinciding points and points far outside are errors."""
     with pytest.raises(DataError, match="of an image of 112x112") as raised:
         fit_image(face_jpegs(1)[0], RULES, POSITIONS_PX * scale + shift)
     assert raised.value.expected.startswith("five points (x, y) in pixels of the image")
@@ -64,20 +64,20 @@ def test_fit_image__landmarks_that_no_face_has(scale: float, shift: float) -> No
 
 @pytest.mark.parametrize("shift", [-40.0, 0.0, 60.0])
 def test_fit_image__face_at_the_edge(shift: float) -> None:
-    """A face that the picture cuts is aligned, black where the picture ends."""
+    """A face cut by the border is aligned, and black beyond it."""
     _, encoded = fit_image(face_jpegs(1)[0], RULES, POSITIONS_PX + np.array([shift, 0.0]))
     assert encoded
 
 
 @pytest.mark.parametrize("data", [b"", b"text", face_jpegs(1)[0][:400]])
-def test_fit_image__no_image(data: bytes) -> None:
-    """What is no image is refused without being decoded whole."""
+def test_fit_image__not_an_image(data: bytes) -> None:
+    """Data that is not a complete image is an error."""
     with pytest.raises(DataError, match="image"):
         fit_image(data, RULES, None)
 
 
-def test_fit_image__damage_that_only_decoding_shows() -> None:
-    """A JPEG with a right header and nothing behind it passes, unless every image is checked."""
+def test_fit_image__damage_found_only_by_decoding() -> None:
+    """A JPEG with a valid header and no data passes, unless every image is checked."""
     head = face_jpegs(1)[0]
     end = head.index(b"\xff\xda")
     data = head[: head.index(b"\xff\xc4")] + b"\xff\xd9"
@@ -89,15 +89,15 @@ def test_fit_image__damage_that_only_decoding_shows() -> None:
 
 
 def test_fit_image__aligned() -> None:
-    """Five landmarks bring a turned face to insightface's positions, in the file's color order."""
+    """A rotated face is aligned to insightface's positions, in the file's color order."""
     face = pixels_of(face_jpegs(1)[0])
-    turn = cv2.getRotationMatrix2D((60.0, 50.0), 20.0, 1.7)
-    turn[:, 2] += 70, 60
-    picture = as_png(cv2.warpAffine(face, turn, (300, 280))[..., ::-1])
-    landmarks = POSITIONS_PX @ turn[:, :2].T + turn[:, 2]
-    data, encoded = fit_image(picture, ImageRules(quality=100), landmarks)
+    matrix = cv2.getRotationMatrix2D((60.0, 50.0), 20.0, 1.7)
+    matrix[:, 2] += 70, 60
+    rotated = as_png(cv2.warpAffine(face, matrix, (300, 280))[..., ::-1])
+    landmarks = POSITIONS_PX @ matrix[:, :2].T + matrix[:, 2]
+    data, encoded = fit_image(rotated, ImageRules(quality=100), landmarks)
     assert encoded
     assert image_size(data) == (112, 112)
     inner = np.abs(pixels_of(data).astype(int) - face)[8:-8, 8:-8]
-    # Two bilinear interpolations of a smooth picture and JPEG's halved chroma.
+    # Two bilinear interpolations of a smooth image and JPEG's chroma subsampling.
     assert inner.mean() < 3

@@ -42,7 +42,7 @@ def test_inspect__insightface_layout(tmp_path: Path) -> None:
 
 
 def test_inspect__swapped_channels(tmp_path: Path) -> None:
-    """The same faces with red and blue swapped before encoding are told as bgr."""
+    """The same faces with red and blue swapped before encoding are recognized as bgr."""
     write_faces(str(tmp_path), num_identities=5, images_per_identity=4, seed=0)
     from lafs_ray.data.face_set import open_faces
     from lafs_ray.data.images import decode_image
@@ -61,7 +61,7 @@ def test_inspect__swapped_channels(tmp_path: Path) -> None:
 
 
 def test_inspect__packed_and_damaged(tmp_path: Path, face_set_path: str) -> None:
-    """A packed set is shuffled and knows its color order; bad records are named."""
+    """A packed set is shuffled and lists its color order; bad records are listed."""
     packed([face_set_path], tmp_path / "set", num_shards=2)
     found = described(tmp_path / "set", tmp_path / "sheet.png")
     assert found["layout"] == "packed (2)"
@@ -78,7 +78,7 @@ def test_inspect__packed_and_damaged(tmp_path: Path, face_set_path: str) -> None
 
 
 def test_inspect__without_labels(tmp_path: Path) -> None:
-    """Faces of nobody in particular: no range of labels, and a sheet from everywhere."""
+    """Without labels there is no label range, and the sheet samples the whole set."""
     write_plain(tmp_path / "data.rec", [-1.0] * 30, face_jpegs(30))
     found = described(tmp_path / "data.rec", tmp_path / "sheet.png")
     assert found["without label"] == "30"
@@ -87,7 +87,7 @@ def test_inspect__without_labels(tmp_path: Path) -> None:
 
 
 def test_inspect__mxnet_file(tmp_path: Path) -> None:
-    """A file that mxnet wrote."""
+    """A file written by mxnet is read like our own."""
     shutil.copytree(GOLDEN / "h3_insightface_rec", tmp_path / "set")
     found = described(tmp_path / "set" / "train.rec", tmp_path / "sheet.png")
     assert (found["images"], found["identities"]) == ("10", "4 with images, 4 listed")

@@ -1,4 +1,4 @@
-"""Packing that meets what it cannot help: kills, full disks, bad records, others on its folder."""
+"""Packing under kills, full disks, bad records and other processes on its folder."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from tests.training.faces import NO_IMAGE, ROOT, break_frame, face_jpegs, write_
 
 
 def damaged_set(folder: Path) -> Path:
-    """120 faces: a broken frame (image 5), no image (7), another size (9)."""
+    """Write 120 faces: a broken frame (image 5), not an image (7), another size (9)."""
     wrong_size = face_jpegs(1, size=(96, 96))[0]
     write_face_set(folder / "bad.rec", replaced={7: NO_IMAGE, 9: wrong_size})
     break_frame(folder / "bad.rec", 5)
     return folder / "bad.rec"
 
 
-def test_bad_records__are_counted_named_and_left_out(tmp_path: Path) -> None:
-    """The rest is packed; the manifest has each by name, in the order of the source."""
+def test_bad_records__are_counted_listed_and_left_out(tmp_path: Path) -> None:
+    """The rest is packed; the manifest lists them in the order of the source."""
     manifest = packed([damaged_set(tmp_path)], tmp_path / "set", num_shards=2, max_bad=3)
     assert manifest.images == 117
     assert manifest.left_out["images"] == 3
@@ -48,7 +48,7 @@ def test_bad_records__are_counted_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_bad_records__more_than_allowed(tmp_path: Path, small_runs: None) -> None:
-    """One too many stops, naming them; with --max-bad raised, what was done is taken up again."""
+    """One too many stops with a list of them; with a larger --max-bad the packing continues."""
     source = damaged_set(tmp_path)
     error = refusal([source], tmp_path / "set", max_bad=2)
     assert error.subject == "bad records"
@@ -60,7 +60,7 @@ def test_bad_records__more_than_allowed(tmp_path: Path, small_runs: None) -> Non
 
 @pytest.mark.parametrize("max_bad", [2, 100])
 def test_bad_records__all_of_them(tmp_path: Path, max_bad: int) -> None:
-    """Photographs of another size are told with their size and what takes them, on this folder."""
+    """The error names the size and --resize; then the same folder can be packed with it."""
     (tmp_path / "photos").mkdir()
     for number, jpeg in enumerate(face_jpegs(4, size=(224, 224))):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg)
@@ -72,7 +72,7 @@ def test_bad_records__all_of_them(tmp_path: Path, max_bad: int) -> None:
 
 
 def test_bad_records__leave_a_shard_empty(tmp_path: Path) -> None:
-    """More shards than sound images: the records left out are named, not only the shard."""
+    """With more shards than usable images, the error lists the records left out."""
     write_face_set(tmp_path / "train.rec", 1, 3, replaced={0: NO_IMAGE, 1: NO_IMAGE})
     error = refusal([tmp_path / "train.rec"], tmp_path / "set", num_shards=3)
     assert error.subject.startswith("train-0000")
@@ -81,21 +81,21 @@ def test_bad_records__leave_a_shard_empty(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """The end of the process; nothing may catch it, and nothing is cleared away."""
+    """End of the process: not caught, and nothing is cleaned up."""
 
 
-def test_pack__killed_at_any_file_and_started_again(
+def test_pack__killed_at_any_file_and_restarted(
     tmp_path: Path, face_set_path: str, small_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before any of its files gets its name, the same command ends with the same set."""
+    """Killed before any of its renames, the same command ends with the same set."""
     packed([face_set_path], tmp_path / "whole", num_shards=2)
-    expected, number, left_over = content(tmp_path / "whole"), 0, 0
+    expected, number, num_partial = content(tmp_path / "whole"), 0, 0
     for number in range(100):
         out = tmp_path / str(number)
         with monkeypatch.context() as patched:
             calls = iter(range(100))
 
-            def killed(
+            def replace(
                 old: str, new: str, real: Any = os.replace, calls: Any = calls, last: int = number
             ) -> None:
                 if next(calls) == last:
@@ -103,12 +103,12 @@ def test_pack__killed_at_any_file_and_started_again(
                     raise Killed
                 real(old, new)
 
-            patched.setattr(os, "replace", killed)
+            patched.setattr(os, "replace", replace)
             try:
                 packed([face_set_path], out, num_shards=2)
                 break
             except Killed:
-                left_over += any(name.endswith(".partial") for name in names_below(out))
+                num_partial += any(name.endswith(".partial") for name in names_below(out))
         if number > 0:
             with pytest.raises(DataError):
                 open_faces(str(out))
@@ -118,13 +118,13 @@ def test_pack__killed_at_any_file_and_started_again(
         shutil.rmtree(out)
     # pack.json, 6 runs or more, two shards of two files and a note each, four files beside them.
     assert number >= 1 + 6 + 6 + 4
-    assert left_over > 5
+    assert num_partial > 5
 
 
-def test_pack__finished_shards_are_kept_and_damaged_ones_written_anew(
+def test_pack__keeps_finished_shards_and_rewrites_damaged_ones(
     tmp_path: Path, face_set_path: str
 ) -> None:
-    """The same command on a finished set reads it; a changed byte in a shard is mended."""
+    """The same command on a finished set only reads it; a changed byte in a shard is repaired."""
     packed([face_set_path], tmp_path / "set", num_shards=3)
     expected = content(tmp_path / "set")
     first, second = (tmp_path / "set" / f"train-0000{n}-of-00003.rec" for n in range(2))
@@ -154,10 +154,8 @@ pack_faces(PackOptions((sys.argv[1],), sys.argv[2], num_shards=3))
 """
 
 
-def test_pack__sigkill_leaves_a_stale_lock_that_is_taken_over(
-    tmp_path: Path, face_set_path: str
-) -> None:
-    """A killed process keeps its lock; the next one sees that it is gone and keeps its shards."""
+def test_pack__continues_after_sigkill(tmp_path: Path, face_set_path: str) -> None:
+    """The lock file of a killed process does not block the next one, which keeps its shards."""
     command = [sys.executable, "-c", KILLS_ITSELF, face_set_path, str(tmp_path / "set")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
     assert done.returncode == -9, done.stderr
@@ -172,8 +170,8 @@ def test_pack__sigkill_leaves_a_stale_lock_that_is_taken_over(
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
-def test_pack__another_command_on_the_folder(tmp_path: Path, face_set_path: str) -> None:
-    """What differs from the set that is there is named; foreign records are not touched."""
+def test_pack__another_request_on_the_folder(tmp_path: Path, face_set_path: str) -> None:
+    """The differences from the existing set are listed; foreign records are not touched."""
     packed([face_set_path], tmp_path / "set", num_shards=2)
     error = refusal([face_set_path], tmp_path / "set", num_shards=3, seed=4)
     assert "seed: 0 -> 4" in error.found
@@ -191,7 +189,7 @@ def test_pack__another_command_on_the_folder(tmp_path: Path, face_set_path: str)
 def test_pack__disk_full(
     tmp_path: Path, face_set_path: str, small_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fills is told; nothing half-written stands under a name; freed, it goes on."""
+    """A full disk is reported and leaves no partial file; with space again, packing continues."""
     packed([face_set_path], tmp_path / "whole", num_shards=2)
     calls = iter(range(100))
 
@@ -213,7 +211,7 @@ def test_pack__disk_full(
 def test_pack__disk_too_small(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot fit is refused at the start, with the arithmetic."""
+    """A set that cannot fit is an error at the start, with the arithmetic."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(session.shutil, "disk_usage", lambda _: usage)
     error = refusal([face_set_path], tmp_path / "set")
@@ -224,7 +222,7 @@ def test_pack__disk_too_small(
 def test_pack__source_that_changes_between_passes(
     tmp_path: Path, small_runs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A source rewritten during the packing stops it; the next start names the difference."""
+    """A source rewritten during packing stops it; the next start lists the difference."""
     write_face_set(tmp_path / "train.rec")
     real, ranges = session.sort_records, []
 
@@ -241,9 +239,9 @@ def test_pack__source_that_changes_between_passes(
     assert "sources.0.fingerprint" in refusal([tmp_path / "train.rec"], tmp_path / "set").found
 
 
-def test_pack__scratch_is_gone(tmp_path: Path, face_set_path: str) -> None:
-    """A killed packer's temporary files were swept away: the same command begins again, others
-    are refused, as there are shards."""
+def test_pack__scratch_was_deleted(tmp_path: Path, face_set_path: str) -> None:
+    """Without the temporary files of a killed process, the same command starts over; others are
+    refused, because there are shards."""
     manifest = packed([face_set_path], tmp_path / "set", num_shards=2)
     expected = content(tmp_path / "set")
     (tmp_path / "set" / "manifest.json").unlink()
@@ -254,18 +252,18 @@ def test_pack__scratch_is_gone(tmp_path: Path, face_set_path: str) -> None:
     assert content(tmp_path / "set") == expected
 
 
-def test_pack__scratch_elsewhere_is_cleared(tmp_path: Path, face_set_path: str) -> None:
-    """Temporary files go where they are told, in a folder of their own, and leave again."""
+def test_pack__scratch_elsewhere_is_cleaned_up(tmp_path: Path, face_set_path: str) -> None:
+    """Temporary files get a subfolder of --scratch and are deleted at the end."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mine.txt").write_text("stays")
     packed([face_set_path], tmp_path / "set", scratch=str(tmp_path / "scratch"))
     assert names_below(tmp_path / "scratch") == ["mine.txt"]
 
 
-def test_open_faces__an_incomplete_or_foreign_copy_of_a_set(
+def test_open_faces__incomplete_or_foreign_copy_of_a_set(
     tmp_path: Path, face_set_path: str
 ) -> None:
-    """A missing shard, a shard cut short and a file that does not belong are told at start."""
+    """A missing shard, a truncated shard and a foreign file are reported at the start."""
     packed([face_set_path], tmp_path / "set", num_shards=3)
     last = tmp_path / "set" / "train-00002-of-00003.rec"
     data = last.read_bytes()

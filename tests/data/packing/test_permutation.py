@@ -8,21 +8,21 @@ from lafs_ray.data.packing.sorted_runs import FeistelPermutation
 
 @pytest.mark.parametrize("num_records", [1, 2, 3, 5, 16, 17, 1000, 4097, 65_536, 100_003])
 def test_positions__are_a_permutation(num_records: int) -> None:
-    """Every record has a place of its own, whatever the number."""
+    """Every record has a distinct position, for any number of records."""
     positions = FeistelPermutation(num_records, 0).positions(0, num_records)
     np.testing.assert_array_equal(np.sort(positions), np.arange(num_records))
 
 
-def test_positions__of_a_part_are_those_of_the_whole() -> None:
-    """A worker that sees records 300…700 gives them the positions that any other would."""
+def test_positions__of_a_range_equal_those_of_the_whole() -> None:
+    """The positions of records 300…700 do not depend on the range that a worker reads."""
     permutation = FeistelPermutation(1000, 7)
     np.testing.assert_array_equal(
         permutation.positions(300, 700), permutation.positions(0, 1000)[300:700]
     )
 
 
-def test_positions__depend_on_the_seed_and_stay_the_same_for_ever() -> None:
-    """An interrupted packing goes on with the same order in any version: recorded here."""
+def test_positions__depend_on_the_seed_and_never_change() -> None:
+    """An interrupted packing continues with the same order in any version: recorded here."""
     assert FeistelPermutation(10, 0).positions(0, 10).tolist() == RECORDED
     assert (
         FeistelPermutation(1000, 0).positions(0, 9).tolist()

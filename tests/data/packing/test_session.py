@@ -1,4 +1,4 @@
-"""What packing makes of its sources: every record, in another order, the same bytes each time."""
+"""Packing keeps every record, in another order, and always writes the same bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.training.faces import ROOT, face_jpegs, write_face_set
 def test_pack__holds_every_image_with_its_label_in_another_order(
     tmp_path: Path, face_set_path: str
 ) -> None:
-    """The bytes of all images and their labels are kept; what open_faces says of the set is so."""
+    """The bytes of all images and their labels are kept; open_faces agrees with the manifest."""
     manifest = packed([face_set_path], tmp_path / "set", num_shards=3)
     before, after = open_faces(face_set_path), open_faces(str(tmp_path / "set"))
     assert images_by_label(tmp_path / "set") == images_by_label(face_set_path)
@@ -56,10 +56,10 @@ def test_pack__holds_every_image_with_its_label_in_another_order(
     ]
 
 
-def test_labels__are_answered_without_reading_images(
+def test_labels__are_read_without_reading_images(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 images are looked up to believe labels.npy; a subset of shards knows all identities."""
+    """At most 64 images are read to verify labels.npy; some shards suffice for all identities."""
     packed([face_set_path], tmp_path / "set", num_shards=2)
     some = open_faces(str(tmp_path / "set" / "train-00001-*.rec"))
     assert some.num_identities == 12
@@ -78,7 +78,7 @@ def test_labels__are_answered_without_reading_images(
 def test_pack__bytes_depend_on_the_seed_and_not_on_memory(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run or several, one block or several: the same files. Another seed: other files."""
+    """One or several runs and blocks give the same files; another seed gives other files."""
     packed([face_set_path], tmp_path / "a", num_shards=2)
     packed([face_set_path], tmp_path / "other", num_shards=2, seed=1)
     monkeypatch.setattr(PackOptions, "task_bytes", SMALL_RUNS)
@@ -95,7 +95,7 @@ def test_pack__shards_differ_by_one_image_at_most(tmp_path: Path, face_set_path:
 
 
 def test_pack__several_sources(tmp_path: Path) -> None:
-    """Labels of each source follow those of the one before; identities.csv says who is who."""
+    """Labels of each source follow those of the one before; identities.csv lists their names."""
     write_face_set(tmp_path / "one.rec", 3, 2)
     write_folder(tmp_path / "two", {"bob": 2, "ann": 1})
     jpegs = face_jpegs(4, seed=9)
@@ -121,7 +121,7 @@ def test_pack__several_sources(tmp_path: Path) -> None:
 
 
 def test_pack__of_a_packed_set(tmp_path: Path, face_set_path: str) -> None:
-    """A packed set is a source like any other: its labels and identities stay."""
+    """A packed set is a source like any other: labels and identities are kept."""
     packed([face_set_path], tmp_path / "set", num_shards=2)
     packed([tmp_path / "set"], tmp_path / "again", num_shards=1, seed=5)
     assert images_by_label(tmp_path / "again") == images_by_label(face_set_path)
@@ -129,7 +129,7 @@ def test_pack__of_a_packed_set(tmp_path: Path, face_set_path: str) -> None:
 
 
 def test_pack__aligned(tmp_path: Path) -> None:
-    """A list with landmarks gives faces of 112x112, encoded anew; one point five times is bad."""
+    """A list with landmarks gives re-encoded faces of 112x112; five equal points are an error."""
     (tmp_path / "wide.jpg").write_bytes(face_jpegs(1, size=(300, 200))[0])
     points = ",".join(f"{x * 1.5:.2f},{y * 1.5 + 10:.2f}" for x, y in POSITIONS_PX)
     same = ",".join(["7"] * 10)
@@ -143,15 +143,15 @@ def test_pack__aligned(tmp_path: Path) -> None:
 
 
 def test_pack__of_another_size(tmp_path: Path, face_set_path: str) -> None:
-    """Whoever needs 112 pixels hears of it when the set is opened, not from each record."""
+    """A wrong image size is an error when the set is opened, not for each record."""
     packed([face_set_path], tmp_path / "set", rules=ImageRules(size=96, resize=True))
     assert open_faces(str(tmp_path / "set")).num_images == 120
     with pytest.raises(DataError, match="images of 96x96, according to the manifest"):
         open_faces(str(tmp_path / "set"), "rgb", 112)
 
 
-def test_pack__source_named_twice(tmp_path: Path) -> None:
-    """Every person would be two; the same folder is the same by another way to it."""
+def test_pack__duplicate_source(tmp_path: Path) -> None:
+    """A source may not be given twice, not even by another path."""
     write_folder(tmp_path / "images", {"a": 2})
     again = tmp_path / "images" / ".." / "images"
     error = refusal([tmp_path / "images", again], tmp_path / "set")
@@ -159,7 +159,7 @@ def test_pack__source_named_twice(tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
-def test_pack__out_of_place(tmp_path: Path) -> None:
+def test_pack__into_its_source(tmp_path: Path) -> None:
     """A set is not packed into its own source."""
     write_folder(tmp_path / "images", {"a": 2})
     error = refusal([tmp_path / "images"], tmp_path / "images" / "set")
@@ -181,7 +181,7 @@ def test_pack__out_of_place(tmp_path: Path) -> None:
 def test_pack__impossible_option(
     tmp_path: Path, face_set_path: str, options: dict[str, Any], subject: str, expected: str
 ) -> None:
-    """It is named before anything is written."""
+    """The option is reported before anything is written."""
     error = refusal([face_set_path], tmp_path / "set", **options)
     assert error.subject == subject
     assert expected in error.expected
@@ -191,15 +191,15 @@ def test_pack__impossible_option(
 def test_pack__in_an_object_store(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By URI, with a blank in a name, comes what comes on disk; no lock is left."""
+    """By URI, with a space in a name, the images equal those on disk; no lock is left."""
     shutil.copytree(Path(face_set_path).parent, tmp_path / "faces")
     write_folder(tmp_path / "more images", {"a b": 2})
-    # A part of the disk, by another class than the one that stands for disks.
+    # A folder of the disk, behind another class than LocalFileSystem.
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(
         filesystem, "_resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
     )
-    # Object stores know no folders; here they have to be there.
+    # Object stores have no folders; here they must exist.
     (tmp_path / "set" / "scratch").mkdir(parents=True)
     out = PackOptions(
         ("store://faces/train.rec", "store://more%20images"), "store://set", num_shards=2
@@ -214,7 +214,7 @@ def test_pack__in_an_object_store(
     assert len(images_by_label("store://set")) == 13
 
 
-MEASURES_ITSELF = """
+PRINTS_PEAK_MEMORY = """
 import re, sys
 from pathlib import Path
 from lafs_ray.data.packing.images import ImageRules
@@ -227,16 +227,16 @@ for source in sys.argv[1:]:
 """
 
 
-# Not getrusage: a child's high-water mark there begins with that of its parent, here pytest's.
+# Not getrusage: there, the peak of a child starts at that of its parent, here pytest.
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_pack__memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """Packing 100 MB with a budget of 32 MiB takes no more than that above packing nothing."""
+    """Packing 100 MB with a limit of 32 MiB takes at most that more than packing ten images."""
     noise = np.random.default_rng(0).integers(0, 255, (112, 112, 3), dtype=np.uint8)
     image = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     count = 100_000_000 // len(image)
     write_plain(tmp_path / "small.rec", [0.0] * 10, [image] * 10)
     write_plain(tmp_path / "large.rec", [float(n % 50) for n in range(count)], [image] * count)
-    command = [sys.executable, "-c", MEASURES_ITSELF]
+    command = [sys.executable, "-c", PRINTS_PEAK_MEMORY]
     sources = [str(tmp_path / "small.rec"), str(tmp_path / "large.rec")]
     done = subprocess.run(
         [*command, *sources], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False

@@ -24,7 +24,7 @@ def refusal(path: Path, landmarks: Path | None = None) -> DataError:
 
 
 def test_folder__labels_are_the_sorted_names_of_its_subfolders(tmp_path: Path) -> None:
-    """Classes sort by name, images within; PNG counts, other files do not; nesting is allowed."""
+    """Classes sort by name, then images; PNG is included, other files are not; folders may nest."""
     write_folder(tmp_path, {"b": 2, "a": 1, "a-b": 1, "c d": 1})
     (tmp_path / "a" / "deep").mkdir()
     (tmp_path / "a" / "deep" / "x.PNG").write_bytes(b"png")
@@ -43,7 +43,7 @@ def test_folder__labels_are_the_sorted_names_of_its_subfolders(tmp_path: Path) -
 
 
 def test_folder__without_subfolders_has_no_labels(tmp_path: Path) -> None:
-    """Faces of nobody in particular are what pretraining asks for."""
+    """Images directly in a folder have no labels, which pretraining does not need."""
     (tmp_path / "0.jpg").write_bytes(b"one")
     source = open_source(str(tmp_path))
     assert [row.label for row in source.read(0, 1)] == [-1]
@@ -51,7 +51,7 @@ def test_folder__without_subfolders_has_no_labels(tmp_path: Path) -> None:
 
 
 def test_folder__refused(tmp_path: Path) -> None:
-    """An empty folder, and images both in classes and outside, are told as such."""
+    """An empty folder, and images both in subfolders and outside, are errors."""
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty").found == "none of either"
     write_folder(tmp_path / "mixed", {"a": 1})
@@ -62,7 +62,7 @@ def test_folder__refused(tmp_path: Path) -> None:
 
 
 def test_folder__image_that_changes_stops(tmp_path: Path) -> None:
-    """An image rewritten after listing stops the packing, naming it; so does one that vanished."""
+    """An image rewritten or deleted after listing stops the packing with its name."""
     write_folder(tmp_path, {"a": 2})
     source = open_source(str(tmp_path))
     os.utime(tmp_path / "a" / "1.jpg", ns=(10**18, 10**18))
@@ -75,7 +75,7 @@ def test_folder__image_that_changes_stops(tmp_path: Path) -> None:
 
 
 def test_list__csv_and_parquet(tmp_path: Path) -> None:
-    """With and without a header, names or numbers as labels: equal rows; a missing file is bad."""
+    """With and without a header, with names or numbers as labels; a missing file is an error."""
     write_folder(tmp_path / "images", {"a": 1, "b": 2})
     names = ["images/b/1.jpg", str(tmp_path / "images" / "a" / "0.jpg"), "images/gone.jpg"]
     plain = "".join(f"{name},{label}\n" for name, label in zip(names, [70, 5, 70], strict=True))
@@ -100,8 +100,8 @@ def test_list__csv_and_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("header", ["path,label", "Path,Label", '"path","label"'])
-def test_list__header_as_programs_write_it(tmp_path: Path, encoding: str, header: str) -> None:
-    """Capitals, quotes and the mark that Excel begins a file with make no image of it."""
+def test_list__header_of_other_programs(tmp_path: Path, encoding: str, header: str) -> None:
+    """A header may have capitals, quotes and the byte order mark of Excel."""
     (tmp_path / "a.csv").write_text(f"{header}\nx.jpg,10\ny.jpg,9\n", encoding=encoding)
     source = open_source(str(tmp_path / "a.csv"))
     assert isinstance(source, ImageFileSource)
@@ -119,10 +119,10 @@ def test_list__header_as_programs_write_it(tmp_path: Path, encoding: str, header
         (["", "", "", ""], [], [-1, -1, -1, -1]),
     ],
 )
-def test_list__images_of_nobody(
+def test_list__images_without_label(
     tmp_path: Path, labels: list[str], names: list[str], numbers: list[int]
 ) -> None:
-    """An empty cell is no person, nor is -1 or NA among numbers; among names NA is one."""
+    """An empty cell has no label, nor has -1 or NA among numbers; among names NA is a label."""
     lines = "".join(f"{number}.jpg,{label}\n" for number, label in enumerate(labels))
     (tmp_path / "a.csv").write_text("path,label\n" + lines)
     source = open_source(str(tmp_path / "a.csv"))
@@ -131,8 +131,8 @@ def test_list__images_of_nobody(
     assert source.labels.tolist() == numbers
 
 
-def test_list__other_columns_are_left_alone(tmp_path: Path) -> None:
-    """A list may hold more than we read, in any order."""
+def test_list__other_columns_are_ignored(tmp_path: Path) -> None:
+    """A list may have other columns, in any order."""
     (tmp_path / "a.csv").write_text("score,label,path\n0.5,3,x.jpg\n0.1,4,y.jpg\n")
     boxes = {"path": ["x.jpg", "y.jpg"], "x": [1, 2], "y": [3, 4], "tables": ["a", "b"]}
     pq.write_table(pa.table(boxes), tmp_path / "a.parquet")
@@ -174,7 +174,7 @@ def test_list__with_landmarks(tmp_path: Path) -> None:
     ],
 )
 def test_list__refused(tmp_path: Path, text: str, found: str) -> None:
-    """A list of another form is refused with what is wrong in it."""
+    """A list of another form is an error that names the problem."""
     (tmp_path / "list.csv").write_text(text)
     error = refusal(tmp_path / "list.csv")
     assert found in error.found
@@ -182,7 +182,7 @@ def test_list__refused(tmp_path: Path, text: str, found: str) -> None:
 
 
 def test_list__that_changes_stops(tmp_path: Path) -> None:
-    """The list itself is looked at again before each piece."""
+    """The list is checked again before each range of records."""
     (tmp_path / "list.csv").write_text("a.jpg,1\n")
     source = open_source(str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("a.jpg,1\nb.jpg,1\n")
@@ -191,7 +191,7 @@ def test_list__that_changes_stops(tmp_path: Path) -> None:
 
 
 def test_landmarks__of_a_folder(tmp_path: Path) -> None:
-    """They are found by name relative to the folder; an image without them is bad."""
+    """They are found by path relative to the folder; an image without them is an error."""
     write_folder(tmp_path / "images", {"a": 2})
     numbers = ",".join(map(str, POINTS))
     (tmp_path / "points.csv").write_text(f"a/1.jpg,{numbers}\nother.jpg,{numbers}\n")
@@ -204,7 +204,7 @@ def test_landmarks__of_a_folder(tmp_path: Path) -> None:
 
 
 def test_list__without_any_landmark(tmp_path: Path) -> None:
-    """Columns that are all empty are no shares: each image is told to have no landmarks."""
+    """Empty columns are not fractions of a side: each image is reported without landmarks."""
     columns = "path," + ",".join(f"{axis}{number}" for number in range(1, 6) for axis in "xy")
     (tmp_path / "a.csv").write_text(f"{columns}\nx.jpg{',' * 10}\n")
     (tmp_path / "x.jpg").write_bytes(b"one")
@@ -212,8 +212,8 @@ def test_list__without_any_landmark(tmp_path: Path) -> None:
     assert row.error == "found no landmarks; expected five points"
 
 
-def test_landmarks__that_fit_nothing(tmp_path: Path) -> None:
-    """Names that match no image, and landmarks for .rec files, are refused."""
+def test_landmarks__that_match_nothing(tmp_path: Path) -> None:
+    """Paths that match no image, and landmarks for .rec files, are errors."""
     write_folder(tmp_path / "images", {"a": 1})
     (tmp_path / "points.csv").write_text("images/a/0.jpg," + ",".join(map(str, POINTS)) + "\n")
     error = refusal(tmp_path / "images", tmp_path / "points.csv")
@@ -224,7 +224,7 @@ def test_landmarks__that_fit_nothing(tmp_path: Path) -> None:
 
 
 def test_records__that_change_stop(tmp_path: Path) -> None:
-    """A .rec touched while it is read stops the packing, though its size is the same."""
+    """A .rec modified while it is read stops the packing, even with the same size."""
     write_face_set(tmp_path / "train.rec", 2, 4)
     source = open_source(str(tmp_path / "train.rec"))
     assert isinstance(source, RecordSource)

@@ -11,37 +11,37 @@ from tests.data.packing.sets import packed
 
 
 @pytest.fixture
-def sound(tmp_path: Path, face_set_path: str) -> Path:
+def intact(tmp_path: Path, face_set_path: str) -> Path:
     packed([face_set_path], tmp_path / "set", num_shards=5)
     return tmp_path / "set"
 
 
-def test_verify__sound(sound: Path) -> None:
-    """Folder or manifest may be named; the line says what was compared."""
-    for path in (sound, sound / "manifest.json"):
+def test_verify__intact(intact: Path) -> None:
+    """The path is a folder or its manifest; the result states what was compared."""
+    for path in (intact, intact / "manifest.json"):
         assert verify_set(str(path), apply_in_process) == (
             "verified 120 images, 12 identities, 5 shards: all checksums, indexes and labels match"
         )
 
 
-def test_verify__names_every_bad_file(sound: Path) -> None:
-    """Six kinds of damage at once, each with the file's name and its fault."""
+def test_verify__lists_every_bad_file(intact: Path) -> None:
+    """Seven kinds of damage at once, each with the name of the file and its error."""
     names = [f"train-0000{n}-of-00005" for n in range(5)]
-    payload = bytearray((sound / f"{names[0]}.rec").read_bytes())
+    payload = bytearray((intact / f"{names[0]}.rec").read_bytes())
     payload[3000] ^= 255
-    (sound / f"{names[0]}.rec").write_bytes(payload)
-    size = (sound / f"{names[1]}.rec").stat().st_size
-    (sound / f"{names[1]}.rec").write_bytes((sound / f"{names[1]}.rec").read_bytes()[:-8])
-    (sound / f"{names[2]}.rec").unlink()
-    lines = (sound / f"{names[3]}.idx").read_text().splitlines(keepends=True)
-    (sound / f"{names[3]}.idx").write_text("".join(lines[:-1]))
-    label = bytearray((sound / f"{names[4]}.rec").read_bytes())
+    (intact / f"{names[0]}.rec").write_bytes(payload)
+    size = (intact / f"{names[1]}.rec").stat().st_size
+    (intact / f"{names[1]}.rec").write_bytes((intact / f"{names[1]}.rec").read_bytes()[:-8])
+    (intact / f"{names[2]}.rec").unlink()
+    lines = (intact / f"{names[3]}.idx").read_text().splitlines(keepends=True)
+    (intact / f"{names[3]}.idx").write_text("".join(lines[:-1]))
+    label = bytearray((intact / f"{names[4]}.rec").read_bytes())
     label[12:16] = b"\0\0\xc8\x42"  # float32: 100
-    (sound / f"{names[4]}.rec").write_bytes(label)
-    (sound / "identities.csv").write_text("")
-    (sound / "more.rec").write_bytes(b"")
+    (intact / f"{names[4]}.rec").write_bytes(label)
+    (intact / "identities.csv").write_text("")
+    (intact / "more.rec").write_bytes(b"")
     with pytest.raises(DataError) as raised:
-        verify_set(str(sound), apply_in_process)
+        verify_set(str(intact), apply_in_process)
     found = raised.value.found
     assert found.startswith("7 bad files:")
     for line in (
@@ -56,13 +56,13 @@ def test_verify__names_every_bad_file(sound: Path) -> None:
         assert line in found
 
 
-def test_verify__no_manifest(tmp_path: Path, sound: Path) -> None:
-    """A folder without manifest, or with another's, is refused."""
+def test_verify__no_manifest(tmp_path: Path, intact: Path) -> None:
+    """A folder without a manifest, or with one of another format, is an error."""
     with pytest.raises(DataError, match=r"manifest\.json"):
         verify_set(str(tmp_path), apply_in_process)
-    (sound / "manifest.json").write_text('{"format": "other"}')
+    (intact / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(DataError, match="another format or version"):
-        verify_set(str(sound), apply_in_process)
-    (sound / "manifest.json").write_text("{")
+        verify_set(str(intact), apply_in_process)
+    (intact / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="no JSON"):
-        verify_set(str(sound), apply_in_process)
+        verify_set(str(intact), apply_in_process)
