@@ -1,0 +1,104 @@
+"""The commands of README.md run as they stand, with small sizes appended."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.test_ijb import write_protocol
+from tests.models.published import pretraining, small
+from tests.training.faces import ROOT, face_jpegs
+
+# Not run here, and why.
+ELSEWHERE = {
+    "make demo": "minutes; `make demo` is its own check",
+    "make environment": "this test runs in that environment",
+    "export RAY_AUTH_MODE": "tests/cluster runs ray up to ray down over ssh",
+    "ray up": "tests/cluster runs ray up to ray down over ssh",
+    "ray job submit": "tests/cluster runs ray up to ray down over ssh",
+    "ray down": "tests/cluster runs ray up to ray down over ssh",
+}
+
+_TINY = "model.size=tiny model.landmark_cnn_width=0.25 'duration=4 steps'"
+_CPU = "compute.workers=0 compute.device=cpu compute.precision=float32 log.every_steps=2"
+_OPTIM = "batch_size=8 accumulation=1 'optim.warmup=1 steps' checkpoints.every='2 steps'"
+_HEAD = "head.num_prototypes=64 head.hidden_dim=32 head.bottleneck_dim=16"
+TRAIN = f"{_TINY} {_CPU} {_OPTIM}"
+PRETRAIN = f"{TRAIN} {_HEAD} dino.teacher_temp.warmup_epochs=0"
+SWEEP = " ".join(f"settings.{one}" for one in shlex.split(TRAIN)).replace(" steps", "\\ steps")
+
+# Beginning of a command → what is appended to it; the first that fits.
+SMALL = {
+    "python jobs/make_faces.py": "--identities 4 --images 4 --pairs 20",
+    "python jobs/pack.py": "--workers 0",
+    "python jobs/cache_landmarks.py": "--workers 0",
+    "python jobs/finetune.py": TRAIN,
+    "python jobs/pretrain.py": PRETRAIN,
+    "python jobs/sweep.py": f"--dry-run objective.reports=2 {SWEEP}",
+    "python jobs/": "",
+}
+
+
+def commands() -> list[str]:
+    """Each command of README's bash blocks on one line, without its comment."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has what README's commands name: a set, pairs, photos, weights."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("jobs", "configs", "lafs_ray"):
+        (folder / name).symlink_to(ROOT / name)
+    shell(folder, "python jobs/make_faces.py . --identities 12 --images 4 --pairs 20")
+    (folder / "photos").mkdir()
+    for number, jpeg in enumerate(face_jpegs(6)):
+        (folder / "photos" / f"{number}.jpg").write_bytes(jpeg)
+    shell(folder, "python jobs/make_faces.py others --identities 4 --images 2 --pairs 20 --seed 9")
+    (folder / "pairs.bin").rename(folder / "lfw.bin")
+    (folder / "others" / "pairs.bin").rename(folder / "select.bin")
+    write_protocol(folder / "ijb" / "IJBC")
+    torch.save({"teacher": pretraining()}, folder / "checkpoint.pth")
+    torch.save(small("backbone_with_land_true"), folder / "part_fvit.pth")
+    return folder
+
+
+def shell(folder: Path, command: str) -> None:
+    """Run a command line, or fail with what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_readme__commands_run(workspace: Path) -> None:
+    """Every command is either run, in README's order, or named in `ELSEWHERE`."""
+    ran = 0
+    for command in commands():
+        if any(command.startswith(start) for start in ELSEWHERE):
+            continue
+        small_size = next((v for start, v in SMALL.items() if command.startswith(start)), None)
+        assert small_size is not None, f"README has a command that no test runs: {command}"
+        shell(workspace, f"{command} {small_size}")
+        ran += 1
+    assert ran >= 12
