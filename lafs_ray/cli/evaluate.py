@@ -29,8 +29,8 @@ from lafs_ray.evaluation.protocols import (
 from lafs_ray.evaluation.results import EvalResult, write_results
 from lafs_ray.evaluation.templates import parse_mode
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
+from lafs_ray.training.checkpoint.checkpoint_file import versions
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
-from lafs_ray.training.checkpoint.run_dir import versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def foresee(inputs: RunInputs) -> None:
         ConfigError: the folder holds another run.
     """
     folder, last = inputs.folder(), inputs.length.total_steps
-    folder.check(*inputs.origin())
+    folder.check(inputs.origin())
     describe(inputs)
     steps = folder.steps()
     if is_finished(inputs):
@@ -83,7 +83,7 @@ def launch(config: TrainConfig) -> None:
     check_online_eval(config.online_eval)
     inputs = prepare_run(config)
     describe(inputs)
-    with inputs.folder().held(), log_to(terminal_handler(inputs)):
+    with inputs.folder().lock(), log_to(terminal_handler(inputs)):
         if not is_finished(inputs):
             _train(inputs)
     newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
@@ -123,8 +123,8 @@ def run_in_process(inputs: RunInputs) -> None:
     # Ctrl-C stays what it is: in a debugger it has to act at once.
     with stop_request(signal.SIGTERM) as request:
         hooks = Hooks(
-            written=evaluator.saved if evaluator is not None else lambda _: None,
-            wish=lambda: RunRequest.NOTHING if request.signum is None else RunRequest.STOP,
+            after_write=evaluator.saved if evaluator is not None else lambda _: None,
+            run_request=lambda: RunRequest.NOTHING if request.signum is None else RunRequest.STOP,
         )
         if evaluator is not None:
             evaluator.catch_up()

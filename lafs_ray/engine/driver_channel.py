@@ -14,14 +14,14 @@ from lafs_ray.training.run_request import RunRequest
 
 
 class DriverChannel:
-    """Carries progress and a user's mistake from the workers to the driver, and wishes back."""
+    """Carries log records, saved steps and a user's error to the driver, and requests back."""
 
     def __init__(self) -> None:
         self._records: list[logging.LogRecord] = []
         self._saved: list[int] = []
-        self._judged: set[int] = set()
-        self._wish = RunRequest.NOTHING
-        self._mistake: UserError | None = None
+        self._evaluating: set[int] = set()
+        self._request = RunRequest.NOTHING
+        self._error: UserError | None = None
 
     def log(self, record: logging.LogRecord) -> None:
         """Keep a log record for the driver."""
@@ -37,37 +37,37 @@ class DriverChannel:
         self._saved.append(step)
 
     def drain_saved(self) -> list[int]:
-        """Steps of checkpoints since the last call; they are spared until `judging`."""
+        """Return saved steps since the last call; they stay protected until `set_evaluating`."""
         steps, self._saved = self._saved, []
-        self._judged.update(steps)
+        self._evaluating.update(steps)
         return steps
 
-    def judging(self, steps: set[int]) -> None:
-        """Keep which checkpoints the driver's probes are reading."""
-        self._judged = steps
+    def set_evaluating(self, steps: set[int]) -> None:
+        """Set the steps whose checkpoints the online evaluation is reading."""
+        self._evaluating = steps
 
-    def spared(self) -> set[int]:
-        """Steps of checkpoints that are being judged or may be, not to be deleted."""
-        return {*self._saved, *self._judged}
+    def protected_steps(self) -> set[int]:
+        """Return the steps of checkpoints that are or may be evaluated, not to be deleted."""
+        return {*self._saved, *self._evaluating}
 
-    def ask(self, wish: RunRequest) -> None:
-        """Ask something of the run."""
-        self._wish = max(self._wish, wish)
+    def request(self, request: RunRequest) -> None:
+        """Request that the run saves or stops."""
+        self._request = max(self._request, request)
 
     def take_request(self) -> RunRequest:
-        """What has been asked since the last call; to stop is asked for ever."""
-        wish = self._wish
-        if wish is not RunRequest.STOP:
-            self._wish = RunRequest.NOTHING
-        return wish
+        """Return the request since the last call; a stop request stays for ever."""
+        request = self._request
+        if request is not RunRequest.STOP:
+            self._request = RunRequest.NOTHING
+        return request
 
-    def fail(self, mistake: UserError) -> None:
-        """Keep a mistake that no restart can mend."""
-        self._mistake = self._mistake or mistake
+    def fail(self, error: UserError) -> None:
+        """Keep the first user's error, which no restart can fix."""
+        self._error = self._error or error
 
-    def mistake(self) -> UserError | None:
-        """The mistake kept, if any."""
-        return self._mistake
+    def error(self) -> UserError | None:
+        """Return the error kept, if any."""
+        return self._error
 
 
 class ChannelHandler(QueueHandler):

@@ -1,8 +1,8 @@
-"""Judge a run's checkpoints while it goes on, one at a time: a line each in `<run>/eval.jsonl`.
+"""Online evaluation of a run's checkpoints, one at a time: a line each in `<run>/eval.jsonl`.
 
-On Ray the judge is a task with CPUs of its own, started and awaited by the driver, so no training
-worker waits for it and none that fails takes it along. In debug mode the run waits. A probe never
-ends a run: what goes wrong is said and the run continues.
+On Ray an evaluation is a task with its own CPUs, started by the driver, so training does not wait
+for it and the failure of a worker does not end it. In debug mode the run waits. A failed evaluation
+is logged and never ends the run.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from lafs_ray.training.prepare import RunInputs
 
 logger = logging.getLogger(__name__)
 
-# Starts to judge the checkpoint at a URI.
+# Starts the evaluation of the checkpoint at a URI.
 StartEvaluation = Callable[[str], "Future[dict[str, float]]"]
 
 _NAME = "network"
 
 
 def check_online_eval(online_eval: OnlineEval) -> None:
-    """Read what the probes of a run will read, so that a mistake is found before it starts.
+    """Read the files of a run's online evaluation, so that it fails before it starts.
 
     Raises:
         DataError: a file is missing or damaged, or a face in the pair file does not decode.
@@ -53,7 +53,7 @@ def check_online_eval(online_eval: OnlineEval) -> None:
 
 
 def evaluate_checkpoint(uri: str, online_eval: OnlineEval, device: Device) -> dict[str, float]:
-    """The figures of a checkpoint, plain and centered.
+    """Return the metrics of a checkpoint, with plain and with centered embeddings.
 
     Args:
         uri: the checkpoint.
@@ -61,34 +61,34 @@ def evaluate_checkpoint(uri: str, online_eval: OnlineEval, device: Device) -> di
         device: where to compute.
 
     Raises:
-        UserError: the checkpoint or a file of the probe is missing or damaged.
+        UserError: the checkpoint or an evaluation file is missing or damaged.
     """
     start = time.perf_counter()
     embeddings = {_NAME: local_embedding(load_embedder(uri), device)}
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if online_eval.pairs is not None:
-        judged = evaluate_pairs(open_pairs(online_eval.pairs, online_eval.color_order), embeddings)
-        figures |= _named(judged, {"accuracy": "pair_accuracy", "AUC": "pair_auc"})
+        result = evaluate_pairs(open_pairs(online_eval.pairs, online_eval.color_order), embeddings)
+        metrics |= _named(result, {"accuracy": "pair_accuracy", "AUC": "pair_auc"})
     if online_eval.identities is not None:
         faces = open_labeled(online_eval.identities, online_eval.color_order)
-        figures |= _named(evaluate_identities(faces, embeddings), {"1-NN": "identity_accuracy"})
-    return {**figures, "eval_s": time.perf_counter() - start}
+        metrics |= _named(evaluate_identities(faces, embeddings), {"1-NN": "identity_accuracy"})
+    return {**metrics, "eval_s": time.perf_counter() - start}
 
 
-def _named(judged: EvalResult, names: dict[str, str]) -> dict[str, float]:
-    plain, centered = judged.rows
+def _named(result: EvalResult, names: dict[str, str]) -> dict[str, float]:
+    plain, centered = result.rows
     return {
         f"{name}{suffix}": value
         for row, suffix in ((plain, ""), (centered, "_centered"))
-        for figure, name in names.items()
-        if (value := row.metrics[figure]) is not None
+        for metric, name in names.items()
+        if (value := row.metrics[metric]) is not None
     }
 
 
 def evaluate_in_process(config: TrainConfig) -> StartEvaluation:
-    """Debug mode: the caller waits."""
+    """Return a function that evaluates in this process while the caller waits (debug mode)."""
 
-    def judge(uri: str) -> Future[dict[str, float]]:
+    def start(uri: str) -> Future[dict[str, float]]:
         future: Future[dict[str, float]] = Future()
         try:
             future.set_result(evaluate_checkpoint(uri, config.online_eval, config.compute.device))
@@ -96,47 +96,47 @@ def evaluate_in_process(config: TrainConfig) -> StartEvaluation:
             future.set_exception(error)
         return future
 
-    return judge
+    return start
 
 
 def evaluated_steps(folder: RunDir) -> set[int]:
-    """Steps of a run whose checkpoints have been judged."""
+    """Return the steps of a run whose checkpoints have been evaluated."""
     return {line["step"] for line in read_metrics(filesystem.join(folder.uri, "eval.jsonl"))}
 
 
 class OnlineEvaluator:
-    """The probes of one run, as its driver sees them.
+    """Starts the evaluations of one run and collects their results, in its driver.
 
     Args:
-        inputs: the job.
-        judge: starts to judge a checkpoint.
+        inputs: of the run.
+        start: starts the evaluation of a checkpoint.
     """
 
-    def __init__(self, inputs: RunInputs, judge: StartEvaluation) -> None:
+    def __init__(self, inputs: RunInputs, start: StartEvaluation) -> None:
         self._folder, self._length = inputs.folder(), inputs.length
-        self._judge = judge
+        self._start = start
         online_eval, length = inputs.config.online_eval, inputs.length
         self._every = max(online_eval.every.steps(length.steps_per_epoch, length.total_steps), 1)
         self._wait_s, self._keep = online_eval.wait_s, inputs.config.checkpoints.keep
         self._running: tuple[int, Future[dict[str, float]]] | None = None
         uri = filesystem.join(self._folder.uri, "eval.jsonl")
         self._newest = max(self._folder.steps(), default=0)
-        # Lines of steps that the run will do again are dropped, as in metrics.jsonl.
+        # Lines of steps that the run will repeat are dropped, as in metrics.jsonl.
         self._log = MetricsLog(uri, self._newest)
-        self._judged = evaluated_steps(self._folder)
+        self._evaluated = evaluated_steps(self._folder)
 
     def catch_up(self) -> None:
-        """Judge the newest checkpoint, if the end of an earlier process left that undone."""
+        """Evaluate the newest checkpoint, if an earlier process ended before it did."""
         if self._newest:
             self.saved(self._newest)
 
     def saved(self, step: int) -> None:
-        """A checkpoint is there: judge it if it is due and no other one is being judged."""
+        """Evaluate a new checkpoint if it is due and no other evaluation is running."""
         self.collect()
-        if not self._is_due(step) or step in self._judged:
+        if not self._is_due(step) or step in self._evaluated:
             return
         if self._running is not None:
-            # The last checkpoint gets its turn in `finish`.
+            # The last checkpoint is evaluated in `finish`.
             if step < self._length.total_steps:
                 logger.info(
                     "evaluation of step %d skipped: that of step %d is still running",
@@ -144,17 +144,17 @@ class OnlineEvaluator:
                     self._running[0],
                 )
             return
-        self._judged.add(step)
-        self._running = (step, self._judge(self._folder.checkpoint_uri(step)))
+        self._evaluated.add(step)
+        self._running = (step, self._start(self._folder.checkpoint_uri(step)))
         self.collect()
 
     @property
     def running(self) -> set[int]:
-        """Steps of checkpoints that are being judged, which nobody may delete."""
+        """Steps of checkpoints being evaluated, not to be deleted."""
         return set() if self._running is None else {self._running[0]}
 
     def collect(self, wait_s: float = 0.0) -> None:
-        """Write and say the figures of the running probe, if it ends within `wait_s`."""
+        """Write and log the metrics of the running evaluation, if it ends within `wait_s`."""
         if self._running is None:
             return
         step, future = self._running
@@ -163,18 +163,18 @@ class OnlineEvaluator:
             return
         self._running = None
         try:
-            figures = future.result()
-            self._log.write({"step": step, **figures})
+            metrics = future.result()
+            self._log.write({"step": step, **metrics})
             self._log.flush()
         except Exception as error:
             reason = find_user_error(error) or repr(error)
             logger.warning("evaluation of step %d failed: %s", step, reason)
             return
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         logger.info("evaluation of step %d: %s", step, shown)
 
     def finish(self) -> None:
-        """Wait, not for ever, for the running probe and for that of the last checkpoint."""
+        """Wait up to online_eval.wait_s for the running evaluation and the last checkpoint's."""
         deadline = time.monotonic() + self._wait_s
         self.collect(self._wait_s)
         if self._running is None:
@@ -188,8 +188,8 @@ class OnlineEvaluator:
                 self._wait_s,
             )
         try:
-            # Those that were spared for a probe, or that the last figures show not to be the best.
-            self._folder.tidy(self._length.total_steps, self._keep)
+            # Those that were protected for an evaluation, or that are no longer the best.
+            self._folder.prune(self._length.total_steps, self._keep)
         except DataError as error:
             logger.warning("old checkpoints are kept: %s", error)
 

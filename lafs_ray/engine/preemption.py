@@ -1,4 +1,4 @@
-"""What a run on Ray hears of while it trains: what the driver asks, and nodes that will leave."""
+"""Requests to a run on Ray while it trains: those of its driver, and nodes about to be removed."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _POLL_S = 0.5
 
 
 class RequestListener:
-    """What the driver asks of the run, as rank 0 hears of it in a thread of its own.
+    """Polls the driver's requests to the run in a thread of rank 0.
 
     Args:
-        relay: the actor between driver and workers.
+        channel: handle of the DriverChannel.
     """
 
-    def __init__(self, relay: Any) -> None:
-        self._relay = relay
-        self._heard: queue.SimpleQueue[RunRequest] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._requests: queue.SimpleQueue[RunRequest] = queue.SimpleQueue()
+        threading.Thread(target=self._poll, daemon=True).start()
 
     def take(self) -> RunRequest:
-        """What has been asked since the last call."""
-        return RunRequest.NOTHING if self._heard.empty() else self._heard.get()
+        """Return the next request, NOTHING if there is none."""
+        return RunRequest.NOTHING if self._requests.empty() else self._requests.get()
 
-    def _listen(self) -> None:
-        # The end of the driver is the end of this process, too.
+    def _poll(self) -> None:
+        # This process ends with its driver, whatever it is waiting for.
         with contextlib.suppress(ray.exceptions.RayError):
             while True:
-                wish = ray.get(self._relay.take_request.remote())
-                if wish is not RunRequest.NOTHING:
-                    self._heard.put(wish)
+                request = ray.get(self._channel.take_request.remote())
+                if request is not RunRequest.NOTHING:
+                    self._requests.put(request)
                 time.sleep(_POLL_S)
 
 
 def leaving_nodes() -> set[str]:
-    """Nodes that are about to be taken away (`ray drain-node`, spot notices of the autoscaler)."""
-    # What Ray Train itself asks; its public form is a collective operation of the workers.
+    """Return nodes about to be removed (`ray drain-node`, spot notices of the autoscaler)."""
+    # What Ray Train itself calls; its public form is a collective operation of the workers.
     try:
         return set(ray._private.state.state.get_draining_nodes())
-    except Exception:  # the head may be busy: a notice is there at the next time as well
+    except Exception:  # the head may be busy: the next poll finds the notice as well
         return set()

@@ -26,7 +26,7 @@ from lafs_ray.engine.object_store import Shared
 from lafs_ray.engine.ray_session import configure_context
 from lafs_ray.engine.resources import ingest_cpus
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
-from lafs_ray.training.monitoring.input_bottleneck import CPUS_A_READ
+from lafs_ray.training.monitoring.input_bottleneck import CPUS_PER_READ
 from lafs_ray.training.prepare import RunInputs
 
 # Blocks of one execution of Ray Data: half a million faces. Actors start anew for the next one, a
@@ -79,7 +79,7 @@ def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) ->
     dataset = ray.data.read_datasource(
         RecordDatasource(shared.source, blocks),
         override_num_blocks=len(blocks),
-        num_cpus=CPUS_A_READ,
+        num_cpus=CPUS_PER_READ,
     ).map_batches(
         DecodeAndTransform,
         batch_size=None,

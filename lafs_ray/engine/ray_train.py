@@ -1,10 +1,9 @@
 """A training job on Ray: TorchTrainer workers, each with its own Ray Data stream.
 
-Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train is told the metrics of
+Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train gets the metrics of
 each, and restarts failed workers, which continue from the newest one.
-Ours: Ray Train gets no checkpoint object. It would write its record of them to the run's storage,
-in the step's time and without a second try; and a kill can leave that record cut short (shared RAY
-notes, section 2.4).
+Ours: Ray Train gets no checkpoint object. It would write its record of them to the run's storage
+during the step and without a retry; and a kill can leave that record truncated.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from lafs_ray.training.runner import Hooks, run_rank
 
 logger = logging.getLogger(__name__)
 
-_RELAY_POLL_S = 0.5
+_POLL_S = 0.5
 
 
 def run_on_ray(inputs: RunInputs) -> None:
@@ -54,7 +53,7 @@ def run_on_ray(inputs: RunInputs) -> None:
 
     Raises:
         ConfigError: the cluster is too small for the run.
-        UserError: a mistake that the workers met.
+        UserError: raised by a worker.
         Stopped: SIGTERM or Ctrl-C came; the run has saved.
         TrainingFailedError: workers failed more often than compute.max_failures.
     """
@@ -74,36 +73,36 @@ def run_on_ray(inputs: RunInputs) -> None:
 def _fit(inputs: RunInputs, evaluator: OnlineEvaluator | None, request: StopRequest) -> None:
     # On the driver's node: elsewhere the loss of a worker's node could end the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverChannel).remote()
+    channel = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverChannel).remote()
     ended = threading.Event()
-    arguments = relay, evaluator, request, ended
+    arguments = channel, evaluator, request, ended
     follower = threading.Thread(target=_follow, args=arguments, daemon=True)
     follower.start()
     try:
-        _trainer(inputs, relay).fit()
+        _trainer(inputs, channel).fit()
     except Exception as error:
-        mistake = ray.get(relay.mistake.remote()) or find_user_error(error)
-        if mistake is not None:
-            raise mistake from None
+        user_error = ray.get(channel.error.remote()) or find_user_error(error)
+        if user_error is not None:
+            raise user_error from None
         raise
     finally:
         ended.set()
         follower.join(timeout=10)
-    mistake = ray.get(relay.mistake.remote())
-    if mistake is not None:
-        raise mistake
+    user_error = ray.get(channel.error.remote())
+    if user_error is not None:
+        raise user_error
 
 
-def _trainer(inputs: RunInputs, relay: Any) -> TorchTrainer:
+def _trainer(inputs: RunInputs, channel: Any) -> TorchTrainer:
     config, compute = inputs.config, inputs.config.compute
     fewest, workers = compute.min_workers, compute.workers
     uses_gpu = compute.device == "cuda"
     threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
-    # A name of its own for each start: no old record of Ray's can be in the way of resuming.
+    # A new name for each start: no old record of Ray's can interfere with resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return _Trainer(
         train_worker,
-        train_loop_config={"inputs": share(inputs), "relay": relay},
+        train_loop_config={"inputs": share(inputs), "channel": channel},
         scaling_config=ScalingConfig(
             num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=uses_gpu,
@@ -135,51 +134,49 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
 
 
 def _follow(
-    relay: Any,
+    channel: Any,
     evaluator: OnlineEvaluator | None,
     request: StopRequest,
     ended: threading.Event,
 ) -> None:
-    """Log what the workers log, evaluate their checkpoints, pass on signals, until they end."""
+    """Log the workers' records, evaluate their checkpoints and pass on signals until they end."""
     if evaluator is not None:
         evaluator.catch_up()
     leaving: set[str] = set()
     while True:
-        last = ended.wait(_RELAY_POLL_S)
-        for record in ray.get(relay.drain_log.remote()):
+        last = ended.wait(_POLL_S)
+        for record in ray.get(channel.drain_log.remote()):
             logging.getLogger(record.name).handle(record)
         if request.signum is not None:
-            relay.ask.remote(RunRequest.STOP)
+            channel.request.remote(RunRequest.STOP)
         elif new := leaving_nodes() - leaving:
             logger.warning("nodes that are about to leave: %d; saving now", len(new))
             leaving |= new
-            relay.ask.remote(RunRequest.SAVE)
+            channel.request.remote(RunRequest.SAVE)
         if evaluator is not None:
-            for step in ray.get(relay.drain_saved.remote()):
+            for step in ray.get(channel.drain_saved.remote()):
                 evaluator.saved(step)
             evaluator.collect()
-            relay.judging.remote(evaluator.running)
+            channel.set_evaluating.remote(evaluator.running)
         if last:
             return
 
 
 def _evaluate_on_ray(config: TrainConfig) -> StartEvaluation:
-    """Each probe is a task of its own."""
+    """Return a function that evaluates each checkpoint in a Ray task of its own."""
     online_eval = config.online_eval
-    paths = {
-        name: None if path is None else filesystem.absolute(path)
-        for name, path in (("pairs", online_eval.pairs), ("identities", online_eval.identities))
-    }
-    online_eval = online_eval.model_copy(update=paths)
+    paths = {"pairs": online_eval.pairs, "identities": online_eval.identities}
+    absolute = {name: path and filesystem.absolute(path) for name, path in paths.items()}
+    online_eval = online_eval.model_copy(update=absolute)
     task = ray.remote(
         num_cpus=online_eval.cpus, num_gpus=int(online_eval.device == "cuda"), max_retries=0
     )(_evaluate_task)
 
-    def judge(uri: str) -> Future[dict[str, float]]:
+    def start(uri: str) -> Future[dict[str, float]]:
         future: Future[dict[str, float]] = task.remote(uri, online_eval).future()
         return future
 
-    return judge
+    return start
 
 
 def _evaluate_task(uri: str, online_eval: OnlineEval) -> dict[str, float]:
@@ -188,21 +185,21 @@ def _evaluate_task(uri: str, online_eval: OnlineEval) -> dict[str, float]:
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    relay = loop_config["relay"]
-    if ray.get(relay.mistake.remote()) is not None:
+    """Train on one rank; the function that each Ray Train worker runs."""
+    channel = loop_config["channel"]
+    if ray.get(channel.error.remote()) is not None:
         return
     try:
-        _train_worker(loop_config["inputs"], relay)
+        _train_worker(loop_config["inputs"], channel)
     except Exception as error:
-        mistake = find_user_error(error)
-        if mistake is None:
+        user_error = find_user_error(error)
+        if user_error is None:
             raise
-        # A restart would meet the same mistake: note it, end this rank, and let the others follow.
-        ray.get(relay.fail.remote(mistake))
+        # A restart would meet the same error: keep it, end this rank, and let the others follow.
+        ray.get(channel.fail.remote(user_error))
 
 
-def _train_worker(shared: Shared, relay: Any) -> None:
+def _train_worker(shared: Shared, channel: Any) -> None:
     inputs = shared.inputs()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -213,9 +210,9 @@ def _train_worker(shared: Shared, relay: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
-    wishes = RequestListener(relay) if rank == 0 else None
-    judges = inputs.config.online_eval.enabled
-    logs = log_to(ChannelHandler(relay)) if rank == 0 else contextlib.nullcontext()
+    listener = RequestListener(channel) if rank == 0 else None
+    evaluates = inputs.config.online_eval.enabled
+    logs = log_to(ChannelHandler(channel)) if rank == 0 else contextlib.nullcontext()
     with logs:
         run_rank(
             inputs,
@@ -225,17 +222,19 @@ def _train_worker(shared: Shared, relay: Any) -> None:
             wrap=wrap,
             hooks=Hooks(
                 on_report=Gauges(inputs.config.run.name).set,
-                after_save=lambda line: _tell_ray(line, inputs),
-                written=relay.saved.remote if judges else lambda _: None,
-                spared=(lambda: ray.get(relay.spared.remote())) if judges else tuple,
-                wish=lambda: RunRequest.NOTHING if wishes is None else wishes.take(),
+                after_save=lambda line: _report_to_ray(line, inputs),
+                after_write=channel.saved.remote if evaluates else lambda _: None,
+                protected_steps=(
+                    (lambda: ray.get(channel.protected_steps.remote())) if evaluates else tuple
+                ),
+                run_request=(lambda: RunRequest.NOTHING) if listener is None else listener.take,
             ),
         )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
-def _tell_ray(line: dict[str, Any], inputs: RunInputs) -> None:
-    """Let Ray Train, and Tune above it, see the metrics and where the checkpoint will be."""
+def _report_to_ray(line: dict[str, Any], inputs: RunInputs) -> None:
+    """Report the metrics and the future path of the checkpoint to Ray Train, and Tune above it."""
     where = inputs.folder().checkpoint_uri(line["step"])
     ray.train.report({**line, "checkpoint_path": where})

@@ -20,7 +20,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.training.checkpoint.run_dir import RunDir
+from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
 from lafs_ray.training.input_pipeline import Preprocessor
 from lafs_ray.training.monitoring.tensorboard import require_tensorboard
 from lafs_ray.training.run_length import Length, build_sampler, run_length
@@ -68,13 +68,10 @@ class RunInputs:
         """The run's folder."""
         return RunDir(self.config, self.faces.fingerprint)
 
-    def origin(self) -> tuple[str | None, str | None, dict[str, int]]:
-        """Return hashes of the weights read and the run's length, which its folder records."""
-        return (
-            self.init_weights.landmarks_hash,
-            self.init_weights.transformer_hash,
-            asdict(self.length),
-        )
+    def origin(self) -> Origin:
+        """Return the hashes of the weights read, and the run's length."""
+        start = self.init_weights
+        return Origin(start.landmarks_hash, start.transformer_hash, asdict(self.length))
 
 
 def prepare_run(config: TrainConfig) -> RunInputs:
@@ -85,7 +82,7 @@ def prepare_run(config: TrainConfig) -> RunInputs:
     """
     inputs = check_run(config)
     config, folder = inputs.config, inputs.folder()
-    folder.claim(*inputs.origin())
+    folder.claim(inputs.origin())
     if isinstance(config, FinetuneConfig) and config.data.subset is not None:
         uri = filesystem.join(folder.uri, "subset.parquet")
         if not filesystem.exists(uri):

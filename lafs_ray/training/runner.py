@@ -1,7 +1,7 @@
-"""A run, from its first step to its last checkpoint, as seen by one rank.
+"""One rank's run: restore the newest checkpoint, train, report and save.
 
-`run_rank` restores, trains, reports and saves. Debug mode calls it once in the driver process; each
-Ray Train worker calls it with its own rank and its own stream of batches.
+Debug mode calls `run_rank` once in the driver process; each Ray Train worker calls it with its own
+rank and its own stream of batches.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
+from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
-from lafs_ray.training.checkpoint.run_dir import RunDir, load_checkpoint
+from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.compile import compile_training, slow_arithmetic
 from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.loop import TrainState, train
 from lafs_ray.training.monitoring.metrics import Meter
-from lafs_ray.training.monitoring.monitor import Watch
+from lafs_ray.training.monitoring.monitor import Monitor
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
@@ -35,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 def training_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
-    """Where this rank trains.
+    """Return the device that this rank trains on.
 
     Raises:
-        ConfigError: the configuration asks for a GPU and there is none.
+        ConfigError: compute.device is cuda and PyTorch sees no GPU.
     """
     if config.compute.device == "cpu":
         return torch.device("cpu")
@@ -61,18 +62,18 @@ def run_rank(
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     hooks: Hooks | None = None,
 ) -> None:
-    """Restore the newest checkpoint and train to the end of the run, or until it shall stop.
+    """Restore the newest checkpoint and train to the end of the run, or until it is stopped.
 
     Args:
-        inputs: the checked job.
+        inputs: the checked inputs of the run.
         stream: makes this rank's batches of steps first…stop-1.
         device: where to train.
         rank: this rank; rank 0 writes checkpoints and metrics.
         wrap: puts the trained network into DDP.
-        hooks: what else follows from saving, and leads to it.
+        hooks: the engine's callbacks.
 
     Raises:
-        TrainingError: a step was not finite, or the networks collapse; see `Watch`.
+        TrainingError: a step was not finite, or the networks collapse; see `Monitor`.
     """
     config, length = inputs.config, inputs.length
     torch.set_num_threads(config.compute.cpus_per_worker)
@@ -85,9 +86,8 @@ def run_rank(
     if config.compute.compile:
         compile_training(training, config)
     training.network = wrap(training.network)
-    hooks = hooks or Hooks()
-    with Watch(config, length, inputs.folder().uri, first_step, rank) as watch:
-        recorder = Recorder(inputs, training, first_step, hooks, watch)
+    with Monitor(config, length, inputs.folder().uri, first_step, rank) as monitor:
+        recorder = Recorder(inputs, training, first_step, hooks or Hooks(), monitor)
         if first_step == length.total_steps:
             return
         try:
@@ -101,10 +101,10 @@ def run_rank(
                     report_every=config.log.every_steps,
                     save=recorder.save,
                     save_every=length.save_every,
-                    poll_request=recorder.wish,
+                    poll_request=recorder.run_request,
                 )
         except NonFinite as found:
-            raise watch.explain(found, inputs.faces.shard_uris) from None
+            raise monitor.explain(found, inputs.faces.shard_uris) from None
 
 
 def restore(training: TrainState, folder: RunDir, rank: int) -> int:
@@ -124,37 +124,37 @@ def restore(training: TrainState, folder: RunDir, rank: int) -> int:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the engine adds to a run.
+    """Callbacks of the engine.
 
     Args:
         on_report: gets each report; called on rank 0.
         after_save: gets the report of the step; called on every rank at each checkpoint, which may
             still be on its way to the storage.
-        written: gets the step of a checkpoint that has arrived there; called on rank 0, between
+        after_write: gets the step of a checkpoint that the storage has; called on rank 0, between
             steps.
-        spared: steps of checkpoints that are still being read, hence not to be deleted; called on
-            rank 0, by the thread that writes.
-        wish: what this rank is asked to do out of turn; called after every step.
+        protected_steps: returns steps of checkpoints that are being read and must not be deleted;
+            called on rank 0, by the writer's thread.
+        run_request: returns whether this rank shall save or stop now; called after every step.
     """
 
     on_report: Callable[[dict[str, Any]], None] = lambda _: None
     after_save: Callable[[dict[str, Any]], None] = lambda _: None
-    written: Callable[[int], None] = lambda _: None
-    spared: Callable[[], Collection[int]] = tuple
-    wish: Callable[[], RunRequest] = lambda: RunRequest.NOTHING
+    after_write: Callable[[int], None] = lambda _: None
+    protected_steps: Callable[[], Collection[int]] = tuple
+    run_request: Callable[[], RunRequest] = lambda: RunRequest.NOTHING
 
 
 class Recorder:
-    """What a rank does with reports and checkpoints; rank 0 writes and speaks for all.
+    """Reports and checkpoints of one rank; only rank 0 writes and logs.
 
-    At the end of its `with` block the last checkpoint has arrived, or its failure is raised.
+    At the end of its `with` block the last checkpoint is written, or its failure is raised.
 
     Args:
-        inputs: the job.
+        inputs: of the run.
         training: the run on this rank.
         first_step: where it continues.
-        hooks: what else follows from saving, and leads to it.
-        watch: gets every report.
+        hooks: the engine's callbacks.
+        monitor: gets every report.
     """
 
     def __init__(
@@ -163,18 +163,17 @@ class Recorder:
         training: TrainState,
         first_step: int,
         hooks: Hooks,
-        watch: Watch,
+        monitor: Monitor,
     ) -> None:
         self._inputs, self._training, self._folder = inputs, training, inputs.folder()
-        self._hooks, self._watch = hooks, watch
+        self._hooks, self._monitor = hooks, monitor
         self._last: dict[str, Any] = {}
-        self._named = set(training.skipped)
+        self._reported = set(training.skipped)
         self._log: MetricsLog | None = None
         self._writer: CheckpointWriter | None = None
         if training.rank == 0:
             self._log = MetricsLog(filesystem.join(self._folder.uri, "metrics.jsonl"), first_step)
-            retry_s = inputs.config.checkpoints.retry_s
-            self._writer = CheckpointWriter(self._write, retry_s)
+            self._writer = CheckpointWriter(self._write, inputs.config.checkpoints.retry_s)
             if first_step:
                 name, total = inputs.config.run.name, inputs.length.total_steps
                 logger.info("continuing %s at step %d of %d", name, first_step, total)
@@ -186,59 +185,61 @@ class Recorder:
         if self._writer is None:
             return
         try:
-            self._tell(self._writer.close(hurry=kind is not None))
+            self._after_write(self._writer.close(hurry=kind is not None))
         except UserError as error:
             if kind is None:
                 raise
-            # What ends the run says more than that the checkpoint before it was lost.
+            # The error that ends the run matters more than the loss of the last checkpoint.
             logger.warning("the last checkpoint was not written: %s", error)
 
-    def wish(self) -> RunRequest:
-        """What this rank is asked to do; also where it hears of what became of checkpoints.
+    def run_request(self) -> RunRequest:
+        """Return whether to save or stop now; also collects the result of the writer.
 
         Raises:
-            UserError: one could not be written.
+            UserError: a checkpoint could not be written.
         """
         if self._writer is not None:
-            self._tell(self._writer.collect())
-        return self._hooks.wish()
+            self._after_write(self._writer.collect())
+        return self._hooks.run_request()
 
     def report(self, line: dict[str, Any]) -> None:
-        """Write a line of metrics and let the watch see it; a collective operation.
+        """Write a line of metrics and pass it to the monitor; a collective operation.
 
         Raises:
-            TrainingError: the run shall end here; this step remains to be saved.
+            TrainingError: the run must end here; this step remains to be saved.
         """
         training = self._training
         training.skipped = gather_lines(training.skipped)
         self._last.update(line, skipped_records=len(training.skipped))
-        damaged = sorted(training.skipped - self._named)
-        self._named.update(training.skipped)
+        damaged = sorted(training.skipped - self._reported)
+        self._reported.update(training.skipped)
         if self._log is not None:
             self._check_best()
             self._log.write(self._last)
             self._hooks.on_report(dict(self._last))
-        self._watch.report(dict(self._last), damaged)
+        self._monitor.report(dict(self._last), damaged)
 
     def _check_best(self) -> None:
-        """Refuse a figure to keep checkpoints by that neither these metrics nor probes have."""
+        """Refuse a checkpoints.keep_best that neither this report nor online evaluation has."""
         config = self._inputs.config
-        figure = config.checkpoints.keep_best
-        if figure is None or figure in self._last:
+        metric = config.checkpoints.keep_best
+        if metric is None or metric in self._last:
             return
-        if not (config.online_eval.enabled and figure.startswith(("pair_", "identity_"))):
+        if not (config.online_eval.enabled and metric.startswith(("pair_", "identity_"))):
             raise ConfigError(
                 "checkpoints.keep_best",
-                found=f"{figure}, which this run does not report",
-                expected=f"a figure of its probes, or one of {', '.join(sorted(self._last))}",
-                fix="correct the name, or name files to judge checkpoints on (online_eval.pairs)",
+                found=f"{metric}, which this run does not report",
+                expected="a metric of its online evaluation, or one of "
+                + ", ".join(sorted(self._last)),
+                fix="correct the name, or set online_eval.pairs or online_eval.identities",
             )
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint, a collective operation, and call `after_save`."""
         if self._writer is not None:
-            # Before the copy is made: memory holds one, and `written` comes before `spared`.
-            self._tell(self._writer.wait())
+            # Before the copy is made: memory holds one, and `after_write` is called before
+            # `protected_steps`.
+            self._after_write(self._writer.wait())
         state = self._training.state_dict()
         if self._writer is not None:
             landmarks = self._inputs.frozen_landmarks()
@@ -246,24 +247,23 @@ class Recorder:
         self._hooks.after_save(dict(self._last))
 
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
-        """What the writer's thread does with it."""
-        assert self._log is not None, "rank 0 alone writes"
+        """Write metrics and checkpoint, in the writer's thread."""
+        assert self._log is not None, "only rank 0 writes"
         # First the metrics: lines beyond the newest checkpoint are dropped, missing ones lost.
         self._log.flush()
         keep = self._inputs.config.checkpoints.keep
-        self._folder.save(step, state, keep, self._hooks.spared())
+        self._folder.save(step, state, keep, self._hooks.protected_steps())
 
-    def _tell(self, written: int | None) -> None:
-        if written is not None:
-            self._hooks.written(written)
+    def _after_write(self, step: int | None) -> None:
+        if step is not None:
+            self._hooks.after_write(step)
 
 
 def run_local(inputs: RunInputs, hooks: Hooks | None = None) -> None:
-    """Debug mode: the whole run in this process, without Ray; arguments as for `run_rank`."""
+    """Train to the end of the run in this process, without Ray (debug mode)."""
     preprocess = inputs.preprocessor()
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return local_stream(inputs.faces, inputs.sampler, preprocess, first, stop)
 
-    device = training_device(inputs.config)
-    run_rank(inputs, stream, device=device, hooks=hooks)
+    run_rank(inputs, stream, device=training_device(inputs.config), hooks=hooks)

@@ -295,6 +295,6 @@ def train_here(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
     """Train a run in this process, without Ray."""
     threads = torch.get_num_threads()
     try:
-        run_local(inputs, hooks=Hooks(written=on_checkpoint))
+        run_local(inputs, hooks=Hooks(after_write=on_checkpoint))
     finally:
         torch.set_num_threads(threads)

@@ -11,8 +11,8 @@ from lafs_ray.cli import train as launching
 from lafs_ray.cli.train import foresee, launch
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
+from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.checkpoint.run_dir import load_checkpoint
 from lafs_ray.training.prepare import check_run
 from tests.training.faces import tiny, without_times
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.training.checkpoint.run_dir import load_checkpoint
+from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from tests.engine.jobs import INGEST, WORKER, Job, Nodes, command, kill, metrics, until
 
 pytestmark = [

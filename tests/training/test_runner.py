@@ -186,7 +186,7 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
         inputs,
         lambda first, stop: local_stream(inputs.faces, inputs.sampler, preprocess, first, stop),
         device=torch.device("cpu"),
-        hooks=Hooks(after_save=lambda line: told.append(line["step"]), written=written),
+        hooks=Hooks(after_save=lambda line: told.append(line["step"]), after_write=written),
     )
     assert told == [2, 4]
     assert arrived == [2, 4]

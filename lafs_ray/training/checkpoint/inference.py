@@ -31,7 +31,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
 )
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES
-from lafs_ray.training.checkpoint.run_dir import FORMAT, newest_checkpoint
+from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Signs that self-distillation collapses: all faces get one answer, or the teacher has none.
+"""Signs of collapse in self-distillation: equal embeddings, or a teacher with a uniform output.
 
-Four figures of `ssl_diagnostics` are compared with what they were earlier in the run, since what is
-normal differs from network to network: how far an untrained teacher is from the uniform answer
-depends on the number of prototypes, the bottleneck and the temperature. The rules were set on
-records of small networks (docs/watching.md), so they warn; whether they may also stop a run is the
-user's choice.
+Metrics of `ssl_diagnostics` are compared with their earlier values in the run, since the normal
+range differs from network to network: how far an untrained teacher is from the uniform distribution
+depends on the number of prototypes, the bottleneck and the temperature. The thresholds were set on
+records of small networks (docs/watching.md), so they warn; monitoring.collapse=stop also ends the
+run.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.errors import TrainingError
+from lafs_ray.training.run_length import Length
 
-# Below this the teacher says nothing about a face, whatever it said before.
-_SILENT_NATS = 0.02
+# Below this KL divergence from uniform, the teacher's output carries no information.
+_UNIFORM_NATS = 0.02
 _FEW_PROTOTYPES = 0.1
 _EQUAL_EMBEDDINGS = 0.2
-# A figure has fallen when it is below this share of its highest value.
-_FALLEN_OPINION = 0.5
-_FALLEN_SPREAD = 0.7
+# A metric has fallen when it is below this fraction of its maximum.
+_FALLEN_KL = 0.5
+_FALLEN_STD = 0.7
 _RISEN_CENTER = 1.25
-# The running center starts at 0; its first 20 steps say nothing.
+# The running center starts at 0; its norm means nothing in the first 20 steps.
 _SETTLING_STEPS = 20
 # Reports in a row with the same sign, after which a run may be stopped.
 PATIENCE = 5
@@ -36,8 +38,8 @@ class Sign:
 
     Args:
         name: which.
-        text: the figures, in words.
-        reports: how many reports in a row it has stood.
+        text: the metrics and what they mean.
+        reports: consecutive reports with this sign.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Sign:
 
 
 class CollapseMonitor:
-    """Looks at the reports of one run, oldest first.
+    """Finds signs of collapse in the reports of one run, oldest first.
 
     Args:
         config: of the run.
@@ -55,81 +57,74 @@ class CollapseMonitor:
     """
 
     def __init__(self, config: PretrainConfig, steps_per_epoch: int, total_steps: int) -> None:
+        self.config = config
         self._log_k = math.log(config.head.num_prototypes)
         warmup = config.optim.warmup.steps(steps_per_epoch, total_steps)
-        self._judged_from = max(min(warmup, steps_per_epoch), _SETTLING_STEPS)
-        self._highest: dict[str, float] = {}
+        self._first_step = max(min(warmup, steps_per_epoch), _SETTLING_STEPS)
+        self._maximum: dict[str, float] = {}
         self._first_center: float | None = None
-        self._standing: dict[str, int] = {}
+        self._streaks: dict[str, int] = {}
 
-    def see(self, report: Mapping[str, float]) -> list[Sign]:
-        """The signs in a report, given those before it; none while the run settles.
+    def update(self, report: Mapping[str, float]) -> list[Sign]:
+        """Return the signs in a report, given those before it; none during the warm-up.
 
         Args:
             report: a line of metrics.jsonl of a pretraining run.
         """
-        if report["step"] < self._judged_from:
+        if report["step"] < self._first_step:
             return []
         found = self._signs(report)
-        self._standing = {name: self._standing.get(name, 0) + 1 for name in found}
-        return [Sign(name, text, self._standing[name]) for name, text in found.items()]
+        self._streaks = {name: self._streaks.get(name, 0) + 1 for name in found}
+        return [Sign(name, text, self._streaks[name]) for name, text in found.items()]
 
     def _signs(self, report: Mapping[str, float]) -> dict[str, str]:
-        entropy, spread = report["teacher_entropy"], report["embedding_std"]
+        entropy, std = report["teacher_entropy"], report["embedding_std"]
         used, center, kl = report["used_prototypes"], report["center_norm"], report["kl"]
-        opinion = self._log_k - entropy
-        # Of scores that a temperature divides, the opinion grows with the square of 1/temperature:
-        # a schedule of the temperature must not look like a collapse.
-        scaled = opinion * report["teacher_temp"] ** 2
-        best = {
-            name: self._at_most_so_far(name, value)
-            for name, value in (
-                ("opinion", opinion),
-                ("scaled", scaled),
-                ("std", spread),
-                ("kl", kl),
-            )
-        }
+        # KL(teacher ‖ uniform). It grows with 1/temperature²: a temperature schedule must not look
+        # like a collapse.
+        kl_uniform = self._log_k - entropy
+        scaled = kl_uniform * report["teacher_temp"] ** 2
+        values = {"kl_uniform": kl_uniform, "scaled": scaled, "std": std, "kl": kl}
+        for name, value in values.items():
+            self._maximum[name] = max(value, self._maximum.get(name, value))
+        best = self._maximum
         if self._first_center is None:
             self._first_center = center
         signs: dict[str, str] = {}
-        has_fallen = scaled < _FALLEN_OPINION * best["scaled"]
-        if opinion < _SILENT_NATS or (has_fallen and opinion < _FALLEN_OPINION * best["opinion"]):
+        has_fallen = scaled < _FALLEN_KL * best["scaled"]
+        if kl_uniform < _UNIFORM_NATS or (
+            has_fallen and kl_uniform < _FALLEN_KL * best["kl_uniform"]
+        ):
             signs["uniform teacher"] = (
                 f"teacher_entropy {entropy:.2f} of at most {self._log_k:.2f} (log K), "
-                f"{opinion:.2f} below it, {best['opinion']:.2f} earlier: the teacher comes to give "
-                "all prototypes the same"
+                f"{kl_uniform:.2f} below it, {best['kl_uniform']:.2f} earlier: the teacher's "
+                "output approaches the uniform distribution"
             )
-        if spread < _EQUAL_EMBEDDINGS or spread < _FALLEN_SPREAD * best["std"]:
+        if std < _EQUAL_EMBEDDINGS or std < _FALLEN_STD * best["std"]:
             signs["equal embeddings"] = (
-                f"embedding_std {spread:.2f}, {best['std']:.2f} earlier: faces come to have the "
-                "same embedding"
+                f"embedding_std {std:.2f}, {best['std']:.2f} earlier: the embeddings of different "
+                "faces become equal"
             )
         if used < _FEW_PROTOTYPES:
             signs["few prototypes"] = (
-                f"used_prototypes {used:.3f}: the teacher settles on a few prototypes"
+                f"used_prototypes {used:.3f}: the teacher uses only a few prototypes"
             )
-        if center > _RISEN_CENTER * self._first_center and kl < _FALLEN_OPINION * best["kl"]:
+        if center > _RISEN_CENTER * self._first_center and kl < _FALLEN_KL * best["kl"]:
             signs["common scores"] = (
                 f"center_norm {center:.2f}, {self._first_center:.2f} earlier, while kl fell from "
-                f"{best['kl']:.2f} to {kl:.2f}: what all faces share in the scores grows, and what "
-                "can be learnt shrinks"
+                f"{best['kl']:.2f} to {kl:.2f}: the part of the scores that all faces share grows"
             )
         return signs
 
-    def _at_most_so_far(self, name: str, value: float) -> float:
-        self._highest[name] = max(value, self._highest.get(name, value))
-        return self._highest[name]
 
-
-# What was seen to lead to collapse here; docs/method.md has the runs.
+# Settings that led to collapse in our runs (docs/method.md).
 _SMALL_BATCH = 256
 _WARM_TEACHER, _WARM_SINKHORN_TEACHER = 0.07, 0.05
 _STRONG_JITTER, _STRONG_HUE, _WIDE_START = 0.6, 0.25, 0.5
 
 
 def advice(config: PretrainConfig, teacher_temp: float) -> str:
-    """What to change in a run that collapses, most likely cause first.
+    """Return which settings to change in a run that collapses, most likely cause first.
 
     Args:
         config: of the run.
@@ -139,8 +134,8 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
     hints = []
     if config.model.init_std >= _WIDE_START:
         hints.append(
-            f"model.init_std={config.model.init_std:g} makes all faces alike before training "
-            "begins; 0.02 does not"
+            f"model.init_std={config.model.init_std:g} makes all embeddings nearly equal before "
+            "training; 0.02 does not"
         )
     if not is_sinkhorn and config.batch_size < _SMALL_BATCH:
         hints.append(
@@ -157,7 +152,7 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
         views.hue > _STRONG_HUE
     ):
         hints.append(
-            "strong color jitter collapsed here; views.brightness=0.4 views.contrast=0.4 "
+            "strong color jitter led to collapse; views.brightness=0.4 views.contrast=0.4 "
             "views.saturation=0.2 views.hue=0.1 are the paper's"
         )
     if not hints:
@@ -167,13 +162,20 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
 
 
 def collapsed(step: int, config: PretrainConfig, signs: Sequence[Sign], hint: str) -> TrainingError:
-    """The message that ends a run with monitoring.collapse=stop."""
+    """Return the error that ends a run with monitoring.collapse=stop."""
     return TrainingError(
         f"step {step} of run {config.run.name}: the networks collapse",
         found="\n    ".join(
             ["", *(f"{sign.text} ({sign.reports} reports in a row)" for sign in signs)]
         ),
-        expected="a teacher that tells faces apart (monitoring.collapse=stop)",
-        fix=f"under another run.name: {hint}; monitoring.collapse=warn goes on with this run, "
-        f"which is saved at step {step}",
+        expected="a teacher that separates faces (monitoring.collapse=stop)",
+        fix=f"under another run.name: {hint}; monitoring.collapse=warn continues this run, which "
+        f"is saved at step {step}",
     )
+
+
+def collapse_monitor(config: TrainConfig, length: Length) -> CollapseMonitor | None:
+    """Return the monitor of a pretraining run, None where there is nothing to monitor."""
+    if isinstance(config, PretrainConfig) and config.monitoring.collapse != "off":
+        return CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
+    return None

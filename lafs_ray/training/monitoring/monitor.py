@@ -1,8 +1,8 @@
-"""What a run says of itself: lines of progress, warnings, TensorBoard, and what went wrong.
+"""Monitoring of a run: log lines, warnings, TensorBoard, and the report of a non-finite step.
 
-Reports are the same on every rank, so every rank draws the same conclusions from them, and a run
-that stops does so on all at once. Rank 0 speaks and writes: `<run>/warnings.jsonl`, one line for
-each warning and damaged record; `<run>/not-finite-NNNNNNNN.json`, the records of a bad step.
+Reports are equal on all ranks, so all ranks decide alike, and a run that stops does so on all at
+once. Only rank 0 logs and writes: `<run>/warnings.jsonl`, one line for each warning and damaged
+record; `<run>/not-finite-NNNNNNNN.json`, the records of a non-finite step.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError, TrainingError
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
 from lafs_ray.training.monitoring import input_bottleneck, nonfinite_report
-from lafs_ray.training.monitoring.collapse import PATIENCE, CollapseMonitor, advice, collapsed
+from lafs_ray.training.monitoring.collapse import PATIENCE, advice, collapse_monitor, collapsed
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
 from lafs_ray.training.run_length import Length
@@ -26,11 +25,12 @@ from lafs_ray.training.run_length import Length
 logger = logging.getLogger(__name__)
 
 WARNINGS = "warnings.jsonl"
+DAMAGED = "damaged record"
 _UPLOAD_EVERY_S = 300.0
 
 
 class RunProgress:
-    """Lines of progress that a person can read.
+    """Log lines of a run's progress.
 
     Args:
         length: of the run.
@@ -42,16 +42,13 @@ class RunProgress:
         self._step_s: float | None = None
 
     def line(self, report: Mapping[str, Any]) -> str:
-        """Step, `metrics_text` and the time still to go."""
-        step, width = report["step"], len(str(self._total))
-        left = duration((self._total - step) * self._seconds_a_step(report))
-        return f"step {step:>{width}}/{self._total}  {metrics_text(report)}  left {left}"
-
-    def _seconds_a_step(self, report: Mapping[str, Any]) -> float:
-        """Smoothed over some three reports: the first one after a start is slow."""
+        """Return step, `metrics_text` and the estimated time left."""
         now = self._batch_size / report["images_per_s"]
+        # Smoothed over some three reports: the first one after a start is slow.
         self._step_s = now if self._step_s is None else 0.7 * self._step_s + 0.3 * now
-        return self._step_s
+        step, width = report["step"], len(str(self._total))
+        left = duration((self._total - step) * self._step_s)
+        return f"step {step:>{width}}/{self._total}  {metrics_text(report)}  left {left}"
 
 
 def metrics_text(report: Mapping[str, Any]) -> str:
@@ -63,13 +60,13 @@ def metrics_text(report: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-class Watch:
-    """One rank's watch over its run; a context manager.
+class Monitor:
+    """Health checks of one rank's run during training; a context manager.
 
     Args:
         config: of the run.
@@ -83,18 +80,13 @@ class Watch:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        length: Length,
-        uri: str,
-        first_step: int,
-        rank: int,
+        self, config: TrainConfig, length: Length, uri: str, first_step: int, rank: int
     ) -> None:
         self._config, self._uri, self._first_step = config, uri, first_step
         self._is_first = rank == 0
         self._progress = RunProgress(length, config.batch_size)
-        self._said: set[str] = set()
-        self._starving = 0
+        self._warned: set[str] = set()
+        self._num_waiting = 0
         self._warnings: MetricsLog | None = None
         self._tensorboard: TensorBoardLog | None = None
         self._uploaded = time.monotonic()
@@ -103,26 +95,25 @@ class Watch:
                 self._open_warnings()
             if config.log.tensorboard:
                 self._tensorboard = TensorBoardLog(filesystem.join(uri, "tensorboard"), first_step)
-        self._monitor: CollapseMonitor | None = None
-        if isinstance(config, PretrainConfig) and config.monitoring.collapse != "off":
-            self._monitor = CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
+        self._collapse = collapse_monitor(config, length)
+        if self._collapse is not None:
             for line in read_metrics(filesystem.join(uri, "metrics.jsonl")):
                 if line["step"] <= first_step:
-                    self._monitor.see(line)
+                    self._collapse.update(line)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._tensorboard is not None:
-            self._try("TensorBoard", self._tensorboard.close)
+            self._attempt("TensorBoard", self._tensorboard.close)
 
     def report(self, line: dict[str, Any], damaged: Sequence[str] = ()) -> None:
-        """See a report; every rank calls it with the same line.
+        """Check a report; every rank calls it with the same line.
 
         Args:
             line: as written to metrics.jsonl.
-            damaged: a line for each damaged record not named before; rank 0's count.
+            damaged: a line for each damaged record not reported before; used on rank 0.
 
         Raises:
             TrainingError: the run collapses and monitoring.collapse is stop.
@@ -130,14 +121,14 @@ class Watch:
         if self._is_first:
             for record in damaged:
                 logger.warning("skipped a damaged record: %s", record)
-                self._note(line["step"], "damaged record", record)
+                self._record(line["step"], DAMAGED, record)
             logger.info(self._progress.line(line), extra={"report": line})
             self._write_tensorboard(line)
-            self._look_for_starvation(line)
-        self._look_for_collapse(line)
+            self._check_input(line)
+        self._check_collapse(line)
 
     def explain(self, found: NonFinite, shard_uris: Sequence[str]) -> TrainingError:
-        """A step that was not finite, for the user; rank 0 writes its records to a file.
+        """Return the user's error of a non-finite step; rank 0 writes its records to a file.
 
         Args:
             found: the step.
@@ -145,32 +136,31 @@ class Watch:
         """
         uri = filesystem.join(self._uri, nonfinite_report.file_name(found))
         if self._is_first:
-            self._try(uri, lambda: nonfinite_report.write(uri, found, shard_uris))
+            self._attempt(uri, lambda: nonfinite_report.write(uri, found, shard_uris))
         return nonfinite_report.as_error(found, self._config, uri, shard_uris)
 
-    def _look_for_starvation(self, line: Mapping[str, Any]) -> None:
-        monitoring, compute = self._config.monitoring, self._config.compute
-        # Debug mode on a CPU always cuts first and trains then; to say so helps nobody.
-        if monitoring.wait_share == 0 or (compute.workers == 0 and compute.device == "cpu"):
+    def _check_input(self, line: Mapping[str, Any]) -> None:
+        limit, compute = self._config.monitoring.wait_share, self._config.compute
+        # Debug mode on a CPU always preprocesses first and trains then: a warning helps nobody.
+        if limit == 0 or (compute.workers == 0 and compute.device == "cpu"):
             return
-        self._starving = self._starving + 1 if line["wait_share"] > monitoring.wait_share else 0
-        if self._starving >= input_bottleneck.PATIENCE:
+        self._num_waiting = self._num_waiting + 1 if line["wait_share"] > limit else 0
+        if self._num_waiting >= input_bottleneck.PATIENCE:
             text = input_bottleneck.slow_stage(line, self._config)
-            self._warn_once(line["step"], "starvation", text)
+            self._warn_once(line["step"], "input bottleneck", text)
 
-    def _look_for_collapse(self, line: Mapping[str, Any]) -> None:
-        if self._monitor is None:
+    def _check_collapse(self, line: Mapping[str, Any]) -> None:
+        if self._collapse is None:
             return
-        assert isinstance(self._config, PretrainConfig)
-        hint = advice(self._config, line["teacher_temp"])
-        signs = self._monitor.see(line)
+        config, signs = self._collapse.config, self._collapse.update(line)
+        hint = advice(config, line["teacher_temp"])
         if self._is_first:
             for sign in signs:
                 text = f"{sign.text}. To do: {hint}."
                 self._warn_once(line["step"], f"collapse, {sign.name}", text)
         lasting = [sign for sign in signs if sign.reports >= PATIENCE]
-        if lasting and self._config.monitoring.collapse == "stop":
-            raise collapsed(line["step"], self._config, lasting, hint)
+        if lasting and config.monitoring.collapse == "stop":
+            raise collapsed(line["step"], config, lasting, hint)
 
     def _write_tensorboard(self, line: Mapping[str, Any]) -> None:
         if self._tensorboard is None:
@@ -178,27 +168,27 @@ class Watch:
         self._tensorboard.write(line)
         if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
             self._uploaded = time.monotonic()
-            self._try("TensorBoard", self._tensorboard.flush)
+            self._attempt("TensorBoard", self._tensorboard.flush)
 
-    def _try(self, what: str, action: Callable[[], None]) -> None:
-        """Do what may fail without ending the run."""
+    def _attempt(self, subject: str, action: Callable[[], None]) -> None:
+        """Call what may fail without ending the run."""
         try:
             action()
         except DataError as error:
-            logger.warning("%s: %s", what, error)
+            logger.warning("%s: %s", subject, error)
 
     def _warn_once(self, step: int, kind: str, text: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             logger.warning("step %d, %s: %s", step, kind, text)
-            self._note(step, kind, text)
+            self._record(step, kind, text)
 
-    def _note(self, step: int, kind: str, text: str) -> None:
+    def _record(self, step: int, kind: str, text: str) -> None:
         log = self._warnings or self._open_warnings()
-        self._try(WARNINGS, lambda: log.write({"step": step, "kind": kind, "text": text}))
-        self._try(WARNINGS, log.flush)
+        self._attempt(WARNINGS, lambda: log.write({"step": step, "kind": kind, "text": text}))
+        self._attempt(WARNINGS, log.flush)
 
     def _open_warnings(self) -> MetricsLog:
-        """Lines of steps that come again are dropped, as in metrics.jsonl."""
+        """Open the file; lines of steps that will be repeated are dropped, as in metrics.jsonl."""
         self._warnings = MetricsLog(filesystem.join(self._uri, WARNINGS), self._first_step)
         return self._warnings

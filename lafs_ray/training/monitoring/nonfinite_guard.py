@@ -1,13 +1,12 @@
-"""Sees the first step whose loss or gradients are not finite, without a host sync in each step.
+"""Detects the first step whose loss or gradients are not finite, without a host sync per step.
 
-The verdict stays on the device as `skip_update`, 0 or 1; optimizer, teacher and center read it:
-from the bad step on nothing moves. The host looks when it reports and saves, some steps later, and
-finds the state as it was before the bad step. The loop reduces `is_bad` over ranks in each step.
+The result stays on the device as `skip_update`, 0 or 1, which optimizer, teacher and center read:
+from the bad step on, no update is applied. The host reads it only when it reports or saves, some
+steps later, and finds the state as it was before the bad step. The loop all-reduces `is_bad`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -22,13 +21,13 @@ from lafs_ray.training.input_pipeline import StepBatch
 
 
 @dataclass(frozen=True)
-class RankEvidence:
-    """What one rank knows of a bad step.
+class RankReport:
+    """One rank's view of a non-finite step.
 
     Args:
         rank: the rank.
         loss: its own loss, over its own records.
-        parameters: names of those whose gradient was not finite, after the reduction over ranks.
+        parameters: names of those whose gradient was not finite, after the all-reduce.
         shards: number of each record's file, int64 [B].
         keys: of its records, int64 [B].
     """
@@ -40,6 +39,7 @@ class RankEvidence:
     keys: NDArray[np.int64]
 
 
+@dataclass(eq=False)
 class NonFinite(Exception):
     """A step had a loss or gradient that was not finite.
 
@@ -47,26 +47,20 @@ class NonFinite(Exception):
         step: its number, from 0, hence the steps that were done before.
         epoch_before: of the step before.
         learning_rate: of the step.
-        num_parameters: gradients that were looked at.
-        ranks: what each rank knows, in order.
+        num_parameters: gradients that were checked.
+        ranks: one report from each rank, in order.
     """
 
-    def __init__(
-        self,
-        step: int,
-        epoch_before: int,
-        learning_rate: float,
-        num_parameters: int,
-        ranks: list[RankEvidence],
-    ) -> None:
-        super().__init__(step, epoch_before, learning_rate, num_parameters, ranks)
-        self.step, self.epoch_before = step, epoch_before
-        self.learning_rate, self.num_parameters, self.ranks = learning_rate, num_parameters, ranks
+    step: int
+    epoch_before: int
+    learning_rate: float
+    num_parameters: int
+    ranks: list[RankReport]
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """What the host remembers of a step until it knows that it was sound."""
+class _StepRecords:
+    """What identifies a step's input, kept on the host until the step is known to be finite."""
 
     step: int
     epoch: int
@@ -76,7 +70,7 @@ class _Begun:
 
 
 class NonFiniteGuard:
-    """Watches the steps of one rank; every rank must have one and call it alike.
+    """Checks the steps of one rank; all ranks must call it in the same order.
 
     Args:
         trainable: what the optimizer trains; its buffers, which a forward may change, are kept.
@@ -91,15 +85,15 @@ class NonFiniteGuard:
         self._loss = torch.zeros((), device=device)
         self._norms: Tensor | None = None
         self._names: list[str] = []
-        self._begun: list[_Begun] = []
+        self._pending: list[_StepRecords] = []
         self._buffers: list[Tensor] = []
 
     def begin(self, batch: StepBatch, learning_rate: float) -> None:
-        """Note a step's records, and the buffers as they are before its forward."""
+        """Keep a step's records, and the buffers as they are before its forward."""
         nothing = np.empty(0, dtype=np.int64)
         shards, keys = (batch.columns.get(name, nothing) for name in ("shard", "key"))
-        self._begun.append(_Begun(batch.step, batch.epoch, learning_rate, shards, keys))
-        now = [_joined(group) for group in self._groups()]
+        self._pending.append(_StepRecords(batch.step, batch.epoch, learning_rate, shards, keys))
+        now = [torch.cat([each.detach().reshape(-1) for each in group]) for group in self._groups()]
         if self._buffers:
             now = [
                 torch.where(self.skip_update > 0, old, new)
@@ -127,21 +121,22 @@ class NonFiniteGuard:
         self.skip_update = torch.maximum(self.skip_update, is_bad)
 
     def find_nonfinite(self) -> NonFinite | None:
-        """Return the first non-finite step, if any; a host sync, and a collective if there is one.
+        """Return the first non-finite step, None if there was none; waits for the device.
 
-        The trained network's buffers are then those from before the bad step, too.
+        If there was one, this is a collective operation, and it restores the trained network's
+        buffers to their values before that step.
         """
         step = int(self._step)
-        begun, self._begun = self._begun, self._begun[-1:]
+        pending, self._pending = self._pending, self._pending[-1:]
         if step < 0:
             return None
         self._restore_buffers()
         assert self._norms is not None
         bad = (~self._norms.isfinite()).tolist()
         # The last step of the call before is kept: only the first step has none before it.
-        of_step = {each.step: each for each in begun}
-        now, before = of_step[step], of_step.get(step - 1, of_step[step])
-        mine = RankEvidence(
+        records = {each.step: each for each in pending}
+        now, before = records[step], records.get(step - 1, records[step])
+        mine = RankReport(
             self._rank,
             float(self._loss),
             [name for name, is_bad in zip(self._names, bad, strict=True) if is_bad],
@@ -155,7 +150,7 @@ class NonFiniteGuard:
         return NonFinite(step, before.epoch, now.learning_rate, len(self._names), ranks)
 
     def _groups(self) -> list[list[Tensor]]:
-        """The buffers, those of one dtype together."""
+        """Return the buffers grouped by dtype."""
         buffers = sorted(self._trainable.buffers(), key=lambda buffer: str(buffer.dtype))
         return [list(group) for _, group in groupby(buffers, key=lambda buffer: buffer.dtype)]
 
@@ -164,7 +159,3 @@ class NonFiniteGuard:
             parts = torch.split(flat, [buffer.numel() for buffer in group])
             for buffer, part in zip(group, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
-
-
-def _joined(buffers: Iterable[Tensor]) -> Tensor:
-    return torch.cat([buffer.detach().reshape(-1) for buffer in buffers])

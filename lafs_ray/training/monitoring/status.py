@@ -11,8 +11,8 @@ from typing import Any
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError
+from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_steps
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.checkpoint.run_dir import checkpoint_steps
 from lafs_ray.training.monitoring import nonfinite_report
 from lafs_ray.training.monitoring.monitor import WARNINGS, duration
 

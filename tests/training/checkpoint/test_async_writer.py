@@ -228,9 +228,9 @@ def test_held__by_another_process(tmp_path: Path, face_set_path: str) -> None:
     """Two processes cannot train one run; the second is refused and may come back later."""
     folder = prepare_run(tiny(tmp_path, face_set_path)).folder()
     refused = pytest.raises(ConfigError, match="another process that is training this run")
-    with folder.held(), refused, folder.held():
+    with folder.lock(), refused, folder.lock():
         pass
-    with folder.held():
+    with folder.lock():
         pass
 
 
@@ -240,7 +240,7 @@ def test_held__clears_what_killed_processes_left(tmp_path: Path, face_set_path: 
     folder.save(4, {}, keep=2)
     for name in (".metrics.jsonl.0123456789ab.partial", "checkpoints/.step-1.pt.ab12.partial"):
         (tmp_path / "debug" / name).write_bytes(b"half")
-    with folder.held():
+    with folder.lock():
         names = filesystem.list_names(str(tmp_path / "debug"), recursive=True)
     assert names == [".lock", "checkpoints/step-00000004.pt", "config.json"]
 

@@ -14,12 +14,12 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
-from lafs_ray.training.checkpoint.run_dir import (
+from lafs_ray.training.checkpoint.checkpoint_file import (
     FORMAT,
-    RunDir,
     load_checkpoint,
     newest_checkpoint,
 )
+from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
 from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import run, tiny
 
@@ -54,7 +54,7 @@ def test_save__keeps_the_newest(tmp_path: Path) -> None:
     for step in (5, 40, 100, 99_999_999, 100_000_000):
         place.save(step, STATE, keep=2)
     assert place.steps() == [99_999_999, 100_000_000]
-    place.claim()
+    place.claim(Origin())
     assert newest_checkpoint(place.uri) == place.checkpoint_uri(100_000_000)
 
 
@@ -146,7 +146,7 @@ def test_claim__where_nothing_can_be_written(tmp_path: Path, storage_folder: str
     """A place that cannot hold a run is told with its path before anything starts."""
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError) as raised:
-        RunDir(tiny(tmp_path / storage_folder, "nowhere.rec"), "f").claim()
+        RunDir(tiny(tmp_path / storage_folder, "nowhere.rec"), "f").claim(Origin())
     assert str(tmp_path / storage_folder) in raised.value.subject
 
 
@@ -158,7 +158,7 @@ def test_claim__without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "makedirs", refused)
     with pytest.raises(DataError, match="no permission to write"):
-        folder(tmp_path).claim()
+        folder(tmp_path).claim(Origin())
 
 
 def damage(path: Path, how: str) -> None:
@@ -173,10 +173,10 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "cut short", "last block lost", "text"])
-def test_latest__passes_over_damaged_files(
+def test_latest__skips_damaged_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """The newest sound file counts, the damaged one is named in a warning; none sound: refused."""
+    """The newest that loads counts, a damaged one is named in a warning; all damaged: refused."""
     place = folder(tmp_path)
     for step in (1, 2):
         place.save(step, STATE, keep=2)
@@ -192,7 +192,7 @@ def test_latest__passes_over_damaged_files(
 
 
 def test_save__does_not_count_a_later_damaged_file(tmp_path: Path) -> None:
-    """A run that went back behind a damaged checkpoint keeps its own sound one."""
+    """A run that went back behind a damaged checkpoint keeps its own."""
     place = folder(tmp_path)
     for step in (10, 20):
         place.save(step, STATE, keep=2)
@@ -238,7 +238,7 @@ def test_load_checkpoint__not_of_ours(tmp_path: Path, content: Any, found: str) 
 
 def test_claim__again_with_the_same_settings(tmp_path: Path) -> None:
     """The folder of this run is taken again, with settings that do not change the result."""
-    folder(tmp_path).claim()
+    folder(tmp_path).claim(Origin())
     folder(
         tmp_path,
         "compute.workers=2",
@@ -249,7 +249,7 @@ def test_claim__again_with_the_same_settings(tmp_path: Path) -> None:
         "checkpoints.keep=5",
         "data.path=elsewhere.rec",
         "data.max_bad_records=3",
-    ).claim()
+    ).claim(Origin())
     written = json.loads((tmp_path / "debug" / "config.json").read_text())
     assert written["config"]["log"]["every_steps"] == 7
 
@@ -258,17 +258,17 @@ def test_claim__after_a_kill_in_the_first_claim(tmp_path: Path) -> None:
     """What a killed process left half-written does not make the folder a foreign one."""
     (tmp_path / "debug").mkdir()
     (tmp_path / "debug" / ".config.json.0123456789ab.partial").write_text("{")
-    folder(tmp_path).claim()
+    folder(tmp_path).claim(Origin())
 
 
 def test_claim__names_every_difference(tmp_path: Path) -> None:
     """Another configuration is refused; each setting is named with its old and new value."""
-    folder(tmp_path).claim()
+    folder(tmp_path).claim(Origin())
     other = folder(
         tmp_path, "optim.lr=1e-3", "run.seed=4", "views.flip=0.1", "data.chunk_records=9"
     )
     with pytest.raises(ConfigError) as raised:
-        other.claim()
+        other.claim(Origin())
     message = str(raised.value)
     for line in (
         "optim.lr: 0.0005 -> 0.001",
@@ -282,14 +282,14 @@ def test_claim__names_every_difference(tmp_path: Path) -> None:
 
 def test_claim__other_faces_or_landmarks_or_job(tmp_path: Path) -> None:
     """Another set, other landmark weights and another kind of job are differences, too."""
-    folder(tmp_path).claim("a" * 8)
+    folder(tmp_path).claim(Origin("a" * 8))
     with pytest.raises(ConfigError, match=r"another set of faces \(ffffffff -> gggggggg\)"):
-        folder(tmp_path, fingerprint="g" * 8).claim("a" * 8)
+        folder(tmp_path, fingerprint="g" * 8).claim(Origin("a" * 8))
     with pytest.raises(ConfigError, match=r"landmarks.weights: .*\(aaaaaaaa -> bbbbbbbb\)"):
-        folder(tmp_path).claim("b" * 8)
+        folder(tmp_path).claim(Origin("b" * 8))
     supervised = tiny(tmp_path, "nowhere.rec", "run.name=debug", kind=FinetuneConfig)
     with pytest.raises(ConfigError, match="kind: PretrainConfig -> FinetuneConfig"):
-        RunDir(supervised, "f" * 8).claim()
+        RunDir(supervised, "f" * 8).claim(Origin())
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 3}', "\xff"])
@@ -299,7 +299,7 @@ def test_claim__foreign_config(tmp_path: Path, content: str) -> None:
     path = tmp_path / "debug" / "config.json"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match="config.json that is not of a run"):
-        folder(tmp_path).claim()
+        folder(tmp_path).claim(Origin())
     assert path.read_text(encoding="latin-1") == content
 
 
@@ -308,14 +308,14 @@ def test_claim__foreign_files(tmp_path: Path) -> None:
     (tmp_path / "debug").mkdir()
     (tmp_path / "debug" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="files, but no config.json"):
-        folder(tmp_path).claim()
+        folder(tmp_path).claim(Origin())
     assert os.listdir(tmp_path / "debug") == ["thesis.tex"]
 
 
 def test_newest_checkpoint__of_a_run_without_any(tmp_path: Path) -> None:
     """A run that has not reached its first checkpoint is told so; a file is its own answer."""
     place = folder(tmp_path)
-    place.claim()
+    place.claim(Origin())
     with pytest.raises(CheckpointError, match="a run without checkpoints"):
         newest_checkpoint(place.uri)
     assert newest_checkpoint("some/file.pt") == "some/file.pt"

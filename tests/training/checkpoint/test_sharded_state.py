@@ -17,8 +17,8 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.optim import RowAdamW
 from lafs_ray.models.partial_fc import PartialFC
+from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.checkpoint.run_dir import load_checkpoint
 from lafs_ray.training.checkpoint.sharded_state import gather_state, load_gathered
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import check_run, prepare_run

@@ -7,8 +7,8 @@ import pytest
 from lafs_ray.training.monitoring.collapse import PATIENCE, CollapseMonitor, advice, collapsed
 from tests.training.builds import pretrain
 
-FIGURES = ("teacher_entropy", "kl", "center_norm", "used_prototypes", "embedding_std")
-NAMES = ("step", *FIGURES)
+METRICS = ("teacher_entropy", "kl", "center_norm", "used_prototypes", "embedding_std")
+NAMES = ("step", *METRICS)
 Rows = list[tuple[float, ...]]
 
 # Means over up to 100 steps, on generated faces or AT&T: batch 64, K = 1024 (docs/method.md).
@@ -70,26 +70,28 @@ def monitor(*overrides: str) -> CollapseMonitor:
 
 
 def found(rows: Rows, *overrides: str, temperatures: tuple[float, ...] = (0.04,)) -> list[set[str]]:
-    watching = monitor(*overrides)
+    collapse = monitor(*overrides)
     last = temperatures[-1]
     padded = [*temperatures, *[last] * len(rows)]
     return [
         {
             sign.name
-            for sign in watching.see({**dict(zip(NAMES, row, strict=True)), "teacher_temp": temp})
+            for sign in collapse.update(
+                {**dict(zip(NAMES, row, strict=True)), "teacher_temp": temp}
+            )
         }
         for row, temp in zip(rows, padded, strict=False)
     ]
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_see__runs_that_went_well(name: str) -> None:
+def test_update__healthy_runs(name: str) -> None:
     """Recorded runs whose accuracy rose to the end show no sign, not even on the way."""
     assert found(HEALTHY[name]) == [set()] * len(HEALTHY[name])
 
 
 @pytest.mark.parametrize("name", COLLAPSED)
-def test_see__runs_that_collapsed(name: str) -> None:
+def test_update__collapsed_runs(name: str) -> None:
     """Recorded runs that collapsed show their signs, the first by the second report."""
     rows, expected = COLLAPSED[name]
     signs = found(rows)
@@ -97,7 +99,7 @@ def test_see__runs_that_collapsed(name: str) -> None:
     assert set().union(*signs) == expected
 
 
-def test_see__a_temperature_that_warms_up_is_no_collapse() -> None:
+def test_update__a_temperature_that_warms_up_is_no_collapse() -> None:
     """With equal scores, entropy rises with the temperature; the scores have to get closer."""
     log_k, spread = math.log(1024), 0.05
     temperatures = (0.04, 0.05, 0.06, 0.07)
@@ -109,19 +111,19 @@ def test_see__a_temperature_that_warms_up_is_no_collapse() -> None:
     assert found(rows)[-1] == {"uniform teacher"}
 
 
-def test_see__silent_from_the_start_and_only_after_settling() -> None:
-    """A teacher that never said anything is told at once, but not before the center has settled."""
-    silent: Rows = [(step, math.log(1024) - 0.001, 0.0, 0.1, 0.9, 0.04) for step in (10, 49, 50)]
-    assert found(silent) == [set(), set(), {"uniform teacher", "equal embeddings"}]
+def test_update__uniform_from_the_start_and_only_after_settling() -> None:
+    """A teacher that was always uniform is found at once, but not before the center settles."""
+    uniform: Rows = [(step, math.log(1024) - 0.001, 0.0, 0.1, 0.9, 0.04) for step in (10, 49, 50)]
+    assert found(uniform) == [set(), set(), {"uniform teacher", "equal embeddings"}]
 
 
-def test_see__counts_reports_in_a_row() -> None:
+def test_update__counts_reports_in_a_row() -> None:
     """A sign that goes and comes again begins anew."""
-    watching, counts = monitor(), []
+    collapse, counts = monitor(), []
     for number, used in enumerate((0.05, 0.05, 0.5, 0.05), start=1):
         row = (100 * number, 4.0, 1.0, 2.0, used, 0.7)
         report = {**dict(zip(NAMES, row, strict=True)), "teacher_temp": 0.04}
-        counts.append([sign.reports for sign in watching.see(report)])
+        counts.append([sign.reports for sign in collapse.update(report)])
     assert counts == [[1], [2], [], [1]]
 
 
@@ -145,12 +147,12 @@ def test_advice__names_the_setting(settings: list[str], temperature: float, word
 
 
 def test_collapsed__message() -> None:
-    """The end of a run says the figures, how long they stood, and how to go on all the same."""
-    watching = monitor()
+    """The error names the metrics, for how many reports, and how to continue all the same."""
+    collapse = monitor()
     report = dict(zip(NAMES, (100, 4.0, 1.0, 2.0, 0.05, 0.7), strict=True)) | {"teacher_temp": 0.04}
     for _ in range(PATIENCE):
-        signs = watching.see(report)
+        signs = collapse.update(report)
     message = str(collapsed(100, pretrain(), signs, "lower it"))
     for word in ("step 100", "used_prototypes 0.050", "5 reports in a row", "lower it"):
         assert word in message
-    assert "monitoring.collapse=warn goes on with this run, which is saved at step 100" in message
+    assert "monitoring.collapse=warn continues this run, which is saved at step 100" in message

@@ -10,7 +10,7 @@ import pytest
 from lafs_ray.errors import ConfigError, TrainingError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring.collapse import PATIENCE
-from lafs_ray.training.monitoring.monitor import RunProgress, Watch, duration
+from lafs_ray.training.monitoring.monitor import Monitor, RunProgress, duration
 from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
 from lafs_ray.training.prepare import check_run
 from lafs_ray.training.run_length import Length
@@ -34,19 +34,19 @@ REPORT: dict[str, Any] = {
     "read_ms": 1.0,
     "preprocess_ms": 100.0,
 }
-ALIKE = {"embedding_std": 0.01}
-STARVING = {"wait_share": 0.5}
+EQUAL = {"embedding_std": 0.01}
+WAITING = {"wait_share": 0.5}
 CLUSTER = ["compute.workers=2", "ingest.actors_per_worker=1"]
 
 
-def watched(folder: Path, *overrides: str, rank: int = 0, first_step: int = 0) -> Watch:
-    return Watch(pretrain(*overrides), LENGTH, str(folder), first_step, rank)
+def monitor_of(folder: Path, *overrides: str, rank: int = 0, first_step: int = 0) -> Monitor:
+    return Monitor(pretrain(*overrides), LENGTH, str(folder), first_step, rank)
 
 
-def reports(watch: Watch, count: int, first: int = 1, **metrics: float) -> list[str]:
+def reports(monitor: Monitor, count: int, first: int = 1, **metrics: float) -> list[str]:
     with logged() as lines:
         for number in range(first, first + count):
-            watch.report({**REPORT, "step": 100 * number, **metrics})
+            monitor.report({**REPORT, "step": 100 * number, **metrics})
     return lines
 
 
@@ -57,17 +57,17 @@ def warnings(folder: Path) -> list[tuple[int, str]]:
 
 def test_report__nothing_to_warn_of(tmp_path: Path) -> None:
     """A sound run has its lines of progress and no file of warnings."""
-    watch = watched(tmp_path, *CLUSTER)
-    lines = reports(watch, 8)
+    monitor = monitor_of(tmp_path, *CLUSTER)
+    lines = reports(monitor, 8)
     assert len(lines) == 8
     assert lines[0].startswith("step  100/1000  epoch 6  loss 1.0000  lr 1.00e-03  100 images/s")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_report__collapse_warns_once_and_goes_on(tmp_path: Path) -> None:
-    """A sign is said with figures and advice when it appears, noted, and not repeated."""
-    watch = watched(tmp_path, *CLUSTER)
-    lines = reports(watch, 2 * PATIENCE, **ALIKE)
+    """A sign is logged once with metrics and advice, and recorded."""
+    monitor = monitor_of(tmp_path, *CLUSTER)
+    lines = reports(monitor, 2 * PATIENCE, **EQUAL)
     (text,) = [line for line in lines if "collapse" in line]
     assert text.startswith("step 100, collapse, equal embeddings: embedding_std 0.01")
     assert "To do: a running center over 8 faces collapses slowly; dino.centering=sinkhorn" in text
@@ -76,57 +76,59 @@ def test_report__collapse_warns_once_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_report__collapse_may_stop_every_rank(tmp_path: Path, rank: int) -> None:
-    """With monitoring.collapse=stop all ranks end at the same report; rank 0 alone speaks."""
-    watch = watched(tmp_path, "monitoring.collapse=stop", rank=rank)
-    lines = reports(watch, PATIENCE - 1, **ALIKE)
+    """With monitoring.collapse=stop all ranks end at the same report; only rank 0 logs."""
+    monitor = monitor_of(tmp_path, "monitoring.collapse=stop", rank=rank)
+    lines = reports(monitor, PATIENCE - 1, **EQUAL)
     with pytest.raises(TrainingError, match=f"step {100 * PATIENCE} of run debug: the networks"):
-        reports(watch, 1, first=PATIENCE, **ALIKE)
+        reports(monitor, 1, first=PATIENCE, **EQUAL)
     assert bool(lines) == (rank == 0)
 
 
 def test_report__collapse_may_be_off(tmp_path: Path) -> None:
     """monitoring.collapse=off looks at nothing."""
-    watch = watched(tmp_path, "monitoring.collapse=off")
-    assert len(reports(watch, 10, **ALIKE)) == 10
+    monitor = monitor_of(tmp_path, "monitoring.collapse=off")
+    assert len(reports(monitor, 10, **EQUAL)) == 10
 
 
-def test_watch__remembers_the_reports_before_a_restart(tmp_path: Path) -> None:
+def test_monitor__uses_the_reports_before_a_restart(tmp_path: Path) -> None:
     """What counts as fallen is measured against the whole run, up to where it continues."""
     lines = [{**REPORT, "step": step, "embedding_std": std} for step, std in ((50, 0.6), (90, 9.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    watch = watched(tmp_path, first_step=60)
-    reports(watch, 1, embedding_std=0.5)
+    monitor = monitor_of(tmp_path, first_step=60)
+    reports(monitor, 1, embedding_std=0.5)
     assert warnings(tmp_path) == []
-    reports(watch, 1, first=2, embedding_std=0.4)
+    reports(monitor, 1, first=2, embedding_std=0.4)
     assert warnings(tmp_path) == [(200, "collapse, equal embeddings")]
 
 
-def test_report__starvation_needs_three_in_a_row(tmp_path: Path) -> None:
-    """One slow interval, as the first one is, is no starvation; three are."""
-    watch = watched(tmp_path, *CLUSTER)
-    reports(watch, 2, **STARVING)
-    reports(watch, 1, first=3)
-    reports(watch, 2, first=4, **STARVING)
+def test_report__input_bottleneck_after_three_in_a_row(tmp_path: Path) -> None:
+    """One slow interval, as the first one is, is no input bottleneck; three are."""
+    monitor = monitor_of(tmp_path, *CLUSTER)
+    reports(monitor, 2, **WAITING)
+    reports(monitor, 1, first=3)
+    reports(monitor, 2, first=4, **WAITING)
     assert warnings(tmp_path) == []
-    lines = reports(watch, 4, first=6, **STARVING)
-    assert warnings(tmp_path) == [(600, "starvation")]
-    assert any("Slow stage: decoding and crops" in line for line in lines)
+    lines = reports(monitor, 4, first=6, **WAITING)
+    assert warnings(tmp_path) == [(600, "input bottleneck")]
+    assert any("Slow stage: preprocessing" in line for line in lines)
 
 
 @pytest.mark.parametrize("settings", [[*CLUSTER, "monitoring.wait_share=0"], []])
-def test_report__starvation_off_and_in_debug_mode(tmp_path: Path, settings: list[str]) -> None:
-    """0 switches it off; one process on a CPU has nobody else to cut."""
-    watch = watched(tmp_path, *settings)
-    reports(watch, 5, **STARVING)
+def test_report__input_bottleneck_off_and_in_debug_mode(
+    tmp_path: Path, settings: list[str]
+) -> None:
+    """0 switches it off; one process on a CPU has no other to preprocess."""
+    monitor = monitor_of(tmp_path, *settings)
+    reports(monitor, 5, **WAITING)
     assert warnings(tmp_path) == []
 
 
 def test_warnings__of_steps_that_come_again_are_dropped(tmp_path: Path) -> None:
     """A run that continues forgets the warnings after its checkpoint, as it does the metrics."""
-    first = watched(tmp_path, *CLUSTER)
+    first = monitor_of(tmp_path, *CLUSTER)
     first.report({**REPORT, "step": 50}, ["train.rec, record 3: broken"])
     first.report({**REPORT, "step": 100}, ["train.rec, record 4: broken"])
-    second = watched(tmp_path, *CLUSTER, first_step=60)
+    second = monitor_of(tmp_path, *CLUSTER, first_step=60)
     assert warnings(tmp_path) == [(50, "damaged record")]
     second.report({**REPORT, "step": 100}, ["train.rec, record 4: broken"])
     assert warnings(tmp_path) == [(50, "damaged record"), (100, "damaged record")]
@@ -165,8 +167,8 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     return found
 
 
-def test_tensorboard__has_the_figures_of_the_metrics(tmp_path: Path, face_set_path: str) -> None:
-    """A run leaves event files with every figure of metrics.jsonl; an interrupted one goes on."""
+def test_tensorboard__has_the_metrics(tmp_path: Path, face_set_path: str) -> None:
+    """A run leaves event files with every metric of metrics.jsonl; an interrupted one goes on."""
     pytest.importorskip("tensorboardX")
     config = tiny(tmp_path, face_set_path, "log.tensorboard=true", "checkpoints.every=2 steps")
     run(config, killed_at=3)

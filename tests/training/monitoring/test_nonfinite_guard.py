@@ -19,8 +19,8 @@ from lafs_ray.errors import TrainingError
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.optim import RowAdamW, parameter_groups
 from lafs_ray.methods.supervised import Supervised
+from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.checkpoint.run_dir import load_checkpoint
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.loop import train_step
 from lafs_ray.training.monitoring.metrics import Meter
@@ -69,7 +69,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_run__a_loss_that_is_not_finite(
+def test_run__non_finite_loss(
     name: str, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends with the state before the bad step, bit by bit that of a run without it."""
@@ -133,8 +133,8 @@ def test_run__first_step_is_bad(
         run(tiny(tmp_path, face_set_path, "log.every_steps=2"))
     message = str(raised.value)
     assert "step 1 of run debug" in message
-    assert "nothing was trained yet" in message
-    assert "gradients not finite in " in message
+    assert "no step was completed" in message
+    assert "non-finite gradients in " in message
     assert "backbone." in message
     assert not (tmp_path / "debug" / "checkpoints").exists()
     assert read_metrics(str(tmp_path / "debug" / "metrics.jsonl")) == []
@@ -154,7 +154,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", [pretrain, finetune])
 def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
-    """With the fused optimizer, that of GPUs, no step waits for the device; a look does."""
+    """With the fused optimizer, as on GPUs, no step waits for the device; `find_nonfinite` does."""
     run_ = built(kind(), num_classes=12)
     groups = parameter_groups(run_.task.trainable, 0.1)
     run_.optimizer = RowAdamW(groups, lr=1e-3, fused=True)
