@@ -1,7 +1,7 @@
-"""Errors that a user can mend: each says what, what was found, what was expected and what to do.
+"""Errors that a user can fix: what is wrong, what was found, what was expected, what to do.
 
-Our own mistakes are `assert` or plain exceptions and keep their traceback; a `UserError` is printed
-without one by `lafs_ray.cli.main.run`, which exits with code 2.
+Bugs are `assert` or plain exceptions and keep their traceback; `lafs_ray.cli.main.run` prints a
+`UserError` without one and exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake in the user's input, told in four parts.
+    """An error in the user's input, in four parts.
 
     Args:
-        subject: the file, record or configuration key, as precisely as it is known.
-        found: what was there.
-        expected: what would have been right.
-        fix: what the user can do about it.
+        subject: the file, record or configuration key, as precisely as known.
+        found: the value there.
+        expected: a valid value.
+        fix: what the user can do.
     """
 
     def __init__(self, subject: str, *, found: str, expected: str, fix: str) -> None:
@@ -32,7 +32,7 @@ class UserError(Exception):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders in Ray, keyword-only arguments do not by themselves.
+        # Ray pickles exceptions; the default does not keep keyword-only arguments.
         return _rebuild, (type(self), self.subject, self.found, self.expected, self.fix)
 
 
@@ -41,23 +41,23 @@ def _rebuild(kind: type[UserError], subject: str, found: str, expected: str, fix
 
 
 class DataError(UserError):
-    """Something is wrong with a file, an index or a record."""
+    """A file, an index or a record is missing or invalid."""
 
 
 class ConfigError(UserError):
-    """A configuration key is unknown, or its value impossible."""
+    """A configuration key is unknown, or its value invalid."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint does not fit the run, or is damaged."""
+    """A checkpoint does not match the run, or is damaged."""
 
 
 class TrainingError(UserError):
-    """Training has gone wrong, and to go on would waste or spoil it."""
+    """Training cannot continue, such as after repeated non-finite losses."""
 
 
 def find_user_error(error: BaseException) -> UserError | None:
-    """The `UserError` inside an exception; Ray wraps what its workers raise in several layers."""
+    """Return the `UserError` inside an exception; Ray wraps those of workers in several layers."""
     return next((found for found in _layers(error, 8) if isinstance(found, UserError)), None)
 
 

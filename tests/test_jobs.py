@@ -80,7 +80,7 @@ def test_job__index_without_records(tmp_path: Path) -> None:
     write_face_set(tmp_path / "train.rec", 2, 4)
     (tmp_path / "train.rec").unlink()
     done = job(*arguments("pretrain", tmp_path / "runs", tmp_path / "train.rec"))
-    assert_refused(done, str(tmp_path / "train.rec"), "the .idx, but no .rec beside it")
+    assert_refused(done, str(tmp_path / "train.rec"), "an .idx without its .rec")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,1 +1,1 @@
-"""Files and records: RecordIO, face sets, pairs, the order of an epoch (no torch)."""
+"""Data sets: RecordIO, face sets, evaluation sets, the order of an epoch (no torch)."""

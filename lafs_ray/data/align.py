@@ -1,4 +1,4 @@
-"""Five landmarks to the aligned face of 112×112 that networks are trained on."""
+"""Align a face to 112×112 pixels by five landmarks, as insightface does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
 
-# Where insightface's 112×112 faces have both eyes, the nose and the corners of the mouth, (x, y).
+# Landmarks of insightface's aligned faces, (x, y): eyes, nose, corners of the mouth.
 POSITIONS_PX = np.array(
     [
         [38.2946, 51.6963],
@@ -23,25 +23,23 @@ POSITIONS_PX = np.array(
 _SIDE_PX = 112
 
 
-def similarity_to_positions(
-    landmarks: NDArray[np.floating[Any]], subject: str
-) -> NDArray[np.float64]:
-    """The rotation, scaling and shift that brings landmarks nearest to `POSITIONS_PX`.
+def estimate_similarity(landmarks: NDArray[np.floating[Any]], subject: str) -> NDArray[np.float64]:
+    """Estimate the similarity transform (no reflection) from landmarks to `POSITIONS_PX`.
 
-    Least squares over similarities without reflection, as Umeyama's (1991). Points are taken as
-    complex numbers, where such a map is z -> a·z + b and the solution one quotient.
+    Least squares, as in Umeyama (1991). With points as complex numbers the transform is
+    z -> a·z + b, and its solution one quotient.
 
     Args:
         landmarks: (x, y) in pixels, [5, 2].
-        subject: names the face in a message.
+        subject: the face, for messages.
 
     Returns:
         Matrix [2, 3] from picture to aligned face.
 
     Raises:
-        DataError: the landmarks are one point, or not finite.
+        DataError: all landmarks are one point, or one is not finite.
     """
-    points, wanted = landmarks.astype(np.float64) @ [1, 1j], POSITIONS_PX @ [1, 1j]
+    points, target = landmarks.astype(np.float64) @ [1, 1j], POSITIONS_PX @ [1, 1j]
     offsets = points - points.mean()
     spread = float(np.sum(np.abs(offsets) ** 2))
     if not np.isfinite(spread) or spread == 0:
@@ -49,22 +47,22 @@ def similarity_to_positions(
             subject,
             found=f"landmarks {landmarks.round(1).tolist()}",
             expected="five different points in pixels",
-            fix="detect the face's landmarks anew, or remove it from the list",
+            fix="detect the face's landmarks again, or remove it from the list",
         )
-    turn = np.sum(offsets.conj() * (wanted - wanted.mean())) / spread
-    shift = wanted.mean() - turn * points.mean()
-    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    a = np.sum(offsets.conj() * (target - target.mean())) / spread
+    b = target.mean() - a * points.mean()
+    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
 def align_face(
     picture: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]], subject: str = "face"
 ) -> NDArray[np.uint8]:
-    """The face cut out at insightface's positions; black where the picture ends.
+    """Warp a face to insightface's positions; black outside the picture.
 
     Args:
         picture: uint8 [H, W, 3].
         landmarks: (x, y) in pixels, [5, 2].
-        subject: names the face in a message.
+        subject: the face, for messages.
 
     Returns:
         uint8 [112, 112, 3], bilinear.
@@ -72,6 +70,6 @@ def align_face(
     Raises:
         DataError: the landmarks are one point, or not finite.
     """
-    matrix = similarity_to_positions(landmarks, subject)
+    matrix = estimate_similarity(landmarks, subject)
     face = cv2.warpAffine(picture, matrix, (_SIDE_PX, _SIDE_PX), flags=cv2.INTER_LINEAR)
     return np.asarray(face, dtype=np.uint8)

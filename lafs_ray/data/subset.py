@@ -1,8 +1,8 @@
-"""Few-shot subsets: which images of a labeled set a run may read.
+"""Few-shot subsets: a seeded choice of the images of a labeled set.
 
-Every image has a fixed random number, a hash of (seed, file name, key), and the images with the
-smallest ones are taken. So a subset depends on the seed and the set alone, not on the order of
-reading; and subsets of one seed are nested (k = 1 is part of k = 2), so runs along k compare.
+Every image has a fixed random number, a hash of (seed, file name, key); the images with the
+smallest ones are chosen. A subset thus depends only on the seed and the set, and subsets of one
+seed are nested (k = 1 is part of k = 2), so that runs for different k are comparable.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from lafs_ray.errors import DataError
 
 ShortIdentities = Literal["error", "take_all", "drop"]
 
-_NAMED = 5
+_MAX_NAMED = 5
 
 
 def images_per_identity(
     faces: FaceSet, labels: NDArray[np.int64], count: int, seed: int, short: ShortIdentities
 ) -> NDArray[np.int64]:
-    """`count` images of every identity.
+    """Choose `count` images of every identity.
 
     Args:
         faces: the whole set.
-        labels: of its images, int64 [num_images]; negative: unlabeled, never taken.
+        labels: of its images, int64 [num_images]; negative: unlabeled, never chosen.
         count: k.
         seed: of the choice.
-        short: what to do with identities that have fewer than k images.
+        short: error, use all images of (take_all) or drop identities with fewer than k.
 
     Returns:
         Image numbers, ascending, int64.
@@ -49,8 +49,8 @@ def images_per_identity(
     is_short = sizes < count
     if is_short.any() and short == "error":
         raise _too_few(faces, identities[is_short], sizes[is_short], len(identities), count)
-    place = np.arange(len(order)) - np.repeat(first, sizes)
-    is_kept = place < count
+    rank = np.arange(len(order)) - np.repeat(first, sizes)
+    is_kept = rank < count
     if short == "drop":
         is_kept &= np.repeat(~is_short, sizes)
     if not is_kept.any():
@@ -61,13 +61,13 @@ def images_per_identity(
 def fraction_of_images(
     faces: FaceSet, fraction: float, seed: int, order: Literal["random", "head"]
 ) -> NDArray[np.int64]:
-    """A share of all images, at least one.
+    """Choose a fraction of all images, at least one.
 
     Args:
         faces: the whole set.
-        fraction: share in 0…1.
+        fraction: in 0…1.
         seed: of the choice; `head` needs none.
-        order: `random`, or `head` for the first records of the set. Reference: `head`.
+        order: `random`, or `head` for the first records of the set, as in the released code.
 
     Returns:
         Image numbers, ascending, int64.
@@ -79,9 +79,9 @@ def fraction_of_images(
 
 
 def hash_keys(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
-    """A random number of every image, a pure function of (seed, name of its file, its key).
+    """Hash (seed, file name, key) of every image to a random number, uint64 [num_images].
 
-    Two rounds of splitmix64: 40 ns an image, where a generator for each would cost 20 µs.
+    Two rounds of splitmix64 take 40 ns per image; a generator for each would take 20 µs.
     """
     columns = []
     for shard, uri in enumerate(faces.shard_uris):
@@ -89,7 +89,7 @@ def hash_keys(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
         name = filesystem.file_name(uri)
         digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
         start = np.uint64(int.from_bytes(digest, "little"))
-        columns.append(mixed(mixed(faces.keys[first:stop].astype(np.uint64)) ^ start))
+        columns.append(splitmix64(splitmix64(faces.keys[first:stop].astype(np.uint64)) ^ start))
     return np.concatenate(columns)
 
 
@@ -100,25 +100,25 @@ def _too_few(
     total: int,
     count: int,
 ) -> DataError:
-    named = [f"{label} has {size}" for label, size in zip(identities, sizes, strict=True)][:_NAMED]
-    more = f", … and {len(sizes) - _NAMED} more" if len(sizes) > _NAMED else ""
+    named = [f"{label} has {size}" for label, size in zip(identities, sizes, strict=True)]
+    more = f", … and {len(sizes) - _MAX_NAMED} more" if len(sizes) > _MAX_NAMED else ""
     folder = faces.shard_uris[0] if len(faces.shard_uris) == 1 else f"{len(faces.shard_uris)} files"
     return DataError(
         f"data.subset of {folder}",
         found=f"{len(sizes)} of {total} identities with too few images: identity "
-        + ", ".join(named)
+        + ", ".join(named[:_MAX_NAMED])
         + more,
         expected=f"at least {count} images of each (data.subset.images_per_identity)",
-        fix="lower data.subset.images_per_identity, or set data.subset.short_identities to "
-        "take_all (use what there is) or drop (leave those identities out)",
+        fix="reduce data.subset.images_per_identity, or set data.subset.short_identities to "
+        "take_all (use all their images) or drop (leave those identities out)",
     )
 
 
 def write_subset(uri: str, faces: FaceSet) -> None:
-    """Record which images a subset holds, as Parquet: columns file, key and label, one row each.
+    """Write the images of a subset to Parquet: columns file, key and label.
 
     Args:
-        uri: the file to write, atomically.
+        uri: the file, written atomically.
         faces: the subset.
     """
     names = [filesystem.file_name(shard) for shard in faces.shard_uris]
@@ -131,8 +131,8 @@ def write_subset(uri: str, faces: FaceSet) -> None:
         file.write(buffer.getvalue())
 
 
-def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One round of splitmix64; unsigned products wrap, which is what it needs."""
+def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Apply one round of splitmix64, which relies on the wrap-around of unsigned products."""
     mixing = values + np.uint64(0x9E3779B97F4A7C15)
     mixing = (mixing ^ (mixing >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixing = (mixing ^ (mixing >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lafs_ray.data.align import POSITIONS_PX, align_face, similarity_to_positions
+from lafs_ray.data.align import POSITIONS_PX, align_face, estimate_similarity
 from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs, pixels_of
 
@@ -31,7 +31,7 @@ def test_similarity__equals_umeyama(mirrored: bool) -> None:
         landmarks = landmarks * generator.uniform(0.5, 3) + generator.uniform(-50, 50, 2)
         # Float64 all the way.
         np.testing.assert_allclose(
-            similarity_to_positions(landmarks, "face"), umeyama(landmarks, POSITIONS_PX), atol=1e-9
+            estimate_similarity(landmarks, "face"), umeyama(landmarks, POSITIONS_PX), atol=1e-9
         )
 
 

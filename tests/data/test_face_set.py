@@ -223,13 +223,13 @@ def test_open_faces__paths_without_records(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.rec").found == "no such file"
     assert refusal(tmp_path).found == "an empty folder"
     (tmp_path / "face.jpg").touch()
-    assert refusal(tmp_path).found == "1 files, none of them .rec"
-    assert refusal(tmp_path / "face.jpg").found == "another file"
-    assert refusal(tmp_path / "*.rec").found == "no match among 1 files"
-    assert refusal(f"{tmp_path.as_uri()}/*/x.rec").found == "no match among 1 files"
+    assert refusal(tmp_path).found == "1 file, none of them .rec"
+    assert refusal(tmp_path / "face.jpg").found == "not a .rec file"
+    assert refusal(tmp_path / "*.rec").found == "no match among 1 file"
+    assert refusal(f"{tmp_path.as_uri()}/*/x.rec").found == "no match among 1 file"
     (tmp_path / "photos" / "person").mkdir(parents=True)
     (tmp_path / "photos" / "person" / "1.jpg").write_bytes(b"")
-    assert refusal(tmp_path / "photos").found == "files in its subfolders alone"
+    assert refusal(tmp_path / "photos").found == "only subfolders, no .rec"
     assert "jobs/pack.py" in refusal(tmp_path / "photos").fix
 
 
@@ -239,7 +239,7 @@ def test_open_faces__index_without_records(tmp_path: Path) -> None:
     write_plain(tmp_path / "b.rec", 2)
     (tmp_path / "b.rec").unlink()
     assert refusal(tmp_path).found == ".idx without .rec: b.idx"
-    assert refusal(tmp_path / "b.rec").found == "the .idx, but no .rec beside it"
+    assert refusal(tmp_path / "b.rec").found == "an .idx without its .rec"
 
 
 def test_open_faces__nested_folders_by_pattern(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.data.packing.options import PackPlan
 from lafs_ray.data.packing.sources import ImageRow
-from lafs_ray.data.subset import mixed
+from lafs_ray.data.subset import splitmix64
 from lafs_ray.errors import DataError
 
 ROW = np.dtype([("position", "<i8"), ("number", "<i8"), ("label", "<i4"), ("size", "<i4")])
@@ -230,5 +230,5 @@ class FeistelPermutation:
         shift, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
         left, right = values >> shift, values & mask
         for key in self._keys:
-            left, right = right, left ^ (mixed(right ^ key) & mask)
+            left, right = right, left ^ (splitmix64(right ^ key) & mask)
         return np.asarray(left << shift | right, dtype=np.uint64)

@@ -270,7 +270,7 @@ def test_open_faces__incomplete_or_foreign_copy_of_a_set(
     with pytest.raises(DataError, match="packed as rgb"):
         open_faces(str(tmp_path / "set"), "bgr")
     last.write_bytes(data[:-4])
-    with pytest.raises(DataError, match=f"expected: {len(data)} bytes, as manifest"):
+    with pytest.raises(DataError, match=f"expected: {len(data)} bytes, according to manifest"):
         open_faces(str(tmp_path / "set"))
     last.unlink()
     last.with_suffix(".idx").unlink()

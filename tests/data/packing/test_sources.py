@@ -58,7 +58,7 @@ def test_folder__refused(tmp_path: Path) -> None:
     (tmp_path / "mixed" / "stray.jpg").write_bytes(b"")
     found = "1 of 2 images directly in the folder (stray.jpg), the others in subfolders"
     assert refusal(tmp_path / "mixed").found == found
-    assert "another file" in refusal(tmp_path / "mixed" / "stray.jpg").found
+    assert "not a .rec file" in refusal(tmp_path / "mixed" / "stray.jpg").found
 
 
 def test_folder__image_that_changes_stops(tmp_path: Path) -> None:

@@ -64,5 +64,5 @@ def test_verify__no_manifest(tmp_path: Path, intact: Path) -> None:
     with pytest.raises(DataError, match="another format or version"):
         verify_set(str(intact), apply_in_process)
     (intact / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="no JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         verify_set(str(intact), apply_in_process)
