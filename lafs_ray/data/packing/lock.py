@@ -50,30 +50,27 @@ def locked(folder: str) -> Iterator[None]:
 
 
 def _flock(path: str, uri: str, owner: bytes) -> int | None:
-    """Descriptor of the locked file; None where the file system has no `flock`."""
-    with filesystem.write_errors(uri):
+    """Return the descriptor of the locked file; None where the file system has no `flock`."""
+    with filesystem.write_errors(uri), contextlib.ExitStack() as stack:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    while True:
-        with filesystem.write_errors(uri):
+        while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.callback(os.close, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                fix = "wait until it ends, or choose another folder"
+                raise _in_use(uri, os.pread(file, 1024, 0), fix) from error
+            except OSError as error:
+                if error.errno in _NO_FLOCK:
+                    return None
+                raise
             # Between `open` and `flock` the former owner may have deleted the file.
             if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
                 os.ftruncate(file, 0)
                 os.pwrite(file, owner, 0)
+                stack.pop_all()
                 return file
-        except BlockingIOError as error:
-            owner = os.pread(file, 1024, 0)
-            os.close(file)
-            fix = "wait until it ends, or choose another folder"
-            raise _in_use(uri, owner, fix) from error
-        except OSError as error:
-            os.close(file)
-            if error.errno in _NO_FLOCK:
-                return None
-            raise
-        os.close(file)
 
 
 def _check_lease(uri: str) -> None:
