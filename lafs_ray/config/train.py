@@ -21,6 +21,10 @@ NodeLabels = dict[
 
 IMAGE_SIZE = 112
 
+# CPUs that the ingest of a training worker reserves for reading, and those of one read task.
+# Reading mostly waits for storage; a whole CPU for each task would take CPUs from preprocessing.
+READING_CPUS, CPUS_PER_READ = 1.0, 0.25
+
 
 class Run(Section):
     """What the run is called and where its results live."""
@@ -188,8 +192,13 @@ class Ingest(Section):
     prefetch_batches: Positive = 2
     """Blocks of 256 faces or fewer fetched ahead of the training step, 33 MB each."""
     node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
-    """Labels of the nodes that read and crop, such as {pool: cpu} to leave the CPUs of GPU nodes
-    alone; all nodes, if there are none."""
+    """Labels of the nodes that read and preprocess, such as {pool: cpu} to keep the CPUs of GPU
+    nodes free; empty: all nodes."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that the ingest of one training worker reserves: preprocessing and reading."""
+        return self.actors_per_worker * self.cpus_per_actor + READING_CPUS
 
 
 class OnlineEval(Section):
@@ -251,6 +260,13 @@ class TrainConfig(Section):
     """Ray Data."""
     online_eval: Annotated[OnlineEval, Tuning.OPERATIONAL] = OnlineEval()
     """Judging checkpoints on the way."""
+
+    @property
+    def needed_cpus(self) -> float:
+        """CPUs that Ray reserves for the run; of an elastic run with the fewest workers."""
+        online_eval = self.online_eval.cpus if self.online_eval.enabled else 0
+        per_worker = self.compute.cpus_per_worker + self.ingest.cpus
+        return self.compute.worker_counts[0] * per_worker + online_eval
 
     @property
     def micro_batch(self) -> int:

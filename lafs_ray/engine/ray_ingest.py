@@ -19,14 +19,12 @@ import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.train import CPUS_PER_READ, TrainConfig
 from lafs_ray.data.sampler import ShuffleBlock
 from lafs_ray.engine.datasource import RecordDatasource
 from lafs_ray.engine.object_store import Shared
 from lafs_ray.engine.ray_session import configure_context
-from lafs_ray.engine.resources import ingest_cpus
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
-from lafs_ray.training.monitoring.input_bottleneck import CPUS_PER_READ
 from lafs_ray.training.prepare import RunInputs
 
 # Blocks of one execution of Ray Data: half a million faces. Actors start anew for the next one, a
@@ -73,7 +71,7 @@ def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) ->
     """Yield the output of `Preprocessor` for each block, in order."""
     ingest = config.ingest
     context = DataContext.get_current()
-    configure_context(context, ingest_cpus(config))
+    configure_context(context, ingest.cpus)
     # Every task and actor of the dataset goes where the nodes have these labels.
     context.execution_options.label_selector = ingest.node_labels or None
     dataset = ray.data.read_datasource(

@@ -15,10 +15,9 @@ import ray.train
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.train import READING_CPUS, TrainConfig
 from lafs_ray.engine.ray_session import join_cluster, start_or_join
 from lafs_ray.errors import ConfigError
-from lafs_ray.training.monitoring.input_bottleneck import READING_CPUS
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def bundles_of(config: TrainConfig) -> list[Bundles]:
     found = [
         Bundles(workers, worker, compute.node_labels, "compute.node_labels"),
         Bundles(croppers, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
-        Bundles(workers, {"CPU": 1.0}, ingest.node_labels, "ingest.node_labels"),
+        Bundles(workers, {"CPU": READING_CPUS}, ingest.node_labels, "ingest.node_labels"),
     ]
     if online_eval.enabled:
         resources: dict[str, float] = {"CPU": online_eval.cpus}
@@ -171,10 +170,10 @@ def connect(config: TrainConfig) -> None:
     evaluator = int(config.online_eval.enabled and config.online_eval.device == "cuda")
     gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
     gpu_arithmetic += " + 1 for online_eval.device=cuda" * evaluator
-    start_or_join(needed_cpus(config))
+    start_or_join(config.needed_cpus)
     await_nodes(bundles_of(config), config.compute.nodes_wait_s)
     join_cluster(
-        needed_cpus(config), _arithmetic(config), workers * share + evaluator, gpu_arithmetic
+        config.needed_cpus, _arithmetic(config), workers * share + evaluator, gpu_arithmetic
     )
     require_nodes(bundles_of(config))
 
@@ -189,18 +188,6 @@ def _arithmetic(config: TrainConfig) -> str:
         f"{compute.worker_counts[0]} workers × "
         f"(compute.cpus_per_worker {compute.cpus_per_worker} + "
         f"ingest.actors_per_worker {ingest.actors_per_worker} × ingest.cpus_per_actor "
-        f"{ingest.cpus_per_actor:g} + 1 for reading)"
+        f"{ingest.cpus_per_actor:g} + {READING_CPUS:g} for reading)"
         + (f" + online_eval.cpus {config.online_eval.cpus}" if config.online_eval.enabled else "")
     )
-
-
-def ingest_cpus(config: TrainConfig) -> float:
-    """CPUs that the ingest of one training worker takes: its croppers and one worth of reading."""
-    return config.ingest.actors_per_worker * config.ingest.cpus_per_actor + READING_CPUS
-
-
-def needed_cpus(config: TrainConfig) -> float:
-    """CPUs without which a run, of compute.min_workers if there is one, would wait for ever."""
-    online_eval = config.online_eval.cpus if config.online_eval.enabled else 0
-    compute = config.compute
-    return compute.worker_counts[0] * (compute.cpus_per_worker + ingest_cpus(config)) + online_eval

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.engine.resources import needed_cpus
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.trial_config import Sweep
@@ -71,7 +70,7 @@ def trial_resources(sweep: Sweep) -> TrialResources:
         if one.compute.workers > 0:
             # The sweep replaces online evaluation.
             plain = one.model_copy(update={"online_eval": type(one.online_eval)()})
-            own = Resources(needed_cpus(plain), one.compute.workers * _worker(one).gpus)
+            own = Resources(plain.needed_cpus, one.compute.workers * _worker(one).gpus)
             workers += own
             parts.append(f"{own} for {name}.workers {one.compute.workers} and their ingest")
     return TrialResources(process, workers, " + ".join(parts))

@@ -123,12 +123,7 @@ def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
 def test_needed_cpus__counts_trainers_actors_and_reading(
     tmp_path: Path, face_set_path: str
 ) -> None:
-    pytest.importorskip("ray")
-    from lafs_ray.engine.resources import needed_cpus
-
     settings = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=2"]
-    assert needed_cpus(tiny(tmp_path, face_set_path, *settings)) == 2 * (2 + 3 + 1)
+    assert tiny(tmp_path, face_set_path, *settings).needed_cpus == 2 * (2 + 3 + 1)
     online_eval = ["online_eval.pairs=a.bin", "online_eval.cpus=4"]
-    assert (
-        needed_cpus(tiny(tmp_path, face_set_path, *settings, *online_eval)) == 2 * (2 + 3 + 1) + 4
-    )
+    assert tiny(tmp_path, face_set_path, *settings, *online_eval).needed_cpus == 2 * (2 + 3 + 1) + 4

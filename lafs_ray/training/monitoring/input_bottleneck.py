@@ -9,11 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.train import CPUS_PER_READ, READING_CPUS, TrainConfig
 
-# CPUs that the ingest of a training worker reserves for reading, and those of one read task.
-# Reading mostly waits for storage; a whole CPU for each task would take CPUs from preprocessing.
-READING_CPUS, CPUS_PER_READ = 1.0, 0.25
 READS_AT_ONCE = int(READING_CPUS / CPUS_PER_READ)
 # A stage whose processes are busy for more than this fraction of the time is the slow one.
 _BUSY = 0.75
