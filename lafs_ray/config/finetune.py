@@ -23,18 +23,18 @@ from lafs_ray.config.train import Data, Positive, Rate, TrainConfig
 
 
 class Subset(Section):
-    """A few-shot subset of the set, chosen by its own seed and recorded in the run's folder."""
+    """A few-shot subset of the set, sampled with its own seed and recorded in the run's folder."""
 
     images_per_identity: Positive | None = None
-    """Images k of every identity; either this or fraction."""
+    """Images k per identity; either this or fraction."""
     fraction: Annotated[Real, Field(gt=0.0, le=1.0)] | None = None
-    """Share of all images; either this or images_per_identity."""
+    """Fraction of all images; either this or images_per_identity."""
     order: Literal["random", "head"] = "random"
-    """Which share of the images: random ones, or the head of the set (the released code)."""
+    """Which fraction: random images, or the first of the set (released code)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the choice; subsets of one seed are nested: k = 1 is part of k = 2."""
+    """Seed of the sample; subsets of one seed are nested: k = 1 is part of k = 2."""
     short_identities: Literal["error", "take_all", "drop"] = "error"
-    """Identities with fewer than k images: refuse them, take what there is, or leave them out."""
+    """Identities with fewer than k images: an error, take all of them, or drop the identity."""
 
     @model_validator(mode="after")
     def _one_measure(self) -> Subset:
@@ -49,45 +49,45 @@ class Subset(Section):
 
 
 class LabeledData(Data):
-    """Which labeled faces to read, and how."""
+    """The labeled faces to train on."""
 
     subset: Subset | None = None
-    """Train on a few-shot subset only; the classes stay those of the whole set."""
+    """Train on a few-shot subset; the classes remain those of the whole set."""
 
 
 class Start(Section):
-    """Which other runs this one starts from; nothing given is stage 1, from scratch."""
+    """Pretrained weights; none is stage 1, training from scratch."""
 
     transformer: str | None = None
-    """Pretraining run, its checkpoint or a published one: the teacher's transformer."""
+    """Pretraining run or checkpoint (ours or published); its teacher's transformer is used."""
     landmarks: str | None = None
-    """Stage-1 run or checkpoint with the landmark CNN, or the word `untrained`; by default the one
-    that start.transformer was pretrained with."""
+    """Stage-1 run or checkpoint with the landmark CNN, or `untrained`; default: the CNN that
+    start.transformer was pretrained with."""
 
 
 class FinetuneLandmarks(Section):
-    """Where patches are cut."""
+    """Positions of the patches."""
 
     source: Literal["cnn", "grid"] = "cnn"
-    """cnn: at the landmark CNN's landmarks; grid: plain patches (DINO-face)."""
+    """cnn: at predicted landmarks; grid: plain patches (DINO-face)."""
 
 
 class Regularizer(Section):
-    """Pull of the landmarks towards those of the frozen CNN that the run started with.
+    """Regularizer towards the landmarks of the initial, frozen CNN.
 
     λ·MSE in units of 111 pixels (the image's side).
     """
 
     strength: Annotated[Real, Field(ge=0.0)] = 0.0
-    """Factor on all weights of the table; 0 switches the regularizer off, 1 is the paper's."""
+    """Factor on all weights of the table; 0 disables the regularizer, 1 is the paper's."""
     table: AnnealingField = (
         (Duration(amount=8 / 34, unit="run"), 1000.0),
         (Duration(amount=14 / 34, unit="run"), 100.0),
         (Duration(amount=21 / 34, unit="run"), 1.0),
         (Duration(amount=28 / 34, unit="run"), 0.11),
     )
-    """Pairs of an end and the weight λ up to there, 0 after the last; by default those of the
-    reference's 34 epochs (8, 14, 21 and 28 of them), as shares of the run."""
+    """Pairs of an end and the weight λ up to it; 0 after the last. Default: the reference's ends
+    (8, 14, 21 and 28 of 34 epochs) as fractions of the run."""
 
     @model_validator(mode="after")
     def _table_is_in_order(self) -> Regularizer:
@@ -103,31 +103,32 @@ class MarginLoss(Section):
     """The margin softmax."""
 
     kind: Literal["cosface", "arcface"] = "cosface"
-    """Where the margin stands: off the cosine (CosFace), or on the angle (ArcFace)."""
+    """Margin type: subtracted from the cosine (CosFace) or added to the angle (ArcFace)."""
     scale: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 64.0
     """Scale s of the cosine."""
     margin: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.4
-    """Margin m of the right class: a cosine, or radians for arcface, where 0.5 is usual."""
+    """Margin m of the target class: a cosine, or radians for arcface, where 0.5 is usual."""
     sample_rate: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the classes in a step's softmax (Partial FC): the batch's own, others at random."""
+    """Fraction of the classes in a step's softmax (Partial FC): the batch's classes and random
+    others."""
 
 
 class Augmentation(Section):
-    """Appearance of the one view that a labeled face is trained on."""
+    """Augmentation of the single view of a labeled face."""
 
     flip: Rate = 0.5
-    """Probability of a mirrored face."""
+    """Probability of a horizontal flip."""
     crop_area: RealPair = (0.9, 1.0)
-    """Share of the image's area that is shown, least and most."""
+    """Range of the crop's area, as a fraction of the image."""
     jitter: Rate = 0.1
     """Strength of brightness, contrast, saturation and hue jitter."""
     rand_augment: Annotated[int, Field(ge=0, le=9)] | None = None
-    """Magnitude M of timm's rand-mM-mstd0.5-inc1 (two of 15 operations), none: without. The paper
-    has 2 on MS1MV3 and 1 on WebFace4M."""
+    """Magnitude M of timm's rand-mM-mstd0.5-inc1 (two of 15 operations); null: none. The paper uses
+    2 on MS1MV3 and 1 on WebFace4M."""
     erasing: Rate = 0.0
-    """Probability of a black rectangle; 0.5 in the paper."""
+    """Probability of random erasing (black rectangle); 0.5 in the paper."""
     erasing_area: RealPair = (0.02, 0.1)
-    """Share of the view's area that the rectangle covers, least and most."""
+    """Range of the erased area, as a fraction of the view."""
 
     @model_validator(mode="after")
     def _areas_are_ranges(self) -> Augmentation:
@@ -139,38 +140,39 @@ class Augmentation(Section):
 
 
 class Mixup(Section):
-    """Blends of two faces, with shares of both labels."""
+    """Mix-up of pairs of faces and their labels."""
 
     probability: Rate = 0.0
-    """Share of the steps that are mixed; the paper has 0.2 on MS1MV3 and 0.1 on WebFace4M."""
+    """Probability that a step is mixed; the paper uses 0.2 on MS1MV3 and 0.1 on WebFace4M."""
     alpha: Annotated[Real, Field(gt=0.0)] = 0.2
-    """Both parameters of the Beta distribution of the share λ."""
+    """Both parameters of the Beta distribution of λ."""
 
 
 class Freeze(Section):
-    """Parts that begin to learn later; `1 run` is never. A frozen part is in eval mode."""
+    """Parts that are frozen at first (`1 run`: always). A frozen part is in eval mode."""
 
     landmarks: DurationField = Duration(amount=0.0, unit="epochs")
-    """How long the landmark CNN stays as it started."""
+    """How long the landmark CNN is frozen."""
     transformer: DurationField = Duration(amount=0.0, unit="epochs")
-    """How long the transformer does; with both, only the classes learn."""
+    """How long the transformer is frozen; with both, only the class centers are trained."""
 
 
 class SupervisedOptimizer(Section):
     """AdamW and its schedule."""
 
     lr: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 1e-3
-    """Peak learning rate as it is, not scaled by the batch; the paper's rule is
+    """Peak learning rate, not scaled by the batch; the paper's rule is
     1e-3 · accumulation / 480 · 336 · √(batch_size / accumulation / 336)."""
     layer_decay: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
-    """Factor on the learning rate from each block to the one before it; landmark CNN, patch
-    embedding, class token and positions lie before the first. 0.58 for finetuning in the paper."""
+    """Layer-wise lr decay: factor from each block to the one before it; landmark CNN, patch
+    embedding, class token and positions precede the first block. The paper uses 0.58 for
+    finetuning."""
     landmark_lr_scale: Annotated[Real, Field(gt=0.0)] = 1.0
-    """Share of the learning rate for the landmark CNN; below 1 its landmarks settle sooner."""
+    """Factor on the learning rate of the landmark CNN; below 1 its landmarks converge sooner."""
     landmark_decay_scale: Rate = 0.5
-    """Share of the weight decay for the landmark CNN's trunk; a half as in the released code."""
+    """Factor on the weight decay of the landmark CNN's trunk; 0.5 as in the released code."""
     min_lr: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Final learning rate of the cosine."""
     warmup: DurationField = Duration(amount=5.0, unit="epochs")
     """Linear warm-up from 0."""
     weight_decay: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.1
@@ -183,13 +185,13 @@ class FinetuneConfig(TrainConfig):
     data: LabeledData
     """The labeled faces."""
     start: Start = Start()
-    """Weights to begin with."""
+    """Pretrained weights."""
     landmarks: FinetuneLandmarks = FinetuneLandmarks()
     """Landmarks or grid."""
     duration: DurationField = Duration(amount=34.0, unit="epochs")
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 480
-    """Faces in one optimizer step, over all workers and micro-batches."""
+    """Global batch: faces in one optimizer step, over all workers and micro-batches."""
     margin: Annotated[MarginLoss, Tuning.DEFINES_LOSS] = MarginLoss()
     """Loss."""
     regularizer: Annotated[Regularizer, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Regularizer()
@@ -199,7 +201,7 @@ class FinetuneConfig(TrainConfig):
     mixup: Annotated[Mixup, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Mixup()
     """Mix-up."""
     freeze: Freeze = Freeze()
-    """Parts that begin to learn later."""
+    """Frozen parts."""
     optim: SupervisedOptimizer = SupervisedOptimizer()
     """Optimizer."""
 
@@ -211,22 +213,22 @@ class FinetuneConfig(TrainConfig):
         if self.start.landmarks is not None:
             raise ValueError(
                 f"start.landmarks: {self.start.landmarks}, but landmarks.source=grid has no "
-                "landmark CNN; give one of the two"
+                "landmark CNN; set one of the two"
             )
         if self.regularizer.strength > 0:
             raise ValueError(
                 f"regularizer.strength: {self.regularizer.strength:g}, but landmarks.source=grid "
-                "has no landmarks to hold; write 0"
+                "has no landmarks; set it to 0"
             )
         return self
 
     @model_validator(mode="after")
     def _mixup_has_pairs(self) -> FinetuneConfig:
         for workers in self.compute.worker_counts if self.mixup.probability > 0 else ():
-            if (held := self.batch_size // (workers * self.accumulation)) % 2:
+            if (size := self.batch_size // (workers * self.accumulation)) % 2:
                 raise ValueError(
                     f"mixup.probability: {self.mixup.probability:g} mixes faces in pairs, but a "
-                    f"micro-batch holds {held}: batch_size {self.batch_size} over {workers} "
+                    f"micro-batch has {size}: batch_size {self.batch_size} over {workers} "
                     f"workers × {self.accumulation} micro-batches; make it even"
                 )
         return self
@@ -236,7 +238,7 @@ class FinetuneConfig(TrainConfig):
         if self.landmarks.source == "grid" and self.freeze.landmarks.amount > 0:
             raise ValueError(
                 f"freeze.landmarks: {self.freeze.landmarks}, but landmarks.source=grid has no "
-                "landmark CNN; write 0 epochs"
+                "landmark CNN; set it to 0 epochs"
             )
         return self
 
@@ -247,7 +249,7 @@ class FinetuneConfig(TrainConfig):
             start.landmarks == "untrained" or (start.landmarks or start.transformer) is None
         ):
             raise ValueError(
-                f"regularizer.strength: {strength:g}, but no trained landmark CNN to hold on to; "
-                "give start.landmarks (a stage-1 run), or write 0"
+                f"regularizer.strength: {strength:g}, but there is no trained landmark CNN; set "
+                "start.landmarks (a stage-1 run), or set it to 0"
             )
         return self

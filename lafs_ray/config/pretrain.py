@@ -25,42 +25,42 @@ LandmarkSource = Literal["per_view", "per_image", "cached", "grid"]
 
 
 class PretrainLandmarks(Section):
-    """Where landmarks come from and how they are disturbed."""
+    """Source of the landmarks, and their augmentation."""
 
     source: LandmarkSource = "per_view"
-    """per_view: the CNN sees each clean view (reference); per_image: the whole face, once, and its
-    landmarks are mapped through the crop; cached: the same, found before by
-    jobs/cache_landmarks.py; grid: none, plain patches (DINO-face)."""
+    """per_view: predicted on each clean view (reference); per_image: predicted once on the whole
+    face and mapped into each view; cached: the same, predicted before by jobs/cache_landmarks.py;
+    grid: no landmarks, plain patches (DINO-face)."""
     weights: str | None = None
-    """Checkpoint of stage 1 (ours or published) with the landmark CNN, or the word `untrained`;
-    required unless source is grid."""
+    """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required
+    unless source is grid."""
     cache: str | None = None
-    """Folder of cached landmarks; null: beside the set, where jobs/cache_landmarks.py puts them
-    by default."""
+    """Folder of cached landmarks; null: next to the set, the default of
+    jobs/cache_landmarks.py."""
     noise_px: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 5.0
     """Standard deviation of the landmark perturbation, in pixels."""
     local_tokens: Annotated[Positive, Tuning.MUTABLE] = 36
-    """Landmarks that a local view keeps."""
+    """Landmarks sampled for a local view."""
     shuffle: Annotated[bool, Tuning.MUTABLE] = True
-    """Whether a local view's landmarks come in random order (else ascending)."""
+    """Whether a local view's landmarks are in random order (else ascending)."""
     replacement: Annotated[bool, Tuning.MUTABLE] = False
-    """Whether a local view may draw a landmark twice; the released code does."""
+    """Whether a local view samples landmarks with replacement, as the released code does."""
 
 
 class Views(Section):
     """Crops and appearance of global and local views; the paper's numbers."""
 
     num_local: Count = 8
-    """Local views of each face; two global ones are always there."""
+    """Local views of each face, in addition to two global views."""
     crop_area: RealPair = (0.4, 1.0)
-    """Share of the image's area that a view shows, least and most."""
+    """Range of a global view's crop area, as a fraction of the image."""
     crop_aspect: RealPair = (3 / 4, 4 / 3)
-    """Aspect ratio of that crop, least and most."""
+    """Range of the aspect ratio of crops."""
     local_crop_area: RealPair = (0.4, 1.0)
-    """The same share for local views; the released code ignores its own option and uses the global
-    one."""
+    """Range of a local view's crop area; the released code ignores its own option and uses
+    crop_area."""
     flip: Rate = 0.5
-    """Probability of a mirrored view."""
+    """Probability of a horizontal flip."""
     jitter: Rate = 0.8
     """Probability of color jitter."""
     brightness: Rate = 0.4
@@ -70,15 +70,15 @@ class Views(Section):
     saturation: Rate = 0.2
     """Strength of saturation jitter."""
     hue: Annotated[Real, Field(ge=0.0, le=0.5)] = 0.1
-    """Strength of hue jitter, in turns of the color circle."""
+    """Strength of hue jitter, as a fraction of the color circle."""
     gray: Rate = 0.2
-    """Probability of a gray view."""
+    """Probability of grayscale."""
     blur: RealTriple = (1.0, 0.1, 0.5)
     """Probability of Gaussian blur in the first global, the second global and local views."""
     blur_sigma_px: RealPair = (0.1, 2.0)
-    """Sigma of that blur, least and most, in pixels."""
+    """Range of the blur's standard deviation, in pixels."""
     solarize: Rate = 0.2
-    """Probability that the second global view is solarized at 128."""
+    """Probability of solarization (threshold 128) of the second global view."""
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Views:
@@ -94,17 +94,17 @@ class Views(Section):
 
 
 class Crops(Section):
-    """Where landmark crops are cut."""
+    """Where views are transformed."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    """cpu: in Ray Data workers; cuda: in the training step, on the GPU."""
+    """cpu: in Ray Data actors; cuda: in the training step, on the GPU."""
 
 
 class Head(Section):
     """The projection head."""
 
     num_prototypes: Positive = 65536
-    """Outputs K; DINO's 65536 (the released LAFS code has 100000)."""
+    """Prototypes K: 65536 as in DINO; the released LAFS code has 100000."""
     hidden_dim: Positive = 2048
     """Width of the MLP's hidden layers."""
     bottleneck_dim: Positive = 256
@@ -112,35 +112,35 @@ class Head(Section):
 
 
 class TeacherTemperature(Section):
-    """The sharpening of the teacher's output: linear from start to end, then constant."""
+    """Schedule of the teacher's temperature: linear from start to end, then constant."""
 
     start: Annotated[Real, Field(gt=0.0)] = 0.04
     """Temperature of the first epoch."""
     end: Annotated[Real, Field(gt=0.0)] = 0.07
-    """Temperature once warmed up."""
+    """Temperature after the warm-up."""
     warmup_epochs: Count = 30
-    """Epochs of the linear part."""
+    """Epochs of the warm-up."""
 
 
 class Dino(Section):
-    """Self-distillation."""
+    """Self-distillation (DINO)."""
 
     student_temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.1
     """Temperature of the student's softmax."""
     teacher_temp: Annotated[TeacherTemperature, Tuning.MUTABLE] = TeacherTemperature()
     """Temperature of the teacher's softmax."""
     centering: Literal["mean", "sinkhorn"] = "mean"
-    """What keeps the teacher from giving all faces one answer: mean, the running mean of its scores
-    (DINO, the paper); sinkhorn, prototypes used equally within a micro-batch (as in DINOv2), which
-    suits small batches and short runs."""
+    """What prevents collapse: mean, centering by the running mean of the teacher's scores (DINO and
+    the paper); sinkhorn, Sinkhorn-Knopp within a micro-batch (as in DINOv2), which suits small batches
+    and short runs."""
     center_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.9
     """EMA momentum of the center subtracted from the teacher's output."""
     teacher_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.996
-    """EMA momentum of the teacher's weights at the start; rises to 1 on a cosine."""
+    """Initial EMA momentum of the teacher's weights; increases to 1 on a cosine."""
     teacher_dropout: bool = False
-    """Whether dropout and stochastic depth stay on in the teacher, as in the released code."""
+    """Whether the teacher uses dropout and stochastic depth, as in the released code."""
     freeze_last_layer_epochs: Count = 1
-    """Epochs in which the head's last layer gets no gradient."""
+    """Epochs in which the head's last layer is frozen."""
 
 
 class Optimizer(Section):
@@ -149,23 +149,23 @@ class Optimizer(Section):
     lr: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 5e-4
     """Peak learning rate for a batch of 256; scaled by batch_size / 256."""
     min_lr: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Final learning rate of the cosine."""
     warmup: DurationField = Duration(amount=10.0, unit="epochs")
     """Linear warm-up from 0."""
     weight_decay: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.04
-    """Weight decay at the start; none on biases and norms."""
+    """Initial weight decay; none on biases and norms."""
     weight_decay_end: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.4
-    """Weight decay at the end of its cosine."""
+    """Final weight decay of its cosine."""
     clip_grad: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 3.0
-    """Norm at which each parameter's gradient is clipped by itself."""
+    """Norm at which the gradient of each parameter is clipped separately."""
 
 
 class PretrainMonitoring(Monitoring):
-    """What looks after a pretraining run."""
+    """Health checks during pretraining."""
 
     collapse: Literal["warn", "stop", "off"] = "warn"
-    """What follows from signs that the networks collapse (docs/watching.md): a warning with advice;
-    stop: also the end of the run, saved, after five reports in a row with the same sign."""
+    """Reaction to signs of collapse (docs/watching.md): warn logs advice; stop also saves and ends
+    the run after five consecutive reports with the same sign."""
 
 
 class PretrainConfig(TrainConfig):
@@ -174,13 +174,13 @@ class PretrainConfig(TrainConfig):
     duration: DurationField = Duration(amount=41.0, unit="epochs")
     """Length of the run, in epochs or steps."""
     batch_size: Positive = 1024
-    """Faces in one optimizer step, over all workers and micro-batches."""
+    """Global batch: faces in one optimizer step, over all workers and micro-batches."""
     landmarks: Annotated[PretrainLandmarks, Tuning.DEFINES_LOSS] = PretrainLandmarks()
     """Landmarks and their augmentation."""
     views: Annotated[Views, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Views()
     """Views and their augmentation."""
     crops: Annotated[Crops, Tuning.OPERATIONAL] = Crops()
-    """Placement of the crops."""
+    """Where views are transformed."""
     head: Annotated[Head, Tuning.DEFINES_LOSS] = Head()
     """Projection head."""
     dino: Annotated[Dino, Tuning.DEFINES_LOSS] = Dino()
@@ -188,7 +188,7 @@ class PretrainConfig(TrainConfig):
     optim: Optimizer = Optimizer()
     """Optimizer."""
     monitoring: Annotated[PretrainMonitoring, Tuning.OPERATIONAL] = PretrainMonitoring()
-    """Warnings."""
+    """Health checks."""
 
     @model_validator(mode="after")
     def _landmarks_fit(self) -> PretrainConfig:
@@ -202,13 +202,13 @@ class PretrainConfig(TrainConfig):
             )
         elif self.landmarks.source == "cached" and self.landmarks.weights == "untrained":
             raise ValueError(
-                "landmarks.source: cached, but landmarks.weights=untrained; landmarks are cached "
-                "of a stage-1 checkpoint"
+                "landmarks.source: cached, but landmarks.weights=untrained; only landmarks of a "
+                "stage-1 checkpoint are cached"
             )
         elif local > total and not self.landmarks.replacement:
             raise ValueError(
                 f"landmarks.local_tokens: {local} of {total} landmarks (model.num_landmarks) "
-                "cannot be drawn without replacement; lower it or set landmarks.replacement=true"
+                "cannot be sampled without replacement; reduce it or set landmarks.replacement=true"
             )
         if self.landmarks.source != "grid" and local > total:
             raise ValueError(

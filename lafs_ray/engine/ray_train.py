@@ -165,9 +165,6 @@ def _follow(
 def _evaluate_on_ray(config: TrainConfig) -> StartEvaluation:
     """Return a function that evaluates each checkpoint in a Ray task of its own."""
     online_eval = config.online_eval
-    paths = {"pairs": online_eval.pairs, "identities": online_eval.identities}
-    absolute = {name: path and filesystem.absolute(path) for name, path in paths.items()}
-    online_eval = online_eval.model_copy(update=absolute)
     task = ray.remote(
         num_cpus=online_eval.cpus, num_gpus=int(online_eval.device == "cuda"), max_retries=0
     )(_evaluate_task)

@@ -96,7 +96,6 @@ def check_run(config: TrainConfig) -> RunInputs:
     Raises:
         UserError: whatever is wrong with any of them.
     """
-    config = _with_absolute_paths(config)
     color_order = config.data.color_order
     faces = open_faces(config.data.path, color_order, IMAGE_SIZE)
     if config.log.tensorboard:
@@ -122,13 +121,6 @@ def check_run(config: TrainConfig) -> RunInputs:
     if isinstance(config, PretrainConfig):
         faces = with_cached_landmarks(config, faces, init_weights)
     return RunInputs(config, faces, sampler, length, num_classes, num_identities, init_weights)
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The configuration as workers need it: Ray starts them in folders of its own."""
-    run = config.run.model_copy(update={"storage": filesystem.absolute(config.run.storage)})
-    data = config.data.model_copy(update={"path": filesystem.absolute(config.data.path)})
-    return config.model_copy(update={"run": run, "data": data})
 
 
 def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -122,14 +122,14 @@ STRONG = {"strength": 1.0}
             {"data": {"path": "a", "subset": {"fraction": 1.5}}},
             "data.subset.fraction: 1.5",
         ),
-        ({"regularizer": STRONG}, "regularizer.strength: 1, but no trained landmark CNN"),
+        ({"regularizer": STRONG}, "regularizer.strength: 1, but there is no trained landmark CNN"),
         (
             {"regularizer": STRONG, "start": {"transformer": "a", "landmarks": "untrained"}},
-            "regularizer.strength: 1, but no trained landmark CNN",
+            "regularizer.strength: 1, but there is no trained landmark CNN",
         ),
         (
             {"landmarks": GRID, "regularizer": STRONG, "start": {"transformer": "a"}},
-            "landmarks.source=grid has no landmarks to hold",
+            "landmarks.source=grid has no landmarks; set it to 0",
         ),
         (
             {"landmarks": GRID, "start": {"landmarks": "runs/x"}},
@@ -142,7 +142,7 @@ STRONG = {"strength": 1.0}
         ),
         (
             {"mixup": {"probability": 0.1}, "batch_size": 6, "compute": {"workers": 2}},
-            "a micro-batch holds 3: batch_size 6 over 2 workers × 1 micro-batches",
+            "a micro-batch has 3: batch_size 6 over 2 workers × 1 micro-batches",
         ),
         (
             {"regularizer": {"table": [["0.5 run", 1], ["0.2 run", 2]]}},

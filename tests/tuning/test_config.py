@@ -64,7 +64,7 @@ def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"mixup.probability": {"choice": [0.0, 0.1]}, "batch_size": {"choice": [24, 12]}},
             {"settings": {"accumulation": 2, "mixup.probability": 0}},
-            "micro-batch holds 3: batch_size 12",
+            "micro-batch has 3: batch_size 12",
         ),
         (
             {"mixup.alpha": {"uniform": [0, 1], "when": {"mixup.probability": [0.1]}}},

@@ -19,6 +19,8 @@ from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
 
+from lafs_ray.config.paths import absolute as absolute
+from lafs_ray.config.paths import is_uri as is_uri
 from lafs_ray.data.io.retry import Input, retry_transient
 from lafs_ray.data.io.s3 import is_s3, s3_client, without_credentials
 from lafs_ray.errors import DataError
@@ -26,11 +28,6 @@ from lafs_ray.errors import DataError
 _COPY_BYTES = 8 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
-
-
-def is_uri(path: str) -> bool:
-    """Whether `path` names its storage (`s3://…`) instead of being a path of this machine."""
-    return "://" in path
 
 
 # Making a client may cost a request, and every read of a shard asks for it.
@@ -67,16 +64,6 @@ def file_info(uri: str) -> fs.FileInfo:
     """Type, size and time of the last change of what is there, or that nothing is."""
     filesystem, path = resolve(uri)
     return retry_transient(lambda: filesystem.get_file_info(path), uri)
-
-
-def absolute(uri: str, here: str = "") -> str:
-    """The same place named so that a process in another folder finds it; a URI stays as it is.
-
-    Args:
-        uri: path or URI.
-        here: the folder that a relative path is meant from; empty is that of this process.
-    """
-    return uri if is_uri(uri) else os.path.abspath(os.path.join(here, os.path.expanduser(uri)))
 
 
 def exists(uri: str) -> bool:

@@ -224,7 +224,7 @@ def test_configuration__cached_needs_a_checkpoint() -> None:
         "data": {"path": "x.rec"},
         "landmarks": {"source": "cached", "weights": "untrained"},
     }
-    with pytest.raises(ConfigError, match="landmarks are cached of a stage-1 checkpoint"):
+    with pytest.raises(ConfigError, match="only landmarks of a stage-1 checkpoint are cached"):
         resolve(PretrainConfig, tree, "test")
 
 
