@@ -130,7 +130,7 @@ class Compute(Section):
     """Ray Train workers, one per GPU; 0 is debug mode: one process without Ray, where pdb
     works."""
     min_workers: Positive | None = None
-    """Minimum workers (elastic training): Ray Train runs as many workers as the cluster has room for,
+    """Minimum workers (elastic training): Ray Train runs as many workers as there is room for,
     up to compute.workers, and restarts them when that changes. null: always compute.workers."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Device of each worker."""
