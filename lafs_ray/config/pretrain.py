@@ -131,8 +131,8 @@ class Dino(Section):
     """Temperature of the teacher's softmax."""
     centering: Literal["mean", "sinkhorn"] = "mean"
     """What prevents collapse: mean, centering by the running mean of the teacher's scores (DINO and
-    the paper); sinkhorn, Sinkhorn-Knopp within a micro-batch (DINOv2), which suits small batches and
-    short runs."""
+    the paper); sinkhorn, Sinkhorn-Knopp within a micro-batch (DINOv2), for small batches and short
+    runs."""
     center_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.9
     """EMA momentum of the center subtracted from the teacher's output."""
     teacher_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.996
