@@ -1,13 +1,12 @@
-"""Pack a generated set, beside a plain copy of the same bytes, and judge the order that comes out.
+"""Packing of a synthetic set, compared with a plain copy of the same bytes, and the order it gives.
 
     python -m benchmarks.pack --images 200000 --repeats 1
 
-The set is ordered by identity, as sets come: a hundred generated faces, repeated under new labels.
-Prints the time of each way as a ratio to a sequential copy of the `.rec` (read 8 MiB, write, fsync)
-in the same run, the peak of memory, and how many different identities a batch holds: of the set
-unpacked, packed, and of a perfect shuffle. Seconds of the processor are told beside those of the
-clock, which other work on the machine stretches. Temporary files take five times the set. Linux
-only (/proc).
+The set is ordered by identity, like published sets: a hundred synthetic faces, repeated under new
+labels. Prints times as ratios to a sequential copy of the `.rec` (read 8 MiB, write, fsync) in the
+same run, peak memory, and the number of different identities per batch: unpacked, packed, and
+perfectly shuffled. CPU seconds are printed next to wall-clock seconds, which depend on other load.
+Temporary files take five times the size of the set. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -38,35 +37,35 @@ from lafs_ray.data.sampler import EpochSampler, rank_batches
 from lafs_ray.synthetic.datasets import encode_face, sample_capture, sample_identity
 
 BATCH = 256
-DRAWN = 100
+NUM_FACES = 100
 RANDOM_READS = 5000
 
 
 @lru_cache(maxsize=1)
-def drawn_faces(count: int, images_each: int) -> tuple[bytes, ...]:
-    """Generated faces as JPEGs, `images_each` of a person."""
+def rendered_faces(count: int, images_each: int) -> tuple[bytes, ...]:
+    """Return synthetic faces as JPEGs, `images_each` per identity."""
     return tuple(
-        encode_face(sample_identity(0, person), sample_capture(0, person, number))
-        for number, person in ((number, number // images_each) for number in range(count))
+        encode_face(sample_identity(0, identity), sample_capture(0, identity, number))
+        for number, identity in ((number, number // images_each) for number in range(count))
     )
 
 
 def write_ordered(path: Path, num_images: int, images_each: int) -> None:
-    """A set in insightface's layout, ordered by identity."""
-    drawn = drawn_faces(min(DRAWN, num_images), images_each)
-    first, people = num_images + 1, num_images // images_each
+    """Write a set in insightface's layout, ordered by identity."""
+    faces = rendered_faces(min(NUM_FACES, num_images), images_each)
+    first, num_identities = num_images + 1, num_images // images_each
     with RecordWriter(str(path)) as writer:
-        writer.write(0, pack(Header(2, (float(first), float(first + people)), 0), b""))
+        writer.write(0, pack(Header(2, (float(first), float(first + num_identities)), 0), b""))
         for key in range(1, first):
             label = float((key - 1) // images_each)
-            writer.write(key, pack(Header(0, label, key), drawn[(key - 1) % len(drawn)]))
-        for person in range(people):
-            images = (1.0 + person * images_each, 1.0 + (person + 1) * images_each)
-            writer.write(first + person, pack(Header(2, images, first + person), b""))
+            writer.write(key, pack(Header(0, label, key), faces[(key - 1) % len(faces)]))
+        for identity in range(num_identities):
+            images = (1.0 + identity * images_each, 1.0 + (identity + 1) * images_each)
+            writer.write(first + identity, pack(Header(2, images, first + identity), b""))
 
 
-def forget(folder: Path) -> None:
-    """Drop a folder's files from the system's cache, where it lets us: reads come from the disk."""
+def drop_from_cache(folder: Path) -> None:
+    """Drop the files of a folder from the page cache, so that reads come from the disk."""
     for path in folder.rglob("*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with path.open("rb") as file:
@@ -75,7 +74,7 @@ def forget(folder: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """The baseline: the bytes once through memory."""
+    """Copy a file sequentially: the baseline."""
     with source.open("rb") as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 8 << 20)
         writer.flush()
@@ -83,30 +82,30 @@ def copy(source: Path, target: Path) -> None:
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """How long something takes by the clock, and of the processor."""
+    """Return wall-clock and CPU seconds of a call."""
     start, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - processor
 
 
 def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of each column."""
+    """Return the median of each column."""
     clock, processor = zip(*times, strict=True)
     return statistics.median(clock), statistics.median(processor)
 
 
 def peak_mb(imports: list[str], work: list[str], *arguments: str) -> tuple[float, str]:
-    """Peak of memory of a process that works, above what it had after its imports; its output.
+    """Return the peak memory of a process above that after its imports, in MB, and its output.
 
     Args:
-        imports: lines of Python that bring what the work needs.
-        work: lines of Python.
+        imports: lines of Python with the imports.
+        work: lines of Python to measure.
         arguments: `sys.argv[1:]`.
     """
     lines = [
         "import re, sys",
         "from pathlib import Path",
-        # Not getrusage: a child's mark there begins with its parent's.
+        # Not getrusage: there, the peak of a child starts at that of its parent.
         "def peak():",
         "    status = Path('/proc/self/status').read_text()",
         "    return int(re.search(r'VmHWM:\\s+(\\d+)', status)[1])",
@@ -128,42 +127,42 @@ PACK = [
 
 
 def random_read_rate(faces: FaceSet) -> float:
-    """Records a second when they are read one by one at random places."""
-    draw = np.random.default_rng(0)
-    wanted = draw.integers(0, faces.num_images, min(RANDOM_READS, faces.num_images))
+    """Return records per second for single reads at random positions."""
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, faces.num_images, min(RANDOM_READS, faces.num_images))
 
     def read() -> None:
-        for number in wanted:
+        for number in index:
             faces.read(np.array([number]))
 
-    return len(wanted) / seconds(read)[0]
+    return len(index) / seconds(read)[0]
 
 
 def identities_in_batches(
     labels: NDArray[np.int64], chunk_records: int, batches: int
 ) -> NDArray[np.int64]:
-    """Different identities in each of the first batches of an epoch."""
-    plan = EpochSampler(len(labels), min(BATCH, len(labels)), 0, chunk_records)
-    stop = min(batches, plan.steps_per_epoch)
-    return np.array([len(np.unique(labels[index])) for _, index in rank_batches(plan, 0, stop)])
+    """Return the number of different identities in each of the first batches of an epoch."""
+    sampler = EpochSampler(len(labels), min(BATCH, len(labels)), 0, chunk_records)
+    stop = min(batches, sampler.steps_per_epoch)
+    return np.array([len(np.unique(labels[index])) for _, index in rank_batches(sampler, 0, stop)])
 
 
 def main() -> None:
-    """Print times, memory and the quality of the order."""
+    """Print times, memory and quality of the order."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=20_000, help="a multiple of --each")
-    parser.add_argument("--each", type=int, default=40, help="images an identity")
+    parser.add_argument("--each", type=int, default=40, help="images per identity")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", type=int, default=64 << 20, help="budget in bytes")
-    parser.add_argument("--workers", type=int, default=0, help="also on Ray with so many workers")
-    parser.add_argument("--folder", help="where temporary files go")
+    parser.add_argument("--memory", type=int, default=64 << 20, help="memory limit in bytes")
+    parser.add_argument("--workers", type=int, default=0, help="also on Ray with this many workers")
+    parser.add_argument("--folder", help="for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         measure(Path(folder), options)
 
 
 def measure(root: Path, options: argparse.Namespace) -> None:
-    """Make the set, pack it and print."""
+    """Write the set, pack it and print."""
     (root / "source").mkdir()
     source = root / "source" / "train.rec"
     write_ordered(source, options.images, options.each)
@@ -171,30 +170,30 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     print(
         f"{date.today()}  Python {platform.python_version()}, numpy {np.__version__}, pyarrow "
         f"{pa.__version__}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; "
-        f"{options.images} images, {size / 1e6:.0f} MB, budget {options.memory >> 20} MiB, "
+        f"{options.images} images, {size / 1e6:.0f} MB, memory limit {options.memory >> 20} MiB, "
         f"median of {options.repeats}"
     )
     copies, packings = [], []
     for repeat in range(options.repeats):
-        # In turns, so that other work on the machine slows both.
-        forget(root)
+        # Alternating, so that other load slows both.
+        drop_from_cache(root)
         copies.append(seconds(lambda: copy(source, root / "copy.rec")))
         (root / "copy.rec").unlink()
-        forget(root)
-        named = PackOptions(
+        drop_from_cache(root)
+        pack_options = PackOptions(
             (str(source),), str(root / f"set{repeat}"), 8, memory_bytes=options.memory
         )
-        packings.append(seconds(lambda named=named: pack_faces(named)))
+        packings.append(seconds(lambda each=pack_options: pack_faces(each)))
         if repeat:
             shutil.rmtree(root / f"set{repeat}")
     (plain, plain_cpu), (ours, ours_cpu) = medians(copies), medians(packings)
     print(
         f"{'sequential copy':28}{plain:8.2f} s {size / plain / 1e6:8.0f} MB/s "
-        f"{plain_cpu:8.2f} s of the processor"
+        f"{plain_cpu:8.2f} CPU s"
     )
     print(
         f"{'packed, one process':28}{ours:8.2f} s {size / ours / 1e6:8.0f} MB/s "
-        f"{ours_cpu:8.2f} s of the processor: {options.images / ours_cpu:.0f} images/s a core"
+        f"{ours_cpu:8.2f} CPU s: {options.images / ours_cpu:.0f} images/s per core"
     )
     print(f"packing takes {ours / plain:.1f} × a sequential copy")
     if options.workers:
@@ -204,8 +203,8 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         "pack_faces(options)",
     ]
     peak, _ = peak_mb(PACK, work, str(source), str(root / "measured"), str(options.memory))
-    print(f"peak of memory above the program's own: {peak:.0f} MB, the set has {size / 1e6:.0f}")
-    forget(root)
+    print(f"peak memory above the program itself: {peak:.0f} MB, of the set {size / 1e6:.0f} MB")
+    drop_from_cache(root)
     faces = open_faces(str(source))
     rate = random_read_rate(faces)
     print(
@@ -216,31 +215,33 @@ def measure(root: Path, options: argparse.Namespace) -> None:
 
 
 def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: float) -> None:
-    """The same on Ray, and whether it is the same set."""
+    """Pack on Ray, and compare the files."""
     import ray
 
     from lafs_ray.engine.ray_session import join_cluster
     from lafs_ray.engine.ray_tasks import apply_on_ray
 
     join_cluster(options.workers, "--workers")
-    named = PackOptions(
+    pack_options = PackOptions(
         (str(source),),
         str(root / "ray"),
         8,
         memory_bytes=options.memory * options.workers,
         workers=options.workers,
     )
-    took, _ = seconds(lambda: pack_faces(named, apply_on_ray(options.workers)))
+    took, _ = seconds(lambda: pack_faces(pack_options, apply_on_ray(options.workers)))
     ray.shutdown()
     names = sorted(path.name for path in (root / "set0").iterdir())
-    same = all((root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names)
+    are_equal = all(
+        (root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names
+    )
     what = f"packed, {options.workers} Ray workers"
     print(f"{what:28}{took:8.2f} s: {took / plain:.1f} × a sequential copy")
-    print(f"files of both {'equal' if same else 'DIFFERENT'}")
+    print(f"files of both {'equal' if are_equal else 'DIFFERENT'}")
 
 
 def print_order(before: NDArray[np.int64], after: NDArray[np.int64], num_images: int) -> None:
-    """Different identities in batches of 256, and reads that they cost."""
+    """Print the number of different identities in batches of 256."""
     batches = max(min(200, num_images // BATCH), 1)
     print(f"different identities in a batch of {BATCH}, over {batches} batches:")
     for name, labels, chunk in (

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.pack import PACK, forget, peak_mb, seconds, write_ordered
+from benchmarks.pack import PACK, drop_from_cache, peak_mb, seconds, write_ordered
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
@@ -202,7 +202,7 @@ class Rates:
     def __init__(self, source: Path, num_records: int) -> None:
         self._root, self._size = source.parent, source.stat().st_size
         self._each = self._size / num_records
-        forget(self._root)
+        drop_from_cache(self._root)
         took, _ = seconds(lambda: read_sequentially(source))
         self._baseline = self._size / took
         print(f"{'':40}{'records/s':>10}{'MB/s':>8}{'of sequential':>15}{'records':>10}")
@@ -210,7 +210,7 @@ class Rates:
 
     def add(self, name: str, root: Path, work: Callable[[], int]) -> None:
         """Time something that reads records, and returns how many."""
-        forget(root)
+        drop_from_cache(root)
         start = time.perf_counter()
         count = work()
         self.row(name, count, time.perf_counter() - start)
@@ -245,7 +245,7 @@ def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) ->
         step = epoch * steps + number
         # To the end of its block: reading ahead would add the next one.
         stop = epoch * steps + min((number // BLOCK_STEPS + 1) * BLOCK_STEPS, steps)
-        forget(folder)
+        drop_from_cache(folder)
         _chunk_order.cache_clear()
         preprocess = Preprocessor(faces, "rgb", 0, as_it_is)
         before, start = bytes_read(), time.perf_counter()
@@ -299,7 +299,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         root,
         lambda: read_in_order(shuffled, 256, options.images),
     )
-    forget(root)
+    drop_from_cache(root)
     print_locally(rates, packed, size)
     if options.actors:
         print_ray(rates, shuffled, packed, options)

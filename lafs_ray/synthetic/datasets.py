@@ -128,12 +128,7 @@ def _write_shard(
 
 
 def write_pair_file(
-    path: str,
-    *,
-    identities: range,
-    num_pairs: int,
-    seed: int,
-    workers: int = 1,
+    path: str, *, identities: range, num_pairs: int, seed: int, workers: int = 1
 ) -> None:
     """Write balanced verification pairs in insightface's `.bin` order.
 

@@ -22,9 +22,8 @@ from lafs_ray.errors import DataError
 
 LIST_SUFFIXES = (".csv", ".parquet")
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
-_HEADERS = {1: ["path"], 2: ["path", "label"], 11: ["path", *_POINTS]} | {
-    12: ["path", "label", *_POINTS]
-}
+_HEADERS = {1: ["path"], 2: ["path", "label"]}
+_HEADERS |= {11: ["path", *_POINTS], 12: ["path", "label", *_POINTS]}
 # Landmarks that are all below it are fractions of the image's sides, not pixels.
 _MAX_FRACTION = 2.0
 _FIX = "write comma-separated columns path, label (and x1, y1 … x5, y5 for landmarks)"
@@ -72,7 +71,7 @@ def read_list(uri: str) -> ImageList:
     if has_points and len(has_points) < len(_POINTS):
         raise _bad(uri, f"{len(has_points)} of 10 landmark columns: {', '.join(has_points)}")
     return ImageList(
-        _flat(table["path"].cast(pa.large_string())),
+        table["path"].cast(pa.large_string()).combine_chunks(),
         _labels(uri, table) if "label" in table.column_names else None,
         _landmarks(uri, table) if has_points else None,
     )
@@ -116,7 +115,7 @@ def _read_csv(file: object) -> pa.Table:
 
 def _labels(uri: str, table: pa.Table) -> pa.Array:
     """Return integers ≥ 0 or strings; null for an empty cell, or -1 among numbers."""
-    column = _flat(table["label"])
+    column = table["label"].combine_chunks()
     if pa.types.is_integer(column.type):
         numbers = column.cast(pa.int64())
         return pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.int64()), numbers)
@@ -139,10 +138,6 @@ def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
         found = f"landmarks up to {largest:g}: fractions of the image's sides (expected pixels)"
         raise _bad(uri, found)
     return points
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def numbered(labels: pa.Array) -> tuple[NDArray[np.int32], list[str]]:
