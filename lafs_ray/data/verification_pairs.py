@@ -1,8 +1,8 @@
-"""Verification pairs in insightface's `.bin`: a pickle of 2P encoded images and P truths.
+"""Read and write verification pairs in insightface's `.bin`: a pickle of 2P images and P labels.
 
-A pickle may run any code when it is loaded, and these files are passed around. The reader therefore
-lets the pickle build lists, tuples, bytes, bools and ints only; the few names that old Python and
-numpy wrote for such values are answered with constructors of our own.
+A pickle may execute any code when it is loaded, and these files come from many sources. The reader
+therefore builds lists, tuples, bytes, bools and ints only; the few globals that old Python and
+numpy wrote for such values are mapped to constructors of this module.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from lafs_ray.errors import DataError
 
 _FORMAT = "a pickle of (list of 2P encoded images, list of P bools)"
 _FIX = "take the file from insightface's model zoo again, or write it with write_pairs"
-# Kinds of number an array or scalar in a file may have; none of them can hold an object.
-_NUMBER_KINDS = {"b1", "u1", "i1", "i2", "i4", "i8"}
+# Allowed dtypes of an array or scalar in a file; none of them can hold an object.
+_DTYPES = {"b1", "u1", "i1", "i2", "i4", "i8"}
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images 2i and 2i+1 are pair i.
+    """Verification pairs; images 2i and 2i+1 are pair i.
 
     Args:
         images: encoded images (JPEG or PNG), 2P of them.
-        same: whether a pair shows one person, bool [P].
+        same: whether a pair shows one identity, bool [P].
     """
 
     images: list[bytes]
@@ -40,24 +40,24 @@ class Pairs:
 
 
 def _name(value: object) -> str:
-    """A name from the file: Python 2 wrote bytes where Python 3 has str."""
+    """Decode a name in the file: Python 2 wrote bytes where Python 3 has str."""
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-class _NumberKind:
-    """Stands for numpy.dtype."""
+class _DType:
+    """Substitute for numpy.dtype."""
 
     def __init__(self, kind: object, *_: object) -> None:
         self.kind = {"bool": "b1", "uint8": "u1"}.get(_name(kind), _name(kind).lstrip("|<"))
-        if self.kind not in _NUMBER_KINDS:
-            raise ValueError(f"numbers of kind {self.kind}")
+        if self.kind not in _DTYPES:
+            raise ValueError(f"an array of dtype {self.kind}")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if len(state) > 1 and _name(state[1]) == ">":
             raise ValueError("big-endian numbers")
 
     def numbers(self, raw: object) -> NDArray[Any]:
-        """The numbers in a string of bytes; Python 2's strings may have come as latin-1."""
+        """Decode the numbers in bytes; strings of Python 2 may be loaded as latin-1."""
         data = raw.encode("latin-1") if isinstance(raw, str) else raw
         if not isinstance(data, bytes | bytearray):
             raise TypeError(f"numbers in a {type(raw).__name__}")
@@ -65,16 +65,16 @@ class _NumberKind:
 
 
 class _Array:
-    """Stands for numpy.ndarray of one dimension."""
+    """Substitute for numpy.ndarray of one dimension."""
 
-    # Of an array that the file names and never fills: no list of truths, and no image.
+    # Values of an array that the file creates and never fills: neither labels nor an image.
     numbers: NDArray[Any] = np.empty(0, np.float64)
     content: bytes = b""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, _, raw = state
         self.numbers = kind.numbers(raw)
-        # Once for each array: a list may name the same one a million times.
+        # Copied once per array: a list may refer to the same one a million times.
         self.content = self.numbers.tobytes()
         if shape != (len(self.numbers),):
             raise ValueError(f"an array of shape {shape}")
@@ -84,11 +84,11 @@ def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
-def _scalar(kind: _NumberKind, raw: object) -> Any:
+def _scalar(kind: _DType, raw: object) -> Any:
     return kind.numbers(raw)[0].item()
 
 
-def _from_buffer(raw: object, kind: _NumberKind, shape: tuple[int, ...], _: str) -> _Array:
+def _from_buffer(raw: object, kind: _DType, shape: tuple[int, ...], _: str) -> _Array:
     array = _Array()
     array.__setstate__((1, shape, kind, False, raw))
     return array
@@ -101,7 +101,7 @@ def _encode(text: str, encoding: object) -> bytes:
 
 
 class _Constructor:
-    """A function that a pickle may call but not alter (pickle's BUILD sets attributes)."""
+    """A function that a pickle may call but not modify (pickle's BUILD sets attributes)."""
 
     __slots__ = ("_build",)
 
@@ -112,14 +112,14 @@ class _Constructor:
         return self._build(*args)
 
     def __setstate__(self, _: object) -> None:
-        raise ValueError("a constructor is no value")
+        raise ValueError("attributes of a constructor")
 
 
-# What harmless files of old writers name: Python 3 wrote bytes through _codecs.encode up to
-# protocol 2, and numpy bools and arrays come from scripts that kept the truths in an array.
+# Globals in harmless files of old writers: Python 3 wrote bytes through _codecs.encode up to
+# protocol 2; numpy bools and arrays come from scripts that kept the labels in an array.
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
-    "numpy.dtype": _NumberKind,
+    "numpy.dtype": _DType,
     "numpy.ndarray": _reconstruct,
     "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy.core.multiarray.scalar": _scalar,
@@ -131,7 +131,7 @@ _MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
 class _PairsUnpickler(pickle.Unpickler):
-    """Builds plain values; every global that is not ours is refused before it is looked up."""
+    """Unpickler of plain values; any global without a substitute raises before it is imported."""
 
     def __init__(self, file: io.BytesIO, uri: str) -> None:
         super().__init__(file, encoding="bytes")
@@ -143,7 +143,7 @@ class _PairsUnpickler(pickle.Unpickler):
         if build is None:
             raise DataError(
                 self._uri,
-                found=f"a pickle that asks for {module}.{name}",
+                found=f"a pickle that refers to {module}.{name}",
                 expected=f"{_FORMAT}, which needs no code",
                 fix="do not trust this file: take it from its publisher again",
             )
@@ -154,7 +154,7 @@ def read_pairs(uri: str) -> Pairs:
     """Read an insightface verification `.bin`; nothing in the file is executed.
 
     Raises:
-        DataError: the file is missing, no such pickle, asks for anything but plain values, or its
+        DataError: the file is missing, no such pickle, refers to anything but plain values, or its
             counts disagree.
     """
     data = filesystem.read_bytes(uri)
@@ -164,26 +164,25 @@ def read_pairs(uri: str) -> Pairs:
     except DataError:
         raise
     except Exception as error:
-        # A damaged pickle ends in whatever exception its next instruction meets.
+        # A damaged pickle may raise any exception.
         found = f"no readable pickle ({type(error).__name__}: {error})"
         raise DataError(uri, found=found, expected=_FORMAT, fix=_FIX) from error
     if not isinstance(content, list | tuple) or len(content) != 2:
         found = f"a pickle of a {type(content).__name__}"
         raise DataError(uri, found=found, expected=_FORMAT, fix=_FIX)
     images, same = _plain_list(uri, content[0]), _plain_list(uri, content[1])
-    return _checked(uri, [_image(uri, i, image) for i, image in enumerate(images)], same)
+    return _validated(uri, [_image(uri, i, image) for i, image in enumerate(images)], same)
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuse what takes gigabytes to build from a few bytes, before anything is built.
+    """Refuse pickles that allocate gigabytes from a few bytes, before anything is built.
 
-    The memo is an array that grows to the highest place named, up to 2^32: every writer numbers its
-    places from 0. Lengths are compared with what the file has left by `genops` itself; only a
-    bytearray would be allocated unseen.
+    The memo is an array that grows to the highest index used, up to 2^32; every writer numbers its
+    entries from 0. `genops` itself checks lengths against the rest of the file.
     """
     for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name in _MEMO_OPCODES and isinstance(argument, int) and argument > number:
-            raise ValueError(f"place {argument} of the memo, in instruction {number}")
+            raise ValueError(f"memo index {argument} in instruction {number}")
 
 
 def _plain_list(uri: str, value: object) -> Sequence[Any]:
@@ -192,7 +191,7 @@ def _plain_list(uri: str, value: object) -> Sequence[Any]:
         return numbers
     if isinstance(value, list | tuple):
         return value
-    found = f"a {type(value).__name__} in the place of a list"
+    found = f"a {type(value).__name__} instead of a list"
     raise DataError(uri, found=found, expected=_FORMAT, fix=_FIX)
 
 
@@ -209,19 +208,19 @@ def _image(uri: str, number: int, value: object) -> bytes:
     )
 
 
-def _checked(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:
+def _validated(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:
     if not images or len(images) != 2 * len(same):
-        found = f"{len(images)} images and {len(same)} truths"
-        expected = "two images for every truth, and at least one pair"
+        found = f"{len(images)} images and {len(same)} pair labels"
+        expected = "two images per pair label, and at least one pair"
         raise DataError(uri, found=found, expected=expected, fix=_FIX)
-    for number, truth in enumerate(same):
-        if not isinstance(truth, int) or truth not in (0, 1):
+    for number, label in enumerate(same):
+        if not isinstance(label, int) or label not in (0, 1):
             subject = f"{uri}, pair {number}"
-            # Not any repr: a list may contain itself, and a number have a million digits.
-            shown = f"a {type(truth).__name__}"
-            if truth is None or (isinstance(truth, int | float) and abs(truth) < 1 << 62):
-                shown = str(truth)
-            found = f"{shown} as truth"
+            # Not repr in general: a list may contain itself, an int have a million digits.
+            text = f"a {type(label).__name__}"
+            if label is None or (isinstance(label, int | float) and abs(label) < 1 << 62):
+                text = str(label)
+            found = f"{text} as pair label"
             raise DataError(subject, found=found, expected="True or False", fix=_FIX)
     return Pairs(images, np.array(same, dtype=bool))
 
@@ -229,17 +228,17 @@ def _checked(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:
 def write_pairs(
     uri: str, images: Sequence[bytes], same: Sequence[bool] | NDArray[np.bool_]
 ) -> None:
-    """Write a verification `.bin` that insightface's tools read, all or nothing.
+    """Write a verification `.bin` that insightface's tools read, atomically.
 
     Args:
         uri: path or URI of the file.
         images: encoded images, 2P of them; 2i and 2i+1 are pair i.
-        same: whether pair i shows one person, P of them.
+        same: whether pair i shows one identity, P of them.
 
     Raises:
         DataError: the counts disagree, or the file cannot be written.
     """
-    checked = _checked(uri, list(images), [bool(truth) for truth in same])
+    checked = _validated(uri, list(images), [bool(label) for label in same])
     with filesystem.atomic_write(uri) as file:
         # Protocol 4 is what insightface's own writer used and Python >= 3.4 reads.
         pickle.dump((checked.images, checked.same.tolist()), file, protocol=4)

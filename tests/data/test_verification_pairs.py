@@ -118,7 +118,7 @@ def test_read_pairs__executes_nothing(
     mark = tmp_path / "called"
     content = (IMAGES, [Call(function, f"open({str(mark)!r}, 'w')"), True])
     error = refusal(write(tmp_path / "a.bin", content, protocol))
-    assert error.found.startswith("a pickle that asks for ")
+    assert error.found.startswith("a pickle that refers to ")
     assert error.found.endswith(f".{name}")
     assert not mark.exists()
 
@@ -127,14 +127,14 @@ def test_read_pairs__constructors_cannot_be_altered(tmp_path: Path) -> None:
     """Pickle's BUILD sets attributes of what it is given; ours refuse."""
     build = b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__Ns\x86b."
     (tmp_path / "a.bin").write_bytes(build)
-    assert "a constructor is no value" in refusal(tmp_path / "a.bin").found
+    assert "attributes of a constructor" in refusal(tmp_path / "a.bin").found
 
 
 @pytest.mark.parametrize(
     ("array", "found"),
     [
-        (np.array([None, None]), "numbers of kind O8"),
-        (np.array([1.0, 0.0]), "numbers of kind f8"),
+        (np.array([None, None]), "an array of dtype O8"),
+        (np.array([1.0, 0.0]), "an array of dtype f8"),
         (np.ones((2, 2), bool), "an array of shape (2, 2)"),
         (np.array([1, 0], ">i8"), "big-endian numbers"),
     ],
@@ -148,14 +148,14 @@ def test_read_pairs__arrays_of_other_kinds(tmp_path: Path, array: Any, found: st
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ((IMAGES[:3], [True]), "3 images and 1 truths"),
-        ((IMAGES, [True]), "4 images and 1 truths"),
-        (([], []), "0 images and 0 truths"),
-        ((IMAGES, [True, 2]), "2 as truth"),
-        ((IMAGES, [True, None]), "None as truth"),
+        ((IMAGES[:3], [True]), "3 images and 1 pair labels"),
+        ((IMAGES, [True]), "4 images and 1 pair labels"),
+        (([], []), "0 images and 0 pair labels"),
+        ((IMAGES, [True, 2]), "2 as pair label"),
+        ((IMAGES, [True, None]), "None as pair label"),
         ((["one", "two"], [True]), "a str"),
         ((np.arange(2), [True]), "a int"),
-        (({}, [True]), "a dict in the place of a list"),
+        (({}, [True]), "a dict instead of a list"),
         (IMAGES, "a pickle of a list"),
         ({"images": IMAGES}, "a pickle of a dict"),
     ],
@@ -177,7 +177,7 @@ def test_read_pairs__damaged_file(tmp_path: Path) -> None:
 
 
 def test_write_pairs__counts_that_disagree(tmp_path: Path) -> None:
-    """Nothing is written when images and truths do not match."""
-    with pytest.raises(DataError, match="3 images and 1 truths"):
+    """Nothing is written when images and labels do not match."""
+    with pytest.raises(DataError, match="3 images and 1 pair labels"):
         write_pairs(str(tmp_path / "a.bin"), IMAGES[:3], [True])
     assert os.listdir(tmp_path) == []

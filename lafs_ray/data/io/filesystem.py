@@ -1,8 +1,8 @@
-"""Files by path or URI: one small layer over pyarrow.fs, so that disk, S3 and GCS read alike.
+"""Files by path or URI: a thin layer over pyarrow.fs for disk, S3 and GCS.
 
-Writing is all or nothing. On disk a temporary neighbor is renamed; for an object store the bytes
-are spooled to a local temporary file first, because closing a half-written pyarrow stream would
-complete the upload. Price: the spool needs local space for one file.
+Writes are atomic. On disk a temporary file in the same folder is renamed; for an object store the
+bytes are spooled to a local temporary file first, because closing a half-written pyarrow stream
+would complete the upload. The spool needs local space for one file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
 
 
-# Making a client may cost a request, and every read of a shard asks for it.
+# Making a client may take a request, and every read of a shard needs it.
 @lru_cache(maxsize=4096)
 def _resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if is_s3(uri):
@@ -40,12 +40,12 @@ def _resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system that holds `uri`, and the path in it.
+    """Return the file system of `uri`, and the path in it.
 
-    A path without scheme is a path of this machine; a relative one is made absolute.
+    A path without a scheme is local; a relative one is made absolute.
 
     Raises:
-        DataError: the scheme is unknown, the URI malformed, or the storage cannot be reached.
+        DataError: the scheme is unknown, the URI malformed, or the storage unreachable.
     """
     if not is_uri(uri):
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
@@ -61,23 +61,23 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def file_info(uri: str) -> fs.FileInfo:
-    """Type, size and time of the last change of what is there, or that nothing is."""
+    """Return type (NotFound, File or Directory), size and modification time."""
     filesystem, path = resolve(uri)
     return retry_transient(lambda: filesystem.get_file_info(path), uri)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     return bool(file_info(uri).type != fs.FileType.NotFound)
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder is there."""
+    """Return whether a folder exists."""
     return bool(file_info(uri).type == fs.FileType.Directory)
 
 
 def file_size(uri: str) -> int:
-    """Size of a file in bytes.
+    """Return the size of a file in bytes.
 
     Raises:
         DataError: there is no such file.
@@ -86,7 +86,7 @@ def file_size(uri: str) -> int:
 
 
 def file_stamp(uri: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change in ns: equal stamps, most likely an unchanged file.
+    """Return size in bytes and modification time in ns, to detect changes.
 
     Raises:
         DataError: there is no such file.
@@ -99,51 +99,53 @@ def file_stamp(uri: str) -> tuple[int, int]:
 
 
 def join(base: str, *parts: str) -> str:
-    """A path below `base`; a URI keeps its query (`s3://b/dir?region=…`) at the end."""
+    """Join path components to `base`; a URI keeps its query (`s3://b/dir?region=…`) at the end."""
     head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
     return "/".join([head.rstrip("/"), *parts]) + mark + query
 
 
 def parent(uri: str) -> str:
-    """The folder of a path or URI; a URI keeps its query."""
+    """Return the folder of a path or URI; a URI keeps its query."""
     head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
     folder = head.rpartition("/")[0]
     return (folder or ("/" if head.startswith("/") else ".")) + mark + query
 
 
 def file_name(uri: str) -> str:
-    """The last part of a path or URI, without a URI's query."""
+    """Return the last component of a path or URI, without a URI's query."""
     return (uri.partition("?")[0] if is_uri(uri) else uri).rpartition("/")[2]
 
 
 def replace_suffix(uri: str, old: str, new: str) -> str:
-    """`uri` with the file's ending exchanged; the query of a URI stays."""
+    """Replace the file name's suffix; a URI keeps its query."""
     head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
     assert head.endswith(old), f"{uri} does not end in {old}"
     return head.removesuffix(old) + new + mark + query
 
 
 def open_input(uri: str) -> Input:
-    """A random-access file, opened at the first use; to be closed, as by `with`.
+    """Return a random-access file, opened at the first use; use it in a `with` block.
+
+    Its methods raise a DataError if the file is missing or cannot be read.
 
     Raises:
-        DataError: there is no such file; later, reading fails for good.
+        DataError: the URI is malformed, or its storage unreachable.
     """
     return Input(uri, *resolve(uri))
 
 
 @contextlib.contextmanager
 def atomic_write(uri: str) -> Iterator[BinaryIO]:
-    """A binary file that appears under its name when the block ends without an exception.
+    """Open a binary file that appears under its name when the block ends without an exception.
 
-    Missing parent folders are made. An exception in the block leaves what was there before.
+    Missing parent folders are created. An exception in the block leaves the previous file in place.
 
     Raises:
         DataError: no permission to write, the disk is full, or the upload failed.
     """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
-        with _renamed_at_end(uri, path) as file:
+        with _rename_on_exit(uri, path) as file:
             yield file
         return
     with tempfile.TemporaryFile() as spool:
@@ -154,35 +156,35 @@ def atomic_write(uri: str) -> Iterator[BinaryIO]:
 
 
 def require_writable(folder: str) -> None:
-    """See that files can be written to a folder, before the work that they are to hold.
+    """Check that files can be written to a folder, by writing one.
 
     Raises:
-        DataError: no permission to write, the disk is full, or the store refuses them.
+        DataError: no permission to write, the disk is full, or the store refuses it.
     """
-    online_eval = join(folder, ".writable")
-    with atomic_write(online_eval) as file:
-        file.write(b"lafs_ray looked whether it may write here\n")
-    delete(online_eval)
+    uri = join(folder, ".writable")
+    with atomic_write(uri) as file:
+        file.write(b"lafs_ray checks that it can write here\n")
+    delete(uri)
 
 
 @contextlib.contextmanager
-def _renamed_at_end(uri: str, path: str) -> Iterator[BinaryIO]:
+def _rename_on_exit(uri: str, path: str) -> Iterator[BinaryIO]:
     folder, name = os.path.split(path)
-    # The ending keeps half-written shards out of every `*.rec` pattern.
+    # The suffix keeps half-written shards out of every `*.rec` pattern.
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         with write_errors(uri):
             os.makedirs(folder, exist_ok=True)
             file = open(temporary, "xb")  # noqa: SIM115 - a `with` would hide the error, see below
         try:
-            # The block may raise an OSError of its own making; only a full disk is surely ours.
+            # An OSError in the block may be the caller's; only a full disk is surely of this file.
             with write_errors(uri, only=_DISK_FULL):
                 yield file
             with write_errors(uri):
                 file.flush()
                 os.fsync(file.fileno())
         finally:
-            # Closing tries to write what a full disk refused once more, and fails once more.
+            # Closing writes buffered data again, and fails again on a full disk.
             with contextlib.suppress(OSError):
                 file.close()
         with write_errors(uri):
@@ -195,7 +197,7 @@ def _renamed_at_end(uri: str, path: str) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make a rename survive a power cut: it lives in the folder, not in the file."""
+    """Make a rename durable: it is stored in the folder, not in the file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -215,8 +217,8 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
             if written != size:
                 raise OSError(f"{written} of {size} bytes arrived")
         except BaseException:
-            # S3 publishes nothing of an upload that failed, and the old object stays. Where a store
-            # has published what had arrived, no file is better than a part.
+            # S3 keeps the old object after a failed upload. Where a store has published a partial
+            # one, no file is better.
             with contextlib.suppress(OSError):
                 if _state(filesystem, path) != before:
                     filesystem.delete_file(path)
@@ -224,14 +226,14 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
 
 
 def _state(filesystem: fs.FileSystem, path: str) -> tuple[Any, ...]:
-    """To see whether a file is another one (pyarrow's own FileInfo is equal to itself alone)."""
+    """Return what changes when a file is replaced (two FileInfo of pyarrow are never equal)."""
     info = filesystem.get_file_info(path)
     return info.type, info.size, info.mtime_ns
 
 
 @contextlib.contextmanager
 def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
-    """Tell an OSError (of the kinds in `only`, by default of any) as a DataError about `uri`."""
+    """Raise an OSError in the block (with errno in `only`, by default any) as a DataError."""
     try:
         yield
     except OSError as error:
@@ -240,18 +242,18 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
         if error.errno in _DISK_FULL:
             found, fix = "disk full", "free some space, or write to another disk"
         elif error.errno == errno.EROFS:
-            found, fix = "a file system that is read-only", "name a place elsewhere"
+            found, fix = "a read-only file system", "choose another path"
         elif error.errno in _NO_PERMISSION:
             found, fix = "no permission to write", "check the folder's owner and mode"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-            found, fix = "a file where a folder has to be", "name another place"
+            found, fix = "a file where a folder is needed", "choose another path"
         else:
             found, fix = str(error), "check the path and that the storage is reachable"
-        raise DataError(uri, found=found, expected="a place to write the file", fix=fix) from error
+        raise DataError(uri, found=found, expected="a writable path", fix=fix) from error
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file.
+    """Read the whole content of a file.
 
     Raises:
         DataError: it is missing or cannot be read.
@@ -261,7 +263,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def require_absent(uri: str) -> None:
-    """Refuse a place where something is already.
+    """Check that an output path does not exist yet.
 
     Raises:
         DataError: there is a file or folder.
@@ -269,15 +271,15 @@ def require_absent(uri: str) -> None:
     if exists(uri):
         raise DataError(
             uri,
-            found="a file of that name",
-            expected="a name that is free",
-            fix="choose another name, or add --force to replace it",
+            found="an existing file or folder",
+            expected="a path that does not exist yet",
+            fix="choose another path, or add --force to replace it",
         )
 
 
 @contextlib.contextmanager
 def local_file(uri: str) -> Iterator[str]:
-    """A path of this machine's disk with a file's content, for libraries that know only paths.
+    """Yield a local path with a file's content, for libraries that take only paths.
 
     A file of an object store is copied to a temporary folder first, under its own name.
 
@@ -295,11 +297,11 @@ def local_file(uri: str) -> Iterator[str]:
 
 
 def list_names(folder: str, *, recursive: bool = False) -> list[str]:
-    """Sorted names of the files directly in a folder; none where there is no folder.
+    """Return the sorted names of the files in a folder; empty if it does not exist.
 
     Args:
         folder: a path or URI.
-        recursive: also files in the folders below, as paths relative to this one.
+        recursive: also files in subfolders, as paths relative to the folder.
     """
     if not exists(folder):
         return []
@@ -311,20 +313,20 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
 
 
 def delete_tree(folder: str) -> None:
-    """Delete a folder with all in it; that it is gone already is no mistake."""
+    """Delete a folder with its content, if it exists."""
     filesystem, path = resolve(folder)
     with write_errors(folder), contextlib.suppress(FileNotFoundError):
         filesystem.delete_dir(path)
 
 
 def delete(uri: str) -> None:
-    """Delete a file; that it is gone already is no mistake."""
+    """Delete a file, if it exists."""
     filesystem, path = resolve(uri)
     with write_errors(uri), contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(path)
 
 
 def local_path(uri: str) -> str | None:
-    """The path of a file on this machine's disk; None where it lies in an object store."""
+    """Return the local path of a file; None for one in an object store."""
     filesystem, path = resolve(uri)
     return path if isinstance(filesystem, fs.LocalFileSystem) else None

@@ -1,9 +1,9 @@
-"""S3 by URI, with timeouts and retries of our choosing.
+"""S3 clients by URI, with explicit timeouts and retries.
 
-pyarrow takes neither from a URI, and what it chooses for a client made from one is 31 tries 0.2 s
-apart, at a store that asks to slow down. Here AWS's standard strategy retries timeouts, resets,
-bodies cut short, 500 and 503, with waits that double up to 20 s and are drawn at random. A request
-that gets no answer is given up after a minute or two.
+pyarrow takes neither from a URI; its default is 31 attempts 0.2 s apart, even when the store
+returns 503 Slow Down. Here AWS's standard strategy retries timeouts, resets, truncated bodies, 500
+and 503, with jittered exponential backoff up to 20 s. A request without an answer fails after a
+minute or two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pyarrow import fs
 
 MAX_ATTEMPTS = 6
-# pyarrow says that the second one is ignored on Linux; it is not (tests/data/test_object_store.py).
+# pyarrow documents the second one as ignored on Linux; it is not (tests/data/io/test_s3.py).
 _SECONDS = {"connect_timeout": 5.0, "request_timeout": 10.0}
 _TEXTS = {"region", "scheme", "endpoint_override", "tls_ca_file_path"}
 _FLAGS = {"anonymous", "allow_bucket_creation", "force_virtual_addressing"}
@@ -23,21 +23,21 @@ _BOOLS = {"true": True, "false": False}
 
 
 def is_s3(uri: str) -> bool:
-    """Whether a URI names an object of S3, or of a store that speaks like it."""
+    """Return whether a URI is of S3, or of a store with its API."""
     return uri.startswith("s3://")
 
 
 def s3_client(uri: str) -> tuple[fs.S3FileSystem, str]:
-    """The client for a URI, shared by all that differ in bucket and key alone; and bucket/key.
+    """Return the client for a URI, shared by those of other buckets and keys; and the path.
 
     Raises:
-        ValueError: credentials in the URI, an unknown option, or a value that is none.
-        OSError: the bucket's region cannot be asked for.
+        ValueError: credentials in the URI, an unknown option, or an invalid value.
+        OSError: the bucket's region cannot be looked up.
     """
     parts = urlsplit(uri)
     if "@" in parts.netloc:
         raise ValueError(
-            "credentials in the URI, from where they get into logs and checkpoints; put them into "
+            "credentials in the URI, which would get into logs and checkpoints; put them into "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials"
         )
     if not parts.netloc:
@@ -49,7 +49,7 @@ def s3_client(uri: str) -> tuple[fs.S3FileSystem, str]:
 
 
 def without_credentials(uri: str) -> str:
-    """The URI as a message may show it."""
+    """Return the URI without credentials, for messages."""
     scheme, mark, rest = uri.partition("://")
     secret, at, place = rest.partition("@")
     return f"{scheme}{mark}…@{place}" if at and "/" not in secret else uri

@@ -149,7 +149,7 @@ def test_job__place_that_cannot_be_written_to(
 
     monkeypatch.setattr(os, "makedirs", refuse)
     monkeypatch.setattr(training_landmarks, "make_part", None)
-    with pytest.raises(DataError, match="a file system that is read-only"):
+    with pytest.raises(DataError, match="a read-only file system"):
         cache(weights, faces, "--out", str(tmp_path / "landmarks"))
 
 
