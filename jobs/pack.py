@@ -1,4 +1,4 @@
-"""Pack faces into globally shuffled shards that stream fast; verify a set; look into .rec files.
+"""Pack faces into globally shuffled shards that stream fast; verify a set; inspect .rec files.
 
 python jobs/pack.py faces_emore/train.rec packed --workers 8
 python jobs/pack.py photos/ more.csv packed --landmarks photos.csv
@@ -13,7 +13,7 @@ from lafs_ray.cli.pack import pack_job
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write a set, or print what one holds."""
+    """Pack, verify or inspect a set."""
     pack_job(str(__doc__), arguments)
 
 

@@ -171,15 +171,15 @@ def paint_brow(
     """Paint the brow at the viewer's left (side -1) or right (side 1)."""
     inner = 0.42 * geometry.eye_spacing - 0.6
     long, thick, y = 2 * geometry.brow_length, geometry.brow_thickness, features.brow_y
-    places = ((0.0, 0.0, 0.75), (0.33, 0.55, 1.0), (0.68, 1.0, 0.8), (1.0, 0.25, 0.15))
+    knots = ((0.0, 0.0, 0.75), (0.33, 0.55, 1.0), (0.68, 1.0, 0.8), (1.0, 0.25, 0.15))
     middle = [
         (
             inner + t * long,
             y + 1.3 - rise * geometry.brow_arch - geometry.brow_tilt * (t - 0.4) * long,
         )
-        for t, rise, _ in places
+        for t, rise, _ in knots
     ]
-    above = [(side * x, py - w * thick) for (x, py), (_, _, w) in zip(middle, places, strict=True)]
-    below = [(side * x, py + w * thick) for (x, py), (_, _, w) in zip(middle, places, strict=True)]
+    above = [(side * x, py - w * thick) for (x, py), (_, _, w) in zip(middle, knots, strict=True)]
+    below = [(side * x, py + w * thick) for (x, py), (_, _, w) in zip(middle, knots, strict=True)]
     shape = np.concatenate([curve(above), curve(below)[::-1]])
     canvas.fill(shape, look.brow, opacity=0.86, softness=0.6)

@@ -196,9 +196,9 @@ def _sample_appearance(
 
 
 def _marks(rng: np.random.Generator, count: int) -> Array:
-    place = rng.normal(0, 1, (count, 2)) * (14, 7) + (0, 10)
+    position = rng.normal(0, 1, (count, 2)) * (14, 7) + (0, 10)
     look = np.stack([rng.uniform(0.4, 0.8, count), rng.uniform(0.15, 0.35, count)], axis=1)
-    return np.concatenate([place, look], axis=1).astype(np.float32)
+    return np.concatenate([position, look], axis=1).astype(np.float32)
 
 
 def _moles(rng: np.random.Generator, geometry: Geometry) -> Array:
@@ -209,10 +209,10 @@ def _moles(rng: np.random.Generator, geometry: Geometry) -> Array:
     return np.concatenate([np.stack([x, y], axis=1), look], axis=1).astype(np.float32)
 
 
-def _mix(palette: Array, place: float) -> npt.NDArray[np.float64]:
-    """Return the color at `place` in 0..1 on the line through the palette's colors."""
+def _mix(palette: Array, position: float) -> npt.NDArray[np.float64]:
+    """Return the color at `position` in 0..1 on the line through the palette's colors."""
     steps = np.linspace(0, 1, len(palette))
-    return np.array([np.interp(place, steps, palette[:, channel]) for channel in range(3)])
+    return np.array([np.interp(position, steps, palette[:, channel]) for channel in range(3)])
 
 
 def color_of(values: npt.NDArray[np.float64]) -> Color:

@@ -202,6 +202,6 @@ def test_true_landmarks__agree_with_the_image(yaw: float) -> None:
     for corners in (points[:2], points[2:4]):
         near = np.abs(columns - corners[:, 0].mean()) < 9
         middle = columns[near].mean(), rows[near].mean()
-        # Pixels are whole, the iris sits a little above the corners, and five solver steps are not
+        # Pixels are whole, the iris is slightly above the corners, and five solver steps are not
         # the limit: together under two pixels.
         np.testing.assert_allclose(middle, corners.mean(axis=0), atol=2)

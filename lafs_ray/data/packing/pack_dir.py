@@ -60,7 +60,7 @@ def shard_name(shard: int, num_shards: int) -> str:
 
 
 def file_digest(uri: str) -> str:
-    """Return the checksum of a whole file, as in `ShardEntry`.
+    """Return the checksum of a file, as in `ShardEntry`.
 
     Raises:
         DataError: it is missing or cannot be read.
