@@ -1,4 +1,4 @@
-"""`compute.compile`: torch.compile for the transformers of a run, or why it is not used."""
+"""`compute.compile` and `compute.precision`: torch.compile, and warnings where they do not help."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 
 def compile_training(training: TrainState, config: TrainConfig) -> None:
-    """Compile what a run trains, before DDP wraps it; a collective operation.
+    """Compile a run's transformers before DDP wraps them; a collective operation.
 
-    Rank 0 logs each reason why a rank does without.
+    Rank 0 logs each reason why a rank could not compile.
 
     Args:
         training: the run on this rank.
         config: its configuration.
     """
-    method = training.task
-    networks = [method.trainable, *([method.teacher] if isinstance(method, Lafs) else [])]
+    task = training.task
+    networks = [task.trainable, *([task.teacher] if isinstance(task, Lafs) else [])]
     views = NUM_GLOBAL_VIEWS if isinstance(config, PretrainConfig) else 1
-    # The shape of most tokens: what the trial compiles need not be compiled again.
+    # The shape of most tokens, so that the code of the trial is used again.
     shape = (
         config.micro_batch * views,
         config.model.num_landmarks + 1,
@@ -48,20 +48,19 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
 
 
 def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: torch.dtype) -> str:
-    """Compile the blocks of all transformers, unless the first one shows that it cannot be done.
+    """Compile the blocks of all transformers, unless that fails for the first one.
 
-    Block by block and in place: all blocks share their machine code, so that compiling takes as
-    long for twelve as for one; names of parameters, checkpoints and DDP see no difference. For each
-    shape of tokens and for training and evaluation there is code of its own.
+    Block by block and in place: all blocks share their machine code, so that compiling twelve takes
+    as long as one; names of parameters, checkpoints and DDP are unaffected. Each shape of tokens,
+    and training and evaluation, have code of their own.
 
     Args:
         networks: whose transformers are compiled.
-        tokens: as the first one gets them in a step, [B, n, D] on its device; the numbers do not
-            matter.
-        precision: dtype of autocast in the step; float32 switches it off.
+        tokens: of the shape, dtype and device of a step's, [B, n, D]; their values do not matter.
+        precision: dtype of autocast in the step; float32 disables it.
 
     Returns:
-        Why nothing was compiled, in a line; empty where it was.
+        The reason why nothing was compiled, in one line; empty if it was.
     """
     transformers = [
         module
@@ -73,8 +72,7 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
     try:
         _compile(trial)
         _try(trial, tokens, precision)
-    # A compiler that is missing, a GPU that is too old, an operation without code: any error of
-    # the tool chain means the same here.
+    # A missing compiler, an old GPU, an unsupported operation: any error of the tool chain.
     except Exception as error:
         return f"compute.compile: not compiled, as torch.compile failed with {_reason(error)}"
     for transformer in transformers:
@@ -84,22 +82,22 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
 
 
 def _compile(block: nn.Module) -> None:
-    # The shapes of a run are few and fixed; code for any shape is slower.
+    # The shapes of a run are few and fixed; code for dynamic shapes is slower.
     block.compile(dynamic=False)
 
 
 def _try(block: nn.Module, tokens: Tensor, precision: torch.dtype) -> None:
-    """Forward and backward as in a step, without a trace in generators."""
+    """Run forward and backward as in a step; random generators are restored."""
     devices = [tokens.device] if tokens.device.type == "cuda" else []
-    given = tokens.detach().requires_grad_()
+    inputs = tokens.detach().requires_grad_()
     with torch.random.fork_rng(devices):
         with torch.autocast(tokens.device.type, precision, enabled=precision != torch.float32):
-            mapped = block(given)
-        torch.autograd.grad(mapped.float().sum(), [given])
+            outputs = block(inputs)
+        torch.autograd.grad(outputs.float().sum(), [inputs])
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something; dynamo puts the cause behind its own headline."""
+    """Return the first line of the cause, which dynamo puts behind its own error."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -107,26 +105,21 @@ def _reason(error: Exception) -> str:
     return f"{type(cause).__name__}: {lines[0][:300]}" if lines else type(cause).__name__
 
 
-_SIDE = 256
-
-
-_REPEATS = 3
-
-
-# Processors with the arithmetic are faster than in float32, those that imitate it well up to twice
-# as slow, those that imitate it badly a hundred times.
+_SIDE, _REPEATS = 256, 3
+# Processors with bfloat16 instructions are faster than in float32; emulation takes twice to a
+# hundred times as long.
 _TOO_SLOW = 3.0
 
 
 def slow_arithmetic(precision: torch.dtype, device: torch.device) -> str:
-    """What to say of a precision that costs many times what float32 does; empty if none does.
+    """Return a warning if a precision is much slower than float32; empty if it is not.
 
-    Measured on a product of two 256×256 matrices, as what a build of PyTorch makes of a processor's
-    instructions is not to be read off either.
+    Measured on a product of two 256×256 matrices, as neither the processor nor the build of PyTorch
+    tells it.
 
     Args:
         precision: of the networks.
-        device: where they run; on a GPU nothing is measured.
+        device: of the networks; on a GPU nothing is measured.
     """
     if device.type != "cpu" or precision == torch.float32:
         return ""
@@ -135,13 +128,13 @@ def slow_arithmetic(precision: torch.dtype, device: torch.device) -> str:
         return ""
     name = str(precision).removeprefix("torch.")
     return (
-        f"compute.precision is {name}, in which this processor takes {times:.0f} times as long for "
-        "a product of matrices as in float32: set compute.precision=float32"
+        f"compute.precision is {name}, in which a matrix product takes {times:.0f} times as long "
+        "as in float32 on this processor: set compute.precision=float32"
     )
 
 
 def _product_s(precision: torch.dtype) -> float:
-    """Seconds that a product takes: the shortest of several, the first of which prepares."""
+    """Return the seconds of a matrix product: the least of several, after a warm-up."""
     matrix = torch.ones(_SIDE, _SIDE, dtype=precision)
     seconds = []
     for _ in range(_REPEATS):

@@ -1,7 +1,7 @@
-"""What a run needs, checked: every mistake that can be found before a worker is started.
+"""Fail fast: the inputs of a run are validated before workers are started.
 
-`check_run` opens the set, chooses a subset and reads the weights to start from; `prepare_run` makes
-the run's folder this run's own as well.
+`check_run` opens the set, samples a subset and reads pretrained weights; `prepare_run` also claims
+the run's folder.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors, load_i
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Everything a rank needs, checked; it travels to other machines.
+    """The validated inputs of a run, which are sent to every worker.
 
     Args:
         config: the run's configuration.
-        faces: the opened set, of a few-shot run its subset.
+        faces: the opened set; of a few-shot run, its subset.
         sampler: order of its records.
         length: of the run.
         num_classes: identities of the whole set of a labeled run.
-        num_identities: identities among `faces`; None where the set does not list them.
+        num_identities: identities among `faces`; None if the set does not list them.
         init_weights: weights from other runs.
     """
 
@@ -59,13 +59,13 @@ class RunInputs:
         return Preprocessor(*source, transform, self.num_classes)
 
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
-        """The landmark CNN of a pretraining run; a supervised run trains its own."""
+        """Return the landmark CNN of a pretraining run; None if the run trains it or has none."""
         if isinstance(self.config, FinetuneConfig) or self.init_weights.landmarks is None:
             return None
         return as_tensors(self.init_weights.landmarks)
 
     def folder(self) -> RunDir:
-        """The run's folder."""
+        """Return the run's folder."""
         return RunDir(self.config, self.faces.fingerprint)
 
     def origin(self) -> Origin:
@@ -75,10 +75,10 @@ class RunInputs:
 
 
 def prepare_run(config: TrainConfig) -> RunInputs:
-    """`check_run`, then make the run's folder this run's own and record its subset there.
+    """Run `check_run`, then claim the run's folder and record the subset there.
 
     Raises:
-        UserError: as in `check_run`, or the folder holds another run.
+        UserError: as in `check_run`, or the folder belongs to another run.
     """
     inputs = check_run(config)
     config, folder = inputs.config, inputs.folder()
@@ -91,10 +91,10 @@ def prepare_run(config: TrainConfig) -> RunInputs:
 
 
 def check_run(config: TrainConfig) -> RunInputs:
-    """Open the set, choose its subset, read the weights to start from and check all of them.
+    """Open the set, sample its subset, read pretrained weights and validate all of them.
 
     Raises:
-        UserError: whatever is wrong with any of them.
+        UserError: one of them is missing, damaged or contradicts the configuration.
     """
     color_order = config.data.color_order
     faces = open_faces(config.data.path, color_order, IMAGE_SIZE)
@@ -109,8 +109,8 @@ def check_run(config: TrainConfig) -> RunInputs:
             raise ConfigError(
                 "compute.workers",
                 found=f"{config.compute.workers} workers for {num_classes} identities",
-                expected="at least one identity for each worker, as they share the class centers",
-                fix=f"set compute.workers to at most {num_classes}",
+                expected="at least one identity per worker, as workers share the class centers",
+                fix=f"reduce compute.workers to at most {num_classes}",
             )
         if config.data.subset is not None:
             chosen = chosen_images(config.data.subset, faces, labels)
@@ -124,7 +124,7 @@ def check_run(config: TrainConfig) -> RunInputs:
 
 
 def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of the images that a few-shot run trains on, ascending.
+    """Return the numbers of the images that a few-shot run trains on, ascending.
 
     Raises:
         DataError: identities have too few images.

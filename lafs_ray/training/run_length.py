@@ -1,4 +1,4 @@
-"""How long a run is, counted in the records of its set."""
+"""The length of a run in steps, from the number of records of its set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lafs_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is, once the size of the set is known."""
+    """Steps per epoch, in total, and between checkpoints."""
 
     steps_per_epoch: int
     total_steps: int
@@ -23,12 +23,12 @@ class Length:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs begun."""
+        """Number of epochs, including an incomplete last one."""
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
 
 def build_sampler(config: TrainConfig, faces: FaceSet) -> EpochSampler:
-    """The order of records of a run.
+    """Build the order of a run's records.
 
     Raises:
         ConfigError: the batch is larger than the set.
@@ -36,22 +36,22 @@ def build_sampler(config: TrainConfig, faces: FaceSet) -> EpochSampler:
     if config.batch_size > faces.num_images:
         raise ConfigError(
             "batch_size",
-            found=f"{config.batch_size}, but {config.data.path} holds {faces.num_images} images",
+            found=f"{config.batch_size}, but {config.data.path} has {faces.num_images} images",
             expected="a batch no larger than the set",
-            fix=f"lower batch_size to at most {faces.num_images}",
+            fix=f"reduce batch_size to at most {faces.num_images}",
         )
     return EpochSampler(
         faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records
     )
 
 
-def run_length(config: TrainConfig, plan: EpochSampler) -> Length:
-    """Steps of the run and between checkpoints.
+def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:
+    """Compute the steps of the run and between checkpoints.
 
     Raises:
         ConfigError: a warm-up is longer than the run.
     """
-    per_epoch = plan.steps_per_epoch
+    per_epoch = sampler.steps_per_epoch
     total = max(config.duration.steps(per_epoch), 1)
     length = Length(per_epoch, total, max(config.checkpoints.every.steps(per_epoch, total), 1))
     if isinstance(config, PretrainConfig):
@@ -63,7 +63,7 @@ def run_length(config: TrainConfig, plan: EpochSampler) -> Length:
         )
     if isinstance(config, PretrainConfig | FinetuneConfig):
         warmup = config.optim.warmup.steps(per_epoch, total)
-        _check_fits("optim.warmup", warmup, total, f"steps ({per_epoch} an epoch)")
+        _check_fits("optim.warmup", warmup, total, f"steps ({per_epoch} per epoch)")
     return length
 
 
@@ -73,5 +73,5 @@ def _check_fits(key: str, warmup: int, run: int, unit: str) -> None:
             key,
             found=f"{warmup} of a run of {run} {unit}",
             expected="a warm-up no longer than the run",
-            fix=f"lower {key}, or make duration longer",
+            fix=f"reduce {key}, or increase duration",
         )

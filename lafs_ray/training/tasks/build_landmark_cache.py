@@ -1,11 +1,10 @@
-"""Landmarks found once for a whole set: made by one process or many, and taken into a run."""
+"""Build the landmark cache of a whole set, in one process or many, and open it for a run."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,19 +31,20 @@ from lafs_ray.data.landmark_cache import (
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
 from lafs_ray.models.checkpoints.state_dicts import hash_tensors, load_weights
+from lafs_ray.training.input_pipeline import read_ahead
 from lafs_ray.training.tasks.init_weights import InitWeights, read_pretrained
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 logger = logging.getLogger(__name__)
 
-# Records read and decoded at once, while the CNN works on those before: a few MB.
-_CHUNK = 256
+# Records read and decoded at once, while the CNN processes those before: a few MB.
+_ROWS_PER_READ = 256
 _LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class CacheJob:
-    """What to find landmarks of, by which network, and where to put them; travels to workers.
+    """The faces, the network and the folder of a cache; it is sent to workers.
 
     Args:
         faces: the set.
@@ -62,17 +62,17 @@ class CacheJob:
 
 
 Apply = Callable[[CacheJob, Sequence[Part]], Iterator[Part]]
-"""Makes parts in any order and in any process, and names each when its file is there."""
+"""Makes parts in any order and process, and yields each once its file is written."""
 
 
 def default_folder(faces: FaceSet, weights: str) -> str:
-    """Where landmarks of a set are stored unless told otherwise: beside its first shard."""
+    """Return the default folder of a set's landmarks: next to its first shard."""
     name = f"landmarks-{weights[:8]}-{faces.fingerprint[:8]}"
     return filesystem.absolute(filesystem.join(filesystem.parent(faces.shard_uris[0]), name))
 
 
 def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
-    """The landmark CNN of a run, a checkpoint or a published one, and the hash of its weights.
+    """Read the landmark CNN of a run or checkpoint (ours or published), and hash its weights.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds no landmark CNN.
@@ -83,7 +83,7 @@ def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
             path,
             found="no landmark CNN",
             expected="a stage-1 run, or another checkpoint with a landmark CNN",
-            fix="name the checkpoint that landmarks.weights will have",
+            fix="use the checkpoint that landmarks.weights will name",
         )
     architecture = source.architecture or infer_architecture(source.landmarks, path)
     network = architecture.build_landmark_cnn()
@@ -92,17 +92,17 @@ def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
 
 
 def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -> None:
-    """Find the landmarks of every record that has none yet, and declare the cache finished.
+    """Predict the landmarks of every record that has none yet, then mark the cache complete.
 
     Args:
-        job: what to do.
+        job: what to predict.
         apply: makes the missing parts, here or on Ray.
-        max_bad: records that may be damaged before it counts as a mistake.
-        source: where the weights came from, for people.
+        max_bad: the most damaged records that are allowed.
+        source: where the weights came from, for the stamp.
 
     Raises:
-        DataError: the folder holds landmarks of something else, too many records are damaged, or a
-            file cannot be read or written.
+        DataError: the folder has landmarks of other faces or weights, too many records are damaged,
+            or a file cannot be read or written.
     """
     parts = plan_parts(job.faces.shard_starts)
     done = read_entries(job.folder, job.identity, parts)
@@ -135,14 +135,14 @@ def cache_in_process(job: CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
     """`Apply` in this process; logs its speed every ten seconds.
 
     Args:
-        job: what to do.
+        job: what to predict.
         parts: the missing ones.
     """
-    find = LandmarkPredictor(job.network, job.device)
+    predictor = LandmarkPredictor(job.network, job.device)
     begin = logged = time.monotonic()
     count = 0
 
-    def seen(rows: int) -> None:
+    def progress(rows: int) -> None:
         nonlocal count, logged
         count += rows
         if (now := time.monotonic()) - logged >= _LOG_EVERY_S:
@@ -150,62 +150,52 @@ def cache_in_process(job: CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
             logger.info("  %s: %.0f records/s", part.name, count / (now - begin))
 
     for part in parts:
-        make_part(job, part, find, seen)
+        make_part(job, part, predictor, progress)
         yield part
 
 
 def make_part(
     job: CacheJob,
     part: Part,
-    find: LandmarkPredictor,
-    seen: Callable[[int], object] = lambda _: None,
+    predictor: LandmarkPredictor,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Find the landmarks of a part's images and write its file.
+    """Predict the landmarks of a part's images and write its file.
 
     Args:
-        job: what to do.
+        job: what to predict.
         part: which images.
-        find: the frozen landmark CNN.
-        seen: told the number of images that are done with.
+        predictor: the frozen landmark CNN.
+        progress: gets the number of images after each read.
     """
     keys, landmarks = [], []
-    for rows in _read_ahead(job.faces, part):
+    for rows in _rows_of(job.faces, part):
         keys.append(rows.key)
-        landmarks.append(_landmarks(job, rows, find))
-        seen(len(rows.key))
+        landmarks.append(_landmarks(job, rows, predictor))
+        progress(len(rows.key))
     write_part(job.folder, job.identity, part, np.concatenate(keys), np.concatenate(landmarks))
 
 
-def _read_ahead(faces: FaceSet, part: Part) -> Iterator[FaceRows]:
-    """The part's records, chunk by chunk; a thread reads the next while one is in use."""
-    starts = range(part.first, part.stop, _CHUNK)
+def _rows_of(faces: FaceSet, part: Part) -> Iterator[FaceRows]:
+    """Yield the part's records, a few at once, reading ahead."""
 
     def read(start: int) -> FaceRows:
-        return faces.read(np.arange(start, min(start + _CHUNK, part.stop)))
+        return faces.read(np.arange(start, min(start + _ROWS_PER_READ, part.stop)))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        ahead = reader.submit(read, starts[0])
-        for following in [*starts[1:], None]:
-            ready = ahead.result()
-            if following is not None:
-                ahead = reader.submit(read, following)
-            yield ready
+    for _, rows in read_ahead(read, range(part.first, part.stop, _ROWS_PER_READ)):
+        yield rows
 
 
-def _landmarks(job: CacheJob, rows: FaceRows, find: LandmarkPredictor) -> NDArray[np.float32]:
-    """Landmarks of some records, float32 [n, N, 2]; NaN where a record is damaged."""
-    size = job.identity.num_landmarks
-    found = np.full((len(rows.images), size, 2), np.nan, dtype=np.float32)
-    sound, images = [], []
-    for row in range(len(rows.images)):
-        image = _decoded(job, rows, row)
-        if image is not None:
-            sound.append(row)
-            images.append(image)
+def _landmarks(job: CacheJob, rows: FaceRows, predictor: LandmarkPredictor) -> NDArray[np.float32]:
+    """Predict landmarks of some records, float32 [n, N, 2]; NaN where a record is damaged."""
+    landmarks = np.full((len(rows.images), job.identity.num_landmarks, 2), np.nan, np.float32)
+    decoded = ((row, _decoded(job, rows, row)) for row in range(len(rows.images)))
+    images = {row: image for row, image in decoded if image is not None}
     if images:
-        planes = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(job.device)
-        found[sound] = find(planes).cpu().numpy()
-    return found
+        pixels = torch.from_numpy(np.stack(list(images.values())))
+        planes = pixels.permute(0, 3, 1, 2).to(job.device)
+        landmarks[list(images)] = predictor(planes).cpu().numpy()
+    return landmarks
 
 
 def _decoded(job: CacheJob, rows: FaceRows, row: int) -> NDArray[np.uint8] | None:
@@ -218,8 +208,8 @@ def _decoded(job: CacheJob, rows: FaceRows, row: int) -> NDArray[np.uint8] | Non
 
 
 def first_damaged(job: CacheJob, part: Part) -> str:
-    """Where the first damaged record of a part is, for a message."""
-    for rows in _read_ahead(job.faces, part):
+    """Return where the first damaged record of a part is, for a message."""
+    for rows in _rows_of(job.faces, part):
         for row in range(len(rows.images)):
             if _decoded(job, rows, row) is None:
                 where = f"{job.faces.shard_uris[rows.shard[row]]}, record {rows.key[row]}"
@@ -233,12 +223,12 @@ def with_cached_landmarks(
     """Return the set, with its cached landmarks if the run uses them.
 
     Raises:
-        DataError: they are missing, not finished, damaged, or of other weights or faces.
+        DataError: they are missing, incomplete, damaged, or of other weights or faces.
     """
     if config.landmarks.source != "cached":
         return faces
     assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint"
-    data, given = config.data, config.landmarks.cache
+    data, cache = config.data, config.landmarks.cache
     identity = Identity(
         init_weights.landmarks_hash,
         faces.fingerprint,
@@ -246,8 +236,8 @@ def with_cached_landmarks(
         config.model.num_landmarks,
         faces.num_images,
     )
-    folder = given or default_folder(faces, init_weights.landmarks_hash)
+    folder = cache or default_folder(faces, init_weights.landmarks_hash)
     command = f"python jobs/cache_landmarks.py {config.landmarks.weights} {data.path}"
     command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
-    command += f" --out {given}" if given else ""
+    command += f" --out {cache}" if cache else ""
     return replace(faces, landmarks=open_landmarks(folder, identity, command))
