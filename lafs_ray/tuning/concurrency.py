@@ -12,7 +12,6 @@ from typing import Any
 
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.errors import ConfigError
-from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.trial_config import Sweep
 
 
@@ -82,20 +81,25 @@ def _worker(config: TrainConfig) -> Resources:
     return Resources(compute.cpus_per_worker, gpus)
 
 
-def max_concurrent(config: SweepConfig, trial: TrialResources, cluster: Mapping[str, float]) -> int:
-    """Return how many trials fit at once.
+def max_concurrent(
+    sweep: Sweep, trial: TrialResources, nodes: Sequence[Mapping[str, Any]], members: int = 1
+) -> int:
+    """Return how many trials fit at once, by cluster, nodes and budget.
 
     Args:
-        config: whose budget may be less than the cluster.
-        trial: resources of one.
-        cluster: CPUs and GPUs of the cluster, by Ray's names.
+        sweep: whose budget may be less than the cluster.
+        trial: resources of one; its process is placed on one node, as is each worker.
+        nodes: of the cluster, from `ray.nodes()`.
+        members: trials that must run at once. In a population, one that waits until others have
+            ended has no member to copy, and Tune would not warn.
 
     Raises:
-        ConfigError: not even one fits.
+        ConfigError: not that many fit.
     """
-    budget, usable = config.budget, dict(cluster)
+    alive = [node["Resources"] for node in nodes if node.get("Alive")]
+    budget, usable = sweep.config.budget, {}
     for name, needed in (("CPU", trial.total.cpus), ("GPU", trial.total.gpus)):
-        key, have = f"{name.lower()}s", cluster.get(name, 0.0)
+        key, have = f"{name.lower()}s", sum(node.get(name, 0.0) for node in alive)
         limit = getattr(budget, key)
         usable[name] = have if limit is None else min(have, limit)
         if usable[name] + 1e-6 < needed:
@@ -106,27 +110,21 @@ def max_concurrent(config: SweepConfig, trial: TrialResources, cluster: Mapping[
                 expected=f"at least {needed:g}: {trial.arithmetic}",
                 fix="reduce compute.* and ingest.* in settings, raise the budget, or add nodes",
             )
+    configs = [one for one in (sweep.default, sweep.default_finetune) if one is not None]
+    parts = [("a trial's process", trial.process)]
+    parts += [("a training worker", _worker(c)) for c in configs if c.compute.workers > 0]
+    for name, part in parts:
+        if not any(part.count_in(node) for node in alive):
+            sizes = [Resources(node.get("CPU", 0), node.get("GPU", 0)) for node in alive]
+            raise ConfigError(
+                f"a node for {name}",
+                found=f"nodes of {'; '.join(map(str, sizes))}",
+                expected=f"one with {part}",
+                fix="reduce compute.cpus_per_worker or compute.gpus_per_worker in settings",
+            )
     most = min(budget.max_concurrent or budget.trials, budget.trials)
-    return min(most, trial.total.count_in(usable))
-
-
-def check_population(
-    members: int, concurrent: int, trial: TrialResources, nodes: Sequence[Mapping[str, Any]]
-) -> None:
-    """Check that all members of a population run at once.
-
-    A member that waits until others have ended has no member to copy, and Tune would not warn.
-
-    Args:
-        members: to be run.
-        concurrent: trials that fit into the cluster and the budget, see `max_concurrent`.
-        trial: resources of one; its process is placed on one node.
-        nodes: of the cluster, from `ray.nodes()`.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    fitting = min(concurrent, sum(trial.process.count_in(have) for have in _alive(nodes)))
+    processes = sum(trial.process.count_in(node) for node in alive)
+    fitting = min(most, trial.total.count_in(usable), processes)
     if fitting < members:
         raise ConfigError(
             "resources for a population",
@@ -135,32 +133,4 @@ def check_population(
             fix="reduce budget.trials or the resources of a trial, raise budget.cpus or "
             "budget.gpus where they are set, or add nodes",
         )
-
-
-def check_nodes(trial: TrialResources, sweep: Sweep, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Check that each process of a trial fits on some node.
-
-    Args:
-        trial: resources of one.
-        sweep: with the resources of each worker.
-        nodes: of the cluster, from `ray.nodes()`.
-
-    Raises:
-        ConfigError: one is larger than any node.
-    """
-    configs = [one for one in (sweep.default, sweep.default_finetune) if one is not None]
-    parts = [("a trial's process", trial.process)]
-    parts += [("a training worker", _worker(c)) for c in configs if c.compute.workers > 0]
-    for name, part in parts:
-        if not any(part.count_in(have) for have in _alive(nodes)):
-            sizes = [Resources(n.get("CPU", 0), n.get("GPU", 0)) for n in _alive(nodes)]
-            raise ConfigError(
-                f"a node for {name}",
-                found=f"nodes of {'; '.join(map(str, sizes))}",
-                expected=f"one with {part}",
-                fix="reduce compute.cpus_per_worker or compute.gpus_per_worker in settings",
-            )
-
-
-def _alive(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, float]]:
-    return [node["Resources"] for node in nodes if node.get("Alive")]
+    return fitting

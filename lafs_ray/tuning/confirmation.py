@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from lafs_ray.data.io import filesystem
@@ -13,7 +13,7 @@ from lafs_ray.tuning.preflight import no_results_error
 from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.space import Settings
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial import TrialBatch, TrialObserver, TrialSpec
+from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
 
 _log = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ def confirm(
             TrialBatch(
                 sweep,
                 pending,
-                propose=lambda number: settings[runs[number][0]],
-                make_spec=partial(_make_spec, sweep, attempt, runs),
-                observer=TrialObserver(partial(_on_report, runs), _on_end),
+                make_spec=partial(_make_spec, sweep, attempt, runs, settings),
+                on_report=partial(_on_report, runs),
+                on_end=_on_end,
                 attempt=f"{attempt}-confirm",
                 early_stopping=False,
             )
@@ -76,13 +76,18 @@ def confirm(
 
 
 def _make_spec(
-    sweep: Sweep, attempt: str, runs: Sequence[tuple[str, int]], number: int, settings: Settings
+    sweep: Sweep,
+    attempt: str,
+    runs: Sequence[tuple[str, int]],
+    settings: Mapping[str, Settings],
+    number: int,
+    _: Settings | None,
 ) -> TrialSpec:
     config, (arm, seed) = sweep.config, runs[number]
     return TrialSpec(
         sweep,
         SweepDir(sweep).confirmation(arm, seed),
-        settings,
+        settings[arm],
         seeds=(seed,),
         reports=1,
         eval_sets=config.confirm,

@@ -14,10 +14,10 @@ from lafs_ray.tuning.confirmation import confirm
 from lafs_ray.tuning.outputs import write_results, write_winner
 from lafs_ray.tuning.preflight import CheckedSweep, no_results_error
 from lafs_ray.tuning.results import Report, Trial, best, table
-from lafs_ray.tuning.search import Search
+from lafs_ray.tuning.search import propose
 from lafs_ray.tuning.space import Settings
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial import TrialBatch, TrialObserver, TrialSpec
+from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ class Driver:
         self.sweep, self.config = checked.sweep, checked.sweep.config
         self.dir = SweepDir(self.sweep)
         self.attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self._search = Search(self.config)
         self._started, self._spent_before = time.monotonic(), 0.0
         self._trials: dict[int, Trial] = {}
         self._done: list[int] = []
@@ -82,32 +81,20 @@ class Driver:
             return
         if self._done:
             _log.info(f"continuing {self.config.name}: trials already done: {len(self._done)}")
-        for trial in self._trials.values():
-            self._search.add(trial)
         # These schedulers compare with earlier trials, so those report again first.
         replayed = self._done if self.config.scheduler.kind in ("asha", "median") else []
         self._run_batch(
             TrialBatch(
                 self.sweep,
                 [*replayed, *pending],
-                propose=self._propose,
                 make_spec=partial(_make_spec, self.sweep, self.attempt),
-                observer=TrialObserver(self._on_report, self._on_end),
+                on_report=self._on_report,
+                on_end=self._on_end,
                 attempt=f"{self.attempt}-trials",
                 early_stopping=True,
                 time_budget_s=seconds,
             )
         )
-
-    def _propose(self, number: int) -> Settings:
-        """Return the settings that a trial already has, or new ones."""
-        directory = self.dir.trial(number)
-        trial = directory.read_trial(number)
-        if trial is not None:
-            return trial.settings
-        settings = self._search.propose(number)
-        directory.write_settings(settings)
-        return settings
 
     def _on_report(self, number: int, report: Report, replayed: bool) -> None:
         if replayed:
@@ -139,12 +126,11 @@ class Driver:
         trial = self._read(number)
         if is_new or trial.status == "failed":
             _log.info(f"trial {number}: {trial.status} {trial.message}".rstrip())
-        self._search.add(trial)
         write_results(self.sweep, sorted(self._trials.values(), key=lambda one: one.number))
 
     def _read(self, number: int) -> Trial:
         trial = self.dir.trial(number).read_trial(number)
-        assert trial is not None, "trials that report or end were proposed"
+        assert trial is not None, "trials that report or end have a record"
         self._trials[number] = trial
         return trial
 
@@ -176,11 +162,19 @@ class Driver:
         return None if hours is None else hours * 3600 - self._spent_s()
 
 
-def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings) -> TrialSpec:
-    objective = sweep.config.objective
+def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings | None) -> TrialSpec:
+    """Return a trial with the settings given, those that it already has, or new ones."""
+    objective, sweep_dir = sweep.config.objective, SweepDir(sweep)
+    directory = sweep_dir.trial(number)
+    if settings is None:
+        trial = directory.read_trial(number)
+        settings = (
+            trial.settings if trial else propose(sweep.config, number, sweep_dir.read_trials())
+        )
+        directory.write_settings(settings)
     return TrialSpec(
         sweep,
-        SweepDir(sweep).trial(number),
+        directory,
         settings,
         seeds=objective.seeds,
         reports=objective.reports,

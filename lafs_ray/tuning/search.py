@@ -1,13 +1,13 @@
 """Settings of each trial, sampled by Optuna: random search, TPE, or all points of a grid.
 
 Settings depend on the sweep's seed, the trial's number and, for TPE, the earlier trials alone. The
-study is rebuilt from the trials' records at each start, so it needs no storage of its own.
+study is rebuilt from the trials' records for each proposal, so it needs no storage of its own.
 """
 
 from __future__ import annotations
 
 import itertools
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
@@ -18,10 +18,10 @@ from lafs_ray.tuning.results import Trial
 from lafs_ray.tuning.space import Settings, Space, active_settings
 
 
-def make_study(sign: int) -> optuna.Study:
+def make_study(sign: int, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
     """Return an empty study in memory; `sign` is 1 to maximize, -1 to minimize."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(direction="maximize" if sign > 0 else "minimize")
+    return optuna.create_study(direction="maximize" if sign > 0 else "minimize", sampler=sampler)
 
 
 def frozen_trial(
@@ -47,44 +47,27 @@ def grid_points(space: Space) -> list[Settings]:
     return points
 
 
-class Search:
-    """Proposes the settings of trials.
+def propose(config: SweepConfig, number: int, trials: Sequence[Trial] = ()) -> Settings:
+    """Return the settings of a new trial.
 
     Args:
         config: the sweep.
+        number: of the new trial.
+        trials: earlier ones, for TPE: those finished, and those stopped up to their last report.
     """
-
-    def __init__(self, config: SweepConfig) -> None:
-        self._config = config
-        self._study = make_study(config.objective.sign)
-
-    @cached_property
-    def _grid(self) -> list[Settings]:
-        return grid_points(self._config.space)
-
-    def propose(self, number: int) -> Settings:
-        """Return the settings of the trial of a number."""
-        config, searcher = self._config, self._config.searcher
-        if searcher.kind == "grid":
-            return self._grid[number]
-        seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-        self._study.sampler = (
-            optuna.samplers.TPESampler(seed=seed, n_startup_trials=searcher.startup_trials)
-            if searcher.kind == "tpe"
-            else optuna.samplers.RandomSampler(seed=seed)
-        )
-        space = config.space
-        asked = self._study.ask({key: one.distribution for key, one in space.items()})
-        # Results are added with `add`, by this process or by a later one.
-        self._study.tell(asked, state=TrialState.FAIL)
-        values = {key: space[key].from_param(param) for key, param in asked.params.items()}
-        return active_settings(space, values)
-
-    def add(self, trial: Trial) -> None:
-        """Add the results of a finished trial, or of one stopped early up to its last report."""
-        if trial.status not in ("finished", "stopped") or not trial.reports:
-            return
-        is_finished = trial.status == "finished"
-        state = TrialState.COMPLETE if is_finished else TrialState.PRUNED
-        value = trial.objective if is_finished else None
-        self._study.add_trial(frozen_trial(trial, self._config.space, state, value))
+    space, searcher = config.space, config.searcher
+    if searcher.kind == "grid":
+        return grid_points(space)[number]
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    if searcher.kind == "tpe":
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=searcher.startup_trials)
+    study = make_study(config.objective.sign, sampler)
+    for trial in trials:
+        if trial.status == "finished":
+            study.add_trial(frozen_trial(trial, space, TrialState.COMPLETE, trial.objective))
+        elif trial.status == "stopped":
+            study.add_trial(frozen_trial(trial, space, TrialState.PRUNED))
+    asked = study.ask({key: dimension.distribution for key, dimension in space.items()})
+    values = {key: space[key].from_param(param) for key, param in asked.params.items()}
+    return active_settings(space, values)

@@ -2,7 +2,7 @@
 
     <storage>/<name>/sweep.json                  identity of the sweep; a different one is refused
     <storage>/<name>/spent.json                  seconds of all starts so far
-    <storage>/<name>/trials/0007/settings.json   written by the driver when the trial is proposed
+    <storage>/<name>/trials/0007/settings.json   written when the trial first starts
     <storage>/<name>/trials/0007/reports.json    written by the trial at every report
     <storage>/<name>/trials/0007/outcome.json    status and message once it has ended
     <storage>/<name>/trials/0007/s0/             an ordinary run, that of seed 0
@@ -98,13 +98,17 @@ class TrialDir:
         filesystem.delete(filesystem.join(self.uri, "outcome.json"))
 
     def read_trial(self, number: int) -> Trial | None:
-        """Return the trial, None before it is proposed."""
-        settings, progress = self.read_settings(), self.read_progress()
-        if settings is None:
+        """Return the trial, None before it starts."""
+        settings, progress, outcome = (
+            self.read_settings(),
+            self.read_progress(),
+            self.read_outcome(),
+        )
+        if settings is None and outcome is None:
             return None
         default: Status = "waiting" if progress is None else "running"
-        status, message = self.read_outcome() or (default, "")
-        progress = progress or TrialProgress(settings)
+        status, message = outcome or (default, "")
+        progress = progress or TrialProgress(settings or {})
         return Trial(number, progress.settings, status, progress.reports, message)
 
     def _read(self, name: str) -> Any:
@@ -146,7 +150,7 @@ class SweepDir:
         return TrialDir(filesystem.join(self.uri, "confirm", f"{arm}-{seed}"))
 
     def read_trials(self) -> list[Trial]:
-        """Return all trials proposed so far."""
+        """Return all trials started so far."""
         numbers = range(self._sweep.config.budget.trials)
         found = (self.trial(number).read_trial(number) for number in numbers)
         return [trial for trial in found if trial is not None]

@@ -31,21 +31,19 @@ _POINTER = "pointer.json"
 
 
 def make_trainable(
-    make_spec: Callable[[int, Settings], TrialSpec], numbers: Sequence[int] | None
+    numbers: Sequence[int],
+    make_spec: Callable[[int, Settings | None], TrialSpec],
+    *,
+    is_population: bool,
 ) -> Callable[[dict[str, Any]], None]:
-    """Return Tune's trainable.
-
-    Args:
-        make_spec: returns the trial of a number and settings.
-        numbers: of a population's members; None where the configuration has the number.
-    """
+    """Return Tune's trainable for a batch, see `TrialBatch`."""
 
     def trainable(config: dict[str, Any]) -> None:
-        number = trial_number(tune.get_context().get_trial_id(), config, numbers)
-        spec = make_spec(number, config["settings"])
+        number = trial_number(tune.get_context().get_trial_id(), numbers)
+        spec = make_spec(number, config.get("settings"))
         checkpoint = tune.get_checkpoint()
         donor = None if checkpoint is None else _donor(checkpoint, spec.dir.uri)
-        pointer_to = spec.dir.uri if numbers is not None else None
+        pointer_to = spec.dir.uri if is_population else None
         try:
             run_trial(spec, partial(_report, pointer_to), train_anywhere, donor)
         except UserError as error:
@@ -55,10 +53,8 @@ def make_trainable(
     return trainable
 
 
-def trial_number(trial_id: str, config: dict[str, Any], numbers: Sequence[int] | None) -> int:
-    """Return a trial's number: in a population from its id, as configurations are copied."""
-    if numbers is None:
-        return int(config["number"])
+def trial_number(trial_id: str, numbers: Sequence[int]) -> int:
+    """Return the number of a trial from Tune's id, which ends with its index in the batch."""
     return numbers[int(trial_id.rpartition("_")[2])]
 
 

@@ -79,28 +79,16 @@ class Donor:
 
 
 @dataclass(frozen=True)
-class TrialObserver:
-    """Callbacks in the driver's process.
-
-    Args:
-        on_report: number of the trial, report, and whether an earlier start had made it.
-        on_end: number of the trial, and the error if its process died, else "".
-    """
-
-    on_report: Callable[[int, Report, bool], None]
-    on_end: Callable[[int, str], None]
-
-
-@dataclass(frozen=True)
 class TrialBatch:
     """Trials to run concurrently.
 
     Args:
         sweep: that they belong to.
         numbers: of the trials, in the order in which they start.
-        propose: returns the settings of a number; called when it starts.
-        make_spec: returns the trial of a number and settings; sent to other processes.
-        observer: of the trials.
+        make_spec: returns the trial of a number, called when it starts, in its process; pbt gives
+            new settings.
+        on_report: called with number, report, and whether an earlier start had made it.
+        on_end: called with number, and the error if the trial's process died, else "".
         attempt: name of this start of the sweep, unique for each batch.
         early_stopping: whether the sweep's scheduler may stop them.
         time_budget_s: after which all are interrupted; None is no limit.
@@ -108,12 +96,17 @@ class TrialBatch:
 
     sweep: Sweep
     numbers: Sequence[int]
-    propose: Callable[[int], Settings]
-    make_spec: Callable[[int, Settings], TrialSpec]
-    observer: TrialObserver
+    make_spec: Callable[[int, Settings | None], TrialSpec]
+    on_report: Callable[[int, Report, bool], None]
+    on_end: Callable[[int, str], None]
     attempt: str
     early_stopping: bool
     time_budget_s: float | None = None
+
+    @property
+    def is_population(self) -> bool:
+        """Whether the trials copy each other (pbt)."""
+        return self.early_stopping and self.sweep.config.scheduler.kind == "pbt"
 
 
 @dataclass(frozen=True)

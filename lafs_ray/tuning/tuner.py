@@ -5,21 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.search import Searcher
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.engine.ray_session import join_cluster, start_or_join
-from lafs_ray.tuning.concurrency import (
-    check_nodes,
-    check_population,
-    max_concurrent,
-    trial_resources,
-)
+from lafs_ray.tuning.concurrency import max_concurrent, trial_resources
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.schedulers import make_scheduler
 from lafs_ray.tuning.sweep_dir import SweepDir
@@ -45,33 +38,28 @@ def run_batch(batch: TrialBatch) -> None:
     Raises:
         ConfigError: the cluster cannot fit a trial, or all members of a population at once.
     """
-    config = batch.sweep.config
-    is_population = batch.early_stopping and config.scheduler.kind == "pbt"
+    config, is_population = batch.sweep.config, batch.is_population
     resources = trial_resources(batch.sweep)
     total, members = resources.total, len(batch.numbers) if is_population else 1
     # On this machine CPUs are logical, and members share its cores.
     start_or_join(total.cpus * members)
     join_cluster(total.cpus, resources.arithmetic, total.gpus, resources.arithmetic)
-    nodes = ray.nodes()
-    check_nodes(resources, batch.sweep, nodes)
-    concurrent = max_concurrent(config, resources, ray.cluster_resources())
-    check_population(members, concurrent, resources, nodes)
+    concurrent = max_concurrent(batch.sweep, resources, ray.nodes(), members)
     _log.info(f"concurrent trials: {concurrent}, each {resources.arithmetic}")
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
     process = resources.process
     bundle = {"CPU": process.cpus, **({"GPU": process.gpus} if process.gpus else {})}
-    # Tune refuses a searcher beside a population's own proposals.
-    numbers = batch.numbers if is_population else None
-    proposed = [batch.propose(number) for number in batch.numbers] if is_population else []
+    trainable = make_trainable(batch.numbers, batch.make_spec, is_population=is_population)
+    space = {}
+    if is_population:
+        proposed = [batch.make_spec(number, None).settings for number in batch.numbers]
+        space = {"settings": tune.grid_search(proposed)}
     tuner = tune.Tuner(
-        tune.with_resources(
-            make_trainable(batch.make_spec, numbers), tune.PlacementGroupFactory([bundle])
-        ),
-        param_space={"settings": tune.grid_search(proposed)} if is_population else {},
+        tune.with_resources(trainable, tune.PlacementGroupFactory([bundle])),
+        param_space=space,
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="max" if config.objective.sign > 0 else "min",
-            search_alg=None if is_population else _Proposals(batch),
             scheduler=make_scheduler(config) if batch.early_stopping else None,
             num_samples=1 if is_population else len(batch.numbers),
             max_concurrent_trials=concurrent,
@@ -91,43 +79,14 @@ def run_batch(batch: TrialBatch) -> None:
     tuner.fit()
 
 
-class _Proposals(Searcher):  # type: ignore[misc] # Ray ships no types
-    """Proposes the trials of a batch in order; keeps no state, as sweeps resume from their own."""
-
-    def __init__(self, batch: TrialBatch) -> None:
-        super().__init__(
-            metric="objective", mode="max" if batch.sweep.config.objective.sign > 0 else "min"
-        )
-        self._pending, self._propose = list(batch.numbers), batch.propose
-
-    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 - part of Tune's interface
-        """Return the next trial's configuration."""
-        if not self._pending:
-            return Searcher.FINISHED
-        number = self._pending.pop(0)
-        return {"number": number, "settings": self._propose(number)}
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Do nothing."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Write an empty file, as Tune expects one."""
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing."""
-
-
 class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
-    """Passes Tune's events to the observer, with the sweep's trial numbers."""
+    """Passes Tune's events to the driver, with the sweep's trial numbers."""
 
     def __init__(self, batch: TrialBatch) -> None:
-        is_population = batch.early_stopping and batch.sweep.config.scheduler.kind == "pbt"
-        self._numbers = batch.numbers if is_population else None
-        self._observer = batch.observer
+        self._batch = batch
 
     def _number(self, trial: Any) -> int:
-        return trial_number(trial.trial_id, trial.config, self._numbers)
+        return trial_number(trial.trial_id, self._batch.numbers)
 
     def on_trial_result(
         self,
@@ -139,14 +98,14 @@ class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
     ) -> None:
         """Pass a report."""
         report = Report(**{one.name: result[one.name] for one in fields(Report)})
-        self._observer.on_report(self._number(trial), report, result["replayed"])
+        self._batch.on_report(self._number(trial), report, result["replayed"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         """Pass the end of a trial that finished or was stopped."""
-        self._observer.on_end(self._number(trial), "")
+        self._batch.on_end(self._number(trial), "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         """Pass the error of a trial whose process died again after a restart."""
         error = trial.get_error()
         text = " ".join(str(error).split()) if error is not None else "its process died"
-        self._observer.on_end(self._number(trial), text[-500:])
+        self._batch.on_end(self._number(trial), text[-500:])

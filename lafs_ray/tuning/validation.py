@@ -9,7 +9,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import Section, Tuning, find_mistakes, section_at
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.tuning.config import EvalSets, SweepConfig
-from lafs_ray.tuning.search import Search, grid_points
+from lafs_ray.tuning.search import grid_points, propose
 from lafs_ray.tuning.space import Settings, Space, activating_settings
 from lafs_ray.tuning.trial_config import TRIAL_CHECKPOINT, Sweep, with_settings
 
@@ -54,9 +54,8 @@ def known_settings(config: SweepConfig) -> list[Settings]:
     """Return the settings of the trials as far as they are known in advance; for TPE a sample."""
     if config.searcher.kind == "grid":
         return grid_points(config.space)
-    search = Search(config)
     count = config.budget.trials if config.searcher.kind == "random" else _NUM_SAMPLED
-    return [search.propose(number) for number in range(count)]
+    return [propose(config, number) for number in range(count)]
 
 
 def _base_errors(sweep: Sweep) -> Iterator[str]:

@@ -13,8 +13,6 @@ from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.concurrency import (
     Resources,
-    check_nodes,
-    check_population,
     max_concurrent,
     trial_resources,
 )
@@ -62,68 +60,65 @@ def test_trial_resources__pretraining_and_finetuning_may_run_together(tmp_path: 
     assert (resources.process, resources.workers) == (Resources(1, 0), Resources(6 + 6, 0))
 
 
+def node(cpus: float, gpus: float = 0.0) -> dict[str, Any]:
+    return {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}
+
+
+DEAD = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+
+
 def test_max_concurrent__by_the_scarcest(tmp_path: Path) -> None:
-    one = of(tmp_path, {**ON_GPU, "compute.gpus_per_worker": 0.25}, budget={"trials": 50})
-    resources = trial_resources(one)
-    assert max_concurrent(one.config, resources, {"CPU": 64, "GPU": 2}) == 8
-    assert max_concurrent(one.config, resources, {"CPU": 5, "GPU": 2}) == 5
-    shared = of(tmp_path, {**ON_GPU, "compute.gpus_per_worker": 1 / 3}, budget={"trials": 50})
-    assert max_concurrent(shared.config, trial_resources(shared), {"CPU": 64, "GPU": 1}) == 3
-    for budget, expected in (
-        ({"trials": 50, "gpus": 1}, 4),
-        ({"trials": 50, "cpus": 3}, 3),
-        ({"trials": 50, "max_concurrent": 2}, 2),
-        ({"trials": 6}, 6),
-    ):
-        limited = of(tmp_path, {**ON_GPU, "compute.gpus_per_worker": 0.25}, budget=budget)
-        assert max_concurrent(limited.config, resources, {"CPU": 64, "GPU": 2}) == expected, budget
+    def fitting(cpus: float, gpus: float, share: float = 0.25, **budget: Any) -> int:
+        settings = {**ON_GPU, "compute.gpus_per_worker": share}
+        one = of(tmp_path, settings, budget={"trials": 50, **budget})
+        return max_concurrent(one, trial_resources(one), [node(cpus, gpus), DEAD])
+
+    assert fitting(64, 2) == 8
+    assert fitting(5, 2) == 5
+    assert fitting(64, 1, share=1 / 3) == 3
+    assert fitting(64, 2, gpus=1) == 4
+    assert fitting(64, 2, cpus=3) == 3
+    assert fitting(64, 2, max_concurrent=2) == 2
+    assert fitting(64, 2, trials=6) == 6
 
 
 def test_max_concurrent__not_one_fits(tmp_path: Path) -> None:
     """The error shows the arithmetic; Ray would wait forever."""
-    one = of(tmp_path, {"compute.workers": 2, "ingest.actors_per_worker": 1})
+    settings = {"compute.workers": 2, "ingest.actors_per_worker": 1}
+    one = of(tmp_path, settings)
     with pytest.raises(ConfigError, match="CPUs for one trial") as caught:
-        max_concurrent(one.config, trial_resources(one), {"CPU": 6})
+        max_concurrent(one, trial_resources(one), [node(6), DEAD])
     assert caught.value.found == "6 in the cluster"
     assert caught.value.expected.startswith("at least 7: 1 CPUs, 0 GPUs for its process + 6 CPUs")
-    limited = of(
-        tmp_path,
-        {"compute.workers": 2, "ingest.actors_per_worker": 1},
-        budget={"trials": 4, "cpus": 3},
-    )
+    limited = of(tmp_path, settings, budget={"trials": 4, "cpus": 3})
     with pytest.raises(ConfigError, match="budget.cpus allows 3"):
-        max_concurrent(limited.config, trial_resources(limited), {"CPU": 64})
+        max_concurrent(limited, trial_resources(limited), [node(64)])
 
 
-def test_check_population__members_that_would_wait(tmp_path: Path) -> None:
+def test_max_concurrent__members_that_would_wait(tmp_path: Path) -> None:
     """A member that waits for others to end cannot copy them."""
-    resources, large = (
-        trial_resources(of(tmp_path, {})),
-        {"Alive": True, "Resources": {"CPU": 64.0}},
-    )
+    one = of(tmp_path, {}, budget={"trials": 4})
     with pytest.raises(ConfigError, match="resources for a population") as caught:
-        check_population(4, 3, resources, [large])
+        max_concurrent(one, trial_resources(one), [node(3)], members=4)
     assert caught.value.found.startswith("3 concurrent trials")
     assert caught.value.expected == "all 4 members at once, each 1 CPUs, 0 GPUs for its process"
-    check_population(4, 4, resources, [large])
+    assert max_concurrent(one, trial_resources(one), [node(4)], members=4) == 4
 
 
-def test_check_population__on_nodes_that_hold_one_each(tmp_path: Path) -> None:
+def test_max_concurrent__on_nodes_that_hold_one_each(tmp_path: Path) -> None:
     """Three nodes of three CPUs hold three processes of two, whatever the sum of their CPUs."""
-    resources = trial_resources(of(tmp_path, {**ON_GPU, "compute.cpus_per_worker": 2}))
-    node = {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 8.0}}
-    gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    check_population(3, 4, resources, [node, node, node, gone])
+    one = of(tmp_path, {**ON_GPU, "compute.cpus_per_worker": 2}, budget={"trials": 4})
+    nodes = [node(3, 8), node(3, 8), node(3, 8), DEAD]
+    assert max_concurrent(one, trial_resources(one), nodes, members=3) == 3
     with pytest.raises(ConfigError, match="found: +3 concurrent trials"):
-        check_population(4, 4, resources, [node, node, node, gone])
+        max_concurrent(one, trial_resources(one), nodes, members=4)
 
 
-def test_check_nodes__a_part_larger_than_any_node(tmp_path: Path) -> None:
+def test_max_concurrent__a_part_larger_than_any_node(tmp_path: Path) -> None:
     """Enough CPUs in total do not help a worker that needs four on one node."""
     one = of(tmp_path, {"compute.workers": 2, "compute.cpus_per_worker": 4})
-    small = {"Alive": True, "Resources": {"CPU": 2.0}}
-    gone = {"Alive": False, "Resources": {"CPU": 64.0}}
+    small = [node(2) for _ in range(16)]
     with pytest.raises(ConfigError, match="a node for a training worker") as caught:
-        check_nodes(trial_resources(one), one, [small, small, gone])
-    assert caught.value.found == "nodes of 2 CPUs, 0 GPUs; 2 CPUs, 0 GPUs"
-    check_nodes(trial_resources(one), one, [small, {"Alive": True, "Resources": {"CPU": 4.0}}])
+        max_concurrent(one, trial_resources(one), [*small, DEAD])
+    assert caught.value.found.startswith("nodes of 2 CPUs, 0 GPUs; 2 CPUs, 0 GPUs")
+    assert max_concurrent(one, trial_resources(one), [*small, node(4)]) == 1

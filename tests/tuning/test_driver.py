@@ -24,7 +24,7 @@ from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.driver import Driver
 from lafs_ray.tuning.preflight import check_sweep
 from lafs_ray.tuning.results import Trial
-from lafs_ray.tuning.search import Search
+from lafs_ray.tuning.search import propose
 from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import TrialBatch, run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep
@@ -47,9 +47,9 @@ def one_by_one(stop_after: int | None = None) -> Callable[[TrialBatch], None]:
         for count, number in enumerate(batch.numbers):
             if count == stop_after:
                 raise KeyboardInterrupt
-            spec = batch.make_spec(number, batch.propose(number))
-            run_trial(spec, partial(batch.observer.on_report, number), train_here)
-            batch.observer.on_end(number, "")
+            spec = batch.make_spec(number, None)
+            run_trial(spec, partial(batch.on_report, number), train_here)
+            batch.on_end(number, "")
 
     return run_batch
 
@@ -87,7 +87,7 @@ def test_sweep__from_its_trials_to_the_winner(
     assert folder.trial(0).read_progress() == first
     trials = folder.read_trials()
     assert [trial.status for trial in trials] == ["finished"] * 3
-    expected = [Search(one.config).propose(number) for number in range(3)]
+    expected = [propose(one.config, number) for number in range(3)]
     assert [trial.settings for trial in trials] == expected
     uri = Path(folder.uri)
     assert sorted(path.name for path in uri.glob("*.png")) == PLOTS
@@ -126,8 +126,7 @@ def test_sweep__trials_that_fail(
 
     def fail(batch: TrialBatch) -> None:
         for number in batch.numbers:
-            batch.propose(number)
-            batch.observer.on_end(number, "the node was struck by lightning")
+            batch.on_end(number, "the node was struck by lightning")
 
     for _ in range(2):
         caplog.clear()
@@ -204,7 +203,7 @@ def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: N
     assert all(member.reports[-1].step == 12 for member in members)
     copies = [member for member in members if member.reports[-1].generation > 0]
     assert copies, "no member copied another"
-    proposed = [Search(population.config).propose(number) for number in range(4)]
+    proposed = [propose(population.config, number) for number in range(4)]
     assert all(member.settings not in proposed for member in copies)
 
 

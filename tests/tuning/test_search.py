@@ -10,7 +10,7 @@ import numpy as np
 from lafs_ray.config.loader import resolve
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.results import Report, Trial
-from lafs_ray.tuning.search import Search, grid_points
+from lafs_ray.tuning.search import grid_points, propose
 
 SPACE = {
     "a": {"uniform": [0.0, 2.0]},
@@ -29,8 +29,7 @@ def config(space: dict[str, Any], **changes: Any) -> SweepConfig:
 def test_random__stays_in_the_space() -> None:
     """Every value is in its key's range, and a conditional key is there exactly when active."""
     sweep = config(SPACE)
-    search = Search(sweep)
-    proposed = [search.propose(number) for number in range(300)]
+    proposed = [propose(sweep, number) for number in range(300)]
     for settings in proposed:
         assert all(sweep.space[key].contains(value) for key, value in settings.items()), settings
         assert ("e" in settings) == (settings["c"] in (2, 3))
@@ -43,12 +42,11 @@ def test_random__stays_in_the_space() -> None:
 
 
 def test_random__depends_on_seed_and_number_alone() -> None:
-    """The same again in any order; another seed or number changes the values."""
-    first = Search(config(SPACE, seed=5)).propose(7)
-    search = Search(config(SPACE, seed=5, budget={"trials": 99}))
-    assert [search.propose(number) for number in (8, 7)][1] == first
-    assert Search(config(SPACE, seed=6)).propose(7)["a"] != first["a"]
-    assert search.propose(8)["a"] != first["a"]
+    """The same again; another seed or number changes the values."""
+    first = propose(config(SPACE, seed=5), 7)
+    assert propose(config(SPACE, seed=5, budget={"trials": 99}), 7) == first
+    assert propose(config(SPACE, seed=6), 7)["a"] != first["a"]
+    assert propose(config(SPACE, seed=5), 8)["a"] != first["a"]
 
 
 def test_grid__with_a_condition() -> None:
@@ -57,7 +55,7 @@ def test_grid__with_a_condition() -> None:
     sweep = config(space, searcher={"kind": "grid"})
     points = [{"a": False}, {"a": True, "b": 1}, {"a": True, "b": 2}]
     assert grid_points(sweep.space) == points
-    assert [Search(sweep).propose(number) for number in range(3)] == points
+    assert [propose(sweep, number) for number in range(3)] == points
 
 
 def test_tpe__learns_and_is_reproducible() -> None:
@@ -74,21 +72,20 @@ def test_tpe__learns_and_is_reproducible() -> None:
     def value_of(settings: dict[str, Any]) -> float:
         return float(settings["a"] + (0.0 if settings["b"] == 3 else 0.5))
 
-    def trained(count: int) -> Search:
-        search = Search(tpe)
+    def known(count: int) -> list[Trial]:
+        trials: list[Trial] = []
         for number in range(count):
-            settings = search.propose(number)
+            settings = propose(tpe, number, trials)
             value = value_of(settings)
             status = "stopped" if value > 1.2 else "finished"
             report = Report(1, seed=0, step=1, value=value, objective=value, seconds=1.0)
-            search.add(Trial(number, settings, status, (report,)))
-        return search
+            trials.append(Trial(number, settings, status, (report,)))
+        return trials
 
-    uniform = Search(config(space))
-    assert [Search(tpe).propose(n) for n in range(3)] == [uniform.propose(n) for n in range(3)]
-    first = trained(40)
-    proposed = [first.propose(number) for number in range(40, 50)]
+    trials = known(40)
+    assert [one.settings for one in trials[:3]] == [propose(config(space), n) for n in range(3)]
+    proposed = [propose(tpe, number, trials) for number in range(40, 50)]
     # Random settings have 0.5 + 0.5·2/3 = 0.83 on average.
     assert sum(map(value_of, proposed)) / 10 < 0.5
     assert all(("c" in one) == (one["b"] == 3) for one in proposed)
-    assert [trained(40).propose(number) for number in range(40, 50)] == proposed
+    assert [propose(tpe, number, known(40)) for number in range(40, 50)] == proposed
