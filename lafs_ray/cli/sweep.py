@@ -42,7 +42,7 @@ def describe(checked: CheckedSweep) -> None:
         when = "".join(f", when {name} in {list(v)}" for name, v in dimension.when.items())
         _log.info(f"  {key}: {dimension.kind} {dimension.edges()}{when}")
     _log.info(
-        f"{config.name}: trials {config.budget.trials}, steps {checked.total_steps}, "
+        f"{config.name}: trials {config.budget.trials}, "
         f"reports {config.objective.reports}, seeds {len(config.objective.seeds)}; "
         f"results in {SweepDir(checked.sweep).uri}"
     )

@@ -6,13 +6,14 @@ import json
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.preflight import no_results_error
 from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.sweep_dir import SweepDir
+from lafs_ray.tuning.sweep_dir import SweepDir, TrialDir
 from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
 
@@ -39,14 +40,17 @@ def confirm(
     settings: dict[str, Settings] = {"winner": winner.settings, "default": {}}
     runs = [(arm, seed) for seed in config.confirm.seeds for arm in ARMS]
     dirs = [sweep_dir.confirmation(arm, seed) for arm, seed in runs]
-    for (arm, _), directory in zip(runs, dirs, strict=True):
-        # A sweep continued with more trials may have another winner.
-        if directory.read_settings() not in (None, settings[arm]):
+    pending = []
+    for number, ((arm, _), directory) in enumerate(zip(runs, dirs, strict=True)):
+        record = directory.read()
+        if record is not None and record.settings != settings[arm]:
+            # A sweep continued with more trials may have another winner.
             filesystem.delete_tree(directory.uri)
-        if (directory.read_outcome() or ("", ""))[0] == "failed":
-            directory.delete_outcome()
-        directory.write_settings(settings[arm])
-    pending = [n for n, directory in enumerate(dirs) if directory.read_outcome() is None]
+            record = None
+        record = record or Trial(number, settings[arm])
+        if record.status != "finished":
+            directory.write(replace(record, status="waiting", message=""))
+            pending.append(number)
     if pending:
         _log.info(f"\nconfirmation: {len(pending)} runs of winner and default with new seeds")
         run_batch(
@@ -55,7 +59,7 @@ def confirm(
                 pending,
                 make_spec=partial(_make_spec, sweep, attempt, runs, settings),
                 on_report=partial(_on_report, runs),
-                on_end=_on_end,
+                on_end=partial(_on_end, dirs),
                 attempt=f"{attempt}-confirm",
                 early_stopping=False,
             )
@@ -63,7 +67,7 @@ def confirm(
     metric = config.confirm.metric or config.objective.metric
     values: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for (arm, seed), directory in zip(runs, dirs, strict=True):
-        trial = directory.read_trial(0)
+        trial = directory.read()
         if trial is None or trial.objective is None:
             reason = (trial.message if trial else "") or "no report"
             raise no_results_error(f"{arm} with seed {seed}: {reason}")
@@ -102,9 +106,10 @@ def _on_report(runs: Sequence[tuple[str, int]], number: int, report: Report, _: 
     _log.info(f"{arm}, seed {seed}: {report.objective:.4f}")
 
 
-def _on_end(number: int, error: str) -> None:
-    if error:
-        _log.info(f"confirmation run {number} failed: {error}")
+def _on_end(dirs: Sequence[TrialDir], number: int, error: str) -> None:
+    record = dirs[number].read()
+    if error and record is not None:
+        dirs[number].write(replace(record, status="failed", message=error))
 
 
 def comparison(winner: Sequence[float], default: Sequence[float]) -> list[str]:

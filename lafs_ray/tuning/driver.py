@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from lafs_ray.data.io import filesystem
@@ -74,8 +75,9 @@ class Driver:
     def _run_trials(self) -> None:
         self._done = [n for n, t in self._trials.items() if t.status in ("finished", "stopped")]
         pending = [n for n in range(self.config.budget.trials) if n not in self._done]
-        for number in pending:
-            self.dir.trial(number).delete_outcome()
+        for trial in self._trials.values():
+            if trial.status == "failed":
+                self.dir.trial(trial.number).write(replace(trial, status="waiting", message=""))
         seconds = self._seconds_left()
         if not pending or (seconds is not None and seconds <= 0):
             return
@@ -100,7 +102,9 @@ class Driver:
         if replayed:
             return
         self.dir.write_spent_s(self._spent_s())
-        self._read(number)
+        trial = self.dir.trial(number).read()
+        assert trial is not None, "trials that report have a record"
+        self._trials[number] = trial
         leader = best([*self._trials.values()], self.config.objective.sign)
         suffix = "" if leader is None else f"  (best {leader.objective:.4f}, trial {leader.number})"
         last = self.config.objective.last_report
@@ -113,26 +117,20 @@ class Driver:
         if number in self._done:
             return
         directory, seconds = self.dir.trial(number), self._seconds_left()
-        is_new = directory.read_outcome() is None
-        if is_new and error:
-            directory.write_outcome("failed", error)
-        elif is_new and seconds is not None and seconds <= 0:
-            _log.info(f"trial {number}: interrupted: budget.hours used up")
-            return
-        elif is_new:
-            directory.write_outcome("stopped")
+        trial = directory.read() or Trial(number, {})
+        if trial.status in ("waiting", "running"):
+            if not error and seconds is not None and seconds <= 0:
+                _log.info(f"trial {number}: interrupted: budget.hours used up")
+                return
+            trial = replace(trial, status="failed" if error else "stopped", message=error)
+            directory.write(trial)
+        if trial.status == "stopped":
             for seed in self.config.objective.seeds:
                 filesystem.delete_tree(filesystem.join(directory.uri, f"s{seed}", "checkpoints"))
-        trial = self._read(number)
-        if is_new or trial.status == "failed":
+        if trial.status != "finished":
             _log.info(f"trial {number}: {trial.status} {trial.message}".rstrip())
-        write_results(self.sweep, sorted(self._trials.values(), key=lambda one: one.number))
-
-    def _read(self, number: int) -> Trial:
-        trial = self.dir.trial(number).read_trial(number)
-        assert trial is not None, "trials that report or end have a record"
         self._trials[number] = trial
-        return trial
+        write_results(self.sweep, sorted(self._trials.values(), key=lambda one: one.number))
 
     def _finish(self, trials: list[Trial]) -> None:
         config = self.config
@@ -166,16 +164,14 @@ def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings | Non
     """Return a trial with the settings given, those that it already has, or new ones."""
     objective, sweep_dir = sweep.config.objective, SweepDir(sweep)
     directory = sweep_dir.trial(number)
-    if settings is None:
-        trial = directory.read_trial(number)
-        settings = (
-            trial.settings if trial else propose(sweep.config, number, sweep_dir.read_trials())
-        )
-        directory.write_settings(settings)
+    record = directory.read()
+    if record is None or not record.settings:
+        record = Trial(number, propose(sweep.config, number, sweep_dir.read_trials()))
+        directory.write(record)
     return TrialSpec(
         sweep,
         directory,
-        settings,
+        settings or record.settings,
         seeds=objective.seeds,
         reports=objective.reports,
         eval_sets=objective,

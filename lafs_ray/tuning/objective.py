@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
+from lafs_ray.config.train import OnlineEval
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.io import filesystem
+from lafs_ray.engine.online_eval import check_online_eval
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.embed import chunks
-from lafs_ray.evaluation.neighbors import check_possible
 from lafs_ray.evaluation.protocols import (
     Device,
     evaluate_identities,
@@ -23,7 +23,7 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.tuning.config import EvalSets, Metric
 
 
-def evaluate_checkpoint(
+def objective_value(
     checkpoint: str,
     eval_sets: EvalSets,
     metric: Metric,
@@ -79,14 +79,11 @@ def check_eval_sets(eval_sets: EvalSets, metric: Metric, far: float) -> None:
         DataError: a file is missing or damaged, an image does not decode, or the metric is
             undefined.
     """
-    if eval_sets.identities is not None:
-        check_possible(open_labeled(eval_sets.identities, eval_sets.color_order).labels, [1])
+    files = eval_sets.model_dump(include={"pairs", "identities", "color_order"})
+    check_online_eval(OnlineEval(**files))
     if eval_sets.pairs is None:
         return
-    pairs = open_pairs(eval_sets.pairs, eval_sets.color_order)
-    for start, stop in chunks(pairs.faces.num_images):
-        pairs.faces.read(start, stop)
-    same = pairs.same
+    same = open_pairs(eval_sets.pairs, eval_sets.color_order).same
     distances = np.linspace(0, 4, len(same))
     try:
         kfold_accuracy(distances, same)

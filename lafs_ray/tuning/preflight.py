@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lafs_ray.config.loader import all_mistakes
-from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.prepare import check_run
@@ -35,21 +34,11 @@ class CheckedSweep:
 
     Args:
         sweep: the sweep.
-        total_steps: of a run with the base's settings.
         fingerprints: of the training sets, by section.
     """
 
     sweep: Sweep
-    total_steps: int
     fingerprints: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What is kept of a run's inputs; its weights may be large."""
-
-    faces: FaceSet
-    total_steps: int
 
 
 def check_sweep(sweep: Sweep) -> CheckedSweep:
@@ -58,20 +47,14 @@ def check_sweep(sweep: Sweep) -> CheckedSweep:
     Raises:
         ConfigError: naming all errors.
     """
-    opened: dict[str, _Opened] = {}
+    opened: dict[str, FaceSet] = {}
     errors = find_errors(sweep) or [*_data_errors(sweep, opened)]
     if errors:
         raise all_mistakes(f"sweep {sweep.config.name}", errors, "a sweep that can run to its end")
-    fingerprints = {name: one.faces.fingerprint for name, one in opened.items()}
-    return CheckedSweep(sweep, opened["trials"].total_steps, fingerprints)
+    return CheckedSweep(sweep, {name: faces.fingerprint for name, faces in opened.items()})
 
 
-def _open(config: TrainConfig) -> _Opened:
-    inputs = check_run(config)
-    return _Opened(inputs.faces, inputs.length.total_steps)
-
-
-def _data_errors(sweep: Sweep, opened: dict[str, _Opened]) -> Iterator[str]:
+def _data_errors(sweep: Sweep, opened: dict[str, FaceSet]) -> Iterator[str]:
     config = sweep.config
     for section in ("objective", "confirm"):
         eval_sets = getattr(config, section)
@@ -84,18 +67,19 @@ def _data_errors(sweep: Sweep, opened: dict[str, _Opened]) -> Iterator[str]:
     try:
         if sweep.default.compute.workers == 0:
             training_device(sweep.default)
-        opened["trials"] = _open(sweep.run_config({}, name="check", storage=config.storage, seed=0))
+        run = sweep.run_config({}, name="check", storage=config.storage, seed=0)
+        opened["trials"] = check_run(run).faces
     except UserError as error:
         yield f"a run with the base's settings: {as_line(error)}"
     else:
-        yield from _trial_errors(sweep, opened["trials"].faces)
+        yield from _trial_errors(sweep, opened["trials"])
     if sweep.default_finetune is not None:
         try:
             # The transformer does not exist yet; the rest does.
             start = sweep.default_finetune.start.model_copy(update={"transformer": None})
             regularizer = sweep.default_finetune.regularizer.model_copy(update={"strength": 0.0})
             parts = {"start": start, "regularizer": regularizer}
-            opened["finetune"] = _open(sweep.default_finetune.model_copy(update=parts))
+            opened["finetune"] = check_run(sweep.default_finetune.model_copy(update=parts)).faces
         except UserError as error:
             yield f"finetune: {as_line(error)}"
     try:
@@ -123,7 +107,7 @@ def _trial_error(
     inputs = json.dumps(decisive, sort_keys=True)
     try:
         if decisive and inputs not in opened and len(opened) < _MAX_OPENED:
-            opened[inputs] = _open(config).faces
+            opened[inputs] = check_run(config).faces
         total = run_length(config, build_sampler(config, opened.get(inputs, default))).total_steps
     except UserError as error:
         return as_line(error)

@@ -45,21 +45,31 @@ class Report:
 
 @dataclass(frozen=True)
 class Trial:
-    """State and reports of a trial.
+    """Record of a trial, as it is kept in its directory.
 
     Args:
         number: from 0.
-        settings: values of the active keys of the space.
-        status: stopped is by the scheduler.
+        settings: current values of the active keys of the space; pbt changes them.
+        status: waiting until the first report; stopped is by the scheduler.
         reports: in order.
         message: why it failed.
+        generation: how many copies of other trials it has continued from (pbt).
+        start: report at which this generation's copy was taken; 0 without a copy.
     """
 
     number: int
     settings: Settings
-    status: Status
+    status: Status = "waiting"
     reports: tuple[Report, ...] = ()
     message: str = ""
+    generation: int = 0
+    start: int = 0
+
+    @property
+    def last_report(self) -> int:
+        """Number of this generation's newest report, or of the copy that it began with."""
+        own = [one.report for one in self.reports if one.generation == self.generation]
+        return max(own, default=self.start)
 
     @property
     def objective(self) -> float | None:
@@ -92,8 +102,7 @@ def ranked(trials: Sequence[Trial], sign: int) -> list[Trial]:
     def key(trial: Trial) -> tuple[Any, ...]:
         value = trial.objective
         loss = float("inf") if value is None else -sign * value
-        last = trial.reports[-1].report if trial.reports else 0
-        return trial.status != "finished", -last, loss, trial.number
+        return trial.status != "finished", -trial.last_report, loss, trial.number
 
     return sorted(trials, key=key)
 
@@ -109,12 +118,12 @@ def table(trials: Sequence[Trial], space: Space, sign: int, last_report: int) ->
     headings = [key if len(key) <= _LABEL_WIDTH else key.rpartition(".")[2] for key in space]
     rows = [["trial", "status", "report", "objective", "s", *headings]]
     for trial in ranked(trials, sign):
-        value, last = trial.objective, trial.reports[-1].report if trial.reports else 0
+        value = trial.objective
         rows.append(
             [
                 str(trial.number),
                 trial.status,
-                f"{last}/{last_report}",
+                f"{trial.last_report}/{last_report}",
                 "–" if value is None else f"{value:.4f}",
                 f"{trial.seconds:.0f}",
                 *(_cell(trial.settings[key]) if key in trial.settings else "–" for key in space),

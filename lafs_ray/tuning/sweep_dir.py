@@ -1,12 +1,12 @@
-"""Directory of a sweep: what it is, and the settings, reports and outcome of each trial.
+"""Directory of a sweep: what it is, and the record of each trial.
 
-    <storage>/<name>/sweep.json                  identity of the sweep; a different one is refused
-    <storage>/<name>/spent.json                  seconds of all starts so far
-    <storage>/<name>/trials/0007/settings.json   written when the trial first starts
-    <storage>/<name>/trials/0007/reports.json    written by the trial at every report
-    <storage>/<name>/trials/0007/outcome.json    status and message once it has ended
-    <storage>/<name>/trials/0007/s0/             an ordinary run, that of seed 0
-    <storage>/<name>/confirm/winner-101/…        the same files, for winner and default
+    <storage>/<name>/sweep.json                identity of the sweep; a different one is refused
+    <storage>/<name>/spent.json                seconds of all starts so far
+    <storage>/<name>/trials/0007/trial.json    settings, status and reports of a trial
+    <storage>/<name>/trials/0007/s0/           an ordinary run, that of seed 0
+    <storage>/<name>/confirm/winner-101/…      the same files, for winner and default
+
+A trial's process writes its record at every report; the driver does when that process has ended.
 
 Ours: a killed sweep continues from these files, not from Tune's snapshot, which is ten seconds or
 more behind and has no state of the scheduler: its rungs would start empty.
@@ -17,40 +17,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from lafs_ray.config.loader import differences
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.tuning.results import Report, Status, Trial
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.trial_config import Sweep
 
 # Settings that may change when a sweep is continued.
 _CHANGEABLE = ("budget", "confirm", "storage")
-
-
-@dataclass(frozen=True)
-class TrialProgress:
-    """What a trial has reported.
-
-    Args:
-        settings: its current ones; pbt changes them.
-        reports: in order.
-        generation: how many copies of other trials it has continued from (pbt).
-        start: report at which this generation's copy was taken; 0 without a copy.
-    """
-
-    settings: Settings
-    reports: tuple[Report, ...] = ()
-    generation: int = 0
-    start: int = 0
-
-    @property
-    def last_report(self) -> int:
-        """Number of this generation's newest report, or of the copy that it began with."""
-        own = [one.report for one in self.reports if one.generation == self.generation]
-        return max(own, default=self.start)
 
 
 @dataclass(frozen=True)
@@ -63,61 +38,20 @@ class TrialDir:
 
     uri: str
 
-    def read_settings(self) -> Settings | None:
-        """Return the settings proposed, None before that."""
-        settings: Settings | None = self._read("settings.json")
-        return settings
+    def read(self) -> Trial | None:
+        """Return the trial's record, None before it starts.
 
-    def write_settings(self, settings: Settings) -> None:
-        """Write the settings proposed."""
-        self._write("settings.json", settings)
-
-    def read_progress(self) -> TrialProgress | None:
-        """Return the trial's progress, None before its first report."""
-        content = self._read("reports.json")
-        if content is None:
-            return None
-        reports = tuple(Report(**line) for line in content.pop("reports"))
-        return TrialProgress(reports=reports, **content)
-
-    def write_progress(self, progress: TrialProgress) -> None:
-        """Write the trial's progress."""
-        self._write("reports.json", asdict(progress))
-
-    def read_outcome(self) -> tuple[Status, str] | None:
-        """Return status and message of an ended trial, None before its end."""
-        content = self._read("outcome.json")
-        return None if content is None else (content["status"], content["message"])
-
-    def write_outcome(self, status: Status, message: str = "") -> None:
-        """Write how the trial ended."""
-        self._write("outcome.json", {"status": status, "message": message})
-
-    def delete_outcome(self) -> None:
-        """Let the trial run again."""
-        filesystem.delete(filesystem.join(self.uri, "outcome.json"))
-
-    def read_trial(self, number: int) -> Trial | None:
-        """Return the trial, None before it starts."""
-        settings, progress, outcome = (
-            self.read_settings(),
-            self.read_progress(),
-            self.read_outcome(),
-        )
-        if settings is None and outcome is None:
-            return None
-        default: Status = "waiting" if progress is None else "running"
-        status, message = outcome or (default, "")
-        progress = progress or TrialProgress(settings or {})
-        return Trial(number, progress.settings, status, progress.reports, message)
-
-    def _read(self, name: str) -> Any:
-        uri = filesystem.join(self.uri, name)
+        Raises:
+            DataError: the record is damaged.
+        """
+        uri = filesystem.join(self.uri, "trial.json")
         if not filesystem.exists(uri):
             return None
         try:
-            return json.loads(filesystem.read_bytes(uri))
-        except ValueError as error:
+            content = json.loads(filesystem.read_bytes(uri))
+            reports = tuple(Report(**line) for line in content.pop("reports"))
+            return Trial(reports=reports, **content)
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 uri,
                 found=str(error),
@@ -125,9 +59,10 @@ class TrialDir:
                 fix=f"delete {self.uri} to run this trial again",
             ) from None
 
-    def _write(self, name: str, content: Any) -> None:
-        with filesystem.atomic_write(filesystem.join(self.uri, name)) as file:
-            file.write(json.dumps(content).encode())
+    def write(self, trial: Trial) -> None:
+        """Write the trial's record atomically."""
+        with filesystem.atomic_write(filesystem.join(self.uri, "trial.json")) as file:
+            file.write(json.dumps(asdict(trial)).encode())
 
 
 class SweepDir:
@@ -152,7 +87,7 @@ class SweepDir:
     def read_trials(self) -> list[Trial]:
         """Return all trials started so far."""
         numbers = range(self._sweep.config.budget.trials)
-        found = (self.trial(number).read_trial(number) for number in numbers)
+        found = (self.trial(number).read() for number in numbers)
         return [trial for trial in found if trial is not None]
 
     def read_spent_s(self) -> float:

@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ def make_trainable(
             run_trial(spec, partial(_report, pointer_to), train_anywhere, donor)
         except UserError as error:
             # A retry would fail in the same way, so Tune sees no failure.
-            spec.dir.write_outcome("failed", as_line(error))
+            record = spec.dir.read()
+            assert record is not None, "a trial's record is written before it starts"
+            spec.dir.write(replace(record, status="failed", message=as_line(error)))
 
     return trainable
 

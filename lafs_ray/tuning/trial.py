@@ -21,10 +21,10 @@ from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import Hooks, run_local
 from lafs_ray.tuning.config import EvalSets, Metric
-from lafs_ray.tuning.objective import evaluate_checkpoint
-from lafs_ray.tuning.results import Report
+from lafs_ray.tuning.objective import objective_value
+from lafs_ray.tuning.results import Report, Status, Trial
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.sweep_dir import TrialDir, TrialProgress
+from lafs_ray.tuning.sweep_dir import TrialDir
 from lafs_ray.tuning.trial_config import Sweep
 
 # Trains a run to its end; calls back with the step after each checkpoint.
@@ -39,8 +39,8 @@ class TrialSpec:
 
     Args:
         sweep: that it belongs to.
-        dir: its directory.
-        settings: proposed for it.
+        dir: its directory, with its record.
+        settings: to run with; pbt may have changed them.
         seeds: of its runs.
         reports: number of reports of the first seed's run.
         eval_sets: faces to evaluate on.
@@ -139,7 +139,7 @@ def run_trial(
     trial = _Trial(spec, on_report, train)
     if spec.replay:
         trial.replay()
-    if spec.dir.read_outcome() is not None:
+    if trial.has_ended:
         return
     if donor is not None:
         trial.exploit(donor)
@@ -149,27 +149,33 @@ def run_trial(
 class _Trial:
     def __init__(self, spec: TrialSpec, on_report: OnReport, train: Train) -> None:
         self._spec, self._on_report, self._train = spec, on_report, train
-        self._progress = spec.dir.read_progress() or TrialProgress(spec.settings)
-        self._since = time.monotonic()
+        record = spec.dir.read()
+        assert record is not None, "a trial's record is written before it starts"
+        self._record, self._since = record, time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing left to run."""
+        return self._record.status in ("finished", "stopped", "failed")
 
     def replay(self) -> None:
         """Report what earlier starts of the sweep reported."""
-        for report in self._progress.reports:
+        for report in self._record.reports:
             if report.attempt != self._spec.attempt:
                 self._on_report(report, True)
 
     def exploit(self, donor: Donor) -> None:
         """Begin a new generation from the donor's checkpoint."""
-        theirs = TrialDir(donor.uri).read_progress()
+        theirs = TrialDir(donor.uri).read()
         assert theirs is not None, "only trials that have reported are copied"
         spec, seed = self._spec, self._spec.seeds[0]
-        generation = self._progress.generation + 1
-        progress = replace(
-            self._progress, settings=spec.settings, generation=generation, start=donor.report
+        generation = self._record.generation + 1
+        record = replace(
+            self._record, settings=spec.settings, generation=generation, start=donor.report
         )
         # A killed process may have left half of the same copy.
         filesystem.delete_tree(filesystem.join(spec.dir.uri, _run_name(seed, generation)))
-        mine = self._open(progress, seed, spec.reports)
+        mine = self._open(record, seed, spec.reports)
         step = min(donor.report * mine.length.save_every, mine.length.total_steps)
         source = self._run_of(theirs, donor).checkpoint_uri(step)
         with (
@@ -177,10 +183,10 @@ class _Trial:
             filesystem.atomic_write(mine.folder().checkpoint_uri(step)) as new,
         ):
             shutil.copyfileobj(old, new)
-        self._progress = progress
-        spec.dir.write_progress(progress)
+        self._record = record
+        spec.dir.write(record)
 
-    def _run_of(self, theirs: TrialProgress, donor: Donor) -> RunDir:
+    def _run_of(self, theirs: Trial, donor: Donor) -> RunDir:
         """Return the run that the donor's report was made from; the donor may have moved on."""
         made = [one for one in theirs.reports if one.report == donor.report]
         seed = self._spec.seeds[0]
@@ -196,45 +202,42 @@ class _Trial:
         for index, seed in enumerate(spec.seeds):
             reports = spec.reports if index == 0 else 1
             first = 1 if index == 0 else spec.reports + index
-            if self._progress.last_report >= first + reports - 1:
+            if self._record.last_report >= first + reports - 1:
                 continue
-            run = _SeedRun(self._open(self._progress, seed, reports), seed, first)
+            run = _SeedRun(self._open(self._record, seed, reports), seed, first)
             # Checkpoints that an earlier process saved but did not evaluate.
             for step in run.inputs.folder().steps():
                 self._on_checkpoint(run, step)
             self._train(run.inputs, partial(self._on_checkpoint, run))
 
-    def _open(self, progress: TrialProgress, seed: int, reports: int) -> RunInputs:
+    def _open(self, record: Trial, seed: int, reports: int) -> RunInputs:
         """Return the inputs of a run that saves a checkpoint for each report."""
-        name, storage = _run_name(seed, progress.generation), self._spec.dir.uri
-        config = self._spec.sweep.run_config(
-            progress.settings, name=name, storage=storage, seed=seed
-        )
+        name, storage = _run_name(seed, record.generation), self._spec.dir.uri
+        config = self._spec.sweep.run_config(record.settings, name=name, storage=storage, seed=seed)
         inputs = prepare_run(config)
         save_every = report_interval(inputs.length.total_steps, reports)
         return replace(inputs, length=replace(inputs.length, save_every=save_every))
 
     def _on_checkpoint(self, run: _SeedRun, step: int) -> None:
         """Evaluate and report a checkpoint, unless an earlier process did."""
-        spec, progress, number = self._spec, self._progress, run.report_at(step)
-        if number <= progress.last_report:
+        spec, record, number = self._spec, self._record, run.report_at(step)
+        if number <= record.last_report:
             return
         value = objective = self._evaluate(run, step)
         if number > spec.reports:
-            ends = [one.value for one in progress.reports if one.report >= spec.reports]
+            ends = [one.value for one in record.reports if one.report >= spec.reports]
             objective = (sum(ends) + value) / (len(ends) + 1)
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         report = Report(
-            number, run.seed, step, value, objective, seconds, progress.generation, spec.attempt
+            number, run.seed, step, value, objective, seconds, record.generation, spec.attempt
         )
-        self._progress = replace(progress, reports=(*progress.reports, report))
-        spec.dir.write_progress(self._progress)
+        status: Status = "finished" if number == spec.last_report else "running"
+        self._record = replace(record, status=status, reports=(*record.reports, report))
+        spec.dir.write(self._record)
         # Before reporting: a scheduler ends the process of a trial at its last report.
         if step == run.inputs.length.total_steps:
             self._prune(run.inputs.folder())
-        if number == spec.last_report:
-            spec.dir.write_outcome("finished")
         self._on_report(report, False)
 
     def _evaluate(self, run: _SeedRun, step: int) -> float:
@@ -242,7 +245,7 @@ class _Trial:
         checkpoint = run.inputs.folder().checkpoint_uri(step)
         objective = spec.sweep.config.objective
         evaluate = partial(
-            evaluate_checkpoint,
+            objective_value,
             eval_sets=spec.eval_sets,
             metric=spec.metric,
             far=objective.far,
@@ -251,7 +254,7 @@ class _Trial:
         )
         if spec.sweep.finetune is None:
             return evaluate(checkpoint)
-        name = f"finetune-s{run.seed}-g{self._progress.generation}-{step:08d}"
+        name = f"finetune-s{run.seed}-g{self._record.generation}-{step:08d}"
         finetune = prepare_run(
             spec.sweep.finetune_config(checkpoint, name=name, storage=spec.dir.uri, seed=run.seed)
         )

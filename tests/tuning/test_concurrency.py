@@ -68,18 +68,18 @@ DEAD = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
 
 
 def test_max_concurrent__by_the_scarcest(tmp_path: Path) -> None:
-    def fitting(cpus: float, gpus: float, share: float = 0.25, **budget: Any) -> int:
+    def fitting(have: tuple[int, int], share: float = 0.25, **budget: Any) -> int:
         settings = {**ON_GPU, "compute.gpus_per_worker": share}
         one = of(tmp_path, settings, budget={"trials": 50, **budget})
-        return max_concurrent(one, trial_resources(one), [node(cpus, gpus), DEAD])
+        return max_concurrent(one, trial_resources(one), [node(*have), DEAD])
 
-    assert fitting(64, 2) == 8
-    assert fitting(5, 2) == 5
-    assert fitting(64, 1, share=1 / 3) == 3
-    assert fitting(64, 2, gpus=1) == 4
-    assert fitting(64, 2, cpus=3) == 3
-    assert fitting(64, 2, max_concurrent=2) == 2
-    assert fitting(64, 2, trials=6) == 6
+    assert fitting((64, 2)) == 8
+    assert fitting((5, 2)) == 5
+    assert fitting((64, 1), share=1 / 3) == 3
+    assert fitting((64, 2), gpus=1) == 4
+    assert fitting((64, 2), cpus=3) == 3
+    assert fitting((64, 2), max_concurrent=2) == 2
+    assert fitting((64, 2), trials=6) == 6
 
 
 def test_max_concurrent__not_one_fits(tmp_path: Path) -> None:

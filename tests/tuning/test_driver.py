@@ -82,9 +82,9 @@ def test_sweep__from_its_trials_to_the_winner(
     printed = caplog.text
     assert "trial    status  report  objective" in printed
     assert pq.read_table(tmp_path / "sweeps" / "sweep" / "results.parquet").num_rows == 1
-    first = SweepDir(one).trial(0).read_progress()
+    first = SweepDir(one).trial(0).read()
     folder = drive(one)
-    assert folder.trial(0).read_progress() == first
+    assert folder.trial(0).read() == first
     trials = folder.read_trials()
     assert [trial.status for trial in trials] == ["finished"] * 3
     expected = [propose(one.config, number) for number in range(3)]
@@ -211,8 +211,8 @@ def ended_in(folder: Path) -> list[Path]:
     """Return the trials that ended; failed ones run again, and may have no report."""
     return [
         path.parent
-        for path in folder.glob("*/outcome.json")
-        if json.loads(path.read_text())["status"] != "failed"
+        for path in folder.glob("*/trial.json")
+        if json.loads(path.read_text())["status"] in ("finished", "stopped")
     ]
 
 
@@ -259,14 +259,14 @@ def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None
     time.sleep(2)
     ended = ended_in(folder)
     assert len(ended) < 3, "killed too late for the test"
-    before = {path: (path / "reports.json").read_bytes() for path in ended}
+    before = {path: (path / "trial.json").read_bytes() for path in ended}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"continuing sweep: trials already done: {len(ended)}" in done.stdout
-    assert {path: (path / "reports.json").read_bytes() for path in ended} == before
-    outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("*/outcome.json"))]
+    assert {path: (path / "trial.json").read_bytes() for path in ended} == before
+    outcomes = [json.loads(path.read_text()) for path in sorted(folder.glob("*/trial.json"))]
     statuses = [outcome["status"] for outcome in outcomes]
     assert statuses[2] == "failed", outcomes
     assert {*statuses[:2], statuses[3]} <= {"finished", "stopped"}

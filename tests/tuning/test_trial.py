@@ -13,8 +13,8 @@ from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.config import Objective, SweepConfig
-from lafs_ray.tuning.objective import evaluate_checkpoint
-from lafs_ray.tuning.results import Report
+from lafs_ray.tuning.objective import objective_value
+from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import Donor, TrialSpec, run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep, read_sweep
@@ -54,7 +54,8 @@ def spec(one: Sweep, number: int = 0, attempt: str = "a", **changes: Any) -> Tri
     objective = one.config.objective
     parts = (objective.seeds, objective.reports, objective, objective.metric, attempt)
     whole = TrialSpec(one, SweepDir(one).trial(number), LR, *parts)
-    whole.dir.write_settings(LR)
+    if whole.dir.read() is None:
+        whole.dir.write(Trial(number, LR))
     return replace(whole, **changes)
 
 
@@ -82,7 +83,9 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
         (values[1] + values[2]) / 2,
     ]
     folder = SweepDir(one).trial(0)
-    assert folder.read_outcome() == ("finished", "")
+    record = folder.read()
+    assert record is not None
+    assert record.status == "finished"
     objective = one.config.objective
     for seed, value in ((0, values[1]), (1, values[2])):
         checkpoints = Path(folder.uri) / f"s{seed}" / "checkpoints"
@@ -90,7 +93,7 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
         assert [path.name for path in checkpoints.iterdir()] == ["step-00000004.pt"]
         uri = str(checkpoints / "step-00000004.pt")
         options = {"far": 0.01, "centered": False, "device": "cpu"}
-        assert evaluate_checkpoint(uri, objective, "pair_accuracy", **options) == value
+        assert objective_value(uri, objective, "pair_accuracy", **options) == value
 
 
 def test_trial__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
@@ -164,13 +167,13 @@ def test_trial__continues_from_a_donor(tmp_path: Path, face_set_path: str) -> No
         run_trial(moved, recorder, steps_trained(steps), Donor(good.dir.uri, 2))
     assert steps == [2]
     assert [v[:3] for v in recorder.values] == [(3, 0, 3)]
-    progress = bad.dir.read_progress()
+    progress = bad.dir.read()
     assert progress is not None
     assert (progress.settings, progress.generation) == ({"optim.lr": 5e-3}, 1)
     last = Recorder()
     run_trial(replace(moved, attempt="b", replay=False), last, steps_trained(steps))
     assert (steps, [v[:3] for v in last.values]) == ([2, 3], [(4, 0, 4)])
-    made = bad.dir.read_trial(1)
+    made = bad.dir.read()
     assert made is not None
     assert [(r.generation, r.report) for r in made.reports] == [(0, 1), (0, 2), (1, 3), (1, 4)]
 
@@ -194,16 +197,16 @@ def test_trial__pretraining_evaluated_after_finetuning(tmp_path: Path, face_set_
     run_trial(replace(spec(one), settings={"landmarks.noise_px": 1.0}), recorder, train_here)
     assert [v[:3] for v in recorder.values] == [(1, 0, 2), (2, 0, 4)]
     left = sorted(path.name for path in Path(SweepDir(one).trial(0).uri).iterdir())
-    assert left == ["outcome.json", "reports.json", "s0", "settings.json"]
+    assert left == ["s0", "trial.json"]
 
 
-def test_evaluate_checkpoint__a_loss_that_is_not_finite(tmp_path: Path) -> None:
+def test_objective_value__a_loss_that_is_not_finite(tmp_path: Path) -> None:
     """Settings that diverge are an error that names the checkpoint and the loss."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": NaN}\n')
     uri = str(tmp_path / "run" / "checkpoints" / "step-00000004.pt")
     with pytest.raises(DataError, match="loss nan") as caught:
-        evaluate_checkpoint(
+        objective_value(
             uri, Objective(metric="loss"), "loss", far=0.01, centered=False, device="cpu"
         )
     assert "narrow the space" in caught.value.fix
