@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks.plain_step import VIEWS
 from benchmarks.views import cpu_name
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, build_fvit
+from lafs_ray.models.fvit import FVIT_SIZES, FViT
 
 # Sums in another order, of numbers of one size (embeddings are normalized), through the depth.
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -143,7 +143,7 @@ class Bench:
         self.clock = time.process_time if arguments.processor_time else time.perf_counter
         torch.manual_seed(0)
         size = FVIT_SIZES[arguments.size]
-        self.network = build_fvit(size, dropout=0.0, drop_path=0.0).to(self.device)
+        self.network = FViT(size, dropout=0.0, drop_path=0.0).to(self.device)
         shapes = ((2, VIEWS.num_landmarks), (8, VIEWS.local_tokens))
         self.sets = [
             torch.rand(views * arguments.batch, count, 192, device=self.device) * 2 - 1

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from benchmarks.views import cpu_name
 from lafs_ray.methods.optim import RowAdamW
-from lafs_ray.models.heads import MarginSoftmax
 from lafs_ray.models.partial_fc import PartialFC
+from tests.models.margin_softmax import MarginSoftmax
 
 # Sums in another order, in float32.
 ALLOWED = 1e-5

@@ -20,7 +20,7 @@ from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
 from lafs_ray.methods.lafs import LafsNetwork
 from lafs_ray.methods.optim import parameter_groups
-from lafs_ray.models.fvit import FViTSize, build_fvit
+from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training.input_pipeline import Columns
@@ -88,7 +88,7 @@ class Case:
     def network(self) -> LafsNetwork:
         """A network of equal weights at every call."""
         torch.manual_seed(0)
-        backbone = build_fvit(self.size, dropout=self.dropout, drop_path=self.dropout)
+        backbone = FViT(self.size, dropout=self.dropout, drop_path=self.dropout)
         head = DINOHead(self.size.width, self.num_prototypes, hidden_dim=self.hidden_dim)
         return LafsNetwork(backbone, head).to(self.device)
 

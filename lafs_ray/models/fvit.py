@@ -1,28 +1,27 @@
-"""fViT: a vision transformer over patch tokens; PartFViT: the same fed at learnt landmarks.
+"""fViT: a vision transformer over patch tokens; PartFViT: the same on patches at landmarks.
 
-Module names are those of published checkpoints, which explains `layers.i.{0,1}.fn.fn`. The
-attention scale is D^-0.5 of the full width (Reference), so that of a head would spoil published
-weights. Shape letters: B images, n tokens of at most N, D width, S image side in pixels.
+Module names are those of published checkpoints, hence `layers.i.{0,1}.fn.fn`. The attention scale
+is D^-0.5 of the full width (Reference: `face_pre_pro/ViT_face.py`); a head's width would not fit
+published weights. Shape letters: B images, n tokens of at most N, D width, S image side in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lafs_ray.errors import ConfigError
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, predict_landmarks
 from lafs_ray.models.patches import extract_patches, grid_patches
 
 
 @dataclass(frozen=True)
 class FViTSize:
-    """Widths and counts of a transformer; heads · head_dim need not equal the width."""
+    """Widths, depth and heads of a transformer; heads · head_dim need not equal the width."""
 
     width: int
     depth: int
@@ -39,53 +38,43 @@ FVIT_SIZES = {
 
 
 class FViT(nn.Module):
-    """Tokens to one embedding: class token, learnt positions, pre-norm blocks, layer norm.
+    """Tokens to one embedding: class token, learned positions, pre-norm blocks, layer norm.
 
     Args:
-        num_tokens: N, the most tokens it can take.
+        size: widths, depth and heads.
+        num_tokens: N, the largest number of tokens.
         token_dim: numbers in a token (p·p·3).
-        width: D.
-        depth: blocks.
-        heads: attention heads.
-        head_dim: width of a head.
-        mlp_width: hidden width of a block's MLP.
-        dropout: rate after attention's projection and after both layers of the MLP.
-        drop_path: rate at which a sample skips a branch, the same in every block.
-        embedding_dropout: rate on tokens and positions.
-        init_std: deviation of the initial positions and class token. Reference: 1, which suits
-            labels; without them the embedding then hardly depends on the face at the start (its
-            deviation is 0.04 in place of 0.4 for 0.02) and self-distillation collapses to uniform.
+        dropout: rate on the embedded tokens, after attention's projection and after both layers of
+            the MLP.
+        drop_path: rate of stochastic depth, the same in every block.
+        init_std: standard deviation of the initial positions and class token. Reference: 1, which
+            suits supervised training; without labels the embedding then hardly depends on the face
+            at the start (its standard deviation is 0.04; 0.4 for 0.02), and self-distillation
+            collapses to the uniform distribution.
     """
 
     def __init__(
         self,
+        size: FViTSize,
         num_tokens: int = 196,
         token_dim: int = 192,
         *,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 11,
-        head_dim: int = 64,
-        mlp_width: int = 2048,
         dropout: float = 0.1,
         drop_path: float = 0.1,
-        embedding_dropout: float = 0.1,
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
+        width = size.width
         self.pos_embedding = nn.Parameter(init_std * torch.randn(1, num_tokens + 1, width))
         self.cls_token = nn.Parameter(init_std * torch.randn(1, 1, width))
         self.patch_to_embedding = nn.Linear(token_dim, width)
-        self.dropout = nn.Dropout(embedding_dropout)
-        blocks = [
-            _Block(
-                [
-                    _Residual(width, _Attention(width, heads, head_dim, dropout), drop_path),
-                    _Residual(width, _MLP(width, mlp_width, dropout), drop_path),
-                ]
-            )
-            for _ in range(depth)
-        ]
+        self.dropout = nn.Dropout(dropout)
+        blocks = []
+        for _ in range(size.depth):
+            attention = _Attention(width, size.heads, size.head_dim, dropout)
+            branch = _Residual(width, attention, drop_path)
+            mlp = _Residual(width, _MLP(width, size.mlp_width, dropout), drop_path)
+            blocks.append(_Block([branch, mlp]))
         self.transformer = Transformer(blocks)
         self.mlp_head = nn.Sequential(nn.LayerNorm(width))
 
@@ -93,7 +82,7 @@ class FViT(nn.Module):
         """Embed tokens.
 
         Args:
-            tokens: float [B, n, token_dim], n ≤ N; token i stands at position i + 1.
+            tokens: float [B, n, token_dim], n ≤ N; token i has position i + 1.
 
         Returns:
             [B, D], the normalized class token.
@@ -101,7 +90,7 @@ class FViT(nn.Module):
         return self.encode(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """`forward`, under a name that stays when a subclass starts from images."""
+        """Embed tokens as `forward`, which subclasses override to take images."""
         batch, count, _ = tokens.shape
         assert count < self.pos_embedding.shape[1], (count, self.pos_embedding.shape[1] - 1)
         x = self.patch_to_embedding(tokens)
@@ -109,8 +98,8 @@ class FViT(nn.Module):
         x = self.dropout(x + self.pos_embedding[:, : count + 1])
         return self.mlp_head(self.transformer(x)[:, 0])  # type: ignore[no-any-return]
 
-    def _take_over(self, fvit: FViT) -> None:
-        """Share another transformer's parts."""
+    def _share_parts(self, fvit: FViT) -> None:
+        """Share another transformer's modules."""
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.patch_to_embedding, self.dropout = fvit.patch_to_embedding, fvit.dropout
         self.transformer, self.mlp_head = fvit.transformer, fvit.mlp_head
@@ -119,9 +108,9 @@ class FViT(nn.Module):
 class PartFViT(FViT):
     """Image to embedding: landmark CNN, patches at the landmarks, transformer; one flat module.
 
-    The parts are taken over, not copied: their parameters are shared with the two arguments.
-    Ours: parts are put together instead of built inside, so that each can be loaded, frozen or
-    replaced by itself; the names stay flat (`stn.*`, `output_layer.*`, `pos_embedding`, …).
+    The parts are shared with the two arguments, not copied.
+    Ours: composed instead of built inside, so that each part can be loaded, frozen or replaced
+    separately; the names stay flat (`stn.*`, `output_layer.*`, `pos_embedding`, …).
 
     Args:
         landmark_cnn: with parts `stn` and `output_layer`.
@@ -135,10 +124,10 @@ class PartFViT(FViT):
         nn.Module.__init__(self)
         assert fvit.patch_to_embedding.in_features == 3 * patch_size**2, patch_size
         self.patch_size = patch_size
-        # Between positions and transformer: the published order, in which optimizers number them.
+        # The published order: optimizer states number parameters by it.
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.stn, self.output_layer = landmark_cnn.stn, landmark_cnn.output_layer
-        self._take_over(fvit)
+        self._share_parts(fvit)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
@@ -151,7 +140,7 @@ class PartFViT(FViT):
     def embed(self, images: Tensor, landmarks: Tensor) -> Tensor:
         """Images and landmarks [B, n, 2] in pixels to embeddings [B, D].
 
-        `forward` in two calls serves who needs the landmarks as well (the regularizer).
+        `landmarks` and `embed` are `forward` for callers that need the landmarks too.
         """
         return self.encode(extract_patches(images, landmarks, self.patch_size))
 
@@ -160,59 +149,18 @@ class GridFViT(FViT):
     """Image to embedding over plain grid patches, without landmarks (DINO-face); one flat module.
 
     Args:
-        fvit: for tokens of p·p·3 numbers; taken over, not copied.
+        fvit: for tokens of p·p·3 numbers; shared, not copied.
         patch_size: p, in pixels.
     """
 
     def __init__(self, fvit: FViT, patch_size: int = 8) -> None:
         nn.Module.__init__(self)
         self.patch_size = patch_size
-        self._take_over(fvit)
+        self._share_parts(fvit)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
         return self.encode(grid_patches(images, self.patch_size))
-
-
-def build_fvit(
-    size: str | FViTSize,
-    num_tokens: int = 196,
-    token_dim: int = 192,
-    dropout: float = 0.1,
-    drop_path: float = 0.1,
-    init_std: float = 0.02,
-) -> FViT:
-    """Make a transformer of a given size.
-
-    Args:
-        size: a name in `FVIT_SIZES`, or a size of one's own.
-        num_tokens: N, the most tokens it can take.
-        token_dim: numbers in a token.
-        dropout: rate inside the blocks and on the embedded tokens.
-        drop_path: rate of stochastic depth.
-        init_std: deviation of the initial positions and class token.
-
-    Raises:
-        ConfigError: no size has this name.
-    """
-    if isinstance(size, str):
-        if size not in FVIT_SIZES:
-            raise ConfigError(
-                "transformer size",
-                found=repr(size),
-                expected=f"one of {', '.join(FVIT_SIZES)}",
-                fix="name one of these sizes",
-            )
-        size = FVIT_SIZES[size]
-    return FViT(
-        num_tokens,
-        token_dim,
-        **asdict(size),
-        dropout=dropout,
-        drop_path=drop_path,
-        embedding_dropout=dropout,
-        init_std=init_std,
-    )
 
 
 def drop_path(branch: Tensor, rate: float, *, training: bool) -> Tensor:
@@ -225,11 +173,11 @@ def drop_path(branch: Tensor, rate: float, *, training: bool) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """Blocks, each after the other.
+    """A sequence of blocks.
 
-    `recompute`, where it is set, is activation checkpointing: of each block only the input is kept,
-    and the backward pass computes the block again, with the same dropout. That takes a forward
-    pass more of time, and of memory a block's in place of all; every number stays, bit for bit.
+    `recompute` turns on activation checkpointing: only each block's input is stored, and backward
+    computes the block again, with the same dropout. It costs the time of one more forward pass and
+    needs the activations of one block instead of all; results are bitwise the same.
 
     Args:
         blocks: maps [B, n, D] to [B, n, D].
@@ -250,7 +198,7 @@ class Transformer(nn.Module):
 
 
 class _Block(nn.ModuleList):
-    """Attention, then the MLP: two branches under the names of a list."""
+    """Attention, then the MLP; a list, for the published names."""
 
     def forward(self, x: Tensor) -> Tensor:
         for branch in self:
@@ -259,7 +207,7 @@ class _Block(nn.ModuleList):
 
 
 class _Residual(nn.Module):
-    """x + drop_path(fn(norm(x))), the sum of a branch that is normalized first."""
+    """x + drop_path(fn(norm(x)))."""
 
     def __init__(self, width: int, branch: nn.Module, drop_path_rate: float) -> None:
         super().__init__()
@@ -301,10 +249,8 @@ class _Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(QKᵀ·scale)V, for queries, keys and values [B, heads, tokens, D].
 
-    By torch's fused kernel, but not in bfloat16 on a CPU: forward and backward take it 2 to 3 times
-    (197 tokens) or 6 to 9 times (37) as long as the products there (torch 2.13). Where a processor
-    has no bfloat16 the products are the slower ones, but float32 is the precision to have then
-    (`training.precision` says so).
+    Uses torch's fused kernel except for bfloat16 on a CPU, where forward and backward take it 2 to
+    3 times (197 tokens) or 6 to 9 times (37 tokens) as long as the two products (torch 2.13).
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return torch.softmax((query * scale) @ key.mT, dim=-1) @ value

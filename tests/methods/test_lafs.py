@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, dequantize
 from lafs_ray.methods.optim import clip_each_, parameter_groups, set_hyperparameters
 from lafs_ray.methods.schedules import CosineSchedule, LinearEpochs
-from lafs_ray.models.fvit import FViT
+from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.models.patches import extract_patches
@@ -31,18 +31,8 @@ REFERENCE: dict[str, Any] = {
 def small_network(dropout: float = 0.0, seed: int = 0) -> LafsNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = FViT(
-            16,
-            12,
-            width=16,
-            depth=2,
-            heads=2,
-            head_dim=8,
-            mlp_width=24,
-            dropout=dropout,
-            drop_path=dropout,
-            embedding_dropout=dropout,
-        )
+        size = FViTSize(width=16, depth=2, heads=2, head_dim=8, mlp_width=24)
+        backbone = FViT(size, 16, 12, dropout=dropout, drop_path=dropout)
         return LafsNetwork(backbone, DINOHead(16, NUM_PROTOTYPES, hidden_dim=20, bottleneck_dim=8))
 
 
@@ -124,16 +114,8 @@ class Replay:
 
     def _network(self) -> LafsNetwork:
         cfg = self.cfg
-        backbone = FViT(
-            cfg["num_patches"],
-            width=cfg["dim"],
-            depth=cfg["depth"],
-            heads=cfg["heads"],
-            mlp_width=cfg["mlp_dim"],
-            dropout=0.0,
-            drop_path=0.0,
-            embedding_dropout=0.0,
-        )
+        size = FViTSize(cfg["dim"], cfg["depth"], cfg["heads"], 64, cfg["mlp_dim"])
+        backbone = FViT(size, cfg["num_patches"], dropout=0.0, drop_path=0.0)
         head = DINOHead(
             cfg["dim"],
             cfg["out_dim"],

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lafs_ray.methods.supervised import Supervised, to_network_input
-from lafs_ray.models.fvit import FViT, GridFViT, PartFViT
-from lafs_ray.models.heads import MarginSoftmax, MixedLabels
+from lafs_ray.models.fvit import FViT, FViTSize, GridFViT, PartFViT
+from lafs_ray.models.heads import MixedLabels
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.models.patches import grid_patches
+from tests.models.margin_softmax import MarginSoftmax
 
 CLASSES = 6
+SIZE = FViTSize(width=16, depth=1, heads=2, head_dim=8, mlp_width=24)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def method() -> Supervised:
 def small_method(kind: Literal["cosface", "arcface"]) -> Supervised:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fvit = FViT(16, width=16, depth=1, heads=2, head_dim=8, mlp_width=24)
+        fvit = FViT(SIZE, 16)
         head = MarginSoftmax(16, CLASSES, kind=kind)
         supervised = Supervised(PartFViT(LandmarkCNN(16), fvit), head)
     supervised.trainable.eval()
@@ -268,7 +270,7 @@ def test_supervised__on_the_grid() -> None:
     """Without landmarks the loss is the head's over grid patches, and no landmark is reported."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fvit = FViT(196, width=16, depth=1, heads=2, head_dim=8, mlp_width=24).eval()
+        fvit = FViT(SIZE).eval()
         head = MarginSoftmax(16, CLASSES)
     method, batch = Supervised(GridFViT(fvit), head), small_batch()
     method.trainable.eval()

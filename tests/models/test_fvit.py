@@ -11,21 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.errors import ConfigError
-from lafs_ray.models.fvit import (
-    FVIT_SIZES,
-    FViT,
-    FViTSize,
-    GridFViT,
-    PartFViT,
-    attend,
-    build_fvit,
-    drop_path,
-)
-from lafs_ray.models.heads import MarginSoftmax
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, GridFViT, PartFViT, attend, drop_path
 from lafs_ray.models.landmarks import LandmarkCNN, build_landmark_cnn
 from lafs_ray.models.patches import extract_patches
 from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels, to_unit_range
+from tests.models.margin_softmax import MarginSoftmax
 
 TINY = FViTSize(width=24, depth=2, heads=2, head_dim=8, mlp_width=32)
 
@@ -35,7 +25,7 @@ def _fvit(case: GoldenCase) -> FViT:
     size = FViTSize(
         meta["dim"], meta["depth"], meta["heads"], meta["dim_head"], mlp_width=meta["mlp_dim"]
     )
-    return build_fvit(size, meta["num_patches"], 3 * meta["patch_size"] ** 2).eval()
+    return FViT(size, meta["num_patches"], 3 * meta["patch_size"] ** 2).eval()
 
 
 def _state(case: GoldenCase) -> tuple[dict[str, Tensor], Tensor]:
@@ -140,7 +130,7 @@ def test_published_names_and_shapes(with_landmarks: bool) -> None:
     keys = json.loads((ROOT / "c0_full_size" / "keys.json").read_text())
     record = keys[f"backbone_with_land_{str(with_landmarks).lower()}"]
     with torch.device("meta"):
-        model = build_fvit("base")
+        model = FViT(FVIT_SIZES["base"])
         if with_landmarks:
             model = PartFViT(LandmarkCNN(196), model)
     ours = [(name, list(value.shape)) for name, value in model.state_dict().items()]
@@ -153,25 +143,17 @@ def test_published_names_and_shapes(with_landmarks: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("tiny", 314_496)]
 )
-def test_build_fvit__sizes(name: str, count: int) -> None:
+def test_fvit__sizes(name: str, count: int) -> None:
     """The named sizes have the documented number of parameters."""
     with torch.device("meta"):
-        model = build_fvit(name)
+        model = FViT(FVIT_SIZES[name])
     assert sum(value.numel() for value in model.parameters()) == count
-
-
-def test_build_fvit__unknown_size() -> None:
-    """An unknown size is answered with those there are."""
-    with pytest.raises(ConfigError) as caught:
-        build_fvit("huge")
-    assert caught.value.found == "'huge'"
-    assert caught.value.expected == f"one of {', '.join(FVIT_SIZES)}"
 
 
 def test_attention__equals_its_definition() -> None:
     """softmax(q·k / √D) v with the full width D, not the head's, as a loop over heads."""
     torch.manual_seed(0)
-    attention = build_fvit(TINY, 9, 12).eval().transformer.layers[0][0].fn.fn
+    attention = FViT(TINY, 9, 12).eval().transformer.layers[0][0].fn.fn
     x = torch.randn(2, 5, 24)
     q, k, v = attention.to_qkv(x).split(2 * 8, dim=-1)
     mixed = []
@@ -187,15 +169,15 @@ def test_attention__equals_its_definition() -> None:
 
 
 def test_fvit__too_many_tokens() -> None:
-    """Tokens beyond the positions are our bug, caught at the door."""
+    """More tokens than positions are a bug, caught by an assertion."""
     with pytest.raises(AssertionError, match=r"10, 9"):
-        build_fvit(TINY, 9, 12)(torch.zeros(1, 10, 12))
+        FViT(TINY, 9, 12)(torch.zeros(1, 10, 12))
 
 
 def test_fvit__eval_is_deterministic_and_per_sample() -> None:
     """In eval mode a sample's embedding does not depend on its batch."""
     torch.manual_seed(0)
-    model = build_fvit(TINY, 9, 12).eval()
+    model = FViT(TINY, 9, 12).eval()
     tokens = torch.randn(4, 9, 12)
     with torch.no_grad():
         # float32: matrix products of other shapes may sum in another order.
@@ -204,12 +186,12 @@ def test_fvit__eval_is_deterministic_and_per_sample() -> None:
 
 
 @pytest.mark.parametrize("option", ["dropout", "drop_path"])
-def test_build_fvit__rates(option: str) -> None:
+def test_fvit__rates(option: str) -> None:
     """Each rate alone makes training random; with both at 0 training equals evaluation."""
     tokens = torch.randn(8, 9, 12, generator=torch.Generator().manual_seed(0))
     rates = {"dropout": 0.0, "drop_path": 0.0}
-    still = build_fvit(TINY, 9, 12, **rates).train()
-    moving = build_fvit(TINY, 9, 12, **(rates | {option: 0.5})).train()
+    still = FViT(TINY, 9, 12, **rates).train()
+    moving = FViT(TINY, 9, 12, **(rates | {option: 0.5})).train()
     torch.manual_seed(1)
     with torch.no_grad():
         assert torch.equal(still(tokens), still.eval()(tokens))
@@ -236,7 +218,7 @@ def test_drop_path__off(rate: float, training: bool) -> None:
 
 def _part_fvit() -> PartFViT:
     torch.manual_seed(0)
-    return PartFViT(LandmarkCNN(9, width=0.25), build_fvit(TINY, 9, 48), patch_size=4)
+    return PartFViT(LandmarkCNN(9, width=0.25), FViT(TINY, 9, 48), patch_size=4)
 
 
 def test_part_fvit__two_calls_equal_one() -> None:
@@ -250,7 +232,7 @@ def test_part_fvit__two_calls_equal_one() -> None:
 def test_part_fvit__shares_its_parts() -> None:
     """The parts stay one with those given, also after a training step; a deep copy is separate."""
     torch.manual_seed(0)
-    cnn, fvit = LandmarkCNN(9, width=0.25), build_fvit(TINY, 9, 48)
+    cnn, fvit = LandmarkCNN(9, width=0.25), FViT(TINY, 9, 48)
     model = PartFViT(cnn, fvit, patch_size=4)
     twin = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -280,7 +262,7 @@ def test_part_fvit__constant_image() -> None:
 def test_part_fvit__timm_landmarks() -> None:
     """A timm model takes the landmark CNN's place under the same two names."""
     cnn = build_landmark_cnn("timm/mobilenetv3_small_050", 9)
-    model = PartFViT(cnn, build_fvit(TINY, 9, 48), patch_size=4).eval()
+    model = PartFViT(cnn, FViT(TINY, 9, 48), patch_size=4).eval()
     with torch.no_grad():
         assert model(torch.rand(2, 3, 64, 64)).shape == (2, 24)
     assert {"stn", "output_layer"} <= {name.split(".")[0] for name in model.state_dict()}
@@ -289,7 +271,7 @@ def test_part_fvit__timm_landmarks() -> None:
 def test_part_fvit__patch_size_that_does_not_fit() -> None:
     """Tokens of another length than the transformer takes are refused at construction."""
     with pytest.raises(AssertionError, match="8"):
-        PartFViT(LandmarkCNN(9, width=0.25), build_fvit(TINY, 9, 48), patch_size=8)
+        PartFViT(LandmarkCNN(9, width=0.25), FViT(TINY, 9, 48), patch_size=8)
 
 
 @pytest.mark.parametrize("count", [37, 197])

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lafs_ray.models.heads import DINOHead, MarginSoftmax, MixedLabels
+from lafs_ray.models.heads import DINOHead, MixedLabels
 from tests.golden_cases import ROOT, golden_head, load_case, mixed_labels
+from tests.models.margin_softmax import MarginSoftmax
 
 DINO_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lafs_ray.models import partial_fc
-from lafs_ray.models.heads import MarginKind, MarginSoftmax, MixedLabels, with_margin
+from lafs_ray.models.heads import MarginKind, MixedLabels, with_margin
 from lafs_ray.models.partial_fc import PartialFC, class_range
+from tests.models.margin_softmax import MarginSoftmax
 from tests.ranks import on_ranks
 
 # 11 classes on 2 ranks are 6 and 5, on 3 ranks 4, 4 and 3; 12 rows fit all.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.fvit import FViT, FViTSize, build_fvit
+from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, build_landmark_cnn, infer_width
 
 IMAGE_SIDE = 112
@@ -51,7 +51,8 @@ class Architecture:
         assert self.transformer is not None
         assert self.patch_size is not None
         token_dim = 3 * self.patch_size**2
-        return build_fvit(self.transformer, self.num_tokens, token_dim, 0.0, 0.0, init_std)
+        size, rates = self.transformer, {"dropout": 0.0, "drop_path": 0.0}
+        return FViT(size, self.num_tokens, token_dim, **rates, init_std=init_std)
 
     def build_landmark_cnn(self) -> LandmarkCNN | TimmLandmarks:
         """Build the landmark CNN with new weights."""

@@ -1,4 +1,4 @@
-"""From a configuration to its networks, untrained."""
+"""Build the untrained networks of a configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, build_fvit
+from lafs_ray.models.fvit import FVIT_SIZES, FViT
 from lafs_ray.models.landmarks import (
     LandmarkCNN,
     TimmLandmarks,
@@ -18,14 +18,14 @@ _INIT_STREAM = 0x696E6974
 
 
 def seed_weights(seed: int) -> None:
-    """Seed torch's generator for the initial weights of a run."""
+    """Seed torch's generator for a run's initial weights."""
     torch.manual_seed(seed ^ _INIT_STREAM)
 
 
 def build_landmark_network(
     config: PretrainConfig | FinetuneConfig,
 ) -> LandmarkCNN | TimmLandmarks:
-    """The landmark CNN, weights from torch's current generator."""
+    """Build the landmark CNN, initialized from torch's current generator."""
     model = config.model
     network = build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
     if model.landmark_start == "grid":
@@ -34,9 +34,9 @@ def build_landmark_network(
 
 
 def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
-    """The fViT, weights from torch's current generator."""
+    """Build the fViT, initialized from torch's current generator."""
     model = config.model
-    fvit = build_fvit(
+    fvit = FViT(
         FVIT_SIZES[model.size],
         num_tokens=model.num_landmarks,
         token_dim=3 * model.patch_size**2,

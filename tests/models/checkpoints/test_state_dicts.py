@@ -24,7 +24,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
     published_state,
     read_checkpoint,
 )
-from lafs_ray.models.fvit import FViTSize, PartFViT, build_fvit
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, PartFViT
 from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.landmarks import LandmarkCNN
 from tests.golden_cases import ROOT
@@ -52,7 +52,7 @@ def test_published_state__pretraining_checkpoint_and_back(
     checkpoint = {role: flat, other: {"wrong": torch.zeros(1)}, "epoch": 41}
     state = published_state(checkpoint, role)
     with torch.device("meta"):
-        backbone, head = build_fvit("base"), DINOHead(768, 100_000)
+        backbone, head = FViT(FVIT_SIZES["base"]), DINOHead(768, 100_000)
     for module, part in ((backbone, state.backbone), (head, state.head)):
         load_weights(module, part)
         assert part.keys() == module.state_dict().keys()
@@ -67,7 +67,7 @@ def test_published_state__first_and_last_names() -> None:
     recorded = keys["student_multicrop_keys_first_last"]
     with torch.device("meta"):
         state = PublishedState(
-            build_fvit("base").state_dict(),
+            FViT(FVIT_SIZES["base"]).state_dict(),
             DINOHead(768, 100_000).state_dict(),
             {"weight": torch.empty(10, 768)},
         )
@@ -84,7 +84,7 @@ def test_published_state__finetuned_checkpoint_and_back(container: str | None, p
     flat = _published("backbone_with_land_true", prefix)
     state = published_state(flat if container is None else {container: flat, "epoch": 1})
     with torch.device("meta"):
-        model = PartFViT(LandmarkCNN(196), build_fvit("base"))
+        model = PartFViT(LandmarkCNN(196), FViT(FVIT_SIZES["base"]))
     load_weights(model, state.backbone)
     ours = PublishedState(backbone=model.state_dict(), loss=state.loss)
     expected = _published("backbone_with_land_true")
@@ -244,7 +244,7 @@ def test_base_to_disk_and_back(tmp_path: Path) -> None:
     """Weights saved under published names and loaded into a fresh model embed alike."""
     size = FViTSize(width=24, depth=1, heads=2, head_dim=8, mlp_width=16)
     torch.manual_seed(0)
-    first, second = build_fvit(size, 9, 12).eval(), build_fvit(size, 9, 12).eval()
+    first, second = FViT(size, 9, 12).eval(), FViT(size, 9, 12).eval()
     published = LAYOUTS["student"].named(PublishedState(first.state_dict()))
     torch.save({"student": published}, tmp_path / "student.pth")
     state = published_state(read_checkpoint(tmp_path / "student.pth"), "student")

@@ -12,8 +12,7 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.optim import layer_of, set_hyperparameters
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
-from lafs_ray.models.fvit import PartFViT, build_fvit
-from lafs_ray.models.heads import MarginSoftmax
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, PartFViT
 from lafs_ray.models.landmarks import LandmarkCNN
 from lafs_ray.training.input_pipeline import Columns
 from lafs_ray.training.tasks.build import build_training, build_transform
@@ -21,6 +20,7 @@ from lafs_ray.training.tasks.finetune import supervised_groups, supervised_hpara
 from lafs_ray.training.tasks.init_weights import InitWeights, as_arrays
 from lafs_ray.training.tasks.networks import build_landmark_network
 from tests.golden_cases import load_case
+from tests.models.margin_softmax import MarginSoftmax
 from tests.training.builds import CPU, NO_START, PLAN, built, finetune
 from tests.training.faces import ROOT, face_jpegs, pixels_of
 
@@ -94,7 +94,7 @@ F5, F7 = load_case("f5_lr_groups"), load_case("f7_finetune_schedule")
 def base_network() -> SupervisedNetwork:
     """The base model with case f5's ten classes, without memory."""
     with torch.device("meta"):
-        model = PartFViT(LandmarkCNN(196), build_fvit("base"))
+        model = PartFViT(LandmarkCNN(196), FViT(FVIT_SIZES["base"]))
         return SupervisedNetwork(model, MarginSoftmax(768, F5.meta["model"]["num_class"]))
 
 
