@@ -9,7 +9,7 @@ from functools import partial
 from lafs_ray.config.train import IMAGE_SIZE
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.landmark_cache import Identity
+from lafs_ray.data.landmark_cache import CacheKey
 from lafs_ray.engine.console import LineHandler, log_to
 from lafs_ray.engine.ray_tasks import cache_on_ray
 from lafs_ray.errors import ConfigError
@@ -39,12 +39,12 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     network, weights = read_landmark_cnn(options.checkpoint)
     faces = open_faces(filesystem.absolute(options.faces), options.color_order, IMAGE_SIZE)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
-    identity = Identity(
+    cache_key = CacheKey(
         weights, faces.fingerprint, options.color_order, num_landmarks, faces.num_images
     )
     folder = filesystem.absolute(options.out) if options.out else default_folder(faces, weights)
     device = options.device if options.workers else str(inference_device(options.device))
-    job = CacheJob(faces, identity, network, folder, device)
+    job = CacheJob(faces, cache_key, network, folder, device)
     apply: Apply = cache_in_process
     if options.workers:
         apply = partial(cache_on_ray, workers=options.workers)

@@ -1,4 +1,4 @@
-"""Cached landmarks as files: read by place, whole or not at all, of one set and one network."""
+"""Cached landmarks: ranged reads, atomic parts, one set and one network."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from lafs_ray.data import landmark_cache
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import (
     STAMP,
-    Identity,
+    CacheKey,
     open_landmarks,
     plan_parts,
     read_entries,
@@ -27,7 +27,7 @@ from lafs_ray.errors import DataError
 from tests.object_store import ObjectStore
 
 STARTS = np.array([0, 70, 100], dtype=np.int64)
-IDENTITY = Identity("w" * 32, "f" * 32, "rgb", 9, 100)
+KEY = CacheKey("w" * 32, "f" * 32, "rgb", 9, 100)
 COMMAND = "python jobs/cache_landmarks.py W S"
 
 
@@ -42,27 +42,27 @@ def values() -> NDArray[np.float32]:
     return found
 
 
-def write(folder: str, identity: Identity = IDENTITY, stamp: bool = True) -> None:
+def write(folder: str, cache_key: CacheKey = KEY, stamp: bool = True) -> None:
     parts, landmarks = plan_parts(STARTS), values()
     for part in parts:
         rows = slice(part.first, part.stop)
-        write_part(folder, identity, part, np.arange(part.first, part.stop) + 1, landmarks[rows])
+        write_part(folder, cache_key, part, np.arange(part.first, part.stop) + 1, landmarks[rows])
     if stamp:
-        entries = read_entries(folder, identity, parts)
-        write_stamp(folder, identity, [entries[part] for part in parts], {"checkpoint": "x"})
+        entries = read_entries(folder, cache_key, parts)
+        write_stamp(folder, cache_key, [entries[part] for part in parts], {"checkpoint": "x"})
 
 
 def test_parts__cover_every_shard_in_order() -> None:
     """No part holds images of two shards, and none is longer than PART_ROWS."""
     limits = [(part.first, part.stop) for part in plan_parts(STARTS)]
     assert limits == [(0, 32), (32, 64), (64, 70), (70, 100)]
-    assert plan_parts(STARTS)[2].name == "part-00002-of-00004.parquet"
+    assert plan_parts(STARTS)[2].name == "part-00002-of-00004.safetensors"
 
 
 def test_read__any_rows_in_any_order(tmp_path: Path) -> None:
     """Rows by number, repeats and damaged ones too, are the numbers written, in float16."""
     write(str(tmp_path))
-    cache = open_landmarks(str(tmp_path), IDENTITY, COMMAND)
+    cache = open_landmarks(str(tmp_path), KEY, COMMAND)
     expected = values().astype(np.float16)
     for index in (np.arange(100), np.array([99, 0, 31, 32, 32, 69, 70, 40]), np.array([5])):
         found = cache.read(index)
@@ -71,21 +71,20 @@ def test_read__any_rows_in_any_order(tmp_path: Path) -> None:
     assert sum(part.damaged for part in cache.parts) == 1
 
 
-def test_part__is_a_table_that_others_can_read(tmp_path: Path) -> None:
-    """Parquet with the record's key and lists of float16."""
+def test_part__is_a_file_that_others_can_read(tmp_path: Path) -> None:
+    """Safetensors with the records' keys and float16 landmarks."""
     write(str(tmp_path))
-    table = pq.read_table(tmp_path / "part-00003-of-00004.parquet")
-    assert table["key"].to_pylist() == list(range(71, 101))
-    assert str(table.schema.field("landmarks").type) == "fixed_size_list<element: halffloat>[18]"
-    rows = np.array(table["landmarks"].to_pylist(), dtype=np.float16).reshape(-1, 9, 2)
-    np.testing.assert_array_equal(rows, values()[70:].astype(np.float16))
+    tensors = load_file(tmp_path / "part-00003-of-00004.safetensors")
+    assert tensors["keys"].tolist() == list(range(71, 101))
+    assert tensors["landmarks"].dtype == np.float16
+    np.testing.assert_array_equal(tensors["landmarks"], values()[70:].astype(np.float16))
 
 
 def test_read__from_an_object_store(store: ObjectStore) -> None:
     """The same rows over S3, and of each part no more than the rows asked for and its footer."""
     folder = filesystem.join(store.uri("faces"), "cached")
     write(folder)
-    cache = open_landmarks(folder, IDENTITY, COMMAND)
+    cache = open_landmarks(folder, KEY, COMMAND)
     store.reset()
     index = np.array([3, 80, 33])
     np.testing.assert_array_equal(cache.read(index), values()[index].astype(np.float16))
@@ -105,7 +104,7 @@ def test_read__from_an_object_store(store: ObjectStore) -> None:
 def test_open__of_something_else(tmp_path: Path, change: dict[str, object], found: str) -> None:
     """Landmarks of other weights, another set or color order are refused, finished or not."""
     write(str(tmp_path))
-    wanted = replace(IDENTITY, **change)  # type: ignore[arg-type]
+    wanted = replace(KEY, **change)  # type: ignore[arg-type]
     with pytest.raises(DataError) as raised:
         open_landmarks(str(tmp_path), wanted, COMMAND)
     assert found in raised.value.found
@@ -116,11 +115,11 @@ def test_open__of_something_else(tmp_path: Path, change: dict[str, object], foun
 
 
 def lose(folder: Path) -> None:
-    (folder / "part-00001-of-00004.parquet").unlink()
+    (folder / "part-00001-of-00004.safetensors").unlink()
 
 
 def cut(folder: Path) -> None:
-    path = folder / "part-00001-of-00004.parquet"
+    path = folder / "part-00001-of-00004.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -138,7 +137,7 @@ def forget(folder: Path) -> None:
         (cut, " bytes"),
         (forget, "parts that do not cover 100 records"),
         (lambda folder: (folder / STAMP).write_text("{}"), "another format or version"),
-        (lambda folder: (folder / STAMP).unlink(), "cached landmarks that are not finished"),
+        (lambda folder: (folder / STAMP).unlink(), "incomplete cached landmarks"),
     ],
     ids=["part missing", "part cut short", "part not listed", "foreign stamp", "unfinished"],
 )
@@ -149,7 +148,7 @@ def test_open__with_records_missing(
     write(str(tmp_path))
     damage(tmp_path)
     with pytest.raises(DataError) as raised:
-        open_landmarks(str(tmp_path), IDENTITY, COMMAND)
+        open_landmarks(str(tmp_path), KEY, COMMAND)
     assert found in raised.value.found
     assert COMMAND in raised.value.fix
     assert str(tmp_path) in raised.value.subject
@@ -158,22 +157,22 @@ def test_open__with_records_missing(
 def test_open__where_there_is_none(tmp_path: Path) -> None:
     """The message says how to make one."""
     with pytest.raises(DataError, match="no cached landmarks") as raised:
-        open_landmarks(str(tmp_path / "nowhere"), IDENTITY, COMMAND)
+        open_landmarks(str(tmp_path / "nowhere"), KEY, COMMAND)
     assert raised.value.fix == f"run {COMMAND}"
 
 
 def test_entries__a_damaged_part_is_made_anew(tmp_path: Path) -> None:
-    """A part whose file is no Parquet counts as missing."""
+    """A truncated part counts as missing."""
     write(str(tmp_path), stamp=False)
     cut(tmp_path)
-    names = [part.name[:10] for part in read_entries(str(tmp_path), IDENTITY, plan_parts(STARTS))]
+    names = [part.name[:10] for part in read_entries(str(tmp_path), KEY, plan_parts(STARTS))]
     assert names == ["part-00000", "part-00002", "part-00003"]
 
 
 def test_read__of_a_part_that_changes_meanwhile(tmp_path: Path) -> None:
     """A cache made anew under a run is told by name, and not read."""
     write(str(tmp_path))
-    cache = open_landmarks(str(tmp_path), IDENTITY, COMMAND)
+    cache = open_landmarks(str(tmp_path), KEY, COMMAND)
     cut(tmp_path)
     with pytest.raises(DataError, match="part-00001") as raised:
         cache.read(np.array([35]))

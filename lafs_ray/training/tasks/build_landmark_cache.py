@@ -19,7 +19,7 @@ from lafs_ray.data.face_set import FaceRows, FaceSet
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import (
-    Identity,
+    CacheKey,
     Part,
     open_landmarks,
     plan_parts,
@@ -48,14 +48,14 @@ class CacheJob:
 
     Args:
         faces: the set.
-        identity: of set and weights.
+        cache_key: of set and weights.
         network: the landmark CNN, on the CPU.
         folder: of the cache, as all machines reach it.
         device: where to compute.
     """
 
     faces: FaceSet
-    identity: Identity
+    cache_key: CacheKey
     network: nn.Module
     folder: str
     device: str = "cpu"
@@ -105,7 +105,7 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -
             or a file cannot be read or written.
     """
     parts = plan_parts(job.faces.shard_starts)
-    done = read_entries(job.folder, job.identity, parts)
+    done = read_entries(job.folder, job.cache_key, parts)
     total = f"{job.faces.num_images:,}"
     logger.info("%s records in %d parts, to %s", total, len(parts), job.folder)
     if done:
@@ -115,7 +115,7 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -
         filesystem.require_writable(job.folder)
     rows, damaged = (sum(getattr(e, name) for e in done.values()) for name in ("rows", "damaged"))
     for part in apply(job, missing):
-        entry = read_entry(job.folder, job.identity, part)
+        entry = read_entry(job.folder, job.cache_key, part)
         assert entry is not None, f"{part.name} was written and cannot be read"
         done[part] = entry
         rows, damaged = rows + entry.rows, damaged + entry.damaged
@@ -128,7 +128,7 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -
                 fix="check the path and --color-order, or raise --max-bad",
             )
     details = {"checkpoint": source, "device": job.device, "lafs_ray": __version__}
-    write_stamp(job.folder, job.identity, [done[part] for part in parts], details)
+    write_stamp(job.folder, job.cache_key, [done[part] for part in parts], details)
 
 
 def cache_in_process(job: CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
@@ -173,7 +173,7 @@ def make_part(
         keys.append(rows.key)
         landmarks.append(_landmarks(job, rows, predictor))
         progress(len(rows.key))
-    write_part(job.folder, job.identity, part, np.concatenate(keys), np.concatenate(landmarks))
+    write_part(job.folder, job.cache_key, part, np.concatenate(keys), np.concatenate(landmarks))
 
 
 def _rows_of(faces: FaceSet, part: Part) -> Iterator[FaceRows]:
@@ -188,7 +188,7 @@ def _rows_of(faces: FaceSet, part: Part) -> Iterator[FaceRows]:
 
 def _landmarks(job: CacheJob, rows: FaceRows, predictor: LandmarkPredictor) -> NDArray[np.float32]:
     """Predict landmarks of some records, float32 [n, N, 2]; NaN where a record is damaged."""
-    landmarks = np.full((len(rows.images), job.identity.num_landmarks, 2), np.nan, np.float32)
+    landmarks = np.full((len(rows.images), job.cache_key.num_landmarks, 2), np.nan, np.float32)
     decoded = ((row, _decoded(job, rows, row)) for row in range(len(rows.images)))
     images = {row: image for row, image in decoded if image is not None}
     if images:
@@ -202,7 +202,9 @@ def _decoded(job: CacheJob, rows: FaceRows, row: int) -> NDArray[np.uint8] | Non
     if rows.errors[row]:
         return None
     try:
-        return decode_image(rows.images[row], color_order=job.identity.color_order, size=IMAGE_SIZE)
+        return decode_image(
+            rows.images[row], color_order=job.cache_key.color_order, size=IMAGE_SIZE
+        )
     except DataError:
         return None
 
@@ -229,7 +231,7 @@ def with_cached_landmarks(
         return faces
     assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint"
     data, cache = config.data, config.landmarks.cache
-    identity = Identity(
+    cache_key = CacheKey(
         init_weights.landmarks_hash,
         faces.fingerprint,
         data.color_order,
@@ -240,4 +242,4 @@ def with_cached_landmarks(
     command = f"python jobs/cache_landmarks.py {config.landmarks.weights} {data.path}"
     command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
     command += f" --out {cache}" if cache else ""
-    return replace(faces, landmarks=open_landmarks(folder, identity, command))
+    return replace(faces, landmarks=open_landmarks(folder, cache_key, command))

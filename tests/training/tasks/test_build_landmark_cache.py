@@ -118,7 +118,7 @@ def test_job__killed_goes_on_with_the_missing_parts(
 
     monkeypatch.setitem(engine, "cache_in_process", watched)
     cache(weights, faces, "--out", str(tmp_path / "a"))
-    assert made == [f"part-0000{number}-of-00003.parquet" for number in range(3)]
+    assert made == [f"part-0000{number}-of-00003.safetensors" for number in range(3)]
     cache(weights, faces, "--out", str(tmp_path / "b"))
     for path in (tmp_path / "b").iterdir():
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
@@ -136,7 +136,7 @@ def test_job__logs_its_speed(
     cache(weights, faces, "--out", str(tmp_path / "a"))
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith(f"in 3 parts, to {tmp_path / 'a'}")
-    assert re.fullmatch(r"  part-00000-of-00003\.parquet: \d+ records/s", second)
+    assert re.fullmatch(r"  part-00000-of-00003\.safetensors: \d+ records/s", second)
 
 
 def test_job__place_that_cannot_be_written_to(
