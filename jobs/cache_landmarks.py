@@ -1,4 +1,4 @@
-"""Find the landmarks of every face of a set once, for pretraining with landmarks.source=cached.
+"""Compute the landmarks of every face of a set once, for pretraining with landmarks.source=cached.
 
 python jobs/cache_landmarks.py runs/part_fvit packed --workers 8
 python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=packed landmarks.source=cached \
@@ -12,7 +12,7 @@ from lafs_ray.cli.main import run
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the landmarks, or go on where an earlier call was stopped."""
+    """Write the landmarks, or continue an earlier call."""
     cache_job(str(__doc__), arguments)
 
 

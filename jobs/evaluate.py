@@ -1,4 +1,4 @@
-"""Judge a frozen network on pairs, identities and templates.
+"""Evaluate a frozen network on pairs, identities and templates.
 
 python jobs/evaluate.py runs/lafs lfw.bin agedb_30.bin --identities val.rec --templates ijb/IJBC
 """
@@ -17,10 +17,14 @@ def main(arguments: Sequence[str]) -> None:
     add("checkpoint", help="a checkpoint, the folder of a run, or a weights file")
     add("pairs", nargs="*", help="insightface pair files (.bin)")
     add("--identities", nargs="+", default=[], help="labeled sets (.rec): nearest neighbors")
-    add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbors asked (1)")
+    add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbors for k-NN (1)")
     add("--templates", nargs="+", default=[], help="folders of IJB-B/C in insightface's layout")
     add("--modes", nargs="+", default=["F1N1D1"], help="F flip, N keep norm, D detector (F1N1D1)")
-    add("--baselines", action="store_true", help="judge raw pixels and the untrained network too")
+    add(
+        "--baselines",
+        action="store_true",
+        help="also raw pixels and the untrained network",
+    )
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (rgb)")
     add(
         "--range",

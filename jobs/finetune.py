@@ -12,7 +12,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train as the configuration says, or continue the run of that name."""
+    """Train with the configuration, or continue the run of that name."""
     train_command(FinetuneConfig, str(__doc__), arguments)
 
 

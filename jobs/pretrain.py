@@ -11,7 +11,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train as the configuration says, or continue the run of that name."""
+    """Train with the configuration, or continue the run of that name."""
     train_command(PretrainConfig, str(__doc__), arguments)
 
 

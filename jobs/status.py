@@ -1,4 +1,4 @@
-"""Where a run stands: state, step, loss, speed, time left, checkpoint, warnings, probes.
+"""Status of a run: state, step, loss, speed, time left, checkpoint, warnings, evaluation.
 
 python jobs/status.py runs/lafs          # or s3://bucket/runs/lafs; --json for programs
 """
@@ -11,12 +11,12 @@ from lafs_ray.training.monitoring.status import read_status
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read the run's folder, which another process may be writing, and print what it says."""
+    """Print the status of a run, which may be running."""
     parser = argparse.ArgumentParser(
         description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the folder of a run, a path or a URI")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--json", action="store_true", help="all fields, as JSON")
     options = parser.parse_args(arguments)
     status = read_status(options.run)
     print(status.as_json() if options.json else status)

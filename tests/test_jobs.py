@@ -126,8 +126,8 @@ def test_job__dry_run(tmp_path: Path, face_set_path: str, kind: str) -> None:
     done = job(*command, "--dry-run", *subset)
     assert done.returncode == 0, done.stderr
     sizes = {
-        "pretrain": "120 faces of 12 identities, 15 steps an epoch, 30 steps",
-        "finetune": "24 faces of 12 identities, 3 steps an epoch, 6 steps",
+        "pretrain": "120 faces of 12 identities, 15 steps per epoch, 30 steps",
+        "finetune": "24 faces of 12 identities, 3 steps per epoch, 6 steps",
     }
     assert sizes[kind] in done.stdout
     assert list(tmp_path.iterdir()) == []

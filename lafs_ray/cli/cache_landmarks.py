@@ -1,4 +1,4 @@
-"""The command line of the landmark cache, and its actors on Ray."""
+"""Command line of the landmark cache."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lafs_ray.training.tasks.build_landmark_cache import (
 
 
 def cache_job(description: str, arguments: Sequence[str]) -> None:
-    """Find and store the landmarks of a set, as the command line says.
+    """Compute and store the landmarks of a set.
 
     Raises:
-        UserError: a mistake in the arguments, the checkpoint or the data.
+        UserError: an error in the arguments, the checkpoint or the data.
     """
     options = _parse(description, arguments)
     for name, value in (("--workers", options.workers), ("--max-bad", options.max_bad)):
@@ -58,11 +58,11 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("checkpoint", help="what landmarks.weights will be: a stage-1 run or checkpoint")
+    add("checkpoint", help="the later landmarks.weights: a stage-1 run or checkpoint")
     add("faces", help="the set, as data.path")
     add("--out", metavar="FOLDER", help="for landmarks.cache (default: a folder beside the set)")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="as data.color_order")
     add("--workers", type=int, default=0, help="Ray actors; 0: this process (default)")
     add("--device", default="cpu", help="cpu, or cuda: a GPU for each worker (default cpu)")
-    add("--max-bad", type=int, default=100, help="records that may be damaged (default 100)")
+    add("--max-bad", type=int, default=100, help="tolerated damaged records (default 100)")
     return parser.parse_args(arguments)

@@ -14,18 +14,18 @@ from lafs_ray.tuning.config import SweepConfig
 _HEADER = """\
 # Configuration
 
-Every key with its default and meaning, made from the code (a test compares them) by
+Every key with its default and meaning, generated from the code (a test compares them) by
 `python -m lafs_ray.cli.config_docs > docs/config.md`.
 
-A YAML file states only what differs from the defaults; `key=value` on the command line comes last:
+A YAML file contains what differs from the defaults; `key=value` on the command line overrides it:
 `python jobs/pretrain.py configs/pretrain/lafs.yaml optim.lr=1e-3 "duration=5 epochs"`. An unknown
-key or an impossible value stops the job before anything starts, all mistakes in one message.
+key or an invalid value stops the job before anything starts, with all errors in one message.
 Durations are written `10 epochs`, `500 steps` or `0.2 run`.
 """
 
 
 def describe() -> str:
-    """The whole document."""
+    """Return the complete document."""
     parts = [_HEADER]
     for title, kind in (
         ("Pretraining (`jobs/pretrain.py`)", PretrainConfig),
@@ -63,7 +63,7 @@ def _shown(default: Any) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value as YAML may write it."""
+    """Return a value as in YAML."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_written(item)}' for key, item in value.items())}}}"
     if isinstance(value, tuple):

@@ -1,6 +1,6 @@
-"""Judge a frozen network on pair files, labeled sets and template protocols.
+"""Evaluation of a frozen network on pair files, labeled sets and template protocols.
 
-In this process, or on any number of Ray workers, with equal results.
+In this process or on Ray workers, with equal results.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Request:
         pairs: pair files.
         identities: labeled sets.
         templates: folders of template protocols.
-        ks: neighbors asked on labeled sets.
+        ks: numbers of neighbors for k-NN on labeled sets.
         modes: test modes of template protocols, such as F1N1D1.
-        baselines: whether raw pixels (pairs) and the untrained network are judged as well.
+        baselines: whether raw pixels (pairs) and the untrained network are evaluated as well.
         color_order: what pair files and labeled sets decode to.
-        pixel_range: what the network gets, see `apply_network`.
+        pixel_range: input range of the network, see `apply_network`.
         device: where it computes.
         workers: Ray workers that embed; 0 is this process.
         out: folder for results.json and pictures; None writes nothing.
@@ -70,7 +70,7 @@ def evaluate(request: Request) -> None:
     """Print a table for each input, and write results.json and ROC pictures if asked.
 
     Raises:
-        UserError: a mistake in the request, the checkpoint or an input.
+        UserError: an error in the request, the checkpoint or an input.
     """
     _check(request)
     if request.out is not None:
@@ -79,12 +79,12 @@ def evaluate(request: Request) -> None:
     jobs = [*_jobs(request)]
     trained = load_for_inference(request.checkpoint)
     embeddings = _embeddings(request, trained)
-    judged = []
+    results = []
     for job in jobs:
-        judged.append(job(embeddings))
-        print(judged[-1], flush=True)  # noqa: T201
+        results.append(job(embeddings))
+        print(results[-1], flush=True)  # noqa: T201
     if request.out is not None:
-        write_results(request.out, _header(request, trained), judged)
+        write_results(request.out, _header(request, trained), results)
 
 
 def _header(request: Request, trained: NetworkWeights) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _check(request: Request) -> None:
             "inputs",
             found="none",
             expected="pair files, --identities or --templates",
-            fix="name something to evaluate on, such as lfw.bin",
+            fix="give something to evaluate on, such as lfw.bin",
         )
     if request.workers < 0:
         raise ConfigError(
@@ -116,7 +116,7 @@ def _check(request: Request) -> None:
 
 
 def _jobs(request: Request) -> Iterator[Callable[[Embeddings], EvalResult]]:
-    """What to do for each input; opening them all first finds mistakes before any work."""
+    """Yield an evaluation for each input, which is opened and checked here."""
     order, modes = request.color_order, [parse_mode(text) for text in request.modes]
     for uri in request.pairs:
         yield partial(evaluate_pairs, open_pairs(uri, order), raw_pixels=request.baselines)
@@ -137,7 +137,7 @@ def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
             name: local_embedding(network, request.device, request.pixel_range, progress=True)
             for name, network in networks.items()
         }
-    # Evaluating in this process has to run where Ray is not installed.
+    # Imported here: without workers, Ray need not be installed.
     from lafs_ray.engine.ray_embed import connect_for, embed_on_ray
 
     connect_for(request.workers, request.device)

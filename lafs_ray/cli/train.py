@@ -1,4 +1,4 @@
-"""Start a training job: in this process for debugging, or on Ray."""
+"""Command line of a training job: in this process for debugging, or on Ray."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lafs_ray.training.runner import Hooks, run_local, training_device
 
 
 def train_command(kind: type[TrainConfig], description: str, arguments: Sequence[str]) -> None:
-    """Do what a training job's command line says.
+    """Run the training job that a command line describes.
 
     Raises:
-        UserError: a mistake in the arguments, the configuration, the data or the run's folder.
+        UserError: an error in the arguments, the configuration, the data or the run's folder.
     """
-    options = parse(description, arguments, "configs/", "say how long the run is, and end")
+    options = parse(description, arguments, "configs/", "print the length of the run, and exit")
     config = load(kind, options.config, options.overrides)
     if options.dry_run:
         check_online_eval(config.online_eval)
-        foresee(check_run(config))
+        dry_run(check_run(config))
     else:
         launch(config)
 
@@ -41,18 +41,21 @@ def train_command(kind: type[TrainConfig], description: str, arguments: Sequence
 def describe(inputs: RunInputs) -> None:
     """Print the resolved settings and the size of a run."""
     config, length = inputs.config, inputs.length
-    people = "" if inputs.num_identities is None else f" of {inputs.num_identities} identities"
+    identities = ""
+    if inputs.num_identities is not None:
+        identities = f" of {inputs.num_identities} identities"
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
     print(  # noqa: T201
-        f"{config.run.name}: {inputs.faces.num_images} faces{people}, "
-        f"{length.steps_per_epoch} steps an epoch, {length.total_steps} steps; "
+        f"{config.run.name}: {inputs.faces.num_images} faces{identities}, "
+        f"{length.steps_per_epoch} {'step' if length.steps_per_epoch == 1 else 'steps'} per epoch, "
+        f"{length.total_steps} {'step' if length.total_steps == 1 else 'steps'}; "
         f"results in {inputs.folder().uri}",
         flush=True,
     )
 
 
-def foresee(inputs: RunInputs) -> None:
-    """`describe`, and say what the job would do in its folder as it is.
+def dry_run(inputs: RunInputs) -> None:
+    """Print `describe` and where the run would begin, given its folder.
 
     Raises:
         ConfigError: the folder holds another run.
@@ -74,7 +77,7 @@ def launch(config: TrainConfig) -> None:
     """Check a training job's inputs, then run it to its end.
 
     Raises:
-        UserError: a mistake in the configuration, the data or the run's folder.
+        UserError: an error in the configuration, the data or the run's folder.
         Stopped: a signal ended the run early.
     """
     if config.compute.workers == 0:
@@ -94,14 +97,14 @@ def _train(inputs: RunInputs) -> None:
     if inputs.config.compute.workers == 0:
         run_in_process(inputs)
         return
-    # Debug mode has to start, and run, where Ray is not installed.
+    # Imported here: in debug mode, Ray need not be installed.
     from lafs_ray.engine.ray_train import run_on_ray
 
     run_on_ray(inputs)
 
 
 def is_finished(inputs: RunInputs) -> bool:
-    """Whether the run's last checkpoint is there, sound, and judged if the run has probes."""
+    """Return whether the run's last checkpoint loads, and is evaluated if online_eval is on."""
     folder, last = inputs.folder(), inputs.length.total_steps
     if last not in folder.steps():
         return False
@@ -112,15 +115,15 @@ def is_finished(inputs: RunInputs) -> bool:
 
 
 def run_in_process(inputs: RunInputs) -> None:
-    """Debug mode: train to the end of the run, and judge checkpoints if the run has probes.
+    """Train to the end of the run without Ray, with its online evaluation (debug mode).
 
     Raises:
-        Stopped: SIGTERM came; the run has saved.
+        Stopped: SIGTERM was received; the run has saved.
     """
     evaluator = None
     if inputs.config.online_eval.enabled:
         evaluator = OnlineEvaluator(inputs, evaluate_in_process(inputs.config))
-    # Ctrl-C stays what it is: in a debugger it has to act at once.
+    # Ctrl-C is not handled: in a debugger it has to act at once.
     with stop_request(signal.SIGTERM) as request:
         hooks = Hooks(
             after_write=evaluator.saved if evaluator is not None else lambda _: None,

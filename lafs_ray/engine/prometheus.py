@@ -1,4 +1,4 @@
-"""A run's figures in Ray's dashboard: gauges that Prometheus collects and Grafana draws.
+"""A run's metrics in Ray's dashboard: gauges that Prometheus collects and Grafana plots.
 
 `configs/grafana/lafs_ray.json` has a panel for each of them. Ray puts `ray_` before their names.
 """
@@ -12,25 +12,25 @@ from ray.util.metrics import Gauge
 
 PREFIX = "lafs_"
 
-# A figure of a report to what it is; figures that a run does not report have no gauge there.
+# Description of each metric; those that a run does not report have no gauge.
 GAUGES = {
     "step": "Optimizer steps done",
     "epoch": "Epoch of the last step",
     "loss": "Training loss",
     "lr": "Learning rate",
-    "images_per_s": "Faces trained on a second, all workers together",
-    "wait_share": "Share of the time that training waits for its input",
-    "read_ms": "Milliseconds that reading a face takes a process",
+    "images_per_s": "Training images per second, all workers",
+    "wait_share": "Fraction of the time that training waits for data",
+    "read_ms": "Milliseconds per image of a reading process",
     "preprocess_ms": "Milliseconds that decoding and cutting a face takes a process",
     "gradient_norm_max": "Largest norm of a parameter's gradient, before clipping",
     "skipped_records": "Damaged records so far",
-    "teacher_entropy": "Entropy of the teacher's answers, nats",
-    "student_entropy": "Entropy of the student's answers, nats",
-    "kl": "Nats that the student has to learn",
+    "teacher_entropy": "Entropy of the teacher's output, nats",
+    "student_entropy": "Entropy of the student's output, nats",
+    "kl": "KL divergence from teacher to student, nats",
     "center_norm": "Norm of the center",
-    "used_prototypes": "Share of the prototypes in use",
-    "embedding_std": "Spread of the embeddings, 0 to 1",
-    "accuracy": "Share of faces nearest to their own class",
+    "used_prototypes": "Fraction of the prototypes in use",
+    "embedding_std": "Standard deviation of the embeddings, 0 to 1",
+    "accuracy": "Fraction of faces nearest to their own class center",
 }
 
 
@@ -38,7 +38,7 @@ class Gauges:
     """The gauges of one run, set in the process of its first rank.
 
     Args:
-        run: name of the run, a label of each figure.
+        run: name of the run, the label of each gauge.
     """
 
     def __init__(self, run: str) -> None:
@@ -46,7 +46,7 @@ class Gauges:
         self._gauges: dict[str, Gauge] = {}
 
     def set(self, report: Mapping[str, Any]) -> None:
-        """Show the figures of a report."""
+        """Set the gauges to the metrics of a report."""
         for name in GAUGES.keys() & report.keys():
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"{PREFIX}{name}", GAUGES[name], ("run",))

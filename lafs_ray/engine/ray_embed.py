@@ -1,25 +1,19 @@
-"""Ray Data over a source of faces: tasks read and decode chunks, actors embed them.
+"""Embedding on Ray Data: tasks read and decode chunks of faces, actors embed them.
 
 Each actor loads the network once. Chunks and batches are those of one process, and their order is
-kept, so the result depends on no number of workers.
+kept, so the embeddings do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
-from ray.data.extensions import ArrowTensorArray
+from ray.data import ActorPoolStrategy, DataContext
 from torch import nn
 
 from lafs_ray.data.eval_sets import EvalFaces
@@ -27,61 +21,18 @@ from lafs_ray.engine.ray_session import configure_context, join_cluster
 from lafs_ray.evaluation.embed import PixelRange, chunks, embed_chunk
 
 _READ_CPUS = 0.25
-_BYTES_PER_FACE = 112 * 112 * 3
 
 Columns = dict[str, NDArray[Any]]
 
 
-class ChunkSource(Datasource):  # type: ignore[misc] # Ray ships no types
-    """A datasource with one read task, hence one block, for each chunk of faces.
-
-    Args:
-        source: reference to the faces in the object store.
-        num_images: how many they are.
-    """
-
-    def __init__(self, source: ray.ObjectRef, num_images: int) -> None:
-        super().__init__()
-        self._source, self._num_images = source, num_images
-
-    def get_name(self) -> str:
-        """Name of the read stage in Ray's displays."""
-        return "Faces"
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Bytes of the decoded faces."""
-        return self._num_images * _BYTES_PER_FACE
-
-    def get_read_tasks(
-        self,
-        parallelism: int,  # noqa: ARG002 - one task for each chunk, whatever Ray would like
-        per_task_row_limit: int | None = None,
-        data_context: DataContext | None = None,  # noqa: ARG002 - part of Ray's interface
-    ) -> list[ReadTask]:
-        """One task for each chunk, in order."""
-        return [
-            ReadTask(
-                partial(_read, self._source, start, stop),
-                BlockMetadata(
-                    num_rows=stop - start,
-                    size_bytes=(stop - start) * _BYTES_PER_FACE,
-                    exec_stats=None,
-                    input_files=None,
-                ),
-                per_task_row_limit=per_task_row_limit,
-            )
-            for start, stop in chunks(self._num_images)
-        ]
-
-
-def _read(reference: ray.ObjectRef, start: int, stop: int) -> Iterator[pa.Table]:
-    source: EvalFaces = ray.get(reference)
-    faces = ArrowTensorArray.from_numpy(source.read(start, stop))
-    yield pa.table({"number": np.arange(start, stop), "face": faces})
+def _read(rows: Columns, source: ray.ObjectRef) -> Columns:
+    """Read and decode the chunk of faces that a row names."""
+    start, stop = int(rows["start"][0]), int(rows["stop"][0])
+    return {"number": np.arange(start, stop), "face": ray.get(source).read(start, stop)}
 
 
 class EmbedActor:
-    """A stateful worker: holds the network.
+    """A stateful worker that keeps the network.
 
     Args:
         network: reference to it in the object store.
@@ -94,7 +45,7 @@ class EmbedActor:
         self._options = {"device": device, "pixel_range": pixel_range}
 
     def __call__(self, rows: Columns) -> Columns:
-        """Embed one chunk; its numbers travel along."""
+        """Embed one chunk."""
         embeddings = embed_chunk(self._network, rows["face"], **self._options)
         return {"number": rows["number"], "embedding": embeddings}
 
@@ -123,11 +74,11 @@ def embed_on_ray(
     device: str = "cpu",
     pixel_range: PixelRange = "training",
 ) -> NDArray[np.float32]:
-    """Embeddings of all faces and of their mirror images, float32 [N, 2, D]; see `embed_faces`.
+    """Embed all faces and their mirror images: float32 [N, 2, D]; see `embed_faces`.
 
     Args:
-        network: takes [B, 3, S, S]; travels to the actors through the object store.
-        source: the faces; travels likewise.
+        network: takes [B, 3, S, S]; sent to the actors through the object store.
+        source: the faces; sent likewise.
         workers: actors that embed.
         device: cuda gives each actor a GPU.
         pixel_range: see `apply_network`.
@@ -135,27 +86,29 @@ def embed_on_ray(
     Raises:
         DataError: inside Ray's own error, see `find_user_error`.
     """
-    num_chunks = len(chunks(source.num_images))
+    items = [{"start": start, "stop": stop} for start, stop in chunks(source.num_images)]
     configure_context(DataContext.get_current(), workers + 1.0)
-    dataset = ray.data.read_datasource(
-        ChunkSource(ray.put(source), source.num_images),
-        override_num_blocks=num_chunks,
-        num_cpus=_READ_CPUS,
-    ).map_batches(
-        EmbedActor,
-        batch_size=None,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=min(workers, num_chunks)),
-        num_cpus=1,
-        num_gpus=1 if device == "cuda" else 0,
-        fn_constructor_args=[ray.put(network.cpu()), device, pixel_range],
-        udf_modifying_row_count=False,
+    dataset = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            _read, batch_size=None, num_cpus=_READ_CPUS, fn_kwargs={"source": ray.put(source)}
+        )
+        .map_batches(
+            EmbedActor,
+            batch_size=None,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=min(workers, len(items))),
+            num_cpus=1,
+            num_gpus=1 if device == "cuda" else 0,
+            fn_constructor_args=[ray.put(network.cpu()), device, pixel_range],
+            udf_modifying_row_count=False,
+        )
     )
     parts: list[NDArray[np.float32]] = []
     expected = itertools.count()
     for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
         in_order = all(number == next(expected) for number in block["number"].tolist())
-        assert in_order, f"Ray Data gave faces {block['number'][:3]}… out of order"
+        assert in_order, f"Ray Data returned faces {block['number'][:3]}… out of order"
         parts.append(np.array(block["embedding"]))
     return np.concatenate(parts)

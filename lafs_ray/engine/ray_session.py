@@ -11,8 +11,8 @@ from ray.data import DataContext
 
 from lafs_ray.errors import ConfigError
 
-# Set before Ray starts, they reach its workers; what the user has set stays.
-_QUIET = {
+# Set before Ray starts, so its workers inherit them; values set by the user stay.
+QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -30,10 +30,10 @@ def join_cluster(
     """Join the cluster of this job, or start one on this machine.
 
     Args:
-        cpus: that will be reserved.
-        cpu_arithmetic: how they came about, for the message.
-        gpus: that will be reserved.
-        gpu_arithmetic: how they came about.
+        cpus: to be reserved.
+        cpu_arithmetic: their sum in terms of configuration keys, for the message.
+        gpus: to be reserved.
+        gpu_arithmetic: likewise.
 
     Raises:
         ConfigError: the cluster has fewer.
@@ -47,7 +47,7 @@ def join_cluster(
 
 def start_or_join(cpus: float) -> None:
     """Join the cluster of this job, or start one on this machine with at least these CPUs."""
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
         on_cluster = "RAY_ADDRESS" in os.environ
@@ -67,7 +67,7 @@ def _check_enough(resource: str, needed: float, have: float, arithmetic: str) ->
             f"the Ray cluster's {resource}s",
             found=f"{have:g}",
             expected=f"at least {needed:g}: {arithmetic}",
-            fix="lower the keys named, or add nodes to the cluster",
+            fix="reduce these settings, or add nodes to the cluster",
         )
 
 
@@ -75,14 +75,14 @@ _NO_PROGRESS_TIMEOUT_S = 300
 
 
 def configure_context(context: DataContext, cpus: float) -> None:
-    """Settings of Ray Data that the order, the memory and the terminal rely on.
+    """Set what order, memory and terminal of a Ray Data job depend on.
 
     Args:
         context: of the process that makes the dataset.
-        cpus: which its tasks and actors may take.
+        cpus: limit for its tasks and actors.
     """
     context.execution_options.preserve_order = True
-    # None keeps one block for each task; a size would slice or merge portions.
+    # None keeps one block for each task; a size would split or merge shuffle blocks.
     context.target_max_block_size = None
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False

@@ -23,7 +23,7 @@ def apply_on_ray(workers: int) -> Apply:
     """
 
     def apply(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
-        # Without workers nothing here may need Ray.
+        # Imported here: without workers, Ray need not be installed.
         import ray
 
         from lafs_ray.engine.ray_session import join_cluster
@@ -47,7 +47,7 @@ def apply_on_ray(workers: int) -> Apply:
 
 
 class CacheActor:
-    """A stateful worker: holds the set's numbers and the network.
+    """A stateful worker that keeps the network.
 
     Args:
         job: reference to the `CacheJob` in the object store.
@@ -60,23 +60,23 @@ class CacheActor:
         self._find = LandmarkPredictor(self._job.network, self._job.device)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Make the parts of a block; only their numbers travel."""
+        """Compute and write the parts of a block; return only their numbers."""
         for name, first, stop in zip(rows["name"], rows["first"], rows["stop"], strict=True):
             make_part(self._job, Part(str(name), int(first), int(stop)), self._find)
         return {"number": rows["number"]}
 
 
 def cache_on_ray(job: CacheJob, parts: Sequence[Part], workers: int) -> Iterator[Part]:
-    """`Apply` on Ray Data: actors take parts, read, compute and write them where they are.
+    """`Apply` on Ray Data: actors read, compute and write parts.
 
     Args:
-        job: what to do.
+        job: faces, network and folder.
         parts: the missing ones.
         workers: actors, with one CPU each, and with a GPU each if the job's device is cuda.
     """
     if not parts:
         return
-    # Without workers nothing here may need Ray.
+    # Imported here: without workers, Ray need not be installed.
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
@@ -88,7 +88,7 @@ def cache_on_ray(job: CacheJob, parts: Sequence[Part], workers: int) -> Iterator
     context = DataContext.get_current()
     configure_context(context, workers + 1.0)
     context.execution_options.preserve_order = False
-    # A part takes as long as it takes; a slow one is not a hang.
+    # A slow part is not a hang.
     context.execution_no_progress_timeout_s = -1
     items = [
         {"number": number, "name": part.name, "first": part.first, "stop": part.stop}

@@ -35,7 +35,7 @@ from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evalua
 from lafs_ray.engine.preemption import RequestListener, leaving_nodes
 from lafs_ray.engine.prometheus import Gauges
 from lafs_ray.engine.ray_ingest import rank_stream
-from lafs_ray.engine.ray_session import _QUIET
+from lafs_ray.engine.ray_session import QUIET
 from lafs_ray.engine.resources import connect
 from lafs_ray.engine.signals import StopRequest, stop_request
 from lafs_ray.errors import find_user_error
@@ -118,7 +118,7 @@ def _trainer(inputs: RunInputs, channel: Any) -> TorchTrainer:
             failure_config=FailureConfig(
                 max_failures=config.compute.max_failures, controller_failure_limit=3
             ),
-            worker_runtime_env={"env_vars": {**_QUIET, **threads}},
+            worker_runtime_env={"env_vars": {**QUIET, **threads}},
         ),
         torch_config=TorchConfig(
             backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)

@@ -1,6 +1,6 @@
-"""Which nodes a run needs, by resources and labels, and waiting for those an autoscaler brings.
+"""Resources that a run needs on nodes with given labels, and waiting for an autoscaler.
 
-Without these checks Ray waits in silence, half an hour or for ever, for what no node has.
+Without these checks Ray waits silently, half an hour or for ever, for what no node has.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _LOG_EVERY_S = 60.0
 
 @dataclass(frozen=True)
 class Bundles:
-    """So many times these resources, each time on one node with these labels."""
+    """A number of equal resource bundles, each on one node with these labels."""
 
     count: int
     resources: dict[str, float]
     labels: Mapping[str, str]
     key: str
-    """The configuration's key of the labels."""
+    """The configuration key of the labels."""
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """A resource of which nodes with these labels have too little."""
+    """A resource that nodes with these labels have too little of."""
 
     resource: str
     have: float
@@ -47,39 +47,37 @@ class Shortage:
     key: str
 
     def __str__(self) -> str:
-        where = f" on nodes with {self.key} = {shown(self.labels)}" if self.labels else ""
+        where = f" on nodes with {self.key} = {labels_text(self.labels)}" if self.labels else ""
         return f"{self.have:g} of {self.needed:g} {self.resource}s{where}"
 
 
-def shown(labels: Mapping[str, str]) -> str:
-    """Labels as YAML writes them."""
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Return labels as in YAML."""
     return f"{{{', '.join(f'{key}: {value}' for key, value in labels.items())}}}"
 
 
 def bundles_of(config: TrainConfig) -> list[Bundles]:
-    """What training workers, croppers, readers and probes of a run reserve."""
+    """Return what training workers, preprocessing, reading and evaluation of a run reserve."""
     compute, ingest, online_eval = config.compute, config.ingest, config.online_eval
     worker: dict[str, float] = {"CPU": compute.cpus_per_worker}
     # An elastic run starts with the fewest.
     workers = compute.worker_counts[0]
     if compute.device == "cuda":
         worker["GPU"] = compute.gpus_per_worker
-    croppers = workers * ingest.actors_per_worker
+    actors = workers * ingest.actors_per_worker
     found = [
         Bundles(workers, worker, compute.node_labels, "compute.node_labels"),
-        Bundles(croppers, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
+        Bundles(actors, {"CPU": ingest.cpus_per_actor}, ingest.node_labels, "ingest.node_labels"),
         Bundles(workers, {"CPU": READING_CPUS}, ingest.node_labels, "ingest.node_labels"),
     ]
     if online_eval.enabled:
-        resources: dict[str, float] = {"CPU": online_eval.cpus}
-        if online_eval.device == "cuda":
-            resources["GPU"] = 1
-        found.append(Bundles(1, resources, {}, ""))
+        gpu = {"GPU": 1.0} if _evaluates_on_gpu(config) else {}
+        found.append(Bundles(1, {"CPU": online_eval.cpus, **gpu}, {}, ""))
     return found
 
 
 def shortages(bundles: Sequence[Bundles]) -> list[Shortage]:
-    """What the nodes there lack: over all of them, and over those with each set of labels."""
+    """Return what all nodes lack, and what those with each set of labels lack."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     groups: list[tuple[Mapping[str, str], str]] = [({}, "")]
     for bundle in bundles:
@@ -98,16 +96,16 @@ def shortages(bundles: Sequence[Bundles]) -> list[Shortage]:
 
 
 def has_autoscaler() -> bool:
-    """Whether this cluster was started by `ray up` in a cloud or by KubeRay, which add nodes."""
+    """Return whether this cluster was started by `ray up` or KubeRay, which add nodes."""
     return bool(is_autoscaler_v2(fetch_from_server=True))
 
 
 def await_nodes(bundles: Sequence[Bundles], wait_s: float) -> None:
-    """Ask the autoscaler, if there is one, for the nodes that a run lacks, and wait for them.
+    """Request the nodes that a run lacks from the autoscaler, if there is one, and wait for them.
 
     Args:
         bundles: what the run reserves.
-        wait_s: how long at most; what is lacking then is `require_nodes`' to tell.
+        wait_s: how long at most; `require_nodes` raises for what is lacking then.
     """
     missing = shortages(bundles)
     if not missing or not wait_s or not has_autoscaler():
@@ -133,10 +131,10 @@ def await_nodes(bundles: Sequence[Bundles], wait_s: float) -> None:
 
 
 def require_nodes(bundles: Sequence[Bundles]) -> None:
-    """Refuse labels that too few nodes have.
+    """Check that enough nodes have the labels that the run names.
 
     Raises:
-        ConfigError: naming the key, the labels, and what nodes with them have.
+        ConfigError: with the key, the labels, and the resources of nodes with them.
     """
     for missing in shortages(bundles):
         if missing.labels:
@@ -150,8 +148,8 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
             )
             raise ConfigError(
                 missing.key,
-                found=f"{shown(missing.labels)}: nodes with these labels have {missing.have:g} "
-                f"{missing.resource}s together",
+                found=f"{labels_text(missing.labels)}: nodes with these labels have "
+                f"{missing.have:g} {missing.resource}s in total",
                 expected=f"at least {missing.needed:g}",
                 fix="add such nodes, or name other labels; the cluster's are: "
                 + (", ".join(labels) or "none"),
@@ -162,27 +160,28 @@ def connect(config: TrainConfig) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
-        ConfigError: the cluster's CPUs or GPUs are fewer than the run reserves, on all nodes or on
+        ConfigError: the cluster has fewer CPUs or GPUs than the run reserves, on all nodes or on
             those with the labels that it names.
     """
-    workers = config.compute.worker_counts[0] if config.compute.device == "cuda" else 0
-    share = config.compute.gpus_per_worker
-    evaluator = int(config.online_eval.enabled and config.online_eval.device == "cuda")
-    gpu_arithmetic = f"{_workers_key(config)} = {workers}" + f" × {share:g} GPUs" * (share < 1)
-    gpu_arithmetic += " + 1 for online_eval.device=cuda" * evaluator
-    start_or_join(config.needed_cpus)
-    await_nodes(bundles_of(config), config.compute.nodes_wait_s)
-    join_cluster(
-        config.needed_cpus, _arithmetic(config), workers * share + evaluator, gpu_arithmetic
+    bundles, cpus = bundles_of(config), config.needed_cpus
+    start_or_join(cpus)
+    await_nodes(bundles, config.compute.nodes_wait_s)
+    gpus = sum(bundle.count * bundle.resources.get("GPU", 0.0) for bundle in bundles)
+    join_cluster(cpus, _cpu_arithmetic(config), gpus, _gpu_arithmetic(config))
+    require_nodes(bundles)
+
+
+def _gpu_arithmetic(config: TrainConfig) -> str:
+    compute, share = config.compute, config.compute.gpus_per_worker
+    key = "compute.workers" if compute.min_workers is None else "compute.min_workers"
+    return (
+        f"{key} = {compute.worker_counts[0] if compute.device == 'cuda' else 0}"
+        + (f" × {share:g} GPUs" if share < 1 else "")
+        + (" + 1 for online_eval.device=cuda" if _evaluates_on_gpu(config) else "")
     )
-    require_nodes(bundles_of(config))
 
 
-def _workers_key(config: TrainConfig) -> str:
-    return "compute.workers" if config.compute.min_workers is None else "compute.min_workers"
-
-
-def _arithmetic(config: TrainConfig) -> str:
+def _cpu_arithmetic(config: TrainConfig) -> str:
     compute, ingest = config.compute, config.ingest
     return (
         f"{compute.worker_counts[0]} workers × "
@@ -191,3 +190,7 @@ def _arithmetic(config: TrainConfig) -> str:
         f"{ingest.cpus_per_actor:g} + {READING_CPUS:g} for reading)"
         + (f" + online_eval.cpus {config.online_eval.cpus}" if config.online_eval.enabled else "")
     )
+
+
+def _evaluates_on_gpu(config: TrainConfig) -> bool:
+    return config.online_eval.enabled and config.online_eval.device == "cuda"

@@ -1,6 +1,6 @@
-"""A signal as a request: the run saves after its present step and ends.
+"""Signals that request a checkpoint and the end of the run.
 
-Clouds and job schedulers announce the end of a machine by SIGTERM and leave a while.
+Clouds and job schedulers send SIGTERM some time before they stop a machine.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lafs_ray.training.prepare import RunInputs
 
 
 class StopRequest:
-    """Whether a signal has asked this process to end its run."""
+    """The signal that requested the end of the run, None so far."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
 
     def raise_if_stopped(self, inputs: RunInputs) -> None:
-        """Tell that a run was stopped, if it was.
+        """Raise if a signal stopped the run.
 
         Raises:
             Stopped: a signal ended the run before its last step.
@@ -39,7 +39,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request(*signals: signal.Signals) -> Iterator[StopRequest]:
-    """For the time of the block, the first of these signals is a request, the second one itself.
+    """Within the block, turn the first of these signals into a request; a second one acts as usual.
 
     Outside the main thread, where Python allows no handlers, nothing changes.
     """
@@ -48,7 +48,7 @@ def stop_request(*signals: signal.Signals) -> Iterator[StopRequest]:
         yield request
         return
 
-    def note(signum: int, _: FrameType | None) -> None:
+    def handle(signum: int, _: FrameType | None) -> None:
         if request.signum is not None:
             signal.signal(signum, before[signal.Signals(signum)])
             signal.raise_signal(signum)
@@ -56,9 +56,12 @@ def stop_request(*signals: signal.Signals) -> Iterator[StopRequest]:
         request.signum = signum
         name = signal.Signals(signum).name
         # Not print: the signal may have come in the middle of one.
-        os.write(2, f"{name}: saving after the present step; again to end at once\n".encode())
+        os.write(
+            2,
+            f"{name}: saving after the current step; send it again to exit immediately\n".encode(),
+        )
 
-    before = {one: signal.signal(one, note) for one in signals}
+    before = {one: signal.signal(one, handle) for one in signals}
     try:
         yield request
     finally:
@@ -67,11 +70,11 @@ def stop_request(*signals: signal.Signals) -> Iterator[StopRequest]:
 
 
 class Stopped(Exception):
-    """A run ended before its last step because a signal asked it to; it has saved.
+    """A signal ended a run before its last step; it has saved.
 
     Args:
         signum: the signal.
-        message: what that leaves behind, in a line for people.
+        message: for the terminal.
     """
 
     def __init__(self, signum: int, message: str) -> None:

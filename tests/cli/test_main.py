@@ -20,7 +20,7 @@ def raising(error: BaseException):
     return main
 
 
-def test_run__returns_2_and_prints_the_four_parts_for_a_mistake_of_the_user(capsys):
+def test_run__returns_2_and_prints_the_four_parts_of_a_user_error(capsys):
     assert run(raising(MISTAKE)) == 2
     printed = capsys.readouterr().err
     assert all(part in printed for part in ("train.rec", "3 bytes", "a record", "copy it again"))
@@ -33,7 +33,7 @@ def test_run__returns_0_for_success_and_130_for_ctrl_c(capsys):
     assert "continues" in capsys.readouterr().err
 
 
-def test_run__keeps_the_traceback_of_our_own_mistake():
+def test_run__keeps_the_traceback_of_a_bug():
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lafs_ray.cli import train as launching
-from lafs_ray.cli.train import foresee, launch
+from lafs_ray.cli.train import dry_run, launch
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
@@ -54,35 +54,35 @@ def test_launch__last_checkpoint_is_damaged(finished: PretrainConfig, tmp_path: 
     assert [without_times(line) for line in read_metrics(metrics)] == before
 
 
-def foreseen(capsys: pytest.CaptureFixture[str], config: PretrainConfig) -> str:
-    """The last line of what is foreseen of a job."""
-    foresee(check_run(config))
+def last_line(capsys: pytest.CaptureFixture[str], config: PretrainConfig) -> str:
+    """The last line that the dry run of a job prints."""
+    dry_run(check_run(config))
     return capsys.readouterr().out.splitlines()[-1]
 
 
-def test_foresee__what_the_job_would_do_in_its_folder(
+def test_dry_run__what_the_job_would_do_in_its_folder(
     finished: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run is finished, would continue or would begin; nothing is written."""
-    assert foreseen(capsys, finished) == "the run is finished"
+    assert last_line(capsys, finished) == "the run is finished"
     newest = tmp_path / "debug" / "checkpoints" / "step-00000003.pt"
     newest.unlink()
     before = sorted(tmp_path.rglob("*"))
-    assert foreseen(capsys, finished) == "the run would continue at step 2 of 3"
+    assert last_line(capsys, finished) == "the run would continue at step 2 of 3"
     assert sorted(tmp_path.rglob("*")) == before
     run = finished.run.model_copy(update={"name": "other"})
     other = finished.model_copy(update={"run": run})
-    assert foreseen(capsys, other) == "the run would begin at step 0 of 3"
+    assert last_line(capsys, other) == "the run would begin at step 0 of 3"
 
 
-def test_foresee__folder_of_another_run(finished: PretrainConfig, tmp_path: Path) -> None:
+def test_dry_run__folder_of_another_run(finished: PretrainConfig, tmp_path: Path) -> None:
     """It is refused as when the job starts, and may be deleted where no step is lost with it."""
     optim = finished.optim.model_copy(update={"lr": 2.0 * finished.optim.lr})
     other = finished.model_copy(update={"optim": optim})
     with pytest.raises(ConfigError, match="holds another run") as raised:
-        foresee(check_run(other))
+        dry_run(check_run(other))
     assert "optim.lr" in raised.value.found
     assert "may be deleted" not in raised.value.fix
     shutil.rmtree(tmp_path / "debug" / "checkpoints")
     with pytest.raises(ConfigError, match="it has no checkpoint, so its folder may be deleted"):
-        foresee(check_run(other))
+        dry_run(check_run(other))

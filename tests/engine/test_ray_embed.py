@@ -64,9 +64,9 @@ def test_embed_on_ray__undecodable_face(
     write_face_set(tmp_path / "a.rec", 8, 10, replaced={70: NO_IMAGE})
     with pytest.raises(Exception) as raised:  # noqa: PT011 - Ray's own, of several layers
         embed_on_ray(network, open_labeled(str(tmp_path / "a.rec")).faces, workers=1)
-    mistake = find_user_error(raised.value)
-    assert isinstance(mistake, DataError)
-    assert mistake.subject == f"{tmp_path}/a.rec, key 71"
+    error = find_user_error(raised.value)
+    assert isinstance(error, DataError)
+    assert error.subject == f"{tmp_path}/a.rec, key 71"
 
 
 def test_connect_for__more_workers_than_cpus(ray_session: None) -> None:

@@ -137,7 +137,7 @@ def test_finished_run__ends_at_once_and_changes_nothing(
     assert metrics(uninterrupted) == before
 
 
-def test_mistake_met_by_the_workers__is_told_without_traceback(tmp_path: Path) -> None:
+def test_user_error_of_a_worker__is_printed_without_traceback(tmp_path: Path) -> None:
     """Records that do not decode are found in the actors; the message crosses three processes."""
     data = tmp_path / "train.rec"
     write_face_set(data, replaced=dict.fromkeys(range(0, 120, 2), NO_IMAGE))
@@ -151,13 +151,13 @@ def test_mistake_met_by_the_workers__is_told_without_traceback(tmp_path: Path) -
 def test_check_enough__shows_the_arithmetic(tmp_path: Path, face_set_path: str) -> None:
     pytest.importorskip("ray")
     from lafs_ray.engine.ray_session import _check_enough
-    from lafs_ray.engine.resources import _arithmetic
+    from lafs_ray.engine.resources import _cpu_arithmetic
 
     config = tiny(tmp_path, face_set_path, "compute.workers=2", "ingest.actors_per_worker=3")
     probed = tiny(tmp_path, face_set_path, "online_eval.pairs=a.bin", "online_eval.cpus=2")
-    assert _arithmetic(probed).endswith("+ 1 for reading) + online_eval.cpus 2")
+    assert _cpu_arithmetic(probed).endswith("+ 1 for reading) + online_eval.cpus 2")
     with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
-        _check_enough("CPU", 10.0, 4.0, _arithmetic(config))
+        _check_enough("CPU", 10.0, 4.0, _cpu_arithmetic(config))
     message = str(raised.value)
     assert "found:    4" in message
     assert "at least 10: 2 workers × (compute.cpus_per_worker 1 + ingest.actors_per_worker 3" in (

@@ -124,7 +124,7 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
     caplog.set_level(logging.INFO, "lafs_ray")
     resources.await_nodes(bundles, 60.0)
     assert caplog.messages == []
-    with pytest.raises(ConfigError, match="have 0 CPUs together"):
+    with pytest.raises(ConfigError, match="have 0 CPUs in total"):
         resources.require_nodes(bundles)
 
     asked: list[SimpleNamespace] = []

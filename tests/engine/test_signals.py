@@ -15,7 +15,7 @@ from lafs_ray.cli.main import run
 from lafs_ray.cli.train import launch
 from lafs_ray.engine.signals import Stopped, stop_request
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
-from tests.training.faces import run as apply_in_process
+from tests.training.faces import run as run_in_process
 from tests.training.faces import tiny, without_times
 
 SETTINGS = ["landmarks.source=grid", "duration=9 steps", "checkpoints.every=6 steps"]
@@ -24,13 +24,13 @@ SETTINGS = ["landmarks.source=grid", "duration=9 steps", "checkpoints.every=6 st
 def test_sigterm__saves_after_the_step_and_the_same_command_continues(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked in step 3 to end, a run has a checkpoint of step 3, says so, and goes on from there."""
+    """A run that SIGTERM stops in step 3 has a checkpoint of step 3 and continues from there."""
     config = tiny(tmp_path / "a", face_set_path, *SETTINGS)
     write, before = MetricsLog.write, signal.getsignal(signal.SIGTERM)
 
     def write_and_signal(log: MetricsLog, line: Mapping[str, Any]) -> None:
         write(log, line)
-        # While the report of step 2 is written, hence to be obeyed after step 3.
+        # While the report of step 2 is written, hence it takes effect after step 3.
         if line["step"] == 2:
             signal.raise_signal(signal.SIGTERM)
 
@@ -42,7 +42,7 @@ def test_sigterm__saves_after_the_step_and_the_same_command_continues(
     assert signal.getsignal(signal.SIGTERM) == before
     launch(config)
     found = read_metrics(str(tmp_path / "a" / "debug" / "metrics.jsonl"))
-    expected = apply_in_process(tiny(tmp_path / "b", face_set_path, *SETTINGS)).exact
+    expected = run_in_process(tiny(tmp_path / "b", face_set_path, *SETTINGS)).exact
     assert [without_times(line) for line in found] == expected
 
 
@@ -57,11 +57,11 @@ def test_run__code_of_a_stopped_job(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_stop_request__second_signal(capfd: pytest.CaptureFixture[str]) -> None:
-    """The first signal is noted and told, the second one acts as if nobody had asked."""
+    """The first signal is a request, the second one acts as usual."""
     with stop_request(signal.SIGINT) as request:
         signal.raise_signal(signal.SIGINT)
         assert request.signum == signal.SIGINT
-        assert "SIGINT: saving after the present step" in capfd.readouterr().err
+        assert "SIGINT: saving after the current step" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -1,7 +1,7 @@
-"""Checkpoints written by a thread beside the training: a step waits for a copy, not for storage.
+"""Asynchronous checkpoint writing: a step waits for a copy to the CPU, not for the storage.
 
-One is on its way at most: the next one waits for it, so memory holds one copy and none overtakes
-another. A storage that fails is tried again while the training goes on.
+At most one is being written: the next one waits for it, so memory holds one copy and the order is
+kept. A failed write is retried while the training continues.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, in order.
+    """Writes the checkpoints of one run in order, in a thread.
 
     Args:
-        write: writes the checkpoint of a step; a DataError of it is the storage's.
-        retry_s: seconds after which a storage that still fails ends the run.
+        write: writes the checkpoint of a step; raises DataError where the storage fails.
+        retry_s: seconds of retries after which a failing storage ends the run.
     """
 
     def __init__(self, write: Callable[[int, Mapping[str, Any]], None], retry_s: float) -> None:
@@ -36,8 +36,8 @@ class CheckpointWriter:
         self._hurry = threading.Event()
 
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
-        """Begin to write a state that nobody will change any more; `wait` for the one before."""
-        assert self._running is None, "one is on its way at most"
+        """Begin to write a state, which must not change any more; call `wait` before."""
+        assert self._running is None, "at most one is being written"
         self._running = (step, self._thread.submit(self._persist, step, state))
 
     def collect(self) -> int | None:
@@ -45,10 +45,10 @@ class CheckpointWriter:
         return None if self._running is None or not self._running[1].done() else self.wait()
 
     def wait(self) -> int | None:
-        """Wait for the checkpoint on its way, if there is one.
+        """Wait for the checkpoint being written, if there is one.
 
         Returns:
-            Its step, told once; None if there was none.
+            Its step, once; None if there was none.
 
         Raises:
             UserError: it could not be written.
@@ -63,7 +63,7 @@ class CheckpointWriter:
         """As `wait`, for the last time.
 
         Args:
-            hurry: a storage that fails is tried once more and not for long.
+            hurry: retry a failing storage only once more.
         """
         if hurry:
             self._hurry.set()

@@ -14,19 +14,19 @@ from lafs_ray.data.io import filesystem
 class MetricsLog:
     """`metrics.jsonl` of a run: one line for each report, no line twice.
 
-    A local file is appended to; on an object store the whole file is written at each `flush`. A
-    disk that refuses a line does not end the run: the next `flush` writes all of them.
+    A local file is appended to; on an object store each `flush` writes the complete file. A failed
+    append does not end the run: the next `flush` writes all lines.
 
     Args:
         uri: the file.
-        first_step: where the run continues; lines of later steps are dropped, as they come again.
+        first_step: where the run continues; lines of later steps are dropped, as they are repeated.
     """
 
     def __init__(self, uri: str, first_step: int) -> None:
         self._uri = uri
         self._lock = threading.Lock()
         self._lines = [line for line in read_metrics(uri) if line["step"] <= first_step]
-        self._is_whole = False
+        self._is_complete = False
         self.flush()
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -34,22 +34,22 @@ class MetricsLog:
         path = filesystem.local_path(self._uri)
         with self._lock:
             self._lines.append(dict(line))
-            if path is None or not self._is_whole:
+            if path is None or not self._is_complete:
                 return
             try:
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
             except OSError:
-                self._is_whole = False
+                self._is_complete = False
 
     def flush(self) -> None:
-        """Make sure that the lines survive; another thread may call it than that which writes.
+        """Make sure that the lines are stored; may be called by another thread than `write`.
 
         Raises:
             DataError: the storage refuses them.
         """
         path = filesystem.local_path(self._uri)
-        if path is not None and self._is_whole and os.path.exists(path):
+        if path is not None and self._is_complete and os.path.exists(path):
             with filesystem.write_errors(self._uri), open(path, "rb") as file:
                 os.fsync(file.fileno())
             return
@@ -59,13 +59,13 @@ class MetricsLog:
                 file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
             with self._lock:
                 # On an object store, what was added meanwhile waits for the next flush.
-                self._is_whole = path is not None and len(lines) == len(self._lines)
-            if path is None or self._is_whole:
+                self._is_complete = path is not None and len(lines) == len(self._lines)
+            if path is None or self._is_complete:
                 return
 
 
 def read_metrics(uri: str) -> list[dict[str, Any]]:
-    """The lines of a metrics file, none where it is missing; a line cut short is left out."""
+    """Return the lines of a metrics file, none if it is missing; drop a truncated last line."""
     if not filesystem.exists(uri):
         return []
     lines: list[dict[str, Any]] = []

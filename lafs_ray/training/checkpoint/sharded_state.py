@@ -1,7 +1,7 @@
-"""The state of a run whose class centers the ranks share: whole, and dealt out again.
+"""State of a run with sharded class centers: gathered for saving, resharded on load.
 
-A checkpoint holds what a single rank would have saved, whatever number of ranks wrote it. So it can
-be resumed on another number.
+A checkpoint holds what a single rank would have saved, whatever the number of ranks. So a run can
+be resumed on another number of ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lafs_ray.training.distributed import is_first
 
 
 def cpu_copy(state: Any) -> Any:
-    """The same dicts, lists and values; the tensors are copies that later steps leave alone."""
+    """Return the same nest of dicts, lists and values with copies of the tensors on the CPU."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
@@ -30,14 +30,14 @@ def cpu_copy(state: Any) -> Any:
 def gather_state(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """States of the networks and of the optimizer, copied to the CPU; a collective operation.
+    """Return states of networks and optimizer, copied to the CPU; a collective operation.
 
-    Rank 0 receives the centers and each of their moments shard after shard, so that beside its own
-    it holds one whole copy.
+    Rank 0 receives the centers and each of their moments one shard after the other, so that it
+    holds one full copy besides its own state.
 
     Returns:
         `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks. On
-        ranks other than 0 the live state, without what is sharded (None in its place).
+        ranks other than 0 the live state, with None for what is sharded.
     """
     model, optim = module.state_dict(), optimizer.state_dict()
     if is_first():
@@ -56,7 +56,7 @@ def load_gathered(
     model: Mapping[str, Any],
     optim: Mapping[str, Any],
 ) -> None:
-    """Take over this rank's part of what `gather_state` made on rank 0.
+    """Load this rank's shard of what `gather_state` returned on rank 0.
 
     Raises:
         RuntimeError, ValueError, KeyError: the state is of another architecture.
@@ -76,14 +76,14 @@ def load_gathered(
 
 
 def _sharded(module: nn.Module) -> Iterator[tuple[str, PartialFC]]:
-    """Name of each sharded parameter, and its head."""
+    """Yield the name of each sharded parameter, and its head."""
     for name, head in module.named_modules():
         if isinstance(head, PartialFC):
             yield f"{name}.weight", head
 
 
 def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
-    """Numbers of the parameters in the optimizer's state."""
+    """Return the index of each parameter in the optimizer's state."""
     groups = optimizer.param_groups
     return {each: n for n, each in enumerate(each for group in groups for each in group["params"])}
 
@@ -91,5 +91,5 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
 def _each_by_class(
     state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor | None]
 ) -> dict[str, Tensor | None]:
-    """Change what the optimizer keeps for each class; AdamW's count of steps may be one for all."""
+    """Apply `change` to per-class optimizer state; AdamW's step count may be one for all."""
     return {key: change(value) if value.ndim else value for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""One truth of metrics: averaged over steps and ranks on the device, then written as JSON lines."""
+"""Training metrics, averaged over steps and ranks on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lafs_ray.training.input_pipeline import WORK
 
-# What the clock decides: two equal runs differ in these figures of a report, and in no other.
+# Metrics that depend on the clock: two equal runs differ in these only.
 TIMES = ("images_per_s", "wait_share", "read_ms", "preprocess_ms")
 
 
@@ -45,7 +45,7 @@ class Meter:
         Args:
             metrics: 0-d tensors on the training device.
             wait_s: seconds that the step waited for its batch.
-            work_s: seconds that others spent on its batch, see `StepBatch`.
+            work_s: seconds that other processes spent on its batch, see `StepBatch`.
             skip_update: 0-d on the device; where it is 1, the metrics do not count.
         """
         for name, value in metrics.items():
@@ -57,16 +57,17 @@ class Meter:
             self._work_s[name] += work_s.get(name, 0.0)
 
     def report(self, num_steps: int) -> dict[str, float]:
-        """Means over steps and ranks, images per second, and the times of the input.
+        """Return means over steps and ranks, images per second, and the times of the input.
 
-        Every rank must call this at the same step, as it is a collective operation.
+        A collective operation: every rank must call it at the same step.
 
         Args:
             num_steps: steps since the last report whose metrics count.
 
         Returns:
-            The metrics; `wait_share` of the time, waiting for batches; `images_per_s` of all ranks;
-            `read_ms` and `preprocess_ms`, what an image took a process that reads, one that cuts.
+            The metrics; `wait_share`, the fraction of the time spent waiting for batches;
+            `images_per_s` of all ranks; `read_ms` and `preprocess_ms`, the time per image of a
+            process that reads and of one that preprocesses.
         """
         elapsed = time.perf_counter() - self._start
         names = sorted(self._sums)
@@ -90,7 +91,7 @@ class Meter:
 
 
 def _mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean over ranks; NCCL reduces tensors on the GPU alone."""
+    """Return the mean over ranks; NCCL reduces tensors on the GPU only."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     total = values.to(device)
     dist.all_reduce(total)

@@ -1,4 +1,4 @@
-"""Where a run stands, read from its folder alone: no faces, no network, no Ray."""
+"""The status of a run, read from its folder alone: no faces, no network, no Ray."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError
-from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_steps
+from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path, checkpoint_steps
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring import nonfinite_report
-from lafs_ray.training.monitoring.monitor import WARNINGS, duration
+from lafs_ray.training.monitoring.monitor import DAMAGED, WARNINGS, duration
 
-# A run is silent when its next report is this many times as late as its reports are apart.
+# A run is silent when its next report is later than this many intervals between reports.
 _PATIENCE = 4
-_LEAST_PATIENCE_S = 120.0
+_MIN_PATIENCE_S = 120.0
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands.
+    """The status of a run.
 
     Args:
         run: its folder.
@@ -32,15 +32,15 @@ class Status:
         state: not started; running; silent, which means stopped or hanging; not finite, stopped
             there; finished.
         step: of the last report; 0 before the first.
-        total_steps: of the run; None for runs of older versions.
+        total_steps: of the run.
         last: the last report.
         report_age_s: seconds since it was written; None before the first.
-        left_s: seconds still to go, if the run goes on as fast.
+        left_s: estimated seconds to the end; None before the first report.
         checkpoint: path of the newest checkpoint.
-        checkpoint_step: its step; what comes after would be done again.
-        warnings: lines of warnings.jsonl but those of damaged records.
-        damaged: damaged records met.
-        bad_step: path of the file on the last step that was not finite, if the run stopped there.
+        checkpoint_step: its step; later steps would be repeated.
+        warnings: lines of warnings.jsonl except those of damaged records.
+        damaged: a line for each damaged record met.
+        bad_step: path of the report of the last non-finite step, if the run stopped there.
         evaluation: the last line of eval.jsonl.
     """
 
@@ -48,7 +48,7 @@ class Status:
     kind: str
     state: str
     step: int
-    total_steps: int | None
+    total_steps: int
     last: dict[str, Any] | None
     report_age_s: float | None
     left_s: float | None
@@ -60,50 +60,51 @@ class Status:
     evaluation: dict[str, Any] | None
 
     def as_json(self) -> str:
-        """All of it."""
+        """Return all fields as JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(f"{label:12}{text}" if label else text for label, text in _lines(self))
 
 
 def read_status(run: str, now: float | None = None) -> Status:
-    """Look at a run's folder.
+    """Read the status of a run from its folder.
 
     Args:
         run: a path or URI.
-        now: seconds since 1970; None asks the clock.
+        now: seconds since 1970; None is the present time.
 
     Raises:
-        ConfigError: the folder is not there, or not of a run.
+        ConfigError: the folder is missing, or not of a run.
         DataError: a file in it cannot be read.
     """
     description = _read_description(run)
-    config, length = description["config"], description.get("length") or {}
-    reports = read_metrics(filesystem.join(run, "metrics.jsonl"))
-    last = reports[-1] if reports else None
-    step, total = (last["step"] if last else 0), length.get("total_steps")
+    config, total = description["config"], description["length"]["total_steps"]
+    metrics = filesystem.join(run, "metrics.jsonl")
+    reports, step, age, step_s = read_metrics(metrics), 0, None, None
+    if reports:
+        step = reports[-1]["step"]
+        written = filesystem.file_stamp(metrics)[1] / 1e9
+        age = max((time.time() if now is None else now) - written, 0.0)
+        step_s = config["batch_size"] / reports[-1]["images_per_s"]
     steps = checkpoint_steps(run)
     saved = steps[-1] if steps else 0
-    age = _age(filesystem.join(run, "metrics.jsonl"), now) if last else None
-    step_s = config["batch_size"] / last["images_per_s"] if last else None
     bad = _bad_step(run, step)
-    noted = read_metrics(filesystem.join(run, WARNINGS))
+    warnings = read_metrics(filesystem.join(run, WARNINGS))
     evaluations = read_metrics(filesystem.join(run, "eval.jsonl"))
-    is_finished = total is not None and saved >= total
     return Status(
         run=run,
         kind="pretraining" if description["kind"] == "PretrainConfig" else "supervised",
-        state="finished" if is_finished else _state(config, bad, age, step_s),
+        state="finished" if saved >= total else _state(config, bad, age, step_s),
         step=step,
         total_steps=total,
-        last=last,
+        last=reports[-1] if reports else None,
         report_age_s=age,
-        left_s=(total - step) * step_s if total is not None and step_s is not None else None,
-        checkpoint=filesystem.join(run, "checkpoints", f"step-{saved:08d}.pt") if steps else None,
+        left_s=None if step_s is None else (total - step) * step_s,
+        checkpoint=checkpoint_path(run, saved) if steps else None,
         checkpoint_step=saved,
-        warnings=[line for line in noted if line["kind"] != "damaged record"],
-        damaged=[line["text"] for line in noted if line["kind"] == "damaged record"],
+        warnings=[line for line in warnings if line["kind"] != DAMAGED],
+        damaged=[line["text"] for line in warnings if line["kind"] == DAMAGED],
         bad_step=bad,
         evaluation=evaluations[-1] if evaluations else None,
     )
@@ -127,25 +128,17 @@ def _read_description(run: str) -> dict[str, Any]:
             content = json.loads(filesystem.read_bytes(filesystem.join(run, "config.json")))
         except ValueError:
             content = None
-        if isinstance(content, dict) and {"kind", "config"} <= content.keys():
+        if isinstance(content, dict) and {"kind", "config", "length"} <= content.keys():
             return content
         found = "a config.json that is not of a run"
     raise ConfigError(run, found=found, expected="the folder of a run", fix=fix)
 
 
-def _age(uri: str, now: float | None) -> float:
-    written = filesystem.file_stamp(uri)[1] / 1e9
-    return max((time.time() if now is None else now) - written, 0.0)
-
-
 def _bad_step(run: str, step: int) -> str | None:
-    """The file on a step that was not finite, unless the run has got beyond it since."""
-    names = [
-        name for name in filesystem.list_names(run) if name.startswith(nonfinite_report.PREFIX)
-    ]
-    for name in sorted(names, reverse=True):
+    """Return the report of a non-finite step, unless the run is beyond that step by now."""
+    for name in sorted(filesystem.list_names(run), reverse=True):
         number = name.removeprefix(nonfinite_report.PREFIX).removesuffix(".json")
-        if number.isdigit() and int(number) > step:
+        if name.startswith(nonfinite_report.PREFIX) and number.isdigit() and int(number) > step:
             return filesystem.join(run, name)
     return None
 
@@ -157,50 +150,44 @@ def _state(
         return "not finite"
     if age is None or step_s is None:
         return "not started"
-    apart = config["log"]["every_steps"] * step_s
-    return "running" if age < max(_PATIENCE * apart, _LEAST_PATIENCE_S) else "silent"
+    interval = config["log"]["every_steps"] * step_s
+    return "running" if age < max(_PATIENCE * interval, _MIN_PATIENCE_S) else "silent"
 
 
-_MEANING = {
-    "not started": "no report yet",
-    "running": "it reports",
-    "silent": "stopped, or it hangs; the same command continues it",
-    "not finite": "a loss or gradient was not finite; the run stopped there",
-    "finished": "all steps are done",
-}
-
-
-def _lines(status: Status) -> list[str]:
-    """The status for people."""
-    of = "" if status.total_steps is None else f"/{status.total_steps}"
+def _lines(status: Status) -> list[tuple[str, str]]:
+    """Return label and text of each line for the terminal."""
+    age = "" if status.report_age_s is None else f"last report {duration(status.report_age_s)} ago"
+    meaning = {
+        "not started": "no report yet",
+        "running": age,
+        "silent": f"{age}: stopped or hanging; the same command continues it",
+        "not finite": "stopped at a non-finite loss or gradient",
+        "finished": f"all {status.total_steps} steps",
+    }
     lines = [
-        f"{status.run} ({status.kind})",
-        f"state       {status.state}: {_MEANING[status.state]}",
+        ("", f"{status.run} ({status.kind})"),
+        ("state", f"{status.state} ({meaning[status.state]})"),
     ]
-    if status.last is not None and status.report_age_s is not None:
-        last = status.last
+    if (last := status.last) is not None:
         lines += [
-            f"step        {status.step}{of}, epoch {last['epoch']}, "
-            f"{duration(status.report_age_s)} ago",
-            f"loss        {last['loss']:.4f}, learning rate {last['lr']:.2e}",
-            f"speed       {last['images_per_s']:.0f} images/s, waits {last['wait_share']:.0%}",
+            ("step", f"{status.step}/{status.total_steps}, epoch {last['epoch']}"),
+            ("loss", f"{last['loss']:.4f}, learning rate {last['lr']:.2e}"),
+            ("speed", f"{last['images_per_s']:.0f} images/s, data wait {last['wait_share']:.0%}"),
         ]
     if status.left_s is not None and status.state == "running":
-        lines.append(f"left        {duration(status.left_s)}")
-    lines.append(f"checkpoint  {status.checkpoint or 'none yet'}")
-    if status.evaluation is not None:
-        figures = [
-            f"{name} {value:.4f}"
-            for name, value in status.evaluation.items()
-            if name not in ("step", "eval_s")
-        ]
-        lines.append(f"evaluation  of step {status.evaluation['step']}: {', '.join(figures)}")
+        lines.append(("left", duration(status.left_s)))
+    lines.append(("checkpoint", status.checkpoint or "none yet"))
+    if (evaluation := status.evaluation) is not None:
+        names = [name for name in evaluation if name not in ("step", "eval_s")]
+        metrics = ", ".join(f"{name} {evaluation[name]:.4f}" for name in names)
+        lines.append(("evaluation", f"of step {evaluation['step']}: {metrics}"))
     if status.bad_step is not None:
-        lines.append(f"not finite  {status.bad_step}")
-    lines += [f"warning     step {w['step']}, {w['kind']}: {w['text']}" for w in status.warnings]
+        lines.append(("not finite", status.bad_step))
+    lines += [("warning", f"step {w['step']}, {w['kind']}: {w['text']}") for w in status.warnings]
     if status.damaged:
-        lines.append(f"damaged     {len(status.damaged)} records")
-        lines += [f"            {record}" for record in status.damaged[:_SHOWN]]
-        if len(status.damaged) > _SHOWN:
-            lines.append(f"            … all in {filesystem.join(status.run, WARNINGS)}")
+        count = len(status.damaged)
+        lines.append(("damaged", f"{count} {'record' if count == 1 else 'records'}"))
+        lines += [("", f"{'':12}{record}") for record in status.damaged[:_SHOWN]]
+        if count > _SHOWN:
+            lines.append(("", f"{'':12}… all in {filesystem.join(status.run, WARNINGS)}"))
     return lines

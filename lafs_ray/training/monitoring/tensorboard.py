@@ -14,7 +14,7 @@ from lafs_ray.errors import ConfigError
 
 
 def require_tensorboard() -> Any:
-    """The package that writes event files.
+    """Return the package that writes event files.
 
     Raises:
         ConfigError: it is not installed.
@@ -27,7 +27,7 @@ def require_tensorboard() -> Any:
             found="true, but the package tensorboardX is not installed",
             expected="a Python with lafs_ray's extra `tensorboard`",
             fix="pip install 'lafs-ray[tensorboard]' (in a checkout: pip install -e "
-            "'.[tensorboard]'), or set log.tensorboard=false; metrics.jsonl has the same figures",
+            "'.[tensorboard]'), or set log.tensorboard=false; metrics.jsonl has the same metrics",
         ) from None
     return tensorboardX
 
@@ -35,7 +35,7 @@ def require_tensorboard() -> Any:
 class TensorBoardLog:
     """Event files of one run; each start adds one.
 
-    On an object store they are written to a temporary folder, and brought there by `flush`.
+    For an object store they are written to a temporary folder, and uploaded by `flush`.
 
     Args:
         uri: the folder.
@@ -47,11 +47,11 @@ class TensorBoardLog:
 
     def __init__(self, uri: str, first_step: int) -> None:
         self._uri = uri
-        self._keeper = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
         folder = filesystem.local_path(uri)
         self._is_remote = folder is None
         if folder is None:
-            folder = self._keeper.enter_context(tempfile.TemporaryDirectory())
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory())
         self._folder = Path(folder)
         self._before = set(self._folder.glob("*"))
         self._writer = require_tensorboard().SummaryWriter(
@@ -63,13 +63,13 @@ class TensorBoardLog:
         )
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add the figures of one report, each under its own name."""
+        """Add the metrics of one report, each under its own name."""
         for name, value in line.items():
             if name != "step":
                 self._writer.add_scalar(name, value, line["step"])
 
     def flush(self) -> None:
-        """Make them survive.
+        """Make sure that the files are stored.
 
         Raises:
             DataError: the storage refuses them.
@@ -85,4 +85,4 @@ class TensorBoardLog:
         """Flush, and end the writing thread."""
         self._writer.close()
         self.flush()
-        self._keeper.close()
+        self._stack.close()

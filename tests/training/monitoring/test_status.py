@@ -24,8 +24,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "one"
 
 
-def test_read_status__of_a_run_that_reports(stopped: Path) -> None:
-    """Step, figures, speed, newest checkpoint and damaged records of a run under way."""
+def test_read_status__of_a_running_run(stopped: Path) -> None:
+    """Step, metrics, speed, newest checkpoint and damaged records of a run under way."""
     status = read_status(str(stopped))
     assert (status.kind, status.state) == ("pretraining", "running")
     assert (status.step, status.total_steps, status.checkpoint_step) == (6, 8, 6)
@@ -36,25 +36,25 @@ def test_read_status__of_a_run_that_reports(stopped: Path) -> None:
         f"{stopped.parent}/a.rec, record 6"
     ]
     text = str(status)
-    for words in ("running: it reports", "6/8, epoch 1, 0:00:", "loss ", "images/s, waits "):
+    for words in ("running (last report 0:00:", "6/8, epoch 1\n", "loss ", "images/s, data wait "):
         assert words in text
     assert f"checkpoint  {stopped}/checkpoints/step-00000006.pt" in text
-    assert "damaged     1 records" in text
+    assert "damaged     1 record\n" in text
 
 
 def test_read_status__of_a_run_that_is_silent(stopped: Path) -> None:
-    """No report for far longer than reports are apart: it has stopped, or hangs."""
+    """No report for far longer than the interval: the run has stopped, or hangs."""
     status = read_status(str(stopped), now=time.time() + 7200)
     assert status.state == "silent"
     assert "2:00:" in str(status)
     assert "left  " not in str(status)
 
 
-def test_read_status__warnings_probes_and_a_bad_step(stopped: Path) -> None:
-    """What else a run leaves behind is told: warnings, the last probe, a bad step."""
+def test_read_status__warnings_evaluation_and_a_bad_step(stopped: Path) -> None:
+    """Warnings, the last evaluation and a non-finite step are shown."""
     noted = stopped / "warnings.jsonl"
     before = noted.read_text()
-    noted.write_text(before + '{"step": 4, "kind": "starvation", "text": "waits"}\n')
+    noted.write_text(before + '{"step": 4, "kind": "input bottleneck", "text": "waits"}\n')
     (stopped / "eval.jsonl").write_text('{"step": 6, "pair_accuracy": 0.75, "eval_s": 2}\n')
     bad = stopped / "not-finite-00000007.json"
     bad.write_text("{}")
@@ -62,7 +62,7 @@ def test_read_status__warnings_probes_and_a_bad_step(stopped: Path) -> None:
         status = read_status(str(stopped))
         assert (status.state, status.bad_step) == ("not finite", str(bad))
         text = str(status)
-        assert "warning     step 4, starvation: waits" in text
+        assert "warning     step 4, input bottleneck: waits" in text
         assert "evaluation  of step 6: pair_accuracy 0.7500\n" in text
         bad.rename(stopped / "not-finite-00000005.json")
         assert read_status(str(stopped)).state == "running", "the run has got beyond step 5"
@@ -96,7 +96,7 @@ def test_read_status__as_json_and_by_uri(stopped: Path) -> None:
 
 
 def test_read_status__what_is_no_run(stopped: Path, tmp_path: Path) -> None:
-    """Each mistake is told as what it is; a folder of runs names them."""
+    """Each wrong path is refused with what it is; a folder of runs names them."""
     with pytest.raises(ConfigError, match="no such folder"):
         read_status(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="a file"):
