@@ -5,7 +5,7 @@
 Both runs are those of the debug configuration, in one process, in turns (no checkpoints at all as
 the baseline), on a disk that takes bytes at the given rate. Prints median, 95th percentile and
 maximum of the time of a step, from one batch to the next, each also as a ratio to the baseline's
-median, and the time of the whole run.
+median, and the time of the run.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ def in_the_step() -> Iterator[None]:
 
 
 def train(inputs: RunInputs) -> tuple[list[float], float]:
-    """Seconds of each step but the first, and of the whole run."""
+    """Return seconds of each step but the first, and of the run."""
     preprocess, starts = inputs.preprocessor(), []
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
-        # Cut beforehand: it is the step that is timed.
+        # Preprocessed beforehand: only the step is timed.
         batches = list(local_stream(inputs.faces, inputs.sampler, preprocess, first, stop))
         for batch in batches:
             starts.append(time.perf_counter())
@@ -105,14 +105,14 @@ def train(inputs: RunInputs) -> tuple[list[float], float]:
         starts.append(time.perf_counter())
 
     run_rank(inputs, stream, device=torch.device("cpu"))
-    whole = time.perf_counter() - starts[0]
-    return [after - before for before, after in itertools.pairwise(starts[1:])], whole
+    total = time.perf_counter() - starts[0]
+    return [after - before for before, after in itertools.pairwise(starts[1:])], total
 
 
 def open_run(folder: Path, name: str, options: argparse.Namespace, every: int) -> RunInputs:
     """A run of its own in the folder."""
     settings = [f"run.name={name}", f"run.storage={folder}/runs", f"data.path={folder}/faces"]
-    # No landmark CNN: what is cut is not timed.
+    # No landmark CNN: preprocessing is not timed.
     settings += ["landmarks.source=grid", "model.num_landmarks=196"]
     settings += [f"duration={options.steps} steps", f"checkpoints.every={every} steps"]
     settings += [f"batch_size={options.batch}", f"head.num_prototypes={options.prototypes}"]
@@ -124,7 +124,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     datasets.write_faces(str(folder / "faces"), num_identities=8, images_per_identity=8, seed=0)
     names = ("no checkpoints", "in the step", "beside the step")
     steps: dict[str, list[float]] = {name: [] for name in names}
-    whole: dict[str, list[float]] = {name: [] for name in names}
+    total: dict[str, list[float]] = {name: [] for name in names}
     size = 0
     for repeat in range(options.repeats):
         for name in names:
@@ -135,7 +135,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
             with slow, in_the_step() if name == names[1] else contextlib.nullcontext():
                 times, seconds = train(inputs)
             steps[name] += times
-            whole[name].append(seconds)
+            total[name].append(seconds)
             size = os.path.getsize(inputs.folder().checkpoint_uri(options.steps))
     print(
         f"{date.today()}  torch {torch.__version__}, 1 thread of {os.cpu_count()} CPUs, load "
@@ -148,9 +148,9 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     print(f"{'checkpoints written':20}{titles}{'run, s':>10}")
     for name in names:
         ordered = sorted(steps[name])
-        figures = statistics.median(ordered), ordered[int(0.95 * len(ordered))], ordered[-1]
-        shown = "".join(f"{1e3 * one:12.0f} ({one / base:4.1f}×)" for one in figures)
-        print(f"{name:20}{shown}{statistics.median(whole[name]):10.1f}")
+        quantiles = statistics.median(ordered), ordered[int(0.95 * len(ordered))], ordered[-1]
+        shown = "".join(f"{1e3 * one:12.0f} ({one / base:4.1f}×)" for one in quantiles)
+        print(f"{name:20}{shown}{statistics.median(total[name]):10.1f}")
 
 
 def main() -> None:

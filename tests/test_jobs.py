@@ -44,7 +44,7 @@ def main_of(name: str) -> Callable[[Sequence[str]], None]:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2, a message for people with these words, and nothing of Python's."""
+    """Exit code 2, a message with these words, and nothing of Python's."""
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: "), done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -53,7 +53,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_job__unknown_key_and_impossible_value(tmp_path: Path, face_set_path: str) -> None:
-    """All mistakes of the configuration come at once, with the keys and values typed."""
+    """All configuration errors are reported at once, with the keys and values typed."""
     wrong = ["optim.lrr=1e-3", "views.flip=1.5", "batch_size=many"]
     done = job(*arguments("pretrain", tmp_path, face_set_path, *wrong))
     assert_refused(done, "3 mistakes", "optim.lrr: unknown key; did you mean 'lr'?")
@@ -76,7 +76,7 @@ def test_job__missing_data(tmp_path: Path) -> None:
 
 
 def test_job__index_without_records(tmp_path: Path) -> None:
-    """An .idx whose .rec is missing is told as such."""
+    """An .idx whose .rec is missing is reported as such."""
     write_face_set(tmp_path / "train.rec", 2, 4)
     (tmp_path / "train.rec").unlink()
     done = job(*arguments("pretrain", tmp_path / "runs", tmp_path / "train.rec"))
@@ -85,7 +85,7 @@ def test_job__index_without_records(tmp_path: Path) -> None:
 
 
 def test_job__records_cut_short(tmp_path: Path) -> None:
-    """A .rec that a copy cut short is refused at start with the bytes that are missing."""
+    """A truncated .rec is refused at start with the bytes that are missing."""
     write_face_set(tmp_path / "train.rec", 4, 4)
     content = (tmp_path / "train.rec").read_bytes()
     (tmp_path / "train.rec").write_bytes(content[: len(content) // 2])
@@ -96,7 +96,7 @@ def test_job__records_cut_short(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_job__gpu_where_there_is_none(tmp_path: Path, face_set_path: str) -> None:
-    """compute.device=cuda without a GPU says which settings debug on a CPU; no folder is made."""
+    """compute.device=cuda without a GPU names the settings to debug on a CPU; no folder is made."""
     done = job(*arguments("pretrain", tmp_path, face_set_path, "compute.device=cuda"))
     assert_refused(done, "compute.device=cpu compute.precision=float32")
     assert list(tmp_path.iterdir()) == []
@@ -120,7 +120,7 @@ def test_job__finetune_then_another_configuration(tmp_path: Path, face_set_path:
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_job__dry_run(tmp_path: Path, face_set_path: str, kind: str) -> None:
-    """A dry run says how large the run is, wherever the flag stands, and leaves no trace."""
+    """A dry run prints the size of the run, wherever the flag is, and writes nothing."""
     command = [*arguments(kind, tmp_path, face_set_path, "duration=2 epochs")]
     subset = ["data.subset.images_per_identity=2"] if kind == "finetune" else []
     done = job(*command, "--dry-run", *subset)
@@ -153,7 +153,7 @@ def test_pack__then_verify_and_train(tmp_path: Path, face_set_path: str) -> None
 
 
 def test_pack__refusals(tmp_path: Path, face_set_path: str) -> None:
-    """Mistakes on the command line, and a set that is damaged, end with code 2 and a message."""
+    """Errors on the command line and a damaged set end with code 2 and a message."""
     assert_refused(job("jobs/pack.py", face_set_path), "SOURCE … OUT")
     assert_refused(job("jobs/pack.py", face_set_path, "x", "--memory", "much"), "'much'")
     nowhere = str(tmp_path / "nowhere")
@@ -165,7 +165,7 @@ def test_pack__refusals(tmp_path: Path, face_set_path: str) -> None:
 
 
 def test_status__of_a_run_and_of_what_is_none(tmp_path: Path, face_set_path: str) -> None:
-    """A run's state is printed for people and for programs; another folder is refused."""
+    """A run's state is printed as text and as JSON; another folder is refused."""
     run(tiny(tmp_path, face_set_path, "duration=2 steps"))
     folder = str(tmp_path / "debug")
     done = job("jobs/status.py", folder)
@@ -252,7 +252,7 @@ def test_job__convert_then_pretrain(tmp_path: Path, face_set_path: str, stage_on
 
 
 def test_job__embed(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
-    """A run embeds a set into a file that says which checkpoint and input it was."""
+    """A run embeds a set into a file that names its checkpoint and input."""
     out = tmp_path / "a.parquet"
     done = job("jobs/embed.py", str(stage_one), face_set_path, str(out), "--flip")
     assert done.returncode == 0, done.stderr
@@ -272,6 +272,6 @@ def test_export__unknown_format(tmp_path: Path, stage_one: Path) -> None:
 
 
 def test_convert_weights__unknown_ending(tmp_path: Path, stage_one: Path) -> None:
-    """The ending says which way to convert; another one is refused."""
+    """The suffix gives the direction; another one is refused."""
     with pytest.raises(ConfigError, match=r"a\.onnx"):
         main_of("convert_weights")([str(stage_one), str(tmp_path / "a.onnx")])

@@ -67,7 +67,7 @@ class Request:
 
 
 def evaluate(request: Request) -> None:
-    """Print a table for each input, and write results.json and ROC pictures if asked.
+    """Print a table for each input, and write results.json and ROC plots if requested.
 
     Raises:
         UserError: an error in the request, the checkpoint or an input.

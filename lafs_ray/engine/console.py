@@ -94,7 +94,7 @@ def terminal_handler(inputs: RunInputs) -> LineHandler:
     """A bar where the standard output is a terminal with room for it, else lines."""
     if not sys.stdout.isatty():
         return LineHandler()
-    # Some terminals (of containers, of `script`) say that they are 0 × 0: tqdm draws nothing there.
+    # Some terminals (of containers, of `script`) report 0 × 0: tqdm draws nothing there.
     size = os.get_terminal_size(1)
     has_room = size.columns >= _LEAST_COLUMNS and size.lines >= _LEAST_LINES
     return BarHandler(inputs) if has_room else LineHandler()

@@ -86,5 +86,7 @@ def configure_context(context: DataContext, cpus: float) -> None:
     context.target_max_block_size = None
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
+    # Else Ray wraps a task's exception so that `find_user_error` cannot find its cause.
+    context.raise_original_map_exception = True
     limits = context.execution_options.resource_limits
     context.execution_options.resource_limits = limits.copy(cpu=cpus)

@@ -1,4 +1,4 @@
-"""Evaluation in one process: figures, files and refusals. On Ray: test_embedding.py."""
+"""Evaluation in one process: metrics, files and errors. On Ray: tests/engine/test_ray_embed.py."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_evaluate__impossible_request(
 
 
 def test_evaluate__k_larger_than_the_set(trained: str, tmp_path: Path) -> None:
-    """An impossible k is told before a face is embedded, with the largest one possible."""
+    """An impossible k is refused before a face is embedded, with the largest one possible."""
     write_face_set(tmp_path / "a.rec", 3, 2, replaced={0: NO_IMAGE})
     error = refusal(Request(checkpoint=trained, identities=[str(tmp_path / "a.rec")], ks=[6]))
     assert error.found == "6, for 6 images of identities with two or more"

@@ -10,7 +10,7 @@ import pytest
 from lafs_ray.cli.main import run
 from lafs_ray.errors import DataError, UserError, find_user_error
 
-MISTAKE = DataError("train.rec", found="3 bytes", expected="a record", fix="copy it again")
+USER_ERROR = DataError("train.rec", found="3 bytes", expected="a record", fix="copy it again")
 
 
 def raising(error: BaseException):
@@ -21,7 +21,7 @@ def raising(error: BaseException):
 
 
 def test_run__returns_2_and_prints_the_four_parts_of_a_user_error(capsys):
-    assert run(raising(MISTAKE)) == 2
+    assert run(raising(USER_ERROR)) == 2
     printed = capsys.readouterr().err
     assert all(part in printed for part in ("train.rec", "3 bytes", "a record", "copy it again"))
     assert "Traceback" not in printed
@@ -46,14 +46,14 @@ def test_find_user_error__sees_through_the_layers_of_ray():
         worker_failures: dict[int, Exception] = {}  # noqa: RUF012 - as in Ray
 
     task, group, outer = TaskError(), GroupError(), RuntimeError()
-    task.cause = MISTAKE
+    task.cause = USER_ERROR
     group.worker_failures = {0: ValueError(), 1: task}
     outer.__cause__ = group
-    assert find_user_error(outer) is MISTAKE
+    assert find_user_error(outer) is USER_ERROR
     assert find_user_error(ValueError()) is None
 
 
 def test_user_error__survives_the_way_between_processes():
-    copy = pickle.loads(pickle.dumps(MISTAKE))
+    copy = pickle.loads(pickle.dumps(USER_ERROR))
     assert isinstance(copy, UserError)
-    assert (type(copy), str(copy)) == (DataError, str(MISTAKE))
+    assert (type(copy), str(copy)) == (DataError, str(USER_ERROR))

@@ -32,7 +32,7 @@ def test_launch__finished_run_is_not_started(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It says where the last checkpoint is, and builds no network."""
+    """It prints the path of the last checkpoint, and builds no network."""
 
     def start(_: object) -> None:
         raise AssertionError("a finished run was started")

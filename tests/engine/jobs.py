@@ -28,7 +28,7 @@ _MEMORY = 200 << 20
 
 
 def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
-    """`jobs/pretrain.py` of a tiny run in `folder`/run; paths are relative, as people type them."""
+    """`jobs/pretrain.py` of a tiny run in `folder`/run; paths are relative, as users type them."""
     paths = [os.path.relpath(path, ROOT) for path in (data, folder)]
     where = [f"data.path={paths[0]}", f"run.storage={paths[1]}", "run.name=run"]
     return [sys.executable, "jobs/pretrain.py", PRETRAIN, *where, *TINY_PRETRAIN, *overrides]
@@ -44,7 +44,7 @@ def until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> 
     """The first true value of a condition.
 
     Args:
-        condition: asked every 20 ms.
+        condition: polled every 20 ms.
         what: for the message, if it never comes.
         limit_s: seconds to wait.
     """
@@ -180,7 +180,7 @@ class Job:
         """All lines so far."""
         return "\n".join(line for _, line in self.lines)
 
-    def said(self, pattern: str, since: float = 0.0) -> float | None:
+    def find_line(self, pattern: str, since: float = 0.0) -> float | None:
         """When the first line that matches was read, after a time; None if there is none."""
         found = (at for at, line in list(self.lines) if at >= since and re.search(pattern, line))
         return next(found, None)
@@ -189,7 +189,7 @@ class Job:
         """When the first line came that matches, after a time."""
 
         def there() -> float | None:
-            at = self.said(pattern, since)
+            at = self.find_line(pattern, since)
             assert at or self.process.poll() is None, f"ended before {pattern!r}:\n{self.output}"
             return at
 

@@ -30,7 +30,7 @@ pytestmark = [
 
 logger = logging.getLogger(__name__)
 
-# Enough that croppers still have work when the first fault comes, however soon they started.
+# Enough that preprocessing actors still have work when the first fault comes.
 STEPS = 200
 # 120 faces in batches of 8: 15 steps an epoch, so checkpoints lie inside epochs.
 SETTINGS = [
@@ -56,7 +56,7 @@ def uninterrupted(
     nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str
 ) -> Path:
     """A run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     with nodes.job(command(folder, face_set_path, *SETTINGS)) as job:
         assert job.end() == 0, job.output
         job.assert_nothing_left()
@@ -161,7 +161,7 @@ def battered(
 
 def test_faults__cost_no_sample_and_change_no_loss(battered: Battered, uninterrupted: Path) -> None:
     """Every step is reported once, with the losses of the run that nothing disturbed, to the bit;
-    the checkpoints are whole, and no half-written file is left."""
+    the checkpoints are complete, and no partial file is left."""
     assert metrics(battered.folder) == metrics(uninterrupted)
     names = sorted(os.listdir(battered.folder / "run" / "checkpoints"))
     assert names == [f"step-{step:08}.pt" for step in (STEPS - 4, STEPS)]
@@ -200,7 +200,7 @@ def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None
 def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut_checkpoint(
     nodes: Nodes, tmp_path: Path, face_set_path: str, uninterrupted: Path
 ) -> None:
-    """A spot notice: saved within seconds, exit code 143. Its checkpoint is then cut short on the
+    """A spot notice: saved within seconds, exit code 143. Its checkpoint is then truncated on the
     disk: the run names it and continues from the one before, to the same losses."""
     folder = tmp_path / "run" / "checkpoints"
     with nodes.job(command(tmp_path, face_set_path, *SETTINGS)) as job:
@@ -220,7 +220,7 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
     os.truncate(newest, newest.stat().st_size // 2)
     since = time.monotonic()
     with nodes.job(command(tmp_path, face_set_path, *SETTINGS)) as job:
-        logger.info("checkpoint cut short: trains after %.1f s", recovered(job, since))
+        logger.info("checkpoint truncated: trains after %.1f s", recovered(job, since))
         assert job.end() == 0, job.output
     assert f"passing over a damaged checkpoint: {newest}" in job.output
     before = (int(stopped[1]) - 1) // 4 * 4

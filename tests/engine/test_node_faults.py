@@ -47,7 +47,7 @@ def nodes() -> Iterator[Nodes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> list[Any]:
     """The metrics of the run in one process."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     arguments = command(folder, face_set_path, *SETTINGS, "compute.workers=0")
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,7 @@ def test_node_leaves__saved_at_once(
         checkpoints = tmp_path / "run" / "checkpoints"
         until(lambda: checkpoints.exists() and list(checkpoints.glob("*.pt")), "a checkpoint")
         logger.info("node leaves: saved %.1f s after the notice", time.monotonic() - noticed)
-        if job.said("step 60/", since) is None:
+        if job.find_line("step 60/", since) is None:
             again = training_again(job, since)
             logger.info("node leaves: training again %.1f s after the notice", again)
         assert job.end() == 0, job.output

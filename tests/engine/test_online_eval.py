@@ -1,4 +1,4 @@
-"""Checkpoints judged while a run goes on: which, how often, and what may go wrong."""
+"""Online evaluation: of which checkpoints, how often, and failures."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ class Slow:
     """A `StartEvaluation` whose results the test sets."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.started: list[str] = []
         self.futures: list[Future[dict[str, float]]] = []
 
     def __call__(self, uri: str) -> Future[dict[str, float]]:
-        self.asked.append(uri.rpartition("-")[2])
+        self.started.append(uri.rpartition("-")[2])
         self.futures.append(Future())
         return self.futures[-1]
 
@@ -123,15 +123,15 @@ def test_evaluator__one_at_a_time(
 ) -> None:
     """While one runs, others are skipped and logged; the last one comes at the end of the run."""
     caplog.set_level(logging.INFO, "lafs_ray")
-    judge = Slow()
-    evaluator = OnlineEvaluator(inputs, judge)
+    starter = Slow()
+    evaluator = OnlineEvaluator(inputs, starter)
     for step in (2, 4, 12):
         evaluator.saved(step)
-    assert judge.asked == ["00000002.pt"]
+    assert starter.started == ["00000002.pt"]
     assert caplog.messages == ["evaluation of step 4 skipped: that of step 2 is still running"]
-    judge.futures[0].set_result({"pair_accuracy": 0.75})
+    starter.futures[0].set_result({"pair_accuracy": 0.75})
     evaluator.finish()
-    assert judge.asked == ["00000002.pt", "00000012.pt"]
+    assert starter.started == ["00000002.pt", "00000012.pt"]
     assert caplog.messages[1] == "evaluation of step 2: pair_accuracy 0.7500"
     assert caplog.messages[2].startswith(
         "evaluation of step 12 abandoned: not finished after 0 s (online_eval.wait_s)"
@@ -143,42 +143,42 @@ def test_evaluator__failure(
     inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failed evaluation is logged with its reason; the next one starts, nothing is raised."""
-    judge = Slow()
-    evaluator = OnlineEvaluator(inputs, judge)
+    starter = Slow()
+    evaluator = OnlineEvaluator(inputs, starter)
     evaluator.saved(2)
-    judge.futures[0].set_exception(
+    starter.futures[0].set_exception(
         DataError("a.bin", found="nothing", expected="pairs", fix="copy it again")
     )
     evaluator.saved(4)
-    judge.futures[1].set_exception(ZeroDivisionError("oh"))
+    starter.futures[1].set_exception(ZeroDivisionError("oh"))
     evaluator.saved(6)
     assert caplog.messages[0].startswith("evaluation of step 2 failed: a.bin\n  found:    nothing")
     assert caplog.messages[1] == "evaluation of step 4 failed: ZeroDivisionError('oh')"
-    assert len(judge.asked) == 3
+    assert len(starter.started) == 3
     assert lines(tmp_path) == []
 
 
 def test_evaluator__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
     """A new process repeats no line, drops those of lost steps and evaluates what was missing."""
-    judge: Slow = Slow()
-    evaluator = OnlineEvaluator(inputs, judge)
+    starter: Slow = Slow()
+    evaluator = OnlineEvaluator(inputs, starter)
     for step in (2, 4, 6):
         inputs.folder().save(step, {}, keep=9)
         evaluator.saved(step)
-        judge.futures[-1].set_result({"pair_accuracy": step / 10})
+        starter.futures[-1].set_result({"pair_accuracy": step / 10})
         evaluator.collect()
     (tmp_path / "debug" / "checkpoints" / "step-00000006.pt").unlink()
     again = Slow()
     evaluator = OnlineEvaluator(inputs, again)
     evaluator.catch_up()
-    assert again.asked == [], "step 4 has its line"
+    assert again.started == [], "step 4 has its line"
     assert [line["step"] for line in lines(tmp_path)] == [2, 4]
     evaluator.saved(6)
-    assert again.asked == ["00000006.pt"]
+    assert again.started == ["00000006.pt"]
     inputs.folder().save(6, {}, keep=9)
     third = Slow()
     OnlineEvaluator(inputs, third).catch_up()
-    assert third.asked == ["00000006.pt"], "the second process ended before its evaluation"
+    assert third.started == ["00000006.pt"], "the second process ended before its evaluation"
 
 
 def test_evaluator__distance_between_checkpoints(
@@ -191,11 +191,11 @@ def test_evaluator__distance_between_checkpoints(
         *online_eval,
         "online_eval.every=5 steps",
     ]
-    judge = Slow()
-    evaluator = OnlineEvaluator(prepare_run(tiny(tmp_path, face_set_path, *settings)), judge)
+    starter = Slow()
+    evaluator = OnlineEvaluator(prepare_run(tiny(tmp_path, face_set_path, *settings)), starter)
     for step in (3, 6, 9, 12, 15, 18, 20):
         evaluator.saved(step)
-        if not judge.futures[-1:] or judge.futures[-1].done():
+        if not starter.futures[-1:] or starter.futures[-1].done():
             continue
-        judge.futures[-1].set_result({})
-    assert [name[6:8] for name in judge.asked] == ["06", "12", "15", "20"]
+        starter.futures[-1].set_result({})
+    assert [name[6:8] for name in starter.started] == ["06", "12", "15", "20"]

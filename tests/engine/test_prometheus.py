@@ -16,15 +16,15 @@ PANELS = ROOT / "configs" / "grafana" / "lafs_ray.json"
 
 
 def test_panels__show_each_gauge_and_no_other() -> None:
-    """Each metric that a panel asks Prometheus for is one that the code sets, and the reverse."""
+    """Each metric that a panel queries is one that the code sets, and the reverse."""
     from lafs_ray.engine.prometheus import GAUGES, PREFIX
 
     board = json.loads(PANELS.read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    asked = [re.fullmatch(r'(\w+)\{run=~"\$run"\}', query) for query in queries]
-    assert all(asked), queries
+    matches = [re.fullmatch(r'(\w+)\{run=~"\$run"\}', query) for query in queries]
+    assert all(matches), queries
     # Ray puts ray_ before the names of an application's metrics.
-    assert sorted(match[1] for match in asked if match) == sorted(
+    assert sorted(match[1] for match in matches if match) == sorted(
         f"ray_{PREFIX}{n}" for n in GAUGES
     )
     places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
@@ -43,7 +43,7 @@ def scraped(address: str, port: int) -> dict[str, float]:
 @pytest.mark.ray
 @pytest.mark.timeout(180)
 def test_gauges__reach_prometheus() -> None:
-    """A worker's figures can be read where Ray tells Prometheus to read them."""
+    """A worker's metrics can be read where Ray directs Prometheus."""
     import ray
 
     from lafs_ray.engine.prometheus import Gauges

@@ -58,7 +58,7 @@ def test_embed_on_ray__equals_one_process(
 def test_embed_on_ray__undecodable_face(
     tmp_path: Path, network: FaceEmbedder, ray_session: None
 ) -> None:
-    """A face that a worker cannot decode is told in the driver, by file and key."""
+    """A face that a worker cannot decode is an error in the driver, with file and key."""
     from lafs_ray.engine.ray_embed import embed_on_ray
 
     write_face_set(tmp_path / "a.rec", 8, 10, replaced={70: NO_IMAGE})

@@ -42,7 +42,7 @@ SETTINGS = [
 
 
 def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
-    # Relative, as people type them: Ray's workers run in another folder.
+    # Relative, as users type them: Ray's workers run in another folder.
     paths = [os.path.relpath(path, ROOT) for path in (data, folder)]
     where = [f"data.path={paths[0]}", f"run.storage={paths[1]}", "run.name=run"]
     return [sys.executable, "jobs/pretrain.py", PRETRAIN, *where, *SETTINGS, *overrides]
@@ -61,7 +61,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     write_pairs(str(folder / "pairs.bin"), face_jpegs(20), [True, False] * 5)
     pairs = os.path.relpath(folder / "pairs.bin", ROOT)
     # Steps of milliseconds would delete a checkpoint before the evaluation's process has started.
@@ -76,7 +76,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
 
 
 def test_two_workers__train_like_one_process(tmp_path: Path, face_set_path: str) -> None:
-    """Without dropout, the mean loss of two ranks is that of one process with the whole batch."""
+    """Without dropout, the mean loss of two ranks is that of one process with the full batch."""
     plain = ["model.dropout=0", "model.drop_path=0", "duration=4 steps", "optim.warmup=1 steps"]
     assert run(tmp_path / "two", face_set_path, *plain).returncode == 0
     assert run(tmp_path / "one", face_set_path, *plain, "compute.workers=0").returncode == 0
@@ -115,7 +115,7 @@ def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_on
 
 
 def test_probes__judge_checkpoints_beside_the_training(uninterrupted: Path) -> None:
-    """Lines are ordered by step and end with the last one; its figures are the checkpoint's."""
+    """Lines are ordered by step and end with the last one; its metrics are the checkpoint's."""
     lines = read_metrics(str(uninterrupted / "run" / "eval.jsonl"))
     # That of step 12 may still run when step 24 is reached, never the other way round.
     assert [line["step"] for line in lines] == [12, 24]
@@ -154,8 +154,8 @@ def test_check_enough__shows_the_arithmetic(tmp_path: Path, face_set_path: str) 
     from lafs_ray.engine.resources import _cpu_arithmetic
 
     config = tiny(tmp_path, face_set_path, "compute.workers=2", "ingest.actors_per_worker=3")
-    probed = tiny(tmp_path, face_set_path, "online_eval.pairs=a.bin", "online_eval.cpus=2")
-    assert _cpu_arithmetic(probed).endswith("+ 1 for reading) + online_eval.cpus 2")
+    evaluated = tiny(tmp_path, face_set_path, "online_eval.pairs=a.bin", "online_eval.cpus=2")
+    assert _cpu_arithmetic(evaluated).endswith("+ 1 for reading) + online_eval.cpus 2")
     with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
         _check_enough("CPU", 10.0, 4.0, _cpu_arithmetic(config))
     message = str(raised.value)

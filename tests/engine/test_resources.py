@@ -1,4 +1,4 @@
-"""Labels decide on which nodes a run trains and crops; told when no node has them."""
+"""Labels select the nodes of a run; an error where no node has them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_labels__that_no_node_has_are_told_with_those_there_are(
         connect(config)
     message = str(raised.value)
     assert message.startswith("ingest.node_labels\n  found:    {pool: tpu}: ")
-    # Two workers, each with one cropper of one CPU and one for reading.
+    # Two workers, each with one preprocessing actor of one CPU and one for reading.
     assert "expected: at least 4" in message
     assert "the cluster's are: pool: cpu, pool: gpu" in message
 
@@ -112,7 +112,7 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without an autoscaler it returns at once; with one it says what is missing, and waits."""
+    """Without an autoscaler it returns at once; with one it logs what is missing, and waits."""
     from lafs_ray.engine import resources
 
     settings = [
@@ -127,11 +127,13 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
     with pytest.raises(ConfigError, match="have 0 CPUs in total"):
         resources.require_nodes(bundles)
 
-    asked: list[SimpleNamespace] = []
+    requested: list[SimpleNamespace] = []
     monkeypatch.setattr(resources, "_POLL_S", 0.2)
     monkeypatch.setattr(resources, "has_autoscaler", lambda: True)
     monkeypatch.setattr(
-        resources, "request_resources", lambda **wish: asked.append(SimpleNamespace(**wish))
+        resources,
+        "request_resources",
+        lambda **kwargs: requested.append(SimpleNamespace(**kwargs)),
     )
     waiting = threading.Thread(target=resources.await_nodes, args=(bundles, 60.0))
     waiting.start()
@@ -143,7 +145,7 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
         "waiting for nodes: 0 of 3 CPUs on nodes with compute.node_labels = {pool: late} "
         "(compute.nodes_wait_s)"
     ]
-    first, last = asked
+    first, last = requested
     assert {"CPU": 3} in first.bundles
     assert first.bundle_label_selectors[first.bundles.index({"CPU": 3})] == {"pool": "late"}
     assert last.bundles == []

@@ -146,14 +146,14 @@ def test_compiled_finetuning__same_seed_same_losses() -> None:
 
 
 def test_compile__without_a_compiler(tmp_path: Path, face_set_path: str) -> None:
-    """A line says why nothing is compiled, and the run is that of compute.compile=false."""
+    """A warning gives the reason, and the run is that of compute.compile=false."""
     options = ["duration=2 steps", "landmarks.source=grid"]
     expected = run(tiny(tmp_path / "plain", face_set_path, "run.name=run", *options))
     torch._dynamo.reset()
     broken = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with torch._inductor.config.patch(broken):
         settings = ["run.name=run", "compute.compile=true", *options]
-        found = run(tiny(tmp_path / "asked", face_set_path, *settings))
+        found = run(tiny(tmp_path / "compiled", face_set_path, *settings))
     torch._dynamo.reset()
     lines = [line for line in found.logged if line.startswith("compute.compile: ")]
     assert len(lines) == 1, found.logged

@@ -1,4 +1,4 @@
-"""A run says when it was given arithmetic that its processor lacks."""
+"""A run warns of a precision that its processor lacks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_slow_arithmetic__of_a_processor_that_imitates_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("found_s", "asked", "device"),
+    ("found_s", "requested", "device"),
     [
         (0.0005, torch.bfloat16, "cpu"),
         (0.002, torch.bfloat16, "cpu"),
@@ -42,11 +42,11 @@ def test_slow_arithmetic__of_a_processor_that_imitates_it(monkeypatch: pytest.Mo
     ids=["faster", "imitated well", "float32", "gpu"],
 )
 def test_slow_arithmetic__nothing_to_say(
-    monkeypatch: pytest.MonkeyPatch, found_s: float, asked: torch.dtype, device: str
+    monkeypatch: pytest.MonkeyPatch, found_s: float, requested: torch.dtype, device: str
 ) -> None:
-    """Where it is fast enough, not asked for, or not the CPU's."""
+    """Where it is fast enough, not requested, or not the CPU's."""
     seconds(monkeypatch, found_s)
-    assert slow_arithmetic(asked, torch.device(device)) == ""
+    assert slow_arithmetic(requested, torch.device(device)) == ""
 
 
 def test_product_s__is_measured() -> None:

@@ -36,7 +36,7 @@ LONG = ["duration=17 steps", "checkpoints.every=4 steps", "log.every_steps=3"]
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Result:
     """A run that nothing disturbed."""
-    return run(tiny(tmp_path_factory.mktemp("whole"), face_set_path, *LONG))
+    return run(tiny(tmp_path_factory.mktemp("uninterrupted"), face_set_path, *LONG))
 
 
 def test_run__same_seed_same_losses(tmp_path: Path, face_set_path: str) -> None:
@@ -54,10 +54,10 @@ def test_run__same_seed_same_losses(tmp_path: Path, face_set_path: str) -> None:
 def test_run__supervised_same_seed_same_losses(tmp_path: Path, face_set_path: str) -> None:
     """Stage 1 too is bit-equal for a seed, and resumes to the same numbers in a later epoch."""
     settings = ["batch_size=40", "duration=4 steps", "checkpoints.every=1 steps"]
-    whole, broken = (
+    complete, broken = (
         tiny(tmp_path / name, face_set_path, *settings, kind=FinetuneConfig) for name in "ab"
     )
-    expected = run(whole).exact
+    expected = run(complete).exact
     run(broken, killed_at=2)
     assert run(broken).exact == expected
     assert {line["epoch"] for line in expected} == {0, 1}
@@ -89,9 +89,9 @@ def test_run__interrupted_twice_with_other_reporting_settings(
     result = run(other)
     assert [line["step"] for line in result.metrics] == list(range(1, 18))
     # There, steps 4, 16 and 17 had just followed another report: their lines cover one step, too.
-    whole = {line["step"]: line for line in uninterrupted.exact}
+    expected = {line["step"]: line for line in uninterrupted.exact}
     for step in (4, 16, 17):
-        assert result.exact[step - 1] == whole[step]
+        assert result.exact[step - 1] == expected[step]
 
 
 def test_run__killed_mid_epoch(tmp_path: Path, face_set_path: str, uninterrupted: Result) -> None:
@@ -133,8 +133,8 @@ def test_run__damaged_records_after_a_restart(tmp_path: Path) -> None:
     """Damaged records met before an interruption still count afterwards."""
     write_face_set(tmp_path / "a.rec", 4, 10, replaced=dict.fromkeys((5, 17), NO_IMAGE))
     settings = ["duration=5 steps", "checkpoints.every=1 steps"]
-    whole, broken = (tiny(tmp_path / name, tmp_path / "a.rec", *settings) for name in "ab")
-    expected = run(whole).exact
+    complete, broken = (tiny(tmp_path / name, tmp_path / "a.rec", *settings) for name in "ab")
+    expected = run(complete).exact
     assert expected[-1]["skipped_records"] == 2, "40 faces: an epoch of five steps of eight"
     run(broken, killed_at=4)
     assert run(broken).exact == expected
@@ -176,7 +176,7 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
     inputs = prepare_run(
         tiny(tmp_path, face_set_path, "checkpoints.every=2 steps", "log.every_steps=3")
     )
-    preprocess, told, arrived = inputs.preprocessor(), [], []
+    preprocess, reported, arrived = inputs.preprocessor(), [], []
 
     def written(step: int) -> None:
         arrived.append(step)
@@ -186,9 +186,9 @@ def test_hooks__report_at_the_step_and_word_when_it_is_written(
         inputs,
         lambda first, stop: local_stream(inputs.faces, inputs.sampler, preprocess, first, stop),
         device=torch.device("cpu"),
-        hooks=Hooks(after_save=lambda line: told.append(line["step"]), after_write=written),
+        hooks=Hooks(after_save=lambda line: reported.append(line["step"]), after_write=written),
     )
-    assert told == [2, 4]
+    assert reported == [2, 4]
     assert arrived == [2, 4]
 
 
@@ -209,7 +209,7 @@ def test_open_job__frozen_landmarks_of_another_file(tmp_path: Path, face_set_pat
 def test_training_device__without_a_gpu(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking for a GPU where there is none is told with the two settings that help."""
+    """Asking for a GPU where there is none is refused with the two settings that help."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tiny(tmp_path, face_set_path, "compute.device=cuda")
     with pytest.raises(ConfigError, match="compute.device=cpu compute.precision=float32"):

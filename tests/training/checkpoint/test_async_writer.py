@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: what waits, what is tried again, what is told."""
+"""Asynchronous checkpoints: what waits, what is retried, what is logged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED = DataError("a.pt", found="no answer", expected="a place to write", fix=
 
 
 class Store:
-    """A storage that opens its gate when the test says so and refuses the first tries."""
+    """A storage that opens its gate when the test sets it and refuses the first attempts."""
 
     def __init__(self, refusals: int = 0) -> None:
         self.gate = threading.Event()
@@ -45,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_begin__returns_before_the_storage_has_it() -> None:
-    """Nothing waits for the storage but `wait`, which tells of each checkpoint once."""
+    """Nothing waits for the storage but `wait`, which returns each checkpoint once."""
     store = Store()
     writer = CheckpointWriter(store, 5.0)
     writer.begin(3, {})
@@ -218,7 +218,7 @@ def test_keep_best__stays_however_old(tmp_path: Path, face_set_path: str, best_i
 
 
 def test_keep_best__of_a_figure_that_is_not_there(tmp_path: Path, face_set_path: str) -> None:
-    """A wrong name is told with the right ones at the first report."""
+    """A wrong name is refused with the right ones at the first report."""
     with pytest.raises(ConfigError, match="found:    lost, which") as raised:
         run(tiny(tmp_path, face_set_path, "checkpoints.keep_best=lost"))
     assert "loss, lr" in raised.value.expected
@@ -235,7 +235,7 @@ def test_held__by_another_process(tmp_path: Path, face_set_path: str) -> None:
 
 
 def test_held__clears_what_killed_processes_left(tmp_path: Path, face_set_path: str) -> None:
-    """Half-written files go; whole ones stay."""
+    """Partial files are deleted; complete ones stay."""
     folder = prepare_run(tiny(tmp_path, face_set_path)).folder()
     folder.save(4, {}, keep=2)
     for name in (".metrics.jsonl.0123456789ab.partial", "checkpoints/.step-1.pt.ab12.partial"):

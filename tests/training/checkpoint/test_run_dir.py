@@ -82,7 +82,7 @@ def test_save__that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def full_device(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    """Let writing (`write`) or syncing (`fsync`) meet a full disk, as the system tells it."""
+    """Let writing (`write`) or syncing (`fsync`) meet a full disk, as the system reports it."""
     if fails == "fsync":
 
         def no_space(_: int) -> None:
@@ -143,7 +143,7 @@ def test_save__interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("storage_folder", ["file/runs", "/proc/runs"])
 def test_claim__where_nothing_can_be_written(tmp_path: Path, storage_folder: str) -> None:
-    """A place that cannot hold a run is told with its path before anything starts."""
+    """A path that cannot hold a run is refused before anything starts."""
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError) as raised:
         RunDir(tiny(tmp_path / storage_folder, "nowhere.rec"), "f").claim(Origin())
@@ -151,7 +151,7 @@ def test_claim__where_nothing_can_be_written(tmp_path: Path, storage_folder: str
 
 
 def test_claim__without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No permission to write is told in those words (root may write anywhere, hence the patch)."""
+    """No permission to write is reported as such (root may write anywhere, hence the patch)."""
 
     def refused(path: str, **_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
@@ -165,14 +165,14 @@ def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     changed = {
         "empty": b"",
-        "cut short": content[: len(content) // 2],
+        "truncated": content[: len(content) // 2],
         "last block lost": content[:-4096] + bytes(4096),
         "text": b"no checkpoint",
     }[how]
     path.write_bytes(changed)
 
 
-@pytest.mark.parametrize("how", ["empty", "cut short", "last block lost", "text"])
+@pytest.mark.parametrize("how", ["empty", "truncated", "last block lost", "text"])
 def test_latest__skips_damaged_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
@@ -196,7 +196,7 @@ def test_save__does_not_count_a_later_damaged_file(tmp_path: Path) -> None:
     place = folder(tmp_path)
     for step in (10, 20):
         place.save(step, STATE, keep=2)
-    damage(checkpoints(tmp_path) / "step-00000020.pt", "cut short")
+    damage(checkpoints(tmp_path) / "step-00000020.pt", "truncated")
     place.save(15, STATE, keep=1)
     latest = place.latest()
     assert latest is not None
@@ -304,7 +304,7 @@ def test_claim__foreign_config(tmp_path: Path, content: str) -> None:
 
 
 def test_claim__foreign_files(tmp_path: Path) -> None:
-    """A folder with files of somebody else is refused and gets no file of ours."""
+    """A folder with foreign files is refused and gets no file of ours."""
     (tmp_path / "debug").mkdir()
     (tmp_path / "debug" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="files, but no config.json"):
@@ -313,7 +313,7 @@ def test_claim__foreign_files(tmp_path: Path) -> None:
 
 
 def test_newest_checkpoint__of_a_run_without_any(tmp_path: Path) -> None:
-    """A run that has not reached its first checkpoint is told so; a file is its own answer."""
+    """A run that has not reached its first checkpoint is refused; a file is returned as it is."""
     place = folder(tmp_path)
     place.claim(Origin())
     with pytest.raises(CheckpointError, match="a run without checkpoints"):

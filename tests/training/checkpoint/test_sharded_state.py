@@ -126,7 +126,7 @@ def test_checkpoint_of_two_ranks__continues_on_another_number(folders: Path, nam
 
 
 def test_checkpoint__is_that_of_one_rank(folders: Path, face_set_path: str) -> None:
-    """Names, shapes and, up to rounding, values in a checkpoint do not tell who wrote it."""
+    """Names, shapes and, up to rounding, values in a checkpoint do not depend on who wrote it."""
     two, one = (
         load_checkpoint(str(folders / name / "part_fvit" / "checkpoints" / "step-00000004.pt"))
         for name in ("stopped", "one")
@@ -165,7 +165,7 @@ def head_and_optimizer(
 
 @pytest.mark.parametrize("rate", [1.0, 0.4])
 def test_load_gathered__parts_of_any_number_of_ranks(rate: float) -> None:
-    """Centers, both moments and counts of steps: the parts of 1, 2, 3 ranks join to the whole."""
+    """Centers, moments and step counts: the shards of 1, 2, 3 ranks join to the full state."""
     head, optimizer = head_and_optimizer(rate)
     for step in range(3):
         head.begin_step(step)
@@ -195,7 +195,7 @@ def test_load_gathered__of_another_number_of_classes() -> None:
 
 
 def test_check_job__more_workers_than_identities(tmp_path: Path, face_set_path: str) -> None:
-    """Ranks share the class centers, so each needs one; said before a worker is started."""
+    """Ranks share the class centers, so each needs one; checked before a worker is started."""
     config = config_of(tmp_path, face_set_path, ["batch_size=26", "compute.workers=13"])
     with pytest.raises(ConfigError, match="13 workers for 12 identities"):
         check_run(config)

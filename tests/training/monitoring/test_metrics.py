@@ -65,7 +65,7 @@ def test_report__steps_that_were_held_do_not_count() -> None:
 
 
 def test_gather_lines__alone() -> None:
-    """Without ranks there is nobody to share with."""
+    """Without ranks the lines are this process's."""
     assert gather_lines({"a"}) == {"a"}
 
 
@@ -102,7 +102,7 @@ def test_log__drops_later_lines_on_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ['{"step": 3, "lo', '{"step": 3}', "\xff\xfe", '{"step": 3}\n\n'])
 def test_log__survives_a_cut_last_line(tmp_path: Path, end: str) -> None:
-    """A line that a crash cut is left out; a whole one without its line end is kept."""
+    """A line truncated by a crash is dropped; a complete one without its line end is kept."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + end.encode("latin-1"))
     log = MetricsLog(str(path), 3)

@@ -56,7 +56,7 @@ def warnings(folder: Path) -> list[tuple[int, str]]:
 
 
 def test_report__nothing_to_warn_of(tmp_path: Path) -> None:
-    """A sound run has its lines of progress and no file of warnings."""
+    """A healthy run has its lines of progress and no file of warnings."""
     monitor = monitor_of(tmp_path, *CLUSTER)
     lines = reports(monitor, 8)
     assert len(lines) == 8
@@ -91,7 +91,7 @@ def test_report__collapse_may_be_off(tmp_path: Path) -> None:
 
 
 def test_monitor__uses_the_reports_before_a_restart(tmp_path: Path) -> None:
-    """What counts as fallen is measured against the whole run, up to where it continues."""
+    """What counts as fallen is measured against the complete run, up to where it continues."""
     lines = [{**REPORT, "step": step, "embedding_std": std} for step, std in ((50, 0.6), (90, 9.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monitor = monitor_of(tmp_path, first_step=60)
@@ -206,7 +206,7 @@ def test_tensorboard__two_starts_in_one_second(
 def test_tensorboard__beyond_the_local_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For an object store the files are written here and brought there whole."""
+    """For an object store the files are written locally and uploaded."""
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr("lafs_ray.data.io.filesystem.local_path", lambda _: None)
     log = TensorBoardLog(str(tmp_path / "board"), 0)

@@ -76,7 +76,7 @@ def test_run__non_finite_loss(
     kind, method, more = KINDS[name]
     settings = [*SETTINGS, *more]
     every = "checkpoints.every={} steps"
-    whole = run(tiny(tmp_path / "a", face_set_path, *settings, every.format(BAD), kind=kind))
+    healthy = run(tiny(tmp_path / "a", face_set_path, *settings, every.format(BAD), kind=kind))
     config = tiny(tmp_path / "b", face_set_path, *settings, every.format(8), kind=kind)
     with monkeypatch.context() as patched:
         poison(patched, method, BAD, lambda loss: loss * math.nan)
@@ -85,7 +85,7 @@ def test_run__non_finite_loss(
     folder = tmp_path / "b" / config.run.name
     saved = sorted((folder / "checkpoints").iterdir())
     assert [path.name for path in saved] == [f"step-{BAD:08d}.pt"]
-    expected = load_checkpoint(whole.inputs.folder().checkpoint_uri(BAD))
+    expected = load_checkpoint(healthy.inputs.folder().checkpoint_uri(BAD))
     found = load_checkpoint(str(saved[0]))
     for part in ("model", "method", "optimizer"):
         ours, theirs = tensors(found[part]), tensors(expected[part])
@@ -93,14 +93,14 @@ def test_run__non_finite_loss(
         assert ours or part == "method"
         assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)), part
     lines = [without_times(line) for line in read_metrics(str(folder / "metrics.jsonl"))]
-    assert lines == [line for line in whole.exact if line["step"] <= BAD]
+    assert lines == [line for line in healthy.exact if line["step"] <= BAD]
     # Without the poison the run goes on to the end of the other one.
     again = run(config)
     assert again.logged[0] == f"continuing {config.run.name} at step {BAD} of 8"
-    assert again.exact == whole.exact
+    assert again.exact == healthy.exact
 
     written = json.loads((folder / f"not-finite-{BAD + 1:08d}.json").read_text())
-    ((_, images),) = rank_batches(whole.inputs.sampler, BAD, BAD + 1)
+    ((_, images),) = rank_batches(healthy.inputs.sampler, BAD, BAD + 1)
     (rank,) = written["ranks"]
     assert written["step"] == BAD + 1
     assert written["steps_done"] == BAD
@@ -158,14 +158,14 @@ def test_train_step__reads_nothing_back(kind: Callable[[], Any]) -> None:
     run_ = built(kind(), num_classes=12)
     groups = parameter_groups(run_.task.trainable, 0.1)
     run_.optimizer = RowAdamW(groups, lr=1e-3, fused=True)
-    cut = {
+    columns = {
         "images": np.zeros((8, 112, 112, 3), np.uint8),
         "label": np.arange(8),
         "global_tokens": np.zeros((8, 2, 49, 768), np.uint8),
         "local_tokens": np.zeros((8, 2, 9, 768), np.uint8),
     }
     for step in range(2):
-        one = StepBatch(step, 0, cut, [])
+        one = StepBatch(step, 0, columns, [])
         with HostReads() as reads:
             metrics = train_step(run_, one, run_.hparams(step))
             Meter(8).add(metrics, 0.0, {}, run_.guard.skip_update)
