@@ -1,11 +1,11 @@
-"""Views in 8 bits on CPU, by kernels of OpenCV: what `augment` and `extract_tokens` define, faster.
+"""Crop and appearance of views in 8 bits on CPU, by kernels of torch and OpenCV.
 
 A view is 37 KB here, a quarter of its size in float32, and stays in the core's cache from the first
-operation to the last. As in the reference every operation rounds to 8 bits. The readable
-definitions are those in float32 (`augment`, `extract_patches`), which CUDA uses; tests hold each
-operation here to a step or two of 8 bits from them. A view is worked on by itself, so nothing
+operation to the last. As in the reference, every operation rounds to 8 bits. The readable
+definitions are in float32 (`augment_float`, `extract_patches`) and used on CUDA; tests hold each
+operation here to one or two steps of 8 bits from them. Each view is processed by itself, so nothing
 depends on its batch.
-Shape letters: M views, H, W their sides, n landmarks, p patch side.
+Shape letters: B images, V views of each, M views, H, W their sides, n landmarks, p patch side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParams
 
@@ -33,26 +36,55 @@ _GRAY = np.array([LUMA, LUMA, LUMA])
 _WEIGHT_UNIT = 256
 _SOLARIZED = np.where(np.arange(256) >= SOLARIZE_THRESHOLD, 255 - np.arange(256), np.arange(256))
 _SOLARIZED = _SOLARIZED.astype(np.uint8)
-# What lies outside a view: the middle of the range, rounded.
+# The value outside of a view: the middle of the range, rounded.
 _OUTSIDE = (128, 128, 128, 128)
 
 
-def change_pixels(views: Pixels, draws: ViewParams) -> Pixels:
-    """`augment.change_appearance` in 8 bits.
+def crop_views(
+    images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
+) -> Tensor:
+    """`augment_float.crop_views` by torch's 8-bit kernel, six times as fast on CPU.
+
+    The two differ by 1 of 255 in some pixels.
+
+    Returns:
+        uint8 [B·V, 3, size, size], channels last.
+    """
+    planes = images.permute(0, 3, 1, 2)
+    views = torch.empty((flips.size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    params = zip(boxes.reshape(-1, 4).tolist(), flips.reshape(-1).tolist(), strict=True)
+    for number, ((top, left, height, width), flip) in enumerate(params):
+        # Slices, not numbers: torch recognizes channels last, for which the kernel is twice as
+        # fast, in four dimensions only.
+        image, target = number // flips.shape[1], views[number : number + 1]
+        box = planes[image : image + 1, :, top : top + height, left : left + width]
+        view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)
+        target.copy_(view.flip(-1) if flip else view)
+    return views
+
+
+def change_appearance(views: Tensor, params: ViewParams) -> Tensor:
+    """`augment_float.change_appearance` in 8 bits: uint8 [M, 3, H, W] to the same."""
+    changed = change_pixels(views.permute(0, 2, 3, 1).contiguous().numpy(), params)
+    return torch.from_numpy(changed).permute(0, 3, 1, 2)
+
+
+def change_pixels(views: Pixels, params: ViewParams) -> Pixels:
+    """`change_appearance` of arrays.
 
     Args:
         views: uint8 [M, H, W, 3], left as they are.
-        draws: of B images and V views with B·V = M.
+        params: of B images and V views with B·V = M.
 
     Returns:
         uint8 [M, H, W, 3].
     """
     jitters, grays, solarizes = (
-        flags.reshape(-1).tolist() for flags in (draws.jitters, draws.grays, draws.solarizes)
+        flags.reshape(-1).tolist() for flags in (params.jitters, params.grays, params.solarizes)
     )
-    orders = draws.jitter_order.reshape(-1, 4).tolist()
-    factors = draws.jitter_factors.reshape(-1, 4).tolist()
-    kernels = blur_kernels(draws.blur_sigma_px.reshape(-1))
+    orders = params.jitter_order.reshape(-1, 4).tolist()
+    factors = params.jitter_factors.reshape(-1, 4).tolist()
+    kernels = blur_kernels(params.blur_sigma_px.reshape(-1))
     changed = np.empty_like(views)
     for row, view in enumerate(views):
         if jitters[row]:

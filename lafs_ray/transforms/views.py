@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.models.patches import extract_patches, grid_patches
-from lafs_ray.transforms.augment import change_appearance, crop_views
-from lafs_ray.transforms.augment_uint8 import sample_patches
+from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.landmark_predictor import MIDDLE, LandmarkPredictor
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
 
@@ -98,12 +97,13 @@ class MultiViewTransform:
     ) -> tuple[Tensor, Tensor]:
         """Return global and local tokens of some images."""
         settings = self.settings
+        augment = augment_uint8 if self.device.type == "cpu" else augment_float
         tokens = []
         for is_local, size in ((False, settings.image_size), (True, settings.local_size)):
             first, last = settings.num_global, settings.num_views
             part = params.views(slice(first, last) if is_local else slice(0, first))
-            clean = crop_views(images, part.boxes, part.flips, size)
-            changed = change_appearance(clean, part)
+            clean = augment.crop_views(images, part.boxes, part.flips, size)
+            changed = augment.change_appearance(clean, part)
             if settings.source == "grid":
                 patches = _rounded(grid_patches(changed, settings.patch_size))
             else:
@@ -202,7 +202,10 @@ def render_views(images: Tensor, params: ViewParams, size: int) -> Tensor:
     Returns:
         [B·V, 3, size, size] in 0…255: uint8 on CPU, else float32.
     """
-    return change_appearance(crop_views(images, params.boxes, params.flips, size), params)
+    augment = augment_uint8 if images.device.type == "cpu" else augment_float
+    clean = augment.crop_views(images, params.boxes, params.flips, size)
+    views: Tensor = augment.change_appearance(clean, params)
+    return views
 
 
 def map_landmarks(
@@ -247,7 +250,7 @@ def extract_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     """
     if views.dtype == torch.uint8:
         pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.from_numpy(sample_patches(pixels, landmarks.numpy(), patch_size))
+        return torch.from_numpy(augment_uint8.sample_patches(pixels, landmarks.numpy(), patch_size))
     # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
     # lie between pixels, so adding 128 and truncating rounds them into 0…255.
     samples = extract_patches(views - MIDDLE, landmarks, patch_size)

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lafs_ray.transforms import augment, augment_uint8
+from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.params import sample_view_params
 from lafs_ray.transforms.views import extract_tokens
 from tests.transforms.faces import REMAP_STEPS, smooth_images, view_settings
 
 ZEROS = np.zeros(6, dtype=np.int64)
+HUE_SHIFTS = (0.0, 0.1, -0.1, 0.5, -0.5, 0.03)
 
 
 def planes(images: NDArray[np.uint8]) -> Tensor:
@@ -42,11 +43,16 @@ def distance(found: list[NDArray[np.uint8]], expected: Tensor) -> NDArray[np.flo
     [
         # One rounding to 8 bits is 0.5 at most; half a step more where the matrix is of 10 bits,
         # or where a gray value was rounded the other way.
-        (augment_uint8.brighten, augment.brighten_, (0.0, 0.6, 1.0, 1.4), 0.51),
-        (augment_uint8.contrast, augment.contrast_, (0.0, 0.6, 1.0, 1.4), 1.0),
-        (augment_uint8.saturate, augment.saturate_, (0.0, 0.8, 1.0, 1.2), 1.0),
-        (augment_uint8.shift_hue, augment.shift_hue_, (0.0, 0.1, -0.1, 0.5, -0.5, 0.03), 0.51),
-        (lambda view, _: augment_uint8.make_gray(view), augment.make_gray_, (0.0,), 1.0),
+        (augment_uint8.brighten, augment_float.brighten_, (0.0, 0.6, 1.0, 1.4), 0.51),
+        (augment_uint8.contrast, augment_float.contrast_, (0.0, 0.6, 1.0, 1.4), 1.0),
+        (augment_uint8.saturate, augment_float.saturate_, (0.0, 0.8, 1.0, 1.2), 1.0),
+        (
+            augment_uint8.shift_hue,
+            augment_float.shift_hue_,
+            (0.0, 0.1, -0.1, 0.5, -0.5, 0.03),
+            0.51,
+        ),
+        (lambda view, _: augment_uint8.make_gray(view), augment_float.make_gray_, (0.0,), 1.0),
     ],
 )
 def test_color__is_its_definition(
@@ -70,7 +76,7 @@ def test_blur__is_its_definition(sigma: float) -> None:
     """The same Gaussian with weights of 8 bits that add up to one: white stays white."""
     images = with_noise()
     expected = planes(images)
-    augment.blur_(expected, np.full(len(images), sigma, dtype=np.float32))
+    augment_float.blur_(expected, np.full(len(images), sigma, dtype=np.float32))
     (kernel,) = augment_uint8.blur_kernels(np.array([sigma], dtype=np.float32))
     found = [image if kernel is None else augment_uint8.blur(image, kernel) for image in images]
     difference = distance(found, expected)
@@ -118,7 +124,7 @@ def test_solarize__is_its_definition() -> None:
     images = with_noise()
     for image in images:
         expected = planes(image[None])
-        augment.solarize_(expected[0])
+        augment_float.solarize_(expected[0])
         np.testing.assert_array_equal(augment_uint8.solarize(image), expected[0].permute(1, 2, 0))
 
 
@@ -129,8 +135,8 @@ def test_appearance__is_its_definition() -> None:
     clean = planes(images).repeat_interleave(10, 0)
     # Where a value lies at the threshold, the two may solarize differently: tested by itself.
     draws = replace(draws, solarizes=draws.solarizes & False)
-    expected = augment.change_appearance(clean, draws)
-    found = augment.change_appearance(clean.to(torch.uint8), draws)
+    expected = augment_float.change_appearance(clean, draws)
+    found = augment_uint8.change_appearance(clean.to(torch.uint8), draws)
     assert found.dtype == torch.uint8
     difference = (found.float() - expected).abs()
     # Six roundings by half a step or less; contrast, hue and saturation pass them on enlarged.

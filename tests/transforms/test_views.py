@@ -13,7 +13,7 @@ from lafs_ray.config.finetune import Augmentation
 from lafs_ray.config.pretrain import LandmarkSource
 from lafs_ray.models.patches import extract_patches
 from lafs_ray.training.tasks.finetune import single_view_settings
-from lafs_ray.transforms.augment import change_appearance, crop_views
+from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
 from lafs_ray.transforms.params import (
     ViewSettings,

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.align import align_face
-from lafs_ray.data.image_header import image_format, image_size, is_truncated_jpeg
-from lafs_ray.data.images import decode_image
+from lafs_ray.data.images import decode_image, image_format, image_size, is_truncated_jpeg
 from lafs_ray.errors import DataError
 
 # Extent of the landmarks; alignment enlarges a smaller face more than tenfold.

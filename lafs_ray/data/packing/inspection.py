@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
-from lafs_ray.data.image_header import image_format
-from lafs_ray.data.images import ColorOrder, decode_image
+from lafs_ray.data.images import ColorOrder, decode_image, image_format
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import PackedLabels
 from lafs_ray.data.record_index import Identities, spread

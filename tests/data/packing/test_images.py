@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.data.align import POSITIONS_PX
-from lafs_ray.data.image_header import image_size
+from lafs_ray.data.images import image_size
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.errors import DataError
 from tests.training.faces import NO_IMAGE, face_jpegs, pixels_of

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from lafs_ray.data.align import POSITIONS_PX
 from lafs_ray.data.face_set import open_faces
-from lafs_ray.data.image_header import image_size
+from lafs_ray.data.images import image_size
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import read_manifest
 from lafs_ray.data.packing.images import ImageRules

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from lafs_ray.compat import import_torchvision
-from lafs_ray.transforms import augment
+from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.params import (
     BRIGHTNESS,
     CONTRAST,
@@ -42,7 +42,7 @@ def draws_of(count: int, **changes: object) -> ViewParams:
     return sample_view_params(settings, 3, zeros, zeros, np.arange(count))
 
 
-@pytest.mark.parametrize("crop", [augment.crop_by_kernel, augment.crop_by_matrices])
+@pytest.mark.parametrize("crop", [augment_uint8.crop_views, augment_float.crop_views])
 @pytest.mark.parametrize("size", [112, 48])
 def test_crop__is_pils_bicubic_of_a_box(crop, size: int) -> None:  # type: ignore[no-untyped-def]
     """Both ways of cropping give PIL's crop, resize and mirror."""
@@ -70,7 +70,7 @@ def test_crop__of_the_whole_image_changes_nothing() -> None:
     """The identity crop returns the image's own numbers."""
     images = smooth_images(2)
     boxes = np.broadcast_to(np.array([0, 0, 112, 112], dtype=np.int32), (2, 1, 4))
-    views = augment.crop_views(torch.from_numpy(images), boxes, np.zeros((2, 1), bool), 112)
+    views = augment_uint8.crop_views(torch.from_numpy(images), boxes, np.zeros((2, 1), bool), 112)
     np.testing.assert_array_equal(pixels(views), images)
 
 
@@ -91,16 +91,16 @@ def test_bicubic_weights__equal_their_definition() -> None:
             for pixel in range(start, start + length):
                 expected[row, pixel] = keys((pixel + 0.5 - center) / scale)
         expected /= expected.sum(axis=1, keepdims=True)
-        weights = augment.bicubic_weights(np.array([start]), np.array([length]), 24, size)
+        weights = augment_float.bicubic_weights(np.array([start]), np.array([length]), 24, size)
         np.testing.assert_allclose(weights[0], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("operation", "enhance"),
     [
-        (augment.brighten_, ImageEnhance.Brightness),
-        (augment.contrast_, ImageEnhance.Contrast),
-        (augment.saturate_, ImageEnhance.Color),
+        (augment_float.brighten_, ImageEnhance.Brightness),
+        (augment_float.contrast_, ImageEnhance.Contrast),
+        (augment_float.saturate_, ImageEnhance.Color),
     ],
 )
 def test_color__is_pils(operation, enhance) -> None:  # type: ignore[no-untyped-def]
@@ -118,7 +118,7 @@ def test_gray__is_pils_luma() -> None:
     """Gray is PIL's conversion to L."""
     images = smooth_images(2)
     views = planes(images)
-    augment.make_gray_(views, amounts(0, 0))
+    augment_float.make_gray_(views, amounts(0, 0))
     for image, view in zip(images, pixels(views), strict=True):
         expected = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)
         # Fixed point and float32 may round a half differently.
@@ -133,7 +133,7 @@ def test_hue__is_a_turn_of_hsv() -> None:
     images[0, 0, 1] = 0
     images[0, 0, 2] = (9, 200, 200)
     views = planes(images)
-    augment.shift_hue_(views, amounts(*shifts))
+    augment_float.shift_hue_(views, amounts(*shifts))
     for image, shift, view in zip(images, shifts, pixels(views), strict=True):
         for row, column in (
             (0, 0),
@@ -166,7 +166,7 @@ def test_blur__equals_its_definition() -> None:
         view = sum(tap * padded[:, :, k : k + 20] for k, tap in enumerate(taps))
         padded = np.pad(view, ((0, 0), (reach, reach), (0, 0)), mode="edge")
         expected.append(sum(tap * padded[:, k : k + 20] for k, tap in enumerate(taps)))
-    augment.blur_(views, sigmas)
+    augment_float.blur_(views, sigmas)
     # 26 additions of float32 numbers below 256.
     np.testing.assert_allclose(views.numpy(), np.stack(expected), atol=1e-3)
 
@@ -176,7 +176,7 @@ def test_blur__is_near_pils(sigma: float) -> None:
     """PIL's three box blurs approximate the same Gaussian."""
     images = smooth_images(1)
     views = planes(images)
-    augment.blur_(views, np.array([sigma], dtype=np.float32))
+    augment_float.blur_(views, np.array([sigma], dtype=np.float32))
     expected = Image.fromarray(images[0]).filter(ImageFilter.GaussianBlur(sigma))
     # Each of PIL's passes is rounded to 8 bits.
     assert np.abs(pixels(views)[0] - np.asarray(expected, dtype=np.float32)).mean() < 1
@@ -186,7 +186,7 @@ def test_solarize__is_pils() -> None:
     """Solarize inverts values from 128 on."""
     image = smooth_images(1)
     views = planes(image)
-    augment.solarize_(views[0])
+    augment_float.solarize_(views[0])
     expected = np.asarray(ImageOps.solarize(Image.fromarray(image[0]), 128))
     np.testing.assert_array_equal(pixels(views)[0], expected)
 
@@ -217,7 +217,7 @@ def test_appearance__is_near_the_pil_chain() -> None:
     """The whole chain, batched and in float, gives what PIL gives view by view."""
     import_torchvision()
     images, draws = smooth_images(4), draws_of(4, num_local=6, solarize=0.0)
-    changed = pixels(augment.change_appearance(planes(images).repeat_interleave(8, 0), draws))
+    changed = pixels(augment_float.change_appearance(planes(images).repeat_interleave(8, 0), draws))
     changed = changed.reshape(4, 8, 112, 112, 3)
     for image in range(4):
         for view in range(8):
@@ -235,8 +235,10 @@ def test_appearance__solarizes_the_drawn_views() -> None:
     """Solarize comes last, on the views that drew it."""
     draws = draws_of(6, solarize=1.0, num_local=0)
     views = planes(smooth_images(6)).repeat_interleave(2, 0)
-    solarized = augment.change_appearance(views, draws)
-    plain = augment.change_appearance(views, replace(draws, solarizes=draws.solarizes & False))
+    solarized = augment_float.change_appearance(views, draws)
+    plain = augment_float.change_appearance(
+        views, replace(draws, solarizes=draws.solarizes & False)
+    )
     assert torch.equal(solarized[::2], plain[::2])
     expected = torch.where(plain[1::2] >= 127.5, 255 - plain[1::2], plain[1::2])
     assert torch.equal(solarized[1::2], expected)
@@ -247,14 +249,16 @@ def test_appearance__of_a_view_in_any_batch() -> None:
     draws = draws_of(5)
     clean = planes(smooth_images(5)).repeat_interleave(10, 0)
     before = clean.clone()
-    together = augment.change_appearance(clean, draws)
+    together = augment_float.change_appearance(clean, draws)
     assert torch.equal(clean, before)
     for start, end in ((0, 1), (1, 3), (3, 5)):
-        part = augment.change_appearance(
+        part = augment_float.change_appearance(
             clean[10 * start : 10 * end], draws.images(slice(start, end))
         )
         assert torch.equal(part, together[10 * start : 10 * end])
-    alone = augment.change_appearance(clean[7:8], draws.images(slice(0, 1)).views(slice(7, 8)))
+    alone = augment_float.change_appearance(
+        clean[7:8], draws.images(slice(0, 1)).views(slice(7, 8))
+    )
     assert torch.equal(alone, together[7:8])
 
 
@@ -262,4 +266,4 @@ def test_appearance__without_anything_drawn() -> None:
     """Views that drew nothing keep their numbers."""
     draws = draws_of(2, jitter=0.0, gray=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
     views = planes(smooth_images(2)).repeat_interleave(10, 0)
-    assert torch.equal(augment.change_appearance(views, draws), views)
+    assert torch.equal(augment_float.change_appearance(views, draws), views)

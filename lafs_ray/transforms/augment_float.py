@@ -1,13 +1,12 @@
-"""Crop, color, blur and solarize many views at once, as PIL does them one image at a time.
+"""Crop and appearance of many views at once, in float32 on any device: the readable definitions.
 
-All functions take [M, 3, H, W] (M = B·V views). On CPU views are uint8, and `pixels` changes them;
-the operations here are in float32: they say what is computed, and run on CUDA. Where a color
-operation is drawn for some views only, views are regrouped so that it runs on a contiguous slice:
-no Python loop over views and no work on views that did not draw it. Every operation treats a view
-by itself, so results do not depend on which views share a call, bit by bit.
-Ours: on CUDA values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after
-every operation; we round where a decision depends on it (crop, contrast pivot, solarize threshold)
-and clamp where it clamps. Tests hold the difference to PIL below 3 of 255 in the mean.
+All functions take [M, 3, H, W] (M = B·V views). Where a color operation is sampled for some views
+only, views are regrouped so that it runs on a contiguous slice: no Python loop over views and no
+work on other views. Every operation treats each view by itself, so results do not depend on which
+views share a call, bit by bit. CPUs use `augment_uint8`.
+Ours: values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after every
+operation; we round where a decision depends on it (crop, contrast pivot, solarize threshold) and
+clamp where it clamps. Tests hold the difference to PIL below 3 of 255 in the mean.
 """
 
 from __future__ import annotations
@@ -21,12 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lafs_ray.transforms.augment_uint8 import (
-    LUMA,
-    SOLARIZE_THRESHOLD,
-    change_pixels,
-    gaussian_weights,
-)
+from lafs_ray.transforms.augment_uint8 import LUMA, SOLARIZE_THRESHOLD, gaussian_weights
 from lafs_ray.transforms.params import HUE, ViewParams
 
 _GRAY = HUE + 1
@@ -38,12 +32,10 @@ _Key = TypeVar("_Key", bound=np.number[Any])
 def crop_views(
     images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
 ) -> Tensor:
-    """Cut a box out of an image, resize it bicubically to `size` and mirror it, V times an image.
+    """Crop, resize bicubically to `size` and flip, V views per image, by products with matrices.
 
     PIL's `crop(box).resize((size, size), BICUBIC)`: a = -0.5, weights renormalized at the box's
     edge, widened when shrinking, rounded to 8 bits after the horizontal and the vertical pass.
-    On CPU torch's 8-bit kernel does this six times faster than products with matrices; CUDA has no
-    such kernel. The two differ by 1 of 255 here and there.
 
     Args:
         images: uint8 [B, S, S, 3].
@@ -52,34 +44,8 @@ def crop_views(
         size: side of the views, in pixels.
 
     Returns:
-        [B·V, 3, size, size], whole numbers in 0…255: uint8 with channels last on CPU, else float32.
+        float32 [B·V, 3, size, size], whole numbers in 0…255.
     """
-    if images.device.type == "cpu":
-        return crop_by_kernel(images, boxes, flips, size)
-    return crop_by_matrices(images, boxes, flips, size)
-
-
-def crop_by_kernel(
-    images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
-) -> Tensor:
-    """`crop_views` on CPU: one call of the 8-bit kernel for each view."""
-    planes = images.permute(0, 3, 1, 2)
-    cut = torch.empty((flips.size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    draws = zip(boxes.reshape(-1, 4).tolist(), flips.reshape(-1).tolist(), strict=True)
-    for number, ((top, left, height, width), flip) in enumerate(draws):
-        # Ranges of one, not numbers: only four dimensions in the right strides are known as having
-        # channels last, for which the kernel is twice as fast.
-        image, target = number // flips.shape[1], cut[number : number + 1]
-        box = planes[image : image + 1, :, top : top + height, left : left + width]
-        view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)
-        target.copy_(view.flip(-1) if flip else view)
-    return cut
-
-
-def crop_by_matrices(
-    images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
-) -> Tensor:
-    """`crop_views` on any device: one product for all rows, one for all columns."""
     batch, views = flips.shape
     source = images.shape[1]
     top, left, height, width = (boxes[..., side] for side in range(4))
@@ -114,24 +80,21 @@ def bicubic_weights(
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float64)
 
 
-def change_appearance(views: Tensor, draws: ViewParams) -> Tensor:
-    """Color jitter in each view's own order, then gray, blur and solarize, where drawn.
+def change_appearance(views: Tensor, params: ViewParams) -> Tensor:
+    """Apply color jitter in each view's own order, then gray, blur and solarize.
 
     Args:
-        views: [M, 3, H, W] in 0…255, float32, or on CPU uint8; left as they are.
-        draws: of B images and V views with B·V = M.
+        views: float32 [M, 3, H, W] in 0…255; left as they are.
+        params: of B images and V views with B·V = M.
 
     Returns:
-        [M, 3, H, W] in 0…255, of the same type.
+        float32 [M, 3, H, W] in 0…255.
     """
-    if views.dtype == torch.uint8:
-        changed = change_pixels(views.permute(0, 2, 3, 1).contiguous().numpy(), draws)
-        return torch.from_numpy(changed).permute(0, 3, 1, 2)
-    jitters, grays = draws.jitters.reshape(-1, 1), draws.grays.reshape(-1, 1)
-    order = draws.jitter_order.reshape(-1, 4)
+    jitters, grays = params.jitters.reshape(-1, 1), params.grays.reshape(-1, 1)
+    order = params.jitter_order.reshape(-1, 4)
     operations = np.hstack((np.where(jitters, order, _NONE), np.where(grays, _GRAY, _NONE)))
-    factors = torch.from_numpy(draws.jitter_factors.reshape(-1, 4)).to(views.device)
-    sigma = draws.blur_sigma_px.reshape(-1)
+    factors = torch.from_numpy(params.jitter_factors.reshape(-1, 4)).to(views.device)
+    sigma = params.blur_sigma_px.reshape(-1)
     group = _Regrouping(views)
     for step in range(operations.shape[1]):
         kinds = group.sort(operations[:, step])
@@ -145,13 +108,13 @@ def change_appearance(views: Tensor, draws: ViewParams) -> Tensor:
     if num_blurred:
         blur_(group.views[:num_blurred], descending[:num_blurred])
     group.sort(np.arange(len(views)))
-    for row in np.flatnonzero(draws.solarizes):
+    for row in np.flatnonzero(params.solarizes):
         solarize_(group.views[row])
     return group.views
 
 
 class _Regrouping:
-    """Views in a changing order; `rows` holds the original place of each.
+    """Views in a changing order; `rows` has the original place of each.
 
     The two buffers take turns, so that the views given stay as they are. Tried on CPU, both no
     faster: one view after another, and sorting once by the whole order of operations.
