@@ -56,7 +56,7 @@ def test_job__unknown_key_and_impossible_value(tmp_path: Path, face_set_path: st
     """All configuration errors are reported at once, with the keys and values typed."""
     wrong = ["optim.lrr=1e-3", "views.flip=1.5", "batch_size=many"]
     done = job(*arguments("pretrain", tmp_path, face_set_path, *wrong))
-    assert_refused(done, "3 mistakes", "optim.lrr: unknown key; did you mean 'lr'?")
+    assert_refused(done, "3 configuration errors", "optim.lrr: unknown key; did you mean 'lr'?")
     assert "views.flip: 1.5" in done.stderr
     assert "batch_size: 'many'" in done.stderr
     assert list(tmp_path.iterdir()) == []

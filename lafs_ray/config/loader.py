@@ -1,4 +1,4 @@
-"""The strict base of every section, YAML reading, overrides and the report of mistakes."""
+"""The strict base of every section, YAML reading, overrides and error messages."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class _Loader(yaml.SafeLoader):
     """YAML with numbers as people write them, and without the traps of YAML 1.1.
 
     `1e-3` is a number (PyYAML reads a string), `no` and `on` are words (PyYAML reads booleans), and
-    a key that appears twice is a mistake (PyYAML keeps the last).
+    a key that appears twice is an error (PyYAML keeps the last).
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -232,13 +232,13 @@ def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Secti
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:
-        mistakes = [_explain(kind, item) for item in error.errors(include_url=False)]
+        errors = [_explain(kind, item) for item in error.errors(include_url=False)]
         expected = f"keys and values that {kind.__name__} knows"
-        raise all_mistakes(source, mistakes, expected) from None
+        raise config_error(source, errors, expected) from None
 
 
-def find_mistakes(kind: type[SectionT], tree: Mapping[str, Any]) -> list[str]:
-    """What `resolve` would name, a line for each mistake."""
+def validation_errors(kind: type[SectionT], tree: Mapping[str, Any]) -> list[str]:
+    """Return a line for each error that `resolve` would raise."""
     try:
         kind.model_validate(dict(tree))
     except ValidationError as error:
@@ -246,14 +246,14 @@ def find_mistakes(kind: type[SectionT], tree: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def all_mistakes(source: str, mistakes: Sequence[str], expected: str) -> ConfigError:
-    """One error that names them all."""
-    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+def config_error(source: str, errors: Sequence[str], expected: str) -> ConfigError:
+    """Return one exception for all configuration errors of a source."""
+    count = "1 configuration error" if len(errors) == 1 else f"{len(errors)} configuration errors"
     return ConfigError(
-        f"{source}: {count} in the configuration",
-        found="\n    ".join(["", *mistakes]) if len(mistakes) > 1 else mistakes[0],
+        f"{source}: {count}",
+        found="\n    ".join(["", *errors]) if len(errors) > 1 else errors[0],
         expected=expected,
-        fix="mend the keys named; docs/config.md lists every key with its meaning",
+        fix="fix these keys; docs/config.md lists every key with its meaning",
     )
 
 
@@ -276,7 +276,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _explain(kind: type[Section], error: Any) -> str:
-    """One mistake in one line, with the key's path, the value found and a suggestion."""
+    """Return one error as a line, with the key's path, the value found and a suggestion."""
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if error["type"] == "extra_forbidden":

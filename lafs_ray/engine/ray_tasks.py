@@ -1,25 +1,22 @@
-"""Packing and landmark caching as Ray tasks and actors."""
+"""Packing and landmark caching as Ray tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from lafs_ray.data.landmark_cache import Part
 from lafs_ray.data.packing.session import Apply
-from lafs_ray.training.tasks.build_landmark_cache import (
-    CacheJob,
-    make_part,
-)
+from lafs_ray.training.tasks.build_landmark_cache import CacheJob, make_part
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 
-def apply_on_ray(workers: int) -> Apply:
-    """`Apply` on Ray, with at most `workers` tasks of one CPU at a time.
+def apply_on_ray(workers: int, *, uses_gpu: bool = False) -> Apply:
+    """Return an `Apply` on Ray; what its tasks share is put into the object store once.
 
-    What the tasks share is put into the object store once.
+    Args:
+        workers: the largest number of tasks at a time, each with one CPU.
+        uses_gpu: whether each has a GPU, too.
     """
 
     def apply(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
@@ -28,9 +25,10 @@ def apply_on_ray(workers: int) -> Apply:
 
         from lafs_ray.engine.ray_session import join_cluster
 
-        join_cluster(workers, f"--workers = {workers}")
+        gpus = workers if uses_gpu else 0
+        join_cluster(workers, f"--workers = {workers}", gpus, f"--workers = {workers}, a GPU each")
         reference = ray.put(shared)
-        remote = ray.remote(num_cpus=1)(task)
+        remote = ray.remote(num_cpus=1, num_gpus=int(uses_gpu))(task)
         waiting = list(reversed(items))
         running: list[Any] = []
         try:
@@ -46,63 +44,18 @@ def apply_on_ray(workers: int) -> Apply:
     return apply
 
 
-class CacheActor:
-    """A stateful worker that keeps the network.
-
-    Args:
-        job: reference to the `CacheJob` in the object store.
-    """
-
-    def __init__(self, job: Any) -> None:
-        import ray
-
-        self._job: CacheJob = ray.get(job)
-        self._find = LandmarkPredictor(self._job.network, self._job.device)
-
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Compute and write the parts of a block; return only their numbers."""
-        for name, first, stop in zip(rows["name"], rows["first"], rows["stop"], strict=True):
-            make_part(self._job, Part(str(name), int(first), int(stop)), self._find)
-        return {"number": rows["number"]}
-
-
 def cache_on_ray(job: CacheJob, parts: Sequence[Part], workers: int) -> Iterator[Part]:
-    """`Apply` on Ray Data: actors read, compute and write parts.
+    """Predict and write parts of a landmark cache in Ray tasks, which build the network anew.
 
     Args:
         job: faces, network and folder.
         parts: the missing ones.
-        workers: actors, with one CPU each, and with a GPU each if the job's device is cuda.
+        workers: tasks at a time, with one CPU each, and a GPU each if the job's device is cuda.
     """
-    if not parts:
-        return
-    # Imported here: without workers, Ray need not be installed.
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    if parts:
+        yield from apply_on_ray(workers, uses_gpu=job.device != "cpu")(_make_part, job, parts)
 
-    from lafs_ray.engine.ray_session import configure_context, join_cluster
 
-    gpus = 0 if job.device == "cpu" else 1
-    cpus = f"--workers {workers} × 1 + 1 for planning"
-    join_cluster(workers + 1.0, cpus, gpus * workers, f"--workers {workers}, a GPU each")
-    context = DataContext.get_current()
-    configure_context(context, workers + 1.0)
-    context.execution_options.preserve_order = False
-    # A slow part is not a hang.
-    context.execution_no_progress_timeout_s = -1
-    items = [
-        {"number": number, "name": part.name, "first": part.first, "stop": part.stop}
-        for number, part in enumerate(parts)
-    ]
-    dataset = ray.data.from_items(items, override_num_blocks=min(len(items), 1000)).map_batches(
-        CacheActor,
-        batch_size=1,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(size=min(workers, len(parts))),
-        num_cpus=1,
-        num_gpus=gpus,
-        fn_constructor_args=[ray.put(job)],
-    )
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for number in np.atleast_1d(block["number"]).tolist():
-            yield parts[number]
+def _make_part(job: CacheJob, part: Part) -> Part:
+    make_part(job, part, LandmarkPredictor(job.network, job.device))
+    return part

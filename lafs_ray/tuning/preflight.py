@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lafs_ray.config.loader import all_mistakes
+from lafs_ray.config.loader import config_error
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.prepare import check_run
@@ -50,7 +50,7 @@ def check_sweep(sweep: Sweep) -> CheckedSweep:
     opened: dict[str, FaceSet] = {}
     errors = find_errors(sweep) or [*_data_errors(sweep, opened)]
     if errors:
-        raise all_mistakes(f"sweep {sweep.config.name}", errors, "a sweep that can run to its end")
+        raise config_error(f"sweep {sweep.config.name}", errors, "a sweep that can run to its end")
     return CheckedSweep(sweep, {name: faces.fingerprint for name, faces in opened.items()})
 
 

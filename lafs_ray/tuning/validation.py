@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.config.loader import Section, Tuning, find_mistakes, section_at
+from lafs_ray.config.loader import Section, Tuning, section_at, validation_errors
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.tuning.config import EvalSets, SweepConfig
 from lafs_ray.tuning.search import grid_points, propose
@@ -60,14 +60,14 @@ def known_settings(config: SweepConfig) -> list[Settings]:
 
 def _base_errors(sweep: Sweep) -> Iterator[str]:
     config = sweep.config
-    for line in find_mistakes(sweep.kind, sweep.base):
+    for line in validation_errors(sweep.kind, sweep.base):
         yield f"{config.base} with settings: {line}"
     if sweep.finetune is None or config.finetune is None:
         return
     if config.task == "finetune":
         yield "finetune: requires task: pretrain; the trials of this sweep are finetunings"
     tree = with_settings(sweep.finetune, {"start.transformer": TRIAL_CHECKPOINT})
-    for line in find_mistakes(FinetuneConfig, tree):
+    for line in validation_errors(FinetuneConfig, tree):
         yield f"{config.finetune.base} with finetune.settings: {line}"
 
 
@@ -215,7 +215,7 @@ def _value_errors(sweep: Sweep) -> Iterator[str]:
     reported: set[str] = set()
     for settings in edge_settings(sweep.config.space):
         key = [*settings][-1]
-        for line in find_mistakes(sweep.kind, sweep.tree(settings)):
+        for line in validation_errors(sweep.kind, sweep.tree(settings)):
             if line not in reported:
                 yield f"space.{line}" if line.startswith(key) else f"space.{key}: {line}"
             reported.add(line)
@@ -226,7 +226,7 @@ def _combination_errors(sweep: Sweep) -> Iterator[str]:
     reported: set[str] = set()
     for settings in known_settings(sweep.config):
         values = ", ".join(f"{key}={value}" for key, value in settings.items())
-        for line in find_mistakes(sweep.kind, sweep.tree(settings)) or _finetune_errors(
+        for line in validation_errors(sweep.kind, sweep.tree(settings)) or _finetune_errors(
             sweep, settings
         ):
             if line not in reported:

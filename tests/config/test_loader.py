@@ -77,12 +77,12 @@ def test_duration__that_is_none_is_refused(text):
         resolve(Outer, {"name": "x", "length": text}, "test")
 
 
-def test_resolve__names_every_mistake_at_once_with_suggestions():
+def test_resolve__names_every_error_at_once_with_suggestions():
     tree = {"nmae": "x", "inner": {"rat": 1, "rate": "fast", "enabled": 1}}
     with pytest.raises(ConfigError) as raised:
         resolve(Outer, tree, "my.yaml")
     message = str(raised.value)
-    assert "my.yaml: 5 mistakes" in message
+    assert "my.yaml: 5 configuration errors" in message
     assert "nmae: unknown key; did you mean 'name'?" in message
     assert "name: required, but not given" in message
     assert "inner.rat: unknown key; did you mean 'rate'?" in message

@@ -36,7 +36,7 @@ def test_check_sweep__files_that_are_missing(tmp_path: Path) -> None:
     """All of them in one message."""
     confirm = {"pairs": str(tmp_path / "none.bin")}
     message = refused(tmp_path, tmp_path / "nowhere.rec", confirm=confirm)
-    assert "2 mistakes" in message
+    assert "2 configuration errors" in message
     assert "confirm: " in message
     assert "none.bin" in message
     assert "nowhere.rec" in message
