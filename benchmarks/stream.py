@@ -3,10 +3,10 @@
     python -m benchmarks.stream --images 200000 --actors 2
 
 A hundred generated faces, repeated under new labels, make a `.rec` ordered by identity; it is
-packed as `jobs/pack.py` packs it. Throughput is told as a ratio to a plain sequential read of the
-same file in the same run, the system's cache dropped before each. Memory is told beside the size of
+packed as by `jobs/pack.py`. Throughput is reported relative to a plain sequential read of the same
+file in the same run, the page cache dropped before each. Memory is reported relative to the size of
 the data. With `--actors`, packing and streaming run through Ray as well, the stream with decoding
-alone: what crops cost says benchmarks/views.py. Linux only (/proc).
+only (benchmarks/views.py measures transforms). Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STORE_BYTES = 512 << 20
 
 
 def as_it_is(faces: Columns) -> Columns:
-    """A cut that changes nothing."""
+    """A transform that changes nothing."""
     return dict(faces)
 
 
@@ -149,7 +149,7 @@ class Watch(threading.Thread):
 
 
 def _status(pid: int, field: str) -> int:
-    """A number in /proc/<pid>/status, sizes in KiB; 0 where the process has gone."""
+    """Read a number in /proc/<pid>/status, sizes in KiB; 0 if the process has ended."""
     try:
         found = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except (FileNotFoundError, ProcessLookupError):
@@ -306,7 +306,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
 
 
 def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
-    """Pack, and tell the peaks of memory."""
+    """Pack, and print peak memory."""
     paths, memory = (str(source), str(packed)), PACK_BYTES * max(actors, 1)
     if not actors:
         work = [
@@ -325,7 +325,7 @@ def print_packing(source: Path, packed: Path, actors: int, size: int) -> None:
 
 
 def print_ray(rates: Rates, faces: FaceSet, packed: Path, options: argparse.Namespace) -> None:
-    """Stream through Ray, and tell the peaks of memory."""
+    """Stream through Ray, and print peak memory."""
     peaks: list[str] = []
     actors, most = options.actors, options.ray_records or faces.num_images
 

@@ -1,7 +1,7 @@
-"""A real S3 server on loopback, with a log of its requests and faults on demand.
+"""An S3 server on loopback, with a request log and fault injection.
 
-moto answers; in front of it, inside the same HTTP server, stands what a network and a busy store do
-to requests: delays, refusals, resets, answers cut short.
+moto handles the requests; a WSGI wrapper injects what networks and busy stores do: delays, errors,
+resets, truncated responses.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Answer = Iterable[bytes]
 
 @dataclass(frozen=True)
 class Request:
-    """One request that the server saw.
+    """One request received by the server.
 
     Args:
         method: of HTTP.
         path: bucket and key, with a leading slash.
-        query: what follows the question mark.
+        query: query string.
         byte_range: first byte and the one after the last; None: the whole object.
         at: time of arrival, `time.monotonic`.
     """
@@ -47,15 +47,15 @@ class Request:
 
 @dataclass
 class Fault:
-    """What happens to the next requests of a kind.
+    """A fault injected into the next requests of a kind.
 
     Args:
         kind: "slow down" (503), "error" (500), "reset" (the connection), "cut" (the body ends
-            half-way), "short" (half the range, with a truthful length), "stall" (nothing comes for
-            `seconds`), "stall in body" (half the body, then nothing).
-        times: how many requests it hits.
+            half-way), "short" (half the range, with a matching Content-Length), "stall" (no answer
+            for `seconds`), "stall in body" (half the body, then nothing).
+        times: number of requests it affects.
         method: of HTTP.
-        ending: how the path ends.
+        ending: suffix of the path.
         seconds: of a stall.
     """
 
@@ -78,26 +78,26 @@ class ObjectStore:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def uri(self, path: str, **options: object) -> str:
-        """`s3://…` of bucket/key on this server."""
+        """Return the `s3://…` URI of bucket/key on this server."""
         query = {"endpoint_override": self.endpoint, "scheme": "http", "region": "us-east-1"}
         text = "&".join(f"{name}={value}" for name, value in {**query, **options}.items())
         return f"s3://{path}?{text}"
 
     def reset(self) -> None:
-        """Forget the log and all faults."""
+        """Clear the log, all faults and the latency."""
         with self.lock:
             self.requests.clear()
             self.faults.clear()
             self.latency_s = 0.0
 
     def log(self, method: str = "GET", ending: str = ".rec") -> list[Request]:
-        """Requests of one kind, in order of arrival."""
+        """Return the requests of one kind, in order of arrival."""
         with self.lock:
             seen = list(self.requests)
         return [one for one in seen if one.method == method and one.path.endswith(ending)]
 
     def counts(self) -> Counter[str]:
-        """Requests by method."""
+        """Count the requests by method."""
         return Counter(one.method for one in self.requests)
 
     def _fault(self, method: str, path: str) -> Fault | None:
@@ -108,7 +108,7 @@ class ObjectStore:
         return None
 
     def wrap(self, application: Callable[..., Answer]) -> Callable[..., Answer]:
-        """The server's application behind this store's log, latency and faults."""
+        """Wrap the server's application in this store's log, latency and faults."""
 
         def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Answer:
             method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
@@ -173,7 +173,7 @@ def _byte_range(environ: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _reset(connection: socket.socket) -> ConnectionError:
-    """The peer will get a RST instead of an orderly end; the error makes werkzeug close."""
+    """Make closing send a RST; the returned error makes werkzeug close."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return ConnectionResetError("by the test")
 
@@ -188,12 +188,12 @@ class _Quiet(WSGIRequestHandler):
 
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """An S3 server on a free port of loopback, for the time of the block."""
+    """Run an S3 server on a free port of loopback during the block."""
     store = ObjectStore("")
     application = store.wrap(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=_Quiet)
     server.daemon_threads = True
-    # Without the usual shutdown before the close, which would send an orderly end before a RST.
+    # Without the usual shutdown before the close, which would send a FIN before the RST.
     server.shutdown_request = lambda request: request.close()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -37,7 +37,7 @@ class FaceRows:
     Args:
         shard: number of the file, int32 [n].
         key: the record's key, int64 [n].
-        label: the record's first label, int64 [n]; -1: damaged, or no whole number ≥ 0.
+        label: the record's first label, int64 [n]; -1: damaged, or no integer ≥ 0.
         images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
         errors: why the record cannot be used; empty for a sound one.
         landmarks: cached ones in pixels, float16 [n, N, 2]; None without a `LandmarkCache`.
@@ -138,13 +138,13 @@ class FaceSet:
         )
 
     def subset(self, index: NDArray[np.int64]) -> FaceSet:
-        """Return the set of these images alone, renumbered; identities stay those of the whole set.
+        """Return the set of these images alone, renumbered; identities stay those of the full set.
 
         Args:
             index: image numbers, ascending, int64 [n].
         """
         assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
-        assert self.landmarks is None, "cached landmarks are numbered as the whole set"
+        assert self.landmarks is None, "cached landmarks have the numbers of the full set"
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         digest.update(np.ascontiguousarray(index).data)
         return replace(

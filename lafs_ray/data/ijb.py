@@ -157,7 +157,7 @@ def _check_pairs(uri: str, pairs: Columns, medias_uri: str, templates: Int64s) -
         raise DataError(
             f"{uri}, pair {invalid[0] + 1}",
             found=f"{pairs['same'][invalid[0]]} as label",
-            expected="1 (same person) or 0",
+            expected="1 (same identity) or 0",
             fix="take the list from the protocol's publisher again",
         )
 

@@ -145,7 +145,7 @@ class PackedLabels:
         first: position of the shard's first label in it.
         images: records of the shard.
         total: labels in the file.
-        identities: of the whole set.
+        identities: number in the full set.
     """
 
     uri: str

@@ -168,7 +168,7 @@ def _check_boundaries(
             start = int(offsets[position])
             is_last = position + 1 == len(offsets)
             if not recordio.starts_record(file, start):
-                # The end of its predecessor tells a damaged record from a wrong index.
+                # The end of its predecessor distinguishes a damaged record from a wrong index.
                 _check_follows(file, uri, keys, offsets, position - 1)
             elif is_last:
                 last_end = recordio.record_end(file, start, size_bytes, f"{uri}, key {keys[-1]}")

@@ -90,20 +90,20 @@ def unpack(body: Body, where: str = "record") -> tuple[Header, Body]:
 
 def encode_record(body: bytes) -> bytes:
     """Frame and pad a body as in the file, split where the magic word occurs."""
-    cuts, position = [], body.find(_MAGIC_BYTES)
+    splits, position = [], body.find(_MAGIC_BYTES)
     while position >= 0:
         aligned = position % 4 == 0
         if aligned:
-            cuts.append(position)
+            splits.append(position)
         position = body.find(_MAGIC_BYTES, position + (4 if aligned else 1))
-    starts, stops = [0, *(cut + 4 for cut in cuts)], [*cuts, len(body)]
+    starts, stops = [0, *(split + 4 for split in splits)], [*splits, len(body)]
     framed = []
     for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        part = _FIRST if i == 0 else _LAST if i == len(cuts) else _MIDDLE
+        part = _FIRST if i == 0 else _LAST if i == len(splits) else _MIDDLE
         length = stop - start
         if length > _MAX_LENGTH:
             raise _damaged("record", f"{length} bytes", f"at most {_MAX_LENGTH} bytes (29 bits)")
-        word = (part if cuts else _WHOLE) << _LENGTH_BITS | length
+        word = (part if splits else _WHOLE) << _LENGTH_BITS | length
         framed += [_FRAME.pack(MAGIC, word), body[start:stop], bytes(-length % 4)]
     return b"".join(framed)
 

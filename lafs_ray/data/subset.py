@@ -31,7 +31,7 @@ def images_per_identity(
     """Choose `count` images of every identity.
 
     Args:
-        faces: the whole set.
+        faces: the full set.
         labels: of its images, int64 [num_images]; negative: unlabeled, never chosen.
         count: k.
         seed: of the choice.
@@ -64,7 +64,7 @@ def fraction_of_images(
     """Choose a fraction of all images, at least one.
 
     Args:
-        faces: the whole set.
+        faces: the full set.
         fraction: in 0…1.
         seed: of the choice; `head` needs none.
         order: `random`, or `head` for the first records of the set, as in the released code.

@@ -1,4 +1,4 @@
-"""A face set on a disk and in a real S3 server on loopback."""
+"""Fixtures: a face set on a disk and on an S3 server on loopback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """The server with an empty log and no faults, and a client of our own with short timeouts."""
+    """The server with an empty log and no faults, and a new client with short timeouts."""
     server.reset()
     monkeypatch.setattr(s3, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
     s3._client.cache_clear()

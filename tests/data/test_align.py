@@ -9,20 +9,20 @@ from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs, pixels_of
 
 
-def umeyama(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def umeyama(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Umeyama (1991), eq. 40-43, by singular values."""
-    offsets, goals = points - points.mean(axis=0), wanted - wanted.mean(axis=0)
+    offsets, goals = points - points.mean(axis=0), target - target.mean(axis=0)
     left, values, right = np.linalg.svd(goals.T @ offsets / len(points))
     signs = np.array([1.0, np.sign(np.linalg.det(left) * np.linalg.det(right))])
     rotation = left @ np.diag(signs) @ right
     scale = (values * signs).sum() / offsets.var(axis=0).sum()
-    shift = wanted.mean(axis=0) - scale * rotation @ points.mean(axis=0)
+    shift = target.mean(axis=0) - scale * rotation @ points.mean(axis=0)
     return np.column_stack([scale * rotation, shift])
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_similarity__equals_umeyama(mirrored: bool) -> None:
-    """The quotient of complex sums is Umeyama's solution, also where a mirror would fit better."""
+    """The quotient of complex sums is Umeyama's solution, also where a reflection is closer."""
     generator = np.random.default_rng(0)
     for _ in range(20):
         landmarks = POSITIONS_PX + generator.normal(0, 4, (5, 2))
@@ -36,7 +36,7 @@ def test_similarity__equals_umeyama(mirrored: bool) -> None:
 
 
 def test_align_face__undoes_a_turn() -> None:
-    """A turned, enlarged and shifted face comes back where it was."""
+    """Alignment inverts a rotation, scaling and translation."""
     face = pixels_of(face_jpegs(1)[0])
     turn = cv2.getRotationMatrix2D((60.0, 50.0), 20.0, 1.7)
     turn[:, 2] += 70, 60
@@ -44,13 +44,13 @@ def test_align_face__undoes_a_turn() -> None:
     landmarks = POSITIONS_PX @ turn[:, :2].T + turn[:, 2]
     found = align_face(picture, landmarks)
     assert found.shape == (112, 112, 3)
-    # Two bilinear interpolations of a smooth picture; its rim may have been cut away.
+    # Two bilinear interpolations of a smooth picture; its border may be outside.
     inner = np.abs(found.astype(int) - face)[8:-8, 8:-8]
     assert inner.mean() < 2
 
 
 def test_align_face__outside_is_black() -> None:
-    """Where the picture ends the face is black."""
+    """The face is black outside the picture."""
     white = np.full((40, 60, 3), 255, dtype=np.uint8)
     found = align_face(white, POSITIONS_PX)
     assert (found[:39, :59] == 255).all()
@@ -59,7 +59,7 @@ def test_align_face__outside_is_black() -> None:
 
 @pytest.mark.parametrize("value", [7.0, np.nan])
 def test_align_face__one_point(value: float) -> None:
-    """Five equal landmarks have no direction: refused, naming the face."""
+    """Five equal landmarks are an error that names the face."""
     with pytest.raises(DataError, match=r"5\.jpg") as raised:
         align_face(np.zeros((9, 9, 3), np.uint8), np.full((5, 2), value), "5.jpg")
     assert "five different points" in raised.value.expected

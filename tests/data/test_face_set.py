@@ -22,7 +22,7 @@ PLAIN = GOLDEN / "h5_plain_rec" / "data.rec"
 
 
 def write_plain(path: Path, num_records: int, payload_bytes: int = 64) -> list[int]:
-    """A plain file with an index; the payload of record k is k, over and over. Returns offsets."""
+    """Write a plain file with an index; record k's payload repeats k. Return the offsets."""
     with recordio.RecordWriter(str(path)) as writer:
         return [
             writer.write(
@@ -39,7 +39,7 @@ def write_insightface(
     ranges: list[tuple[float, ...]],
     header: tuple[float, float] | None = None,
 ) -> None:
-    """A file in insightface's layout with these image labels and identity ranges."""
+    """Write a file in insightface's layout with these image labels and identity ranges."""
     first = len(image_labels) + 1
     ends = header or (first, first + len(ranges))
     with recordio.RecordWriter(str(path)) as writer:
@@ -61,7 +61,7 @@ def all_rows(faces: FaceSet) -> FaceRows:
 
 
 def refusal(path: Path | str) -> DataError:
-    """The error that opening the set raises."""
+    """Return the error that opening the set raises."""
     with pytest.raises(DataError) as error:
         open_faces(str(path))
     return error.value
@@ -150,7 +150,7 @@ def test_fingerprint__knows_the_set_elsewhere(tmp_path: Path, copied: Path) -> N
 
 
 def test_read__damaged_records_are_told(tmp_path: Path) -> None:
-    """Each kind of damage empties its row, names file, key, offset and values; others are fine."""
+    """Each kind of damage empties its row, and names file, key, offset and values."""
     path = tmp_path / "a.rec"
     offsets = write_plain(path, 12)
     faces, written_ns = open_faces(str(path)), path.stat().st_mtime_ns
@@ -158,7 +158,7 @@ def test_read__damaged_records_are_told(tmp_path: Path) -> None:
     rewrite(path, offsets[4] + 4, (5000).to_bytes(4, "little"))  # a length beyond the record
     rewrite(path, offsets[6] + 4, (40).to_bytes(4, "little"))  # a length short of the record
     rewrite(path, offsets[8] + 8, (99).to_bytes(4, "little"))  # the flag
-    # A disk that went bad, not a file that was written anew: that stops the run.
+    # A bad disk, not a rewritten file, which would stop the run.
     os.utime(path, ns=(written_ns, written_ns))
     rows = all_rows(faces)
     damaged = [2, 4, 6, 8]
@@ -175,7 +175,7 @@ def test_read__damaged_records_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damaged", [1, 5, 11])
 def test_open_faces__damaged_record_is_left_to_read(tmp_path: Path, damaged: int) -> None:
-    """One damaged record does not make the index wrong: the set opens, the row tells."""
+    """One damaged record does not make the index invalid: the set opens, the row has an error."""
     path = tmp_path / "a.rec"
     offsets = write_plain(path, 12)
     rewrite(path, offsets[damaged], b"\0\0\0\0")
@@ -203,7 +203,7 @@ def test_read__label_that_is_no_identity(tmp_path: Path, label: float) -> None:
 
 
 def test_read__file_vanished_or_changed(tmp_path: Path) -> None:
-    """A file that is gone or has grown since it was opened is an error about the file."""
+    """A file that is missing or has grown since it was opened is an error about the file."""
     path = tmp_path / "a.rec"
     write_plain(path, 3)
     faces = open_faces(str(path))
@@ -265,7 +265,7 @@ def test_open_faces__empty_or_foreign_file(tmp_path: Path, with_index: bool) -> 
 
 
 def test_open_faces__truncated_last_record(tmp_path: Path) -> None:
-    """A file cut inside its last record is refused, with and without index."""
+    """A file truncated in its last record is refused, with and without index."""
     path = tmp_path / "a.rec"
     offsets = write_plain(path, 5)
     path.write_bytes(path.read_bytes()[:-10])
@@ -326,7 +326,7 @@ def test_open_faces__index_in_another_order(tmp_path: Path) -> None:
 
 
 def test_open_faces__header_promises_more_than_there_is(copied: Path) -> None:
-    """Fewer keys than record 0 says (half an index, a lost tail) are counted out."""
+    """Fewer keys than record 0 states (half an index, a truncated file) are an error."""
     promise = "10 images (keys 1 to 10) and 4 identities (keys 11 to 14), as record 0 says"
     lines = copied.with_suffix(".idx").read_text().splitlines()
     lines[14] = "99\t" + lines[14].split("\t")[1]
@@ -357,7 +357,7 @@ def test_open_faces__identities_contradict_the_images(
     header: tuple[float, float] | None,
     found: str,
 ) -> None:
-    """Ranges with gaps, overlaps or keys that do not exist are refused with the record's words."""
+    """Ranges with gaps, overlaps or keys that do not exist are refused with the record's values."""
     write_insightface(tmp_path / "a.rec", [0.0, 0.0, 1.0, 1.0], ranges, header)
     assert refusal(tmp_path / "a.rec").found == found
 

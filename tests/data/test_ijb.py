@@ -80,7 +80,7 @@ def test_template_faces__aligned(folder: Path) -> None:
 
 @pytest.mark.parametrize("white", ["\t", "  "])
 def test_open_templates__other_white_space(folder: Path, white: str) -> None:
-    """Tabs, or two spaces, part columns as well as one space."""
+    """Columns may be separated by tabs or two spaces."""
     expected = open_templates(str(folder))
     for path in (folder / "meta").iterdir():
         path.write_text(path.read_text().replace(" ", white))
@@ -117,7 +117,7 @@ def test_open_templates__bad_line(
 
 
 def test_open_templates__lists_that_disagree(folder: Path) -> None:
-    """Unknown templates, other labels, another order and missing lines are told with numbers."""
+    """Unknown templates, other labels, another order and missing rows are errors with numbers."""
     path = change(folder, "template_pair_label", "10 20 0", "10 77 0")
     assert refusal(folder).subject == f"{path}, pair 4"
     assert refusal(folder).found == "template 77, which has no image; such pairs: 1"
@@ -130,20 +130,20 @@ def test_open_templates__lists_that_disagree(folder: Path) -> None:
 
 
 def test_open_templates__nan_landmark(folder: Path) -> None:
-    """A number that is none is refused with the image's place."""
+    """NaN is refused with the image's position."""
     change(folder, "name_5pts_score", " 0.93\n", " nan\n")
     assert refusal(folder).subject.endswith("name_5pts_score.txt, image 4")
 
 
 def test_open_templates__missing_pictures(folder: Path) -> None:
-    """Pictures that a list names and the folder lacks are named, before any is embedded."""
+    """Missing pictures of a list are named before any is embedded."""
     for number in (1, 6):
         (folder / "loose_crop" / f"{number}.jpg").unlink()
     assert refusal(folder).found.endswith("loose_crop: 1.jpg, 6.jpg")
 
 
 def test_open_templates__missing_or_empty_list(folder: Path) -> None:
-    """A list that is not there, or has no line, is named."""
+    """A missing or empty list is named."""
     path = folder / "meta" / "ijbx_template_pair_label.txt"
     path.write_text("")
     assert (refusal(folder).subject, refusal(folder).found) == (str(path), "an empty file")
@@ -153,7 +153,7 @@ def test_open_templates__missing_or_empty_list(folder: Path) -> None:
 
 
 def test_template_faces__undecodable(folder: Path) -> None:
-    """A picture that is none is named with its path."""
+    """A picture that does not decode is named with its path."""
     path = folder / "loose_crop" / "5.jpg"
     path.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"loose_crop/5\.jpg") as raised:

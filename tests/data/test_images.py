@@ -1,4 +1,4 @@
-"""Encoded images to pixels."""
+"""Decoding of images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_decode_image__kinds_of_file() -> None:
     ("shape", "found"), [((112, 90), "90x112"), ((112, 96), "96x112"), ((224, 224), "224x224")]
 )
 def test_decode_image__another_size(shape: tuple[int, int], found: str) -> None:
-    """A face of another size is refused with width x height and the way out."""
+    """A face of another size is refused with width x height and a fix."""
     with pytest.raises(DataError) as error:
         decode_image(encoded(np.zeros(shape, np.uint8)), color_order="rgb")
     assert error.value.found == found
@@ -60,7 +60,7 @@ def test_decode_image__another_size(shape: tuple[int, int], found: str) -> None:
 
 
 def test_decode_image__undecodable() -> None:
-    """Empty, foreign and cut data are refused; a cut JPEG is not filled up with gray."""
+    """Empty, foreign and truncated data are refused; a truncated JPEG is not filled with gray."""
     jpeg = encoded(np.zeros((112, 112, 3), np.uint8), ".jpg")
     for data, found in [
         (b"", "0 bytes"),

@@ -81,7 +81,7 @@ def test_part__is_a_file_that_others_can_read(tmp_path: Path) -> None:
 
 
 def test_read__from_an_object_store(store: ObjectStore) -> None:
-    """The same rows over S3, and of each part no more than the rows asked for and its footer."""
+    """The same rows over S3, and of each part no more bytes than those rows."""
     folder = filesystem.join(store.uri("faces"), "cached")
     write(folder)
     cache = open_landmarks(folder, KEY, COMMAND)
@@ -102,15 +102,15 @@ def test_read__from_an_object_store(store: ObjectStore) -> None:
     ],
 )
 def test_open__of_something_else(tmp_path: Path, change: dict[str, object], found: str) -> None:
-    """Landmarks of other weights, another set or color order are refused, finished or not."""
+    """Landmarks of other weights, another set or color order are refused, complete or not."""
     write(str(tmp_path))
-    wanted = replace(KEY, **change)  # type: ignore[arg-type]
+    needed = replace(KEY, **change)  # type: ignore[arg-type]
     with pytest.raises(DataError) as raised:
-        open_landmarks(str(tmp_path), wanted, COMMAND)
+        open_landmarks(str(tmp_path), needed, COMMAND)
     assert found in raised.value.found
     assert COMMAND in raised.value.fix
     with pytest.raises(DataError) as raised:
-        read_entries(str(tmp_path), wanted, plan_parts(STARTS))
+        read_entries(str(tmp_path), needed, plan_parts(STARTS))
     assert found in raised.value.found
 
 
@@ -118,7 +118,7 @@ def lose(folder: Path) -> None:
     (folder / "part-00001-of-00004.safetensors").unlink()
 
 
-def cut(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     path = folder / "part-00001-of-00004.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -134,17 +134,17 @@ def forget(folder: Path) -> None:
     ("damage", "found"),
     [
         (lose, "no such file"),
-        (cut, " bytes"),
+        (truncate, " bytes"),
         (forget, "parts that do not cover 100 records"),
         (lambda folder: (folder / STAMP).write_text("{}"), "another format or version"),
         (lambda folder: (folder / STAMP).unlink(), "incomplete cached landmarks"),
     ],
-    ids=["part missing", "part cut short", "part not listed", "foreign stamp", "unfinished"],
+    ids=["part missing", "part truncated", "part not listed", "foreign stamp", "unfinished"],
 )
 def test_open__with_records_missing(
     tmp_path: Path, damage: Callable[[Path], object], found: str
 ) -> None:
-    """A cache that lacks anything is refused, with the file and what to do."""
+    """An incomplete cache is refused, with the file and a fix."""
     write(str(tmp_path))
     damage(tmp_path)
     with pytest.raises(DataError) as raised:
@@ -155,7 +155,7 @@ def test_open__with_records_missing(
 
 
 def test_open__where_there_is_none(tmp_path: Path) -> None:
-    """The message says how to make one."""
+    """The message has the command to create one."""
     with pytest.raises(DataError, match="no cached landmarks") as raised:
         open_landmarks(str(tmp_path / "nowhere"), KEY, COMMAND)
     assert raised.value.fix == f"run {COMMAND}"
@@ -164,16 +164,16 @@ def test_open__where_there_is_none(tmp_path: Path) -> None:
 def test_entries__a_damaged_part_is_made_anew(tmp_path: Path) -> None:
     """A truncated part counts as missing."""
     write(str(tmp_path), stamp=False)
-    cut(tmp_path)
+    truncate(tmp_path)
     names = [part.name[:10] for part in read_entries(str(tmp_path), KEY, plan_parts(STARTS))]
     assert names == ["part-00000", "part-00002", "part-00003"]
 
 
 def test_read__of_a_part_that_changes_meanwhile(tmp_path: Path) -> None:
-    """A cache made anew under a run is told by name, and not read."""
+    """A cache that is rewritten during a run is an error that names the part."""
     write(str(tmp_path))
     cache = open_landmarks(str(tmp_path), KEY, COMMAND)
-    cut(tmp_path)
+    truncate(tmp_path)
     with pytest.raises(DataError, match="part-00001") as raised:
         cache.read(np.array([35]))
     assert "when the set was opened" in raised.value.expected

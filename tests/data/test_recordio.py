@@ -72,7 +72,7 @@ def test_record_writer__mxnet_files(name: str, tmp_path: Path) -> None:
     )
 )
 def test_encode_record__any_bytes(pieces: list[bytes]) -> None:
-    """Decoding gives back the body; in the file the magic word stands only before a part."""
+    """Decoding returns the body; in the file the magic word occurs only before a part."""
     body = b"".join(pieces)
     framed = recordio.encode_record(body)
     decoded, end = recordio.decode_record(memoryview(framed), 0)
@@ -85,7 +85,7 @@ def test_encode_record__any_bytes(pieces: list[bytes]) -> None:
 
 
 def test_unpack__flag_beyond_the_record() -> None:
-    """A header that promises more labels than there are bytes is refused with the arithmetic."""
+    """A header with more labels than there are bytes is refused with the arithmetic."""
     body = struct.pack("<IfQQ", 1000, 0, 0, 0) + b"1234"
     with pytest.raises(DataError, match=r"flag 1000 \(1000 labels, 4024 bytes\) in 28 bytes"):
         recordio.unpack(body)
@@ -94,7 +94,7 @@ def test_unpack__flag_beyond_the_record() -> None:
 
 
 def test_parse_records__damage_is_located() -> None:
-    """A wrong magic word, a wrong part and a cut name the source and the offset in the file."""
+    """A wrong magic word, a wrong part and truncation name source and offset in the file."""
     whole = recordio.encode_record(recordio.pack(recordio.Header(0, 1.0, 1), b"abcd"))
     broken = bytearray(whole * 2)
     broken[len(whole)] ^= 0xFF
@@ -114,7 +114,7 @@ def test_parse_records__damage_is_located() -> None:
 def test_scan_records__any_piece_size(
     name: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scan finds the same records, however the file is cut into pieces."""
+    """A scan finds the same records, whatever the size of its reads."""
     monkeypatch.setattr(recordio, "_SCAN_BYTES", piece_bytes)
     path = GOLDEN / name
     scanned = list(recordio.scan_records(path.as_uri()))
@@ -129,7 +129,7 @@ def test_scan_records__any_piece_size(
 def test_scan_records__damage_in_the_middle(
     piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scan stops at the damaged record, whether or not a piece begins with it."""
+    """A scan stops at the damaged record, whether or not a read begins with it."""
     monkeypatch.setattr(recordio, "_SCAN_BYTES", piece_bytes)
     whole = recordio.encode_record(recordio.pack(recordio.Header(0, 1.0, 1), b"abcd"))
     data = bytearray(whole * 5)
@@ -159,7 +159,7 @@ def test_read_index__bad_line(line: str, found: str, tmp_path: Path) -> None:
 
 
 def test_read_index__empty_file(tmp_path: Path) -> None:
-    """An empty index is refused, not taken for a set without records."""
+    """An empty index is refused, not read as a set without records."""
     (tmp_path / "a.idx").touch()
     with pytest.raises(DataError, match="an empty file"):
         recordio.read_index(str(tmp_path / "a.idx"))
@@ -204,7 +204,7 @@ def test_record_writer__exception_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_atomic_write__reader_sees_old_until_the_end(tmp_path: Path) -> None:
-    """During the write the old file is read; afterwards the new one; parents are made."""
+    """Readers see the old file during the write, the new one after it; parents are created."""
     path = tmp_path / "deep" / "a.bin"
     for content in (b"one", b"two"):
         with filesystem.atomic_write(path.as_uri()) as file:
@@ -237,10 +237,10 @@ def test_atomic_write__object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("number", "found"),
     [(errno.ENOSPC, "disk full"), (errno.EACCES, "no permission to write")],
 )
-def test_atomic_write__told_as_data_error(
+def test_atomic_write__os_errors_are_data_errors(
     number: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk and a forbidden folder become a DataError with the path; nothing is left."""
+    """A full disk and a missing permission are a DataError with the path; nothing is left."""
 
     def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))

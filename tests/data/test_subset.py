@@ -64,7 +64,7 @@ def test_images_per_identity__every_image_can_be_chosen(faces: FaceSet) -> None:
     for seed in range(600):
         counts[chosen(faces, 1, seed)] += 1
     of_first = counts[np.array(LABELS) == 0]
-    # 600 draws among six: 100 ± 9.1 each; four standard deviations.
+    # 600 choices among six: 100 ± 9.1 each; four standard deviations.
     assert (np.abs(of_first - 100) < 37).all()
 
 
@@ -79,7 +79,7 @@ def test_subset__does_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
 
 
 def test_images_per_identity__too_few(faces: FaceSet) -> None:
-    """Identities that are short are named with their counts, and the keys that help."""
+    """Identities with too few images are named with their counts, and the keys to fix."""
     with pytest.raises(DataError) as raised:
         chosen(faces, 5)
     message = str(raised.value)
@@ -92,13 +92,13 @@ def test_images_per_identity__too_few(faces: FaceSet) -> None:
 def test_images_per_identity__short_identities(
     faces: FaceSet, short: ShortIdentities, counts: list[int]
 ) -> None:
-    """take_all takes what there is, drop leaves the short identities out."""
+    """take_all uses all images of short identities, drop leaves them out."""
     numbers = chosen(faces, 5, short=short)
     assert np.bincount(faces.labels()[numbers]).tolist() == counts
 
 
 def test_images_per_identity__dropping_all_is_refused(faces: FaceSet) -> None:
-    """Nothing left is a mistake, not an empty run."""
+    """An empty subset is an error, not an empty run."""
     with pytest.raises(DataError, match="3 of 3 identities"):
         chosen(faces, 7, short="drop")
 
@@ -113,7 +113,7 @@ def test_images_per_identity__unlabeled_images_are_not_taken(faces: FaceSet) -> 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.25, 1.0])
 def test_fraction__random_and_head(faces: FaceSet, fraction: float) -> None:
-    """A fraction holds that share of the images, at least one; the head is the first of them."""
+    """A fraction is that share of the images, at least one; head is the first of them."""
     count = {0.01: 1, 0.25: 3, 1.0: 12}[fraction]
     assert fraction_of_images(faces, fraction, 0, "head").tolist() == list(range(count))
     numbers = fraction_of_images(faces, fraction, 0, "random")
@@ -127,7 +127,7 @@ def test_fraction__random_and_head(faces: FaceSet, fraction: float) -> None:
 
 
 def test_subset__reads_the_chosen_records(tmp_path: Path) -> None:
-    """A subset over two files, one of them left empty, reads what the whole set reads there."""
+    """A subset over two files, one of them empty, reads the same as the full set."""
     write_plain(tmp_path / "x.rec", LABELS)
     write_plain(tmp_path / "y.rec", LABELS[::-1])
     whole = open_faces(f"{tmp_path}/*.rec")

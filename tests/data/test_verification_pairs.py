@@ -31,7 +31,7 @@ def refusal(path: Path | str) -> DataError:
 
 
 def test_read_pairs__insightface_file() -> None:
-    """Truths and pixels equal what insightface's load_bin gives for the same file."""
+    """Labels and pixels equal those of insightface's load_bin for the same file."""
     case = load_case("i1_verification_bin")
     pairs = read_pairs(GOLDEN.as_uri())
     assert np.array_equal(pairs.same, case.outputs["issame"])
@@ -124,7 +124,7 @@ def test_read_pairs__executes_nothing(
 
 
 def test_read_pairs__constructors_cannot_be_altered(tmp_path: Path) -> None:
-    """Pickle's BUILD sets attributes of what it is given; ours refuse."""
+    """Pickle's BUILD cannot set attributes of the constructors."""
     build = b"\x80\x02c_codecs\nencode\nN}U\x0c__defaults__Ns\x86b."
     (tmp_path / "a.bin").write_bytes(build)
     assert "attributes of a constructor" in refusal(tmp_path / "a.bin").found
@@ -166,7 +166,7 @@ def test_read_pairs__counts_and_kinds(tmp_path: Path, content: Any, found: str) 
 
 
 def test_read_pairs__damaged_file(tmp_path: Path) -> None:
-    """Missing, empty, cut and foreign files are DataErrors, whatever pickle makes of them."""
+    """Missing, empty, truncated and foreign files are DataErrors."""
     assert refusal(tmp_path / "none.bin").found == "no such file"
     data, path = GOLDEN.read_bytes(), tmp_path / "a.bin"
     for damaged in (b"", data[:1000], data[1:], b"\xff\xd8\xff a JPEG", b"\x80\x04."):

@@ -36,7 +36,7 @@ def _faces() -> list[bytes]:
 
 
 def _insightface() -> tuple[bytes, bytes]:
-    """A sound set of four images of two people, and its index."""
+    """Return a valid set of four images of two identities, and its index."""
     bodies = [pack(Header(2, (5.0, 7.0), 0), b"")]
     bodies += [pack(Header(0, float(i // 2), i + 1), b"image %d " % i * 3) for i in range(4)]
     bodies += [pack(Header(2, (1.0 + 2 * i, 3.0 + 2 * i), 5 + i), b"") for i in range(2)]

@@ -57,7 +57,7 @@ def oracle_records(data: bytes) -> tuple[list[tuple[int, bytes]], bool]:
 
 
 def oracle_payload(body: bytes) -> bytes | None:
-    """A record's payload; None where the header does not fit."""
+    """Return a record's payload; None: the header does not match its size."""
     if len(body) < 24:
         return None
     (flag,) = struct.unpack("<I", body[:4])
@@ -100,7 +100,7 @@ def records(data: bytes) -> str:
     except DataError:
         assert not sound, "a sound file refused"
         return "refused"
-    assert whole, "a scan went over damage"
+    assert whole, "a scan skipped damage"
     assert [offset for offset, _, _ in scanned] == [offset for offset, _ in expected]
     for (_, _, header), (_, body) in zip(scanned, expected, strict=True):
         assert repr(header) == repr(unpack(body)[0])
@@ -108,7 +108,7 @@ def records(data: bytes) -> str:
 
 
 def _as_set(path: Path, bodies: dict[int, bytes]) -> str:
-    """Open the file as a set of faces; every image that it gives stands in the file."""
+    """Open the file as a face set; every image that it returns is in the file."""
     try:
         faces = open_faces(str(path))
         rows = faces.read(np.arange(faces.num_images))
@@ -157,7 +157,7 @@ def indexed_set(data: bytes) -> str:
     path = _written("c.rec", data)
     _written("c.idx", SOUND_INDEX)
     starts = {i for i in range(0, len(data), 4) if data[i : i + 4] == _WORD}
-    # What an index points to is one record, whatever stands around it.
+    # An index entry points to one record, whatever surrounds it.
     bodies = {start: found[0][1] for start in starts if (found := oracle_records_at(data, start))}
     return _as_set(path, bodies)
 
@@ -183,7 +183,7 @@ def manifest(data: bytes) -> str:
         labels, number = faces.labels(), faces.num_identities
     except DataError as error:
         return "refused" if len(str(error)) < 2000 else "refused at length: a finding"
-    # A manifest may say that there are no labels, or order shards anew: then the images answer.
+    # A manifest may list no labels, or reorder shards: then labels come from the images.
     assert labels.tolist() == faces.read(np.arange(faces.num_images)).label.tolist()
     assert number is None or 0 <= number <= 1 << 24
     return "read"

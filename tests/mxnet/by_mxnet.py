@@ -1,9 +1,9 @@
-"""Run by the python of the mxnet environment: write or read the drawn records with mxnet itself.
+"""Write or read the random records with mxnet itself; run by the python of its environment.
 
     .venv-mxnet/bin/python tests/mxnet/by_mxnet.py write|read FOLDER FIRST_SEED STOP_SEED
 
-`write` makes mxnet-<seed>.rec and .idx; `read` opens ours-<seed>.rec by index, in another order
-than the file's, and from beginning to end, and prints a line for each difference.
+`write` creates mxnet-<seed>.rec and .idx; `read` reads ours-<seed>.rec by index in random order,
+and from beginning to end, and prints a line for each difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cases import Record, records  # noqa: E402
 
 
 def body(record: Record) -> bytes:
-    """The record as mxnet's `pack` makes it."""
+    """Encode the record with mxnet's `pack`."""
     label = np.array(record.label, np.float32) if isinstance(record.label, tuple) else record.label
     header = mx.recordio.IRHeader(0, label, record.id, record.id2)
     packed: bytes = mx.recordio.pack(header, record.payload)
@@ -32,7 +32,7 @@ def body(record: Record) -> bytes:
 
 
 def write(folder: str, seed: int) -> None:
-    """With mxnet's own writer."""
+    """Write the records with mxnet."""
     path = os.path.join(folder, f"mxnet-{seed}")
     writer = mx.recordio.MXIndexedRecordIO(f"{path}.idx", f"{path}.rec", "w")
     for record in records(seed):
@@ -41,25 +41,25 @@ def write(folder: str, seed: int) -> None:
 
 
 def read(folder: str, seed: int) -> None:
-    """With mxnet's own reader."""
+    """Read the records with mxnet, and print differences."""
     path = os.path.join(folder, f"ours-{seed}")
-    wanted = records(seed)
+    expected = records(seed)
     reader = mx.recordio.MXRecordIO(f"{path}.rec", "r")
-    for record in wanted:
+    for record in expected:
         compare(reader.read(), record, f"{seed}, in order")
     if reader.read() is not None:
         print(f"{seed}: more records than written")
     reader.close()
     indexed = mx.recordio.MXIndexedRecordIO(f"{path}.idx", f"{path}.rec", "r")
-    if indexed.keys != [record.key for record in wanted]:
+    if indexed.keys != [record.key for record in expected]:
         print(f"{seed}: other keys")
-    for record in random.Random(0).sample(wanted, len(wanted)):
+    for record in random.Random(0).sample(expected, len(expected)):
         compare(indexed.read_idx(record.key), record, f"{seed}, by index")
     indexed.close()
 
 
 def compare(found: bytes, record: Record, where: str) -> None:
-    """Raw bytes, and what mxnet's `unpack` makes of them."""
+    """Compare raw bytes, and the result of mxnet's `unpack`."""
     header, payload = mx.recordio.unpack(found)
     labels = record.label if isinstance(record.label, tuple) else (record.label,)
     same_labels = np.asarray(header.label, np.float32).tobytes() == struct.pack(

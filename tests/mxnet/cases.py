@@ -1,4 +1,4 @@
-"""Records drawn from a seed with the standard library alone: both environments draw the same."""
+"""Random records by seed, from the standard library only: the same in both environments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KINDS = ["few", "few", "few", "magic", "magic", "labels", "empty", "many", "big
 
 
 class Record(NamedTuple):
-    """What is written: label is a float32 number, or a tuple of them."""
+    """One record; the label is a float32 number, or a tuple of them."""
 
     key: int
     label: float | tuple[float, ...]
@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
 
 def records(seed: int) -> list[Record]:
-    """The records of one file; the kind of file goes round with the seed."""
+    """Return the records of one file; the kind of file cycles with the seed."""
     rng = random.Random(seed)
     kind = _KINDS[seed % len(_KINDS)]
     count = {"none": 0, "many": 3000, "big": 3}.get(kind, rng.randrange(1, 25))

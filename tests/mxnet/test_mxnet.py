@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`FILES` files written by mxnet, and the same records written by us."""
+    """`FILES` files written by mxnet, and the same records written by this package."""
     folder = tmp_path_factory.mktemp("mxnet")
     assert by_mxnet("write", folder) == []
     for seed in range(FILES):
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_mxnet(action: str, folder: Path) -> list[str]:
-    """Lines that the driver prints: differences."""
+    """Run the script in mxnet's environment; return the lines it prints (differences)."""
     command = [str(PYTHON), str(SCRIPT), action, str(folder), "0", str(FILES)]
     # The environment's own packages and no others.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -61,7 +61,7 @@ def by_mxnet(action: str, folder: Path) -> list[str]:
 
 
 def test_files__are_the_same_byte_for_byte(folder: Path) -> None:
-    """For every drawn set of records both writers make the same .rec and .idx."""
+    """Both writers produce the same .rec and .idx for all random records."""
     sizes = []
     for seed in range(FILES):
         for ending in ("rec", "idx"):
@@ -80,21 +80,21 @@ def test_our_files__are_read_by_mxnet(folder: Path) -> None:
 def test_mxnet_files__are_read_by_us(folder: Path) -> None:
     """In memory, in a scan and by index we get the header and payload of each record."""
     for seed in range(FILES):
-        path, wanted = folder / f"mxnet-{seed}.rec", records(seed)
+        path, expected = folder / f"mxnet-{seed}.rec", records(seed)
         found = list(parse_records(memoryview(path.read_bytes()), 0, str(path)))
-        assert len(found) == len(wanted)
-        for (_, body), record in zip(found, wanted, strict=True):
+        assert len(found) == len(expected)
+        for (_, body), record in zip(found, expected, strict=True):
             header, payload = unpack(body)
             assert bits(header.label) == bits(record.label), seed
             assert (header.id, header.id2, bytes(payload)) == record[2:], seed
         assert [offset for offset, _, _ in scan_records(str(path))] == [o for o, _ in found]
-        if wanted:
+        if expected:
             keys, offsets = read_index(str(path.with_suffix(".idx")))
-            assert keys.tolist() == [record.key for record in wanted]
+            assert keys.tolist() == [record.key for record in expected]
             assert offsets.tolist() == [offset for offset, _ in found]
 
 
 def bits(label: float | tuple[float, ...]) -> bytes:
-    """As in the file: 0.0 and -0.0 differ."""
+    """Encode as in the file, where 0.0 and -0.0 differ."""
     labels = label if isinstance(label, tuple) else (label,)
     return struct.pack(f"<{len(labels)}f", *labels)

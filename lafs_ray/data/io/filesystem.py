@@ -253,7 +253,7 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read the whole content of a file.
+    """Read the content of a file.
 
     Raises:
         DataError: it is missing or cannot be read.

@@ -1,4 +1,4 @@
-"""Files of an object store for libraries that know only paths; what is there is not replaced."""
+"""Local copies of remote files, output paths that must not exist, listings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lafs_ray.errors import DataError
 
 
 def test_local_file__of_this_machine(tmp_path: Path) -> None:
-    """A file on disk is given as it is, not copied."""
+    """A local file is not copied."""
     (tmp_path / "a.bin").write_bytes(b"content")
     for uri in (str(tmp_path / "a.bin"), (tmp_path / "a.bin").as_uri()):
         with filesystem.local_file(uri) as path:
@@ -20,7 +20,7 @@ def test_local_file__of_this_machine(tmp_path: Path) -> None:
 
 
 def test_local_file__of_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A remote file is copied under its own name, and the copy is gone at the end."""
+    """A remote file is copied under its own name, and the copy deleted at the end."""
     (tmp_path / "a.bin").write_bytes(b"content" * 1000)
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(filesystem, "resolve", lambda uri: (store, uri.rpartition("/")[2]))
@@ -34,7 +34,7 @@ def test_local_file__of_an_object_store(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_require_absent(tmp_path: Path) -> None:
-    """A free name passes; a file or folder there is named, with the way out."""
+    """A path that does not exist passes; an existing file or folder is an error with a fix."""
     filesystem.require_absent(str(tmp_path / "a"))
     (tmp_path / "a").write_text("")
     for path in (tmp_path / "a", tmp_path):

@@ -1,4 +1,4 @@
-"""S3, for real: pyarrow's client against a server on loopback, with a network that misbehaves."""
+"""S3: pyarrow's client against a server on loopback, with injected faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_open_faces__same_set_as_on_disk(store: ObjectStore, on_s3: str, on_disk
 
 
 def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> None:
-    """The second shard's index is asked for while the first shard is still being looked at."""
+    """The second shard's index is requested while the first shard is being opened."""
     store.latency_s = 0.01
     open_faces(on_s3)
     paths = [one.path for one in store.requests]
@@ -45,7 +45,7 @@ def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> 
 def test_streams__byte_equal_from_disk_and_store(
     store: ObjectStore, on_s3: str, on_disk: Path, readers: int
 ) -> None:
-    """Batches of 1, 2 and 4 ranks that read at once are those of the disk."""
+    """Batches of 1, 2 and 4 concurrent ranks are those of the disk."""
     local, remote = open_faces(str(on_disk)), open_faces(on_s3)
     plan = EpochSampler(local.num_images, 16, seed=3, chunk_records=4)
 
@@ -79,7 +79,7 @@ def test_requests__as_few_and_as_large_as_planned(store: ObjectStore, on_s3: str
 
 
 def test_requests__overlap_over_files(store: ObjectStore, on_s3: str) -> None:
-    """Far apart records of two files cost four waits for the store, not one after the other."""
+    """Distant records of two files are requested concurrently."""
     faces = open_faces(on_s3)
     store.reset()
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def test_requests__overlap_over_files(store: ObjectStore, on_s3: str) -> None:
 def test_faults__that_pass_change_nothing(
     store: ObjectStore, on_s3: str, on_disk: Path, kind: str
 ) -> None:
-    """One fault of each kind on the way: the bytes are right, and the request came again."""
+    """After one fault of each kind the bytes are right, and the request was repeated."""
     local, remote = open_faces(str(on_disk)), open_faces(on_s3)
     store.reset()
     store.faults.append(Fault(kind, times=1))
@@ -125,13 +125,13 @@ def test_faults__that_stay_end_in_a_message(
     uri = filesystem.join(on_s3, "a.rec")
     assert error.value.subject == f"{uri}, bytes {first} to {stop}"
     assert "AWS Error" in error.value.found
-    # The client draws its waits: both may be so short that there is nothing to tell.
+    # The client's waits are random: both may be too short to be reported.
     assert "gave up after" in error.value.found or seconds < 1.2
     assert len(store.log()) == 3
 
 
 def test_waits__grow_and_differ(store: ObjectStore, on_s3: str) -> None:
-    """The waits between tries are drawn anew: two refused reads do not come back in step."""
+    """The waits between attempts are random: two refused reads do not retry in step."""
     faces = open_faces(on_s3)
     waits = []
     for _ in range(2):
@@ -145,7 +145,7 @@ def test_waits__grow_and_differ(store: ObjectStore, on_s3: str) -> None:
 
 
 def test_atomic_write__old_object_until_the_new_one_is_whole(store: ObjectStore) -> None:
-    """An exception in the block, and an upload that fails for good, leave the old object."""
+    """An exception in the block, and a failed upload, leave the old object."""
     uri = store.uri("faces/runs/state.bin")
     put(uri, b"old")
     with pytest.raises(RuntimeError, match="killed"):
@@ -185,7 +185,7 @@ def test_folders__list_delete_and_exist(store: ObjectStore) -> None:
 def test_read__object_changed_since_the_set_was_opened(
     store: ObjectStore, on_disk: Path, change: str
 ) -> None:
-    """An object that was exchanged or deleted during a run stops it by name."""
+    """An object that is replaced or deleted during a run is an error that names it."""
     uri = store.uri(f"faces/changed/{change.replace(' ', '')}.rec")
     content = (on_disk / "a.rec").read_bytes()
     index = (on_disk / "a.idx").read_bytes()
@@ -213,7 +213,7 @@ def test_read__object_changed_since_the_set_was_opened(
     ],
 )
 def test_resolve__bad_uris(uri: str, found: str) -> None:
-    """A wrong option is named with those that exist; a secret is refused and not repeated."""
+    """An unknown option is named with the known ones; a secret is refused and not printed."""
     with pytest.raises(DataError) as error:
         filesystem.resolve(uri)
     assert found in error.value.found
@@ -229,7 +229,7 @@ def test_clients__are_shared_by_the_objects_of_a_store(store: ObjectStore) -> No
 def test_run__checkpoints_and_metrics_in_the_store(
     store: ObjectStore, on_s3: str, on_disk: Path, tmp_path: Path
 ) -> None:
-    """A run that reads from and writes to the store, killed and continued, is the disk's run."""
+    """A run that reads from and writes to the store, killed and continued, equals the disk's."""
     from tests.training.faces import run, tiny, without_times
 
     local = run(tiny(tmp_path / "runs", on_disk, "log.every_steps=1"))
@@ -245,7 +245,7 @@ def test_run__checkpoints_and_metrics_in_the_store(
 def test_network_disk__stale_handles_are_opened_anew(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ESTALE and EIO of NFS are tried again with a new handle; six in a row end in a message."""
+    """ESTALE and EIO of NFS are retried with a new handle; six in a row are an error."""
     import errno
     import os
 
