@@ -18,8 +18,8 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -45,36 +45,36 @@ from lafs_ray.training.run_length import Length
 from lafs_ray.training.tasks.init_weights import InitWeights
 
 BATCH = 256
-EACH = 40
+IMAGES_PER_IDENTITY = 40
 SHARDS = 8
-PIECE_BYTES = 8 << 20
+READ_BYTES = 8 << 20
 PACK_BYTES = 64 << 20
 STORE_BYTES = 512 << 20
 
 
-def as_it_is(faces: Columns) -> Columns:
+def identity(faces: Columns) -> Columns:
     """A transform that changes nothing."""
     return dict(faces)
 
 
 class DecodingOnly(RunInputs):
-    """A job whose actors decode and do nothing else."""
+    """Run whose preprocessing only decodes."""
 
     def preprocessor(self) -> Preprocessor:
         """See the class."""
-        return Preprocessor(self.faces, "rgb", 0, as_it_is)
+        return Preprocessor(self.faces, "rgb", 0, identity)
 
 
 def read_sequentially(path: Path) -> None:
-    """The baseline: every byte of the file once, in pieces of 8 MiB."""
-    piece = memoryview(bytearray(PIECE_BYTES))
+    """Read the file once, 8 MiB at a time: the baseline."""
+    buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as file:
-        while file.readinto(piece):
+        while file.readinto(buffer):
             pass
 
 
 def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
-    """Stored bytes of up to so many records in the order of training, one thread; their number."""
+    """Read about `most` records in the order of training, in one thread; return their number."""
     sampler, count = EpochSampler(faces.num_images, BATCH, 0, chunk_records), 0
     for blocks in sampler.blocks(0, sampler.steps_per_epoch):
         for block in blocks:
@@ -86,16 +86,15 @@ def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
 
 
 def stream_locally(faces: FaceSet, chunk_records: int) -> int:
-    """An epoch of debug mode's stream: read ahead and decoded; the number of records."""
+    """Read and decode an epoch with debug mode's stream; return the number of records."""
     sampler = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
-    batches = local_stream(
-        faces, sampler, Preprocessor(faces, "rgb", 0, as_it_is), 0, sampler.steps_per_epoch
-    )
+    preprocess = Preprocessor(faces, "rgb", 0, identity)
+    batches = local_stream(faces, sampler, preprocess, 0, sampler.steps_per_epoch)
     return sum(len(batch.columns["key"]) for batch in batches)
 
 
 def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int:
-    """Up to so many records of an epoch of one rank through Ray Data; their number."""
+    """Stream up to `most` records of one rank through Ray Data; return their number."""
     from lafs_ray.engine.object_store import share
     from lafs_ray.engine.ray_ingest import rank_stream
 
@@ -110,17 +109,16 @@ def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int
     )
     sampler = EpochSampler(faces.num_images, BATCH, 0, 256)
     steps = min(max(most // BATCH, 1), sampler.steps_per_epoch)
-    inputs = DecodingOnly(
-        config, faces, sampler, Length(steps, steps, steps), None, None, InitWeights()
-    )
+    length = Length(steps, steps, steps)
+    inputs = DecodingOnly(config, faces, sampler, length, None, None, InitWeights())
     batches = rank_stream(inputs, share(inputs), 0, 1, 0, steps)
     return sum(len(batch.columns["key"]) for batch in batches)
 
 
-class Watch(threading.Thread):
-    """Peaks of memory of this process and of what Ray has started, looked at ten times a second.
+class MemoryMonitor(threading.Thread):
+    """Peak memory of this process and of Ray's processes, sampled ten times a second.
 
-    Anonymous memory alone: the object store, which all processes share, has a size of its own.
+    Anonymous memory only: the shared object store has a fixed size of its own.
     """
 
     def __init__(self) -> None:
@@ -130,7 +128,7 @@ class Watch(threading.Thread):
         self._done = threading.Event()
 
     def run(self) -> None:
-        """Look until `stop`."""
+        """Sample until `stop`."""
         while not self._done.wait(0.1):
             self.driver = max(self.driver, _status(os.getpid(), "RssAnon") - self.before)
             names = _descendants()
@@ -139,7 +137,7 @@ class Watch(threading.Thread):
             self.workers = max(self.workers, sum(sizes))
 
     def stop(self) -> str:
-        """What was seen, in MB."""
+        """Stop; return the peaks in MB."""
         self._done.set()
         self.join()
         return (
@@ -158,7 +156,7 @@ def _status(pid: int, field: str) -> int:
 
 
 def _descendants() -> dict[int, str]:
-    """Process ids and titles of what this process has started, directly or not."""
+    """Return process ids and titles of all descendants of this process."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     parents = {pid: _status(pid, "PPid") for pid in pids}
     found, new = set[int](), {os.getpid()}
@@ -171,37 +169,32 @@ def _descendants() -> dict[int, str]:
     return titles
 
 
-@contextmanager
-def ray_session(actors: int) -> Iterator[None]:
-    """Ray on this machine, with a small object store."""
+def ray_session(actors: int) -> Any:
+    """Start Ray on this machine, with a small object store; a context that ends with it."""
     import ray
 
-    ray.init(
+    return ray.init(
         address="local",
         num_cpus=actors + 2,
         object_store_memory=STORE_BYTES,
         logging_level="error",
         log_to_driver=False,
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def watched(work: Callable[[], Any]) -> tuple[Any, str]:
-    """The result of some work on Ray, and the peaks of memory meanwhile."""
-    watch = Watch()
-    watch.start()
-    return work(), watch.stop()
+    """Return the result of some work on Ray, and the peak memory meanwhile."""
+    monitor = MemoryMonitor()
+    monitor.start()
+    return work(), monitor.stop()
 
 
 class Rates:
-    """Prints throughput beside that of the sequential read."""
+    """Table of throughput relative to the sequential read."""
 
     def __init__(self, source: Path, num_records: int) -> None:
         self._root, self._size = source.parent, source.stat().st_size
-        self._each = self._size / num_records
+        self._record_bytes = self._size / num_records
         drop_from_cache(self._root)
         took, _ = seconds(lambda: read_sequentially(source))
         self._baseline = self._size / took
@@ -209,7 +202,7 @@ class Rates:
         self.row("plain sequential read", num_records, took)
 
     def add(self, name: str, root: Path, work: Callable[[], int]) -> None:
-        """Time something that reads records, and returns how many."""
+        """Time a function that reads records and returns their number."""
         drop_from_cache(root)
         start = time.perf_counter()
         count = work()
@@ -217,37 +210,37 @@ class Rates:
 
     def row(self, name: str, count: int, took: float) -> None:
         """Print one line."""
-        rate = count * self._each / took
+        rate = count * self._record_bytes / took
         ratio = rate / self._baseline
         print(f"{name:40}{count / took:10.0f}{rate / 1e6:8.1f}{ratio:15.3f}{count:10}")
 
 
 def bytes_read() -> int:
-    """What this process has read by system calls."""
+    """Return the bytes this process has read by system calls."""
     found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
     assert found is not None
     return int(found[1])
 
 
 def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) -> None:
-    """Time and bytes to the first batch at several places."""
+    """Print time and bytes to the first batch at several steps."""
     sampler = EpochSampler(faces.num_images, BATCH, 0, chunk_records)
     steps = sampler.steps_per_epoch
-    # Of a shuffle block its first step waits for most; the middle is the one nearest to it.
+    # The first step of a shuffle block waits longest; the middle is rounded to one.
     middle = steps // 2 // BLOCK_STEPS * BLOCK_STEPS
-    places = {
+    steps_measured = {
         "epoch 0, first batch": (0, 0),
         "epoch 0, middle": (0, middle),
         "epoch 0, last batch": (0, steps - 1),
         "epoch 7, middle": (7, middle),
     }
-    for place, (epoch, number) in places.items():
+    for place, (epoch, number) in steps_measured.items():
         step = epoch * steps + number
         # To the end of its block: reading ahead would add the next one.
         stop = epoch * steps + min((number // BLOCK_STEPS + 1) * BLOCK_STEPS, steps)
         drop_from_cache(folder)
         _chunk_order.cache_clear()
-        preprocess = Preprocessor(faces, "rgb", 0, as_it_is)
+        preprocess = Preprocessor(faces, "rgb", 0, identity)
         before, start = bytes_read(), time.perf_counter()
         batches = local_stream(faces, sampler, preprocess, step, stop)
         assert next(batches).step == step
@@ -260,7 +253,7 @@ def print_resume(name: str, folder: Path, faces: FaceSet, chunk_records: int) ->
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=200_000, help=f"a multiple of {EACH}")
+    parser.add_argument("--images", type=int, default=200_000, help="a multiple of 40")
     parser.add_argument("--limit", type=int, default=20_480, help="records read one by one")
     parser.add_argument("--actors", type=int, default=0, help="on Ray; 0: without Ray")
     parser.add_argument("--ray-records", type=int, default=0, help="through Ray; 0: an epoch")
@@ -271,11 +264,11 @@ def main() -> None:
 
 
 def measure(root: Path, options: argparse.Namespace) -> None:
-    """Make the set, pack it and print."""
+    """Create the set, pack it and measure."""
     source = root / "source" / "train.rec"
     packed = root / "packed"
     source.parent.mkdir()
-    write_ordered(source, options.images, EACH)
+    write_ordered(source, options.images, IMAGES_PER_IDENTITY)
     size = source.stat().st_size
     print(
         f"{date.today()}  Python {platform.python_version()}, numpy {np.__version__}, pyarrow "
@@ -340,7 +333,7 @@ def print_ray(rates: Rates, faces: FaceSet, packed: Path, options: argparse.Name
 
 
 def print_locally(rates: Rates, packed: Path, size: int) -> None:
-    """Debug mode's stream in a process of its own, and its peak of memory."""
+    """Print rate and peak memory of debug mode's stream, in a new process."""
     imports = ["import time", "from benchmarks.stream import open_faces, stream_locally"]
     work = [
         "start = time.perf_counter()",
