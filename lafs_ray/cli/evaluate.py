@@ -35,7 +35,7 @@ from lafs_ray.training.checkpoint.inference import inference_device, load_for_in
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to evaluate, and how.
+    """Network, inputs and options of an evaluation.
 
     Args:
         checkpoint: a checkpoint, the folder of a run, or a weights file.

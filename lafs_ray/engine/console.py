@@ -23,7 +23,7 @@ _LEAST_COLUMNS, _LEAST_LINES = 60, 3
 
 
 class LineFormatter(logging.Formatter):
-    """The message, behind its level where it is a warning or more."""
+    """Formatter of the plain message, prefixed with its level from WARNING on."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
@@ -34,7 +34,7 @@ class LineFormatter(logging.Formatter):
 
 
 class LineHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic from 3.11 on
-    """A line for each record, flushed at once.
+    """Handler that prints a line for each record and flushes it.
 
     Args:
         out: where to; None is the standard output.
@@ -46,7 +46,7 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic fr
 
 
 class BarHandler(LineHandler):
-    """A progress bar at the lower end of the terminal; lines go above it.
+    """Handler with a progress bar at the lower end of the terminal; lines go above it.
 
     Args:
         inputs: the job.
@@ -91,7 +91,7 @@ class BarHandler(LineHandler):
 
 
 def terminal_handler(inputs: RunInputs) -> LineHandler:
-    """A bar where the standard output is a terminal with room for it, else lines."""
+    """Return a bar where the standard output is a terminal with room for it, else lines."""
     if not sys.stdout.isatty():
         return LineHandler()
     # Some terminals (of containers, of `script`) report 0 × 0: tqdm draws nothing there.

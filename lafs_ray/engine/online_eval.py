@@ -194,6 +194,6 @@ class OnlineEvaluator:
             logger.warning("old checkpoints are kept: %s", error)
 
     def _is_due(self, step: int) -> bool:
-        """Whether an evaluation became due since the last checkpoint, or the run ends."""
+        """Return whether an evaluation became due since the last checkpoint, or the run ends."""
         before = (step - 1) // self._length.save_every * self._length.save_every
         return step // self._every > before // self._every or step == self._length.total_steps

@@ -49,12 +49,12 @@ _POLL_S = 0.5
 
 
 def run_on_ray(inputs: RunInputs) -> None:
-    """Train to the end of the run; returns when it is there.
+    """Train to the end of the run on Ray.
 
     Raises:
         ConfigError: the cluster is too small for the run.
         UserError: raised by a worker.
-        Stopped: SIGTERM or Ctrl-C came; the run has saved.
+        Stopped: SIGTERM or Ctrl-C was received; the run has saved.
         TrainingFailedError: workers failed more often than compute.max_failures.
     """
     config = inputs.config
