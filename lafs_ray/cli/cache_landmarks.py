@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from lafs_ray.config.train import IMAGE_SIZE
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import CacheKey

@@ -3,3 +3,6 @@
 Defaults are the `lafs` recipe; a YAML file states only differences. `key=value` on the command line
 and a sweep's samples go through the same `apply_overrides`.
 """
+
+IMAGE_SIZE = 112
+"""Side of every face image that is packed, trained on or embedded, in pixels."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.loader import Duration, DurationField, Real, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
 
@@ -19,8 +20,6 @@ NodeLabels = dict[
     Annotated[str, Field(pattern=rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL}$")],
     Annotated[str, Field(pattern=rf"^{_LABEL}$")],
 ]
-
-IMAGE_SIZE = 112
 
 # CPUs that the ingest of a training worker reserves for reading, and those of one read task.
 # Reading mostly waits for storage; a whole CPU for each task would take CPUs from preprocessing.

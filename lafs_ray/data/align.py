@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.errors import DataError
 
 # Landmarks of insightface's aligned faces, (x, y): eyes, nose, corners of the mouth.
@@ -20,7 +21,6 @@ POSITIONS_PX = np.array(
         [70.7299, 92.2041],
     ]
 )
-_SIDE_PX = 112
 
 
 def estimate_similarity(landmarks: NDArray[np.floating[Any]], subject: str) -> NDArray[np.float64]:
@@ -71,5 +71,5 @@ def align_face(
         DataError: the landmarks are one point, or not finite.
     """
     matrix = estimate_similarity(landmarks, subject)
-    face = cv2.warpAffine(picture, matrix, (_SIDE_PX, _SIDE_PX), flags=cv2.INTER_LINEAR)
+    face = cv2.warpAffine(picture, matrix, (IMAGE_SIZE, IMAGE_SIZE), flags=cv2.INTER_LINEAR)
     return np.asarray(face, dtype=np.uint8)

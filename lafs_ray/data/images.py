@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.errors import DataError
 
 ColorOrder = Literal["rgb", "bgr"]
@@ -30,7 +31,7 @@ _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
 def decode_image(
-    data: bytes, *, color_order: ColorOrder, size: int | None = 112
+    data: bytes, *, color_order: ColorOrder, size: int | None = IMAGE_SIZE
 ) -> NDArray[np.uint8]:
     """Decode a face to RGB, uint8 [size, size, 3]; gray becomes three channels.
 

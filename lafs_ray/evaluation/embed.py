@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lafs_ray.data.eval_sets import EvalFaces
 from lafs_ray.errors import DataError
+from lafs_ray.models.input_range import normalize_pixels
 
 Network = Callable[[Tensor], Tensor]
 PixelRange = Literal["training", "reference"]
@@ -49,7 +50,7 @@ def apply_network(
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
         pixels = batch.to(device).permute(0, 3, 1, 2).float()
         # Reference: evaluates on x / 255 - 0.5, half its training range. Ours: only on request.
-        pixels = pixels / 127.5 - 1.0 if pixel_range == "training" else pixels / 255.0 - 0.5
+        pixels = normalize_pixels(pixels) if pixel_range == "training" else pixels / 255.0 - 0.5
         parts.append(network(pixels).float().cpu().numpy())
     return np.concatenate(parts)
 

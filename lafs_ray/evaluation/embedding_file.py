@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.eval_sets import EncodedImage, ImageSource
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
@@ -27,7 +28,6 @@ from lafs_ray.errors import DataError
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
-SIDE = 112
 _CHUNK = 256
 _ROW_GROUP = 8192
 _REPORT_S = 10.0
@@ -169,7 +169,7 @@ def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
         DataError: it does not decode, or has another size than expected.
     """
     if not decoding.resize:
-        return decode_image(data, color_order=decoding.color_order, size=SIDE)
+        return decode_image(data, color_order=decoding.color_order, size=IMAGE_SIZE)
     pixels = decode_image(data, color_order=decoding.color_order, size=None)
     height, width = pixels.shape[:2]
     if height != width:
@@ -179,11 +179,13 @@ def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
             expected="a square: --resize scales faces, it does not align them",
             fix="align the faces first",
         )
-    if height == SIDE:
+    if height == IMAGE_SIZE:
         return pixels
-    shrinks = height > SIDE
+    shrinks = height > IMAGE_SIZE
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    scaled: NDArray[np.uint8] = cv2.resize(pixels, (SIDE, SIDE), interpolation=interpolation)
+    scaled: NDArray[np.uint8] = cv2.resize(
+        pixels, (IMAGE_SIZE, IMAGE_SIZE), interpolation=interpolation
+    )
     return scaled
 
 

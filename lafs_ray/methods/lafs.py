@@ -27,11 +27,12 @@ from lafs_ray.methods.dino_loss import (
 from lafs_ray.methods.optim import cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.heads import DINOHead
+from lafs_ray.models.input_range import normalize_pixels
 
 
 def dequantize(tokens: Tensor) -> Tensor:
     """Tokens as the network takes them: uint8 t becomes float32 t/127.5 - 1, floats are kept."""
-    return tokens.float() / 127.5 - 1.0 if tokens.dtype == torch.uint8 else tokens
+    return normalize_pixels(tokens) if tokens.dtype == torch.uint8 else tokens
 
 
 class LafsNetwork(nn.Module):

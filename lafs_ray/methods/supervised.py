@@ -20,6 +20,7 @@ from lafs_ray.methods.mixup import mix, neighbors
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES
 from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.heads import MixedLabels
+from lafs_ray.models.input_range import normalize_pixels
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks
 from lafs_ray.models.partial_fc import PartialFC
 
@@ -27,7 +28,7 @@ from lafs_ray.models.partial_fc import PartialFC
 def to_network_input(images: Tensor) -> Tensor:
     """Images uint8 [B, H, W, 3], RGB, as networks take them: float32 [B, 3, H, W] in [-1, 1]."""
     assert images.dtype == torch.uint8, images.dtype
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return normalize_pixels(images.permute(0, 3, 1, 2))
 
 
 class SupervisedNetwork(nn.Module):

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.data.recordio import Header, RecordWriter, pack
@@ -28,7 +29,7 @@ from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import DataError
 from lafs_ray.synthetic.capture import Capture, sample_capture
 from lafs_ray.synthetic.identity import Identity, sample_identity
-from lafs_ray.synthetic.renderer import IMAGE_SIDE, render_face
+from lafs_ray.synthetic.renderer import render_face
 
 _PAIR_STREAM = 3
 _FOLDS = 10
@@ -104,7 +105,7 @@ def write_faces(
         uri = filesystem.join(folder, name)
         _write_shard(uri, islice(images, stop - first), images_per_identity, first, stop)
     with filesystem.atomic_write(filesystem.join(folder, "property")) as file:
-        file.write(f"{num_identities},{IMAGE_SIDE},{IMAGE_SIDE}".encode())
+        file.write(f"{num_identities},{IMAGE_SIZE},{IMAGE_SIZE}".encode())
 
 
 def _write_shard(

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.synthetic.canvas import (
     ORIGIN,
     SCALE,
@@ -27,7 +28,6 @@ from lafs_ray.synthetic.features import Features
 from lafs_ray.synthetic.head import paint_head
 from lafs_ray.synthetic.identity import Array, Geometry, Identity
 
-IMAGE_SIDE = 112
 # Framing of an unshifted image. On average over identities it agrees with insightface's alignment:
 # eyes 35 px apart at y = 51.6, mouth corners at y = 92.
 EYES_AT = (56.0, 51.3)  # the point between the eyes
@@ -128,7 +128,7 @@ def _visible_points(depth: Array, capture: Capture) -> tuple[Array, Array]:
     """Return the point (u, v) of the frontal head visible in each pixel, [112,112] each."""
     similarity, shift = _camera(capture)
     inverse = np.linalg.inv(similarity)
-    pixels = np.arange(IMAGE_SIDE, dtype=np.float32)
+    pixels = np.arange(IMAGE_SIZE, dtype=np.float32)
     across, down = pixels - shift[0], pixels - shift[1]
     x = inverse[0, 0] * across[None, :] + inverse[0, 1] * down[:, None]
     y = inverse[1, 0] * across[None, :] + inverse[1, 1] * down[:, None]
@@ -175,9 +175,9 @@ def _background(rng: np.random.Generator) -> Array:
     base = _muted_colors(rng, 1)
     coarse = base + rng.normal(0, rng.uniform(4, 45), (cells, cells, 1))
     coarse = (coarse + rng.normal(0, 10, (cells, cells, 3))).astype(np.float32)
-    image = cv2.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(coarse, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_CUBIC)
     for color in _muted_colors(rng, int(rng.integers(0, 6))).tolist():
-        left, top = rng.integers(-20, IMAGE_SIDE, 2).tolist()
+        left, top = rng.integers(-20, IMAGE_SIZE, 2).tolist()
         width, height = rng.integers(8, 60, 2).tolist()
         cv2.rectangle(image, (left, top), (left + width, top + height), color, -1)
     blurred: Array = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 4.0)))
@@ -209,7 +209,7 @@ def _paint_occluder(image: Array, identity: Identity, capture: Capture) -> None:
         shapes = [corners + np.array(center, dtype=np.float32)]
     else:
         return
-    mask = np.zeros((IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
+    mask = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
     for shape in shapes:
         cv2.fillPoly(mask, [fixed_point(shape)], 255, cv2.LINE_AA, 4)
     weight = cv2.GaussianBlur(mask, (0, 0), 0.8).astype(np.float32)[:, :, None] / 255

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import FinetuneConfig, Subset
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import IMAGE_SIZE, TrainConfig
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.sampler import EpochSampler

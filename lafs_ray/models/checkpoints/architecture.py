@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, build_landmark_cnn, infer_width
 
-IMAGE_SIDE = 112
 PUBLISHED_HEAD_DIM = 64
 
 _QKV = "transformer.layers.{}.0.fn.fn.to_qkv.weight"
@@ -149,12 +149,12 @@ def infer_architecture(
             expected="as many landmarks as tokens",
             fix="combine the transformer with the landmark CNN that it was trained with",
         )
-    if grid and (IMAGE_SIDE // patch_size) ** 2 != num_tokens:
+    if grid and (IMAGE_SIZE // patch_size) ** 2 != num_tokens:
         raise CheckpointError(
             source,
             found=f"positions for {num_tokens} tokens, patches of {patch_size} px",
-            expected=f"({IMAGE_SIDE} // {patch_size})² = {(IMAGE_SIDE // patch_size) ** 2} cells "
-            f"of a grid on {IMAGE_SIDE} px",
+            expected=f"({IMAGE_SIZE} // {patch_size})² = {(IMAGE_SIZE // patch_size) ** 2} cells "
+            f"of a grid on {IMAGE_SIZE} px",
             fix="leave out --grid: this transformer was trained on landmarks",
         )
     has_cnn = landmarks is not None and not grid

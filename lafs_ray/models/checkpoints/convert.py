@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.architecture import (
-    IMAGE_SIDE,
     PUBLISHED_HEAD_DIM,
     Architecture,
     infer_architecture,
@@ -115,7 +115,7 @@ def from_published(
         ignored |= _ignored_heads(weights)
         weights = weights.without_heads()
     ignored |= _other_keys(checkpoint, container)
-    assumed = f"images of {IMAGE_SIDE} px, RGB in [-1, 1]"
+    assumed = f"images of {IMAGE_SIZE} px, RGB in [-1, 1]"
     if architecture.transformer is not None:
         assumed = f"heads of {head_dim}, tokens from {'a grid' if grid else 'landmarks'}, {assumed}"
     return Conversion(weights, _missing(architecture), ignored, assumed)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError
-from lafs_ray.models.checkpoints.architecture import IMAGE_SIDE
 from lafs_ray.models.checkpoints.safetensors_file import (
     NetworkWeights,
     describe_network,
@@ -30,6 +30,7 @@ from lafs_ray.models.checkpoints.safetensors_file import (
 )
 from lafs_ray.models.checkpoints.state_dicts import published_state
 from lafs_ray.models.embedder import FaceEmbedder
+from lafs_ray.models.input_range import normalize_pixels
 from lafs_ray.synthetic.datasets import contact_sheet
 
 Input = Literal["float32", "uint8"]
@@ -72,7 +73,7 @@ class ExportedEmbedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images as `kind` says to embeddings [B, D]."""
         if self.kind == "uint8":
-            images = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            images = normalize_pixels(images.permute(0, 3, 1, 2))
         return self.network(images)  # type: ignore[no-any-return]
 
 
@@ -154,7 +155,7 @@ def largest_difference(module: ExportedEmbedder, run: Run) -> float:
         CheckpointError: our own network's embeddings are not finite.
     """
     faces = contact_sheet(0, range(_CHECKED_FACES), 1)
-    images = _as_input(faces.reshape(_CHECKED_FACES, IMAGE_SIDE, IMAGE_SIDE, 3), module.kind)
+    images = _as_input(faces.reshape(_CHECKED_FACES, IMAGE_SIZE, IMAGE_SIZE, 3), module.kind)
     expected = module(images)
     if not expected.isfinite().all():
         raise CheckpointError(
@@ -169,12 +170,12 @@ def largest_difference(module: ExportedEmbedder, run: Run) -> float:
 
 def _as_input(faces: NDArray[np.uint8], kind: Input) -> Tensor:
     pixels = torch.from_numpy(faces)
-    return pixels if kind == "uint8" else pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return pixels if kind == "uint8" else normalize_pixels(pixels.permute(0, 3, 1, 2))
 
 
 def _trace(module: ExportedEmbedder) -> torch.export.ExportedProgram:
     # Two faces: a batch of one would be taken for a constant.
-    example = _as_input(np.zeros((2, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8), module.kind)
+    example = _as_input(np.zeros((2, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8), module.kind)
     # torch 2.6 wants an end to the number of images.
     batch = {"images": {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}}
     return torch.export.export(module, (example,), dynamic_shapes=batch)

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from lafs_ray import __version__
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
-from lafs_ray.models.checkpoints.architecture import IMAGE_SIDE, Architecture, build_embedder
+from lafs_ray.models.checkpoints.architecture import Architecture, build_embedder
 from lafs_ray.models.checkpoints.state_dicts import (
     LAYOUTS,
     PublishedLayout,
@@ -88,7 +89,7 @@ def describe_network(weights: NetworkWeights) -> dict[str, str]:
     return {
         "lafs_ray_version": __version__,
         "architecture": json.dumps(asdict(architecture)),
-        "image_size": str(IMAGE_SIDE),
+        "image_size": str(IMAGE_SIZE),
         "alignment": "insightface: five points to their 112x112 positions",
         "color_order": "rgb",
         "input_range": "[-1, 1]",

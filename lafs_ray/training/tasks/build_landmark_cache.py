@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lafs_ray import __version__
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import IMAGE_SIZE
 from lafs_ray.data.face_set import FaceRows, FaceSet
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem

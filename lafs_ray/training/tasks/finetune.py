@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import Augmentation, FinetuneConfig
-from lafs_ray.config.train import IMAGE_SIZE
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.mixup import MixupSchedule
 from lafs_ray.methods.optim import layer_of, parameter_groups
