@@ -165,10 +165,10 @@ def test_storage__every_way_with_its_requests() -> None:
     assert packed == packed_ahead < joined
 
 
-def test_plan__order_and_costs() -> None:
+def test_sampler__order_and_costs() -> None:
     """A packed set mixes as a perfect shuffle does, an ordered one by whole chunks does not."""
     options = ("--images", "20000", "--batches", "20", "--records", "5000", "--chunks", "4")
-    printed = output("plan", *options)
+    printed = output("sampler", *options)
     ratios = {
         name: float(ratio)
         for name, ratio in re.findall(

@@ -14,9 +14,9 @@ from lafs_ray.training.tasks.build import build_training
 from lafs_ray.training.tasks.init_weights import InitWeights
 from tests.training.faces import tiny
 
-PLAN = EpochSampler(120, 8, 0, 4)
+SAMPLER = EpochSampler(120, 8, 0, 4)
 CPU = torch.device("cpu")
-NO_START = InitWeights()
+NO_WEIGHTS = InitWeights()
 
 
 def pretrain(*overrides: str, file: str | None = None) -> PretrainConfig:
@@ -31,4 +31,4 @@ def finetune(*overrides: str, file: str | None = None) -> FinetuneConfig:
 
 def built(config: Any, num_classes: int | None = None) -> TrainState:
     """What the loop would train at the start of a run, in batches of 8 of 120 images."""
-    return build_training(config, PLAN, num_classes, NO_START, CPU)
+    return build_training(config, SAMPLER, num_classes, NO_WEIGHTS, CPU)

@@ -28,7 +28,7 @@ from tests.training.faces import (
     write_face_set,
 )
 
-# 17 steps of 8 faces: two epochs (15 steps each), three windows. Reports and checkpoints fall on
+# 17 steps of 8 faces: two epochs (of 15 steps), three step blocks. Reports and checkpoints are at
 # different steps, so a checkpoint lies between two reports.
 LONG = ["duration=17 steps", "checkpoints.every=4 steps", "log.every_steps=3"]
 

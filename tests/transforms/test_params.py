@@ -19,7 +19,7 @@ from tests.transforms.faces import view_settings
 SETTINGS = view_settings()
 
 
-def draw(settings: ViewSettings, count: int, *, seed: int = 0, epoch: int = 0) -> ViewParams:
+def sample(settings: ViewSettings, count: int, *, seed: int = 0, epoch: int = 0) -> ViewParams:
     zeros = np.zeros(count, dtype=np.int64)
     return sample_view_params(settings, seed, zeros + epoch, zeros, np.arange(count))
 
@@ -29,8 +29,8 @@ def assert_equal(first: ViewParams, second: ViewParams) -> None:
         np.testing.assert_array_equal(value, getattr(second, name), err_msg=name)
 
 
-def test_draws__of_a_record_in_any_batch() -> None:
-    """A record's draws depend on (seed, epoch, shard, key) alone."""
+def test_view_params__of_a_record_in_any_batch() -> None:
+    """A record's params depend on (seed, epoch, shard, key) alone."""
     epoch, shard, key = np.array([3, 0, 7]), np.array([1, 1, 0]), np.array([5, 2**33, 5])
     together = sample_view_params(SETTINGS, 9, epoch, shard, key)
     for row in range(3):
@@ -41,8 +41,8 @@ def test_draws__of_a_record_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("changed", ["seed", "epoch", "shard", "key"])
-def test_draws__with_one_part_of_the_name_changed(changed: str) -> None:
-    """Seed (0 and 1 included), epoch, shard and key each change the draws."""
+def test_view_params__with_one_part_of_the_name_changed(changed: str) -> None:
+    """Seed (0 and 1 included), epoch, shard and key each change the params."""
     parts = {"seed": 0, "epoch": 0, "shard": 0, "key": 0}
 
     def named(values: dict[str, int]) -> ViewParams:
@@ -60,46 +60,46 @@ def within_four_sigma(hits: np.ndarray, probability: float) -> bool:
     return abs(hits.mean() - probability) <= 4 * deviation
 
 
-def test_draws__have_the_probabilities_of_the_paper() -> None:
+def test_view_params__have_the_probabilities_of_the_paper() -> None:
     """Frequencies lie within four standard deviations of the settings."""
-    draws = draw(SETTINGS, 1000)
-    assert within_four_sigma(draws.flips, 0.5)
-    assert within_four_sigma(draws.jitters, 0.8)
-    assert within_four_sigma(draws.grays, 0.2)
-    assert (draws.blur_sigma_px[:, 0] > 0).all()
-    assert within_four_sigma(draws.blur_sigma_px[:, 1] > 0, 0.1)
-    assert within_four_sigma(draws.blur_sigma_px[:, 2:] > 0, 0.5)
-    assert within_four_sigma(draws.solarizes[:, 1], 0.2)
-    assert not draws.solarizes[:, [0, *range(2, 10)]].any()
+    params = sample(SETTINGS, 1000)
+    assert within_four_sigma(params.flips, 0.5)
+    assert within_four_sigma(params.jitters, 0.8)
+    assert within_four_sigma(params.grays, 0.2)
+    assert (params.blur_sigma_px[:, 0] > 0).all()
+    assert within_four_sigma(params.blur_sigma_px[:, 1] > 0, 0.1)
+    assert within_four_sigma(params.blur_sigma_px[:, 2:] > 0, 0.5)
+    assert within_four_sigma(params.solarizes[:, 1], 0.2)
+    assert not params.solarizes[:, [0, *range(2, 10)]].any()
     for operation in range(4):
         for position in range(4):
-            assert within_four_sigma(draws.jitter_order[..., position] == operation, 0.25)
-    noise = draws.landmark_noise_px
+            assert within_four_sigma(params.jitter_order[..., position] == operation, 0.25)
+    noise = params.landmark_noise_px
     # Mean and variance of count normal numbers have deviations sd/√count and sd²·√(2/count).
     assert abs(noise.mean()) < 4 * 5 / math.sqrt(noise.size)
     assert abs(noise.var() - 25) < 4 * 25 * math.sqrt(2 / noise.size)
 
 
-def test_draws__stay_in_their_ranges() -> None:
+def test_view_params__stay_in_their_ranges() -> None:
     """Crops, factors and blur lie in the ranges of the settings."""
-    draws = draw(SETTINGS, 500)
-    top, left, height, width = (draws.boxes[..., side].astype(float) for side in range(4))
+    params = sample(SETTINGS, 500)
+    top, left, height, width = (params.boxes[..., side].astype(float) for side in range(4))
     assert ((top >= 0) & (left >= 0) & (top + height <= 112) & (left + width <= 112)).all()
     # Sides are rounded to pixels: half a pixel on each of 70 or more.
     assert ((height * width > 0.4 * 112**2 * 0.985) & (height * width <= 112**2)).all()
     assert ((width / height > 3 / 4 * 0.985) & (width / height < 4 / 3 * 1.015)).all()
-    low = draws.jitter_factors.min(axis=(0, 1))
-    high = draws.jitter_factors.max(axis=(0, 1))
+    low = params.jitter_factors.min(axis=(0, 1))
+    high = params.jitter_factors.max(axis=(0, 1))
     np.testing.assert_allclose(low, [0.6, 0.6, 0.8, -0.1], atol=0.01)
     np.testing.assert_allclose(high, [1.4, 1.4, 1.2, 0.1], atol=0.01)
-    sigma = draws.blur_sigma_px[draws.blur_sigma_px > 0]
+    sigma = params.blur_sigma_px[params.blur_sigma_px > 0]
     assert sigma.min() >= 0.1
     assert sigma.max() <= 2
 
 
 def test_crop__of_local_views_has_its_own_area() -> None:
     """Local views may cover another share of the image than global ones."""
-    boxes = draw(replace(SETTINGS, local_crop_area=(0.05, 0.3)), 100).boxes
+    boxes = sample(replace(SETTINGS, local_crop_area=(0.05, 0.3)), 100).boxes
     area = boxes[..., 2:].prod(axis=-1) / 112**2
     # Sides are rounded to pixels, half a pixel on each of 22 or more.
     assert area[:, :2].min() > 0.4 * 0.985
@@ -122,7 +122,7 @@ def test_crop__is_distributed_as_torchvision_draws_it() -> None:
         reference = np.array(
             [RandomResizedCrop.get_params(image, [0.4, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
         )
-    ours = draw(SETTINGS, 2000).boxes.reshape(-1, 4)
+    ours = sample(SETTINGS, 2000).boxes.reshape(-1, 4)
     deviation = np.sqrt(reference.var(axis=0) / len(reference) + ours.var(axis=0) / len(ours))
     assert (np.abs(ours.mean(axis=0) - reference.mean(axis=0)) < 4.5 * deviation).all()
 
@@ -139,7 +139,7 @@ def test_crop__where_no_try_fits(aspect: tuple[float, float], box: tuple[int, ..
     """The fallback is the largest central crop of allowed aspect."""
     area = (1.5, 2.0)
     settings = replace(SETTINGS, crop_area=area, local_crop_area=area, crop_aspect=aspect)
-    boxes = draw(settings, 2).boxes
+    boxes = sample(settings, 2).boxes
     np.testing.assert_array_equal(boxes, np.broadcast_to(box, boxes.shape))
 
 
@@ -148,7 +148,7 @@ def test_crop__where_no_try_fits(aspect: tuple[float, float], box: tuple[int, ..
 def test_local_indices__with_and_without_replacement(replacement: bool, shuffle: bool) -> None:
     """Landmarks are drawn uniformly; twice only with replacement; ascending unless shuffled."""
     settings = replace(SETTINGS, replacement=replacement, shuffle=shuffle)
-    indices = draw(settings, 300).local_indices
+    indices = sample(settings, 300).local_indices
     assert indices.shape == (300, 8, 36)
     rows = indices.reshape(-1, 36)
     assert any(len(set(row)) < 36 for row in rows.tolist()) == replacement
@@ -163,22 +163,22 @@ def test_local_indices__with_and_without_replacement(replacement: bool, shuffle:
 def test_grid__draws_no_landmarks() -> None:
     """Without landmarks there is neither noise nor choice; local views are patches of a square."""
     settings = view_settings(source="grid")
-    draws = draw(settings, 2)
-    assert draws.landmark_noise_px.size == 0
-    assert draws.local_indices.size == 0
+    params = sample(settings, 2)
+    assert params.landmark_noise_px.size == 0
+    assert params.local_indices.size == 0
     assert settings.local_size == 48
 
 
 def test_single_view_settings__sample_one_mild_view() -> None:
     """Supervised training sees one view of at least 90 % of the image, without blur or gray."""
-    draws = draw(single_view_settings(Augmentation()), 200)
-    assert draws.boxes.shape == (200, 1, 4)
+    params = sample(single_view_settings(Augmentation()), 200)
+    assert params.boxes.shape == (200, 1, 4)
     # Sides are rounded to pixels, half a pixel on each of about 106.
-    assert draws.boxes[..., 2:].prod(axis=-1).min() > 0.9 * 112**2 * 0.99
-    assert not draws.grays.any()
-    assert not draws.solarizes.any()
-    assert not draws.blur_sigma_px.any()
-    assert draws.jitters.all()
+    assert params.boxes[..., 2:].prod(axis=-1).min() > 0.9 * 112**2 * 0.99
+    assert not params.grays.any()
+    assert not params.solarizes.any()
+    assert not params.blur_sigma_px.any()
+    assert params.jitters.all()
 
 
 def test_stable_argsort__with_ties_and_without() -> None:

@@ -33,13 +33,13 @@ ZEROS = np.zeros(16, dtype=np.int64)
 KEYS = np.arange(16, dtype=np.int64)
 
 
-def cutter(settings: ViewSettings, **arguments: object) -> MultiViewTransform:
+def transform_of(settings: ViewSettings, **arguments: object) -> MultiViewTransform:
     cnn = None if settings.source in ("cached", "grid") else lively_cnn()
     return MultiViewTransform(settings, cnn, 0, **arguments)  # type: ignore[arg-type]
 
 
 def cached(settings: ViewSettings, images: NDArray[np.uint8]) -> list[NDArray[np.float16]]:
-    """What the cutter gets besides: landmarks of the images where the source is `cached`."""
+    """Further arguments of the transform: landmarks of the images where the source is `cached`."""
     if settings.source != "cached":
         return []
     planes = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
@@ -53,7 +53,7 @@ def test_tokens__have_the_shapes_of_the_paper(source: LandmarkSource) -> None:
     images.flags.writeable = False
     settings = view_settings(source=source)
     names = (ZEROS[:3], ZEROS[:3], KEYS[:3])
-    tokens = cutter(settings)(images, *names, *cached(settings, images))
+    tokens = transform_of(settings)(images, *names, *cached(settings, images))
     assert list(tokens) == ["global_tokens", "local_tokens"]
     assert tokens["global_tokens"].shape == (3, 2, 196, 192)
     assert tokens["local_tokens"].shape == (3, 8, 36, 192)
@@ -67,7 +67,7 @@ def test_tokens__without_local_views(source: LandmarkSource) -> None:
     """With num_local = 0 there are the global tokens, and local ones of no view."""
     images, settings = smooth_images(2), view_settings(source=source, num_local=0)
     names = (ZEROS[:2], ZEROS[:2], KEYS[:2])
-    tokens = cutter(settings)(images, *names, *cached(settings, images))
+    tokens = transform_of(settings)(images, *names, *cached(settings, images))
     assert tokens["local_tokens"].shape == (2, 0, 36, 192)
     assert tokens["local_tokens"].dtype == np.uint8
     assert tokens["global_tokens"].shape == (2, 2, 196, 192)
@@ -117,24 +117,24 @@ def test_tokens__of_any_number_of_threads(source: LandmarkSource) -> None:
 
 def test_landmarks__of_a_view_in_any_batch() -> None:
     """The CNN's float landmarks are the same bits alone and among others."""
-    cut = MultiViewTransform(view_settings(), lively_cnn(width=1.0), 0)
+    transform = MultiViewTransform(view_settings(), lively_cnn(width=1.0), 0)
     planes = torch.from_numpy(smooth_images(19)).permute(0, 3, 1, 2).float()
-    together = cut.predict_landmarks(planes)
+    together = transform.predict_landmarks(planes)
     assert together.std(dim=0).mean() > 0
     for rows in (slice(0, 1), slice(5, 12), slice(3, 19), slice(18, 19)):
-        assert torch.equal(cut.predict_landmarks(planes[rows]), together[rows])
+        assert torch.equal(transform.predict_landmarks(planes[rows]), together[rows])
 
 
 def naive_tokens(settings: ViewSettings, cnn: nn.Module, image: Tensor, key: int) -> list[Tensor]:
     """Reference: one view after another; landmarks on the clean view, patches on the other."""
-    draws = sample_view_params(settings, 0, ZEROS[:1], ZEROS[:1], np.array([key]))
+    params = sample_view_params(settings, 0, ZEROS[:1], ZEROS[:1], np.array([key]))
     tokens = []
     for view in range(settings.num_views):
-        one = draws.views(slice(view, view + 1))
+        one = params.views(slice(view, view + 1))
         clean = crop_views(image[None], one.boxes, one.flips, 112)
         landmarks = cnn(clean / 255 * 2 - 1) + torch.from_numpy(one.landmark_noise_px[:, 0])
         if view >= settings.num_global:
-            landmarks = landmarks[:, draws.local_indices[0, view - settings.num_global]]
+            landmarks = landmarks[:, params.local_indices[0, view - settings.num_global]]
         changed = change_appearance(clean, one).float() / 255 * 2 - 1
         tokens.append(extract_patches(changed, landmarks, settings.patch_size)[0])
     return tokens
@@ -197,8 +197,8 @@ def test_per_image__equals_per_view_without_a_crop() -> None:
     per_view = view_settings(crop_area=whole, local_crop_area=whole, crop_aspect=whole, flip=0.0)
     per_image = replace(per_view, source="per_image")
     images = smooth_images(3)
-    first = cutter(per_view)(images, ZEROS[:3], ZEROS[:3], KEYS[:3])
-    second = cutter(per_image)(images, ZEROS[:3], ZEROS[:3], KEYS[:3])
+    first = transform_of(per_view)(images, ZEROS[:3], ZEROS[:3], KEYS[:3])
+    second = transform_of(per_image)(images, ZEROS[:3], ZEROS[:3], KEYS[:3])
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
@@ -241,13 +241,13 @@ def test_grid__cuts_the_augmented_view_row_by_row() -> None:
     """DINO on faces: tokens are the view's own patches, untransposed."""
     settings = view_settings(source="grid")
     images = smooth_images(2)
-    tokens = cutter(settings)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
-    draws = sample_view_params(settings, 0, ZEROS[:2], ZEROS[:2], KEYS[:2])
+    tokens = transform_of(settings)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
+    params = sample_view_params(settings, 0, ZEROS[:2], ZEROS[:2], KEYS[:2])
     for name, views, size in (
         ("global_tokens", slice(0, 2), 112),
         ("local_tokens", slice(2, 10), 48),
     ):
-        pixels = render_views(torch.from_numpy(images), draws.views(views), size)
+        pixels = render_views(torch.from_numpy(images), params.views(views), size)
         cells = size // 8
         expected = pixels.reshape(-1, 3, cells, 8, cells, 8).permute(0, 2, 4, 3, 5, 1)
         np.testing.assert_array_equal(tokens[name].reshape(expected.shape), expected.byte())
@@ -263,9 +263,9 @@ def test_tokens__outside_the_view_are_the_middle_of_the_range() -> None:
 
 def test_tokens__change_with_the_epoch() -> None:
     """The next epoch sees other views of the same record."""
-    cut, images = cutter(view_settings(source="grid")), smooth_images(1)
-    first = cut(images, ZEROS[:1], ZEROS[:1], KEYS[:1])
-    second = cut(images, ZEROS[:1] + 1, ZEROS[:1], KEYS[:1])
+    transform, images = transform_of(view_settings(source="grid")), smooth_images(1)
+    first = transform(images, ZEROS[:1], ZEROS[:1], KEYS[:1])
+    second = transform(images, ZEROS[:1] + 1, ZEROS[:1], KEYS[:1])
     assert (first["global_tokens"] != second["global_tokens"]).any()
 
 
@@ -290,8 +290,8 @@ def test_tokens__on_cuda_equal_those_on_cpu(source: LandmarkSource) -> None:
     settings = view_settings(source=source)
     images = smooth_images(4)
     names = (ZEROS[:4], ZEROS[:4], KEYS[:4])
-    expected = cutter(settings)(images, *names, *cached(settings, images))
-    found = cutter(settings, device="cuda")(images, *names, *cached(settings, images))
+    expected = transform_of(settings)(images, *names, *cached(settings, images))
+    found = transform_of(settings, device="cuda")(images, *names, *cached(settings, images))
     for name, value in expected.items():
         difference = np.abs(found[name].cpu().numpy().astype(int) - value.astype(int))
         # Crops may differ by 1 of 255, which contrast, saturation and solarize can double; on CPU

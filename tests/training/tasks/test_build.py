@@ -20,7 +20,7 @@ from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.build import build_training
 from lafs_ray.transforms.params import ViewSettings
-from tests.training.builds import CPU, NO_START, built, pretrain
+from tests.training.builds import CPU, NO_WEIGHTS, built, pretrain
 
 
 def test_seed__too_large_for_torch() -> None:
@@ -126,7 +126,7 @@ def test_build_training__batch_scales_the_rate_accumulation_does_not() -> None:
     peaks = []
     for settings in (["batch_size=8"], ["batch_size=16"], ["batch_size=16", "accumulation=2"]):
         config = pretrain("duration=9 steps", "optim.warmup=0 steps", *settings)
-        plan = EpochSampler(120, config.batch_size, 0, 4)
-        training = build_training(config, plan, None, NO_START, CPU)
+        sampler = EpochSampler(120, config.batch_size, 0, 4)
+        training = build_training(config, sampler, None, NO_WEIGHTS, CPU)
         peaks.append(training.hparams(0)["lr"])
     assert peaks == [1.5625e-5, 3.125e-5, 3.125e-5]

@@ -21,7 +21,7 @@ from lafs_ray.training.tasks.init_weights import InitWeights, as_arrays
 from lafs_ray.training.tasks.networks import build_landmark_network
 from tests.golden_cases import load_case
 from tests.models.margin_softmax import MarginSoftmax
-from tests.training.builds import CPU, NO_START, PLAN, built, finetune
+from tests.training.builds import CPU, NO_WEIGHTS, SAMPLER, built, finetune
 from tests.training.faces import ROOT, face_jpegs, pixels_of
 
 AUGMENTATIONS = {
@@ -50,12 +50,12 @@ def test_labeled_cut__every_key_of_augmentation_counts() -> None:
     assert AUGMENTATIONS.keys() == Augmentation.model_fields.keys()
     count = 6
     numbers, faces = np.arange(count), labeled_faces(count)
-    seen = [build_transform(finetune("augmentation.erasing=0.9"), NO_START)(faces)]
+    seen = [build_transform(finetune("augmentation.erasing=0.9"), NO_WEIGHTS)(faces)]
     assert seen[0]["images"].shape == (count, 112, 112, 3)
     for name, values in AUGMENTATIONS.items():
         for value in values:
             overrides = ["augmentation.erasing=0.9", f"augmentation.{name}={value}"]
-            other = build_transform(finetune(*overrides), NO_START)(faces)
+            other = build_transform(finetune(*overrides), NO_WEIGHTS)(faces)
             assert other["label"].tolist() == (numbers * 2).tolist()
             for before in seen:
                 assert not np.array_equal(other["images"], before["images"]), name
@@ -66,8 +66,10 @@ def test_labeled_cut__of_a_record_in_any_batch() -> None:
     """With the whole recipe a record's view is the same in any batch, bit by bit."""
     faces = labeled_faces(6)
     config = finetune("augmentation.rand_augment=2", "augmentation.erasing=0.5")
-    whole = build_transform(config, NO_START)(faces)
-    part = build_transform(config, NO_START)({name: column[3:5] for name, column in faces.items()})
+    whole = build_transform(config, NO_WEIGHTS)(faces)
+    part = build_transform(config, NO_WEIGHTS)(
+        {name: column[3:5] for name, column in faces.items()}
+    )
     assert np.array_equal(part["images"], whole["images"][3:5])
 
 
@@ -170,8 +172,8 @@ def test_schedules__recorded_warm_up_and_cosine() -> None:
         f"optim.lr={case['base']}",
         f"optim.min_lr={case['eta_min']}",
     )
-    plan = EpochSampler(8 * case["steps_per_epoch"], 8, 0, 4)
-    values = build_training(config, plan, 12, NO_START, CPU).hparams
+    sampler = EpochSampler(8 * case["steps_per_epoch"], 8, 0, 4)
+    values = build_training(config, sampler, 12, NO_WEIGHTS, CPU).hparams
     ours = [values(step)["lr"] for step in range(len(case["lr_used_at_step"]))]
     # Its two schedulers hand over one step late: their cosine begins 1 + (π/2/116)² too high.
     assert ours == pytest.approx(case["lr_used_at_step"], rel=2e-4)
@@ -185,8 +187,8 @@ def test_schedules__recorded_regularizer(epochs: float, strength: float) -> None
     config = finetune(
         f"duration={epochs} epochs", f"regularizer.strength={strength}", "start.landmarks=x"
     )
-    plan = EpochSampler(8 * 10, 8, 0, 4)
-    values = supervised_hparams(config, plan)
+    sampler = EpochSampler(8 * 10, 8, 0, 4)
+    values = supervised_hparams(config, sampler)
     steps = round(epochs * 10)
     for epoch, weight in F7.meta["landmark_reg_weight_by_epoch"]:
         first, last = round(epoch * steps / 34), round((epoch + 1) * steps / 34) - 1
@@ -210,12 +212,12 @@ def test_schedules__regularizer_in_epochs() -> None:
 
 def test_schedules__of_what_is_switched_off_are_absent() -> None:
     """The log of a plain run names no regularizer, no mix-up and no frozen part."""
-    plain = supervised_hparams(finetune(), PLAN)(0)
+    plain = supervised_hparams(finetune(), SAMPLER)(0)
     assert plain.keys() == {"lr", "weight_decay"}
     config = finetune("mixup.probability=1", "freeze.landmarks=2 steps", "freeze.transformer=1 run")
-    values = supervised_hparams(config, PLAN)
+    values = supervised_hparams(config, SAMPLER)
     assert values(0)["mixup_lam"] != values(1)["mixup_lam"]
-    other = supervised_hparams(finetune("mixup.probability=1", "mixup.alpha=9"), PLAN)
+    other = supervised_hparams(finetune("mixup.probability=1", "mixup.alpha=9"), SAMPLER)
     assert other(0)["mixup_lam"] != values(0)["mixup_lam"]
     assert [values(step)["landmarks_frozen"] for step in range(4)] == [1, 1, 0, 0]
     assert [values(step)["transformer_frozen"] for step in range(4)] == [1, 1, 1, 1]
@@ -239,7 +241,7 @@ def test_presets__differ_where_the_released_code_deviates() -> None:
         overrides = [*small, "optim.warmup=5 epochs", f"run.name={preset}"]
         config = finetune(*overrides, file=f"configs/finetune/{preset}.yaml")
         start = InitWeights(landmarks=as_arrays(build_landmark_network(config)))
-        training = build_training(config, PLAN, 12, start, CPU)
+        training = build_training(config, SAMPLER, 12, start, CPU)
         method = training.task
         assert isinstance(method, Supervised)
         rates = {group["lr_scale"] for group in training.optimizer.param_groups}

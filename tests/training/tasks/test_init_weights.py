@@ -27,7 +27,7 @@ from lafs_ray.training.tasks.init_weights import (
     transpose_patch_embedding,
 )
 from lafs_ray.training.tasks.networks import build_landmark_network
-from tests.training.builds import CPU, PLAN, finetune, pretrain
+from tests.training.builds import CPU, SAMPLER, finetune, pretrain
 from tests.training.faces import run, tiny
 
 
@@ -193,7 +193,7 @@ def test_start__teacher_and_landmarks_of_a_pretraining_run(
     assert holds(start.transformer, teacher_of(pretrained))
     frozen = load_landmark_weights(finetune(f"start.landmarks={stage_one}"))
     assert same(start.landmarks, frozen)
-    method = build_training(config, PLAN, 12, start, CPU).method
+    method = build_training(config, SAMPLER, 12, start, CPU).task
     assert isinstance(method, Supervised)
     network = method.trainable.model.state_dict()
     for arrays in (start.transformer, start.landmarks):

@@ -1,11 +1,11 @@
-"""What the order of records is worth, and what planning it costs, without reading a face.
+"""Mixing of identities by the order of records, and the cost of sampling it, without images.
 
-    python -m benchmarks.plan --records 5000000 500000000
+    python -m benchmarks.sampler --records 5000000 500000000
 
-First: how many different identities a batch of 256 holds, and how many images of the one that has
-most, for a set ordered by identity and for a packed one, beside a perfect shuffle of the same
-labels. Then: time and memory of going to the middle of epoch 7, each in a process of its own, and
-of reading an index. Linux only (/proc).
+First: different identities in a batch of 256, and images of the most frequent one, for a set
+ordered by identity, a packed one, and a perfect shuffle of the same labels. Then: time and memory
+of seeking to the middle of epoch 7, each in a process of its own, and of reading an index. Linux
+only (/proc).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lafs_ray.data.sampler import EpochSampler, rank_batches
 
 BATCH = 256
 GLOBAL_BATCH = 1024
-# The longest index that is written and read: 17 bytes a line.
+# The longest index that is written and read: 17 bytes per line.
 MOST_LINES = 5_000_000
 
 
 def packed_labels(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The labels in the order that packing gives them."""
+    """Return the labels in the order of a packed set."""
     packed = np.empty_like(labels)
     packed[FeistelPermutation(len(labels), seed).positions(0, len(labels))] = labels
     return packed
@@ -39,23 +39,23 @@ def packed_labels(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def identities(labels: NDArray[np.int64], batches: int, chunk_records: int) -> NDArray[np.int64]:
     """Different identities, and images of the most frequent one, in each batch: [batches, 2]."""
-    plan = EpochSampler(len(labels), BATCH, 0, chunk_records)
-    stop = min(batches, plan.steps_per_epoch)
-    return np.array([counted(labels[index]) for _, index in rank_batches(plan, 0, stop)])
+    sampler = EpochSampler(len(labels), BATCH, 0, chunk_records)
+    stop = min(batches, sampler.steps_per_epoch)
+    return np.array([counted(labels[index]) for _, index in rank_batches(sampler, 0, stop)])
 
 
 def counted(batch: NDArray[np.int64]) -> tuple[int, int]:
-    """Different labels, and how often the most frequent one stands there."""
+    """Return the number of different labels, and the count of the most frequent one."""
     counts = np.unique(batch, return_counts=True)[1]
     return len(counts), int(counts.max())
 
 
 def print_order(num_images: int, each: int, batches: int) -> None:
-    """The table of orders."""
+    """Print the table of orders."""
     ordered = np.arange(num_images) // each
     packed = packed_labels(ordered, seed=0)
-    draw = np.random.default_rng(0)
-    shuffled = draw.permutation(ordered)[: num_images // BATCH * BATCH].reshape(-1, BATCH)
+    generator = np.random.default_rng(0)
+    shuffled = generator.permutation(ordered)[: num_images // BATCH * BATCH].reshape(-1, BATCH)
     perfect = np.array([counted(batch) for batch in shuffled[:batches]])
     print(
         f"{num_images} images, {each} of each identity; batches of {BATCH}, {len(perfect)} of them"
@@ -79,17 +79,17 @@ def print_order(num_images: int, each: int, batches: int) -> None:
 IMPORTS = ["import time", "from lafs_ray.data.sampler import EpochSampler, rank_batches"]
 SEEK = [
     "records, batch, chunk = map(int, sys.argv[1:])",
-    "plan = EpochSampler(records, batch, 0, chunk)",
-    "step = 7 * plan.steps_per_epoch + plan.steps_per_epoch // 2",
+    "sampler = EpochSampler(records, batch, 0, chunk)",
+    "step = 7 * sampler.steps_per_epoch + sampler.steps_per_epoch // 2",
     "for seek in (step, step + 1000):",
     "    start = time.perf_counter()",
-    "    next(rank_batches(plan, seek, seek + 1))",
+    "    next(rank_batches(sampler, seek, seek + 1))",
     "    print(time.perf_counter() - start)",
 ]
 
 
-def print_planning(records: list[int], chunks: list[int]) -> None:
-    """The table of costs."""
+def print_sampling(records: list[int], chunks: list[int]) -> None:
+    """Print the table of costs."""
     print(f"\nto the middle of epoch 7, global batch {GLOBAL_BATCH}: one batch of all ranks")
     print(f"{'records':>12}{'chunk_records':>15}{'first, s':>10}{'next, s':>10}{'peak, MB':>10}")
     for count in records:
@@ -107,7 +107,7 @@ READ_INDEX = [
 
 
 def print_index(num_lines: int) -> None:
-    """What reading an index costs."""
+    """Print the cost of reading an index."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.idx"
         with path.open("w") as file:
@@ -124,7 +124,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=200_000, help="for the order: of the set")
-    parser.add_argument("--each", type=int, default=40, help="images an identity")
+    parser.add_argument("--each", type=int, default=40, help="images per identity")
     parser.add_argument("--batches", type=int, default=400, help="that are counted")
     parser.add_argument("--records", type=int, nargs="+", default=[5_000_000])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 256])
@@ -134,7 +134,7 @@ def main() -> None:
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
     )
     print_order(options.images, options.each, options.batches)
-    print_planning(options.records, options.chunks)
+    print_sampling(options.records, options.chunks)
     print_index(min(max(options.records), MOST_LINES))
 
 
