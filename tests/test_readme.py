@@ -51,7 +51,8 @@ def commands() -> list[str]:
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+    commands = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines]
+    return [command for command in commands if command]
 
 
 @pytest.fixture(scope="module")
