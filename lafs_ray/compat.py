@@ -1,8 +1,8 @@
-"""Imports that fail on some installs, made to work: torchvision, and timm, which needs it.
+"""Imports of torchvision, and of timm, which needs it, that work on installs where they would fail.
 
-A torchvision whose compiled part does not load (built for another torch) stops its own import with
-"operator torchvision::nms does not exist", although nothing we use needs that part. Declaring the
-missing operators, without an implementation, is enough. A healthy install is left as it is.
+A torchvision whose compiled part does not load (built for another torch) fails to import with
+"operator torchvision::nms does not exist", although we use nothing of that part. It is enough to
+declare the missing operators, without an implementation. A working install is not changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SYMPTOM = "operator torchvision::"
 
 @functools.cache
 def import_torchvision() -> ModuleType:
-    """Import torchvision, declaring operators that its compiled part failed to bring.
+    """Import torchvision, declaring operators that its compiled part failed to register.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -34,7 +34,7 @@ def import_torchvision() -> ModuleType:
     except RuntimeError as error:
         if _SYMPTOM not in str(error):
             raise
-    # What was imported before the failure would be found half-made by the second attempt.
+    # The second attempt must not find modules whose import failed halfway.
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
     _declare_operators()
@@ -54,7 +54,7 @@ def import_timm() -> ModuleType:
 
 @functools.cache
 def _declare_operators() -> torch.library.Library:
-    """Declare the operators once; they vanish with the returned object, so the cache keeps it."""
+    """Declare the operators once; they exist as long as the returned object, so it is cached."""
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _MISSING_OPERATORS:
         library.define(schema)  # type: ignore[no-untyped-call]
