@@ -190,7 +190,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 f"argument {argument!r}",
                 found="no key=value",
                 expected="an override such as optim.lr=1e-3",
-                fix="write the dotted key, an equals sign and the value, without blanks around it",
+                fix="write the dotted key, an equals sign and the value, without spaces around it",
             )
         try:
             overrides[key] = yaml.load(text, Loader=_Loader)

@@ -27,9 +27,9 @@ GAUGES = {
     "teacher_entropy": "Entropy of the teacher's output, nats",
     "student_entropy": "Entropy of the student's output, nats",
     "kl": "KL divergence from teacher to student, nats",
-    "center_norm": "Norm of the center",
+    "center_norm": "Center norm",
     "used_prototypes": "Fraction of the prototypes in use",
-    "embedding_std": "Standard deviation of the embeddings, 0 to 1",
+    "embedding_std": "Embedding std, 0 to 1",
     "accuracy": "Fraction of faces nearest to their own class center",
 }
 

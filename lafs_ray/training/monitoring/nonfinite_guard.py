@@ -1,7 +1,7 @@
 """Detects the first step whose loss or gradients are not finite, without a host sync per step.
 
 The result stays on the device as `skip_update`, 0 or 1, which optimizer, teacher and center read:
-from the bad step on, no update is applied. The host reads it only when it reports or saves, some
+from the bad step on, no update is applied. The host reads it only at reports and checkpoints, some
 steps later, and finds the state as it was before the bad step. The loop all-reduces `is_bad`.
 """
 
