@@ -64,8 +64,8 @@ class FaceSet:
         keys: of each record in its file, int64 [num_images].
         identities: label table of each shard; None for a plain file outside a packed set.
         fingerprint: hash of file names, sizes and index; two equal ones are the same set.
-        color_order: of the images, from the manifest of a packed set; None: not known.
         shard_versions: ETag of each object; empty strings on a disk.
+        color_order: of the images, from the manifest of a packed set; None: not known.
         landmarks: cached landmarks of every image; None: not used.
     """
 
@@ -77,8 +77,8 @@ class FaceSet:
     keys: NDArray[np.int64]
     identities: tuple[Identities | PackedLabels | None, ...]
     fingerprint: str
+    shard_versions: tuple[str, ...]
     color_order: ColorOrder | None = None
-    shard_versions: tuple[str, ...] = ()
     landmarks: LandmarkCache | None = None
 
     @property
@@ -157,13 +157,12 @@ class FaceSet:
         )
 
     def _ranges(self, shard: int, members: NDArray[np.int64]) -> ByteRanges:
-        version = self.shard_versions[shard] if self.shard_versions else ""
         return ByteRanges(
             self.shard_uris[shard],
             self.offsets[members],
             self.sizes[members],
             self.shard_sizes[shard],
-            version,
+            self.shard_versions[shard],
         )
 
     def labels(self) -> NDArray[np.int64]:
