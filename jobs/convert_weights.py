@@ -1,4 +1,4 @@
-"""Turn checkpoints (published, or of a run) into a weights file, or back into a published one.
+"""Convert a checkpoint, published or of a run, to a weights file or to the published layout.
 
 python jobs/convert_weights.py checkpoint.pth teacher.safetensors --landmarks part_fvit.pth
 python jobs/convert_weights.py teacher.safetensors back.pth
@@ -17,35 +17,35 @@ from lafs_ray.training.checkpoint.inference import convert
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Convert by the ending of OUT, and account for every name."""
+    """Convert to the format of OUT's extension, and report every tensor's name."""
     parser = argparse.ArgumentParser(
         description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="published checkpoint, weights file, run or its checkpoint")
+    parser.add_argument("source", help="run, its checkpoint, weights file, published checkpoint")
     parser.add_argument("out", help=".safetensors: a weights file; .pth: published names")
     parser.add_argument("--role", choices=["teacher", "student"], default="teacher")
-    parser.add_argument("--landmarks", help="stage-1 checkpoint whose landmark CNN is added")
+    parser.add_argument("--landmarks", help="stage-1 checkpoint with the landmark CNN to add")
     parser.add_argument("--heads", action="store_true", help="keep DINO head and class weight")
     parser.add_argument("--grid", action="store_true", help="trained on grid patches (DINO-face)")
     parser.add_argument("--head-dim", type=int, default=PUBLISHED_HEAD_DIM, metavar="WIDTH")
-    parser.add_argument("--force", action="store_true", help="replace OUT")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
     options = vars(parser.parse_args(arguments))
     source, out, force = (options.pop(name) for name in ("source", "out", "force"))
     ending = out.partition("?")[0].rpartition(".")[2]
     if ending not in ("safetensors", "pth"):
         raise ConfigError(
-            out, found=f"the ending .{ending}", expected=".safetensors or .pth", fix="name it so"
+            out, found=f".{ending}", expected=".safetensors or .pth", fix="change OUT's extension"
         )
     if not force:
         filesystem.require_absent(out)
-    # On the way back nothing is left out that the file was asked to keep.
+    # A published checkpoint contains the heads.
     conversion = convert(source, **{**options, "heads": options["heads"] or ending == "pth"})
     left_out: dict[str, str] = {}
     if ending == "safetensors":
         write_weights(out, conversion.weights)
     else:
         left_out = write_published(out, conversion.weights)
-    lines = conversion.lines() + [f"left out: {names}: {why}" for names, why in left_out.items()]
+    lines = conversion.lines() + [f"omitted: {names}: {why}" for names, why in left_out.items()]
     print("\n".join([*lines, f"written: {out}, {filesystem.file_size(out):,} bytes"]))
 
 

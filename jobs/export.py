@@ -13,7 +13,7 @@ from lafs_ray.training.checkpoint.inference import load_for_inference
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write OUT/embedder.* in each format, and print how far each is from our own network."""
+    """Write OUT/embedder.* in each format, and print each one's difference from our network."""
     parser = argparse.ArgumentParser(
         description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> None:
         "--input",
         choices=["float32", "uint8"],
         default="float32",
-        help="what goes into onnx and torch_export: NCHW in [-1, 1], or NHWC pixels 0…255",
+        help="input of onnx and torch_export: NCHW in [-1, 1], or NHWC pixels 0…255",
     )
-    parser.add_argument("--force", action="store_true", help="replace files that are there")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     options = parser.parse_args(arguments)
     require_persistent_path("OUT", options.out)
     files = dict.fromkeys(options.formats.split(","), "")
@@ -44,6 +44,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(
-        run(main, interrupted="interrupted; files named above are whole, others not there")
-    )
+    raise SystemExit(run(main, interrupted="interrupted; the files named above are complete"))

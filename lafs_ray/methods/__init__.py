@@ -1,1 +1,1 @@
-"""LAFS and finetuning: views, losses, schedules, optimizer rules; plain arguments, no config."""
+"""LAFS and supervised training: losses, schedules, optimizer; plain arguments, no config."""

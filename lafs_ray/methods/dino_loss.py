@@ -1,7 +1,7 @@
-"""DINO's objective: cross-entropy between views, the teacher's center, and signs of collapse.
+"""DINO's objective: cross-entropy between views, centering, and diagnostics of collapse.
 
-The loss sums the student's views before it meets the teacher: two products of [B, K] instead of one
-for each of the 18 pairs. All distributions are float32, whatever autocast makes of the scores.
+The loss sums the student's views before the product with the teacher: two products of [B, K]
+instead of one for each of the 18 pairs. All distributions are float32, also under autocast.
 Shape letters: V views, the two global ones first; B images; K prototypes; D embedding width.
 "Crop-major" scores [V·B, K] hold view v in rows v·B … (v+1)·B.
 """
@@ -19,7 +19,7 @@ NUM_GLOBAL_VIEWS = 2
 
 
 def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_views: int) -> Tensor:
-    """Mean cross-entropy over all pairs of a teacher's view and another of the student's views.
+    """Return the mean cross-entropy over all pairs of a teacher view and a different student view.
 
     Definition:
 
@@ -27,11 +27,11 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
         for g in range(2):
             for v in range(V):
                 if v != g:
-                    surprise = -targets[g] * log_softmax(student[v] / student_temp)
-                    terms.append(surprise.sum(-1).mean())
+                    entropy = -targets[g] * log_softmax(student[v] / student_temp)
+                    terms.append(entropy.sum(-1).mean())
         loss = sum(terms) / len(terms)
 
-    Source: METHOD.md, "Objective and schedules"; golden cases d1, d2 and d9.
+    Source: DINO, section 3.1; `DINOLoss` in the released `lafs_train.py`.
 
     Args:
         student: scores [V·B, K], crop-major, with a gradient.
@@ -41,7 +41,7 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
         num_views: V, global views included.
 
     Returns:
-        A scalar in nats, float32 (float64 for float64 scores), of this rank's images only.
+        A scalar in nats, float32 (float64 for float64 scores), over this rank's images.
     """
     assert num_views >= NUM_GLOBAL_VIEWS, num_views
     assert student.shape[0] * NUM_GLOBAL_VIEWS == targets.shape[0] * num_views, (
@@ -49,8 +49,8 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
     )
     targets = _by_view(targets, NUM_GLOBAL_VIEWS)
     scores = _by_view(_widen(student) / student_temp, num_views)
-    # Targets sum to 1, so -Σ target·log_softmax(s) = logsumexp(s) - Σ target·s. Over the pairs each
-    # teacher view meets all views but its own: all of them minus the one of the same number.
+    # Targets sum to 1, so -Σ target·log_softmax(s) = logsumexp(s) - Σ target·s. Each teacher view
+    # is paired with all views but the same one: the sum over all minus that one.
     norms = torch.logsumexp(scores, dim=-1)
     all_norms = NUM_GLOBAL_VIEWS * norms.sum(0) - norms[:NUM_GLOBAL_VIEWS].sum(0)
     all_products = (targets.sum(0) * scores.sum(0)).sum(-1)
@@ -61,11 +61,11 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
 
 @torch.no_grad()
 def centered_targets(teacher: Tensor, center: Tensor, teacher_temp: float) -> Tensor:
-    """Softmax of the teacher's centered scores [R, K] at its temperature, at least float32.
+    """Return the softmax of the teacher's centered scores, [R, K], at least float32.
 
     Args:
         teacher: scores [R, K].
-        center: [1, K], as the previous step left it.
+        center: [1, K], after the previous step.
         teacher_temp: divides the centered scores.
     """
     return F.softmax((_widen(teacher) - center) / teacher_temp, dim=-1)
@@ -73,17 +73,17 @@ def centered_targets(teacher: Tensor, center: Tensor, teacher_temp: float) -> Te
 
 @torch.no_grad()
 def sinkhorn_targets(teacher: Tensor, teacher_temp: float, num_iterations: int = 3) -> Tensor:
-    """The teacher's distributions, balanced so that a batch uses all prototypes equally.
+    """Return the teacher's distributions, balanced so that a batch uses all prototypes equally.
 
-    Ours, as in SwAV and DINOv2: in place of a running mean, the batch itself decides what is
-    common. Definition, over the rows of all ranks:
+    Ours, as in SwAV and DINOv2: Sinkhorn-Knopp on the batch replaces the running mean. Definition,
+    over the rows of all ranks:
 
         Q = exp(teacher / teacher_temp)
         for _ in range(num_iterations):
             Q = Q / Q.sum(rows); Q = Q / Q.sum(prototypes)
 
-    Computed with logarithms: at temperature 0.02 a cosine of -1 is exp(-50), and whole rows of
-    float32 would vanish. Every rank must call it.
+    Computed with logarithms: at temperature 0.02 a cosine of -1 gives exp(-50), and whole rows of
+    float32 would underflow. A collective operation.
 
     Args:
         teacher: scores [R, K] of both global views; equally many rows on every rank.
@@ -101,7 +101,7 @@ def sinkhorn_targets(teacher: Tensor, teacher_temp: float, num_iterations: int =
 
 
 def _logsumexp_of_all_ranks(logs: Tensor) -> Tensor:
-    """Logarithm of the summed exponentials of each column, over the rows of every rank: [1, K]."""
+    """Return the logsumexp of each column over the rows of all ranks, [1, K]."""
     highest = logs.amax(dim=0, keepdim=True)
     is_distributed = dist.is_available() and dist.is_initialized()
     if is_distributed:
@@ -113,11 +113,11 @@ def _logsumexp_of_all_ranks(logs: Tensor) -> Tensor:
 
 
 class Center(nn.Module):
-    """Running mean of the teacher's scores, which keeps any one prototype from taking over.
+    """Running mean of the teacher's scores, against collapse to one prototype (DINO, section 3.1).
 
-    Ours: the mean moves once per optimizer step, over all micro-batches seen since; the reference
-    moves it once per forward. With one micro-batch a step both agree; with more, ours makes
-    accumulation equal to a larger batch.
+    Ours: updated once per optimizer step, over all its micro-batches; the reference updates once
+    per forward. With one micro-batch a step both agree; with more, accumulation equals a larger
+    batch.
 
     Args:
         num_prototypes: K.
@@ -137,18 +137,18 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def observe(self, teacher_logits: Tensor) -> None:
-        """Note a micro-batch of raw, uncenterd teacher scores [R, K] for the next update."""
+        """Add a micro-batch of raw, uncentered teacher scores [R, K] to the next update."""
         self.pending += teacher_logits.sum(0, keepdim=True, dtype=self.pending.dtype)
         self.pending_rows += teacher_logits.shape[0]
 
     @torch.no_grad()
     def update(self, skip_update: Tensor | None = None) -> None:
-        """Move the center towards the mean over all ranks' rows; every rank must call it.
+        """Move the center towards the mean over all ranks' rows; a collective operation.
 
-        Ranks have seen equally many rows (the plan gives equal batches): only sums are exchanged.
+        All ranks have equally many rows, so only sums are exchanged.
 
         Args:
-            skip_update: 0-d, on the center's device; where it is 1, the center stays as it is.
+            skip_update: 0-d, on the center's device; 1 leaves the center unchanged.
         """
         assert self.pending_rows > 0, "the center is updated after at least one micro-batch"
         rows = self.pending_rows
@@ -172,7 +172,7 @@ def ssl_diagnostics(
     *,
     student_temp: float,
 ) -> dict[str, Tensor]:
-    """Signs of learning and of collapse, from the global views of one micro-batch.
+    """Return diagnostics of learning and collapse, from the global views of one micro-batch.
 
     Args:
         student: scores [R, K], crop-major; its first 2·B rows, the global views, are read.
@@ -183,17 +183,17 @@ def ssl_diagnostics(
 
     Returns:
         Scalars on the scores' device, without a gradient:
-        `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (collapse to no
-        opinion), 0 is one-hot. `kl`: nats, of the student's other view from the teacher's; the part
-        of the loss that can be learnt. `center_norm`. `used_prototypes`: how many prototypes are
-        some row's likeliest target, as a share of the most possible, min(2·B, K).
-        `embedding_std`: √D times the mean deviation over rows of the embeddings' directions;
-        near 1 when they spread evenly, 0 when all faces give the same one.
+        `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (one kind of
+        collapse), 0 is one-hot. `kl`: nats, KL divergence of the student's other view from the
+        teacher's; the reducible part of the loss. `center_norm`. `used_prototypes`: number of
+        prototypes that are some row's argmax, divided by the maximum min(2·B, K).
+        `embedding_std`: √D times the standard deviation over rows of the normalized embeddings,
+        averaged over dimensions; near 1 when they spread evenly, 0 when all are equal.
     """
     rows, num_prototypes = targets.shape
     predicted = F.log_softmax(_widen(student[:rows]) / student_temp, dim=-1)
     teacher_entropy = torch.special.entr(targets).sum(-1).mean()
-    # The loss pairs different views, so the student's two are swapped against the teacher's.
+    # The loss pairs different views, so the student's two are swapped.
     cross_entropy = -(targets * predicted.roll(rows // 2, dims=0)).sum(-1).mean()
     chosen = torch.zeros(num_prototypes, device=targets.device)
     chosen.index_fill_(0, targets.argmax(-1), 1.0)
@@ -210,7 +210,7 @@ def ssl_diagnostics(
 
 
 def _widen(scores: Tensor) -> Tensor:
-    """Scores in float32, or in float64 where they already are."""
+    """Return scores in float32; float64 stays."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 

@@ -1,8 +1,8 @@
 """LAFS pretraining: student and EMA teacher on landmark tokens of unlabeled faces.
 
-`LafsNetwork` is one of the two networks, `Lafs` what happens to both in a step; the training loop
-calls it between forward, optimizer and checkpoint and knows nothing of teachers. Views arrive as
-tokens: landmarks and patches are made before, on the CPU or on the device.
+`LafsNetwork` is one of the two networks; `Lafs` implements a training step with both for the
+training loop. Its input are tokens: landmarks and patches are computed before, on the CPU or on
+the device.
 Shape letters: B images, V views, R rows (views of images), n tokens, P numbers in a token, D width,
 K prototypes.
 """
@@ -31,15 +31,15 @@ from lafs_ray.models.input_range import normalize_pixels
 
 
 def dequantize(tokens: Tensor) -> Tensor:
-    """Tokens as the network takes them: uint8 t becomes float32 t/127.5 - 1, floats are kept."""
+    """Convert uint8 tokens t to float32 t/127.5 - 1; float tokens are returned unchanged."""
     return normalize_pixels(tokens) if tokens.dtype == torch.uint8 else tokens
 
 
 class LafsNetwork(nn.Module):
-    """A transformer and DINO's head over several sets of tokens; student and teacher are equal.
+    """A transformer and DINO's head over several sets of tokens; student or teacher.
 
     Names in its state are `backbone.*` and `head.*`, those of published checkpoints.
-    Reference: MultiCropWrapper.
+    Reference: `MultiCropWrapper` in `utils.py`.
 
     Args:
         backbone: tokens [R, n, P] to embeddings [R, D].
@@ -52,36 +52,36 @@ class LafsNetwork(nn.Module):
         self.head = head
 
     def forward(self, token_sets: Sequence[Tensor]) -> Tensor:
-        """Sets of tokens [R_i, n_i, P] to scores [ΣR_i, K], row by row in the order given."""
+        """Sets of tokens [R_i, n_i, P] to scores [ΣR_i, K], in the given order."""
         return self.head(self.embed(token_sets))  # type: ignore[no-any-return]
 
     def embed(self, token_sets: Sequence[Tensor]) -> Tensor:
         """Sets of tokens [R_i, n_i, P] to embeddings [ΣR_i, D].
 
-        Neighboring sets of one token count run as a single batch: two forwards, not ten.
+        Consecutive sets with the same token count run as one batch: two forwards, not ten.
         """
         batches = [list(sets) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
         return torch.cat([self.backbone(torch.cat(batch)) for batch in batches])
 
 
 class Lafs:
-    """One step of LAFS pretraining, in the parts between which the training loop stands.
+    """The training step of LAFS pretraining, as a `TrainTask`.
 
     A step: `loss` and backward for every micro-batch, clipping, `before_optimizer`, the optimizer,
-    `finish_step`. The center in the loss is the one that the previous step left.
-    Source: METHOD.md, "Objective and schedules"; golden case e1.
+    `finish_step`. The loss uses the center of the previous step.
+    Source: LAFS, section 3.2; `train_one_epoch` in the released `lafs_train.py`.
 
     Args:
         student: trained; on its device already.
-        teacher: of the same shape and on the same device; takes the student's weights here.
+        teacher: of the same shape and on the same device; initialized from the student here.
         num_prototypes: K.
         student_temp: divides the student's scores.
         center_momentum: weight of the old center in an update.
         freeze_last_layer_epochs: epochs in which the prototypes are not trained.
-        teacher_dropout: the teacher keeps dropout and stochastic depth (the reference); without,
-            it runs in eval mode (DINO's recipe).
-        centering: what keeps the teacher from giving all faces one answer: the running mean of its
-            scores (DINO), or balancing every micro-batch (`sinkhorn_targets`).
+        teacher_dropout: whether the teacher has dropout and stochastic depth (the reference), or
+            runs in eval mode (DINO).
+        centering: how collapse is prevented: by the running mean of the teacher's scores (DINO), or
+            by balancing every micro-batch (`sinkhorn_targets`).
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class Lafs:
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     def begin_step(self, step: int) -> None:
-        """Nothing is drawn here but dropout."""
+        """Do nothing: only dropout is random."""
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch; its teacher scores are noted for the center's next update.
+        """Return the loss of one micro-batch, and add its teacher scores to the center's update.
 
         Args:
-            network: the student, as it is or wrapped (DDP, compiled).
+            network: the student, possibly wrapped (DDP, compiled).
             batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float
                 in [-1, 1]; other entries are ignored.
             hparams: `teacher_temp`.
@@ -127,7 +127,7 @@ class Lafs:
         global_views, local_views = (_crop_major(dequantize(tokens)) for tokens in views)
         num_views = sum(tokens.shape[1] for tokens in views)
         assert views[0].shape[1] == NUM_GLOBAL_VIEWS, views[0].shape
-        # The head is called by itself for its input, the embeddings that `ssl_diagnostics` watches.
+        # Backbone and head separately: `ssl_diagnostics` needs the embeddings.
         with torch.no_grad():
             embeddings = self.teacher.embed([global_views])
             teacher = self.teacher.head(embeddings)
@@ -140,37 +140,37 @@ class Lafs:
         return loss, {"loss": loss.detach(), **state}
 
     def _targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:
-        """The teacher's distributions [2·B, K], kept from collapse as `centering` says."""
+        """Return the teacher's distributions [2·B, K]."""
         if self.centering == "sinkhorn":
             return sinkhorn_targets(teacher, teacher_temp)
         return centered_targets(teacher, self.center.center, teacher_temp)
 
     def before_optimizer(self, epoch: int, hparams: Mapping[str, float]) -> None:
-        """Take the prototypes' gradient away in the first epochs; the gradients are complete."""
+        """Remove the prototypes' gradient in the first epochs."""
         del hparams
         if epoch < self.freeze_last_layer_epochs:
             cancel_gradients(self.trainable)
 
     def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:
-        """Move the teacher and the center; the optimizer has moved the student.
+        """Update the teacher and the center.
 
         Args:
             hparams: `ema_momentum`.
-            skip_update: 0-d; where it is 1, both stay as they are.
+            skip_update: 0-d; 1 leaves both unchanged.
         """
         ema_update_(self.teacher, self.trainable, hparams["ema_momentum"], skip_update)
         self.center.update(skip_update)
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher's and the center's state: the live tensors, to be written before a step."""
+        """Return the teacher's and the center's state; the tensors change with the next step."""
         return {"teacher": self.teacher.state_dict(), "center": self.center.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state from `state_dict`; names and shapes must match exactly."""
+        """Restore a `state_dict`; names and shapes must match exactly."""
         self.teacher.load_state_dict(state["teacher"])
         self.center.load_state_dict(state["center"])
 
 
 def _crop_major(tokens: Tensor) -> Tensor:
-    """[B, V, n, P] to [V·B, n, P], view after view."""
+    """Reshape [B, V, n, P] to [V·B, n, P], view by view."""
     return tokens.transpose(0, 1).flatten(0, 1)

@@ -1,7 +1,7 @@
-"""Mix-up of labeled faces, on the training device: whole batches, or nothing, of a step.
+"""Mix-up of labeled faces on the training device, for all images of a step or none.
 
-Neighboring rows 2j and 2j + 1 are mixed, so who is mixed with whom does not depend on how many
-ranks or micro-batches share a batch; λ is one for all of a step. Labels stay sparse.
+Neighboring rows 2j and 2j + 1 are mixed, so that pairs do not depend on the number of ranks or
+micro-batches; all rows of a step share one λ. Labels stay sparse.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _STREAM = 0x6D697870
 class MixupSchedule:
     """λ of every step: 1, or with some probability drawn from Beta(α, α).
 
-    Source: METHOD.md, "Margin softmax and finetuning". Ours: one λ for a step, drawn from (seed,
-    step); the reference draws one for each rank and micro-batch.
+    Ours: one λ for a step, a function of (seed, step); the reference (`util/mixup_my.py`) draws one
+    for each rank and micro-batch.
 
     Args:
         probability: of a mixed step.
@@ -35,34 +35,32 @@ class MixupSchedule:
     seed: int
 
     def __call__(self, step: int) -> float:
-        """λ of an optimizer step, counted from 0."""
+        """Return λ of an optimizer step, counted from 0."""
         generator = np.random.default_rng([_STREAM, self.seed, step])
         is_mixed = generator.random() < self.probability
         return float(generator.beta(self.alpha, self.alpha)) if is_mixed else 1.0
 
 
 def neighbors(count: int, device: torch.device) -> Tensor:
-    """The row that each of an even number of rows is mixed with, int64 [count]: 1, 0, 3, 2, …."""
+    """Return the row that each of an even number of rows is mixed with: 1, 0, 3, 2, …."""
     assert count % 2 == 0, f"{count} rows cannot be mixed in pairs"
     return torch.arange(count, device=device) ^ 1
 
 
-def mix(
-    images: Tensor, labels: Tensor, share: float, partner: Tensor
-) -> tuple[Tensor, MixedLabels]:
-    """Blend every image with another one of the batch: λ·x + (1 - λ)·x[partner].
+def mix(images: Tensor, labels: Tensor, lam: float, partner: Tensor) -> tuple[Tensor, MixedLabels]:
+    """Mix every image with another one of the batch: λ·x + (1 - λ)·x[partner].
 
-    Source: golden case f3, whose partner is the reversed batch.
+    Reference: `util/mixup_my.py`, where the partner is the reversed batch.
 
     Args:
         images: float [B, …].
         labels: int64 [B].
-        share: λ in 0…1, the share of an image itself.
+        lam: λ in 0…1, the weight of the image itself.
         partner: int64 [B], row of the other image.
 
     Returns:
         The mixed images and their labels.
     """
-    shares = torch.full((len(labels),), share, dtype=torch.float32, device=labels.device)
-    mixed = images * share + images[partner] * (1 - share)
-    return mixed, MixedLabels(labels, labels[partner], shares)
+    weights = torch.full((len(labels),), lam, dtype=torch.float32, device=labels.device)
+    mixed = images * lam + images[partner] * (1 - lam)
+    return mixed, MixedLabels(labels, labels[partner], weights)

@@ -1,9 +1,8 @@
-"""What surrounds the optimizer in a step: groups, clipping, the frozen last layer, the EMA.
+"""Parameter groups, AdamW with sparse rows, gradient clipping, freezing and the EMA.
 
-On a GPU all of it works on whole lists of tensors (`torch._foreach_*`) and never waits for the
-device: the base student has 145 trained tensors, and as many `.item()` calls would stall its queue
-every step. On a CPU memory is what all wait for, so there tensors take turns, each while it is in
-the cache.
+On a GPU they work on lists of tensors (`torch._foreach_*`) without a synchronization: the base
+student has 145 trained tensors, and as many `.item()` calls would stall every step. On a CPU, where
+memory bandwidth is the limit, tensors are processed one by one, while each is in the cache.
 """
 
 from __future__ import annotations
@@ -22,47 +21,47 @@ def parameter_groups(
     lr_scale: Callable[[str], float] = lambda _: 1.0,
     decay_scale: Callable[[str], float] = lambda _: 1.0,
 ) -> list[dict[str, Any]]:
-    """Split the trained parameters by their shares of the learning rate and of the weight decay.
+    """Group the trained parameters by their factors on learning rate and weight decay.
 
     Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions
-    are. Parameters that need no gradient belong to no group.
+    are. Parameters that need no gradient are in no group.
 
     Args:
         module: what is trained.
-        weight_decay: of the groups whose share is 1.
-        lr_scale: name of a parameter to its share of the learning rate.
-        decay_scale: name of a decayed parameter to its share of the weight decay.
+        weight_decay: of the groups with factor 1.
+        lr_scale: name of a parameter to its factor on the learning rate.
+        decay_scale: name of a decayed parameter to its factor on the weight decay.
 
     Returns:
-        Groups for AdamW, for each share of the learning rate first the decayed, then the others;
-        with one share they are the reference's two. `set_hyperparameters` reads `lr_scale` and
-        `decay_scale`. Source: METHOD.md, "Objective and schedules"; golden cases c0, d7 and f5.
+        Groups for AdamW, for each `lr_scale` first the decayed, then the others; with one factor
+        the reference's two (`get_params_groups` in `utils.py`). `set_hyperparameters` reads
+        `lr_scale` and `decay_scale`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             scale = lr_scale(name)
-            for share in (1.0, 0.0):
-                groups.setdefault((scale, share), [])
+            for decay in (1.0, 0.0):
+                groups.setdefault((scale, decay), [])
             is_decayed = not (name.endswith(".bias") or parameter.ndim == 1)
-            share = decay_scale(name) if is_decayed else 0.0
-            groups.setdefault((scale, share), []).append(parameter)
+            decay = decay_scale(name) if is_decayed else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
     return [
         {
             "params": parameters,
-            "weight_decay": weight_decay * share,
+            "weight_decay": weight_decay * decay,
             "lr_scale": scale,
-            "decay_scale": share,
+            "decay_scale": decay,
         }
-        for (scale, share), parameters in groups.items()
+        for (scale, decay), parameters in groups.items()
     ]
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a Part fViT's parameter, for rates that fall from the output to the input.
+    """Return the layer of a Part fViT's parameter, for layer-wise learning rate decay.
 
     Landmark CNN, patch embedding, class token and positions are layer 0, block i is layer i + 1,
-    everything above (norm, margin softmax) is layer depth + 1. Source: golden case f5.
+    norm and margin softmax are layer depth + 1. Reference: `train_largescale.py`.
     """
     block = re.match(r"(?:model\.)?transformer\.layers\.(\d+)\.", name)
     if block is not None:
@@ -74,24 +73,24 @@ def layer_of(name: str, depth: int) -> int:
 
 
 class RowAdamW(torch.optim.AdamW):
-    """AdamW that, where a gradient is sparse, moves only the rows that have one.
+    """AdamW that updates only the rows with a gradient where the gradient is sparse.
 
-    Such a row follows AdamW over the steps in which it had a gradient, as if there were no others:
-    in between it is not decayed, its moments rest and its count of steps (`step` [rows, 1], for the
-    correction of the moments' bias) does not grow. Dense gradients are AdamW's own business.
-    Ours: torch's SparseAdam has no weight decay and counts the steps of all rows together, which
-    makes the first steps of a row that comes late up to √1000/10 times as long.
+    A row follows AdamW over the steps in which it has a gradient: in other steps it is not decayed,
+    and its moments and its step count (`step` [rows, 1], for the bias correction) do not change.
+    Parameters with dense gradients follow AdamW.
+    Ours: torch's SparseAdam has no weight decay and one step count for all rows, which makes the
+    first steps of a row that is first sampled late up to √1000/10 times as long.
 
-    `skip_update`, where it is set, is a 0-d float32 tensor on the parameters' device: 0, or 1 for
-    a step that moves and counts nothing. A fused optimizer reads it on the device, without a
-    synchronization; others read it on the host, which is free where that is the device.
+    `skip_update`, if set, is a 0-d float32 tensor on the parameters' device: 1 makes a step that
+    changes no parameter, moment or count. A fused optimizer reads it on the device, without a
+    synchronization; others read it on the host.
     """
 
     skip_update: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move all parameters with a gradient; sparse gradients are used up."""
+        """Update all parameters with a gradient, and clear sparse gradients."""
         assert closure is None
         if self.defaults["fused"]:
             # torch's fused kernels skip the update where this attribute, GradScaler's, is 1.
@@ -101,21 +100,21 @@ class RowAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
-                    self._move_rows(parameter, group)
+                    self._update_rows(parameter, group)
                     parameter.grad = None
         super().step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `AdamW.load_state_dict`, but how steps are computed stays as this optimizer was made.
+        """Restore a state as `AdamW.load_state_dict`, but keep this optimizer's implementation.
 
-        torch would take it over as well: a run that continues on another device would be slow
-        there, and not see `skip_update`.
+        torch would restore `fused` too: a run that resumes on another device would be slow there,
+        and ignore `skip_update`.
         """
         own = {name: self.defaults[name] for name in ("fused", "foreach", "capturable")}
         groups = [{**group, **own} for group in state_dict["param_groups"]]
         super().load_state_dict({**state_dict, "param_groups": groups})
 
-    def _move_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def _update_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
@@ -144,7 +143,7 @@ class RowAdamW(torch.optim.AdamW):
 def set_hyperparameters(
     optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float
 ) -> None:
-    """Write each group's share of this step's learning rate and weight decay to it."""
+    """Set each group's learning rate and weight decay for this step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
         group["weight_decay"] = weight_decay * group["decay_scale"]
@@ -152,10 +151,9 @@ def set_hyperparameters(
 
 @torch.no_grad()
 def gradient_norms(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm of each gradient, in the order of `parameters`; those without one are left out.
+    """Return the norm of each gradient, in the order of `parameters`, on the gradients' device.
 
-    On the gradients' device, so that reading them is the caller's decision. Empty when there is no
-    gradient.
+    Parameters without a gradient are skipped; the result is empty if none has one.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
@@ -168,8 +166,9 @@ def gradient_norms(parameters: Iterable[nn.Parameter]) -> Tensor:
 def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale down, in place, each gradient whose own norm exceeds `max_norm`.
 
-    Not the global norm: every tensor is clipped by itself, with max_norm / (norm + 1e-6) where that
-    is below 1. Parameters without a gradient are skipped. Source: golden case d7.
+    Every tensor is clipped separately, not by the global norm: by max_norm / (norm + 1e-6) where
+    that is below 1. Parameters without a gradient are skipped. Reference: `clip_gradients` in
+    `utils.py`.
 
     Returns:
         The norms before clipping, as `gradient_norms`.
@@ -179,7 +178,7 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return norms
-    # A product with exactly 1 changes no bit, which spares the host the question whether to clip.
+    # A product with exactly 1 changes no bit, so that the host need not know what is clipped.
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     if factors.device.type == "cpu":
         for gradient, factor in zip(gradients, factors.tolist(), strict=True):
@@ -193,7 +192,7 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
 def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:
     """Remove the gradients of the parameters with `name_part` in their name.
 
-    None and not zero: AdamW then neither moves nor decays them, nor counts the step.
+    None instead of zero: AdamW then neither updates nor decays them, nor counts the step.
     """
     for name, parameter in module.named_parameters():
         if name_part in name:
@@ -204,32 +203,31 @@ def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:
 def ema_update_(
     teacher: nn.Module, student: nn.Module, momentum: float, skip_update: Tensor | None = None
 ) -> None:
-    """Move the teacher towards the student: teacher ← momentum·teacher + (1 − momentum)·student.
+    """Update the teacher: teacher ← momentum·teacher + (1 − momentum)·student.
 
-    Parameters move; buffers are copied. A momentum of 1 leaves the parameters as they are, bit for
-    bit.
+    Buffers are copied. A momentum of 1 leaves the parameters bitwise unchanged.
 
     Args:
-        teacher: moved.
+        teacher: updated in place.
         student: of the same architecture.
         momentum: 0 … 1.
-        skip_update: 0-d, on their device; where it is 1, the parameters stay, for a finite student.
+        skip_update: 0-d, on their device; 1 leaves the parameters unchanged.
     """
-    moved: list[Tensor] = list(teacher.parameters())
-    targets: list[Tensor] = list(student.parameters())
-    assert len(moved) == len(targets), f"a teacher of {len(moved)} for a student of {len(targets)}"
-    kept, taken = (moved[0].new_full((), share) for share in (momentum, 1.0 - momentum))
+    ours: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
+    assert len(ours) == len(theirs), f"{len(ours)} teacher tensors, {len(theirs)} of the student"
+    kept, added = (ours[0].new_full((), factor) for factor in (momentum, 1.0 - momentum))
     if skip_update is not None:
         kept = kept.masked_fill(skip_update > 0, 1.0)
-        taken = taken.masked_fill(skip_update > 0, 0.0)
-    # Two products, as in the reference: `lerp` is closer to float64, but not to its record (e1).
-    if moved[0].device.type == "cpu":
-        for parameter, target in zip(moved, targets, strict=True):
-            parameter.mul_(kept).addcmul_(target, taken)
+        added = added.masked_fill(skip_update > 0, 0.0)
+    # Two products, as in the reference: `lerp` is closer to float64, but differs from it.
+    if ours[0].device.type == "cpu":
+        for parameter, target in zip(ours, theirs, strict=True):
+            parameter.mul_(kept).addcmul_(target, added)
     else:
-        # One copy of the student for a moment, when nothing else of the step is left.
-        torch._foreach_mul_(moved, kept)
-        torch._foreach_add_(moved, torch._foreach_mul(targets, taken))
+        # A temporary copy of the student, when activations and gradients are freed.
+        torch._foreach_mul_(ours, kept)
+        torch._foreach_add_(ours, torch._foreach_mul(theirs, added))
     buffers = list(teacher.buffers())
     if buffers:
         torch._foreach_copy_(buffers, list(student.buffers()))

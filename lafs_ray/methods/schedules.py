@@ -1,9 +1,9 @@
 """Learning rate, weight decay, momentum and temperature as pure functions of the step or epoch.
 
-A schedule holds its few numbers and computes one value when asked, so a resumed run needs no array
-over the whole run and no position of its own. All of them reproduce the reference's tables, ends
+A schedule computes one value at a time: a resumed run needs neither an array over the whole run nor
+a position. All reproduce the released code's tables (`cosine_scheduler` in `utils.py`), ends
 included: a warm-up starts at `start`, reaches `base` on its last step and repeats it on the next;
-the cosine stops one step short of `final`.
+the cosine ends one step before `final`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from dataclasses import dataclass
 class CosineSchedule:
     """Linear warm-up from `start` to `base`, then half a cosine from `base` towards `final`.
 
-    Source: METHOD.md, "Objective and schedules"; golden case d5.
-
     Args:
         base: value at the end of the warm-up.
-        final: value the cosine tends to; it would be reached at step `total_steps`.
+        final: value that the cosine would reach at step `total_steps`.
         total_steps: steps of the whole run, warm-up included.
         warmup_steps: steps of the warm-up; 0 begins at `base`, 1 spends one step at `start`.
         start: value at step 0 of the warm-up.
@@ -39,7 +37,7 @@ class CosineSchedule:
         )
 
     def __call__(self, step: int) -> float:
-        """Value at optimizer step `step`, counted from 0."""
+        """Return the value at optimizer step `step`, counted from 0."""
         assert 0 <= step < self.total_steps, f"step {step} of a run of {self.total_steps}"
         if step < self.warmup_steps:
             return _linear(self.start, self.base, step, self.warmup_steps)
@@ -51,12 +49,12 @@ class CosineSchedule:
 class LinearEpochs:
     """Linear from `start` to `end` over the first epochs, then `end`; constant within an epoch.
 
-    The teacher's temperature moves like this. Source: METHOD.md, "Objective and schedules"; d5.
+    For the teacher's temperature. Reference: `DINOLoss` in `lafs_train.py`.
 
     Args:
         start: value in epoch 0.
         end: value in epoch `warmup_epochs - 1` and in every later one.
-        warmup_epochs: epochs that the way takes; 0 gives `end` throughout, 1 gives `start` once.
+        warmup_epochs: epochs of the warm-up; 0 gives `end` throughout, 1 gives `start` once.
         num_epochs: epochs of the whole run.
     """
 
@@ -66,13 +64,12 @@ class LinearEpochs:
     num_epochs: int
 
     def __post_init__(self) -> None:
-        # Reference: numpy's "negative dimensions are not allowed" says the same less clearly.
         assert 0 <= self.warmup_epochs <= self.num_epochs, (
             f"{self.warmup_epochs} warm-up epochs do not fit a run of {self.num_epochs}"
         )
 
     def __call__(self, epoch: int) -> float:
-        """Value in epoch `epoch`, counted from 0."""
+        """Return the value in epoch `epoch`, counted from 0."""
         assert 0 <= epoch < self.num_epochs, f"epoch {epoch} of a run of {self.num_epochs}"
         if epoch < self.warmup_epochs:
             return _linear(self.start, self.end, epoch, self.warmup_epochs)
@@ -81,20 +78,19 @@ class LinearEpochs:
 
 @dataclass(frozen=True)
 class Staircase:
-    """A value that falls in stairs, constant up to each end; 0 after the last.
+    """A piecewise constant value, 0 after the last piece.
 
     Args:
-        stairs: pairs of the step that ends a stair (exclusive) and the value up to there, in the
-            order of their ends.
+        stairs: pairs of the step that ends a piece (exclusive) and its value, in order.
     """
 
     stairs: tuple[tuple[int, float], ...]
 
     def __call__(self, step: int) -> float:
-        """Value at optimizer step `step`, counted from 0."""
+        """Return the value at optimizer step `step`, counted from 0."""
         return next((value for end, value in self.stairs if step < end), 0.0)
 
 
 def _linear(start: float, end: float, index: int, count: int) -> float:
-    """Value `index` of `count` evenly spaced ones that include both ends; one value is `start`."""
+    """Return value `index` of `count` evenly spaced ones from `start` to `end`; one is `start`."""
     return start if count == 1 else start + (end - start) * index / (count - 1)

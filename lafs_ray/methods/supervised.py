@@ -1,7 +1,6 @@
-"""Supervised training of Part fViT: margin softmax, the landmark CNN learnt or held on the way.
+"""Supervised training of Part fViT: margin softmax, and a regularizer on the landmarks.
 
-Stage 1 (from scratch) and finetuning (stage 3) are one method: what differs is the weights they
-start with. `Supervised` offers the training loop the same parts of a step as `Lafs`.
+Stage 1 (from scratch) and finetuning (stage 3) share this code and differ in their initial weights.
 Shape letters: B images, S image side, N landmarks, D width, C classes.
 """
 
@@ -26,15 +25,15 @@ from lafs_ray.models.partial_fc import PartialFC
 
 
 def to_network_input(images: Tensor) -> Tensor:
-    """Images uint8 [B, H, W, 3], RGB, as networks take them: float32 [B, 3, H, W] in [-1, 1]."""
+    """Convert uint8 images [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1], RGB."""
     assert images.dtype == torch.uint8, images.dtype
     return normalize_pixels(images.permute(0, 3, 1, 2))
 
 
 class SupervisedNetwork(nn.Module):
-    """A transformer on faces and its margin softmax as one module, which DDP can wrap.
+    """A face transformer and its margin softmax as one module, which DDP can wrap.
 
-    DDP is told here to leave the class centers alone, which are each rank's own.
+    DDP ignores the class centers, which differ from rank to rank.
 
     Args:
         model: images to embeddings, over landmarks or the plain grid.
@@ -45,7 +44,7 @@ class SupervisedNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.head = head
-        # DDP has no public way to be told; torchrec uses this one.
+        # DDP has no public function for it; torchrec uses this one too.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
             self, ["head.weight"]
         )
@@ -53,7 +52,7 @@ class SupervisedNetwork(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | MixedLabels
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images float [B, 3, S, S] in [-1, 1] and labels of B images to what a step needs.
+        """Compute the loss of images float [B, 3, S, S] in [-1, 1].
 
         Returns:
             The mean loss of this rank's images; whether an image's own class is the nearest, bool
@@ -66,15 +65,15 @@ class SupervisedNetwork(nn.Module):
 
 
 class Supervised:
-    """One step of supervised training, in the parts between which the training loop stands.
+    """The training step of supervised training, as a `TrainTask`.
 
-    Source: METHOD.md, "Margin softmax and finetuning".
+    Reference: `train_largescale.py`.
 
     Args:
         model: the network; on its device already.
         head: the margin softmax, on the same device.
-        anchor: frozen landmark CNN that the landmarks are held to, on the same device; taken over:
-            set to eval mode, gradients off. None holds them to nothing.
+        anchor: landmark CNN whose landmarks regularize those of `model`, on the same device; set to
+            eval mode, without gradients. None: no regularizer.
     """
 
     def __init__(
@@ -87,53 +86,51 @@ class Supervised:
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
 
     def begin_step(self, step: int) -> None:
-        """Take the classes of this step's softmax from now on, where they are sampled."""
+        """Reseed the sampling of classes for this step."""
         self.trainable.head.begin_step(step)
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of one micro-batch, and the pull on its landmarks.
+        """Return cross-entropy plus landmark regularizer of one micro-batch.
 
         Args:
-            network: `trainable`, as it is or wrapped (DDP, compiled).
+            network: `trainable`, possibly wrapped (DDP, compiled).
             batch: `images` uint8 [B, S, S, 3] and `label` int64 [B]; other entries are ignored.
             hparams: with an anchor `regularizer_weight`, λ; with mix-up `mixup_lam`, 1 for a step
                 that is not mixed; with freezing `landmarks_frozen`, `transformer_frozen`: 0 or 1.
 
         Returns:
-            The scalar loss with its graph, and scalars without: `loss`; `accuracy`, the share of
-            images whose own class has the greatest cosine, without the margin; over landmarks
-            `landmark_spread`, how far a landmark moves from image to image (deviation over the
-            batch, mean over landmarks and axes, pixels): 0 when the landmark CNN ignores the face;
-            and with an anchor `regularizer`, the part of the loss that λ·MSE is, and
-            `landmark_drift_px`, how far landmarks are from the anchor's (mean distance).
+            The scalar loss with its graph, and scalars without: `loss`; `accuracy`, the fraction of
+            images whose own class has the greatest cosine, without the margin; with landmarks
+            `landmark_spread`, a landmark's standard deviation over the batch (mean over landmarks
+            and axes, pixels): 0 when the landmark CNN ignores the face; and with an anchor
+            `regularizer`, the term λ·MSE of the loss, and `landmark_drift_px`, the mean distance of
+            landmarks from the anchor's.
         """
         images = to_network_input(batch["images"])
         labels: Tensor | MixedLabels = batch["label"]
-        share = hparams.get("mixup_lam", 1.0)
-        if share < 1.0:
-            images, labels = mix(
-                images, batch["label"], share, neighbors(len(images), images.device)
-            )
+        lam = hparams.get("mixup_lam", 1.0)
+        if lam < 1.0:
+            images, labels = mix(images, batch["label"], lam, neighbors(len(images), images.device))
         with _eval_mode(*self._frozen_modules(hparams)):
             loss, is_nearest, landmarks = network(images, labels)
         metrics = {"accuracy": is_nearest.float().mean()}
         if landmarks is not None:
-            settled = self._settled_landmarks(images)
-            metrics["landmark_spread"] = settled.std(dim=0, correction=0).mean()
+            eval_landmarks = self._eval_landmarks(images)
+            metrics["landmark_spread"] = eval_landmarks.std(dim=0, correction=0).mean()
             if self.anchor is not None:
                 with torch.no_grad():
                     target = _in_float32(self.anchor, images)
-                metrics["landmark_drift_px"] = (settled - target).norm(dim=-1).mean()
+                metrics["landmark_drift_px"] = (eval_landmarks - target).norm(dim=-1).mean()
                 side = images.shape[-1] - 1
-                pull = F.mse_loss(landmarks / side, target / side) * hparams["regularizer_weight"]
-                metrics["regularizer"] = pull.detach()
-                loss = loss + pull
+                term = F.mse_loss(landmarks / side, target / side) * hparams["regularizer_weight"]
+                metrics["regularizer"] = term.detach()
+                loss = loss + term
         return loss, {"loss": loss.detach(), **metrics}
 
     def before_optimizer(self, epoch: int, hparams: Mapping[str, float]) -> None:
-        """Remove the gradients of what is frozen: AdamW then neither moves nor decays it."""
+        """Remove the gradients of frozen parts: AdamW then neither updates nor decays them."""
         del epoch
         frozen = _frozen(hparams)
         for name, parameter in self.trainable.model.named_parameters():
@@ -141,18 +138,18 @@ class Supervised:
                 parameter.grad = None
 
     def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:
-        """Nothing moves besides what the optimizer moved."""
+        """Do nothing: the optimizer updates everything."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the method has no state beyond `trainable`; the anchor comes with the run."""
+        """Return nothing: `trainable` is all the state; the anchor comes with the run."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state from `state_dict`."""
+        """Restore a `state_dict`."""
         assert not state, f"supervised training keeps no state, found {sorted(state)}"
 
     def _frozen_modules(self, hparams: Mapping[str, float]) -> list[nn.Module]:
-        """Modules that a frozen part keeps in eval mode: no dropout, no moving batch statistics."""
+        """Return the frozen modules, which run in eval mode: no dropout, fixed batch statistics."""
         model, frozen = self.trainable.model, _frozen(hparams)
         modules = [model.transformer, model.dropout] if "transformer" in frozen else []
         if "landmarks" in frozen and isinstance(model, PartFViT):
@@ -160,11 +157,11 @@ class Supervised:
         return modules
 
     @torch.no_grad()
-    def _settled_landmarks(self, images: Tensor) -> Tensor:
-        """Landmarks [B, N, 2] in pixels in eval mode, as pretraining will use the landmark CNN.
+    def _eval_landmarks(self, images: Tensor) -> Tensor:
+        """Return landmarks [B, N, 2] in pixels in eval mode, as pretraining uses the landmark CNN.
 
-        The dropout before its head moves landmarks even where the face does not. This forward is
-        0.06 GMAC an image to the step's 40.
+        In train mode the dropout before its head moves landmarks. This forward costs 0.06 GMAC an
+        image, a step 40.
         """
         model = self.trainable.model
         assert isinstance(model, PartFViT)
@@ -173,7 +170,7 @@ class Supervised:
 
 
 def _frozen(hparams: Mapping[str, float]) -> list[str]:
-    """The parts that this step leaves as they are."""
+    """Return the parts that are frozen in this step."""
     return [part for part in ("landmarks", "transformer") if hparams.get(f"{part}_frozen", 0.0) > 0]
 
 
@@ -185,7 +182,7 @@ def _in_float32(landmarker: Any, images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _eval_mode(*parts: nn.Module) -> Iterator[None]:
-    """Parts of a network in eval mode for a while."""
+    """Run the body with parts of a network in eval mode."""
     modes = [part.training for part in parts]
     for part in parts:
         part.eval()

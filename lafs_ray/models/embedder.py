@@ -1,4 +1,4 @@
-"""A whole face to its embedding: landmarks, patches, transformer, with parts trained apart."""
+"""From a face to its embedding: landmark CNN, patches and transformer in one module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FaceEmbedder(nn.Module):
 
     Args:
         transformer: takes p·p·3 numbers a token.
-        landmark_cnn: images to landmarks; None cuts the grid (DINO-face).
+        landmark_cnn: images to landmarks; None: plain grid patches (DINO-face).
         patch_size: p, in pixels.
     """
 

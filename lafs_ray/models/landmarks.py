@@ -1,8 +1,8 @@
-"""Landmark CNN: image to N points, learnt without landmark labels through the patches cut there.
+"""Landmark CNN: image to N points, learned without landmark labels through the sampled patches.
 
-The published network is a MobileNetV3-Large whose squeeze-excite has no biases and stands before
-the non-linearity, unlike timm's and torchvision's; hence our own trunk. A timm model may replace
-it. Shape letters: B images, N landmarks, S image side in pixels.
+The published network (`face_pre_pro/mobilenet.py`) is a MobileNetV3-Large whose squeeze-excite has
+no biases and precedes the non-linearity, unlike timm's and torchvision's; hence our own trunk. A
+timm model can replace it. Shape letters: B images, N landmarks, S image side in pixels.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _BUILT_IN = "mobilenetv3"
 
 
 def normalize_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
-    """Stretch each image's numbers to span exactly 0…S-1 pixels and pair them up.
+    """Scale each image's numbers to span exactly 0…S-1 pixels, and pair them.
 
-    Minimum and maximum are taken over all 2N numbers together, so x and y share one scale. An image
-    whose numbers are all equal gets zeros: Reference: 0/0, hence NaN in every weight one step on.
+    Minimum and maximum are taken over all 2N numbers, so x and y share one scale. An image whose
+    numbers are all equal gets zeros. Reference: 0/0, hence NaN in every weight one step later.
 
     Args:
         raw: [B, 2N], x and y alternating.
@@ -64,7 +64,7 @@ def normalize_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
 
 
 def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
-    """Run a trunk, average its map over the image, run the head and normalize.
+    """Run a trunk, average its feature map over the image, run the head and normalize.
 
     The head runs in float32 even under autocast: half a bfloat16 step is 0.2 px at 111 px.
 
@@ -150,7 +150,7 @@ class TimmLandmarks(nn.Module):
 def build_landmark_cnn(
     name: str, num_landmarks: int, width: float = 1.0
 ) -> LandmarkCNN | TimmLandmarks:
-    """Make the landmark CNN called `mobilenetv3` (published) or `timm/<name>`.
+    """Build the landmark CNN `mobilenetv3` (published) or `timm/<name>`.
 
     Args:
         name: which network.
@@ -158,7 +158,7 @@ def build_landmark_cnn(
         width: factor on channel counts; only `mobilenetv3` has it.
 
     Raises:
-        ConfigError: the name is unknown, or a width is asked of a timm model.
+        ConfigError: the name is unknown, or a width is given for a timm model.
     """
     if name == _BUILT_IN:
         return LandmarkCNN(num_landmarks, width=width)
@@ -167,13 +167,13 @@ def build_landmark_cnn(
             "landmark CNN",
             found=repr(name),
             expected=f"{_BUILT_IN!r} or '{_TIMM_PREFIX}<name>'",
-            fix=f"write {_TIMM_PREFIX + name!r} if this is a model of timm",
+            fix=f"write {_TIMM_PREFIX + name!r} for a timm model",
         )
     if width != 1.0:
         raise ConfigError(
             f"landmark CNN {name}",
             found=f"width {width}",
-            expected="width 1.0: a timm model comes in the width its name says",
+            expected="width 1.0: a timm model has the width of its name",
             fix=f"choose another timm model, or {_BUILT_IN!r} with this width",
         )
     return TimmLandmarks(name.removeprefix(_TIMM_PREFIX), num_landmarks)
@@ -214,9 +214,9 @@ class _MobileNetV3Trunk(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """Expand, depthwise, squeeze-excite *before* the non-linearity, project; shortcut if it fits.
+    """Expand, depthwise, squeeze-excite *before* the non-linearity, project; with a shortcut.
 
-    The nine places of `conv` are those of published checkpoints (1, 4, 8: batch norm; 5: squeeze).
+    The nine indices of `conv` are those of published checkpoints (1, 4, 8: batch norm; 5: squeeze).
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class _Bottleneck(nn.Module):
 
 
 class _SqueezeExcite(nn.Module):
-    """Gate channels by their means: bias-free, a quarter as bottleneck, hard sigmoid."""
+    """Channel gates from channel means: no bias, a bottleneck of a quarter, hard sigmoid."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -270,22 +270,22 @@ def _scaled(channels: int, width: float) -> int:
 
 
 def infer_width(state: Mapping[str, Tensor]) -> float | None:
-    """The width of the `LandmarkCNN` with tensors of these shapes; None where none has them.
+    """Return the width of the `LandmarkCNN` with tensors of these shapes, None if there is none.
 
-    Channels are rounded up to multiples of 8, so a range of widths makes one network; the answer is
-    the widest of them, which is the one meant wherever a layer needed no rounding.
+    Channels are rounded up to multiples of 8, so a range of widths gives the same network; the
+    result is the largest, which is exact if a layer needed no rounding.
     """
     names = ["stn.features.0.0.weight"]
     nominal = [_STEM_CHANNELS]
     for number, (_, expanded, out, *_) in enumerate(_BLOCKS, start=1):
-        names += [f"stn.features.{number}.conv.{place}.weight" for place in (0, 7)]
+        names += [f"stn.features.{number}.conv.{index}.weight" for index in (0, 7)]
         nominal += [expanded, out]
     if any(name not in state for name in names):
         return None
     actual = [state[name].shape[0] for name in names]
-    widest = min(found / wanted for found, wanted in zip(actual, nominal, strict=True))
-    # The quotient may have been rounded up past the end of the range.
-    for width in (widest, widest * (1 - 1e-12)):
+    largest = min(found / base for found, base in zip(actual, nominal, strict=True))
+    # The quotient may have been rounded up beyond the range.
+    for width in (largest, largest * (1 - 1e-12)):
         if [_scaled(channels, width) for channels in nominal] == actual:
             return width
     return None
@@ -293,17 +293,17 @@ def infer_width(state: Mapping[str, Tensor]) -> float | None:
 
 @torch.no_grad()
 def start_on_grid_(landmark_cnn: LandmarkCNN | TimmLandmarks) -> None:
-    """Make an untrained CNN's landmarks begin near a square grid over the whole image.
+    """Initialize an untrained CNN so that its landmarks are near a square grid over the image.
 
-    Ours: as initialized in the reference, landmarks start scattered at random and short runs learn
-    more slowly (docs/method.md has the figures). Here the head's bias holds the grid, and its
-    weights begin at a tenth, which still moves each landmark with the face from the first step.
+    Ours: the reference's initial landmarks are random, and short runs learn more slowly
+    (docs/method.md has the numbers). Here the head's bias is the grid, and its weights are scaled
+    by 0.1, so that landmarks depend on the face from the first step.
     """
     linear = landmark_cnn.output_layer[1]
     assert isinstance(linear, nn.Linear)
     count = linear.out_features // 2
     side = math.ceil(math.sqrt(count))
-    places = torch.arange(count)
-    grid = torch.stack((places % side, places // side), dim=1) + 0.5
+    cells = torch.arange(count)
+    grid = torch.stack((cells % side, cells // side), dim=1) + 0.5
     linear.bias.copy_((grid / side * 2 - 1).flatten())
     linear.weight.mul_(0.1)

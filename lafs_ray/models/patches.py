@@ -1,8 +1,9 @@
 """Patches of an image: at landmarks (sampled bilinearly, differentiable) and on the plain grid.
 
-Published weights were trained with the reference's sampling, so its two oddities are kept: patches
-are transposed and lie half a pixel off. One `grid_sample` over all landmarks replaces one call per
-landmark. Shape letters: B images, C channels, N landmarks, p patch side, H and W image sides.
+Published weights were trained with the sampling of `face_pre_pro/ViT_face.py`, where patches are
+transposed and half a pixel off; both are kept. One `grid_sample` over all landmarks replaces one
+call per landmark.
+Shape letters: B images, C channels, N landmarks, p patch side, H and W image sides.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def extract_patches(images: Tensor, landmarks: Tensor, patch_size: int = 8) -> T
     Args:
         images: float [B, C, H, W], any range.
         landmarks: float [B, N, 2], pixels, (x, y); positions outside the image are allowed. Give
-            them in float32: bfloat16 cannot tell neighboring pixels apart.
+            them in float32: bfloat16 cannot resolve neighboring pixels.
         patch_size: p, in pixels.
 
     Returns:
@@ -49,7 +50,7 @@ def extract_patches(images: Tensor, landmarks: Tensor, patch_size: int = 8) -> T
 
 
 def grid_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images into non-overlapping patches, row by row, without any resampling.
+    """Split images into non-overlapping patches, row by row, without resampling.
 
     Args:
         images: [B, C, H, W]; H and W are multiples of `patch_size`.

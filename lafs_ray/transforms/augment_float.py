@@ -56,14 +56,14 @@ def crop_views(
     down = torch.from_numpy(rows).to(images.device, torch.float32).unsqueeze(2)
     planes = images.permute(0, 3, 1, 2).to(torch.float32).unsqueeze(1)
     narrowed = (planes @ across.transpose(-1, -2)).round_().clamp_(0, 255)
-    cut = (down @ narrowed).round_().clamp_(0, 255)
-    return cut.reshape(batch * views, 3, size, size)
+    crops = (down @ narrowed).round_().clamp_(0, 255)
+    return crops.reshape(batch * views, 3, size, size)
 
 
 def bicubic_weights(
     start: NDArray[np.int32], length: NDArray[np.int32], source: int, size: int
 ) -> NDArray[np.float64]:
-    """Matrices [..., size, source] that resize pixels start…start+length-1 to `size` pixels.
+    """Return matrices [..., size, source] that resize pixels start…start+length-1 to `size` pixels.
 
     Definition: row i holds k((x + ½ - c) / s) for every pixel x in the range, divided by its sum,
     where c = start + (i + ½)·length/size, s = max(length/size, 1) and k is Keys' cubic, a = -½.
@@ -84,7 +84,7 @@ def change_appearance(views: Tensor, params: ViewParams) -> Tensor:
     """Apply color jitter in each view's own order, then gray, blur and solarize.
 
     Args:
-        views: float32 [M, 3, H, W] in 0…255; left as they are.
+        views: float32 [M, 3, H, W] in 0…255; not modified.
         params: of B images and V views with B·V = M.
 
     Returns:
@@ -95,7 +95,7 @@ def change_appearance(views: Tensor, params: ViewParams) -> Tensor:
     operations = np.hstack((np.where(jitters, order, _NONE), np.where(grays, _GRAY, _NONE)))
     factors = torch.from_numpy(params.jitter_factors.reshape(-1, 4)).to(views.device)
     sigma = params.blur_sigma_px.reshape(-1)
-    group = _Regrouping(views)
+    group = _SortedViews(views)
     for step in range(operations.shape[1]):
         kinds = group.sort(operations[:, step])
         for kind, operation in enumerate(_OPERATIONS):
@@ -113,11 +113,11 @@ def change_appearance(views: Tensor, params: ViewParams) -> Tensor:
     return group.views
 
 
-class _Regrouping:
-    """Views in a changing order; `rows` has the original place of each.
+class _SortedViews:
+    """Views in a changing order; `rows` are their original indices.
 
-    The two buffers take turns, so that the views given stay as they are. Tried on CPU, both no
-    faster: one view after another, and sorting once by the whole order of operations.
+    Two buffers alternate, so that the views given are not modified. Tried on CPU, both no faster:
+    one view after another, and sorting once by the whole order of operations.
     """
 
     def __init__(self, views: Tensor) -> None:
@@ -126,7 +126,7 @@ class _Regrouping:
         self._buffers = [torch.empty_like(views), torch.empty_like(views)]
 
     def sort(self, keys: NDArray[_Key]) -> NDArray[_Key]:
-        """Bring views into ascending order of keys [M], given by original place; sorted keys."""
+        """Sort views by keys [M], which are in the original order; return the sorted keys."""
         order = np.argsort(keys[self.rows], kind="stable")
         index = torch.from_numpy(order).to(self.views.device)
         # index_select copies whole views, 20 times faster than views[index] on CPU.
@@ -137,7 +137,7 @@ class _Regrouping:
 
 
 def luma(views: Tensor) -> Tensor:
-    """PIL's gray value of every pixel, [M, 1, H, W], rounded to whole numbers as there."""
+    """Return PIL's gray value of every pixel, [M, 1, H, W], rounded to whole numbers."""
     red, green, blue = views.chunk(3, dim=1)
     gray = red * LUMA[0]
     return gray.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).round_()
@@ -150,8 +150,8 @@ def brighten_(views: Tensor, factor: Tensor) -> None:
 
 def contrast_(views: Tensor, factor: Tensor) -> None:
     """Move away from (factor > 1) or towards the view's mean gray, in place."""
-    # A sum of at most 256×256 whole numbers below 256 is exact in float32 in every order, so the
-    # pivot, which the reference rounds too, is the same on every device and in every batch.
+    # A sum of at most 256×256 integers below 256 is exact in float32 in every order, so the pivot,
+    # which the reference rounds too, is the same on every device and in every batch.
     height, width = views.shape[-2:]
     assert height * width <= 2**16, (height, width)
     pivot = luma(views).sum(dim=(1, 2, 3), keepdim=True).div_(height * width).add_(0.5).floor_()
@@ -170,12 +170,12 @@ def make_gray_(views: Tensor, _factor: Tensor) -> None:
 
 
 def shift_hue_(views: Tensor, shift: Tensor) -> None:
-    """Turn the hue by a share of the circle, keeping HSV's value and saturation, in place.
+    """Shift the hue by a fraction of the circle, keeping HSV's value and saturation, in place.
 
     Definition for a pixel: (h, s, v) = rgb_to_hsv(r, g, b); rgb = hsv_to_rgb(h + shift, s, v).
-    In sextants and with channels scaled to 0…1 between their least and greatest, a hue lies
-    1 + g + b - r away from red, towards green where g > b. That needs none of the masks of the
-    usual formula, which on CPU cost more than all the rest.
+    In sextants and with channels scaled to 0…1 between their least and greatest, a hue is
+    1 + g + b - r away from red, towards green where g > b. That avoids the masks of the usual
+    formula, which on CPU cost more than the rest.
     """
     red, green, blue = views.unbind(1)
     top = torch.maximum(red, green)
@@ -185,7 +185,7 @@ def shift_hue_(views: Tensor, shift: Tensor) -> None:
     hue = torch.add(green, blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-6)).add_(1)
     hue = torch.copysign(hue, green - blue).add_(6 * shift.squeeze(1))
     hue.sub_((hue * (1 / 6)).floor_().mul_(6))
-    # The share of chroma that each channel has above `low`, as a function of the hue in 0…6.
+    # The fraction of chroma that each channel has above `low`, as a function of the hue in 0…6.
     torch.sub(hue, 3, out=red).abs_().sub_(1)
     torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
     torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
@@ -203,10 +203,10 @@ _OPERATIONS: tuple[Callable[[Tensor, Tensor], None], ...] = (
 
 
 def blur_(views: Tensor, sigma_px: NDArray[np.float32]) -> None:
-    """Gaussian blur with edge pixels repeated, in place.
+    """Blur with a Gaussian, edge pixels repeated, in place.
 
-    Taps are added pair by pair, each only to the views whose kernel reaches it: 2 × 7 passes for
-    the widest kernel, a third of the time of banded matrices.
+    Taps are added in pairs, each only to the views whose kernel includes it: 2 × 7 passes for the
+    widest kernel, a third of the time of banded matrices.
     Reference: PIL approximates the Gaussian of the same standard deviation by three box blurs.
 
     Args:
@@ -228,7 +228,7 @@ def _blur_along(views: Tensor, dim: int, weights: Tensor, counts: list[int]) -> 
     Args:
         views: [M, 3, H, W].
         dim: 2 or 3.
-        weights: [taps, M, 1, 1, 1], from the middle outwards.
+        weights: [taps, M, 1, 1, 1], from the center outwards.
         counts: for every tap, how many of the first views have it.
     """
     length, reach = views.shape[dim], len(counts) - 1

@@ -25,11 +25,11 @@ from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, Vi
 Pixels = NDArray[np.uint8]
 
 LUMA = (0.299, 0.587, 0.114)
-# A Gaussian is cut at three standard deviations: 0.3 % of its weight lies beyond.
+# Gaussians are truncated at three standard deviations: 0.3 % of the weight is beyond.
 BLUR_REACH = 3.0
 SOLARIZE_THRESHOLD = 128
 
-# Matrices that keep a color, and that make it gray.
+# Color matrices: identity, and conversion to gray.
 _COLOR = np.eye(3)
 _GRAY = np.array([LUMA, LUMA, LUMA])
 # OpenCV filters 8-bit images with weights of 8 bits.
@@ -73,7 +73,7 @@ def change_pixels(views: Pixels, params: ViewParams) -> Pixels:
     """`change_appearance` of arrays.
 
     Args:
-        views: uint8 [M, H, W, 3], left as they are.
+        views: uint8 [M, H, W, 3], not modified.
         params: of B images and V views with B·V = M.
 
     Returns:
@@ -91,7 +91,7 @@ def change_pixels(views: Pixels, params: ViewParams) -> Pixels:
             for operation in orders[row]:
                 view = _JITTER[operation](view, factors[row][operation])
         if grays[row]:
-            # One channel until the end: the three would be blurred and solarized alike.
+            # One channel until the end: blur and solarize would give three equal ones.
             view = _pixels(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))
         kernel = kernels[row]
         if kernel is not None:
@@ -112,7 +112,7 @@ def brighten(view: Pixels, factor: float) -> Pixels:
 
 def contrast(view: Pixels, factor: float) -> Pixels:
     """Move away from (factor > 1) or towards the view's mean gray."""
-    # The luma of the mean color: that of every pixel takes a third of the time of all of this.
+    # The luma of the mean color: computing it of every pixel would take a third of the total time.
     red, green, blue, _ = cv2.mean(view)
     pivot = math.floor(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue + 0.5)
     return _pixels(cv2.addWeighted(view, factor, view, 0.0, pivot * (1 - factor)))
@@ -124,8 +124,8 @@ def saturate(view: Pixels, factor: float) -> Pixels:
 
 
 def shift_hue(view: Pixels, shift: float) -> Pixels:
-    """Turn the hue by a share of the circle, keeping HSV's value and saturation."""
-    # In float32: 8 bits would hold hues of 1.4 degrees, as PIL's do, and are slower.
+    """Shift the hue by a fraction of the circle, keeping HSV's value and saturation."""
+    # In float32: 8 bits resolve 1.4 degrees of hue, as PIL does, and are slower.
     hsv = cv2.cvtColor(view.astype(np.float32), cv2.COLOR_RGB2HSV)
     hsv[..., 0] += 360 * (shift % 1)
     return _pixels(cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)))
@@ -134,21 +134,16 @@ def shift_hue(view: Pixels, shift: float) -> Pixels:
 _JITTER = {BRIGHTNESS: brighten, CONTRAST: contrast, SATURATION: saturate, HUE: shift_hue}
 
 
-def make_gray(view: Pixels) -> Pixels:
-    """Replace all channels by the luma."""
-    return _pixels(cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB))
-
-
 def blur(view: Pixels, kernel: NDArray[np.float64]) -> Pixels:
-    """Convolve rows and columns of [H, W] or [H, W, 3] with a kernel; edge pixels repeat."""
+    """Convolve rows and columns of [H, W] or [H, W, 3] with a kernel; edge pixels are repeated."""
     return _pixels(cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE))
 
 
 def blur_kernels(sigma_px: NDArray[np.float32]) -> list[NDArray[np.float64] | None]:
-    """Gaussians as OpenCV filters 8 bits with them: of whole 256ths that add up to one.
+    """Return Gaussian kernels for OpenCV's 8-bit filters: multiples of 1/256 with sum one.
 
     Args:
-        sigma_px: [M], standard deviations; 0 is no blur.
+        sigma_px: [M], standard deviations; 0: no blur.
 
     Returns:
         M kernels of odd length; None where the blur changes nothing.
@@ -160,23 +155,23 @@ def blur_kernels(sigma_px: NDArray[np.float32]) -> list[NDArray[np.float64] | No
     whole[:, 0] = _WEIGHT_UNIT - 2 * whole[:, 1:].sum(axis=1)
     kernel = np.hstack((whole[:, :0:-1], whole)) / _WEIGHT_UNIT
     middle = whole.shape[1] - 1
-    for place, (row, taps) in enumerate(zip(rows.tolist(), reach.tolist(), strict=True)):
-        if kernel[place, middle] < 1:
-            kernels[row] = kernel[place, middle - taps : middle + taps + 1]
+    for index, (row, taps) in enumerate(zip(rows.tolist(), reach.tolist(), strict=True)):
+        if kernel[index, middle] < 1:
+            kernels[row] = kernel[index, middle - taps : middle + taps + 1]
     return kernels
 
 
 def gaussian_weights(
     sigma_px: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Halves of Gaussian kernels, cut at `BLUR_REACH` standard deviations and of sum one.
+    """Return halves of Gaussian kernels, truncated at `BLUR_REACH` standard deviations, sum one.
 
     Args:
         sigma_px: [M], standard deviations, > 0.
 
     Returns:
-        Weights [M, taps] from the middle outwards, 0 beyond a kernel's own reach, and the
-        reaches [M], in pixels.
+        Weights [M, taps] from the center outwards, 0 beyond a kernel's own radius, and the radii
+        [M], in pixels.
     """
     sigma = sigma_px.astype(np.float64)
     reach = np.ceil(BLUR_REACH * sigma).astype(np.int64)
@@ -193,15 +188,15 @@ def solarize(view: Pixels) -> Pixels:
 
 
 def _pixels(found: Any) -> Pixels:
-    """OpenCV's arrays have no types."""
+    """Add the type that OpenCV's arrays lack."""
     pixels: Pixels = found
     return pixels
 
 
 def sample_patches(views: Pixels, landmarks: NDArray[np.float32], patch_size: int) -> Pixels:
-    """`views.extract_tokens` in 8 bits: p×p patches around landmarks, sampled bilinearly.
+    """Sample p×p patches around landmarks bilinearly: `views.extract_tokens` in 8 bits.
 
-    OpenCV 5 samples where it is told; OpenCV 4 moves each sample to the nearest 32nd of a pixel.
+    OpenCV 5 samples exact positions; OpenCV 4 rounds them to 1/32 pixel.
 
     Args:
         views: uint8 [M, S, S, 3].
@@ -217,7 +212,7 @@ def sample_patches(views: Pixels, landmarks: NDArray[np.float32], patch_size: in
     rows = landmarks[..., 1, None] + np.tile(offsets, patch_size)
     samples = np.empty((*columns.shape, 3), dtype=np.uint8)
     for view, x, y, target in zip(views, columns, rows, samples, strict=True):
-        # Of four channels, as a pixel is one word then: with the detour 0.8 × the time.
+        # Four channels, so that a pixel is one word: 0.8 × the time, conversions included.
         four = cv2.cvtColor(view, cv2.COLOR_RGB2RGBA)
         four = cv2.remap(four, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_CONSTANT, _OUTSIDE)
         cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=target)

@@ -1,8 +1,8 @@
-"""The frozen landmark CNN as views and caches run it: fused, batch-invariant and single-threaded.
+"""Inference with the frozen landmark CNN: fused, batch-invariant and single-threaded.
 
 Convolutions change their order of summation with the batch size and, on some CPUs, with the number
-of threads. In groups of a fixed size on one thread an image's landmarks are the same bits in any
-batch and any process of one machine class, so those of a cache are those of a run.
+of threads. With a fixed batch size on one thread an image's landmarks are bitwise the same in any
+batch and process on one type of machine, and so in a landmark cache and in a run.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lafs_ray.models.input_range import normalize_pixels
 
-# A last group is filled up with zeros. On one core 16 images cost 10 % less each than 8 and as much
-# as 32; single ones cost three times as much.
+# The last group is padded with zeros. On one core an image costs 10 % less in groups of 16 than of
+# 8, as much as of 32; alone it costs three times as much.
 LANDMARK_GROUP = 16
 
-# glibc's numbers of what `mallopt` sets, and bytes: the largest block that is not mapped by itself
-# (its own limit), and the memory that stays with the process when its last blocks are freed.
-_MMAP_THRESHOLD, _LARGEST_BLOCK = -3, 32 << 20
-_TRIM_THRESHOLD, _KEPT = -1, 256 << 20
+# Parameters of glibc's `mallopt` and values in bytes: the largest block that is not mapped
+# separately (glibc's maximum), and the freed memory at the top of the heap that is kept.
+_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 32 << 20
+_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES = -1, 256 << 20
 
 
 class LandmarkPredictor:
-    """Finds landmarks without gradients.
+    """Landmark prediction without gradients.
 
     Args:
         network: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; copied.
-        device: where to compute.
+        device: runs the network.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -45,7 +45,7 @@ class LandmarkPredictor:
 
     @torch.no_grad()
     def __call__(self, planes: Tensor) -> Tensor:
-        """Landmarks [M, N, 2] of images [M, 3, S, S] in 0…255 on the device."""
+        """Predict landmarks [M, N, 2] of images [M, 3, S, S] in 0…255 on the device."""
         found = []
         with single_threaded():
             for start in range(0, len(planes), LANDMARK_GROUP):
@@ -76,23 +76,24 @@ def single_threaded() -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let each thread of this process keep up to 256 MB that it frees; whether that could be asked.
+    """Keep up to 256 MB of freed memory in the process; return whether the C library supports it.
 
-    The network's maps are of a few MB. glibc returns such memory to the system and gets it back
-    page by page, for up to a fifth of the network's time. Other C libraries are left alone.
+    The network's feature maps have a few MB. glibc returns such blocks to the system and gets them
+    back page by page, for up to a fifth of the network's time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, _KEPT))
+    is_set = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+    return bool(is_set and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
 
 
 def fused(network: nn.Module) -> nn.Module:
-    """A frozen copy in eval mode whose batch norms are part of the convolutions before them.
+    """Return a frozen copy in eval mode with batch norms fused into the convolutions before them.
 
-    The same function up to float32 rounding: landmarks move by some 1e-4 pixels. What follows a
-    convolution works in its memory, as fresh pages cost a quarter of the network's time.
+    Equal up to float32 rounding: landmarks move by some 1e-4 pixels. Activations after a
+    convolution work in place, as new pages cost a quarter of the network's time.
     """
     network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
     for sequence in network.modules():

@@ -1,8 +1,8 @@
-"""RandAugment on labeled faces: timm's operations, driven record by record.
+"""RandAugment on labeled faces: timm's operations, seeded for each record.
 
-timm draws from Python's and NumPy's global generators. Here both are seeded from (seed, epoch,
-shard, key) before each image and put back after a batch, so that the result depends on the record
-alone and nobody else notices. Seeding is 0.03 ms of the 0.7 ms that an image takes (CPU time).
+timm uses Python's and NumPy's global generators. Here both are seeded from (seed, epoch, shard,
+key) before each image and restored after a batch: the result depends only on the record. Seeding
+takes 0.03 ms of the 0.7 ms for an image (CPU time).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _STREAM = 0x72616E64
 
 
 class RandAugment:
-    """Two operations out of timm's 15 of increasing severity, each applied with probability 0.5.
+    """Two of timm's 15 operations with increasing severity, each applied with probability 0.5.
 
-    Source: METHOD.md, "Margin softmax and finetuning"; golden/README.md, j.
+    Reference: `util/rand_aa_face.py`; timm's `rand_augment_transform`.
 
     Args:
         magnitude: M of `rand-mM-mstd0.5-inc1`, 0…9; the paper has 2 (MS1MV3) and 1 (WebFace4M).
@@ -36,7 +36,7 @@ class RandAugment:
         import_timm()
         timm_augment = importlib.import_module("timm.data.auto_augment")
         self._seed = seed
-        # Drawn magnitudes end at 9: at 10 timm asks for 0 bits, which Pillow 13 refuses.
+        # Magnitudes are limited to 9: at 10 timm posterizes to 0 bits, which Pillow 13 refuses.
         self.transform: Callable[[Image.Image], Image.Image] = timm_augment.rand_augment_transform(
             f"rand-m{magnitude}-mstd0.5-mmax9-inc1", hparams={}
         )
@@ -68,7 +68,7 @@ class RandAugment:
 
 @contextlib.contextmanager
 def _global_generators_kept() -> Iterator[None]:
-    """Put the global generators back to where they were."""
+    """Restore the global generators' states after the body."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

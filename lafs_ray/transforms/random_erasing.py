@@ -1,4 +1,4 @@
-"""Random erasing: a black rectangle over part of a labeled face, drawn record by record."""
+"""Random erasing: a black rectangle on a labeled face, a function of seed and record."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def erase_(
     shard: Records,
     key: Records,
 ) -> None:
-    """Blacken one rectangle of each image drawn, in place, as torchvision's RandomErasing draws it.
+    """Blacken a rectangle in some of the images, in place, with torchvision's distribution.
 
-    The area is uniform, the aspect log-uniform in 0.3…3.3, the place uniform. What an image gets
-    depends on (seed, epoch, shard, key) alone. Source: METHOD.md, "Margin softmax and finetuning".
+    The area is uniform, the aspect log-uniform in 0.3…3.3, the position uniform; a function of
+    (seed, epoch, shard, key). Reference: `RandomErasing` in torchvision.
 
     Args:
         images: uint8 [B, S, S, 3].
         probability: of a rectangle.
-        area: its share of the image, least and greatest.
+        area: its fraction of the image, least and greatest.
         seed: the run's seed.
         epoch: [B], ≥ 0.
         shard: [B], number of the record's file, ≥ 0.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lafs_ray.models import partial_fc
 from lafs_ray.models.heads import MarginKind, MixedLabels, with_margin
-from lafs_ray.models.partial_fc import PartialFC, class_range
+from lafs_ray.models.partial_fc import PartialFC, shard_bounds
 from tests.models.margin_softmax import MarginSoftmax
 from tests.ranks import on_ranks
 
@@ -216,54 +216,6 @@ def samples_of(values: Tensor | MixedLabels, rank: int, num_ranks: int) -> list[
     return samples
 
 
-@pytest.mark.parametrize(
-    ("rate", "count"), [(0.01, 1), (0.07, 7), (0.5, 50), (0.505, 51), (1.0, 100)]
-)
-def test_sample__has_the_positives_and_a_count_that_is_exact(rate: float, count: int) -> None:
-    """⌈r · classes⌉ classes, all of the batch's own among them; more where these alone are more."""
-    for num_present in (0, 1, 7, 60):
-        generator = torch.Generator().manual_seed(num_present)
-        present = torch.randperm(100, generator=generator)[:num_present]
-        head = PartialFC(2, 200, sample_rate=rate, rank=0, num_ranks=2)
-        # Classes of the other rank, and some classes twice, make no difference.
-        sample = head.sample(torch.cat([present, present[:3], torch.arange(100, 200)])[:, None])
-        assert len(sample) == max(count, num_present)
-        assert torch.equal(sample, sample.unique())
-        assert torch.isin(present, sample).all()
-
-
-def test_sample__is_a_function_of_seed_step_and_rank() -> None:
-    """Drawn again it is the same, whatever torch's own generator does, which it leaves alone."""
-
-    def draw(seed: int = 0, step: int = 0, rank: int = 0) -> list[int]:
-        head = PartialFC(2, 4000, sample_rate=0.1, seed=seed, rank=rank, num_ranks=2)
-        head.begin_step(step)
-        return head.sample(torch.tensor([[5], [2005]])).tolist()
-
-    torch.manual_seed(0)
-    first = draw()
-    assert draw() == first
-    others = [draw(seed=1), draw(step=1), draw(rank=1)]
-    assert all(len(set(first) & set(other)) < 100 for other in others), "a tenth by chance: 20"
-    head = PartialFC(2, 4000, sample_rate=0.1)
-    state = torch.get_rng_state()
-    head.sample(torch.tensor([[5]]))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_sample__takes_every_other_class_equally_often() -> None:
-    """Over many steps the classes that are not in the batch come with equal frequency."""
-    head = PartialFC(2, 20, sample_rate=0.25)
-    counts = torch.zeros(20)
-    for step in range(2000):
-        head.begin_step(step)
-        counts[head.sample(torch.tensor([[3], [11]]))] += 1
-    assert counts[[3, 11]].tolist() == [2000, 2000]
-    others = counts[[c for c in range(20) if c not in (3, 11)]]
-    # Three of 18 places: 333 ± 17; five deviations.
-    assert (others - 2000 / 6).abs().max() < 5 * math.sqrt(2000 * 5 / 36)
-
-
 def test_loss__far_from_its_own_class() -> None:
     """ArcFace beyond the angle where it turns into a line, and an embedding on its class."""
     generator = torch.Generator().manual_seed(0)
@@ -346,10 +298,10 @@ def test_start__does_not_depend_on_the_number_of_ranks(
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_class_range__covers_all_classes_once() -> None:
+def test_shard_bounds__covers_all_classes_once() -> None:
     """Ranges follow each other without a gap and differ by one class at most."""
     for num_classes, num_ranks in itertools.product((5, 8, 11, 100), (1, 2, 3, 5)):
-        ranges = [class_range(num_classes, rank, num_ranks) for rank in range(num_ranks)]
+        ranges = [shard_bounds(num_classes, rank, num_ranks) for rank in range(num_ranks)]
         assert [each for start, stop in ranges for each in range(start, stop)] == list(
             range(num_classes)
         )

@@ -26,6 +26,11 @@ def planes(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).contiguous()
 
 
+def make_gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Replace all channels by the luma."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
 def with_noise() -> NDArray[np.uint8]:
     """Two smooth images; one of noise, in which neighbors differ most; a white and a black one."""
     images = smooth_images(5)
@@ -52,7 +57,7 @@ def distance(found: list[NDArray[np.uint8]], expected: Tensor) -> NDArray[np.flo
             (0.0, 0.1, -0.1, 0.5, -0.5, 0.03),
             0.51,
         ),
-        (lambda view, _: augment_uint8.make_gray(view), augment_float.make_gray_, (0.0,), 1.0),
+        (lambda view, _: make_gray(view), augment_float.make_gray_, (0.0,), 1.0),
     ],
 )
 def test_color__is_its_definition(
@@ -113,8 +118,7 @@ def test_gray_views__are_changed_as_color_ones_are() -> None:
     (kernel,) = augment_uint8.blur_kernels(sigma[0])
     assert kernel is not None
     expected = [
-        augment_uint8.solarize(augment_uint8.blur(augment_uint8.make_gray(image), kernel))
-        for image in images
+        augment_uint8.solarize(augment_uint8.blur(make_gray(image), kernel)) for image in images
     ]
     np.testing.assert_array_equal(augment_uint8.change_pixels(images, one), np.stack(expected))
 

@@ -1,7 +1,7 @@
-"""A face embedder as a file for other programs: torch.export, ONNX, or a weights file.
+"""Export a face embedder for other programs: torch.export, ONNX, or a weights file.
 
-Each file is checked before it gets its name: read back and run on drawn faces, it has to give the
-embeddings of our own network. Each says inside what goes in: side, range, color order, alignment.
+Each file is verified before it is written: loaded and run on synthetic faces, it has to give the
+embeddings of our own network. Its metadata name image side, range, color order and alignment.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ FILES = {
     "torch_export": "embedder.pt2",
 }
 TOLERANCE = 1e-4
-"""Largest difference of an embedding's number, as a share of the largest number there is.
+"""Largest allowed difference of an embedding, relative to its largest absolute value.
 
-The same sums in another order: up to 1e-6 was measured. Mistakes, on the same networks: colors
-swapped 0.1 and more, half the input range 0.05 and more, half a pixel 1e-3 and more.
+Sums in another order give up to 1e-6. Errors, on the same networks, give more: colors swapped 0.1,
+half the input range 0.05, half a pixel 1e-3.
 """
 
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
-_OPSET = 18  # GridSample came with 16, the exporter's own level is 18
+_OPSET = 18  # the exporter's default; GridSample needs 16
 _INPUTS = {
     "float32": "images: float32 [batch, 3, 112, 112] RGB in [-1, 1]",
-    "uint8": "images: uint8 [batch, 112, 112, 3] RGB 0…255; brought to [-1, 1] inside",
+    "uint8": "images: uint8 [batch, 112, 112, 3] RGB 0…255; scaled to [-1, 1] inside",
 }
 _METADATA_FILE = "lafs_ray.json"
-_CHECKED_FACES = 5
+_NUM_FACES = 5
 
 
 class ExportedEmbedder(nn.Module):
-    """What is traced: the embedder, and for uint8 what brings pixels into its range.
+    """The traced module: the embedder, and for uint8 input the conversion of pixels.
 
     Args:
         network: takes [B, 3, S, S] in [-1, 1].
-        kind: of the input.
+        kind: type of the input.
     """
 
     def __init__(self, network: FaceEmbedder, kind: Input) -> None:
@@ -71,17 +71,17 @@ class ExportedEmbedder(nn.Module):
         self.network, self.kind = network, kind
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images as `kind` says to embeddings [B, D]."""
+        """Images of type `kind` to embeddings [B, D]."""
         if self.kind == "uint8":
             images = normalize_pixels(images.permute(0, 3, 1, 2))
         return self.network(images)  # type: ignore[no-any-return]
 
 
 def require_format(name: str) -> None:
-    """Refuse a format that is unknown, or whose packages are not installed.
+    """Check that a format is known and its packages are installed.
 
     Raises:
-        ConfigError: with what to install.
+        ConfigError: otherwise, with the packages to install.
     """
     if name not in FILES:
         raise ConfigError(
@@ -92,7 +92,7 @@ def require_format(name: str) -> None:
         raise ConfigError(
             "format onnx",
             found=f"no package {', '.join(absent)}",
-            expected=f"{', '.join(_EXTRA)}: to write the file and to check it",
+            expected=f"{', '.join(_EXTRA)}, to write the file and to verify it",
             fix="pip install 'lafs-ray[export]' (in a checkout: pip install -e '.[export]')",
         )
 
@@ -105,21 +105,21 @@ def export_embedder(
     kind: Input = "float32",
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Write one file, after a check that it embeds as our network does.
+    """Write one file, after verifying its embeddings against our network's.
 
     Args:
         weights: of a network that embeds whole faces.
-        uri: where to write.
-        name: the format, see `FILES`.
-        kind: of the input; a weights file has none.
+        uri: the file to write.
+        name: the format, a key of `FILES`.
+        kind: type of the input; a weights file has none.
         tolerance: largest difference allowed, see `TOLERANCE`.
 
     Returns:
         The largest difference found.
 
     Raises:
-        CheckpointError: the file would embed faces differently, or the weights lack a part.
-        ConfigError: the format is unknown or needs packages that are not there.
+        CheckpointError: the file's embeddings differ, or the weights lack a part.
+        ConfigError: the format is unknown or needs packages that are not installed.
     """
     require_format(name)
     network = weights.embedder().requires_grad_(requires_grad=False)
@@ -134,7 +134,7 @@ def export_embedder(
     if not difference <= tolerance:
         raise CheckpointError(
             f"{uri} (not written)",
-            found=f"embeddings that differ by {difference:.1e} of the largest number",
+            found=f"embeddings that differ by {difference:.1e} of the largest value",
             expected=f"at most {tolerance:.0e}",
             fix="report it with the versions of torch, onnx and onnxruntime",
         )
@@ -145,24 +145,24 @@ def export_embedder(
 
 @torch.inference_mode()
 def largest_difference(module: ExportedEmbedder, run: Run) -> float:
-    """Between two embedders on drawn faces, one by one and as a batch.
+    """Compare two embedders on synthetic faces, one by one and as a batch.
 
     Returns:
-        The largest difference of a number, as a share of the largest number; NaN where the other
+        The largest absolute difference, relative to the largest absolute value; NaN if the other
         embedder gives NaN.
 
     Raises:
         CheckpointError: our own network's embeddings are not finite.
     """
-    faces = contact_sheet(0, range(_CHECKED_FACES), 1)
-    images = _as_input(faces.reshape(_CHECKED_FACES, IMAGE_SIZE, IMAGE_SIZE, 3), module.kind)
+    faces = contact_sheet(0, range(_NUM_FACES), 1)
+    images = _as_input(faces.reshape(_NUM_FACES, IMAGE_SIZE, IMAGE_SIZE, 3), module.kind)
     expected = module(images)
     if not expected.isfinite().all():
         raise CheckpointError(
-            "embeddings of drawn faces",
-            found="nan or infinity, by the network that is to be exported",
+            "embeddings of synthetic faces",
+            found="nan or infinity, from the network to export",
             expected="finite numbers",
-            fix="the weights are damaged or have diverged: take another checkpoint",
+            fix="the weights are damaged or have diverged: use another checkpoint",
         )
     found = torch.stack([run(images), torch.cat([run(image[None]) for image in images])])
     return float((found - expected).abs().max() / expected.abs().max())
@@ -174,9 +174,9 @@ def _as_input(faces: NDArray[np.uint8], kind: Input) -> Tensor:
 
 
 def _trace(module: ExportedEmbedder) -> torch.export.ExportedProgram:
-    # Two faces: a batch of one would be taken for a constant.
+    # Two faces: a batch of one would become a constant.
     example = _as_input(np.zeros((2, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8), module.kind)
-    # torch 2.6 wants an end to the number of images.
+    # torch 2.6 requires an upper bound.
     batch = {"images": {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}}
     return torch.export.export(module, (example,), dynamic_shapes=batch)
 
@@ -184,7 +184,7 @@ def _trace(module: ExportedEmbedder) -> torch.export.ExportedProgram:
 def _safetensors(
     module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]
 ) -> tuple[bytes, Run]:
-    del module, header  # the file has a description of its own
+    del module, header  # the file has its own description
     content = encode_weights(weights.without_heads())
     state = published_state(load_safetensors(content))
     again = NetworkWeights(weights.architecture, state, weights.source)
@@ -208,7 +208,7 @@ def _onnx(
     traced = _trace(module)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's exporter about torch itself
+            warnings.simplefilter("ignore")  # deprecations inside torch's exporter
             program: Any = torch.onnx.export(
                 traced,
                 input_names=["images"],
@@ -217,7 +217,7 @@ def _onnx(
                 dynamo=True,
                 verbose=False,
             )
-    # Of torch 2.6's exporter, which cannot take the network to ONNX's operations.
+    # torch 2.6 cannot translate the network to ONNX operators.
     except torch.onnx.OnnxExporterError as error:
         raise ConfigError(
             "format onnx",

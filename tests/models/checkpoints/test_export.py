@@ -129,7 +129,7 @@ def test_export_embedder__that_computes_something_else(
     monkeypatch.setitem(export._MAKERS, "safetensors", wrong)
     with pytest.raises(CheckpointError, match=r"a.safetensors \(not written\)") as caught:
         export_embedder(made, str(path), "safetensors")
-    assert caught.value.found == "embeddings that differ by 1.0e-02 of the largest number"
+    assert caught.value.found == "embeddings that differ by 1.0e-02 of the largest value"
     assert list(tmp_path.iterdir()) == []
 
 
