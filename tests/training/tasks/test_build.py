@@ -14,7 +14,7 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.mixup import MixupSchedule
-from lafs_ray.models.fvit import build_fvit
+from lafs_ray.models.fvit import FViT
 from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.loop import TrainState
@@ -71,7 +71,7 @@ PASSED_ON: list[tuple[type[Section], Any, set[str]]] = [
     (Head, DINOHead, set()),
     (MarginLoss, PartialFC, set()),
     (Mixup, MixupSchedule, set()),
-    (Model, build_fvit, {"patch_size", "landmark_cnn", "landmark_cnn_width", "landmark_start"}),
+    (Model, FViT, {"patch_size", "landmark_cnn", "landmark_cnn_width", "landmark_start"}),
 ]
 
 

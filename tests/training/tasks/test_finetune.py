@@ -227,7 +227,7 @@ def test_schedules__of_what_is_switched_off_are_absent() -> None:
 def test_build_supervised__margin(kind: str, scale: float) -> None:
     """Kind, scale and margin of the loss are the configured ones."""
     overrides = [f"margin.kind={kind}", f"margin.scale={scale}", "margin.margin=0.3"]
-    method = built(finetune(*overrides), 12).method
+    method = built(finetune(*overrides), 12).task
     assert isinstance(method, Supervised)
     head = method.trainable.head
     assert (head.kind, head.scale, head.margin) == (kind, scale, 0.3)
