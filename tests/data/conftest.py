@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lafs_ray.data.io import filesystem, s3
+from tests.data.record_sets import INSIGHTFACE
 from tests.data.remote import put
 from tests.object_store import ObjectStore
 from tests.object_store import object_store as serve
@@ -52,3 +54,11 @@ def on_s3(server: ObjectStore, on_disk: Path) -> str:
     for path in sorted(on_disk.iterdir()):
         put(server.uri(f"faces/set/{path.name}"), path.read_bytes())
     return server.uri("faces/set")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    for name in ("train.rec", "train.idx"):
+        shutil.copy(INSIGHTFACE / name, tmp_path)
+        (tmp_path / name).chmod(0o644)
+    return tmp_path / "train.rec"
