@@ -1,4 +1,4 @@
-"""Reader of the golden cases under tests/golden (recorded from the reference implementation)."""
+"""Reader of tests/golden: inputs and outputs recorded from the released code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent / "golden"
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One recorded case: hyper-parameters and rules, inputs, outputs and network parameters."""
+    """One recording: hyperparameters and tolerances, inputs, outputs and network parameters."""
 
     meta: dict[str, Any]
     inputs: dict[str, NDArray[Any]]
@@ -34,7 +34,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _params(path: Path) -> dict[str, NDArray[Any]]:
-    """Parameters; an int8 array has a `<name>::scale` sibling and stands for int8 × scale."""
+    """Read parameters; int8 arrays are multiplied by their `<name>::scale`."""
     raw = _arrays(path)
     return {
         name: (
@@ -61,7 +61,7 @@ def load_case(name: str) -> GoldenCase:
 
 
 def golden_head(case: GoldenCase, role: str) -> DINOHead:
-    """The recorded DINO head of the `student` or the `teacher`."""
+    """Build the recorded DINO head of the `student` or the `teacher`."""
     meta, prefix = case.meta, f"{role}/"
     head = DINOHead(
         meta["in_dim"],
@@ -82,12 +82,12 @@ def golden_head(case: GoldenCase, role: str) -> DINOHead:
 
 
 def to_unit_range(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 0…255 to float32 in [-1, 1], in the reference's order of operations."""
+    """Convert uint8 0…255 to float32 in [-1, 1], in the released code's order of operations."""
     return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 
 
 def mixed_labels(soft: NDArray[np.float32]) -> MixedLabels:
-    """Dense soft targets [B, C] of at most two classes a row, as our heads take them."""
+    """Convert dense soft targets [B, C] of at most two classes a row to `MixedLabels`."""
     assert ((soft > 0).sum(axis=1) <= 2).all(), "a mixture of three"
     share, classes = torch.from_numpy(soft).topk(2, dim=1)
     return MixedLabels(classes[:, 0], classes[:, 1], share[:, 0])

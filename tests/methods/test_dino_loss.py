@@ -41,7 +41,7 @@ def naive_loss(
 
 
 @pytest.mark.parametrize("name", HEAD_CASES)
-def test_dino_loss__golden(name: str) -> None:
+def test_dino_loss__released_code(name: str) -> None:
     """Loss, center and every gradient of two recorded steps, head included."""
     case = load_case(name)
     meta, tol = case.meta, case.meta["tol"]
@@ -169,7 +169,7 @@ def test_center__forgets_a_step_once_it_is_done() -> None:
 
 
 def rank_of_case_d9(rank: int, num_ranks: int) -> dict[str, np.ndarray]:
-    """One rank of case d9: its losses, and the center after every step."""
+    """One rank of the recorded `DINOLoss` (`lafs_train.py`): losses, and centers of all steps."""
     assert num_ranks == 2
     case = load_case("d9_loss_2ranks")
     out = {}

@@ -74,7 +74,7 @@ def step(lafs: Lafs, optimizer: torch.optim.Optimizer, batches: list[dict[str, T
 
 
 class Replay:
-    """Case e1: the recorded views, draws and weights, driven through our own step."""
+    """The recorded views and weights of `train_one_epoch` (`lafs_train.py`), in our own step."""
 
     def __init__(self, case: GoldenCase) -> None:
         self.case, self.cfg = case, case.meta["cfg"]
@@ -150,7 +150,7 @@ class Replay:
         landmarks["local"] = local.gather(1, slots)
         for name, found in landmarks.items():
             recorded = self.case.outputs[f"landmarks_{name}_{index}"]
-            # Pixels; the landmark CNN's own golden tolerance is looser than this.
+            # Pixels; the tolerance of the recorded landmark CNN is larger.
             np.testing.assert_allclose(found, recorded, rtol=0, atol=1e-3)
         global_tokens = [
             extract_patches(augmented[v], landmarks[f"global{v + 1}"]) for v in range(2)
@@ -187,7 +187,7 @@ def check_sums(network: nn.Module, names: list[str], recorded: np.ndarray, tol: 
         np.testing.assert_allclose(found, expected, rtol=0, atol=tol, err_msg=name)
 
 
-def test_lafs__golden_steps() -> None:
+def test_lafs__steps_of_the_released_code() -> None:
     """Four recorded steps, images to weights: every number within the case's own tolerances."""
     case = load_case("e1_lafs_steps")
     out, tol = case.outputs, case.meta["tol"]

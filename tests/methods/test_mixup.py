@@ -12,7 +12,7 @@ CASE = load_case("f3_mixup")
 
 @pytest.mark.parametrize("call", range(6))
 def test_mix__recorded_batches(call: int) -> None:
-    """Case f3: images and dense labels of the reference for its λ and its partner, the reverse."""
+    """`util/mixup_my.py`: the recorded images and dense labels, with its λ and reversed partner."""
     images, labels = (torch.from_numpy(CASE.inputs[f"{name}_{call}"]) for name in "xy")
     partner = torch.arange(len(labels)).flip(0)
     mixed, targets = mix(images, labels, float(CASE.inputs[f"lam_{call}"]), partner)
@@ -26,7 +26,7 @@ def test_mix__recorded_batches(call: int) -> None:
 
 
 def test_mix__recorded_shares_are_of_both_kinds() -> None:
-    """Case f3 holds mixed and unmixed batches, so that the test above sees both."""
+    """The recorded batches are mixed and unmixed ones: the test above covers both."""
     shares = [float(CASE.inputs[f"lam_{call}"]) for call in range(6)]
     assert {share == 1.0 for share in shares} == {True, False}
 

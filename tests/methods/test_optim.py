@@ -59,7 +59,7 @@ def names_of(module: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
     return [by_id[id(parameter)] for parameter in parameters]
 
 
-def test_clip_each__golden() -> None:
+def test_clip_each__released_code() -> None:
     """Each gradient is clipped by its own norm; small and zero gradients keep every bit."""
     module = recorded_module()
     norms = clip_each_(module.parameters(), CASE.meta["clip"])
@@ -86,7 +86,7 @@ def test_clip_each__infinite_gradient_stays_visible() -> None:
     assert parameter.grad.isnan().any()
 
 
-def test_parameter_groups__golden() -> None:
+def test_parameter_groups__released_code() -> None:
     """The two groups of the recorded module, in order, the frozen weight_g in neither."""
     module = recorded_module()
     groups = parameter_groups(module, 0.04)
@@ -107,7 +107,7 @@ def test_parameter_groups__full_size_names() -> None:
 
 
 @pytest.mark.parametrize("epoch", CASE.meta["epochs"])
-def test_cancel_gradients__golden(epoch: int) -> None:
+def test_cancel_gradients__released_code(epoch: int) -> None:
     """While the last layer is frozen its gradients are None and all others are untouched."""
     module = recorded_module()
     if epoch < CASE.meta["freeze_last_layer"]:

@@ -13,7 +13,7 @@ TOL = {"abs": CASE.meta["tol"]["atol"], "rel": CASE.meta["tol"]["rtol"]}
 
 
 @pytest.mark.parametrize("index", range(len(CASE.meta["sched"])))
-def test_cosine__golden(index: int) -> None:
+def test_cosine__released_code(index: int) -> None:
     """Every step of the reference's tables of learning rate, weight decay and momentum."""
     spec = CASE.meta["sched"][index]
     expected = CASE.outputs[f"sched_{index}"]
@@ -27,7 +27,7 @@ def test_cosine__golden(index: int) -> None:
 
 
 @pytest.mark.parametrize("index", range(len(CASE.meta["temp"])))
-def test_linear_epochs__golden(index: int) -> None:
+def test_linear_epochs__released_code(index: int) -> None:
     """Every epoch of the reference's tables of the teacher's temperature."""
     spec = CASE.meta["temp"][index]
     expected = CASE.outputs[f"temp_{index}"]
@@ -70,7 +70,7 @@ def test_cosine__constant_when_base_is_final() -> None:
 
 
 def test_cosine__warm_up_of_the_whole_run() -> None:
-    """A run may be all warm-up: no step of the cosine is asked for."""
+    """A run may be all warm-up: the cosine has no step."""
     schedule = CosineSchedule(base=1.0, final=0.0, total_steps=3, warmup_steps=3)
     assert [schedule(step) for step in range(3)] == [0.0, 0.5, 1.0]
 

@@ -1,4 +1,4 @@
-"""`skip_update`: on the device, it makes a step leave everything as it is."""
+"""`skip_update`: a step that changes nothing, decided on the device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def states(module: nn.Module, optimizer: RowAdamW) -> list[Tensor]:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_row_adamw__state_from_another_device(fused: bool) -> None:
-    """With the state of an optimizer of the other kind it stays of its own kind, and holds."""
+    """With a state of the other implementation it keeps its own, and skips updates."""
 
     def made(fused: bool) -> tuple[nn.Linear, RowAdamW]:
         module = network()
@@ -50,12 +50,12 @@ def test_row_adamw__state_from_another_device(fused: bool) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
-def test_row_adamw__held_steps_leave_no_trace(fused: bool, sparse: bool) -> None:
-    """Weights, moments and counts stay bit by bit, whatever the gradients; later steps go on."""
-    held, plain = network(), network()
+def test_row_adamw__skipped_steps_change_nothing(fused: bool, sparse: bool) -> None:
+    """Weights, moments and counts stay bitwise the same for any gradients; later steps continue."""
+    skipping, plain = network(), network()
     steps: list[tuple[nn.Linear, RowAdamW]] = [
         (module, RowAdamW(parameter_groups(module, 0.1), lr=0.1, fused=fused))
-        for module in (held, plain)
+        for module in (skipping, plain)
     ]
 
     def step(module: nn.Linear, optimizer: RowAdamW, scale: float, skip_update: Tensor) -> None:
@@ -83,8 +83,8 @@ def test_row_adamw__held_steps_leave_no_trace(fused: bool, sparse: bool) -> None
     assert not torch.equal(states(*steps[0])[0], before[0])
 
 
-def test_teacher_and_center__held() -> None:
-    """The teacher stays as it is, and so does a center that has seen scores that are not finite."""
+def test_teacher_and_center__skipped_step() -> None:
+    """The teacher is unchanged, and so is a center after non-finite scores."""
     teacher, student = network(), nn.Linear(5, 3)
     before = copy.deepcopy(teacher.state_dict())
     ema_update_(teacher, student, 0.9, SKIP)
@@ -107,7 +107,7 @@ def test_teacher_and_center__held() -> None:
 
 
 def test_gradient_norms__dense_and_sparse() -> None:
-    """One norm for each gradient, of a sparse one that of its rows; none where there is none."""
+    """One norm for each gradient, of a sparse one that of its rows; none without a gradient."""
     parameters: list[Any] = [nn.Parameter(torch.zeros(4, 2)) for _ in range(3)]
     parameters[0].grad = torch.full((4, 2), 2.0)
     rows = torch.tensor([[1, 3]])

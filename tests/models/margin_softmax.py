@@ -1,4 +1,4 @@
-"""Margin softmax over all classes in one process: the definition that Partial FC is held to."""
+"""Margin softmax over all classes in one process: the reference for Partial FC's tests."""
 
 from __future__ import annotations
 

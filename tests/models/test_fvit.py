@@ -75,7 +75,7 @@ def test_part_fvit__recorded_case() -> None:
     model.load_state_dict(state, strict=True)
     images = _images(case)
     with torch.no_grad():
-        # 0.015 px is the landmark tolerance of case b1, whose CNN this is.
+        # 0.015 px: the tolerance of the recorded landmarks of the same CNN (tests/golden/b1_*).
         np.testing.assert_allclose(
             model.landmarks(images).numpy(), case.outputs["landmarks"], rtol=0, atol=0.015
         )

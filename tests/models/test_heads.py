@@ -183,7 +183,7 @@ def test_margin_softmax__loss_equals_the_dense_one(
 
 @pytest.mark.parametrize("labels", ["int", "soft"])
 def test_margin_softmax__recorded_loss_and_gradients(labels: str) -> None:
-    """Case f1: logits, cross-entropy and both gradients, for class numbers and soft labels."""
+    """CosFace of `face_pre_pro/ViT_face.py`: logits, loss and gradients, both kinds of labels."""
     case = load_case("f1_cosface")
     assert (case.meta["s"], case.meta["m"]) == (64.0, 0.4)
     head = MarginSoftmax(16, 9, scale=case.meta["s"], margin=case.meta["m"])
@@ -206,7 +206,7 @@ def test_margin_softmax__recorded_loss_and_gradients(labels: str) -> None:
         np.testing.assert_allclose(tensor.grad.numpy(), out[f"{name}_{labels}"], **tol["grad"])
 
 
-def test_margin_softmax__nearest_class_is_told_without_margins() -> None:
+def test_margin_softmax__nearest_class_ignores_margins() -> None:
     """A row is right if its own cosine is the greatest; of a mixed one the greater share's."""
     head = MarginSoftmax(3, 3, margin=0.9)
     with torch.no_grad():

@@ -51,7 +51,7 @@ def test_landmark_cnn__published_names_and_shapes() -> None:
     with torch.device("meta"):
         cnn = LandmarkCNN(196)
     assert [(name, tuple(value.shape)) for name, value in cnn.state_dict().items()] == published
-    # METHOD.md: 2.81 M and 0.063 M.
+    # docs/method.md: 2.81 M and 0.063 M.
     assert sum(value.numel() for value in cnn.stn.parameters()) == 2_809_816
     assert sum(value.numel() for value in cnn.output_layer.parameters()) == 63_112
 
@@ -130,7 +130,7 @@ def test_timm_landmarks__any_family(name: str) -> None:
 
 
 def test_build_landmark_cnn__published_network() -> None:
-    """`mobilenetv3` is the published network, in the width asked for."""
+    """`mobilenetv3` is the published network, in the given width."""
     cnn = build_landmark_cnn("mobilenetv3", 36, width=0.5)
     assert isinstance(cnn, LandmarkCNN)
     assert cnn.output_layer[1].weight.shape == (72, 80)

@@ -1,4 +1,4 @@
-"""Published checkpoints become weights of ours and come back bit by bit; every name is told of."""
+"""Published checkpoints are converted and back without a change; every name is reported."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_round_trip__keeps_dtypes(tmp_path: Path) -> None:
     assert equal(there_and_back(state, tmp_path), state)
 
 
-def test_golden_network__embeds_as_recorded(tmp_path: Path) -> None:
+def test_released_network__embeds_as_recorded(tmp_path: Path) -> None:
     """Part fViT of the released code gives its recorded embedding after a conversion and back."""
     case = load_case("c1_vit_withland")
     state = {name: torch.from_numpy(value) for name, value in case.params.items()}

@@ -91,7 +91,7 @@ def test_export_embedder__for_other_programs(
 def test_export_embedder__torch_that_cannot_write_onnx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exporter that fails, as that of torch 2.6 does, is told with torch's version."""
+    """An exporter's failure, as with torch 2.6, is reported with torch's version."""
     pytest.importorskip("onnxscript")
 
     def fail(*_: Any, **__: Any) -> None:

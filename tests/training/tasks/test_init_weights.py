@@ -124,7 +124,7 @@ def test_landmark_weights__of_another_size(
 
 
 def test_landmark_weights__grid_has_none() -> None:
-    """On grid patches there is no landmark CNN, and no weights are asked for."""
+    """On grid patches there is no landmark CNN, and no weights are needed."""
     config = pretrain("landmarks.source=grid", "landmarks.weights=null")
     assert load_landmark_weights(config) is None
 
