@@ -1,4 +1,4 @@
-"""Search the settings of a training job with Ray Tune; the same command continues.
+"""Tune the hyperparameters of a training run with Ray Tune; the same command continues.
 
 python jobs/sweep.py configs/sweep/few_shot.yaml settings.data.path=train.rec
 """
@@ -10,10 +10,10 @@ from lafs_ray.cli.sweep import start_sweep
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what is left of the sweep; leave table, plots and the winner's YAML."""
+    """Run what is left of the sweep; write its table, plots and the winner's YAML."""
     start_sweep(str(__doc__), arguments)
 
 
 if __name__ == "__main__":
-    said = "interrupted; the table above is what there is so far, and the same command continues"
-    raise SystemExit(run(main, interrupted=said))
+    message = "interrupted; the table shows the results so far, and the same command continues"
+    raise SystemExit(run(main, interrupted=message))

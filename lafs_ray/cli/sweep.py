@@ -16,7 +16,7 @@ from lafs_ray.tuning.preflight import CheckedSweep, check_sweep
 from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial_config import read_sweep
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def start_sweep(description: str, arguments: Sequence[str]) -> None:
@@ -37,11 +37,11 @@ def describe(checked: CheckedSweep) -> None:
     """Log the sweep's settings, its space and the number of trials."""
     config = checked.sweep.config
     shown = config.model_dump(mode="json", exclude_defaults=True, exclude={"space"})
-    _log.info(yaml.safe_dump(shown, sort_keys=False).rstrip())
+    logger.info(yaml.safe_dump(shown, sort_keys=False).rstrip())
     for key, dimension in config.space.items():
         when = "".join(f", when {name} in {list(v)}" for name, v in dimension.when.items())
-        _log.info(f"  {key}: {dimension.kind} {dimension.edges()}{when}")
-    _log.info(
+        logger.info(f"  {key}: {dimension.kind} {dimension.edges()}{when}")
+    logger.info(
         f"{config.name}: trials {config.budget.trials}, "
         f"reports {config.objective.reports}, seeds {len(config.objective.seeds)}; "
         f"results in {SweepDir(checked.sweep).uri}"

@@ -5,111 +5,106 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.preflight import no_results_error
 from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.space import Settings
-from lafs_ray.tuning.sweep_dir import SweepDir, TrialDir
+from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
 
-_log = logging.getLogger(__name__)
-
-ARMS = ("winner", "default")
+logger = logging.getLogger(__name__)
 
 
-def confirm(
-    sweep: Sweep, winner: Trial, attempt: str, run_batch: Callable[[TrialBatch], None]
-) -> None:
-    """Run what is left of the confirmation, write confirm.json and print the comparison.
+class Confirmation:
+    """Runs of winner and default over the confirmation seeds.
 
     Args:
         sweep: that is complete.
-        winner: its best trial.
+        winner: settings of its best trial.
         attempt: name of this start.
-        run_batch: runs trials.
-
-    Raises:
-        UserError: one of the runs failed.
     """
-    config, sweep_dir = sweep.config, SweepDir(sweep)
-    settings: dict[str, Settings] = {"winner": winner.settings, "default": {}}
-    runs = [(arm, seed) for seed in config.confirm.seeds for arm in ARMS]
-    dirs = [sweep_dir.confirmation(arm, seed) for arm, seed in runs]
-    pending = []
-    for number, ((arm, _), directory) in enumerate(zip(runs, dirs, strict=True)):
+
+    def __init__(self, sweep: Sweep, winner: Settings, attempt: str) -> None:
+        self._sweep, self._attempt, self._confirm = sweep, attempt, sweep.config.confirm
+        self._metric = self._confirm.metric or sweep.config.objective.metric
+        self._settings: dict[str, Settings] = {"winner": winner, "default": {}}
+        self._runs = [(arm, seed) for seed in self._confirm.seeds for arm in self._settings]
+        self._dirs = [SweepDir(sweep).confirmation(*run) for run in self._runs]
+
+    def run(self, run_batch: Callable[[TrialBatch], None]) -> None:
+        """Run what is left, write confirm.json and log the comparison.
+
+        Raises:
+            UserError: one of the runs failed.
+        """
+        pending = [number for number in range(len(self._runs)) if self._is_pending(number)]
+        if pending:
+            logger.info(f"\nconfirmation: {len(pending)} runs of winner and default with new seeds")
+            run_batch(
+                TrialBatch(
+                    self._sweep,
+                    pending,
+                    make_spec=self._make_spec,
+                    on_report=self._on_report,
+                    on_end=self._on_end,
+                    attempt=f"{self._attempt}-confirm",
+                    early_stopping=False,
+                )
+            )
+        values: dict[str, list[float]] = {arm: [] for arm in self._settings}
+        for (arm, seed), directory in zip(self._runs, self._dirs, strict=True):
+            record = directory.read()
+            if record is None or record.objective is None:
+                reason = (record.message if record else "") or "no report"
+                raise no_results_error(f"{arm} with seed {seed}: {reason}")
+            values[arm].append(record.objective)
+        content = {"metric": self._metric, "seeds": list(self._confirm.seeds), **values}
+        text = json.dumps(content, indent=2) + "\n"
+        SweepDir(self._sweep).write("confirm.json", text.encode())
+        test_set, seeds = self._confirm.pairs or self._confirm.identities, len(self._confirm.seeds)
+        logger.info(f"\n{self._metric} over {seeds} new seeds on the unseen {test_set}:")
+        logger.info("\n".join(comparison(values["winner"], values["default"])))
+
+    def _is_pending(self, number: int) -> bool:
+        """Return whether a run has to start, and write its record if so."""
+        directory, settings = self._dirs[number], self._settings[self._runs[number][0]]
         record = directory.read()
-        if record is not None and record.settings != settings[arm]:
+        if record is not None and record.settings != settings:
             # A sweep continued with more trials may have another winner.
             filesystem.delete_tree(directory.uri)
             record = None
-        record = record or Trial(number, settings[arm])
-        if record.status != "finished":
-            directory.write(replace(record, status="waiting", message=""))
-            pending.append(number)
-    if pending:
-        _log.info(f"\nconfirmation: {len(pending)} runs of winner and default with new seeds")
-        run_batch(
-            TrialBatch(
-                sweep,
-                pending,
-                make_spec=partial(_make_spec, sweep, attempt, runs, settings),
-                on_report=partial(_on_report, runs),
-                on_end=partial(_on_end, dirs),
-                attempt=f"{attempt}-confirm",
-                early_stopping=False,
-            )
+        record = record or Trial(number, settings)
+        if record.status == "finished":
+            return False
+        directory.write(replace(record, status="waiting", message=""))
+        return True
+
+    def _make_spec(self, number: int, _: Settings | None) -> TrialSpec:
+        arm, seed = self._runs[number]
+        return TrialSpec(
+            self._sweep,
+            self._dirs[number],
+            self._settings[arm],
+            seeds=(seed,),
+            reports=1,
+            eval_sets=self._confirm,
+            metric=self._metric,
+            attempt=self._attempt,
+            replay=False,
         )
-    metric = config.confirm.metric or config.objective.metric
-    values: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for (arm, seed), directory in zip(runs, dirs, strict=True):
-        trial = directory.read()
-        if trial is None or trial.objective is None:
-            reason = (trial.message if trial else "") or "no report"
-            raise no_results_error(f"{arm} with seed {seed}: {reason}")
-        values[arm].append(trial.objective)
-    content = {"metric": metric, "seeds": list(config.confirm.seeds), **values}
-    sweep_dir.write("confirm.json", (json.dumps(content, indent=2) + "\n").encode())
-    test_set = config.confirm.pairs or config.confirm.identities
-    _log.info(f"\n{metric} over {len(config.confirm.seeds)} new seeds on the unseen {test_set}:")
-    _log.info("\n".join(comparison(values["winner"], values["default"])))
 
+    def _on_report(self, number: int, report: Report, _: bool) -> None:
+        arm, seed = self._runs[number]
+        logger.info(f"{arm}, seed {seed}: {report.objective:.4f}")
 
-def _make_spec(
-    sweep: Sweep,
-    attempt: str,
-    runs: Sequence[tuple[str, int]],
-    settings: Mapping[str, Settings],
-    number: int,
-    _: Settings | None,
-) -> TrialSpec:
-    config, (arm, seed) = sweep.config, runs[number]
-    return TrialSpec(
-        sweep,
-        SweepDir(sweep).confirmation(arm, seed),
-        settings[arm],
-        seeds=(seed,),
-        reports=1,
-        eval_sets=config.confirm,
-        metric=config.confirm.metric or config.objective.metric,
-        attempt=attempt,
-        replay=False,
-    )
-
-
-def _on_report(runs: Sequence[tuple[str, int]], number: int, report: Report, _: bool) -> None:
-    arm, seed = runs[number]
-    _log.info(f"{arm}, seed {seed}: {report.objective:.4f}")
-
-
-def _on_end(dirs: Sequence[TrialDir], number: int, error: str) -> None:
-    record = dirs[number].read()
-    if error and record is not None:
-        dirs[number].write(replace(record, status="failed", message=error))
+    def _on_end(self, number: int, error: str) -> None:
+        record = self._dirs[number].read()
+        if error and record is not None:
+            self._dirs[number].write(replace(record, status="failed", message=error))
 
 
 def comparison(winner: Sequence[float], default: Sequence[float]) -> list[str]:

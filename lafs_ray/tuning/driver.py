@@ -11,7 +11,7 @@ from functools import partial
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.analysis import comparable_study, draw_plots, importances
-from lafs_ray.tuning.confirmation import confirm
+from lafs_ray.tuning.confirmation import Confirmation
 from lafs_ray.tuning.outputs import write_results, write_winner
 from lafs_ray.tuning.preflight import CheckedSweep, no_results_error
 from lafs_ray.tuning.results import Report, Trial, best, table
@@ -21,7 +21,7 @@ from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def run_on_ray(batch: TrialBatch) -> None:
@@ -69,7 +69,7 @@ class Driver:
             if trials:
                 objective = self.config.objective
                 lines = table(trials, self.config.space, objective.sign, objective.last_report)
-                _log.info("\n".join(["", *lines]))
+                logger.info("\n".join(["", *lines]))
         self._finish(trials)
 
     def _run_trials(self) -> None:
@@ -82,7 +82,7 @@ class Driver:
         if not pending or (seconds is not None and seconds <= 0):
             return
         if self._done:
-            _log.info(f"continuing {self.config.name}: trials already done: {len(self._done)}")
+            logger.info(f"continuing {self.config.name}: trials already done: {len(self._done)}")
         # These schedulers compare with earlier trials, so those report again first.
         replayed = self._done if self.config.scheduler.kind in ("asha", "median") else []
         self._run_batch(
@@ -108,7 +108,7 @@ class Driver:
         leader = best([*self._trials.values()], self.config.objective.sign)
         suffix = "" if leader is None else f"  (best {leader.objective:.4f}, trial {leader.number})"
         last = self.config.objective.last_report
-        _log.info(
+        logger.info(
             f"trial {number}: report {report.report}/{last}, step {report.step} of seed "
             f"{report.seed}, {self.config.objective.metric} {report.objective:.4f}{suffix}"
         )
@@ -120,7 +120,7 @@ class Driver:
         trial = directory.read() or Trial(number, {})
         if trial.status in ("waiting", "running"):
             if not error and seconds is not None and seconds <= 0:
-                _log.info(f"trial {number}: interrupted: budget.hours used up")
+                logger.info(f"trial {number}: interrupted: budget.hours used up")
                 return
             trial = replace(trial, status="failed" if error else "stopped", message=error)
             directory.write(trial)
@@ -128,7 +128,7 @@ class Driver:
             for seed in self.config.objective.seeds:
                 filesystem.delete_tree(filesystem.join(directory.uri, f"s{seed}", "checkpoints"))
         if trial.status != "finished":
-            _log.info(f"trial {number}: {trial.status} {trial.message}".rstrip())
+            logger.info(f"trial {number}: {trial.status} {trial.message}".rstrip())
         self._trials[number] = trial
         write_results(self.sweep, sorted(self._trials.values(), key=lambda one: one.number))
 
@@ -142,15 +142,15 @@ class Driver:
             self.dir.write(f"{name}.png", image)
         found = importances(comparable_study(config, trials))
         if found:
-            _log.info("\nimportance (PED-ANOVA)")
-            _log.info("\n".join(f"{value:6.2f}  {key}" for key, value in found.items()))
+            logger.info("\nimportance (PED-ANOVA)")
+            logger.info("\n".join(f"{value:6.2f}  {key}" for key, value in found.items()))
         commands = write_winner(self.sweep, winner, len(trials))
         unfinished = [trial for trial in trials if trial.status in ("waiting", "running")]
         if unfinished:
-            _log.info(f"\nunfinished trials: {len(unfinished)}; raise budget.hours to continue")
-        _log.info("\n".join(["", f"winner: trial {winner.number}", *commands]))
+            logger.info(f"\nunfinished trials: {len(unfinished)}; raise budget.hours to continue")
+        logger.info("\n".join(["", f"winner: trial {winner.number}", *commands]))
         if config.confirm.enabled and not unfinished:
-            confirm(self.sweep, winner, self.attempt, self._run_batch)
+            Confirmation(self.sweep, winner.settings, self.attempt).run(self._run_batch)
 
     def _spent_s(self) -> float:
         return self._spent_before + time.monotonic() - self._started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def make_scheduler(config: SweepConfig) -> TrialScheduler:
             hyperparam_mutations={
                 "settings": {key: _mutation(one) for key, one in config.space.items()}
             },
-            custom_explore_fn=_Clip(config.space),
+            custom_explore_fn=partial(_clip, config.space),
             log_config=False,
             require_attrs=False,
             **options,
@@ -54,18 +55,10 @@ def _mutation(dimension: Dimension) -> Any:
     return sample(dimension.low, dimension.high)
 
 
-class _Clip:
-    """Keeps perturbed settings in the space, which Tune's factors may leave."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-
-    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration with each number clipped to its range."""
-        settings = {}
-        for key, value in config["settings"].items():
-            low, high = self._space[key].low, self._space[key].high
-            settings[key] = (
-                type(value)(min(max(value, low), high)) if self._space[key].is_numeric else value
-            )
-        return {**config, "settings": settings}
+def _clip(space: Space, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with its settings in the space, which Tune's factors may leave."""
+    settings = dict(config["settings"])
+    for key, value in settings.items():
+        if space[key].is_numeric:
+            settings[key] = type(value)(min(max(value, space[key].low), space[key].high))
+    return {**config, "settings": settings}

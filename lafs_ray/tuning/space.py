@@ -8,7 +8,7 @@ mixup.alpha: {uniform: [0.1, 1], when: {mixup.probability: [0.1, 0.2]}}
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -132,20 +132,25 @@ def _is_among(value: Any, values: Iterable[Any]) -> bool:
 Space = Mapping[str, Dimension]
 
 
-def flatten_space(written: Any) -> Any:
-    """Return a space with dotted keys; sections may be nested, as command-line overrides nest them.
+def flatten(tree: Any, leaf_keys: Collection[str] = ()) -> Any:
+    """Return a tree of settings with dotted keys; sections may be nested, as overrides nest them.
 
-    The last one of several definitions of a key wins.
+    The last of several definitions of a key wins. A mapping with a key of `leaf_keys` is a value.
     """
-    if not isinstance(written, Mapping):
-        return written
+    if not isinstance(tree, Mapping):
+        return tree
     flat: dict[str, Any] = {}
-    for key, value in written.items():
-        if isinstance(value, Mapping) and not set(value) & set(_KINDS):
-            flat |= {f"{key}.{inner}": one for inner, one in flatten_space(value).items()}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value and not set(value) & set(leaf_keys):
+            flat |= {f"{key}.{name}": one for name, one in flatten(value, leaf_keys).items()}
         else:
             flat[str(key)] = value
     return flat
+
+
+def flatten_space(tree: Any) -> Any:
+    """Return a space with dotted keys."""
+    return flatten(tree, _KINDS)
 
 
 def active_settings(space: Space, values: Mapping[str, Any]) -> Settings:

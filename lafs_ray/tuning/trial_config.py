@@ -13,7 +13,7 @@ from lafs_ray.config.loader import apply_overrides, read_yaml, resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.config import SweepConfig
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.space import Settings, flatten
 
 Tree = dict[str, Any]
 
@@ -115,17 +115,7 @@ def read_sweep(config: SweepConfig) -> Sweep:
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> Tree:
     """Return a tree with settings, by section (`{data: {path: …}}`) or by dotted key."""
-    return apply_overrides(tree, dict(_flatten(settings)))
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            pairs += _flatten(value, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", value))
-    return pairs
+    return apply_overrides(tree, flatten(settings))
 
 
 def _value_at(tree: Mapping[str, Any], dotted: str) -> Any:

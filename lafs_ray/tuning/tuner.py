@@ -19,7 +19,7 @@ from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trainable import make_trainable, trial_number
 from lafs_ray.tuning.trial import TrialBatch
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Read when Tune is first used: Ctrl-C is handled by our command line, Tune's logs and tables are
 # not used, and a trial that fails before its first report has no metric.
@@ -45,7 +45,7 @@ def run_batch(batch: TrialBatch) -> None:
     start_or_join(total.cpus * members)
     join_cluster(total.cpus, resources.arithmetic, total.gpus, resources.arithmetic)
     concurrent = max_concurrent(batch.sweep, resources, ray.nodes(), members)
-    _log.info(f"concurrent trials: {concurrent}, each {resources.arithmetic}")
+    logger.info(f"concurrent trials: {concurrent}, each {resources.arithmetic}")
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
     process = resources.process
     bundle = {"CPU": process.cpus, **({"GPU": process.gpus} if process.gpus else {})}
