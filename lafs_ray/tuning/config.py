@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lafs_ray.config.loader import Real, Section
+from lafs_ray.config.paths import AbsolutePath
 from lafs_ray.config.train import Positive, Rate
-from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.space import Dimension, flatten_space
 
 Metric = Literal["pair_accuracy", "tar_at_far", "knn", "loss"]
@@ -21,8 +21,6 @@ _Seeds = Annotated[
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     Field(min_length=1),
 ]
-# Trials run in other working directories.
-_Path = Annotated[str, AfterValidator(filesystem.absolute)]
 # Rates that `evaluation/report.py` computes.
 FARS = (0.1, 0.01, 0.001)
 
@@ -30,9 +28,9 @@ FARS = (0.1, 0.01, 0.001)
 class EvalSets(Section):
     """Faces to evaluate on; their identities must not be trained on."""
 
-    pairs: _Path | None = None
+    pairs: AbsolutePath | None = None
     """Pair file (.bin), for pair_accuracy and tar_at_far."""
-    identities: _Path | None = None
+    identities: AbsolutePath | None = None
     """Labeled set (.rec), for knn."""
     color_order: Literal["rgb", "bgr"] = "rgb"
     """What the images of these files decode to."""
@@ -178,7 +176,7 @@ class SweepConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the sweep; starting the same name again continues it."""
-    storage: _Path = "sweeps"
+    storage: AbsolutePath = "sweeps"
     """Folder or URI under which `<name>/` keeps trials, results, plots and winner; all nodes must
     reach it."""
     seed: Seed = 0
