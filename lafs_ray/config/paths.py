@@ -8,11 +8,6 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 
-def is_uri(path: str) -> bool:
-    """Return whether `path` names its storage (`s3://…`)."""
-    return "://" in path
-
-
 def absolute(path: str, here: str = "") -> str:
     """Return a path that processes in other folders find; a URI stays as it is.
 
@@ -20,7 +15,7 @@ def absolute(path: str, here: str = "") -> str:
         path: path or URI.
         here: the folder that a relative path is meant from; empty is that of this process.
     """
-    return path if is_uri(path) else os.path.abspath(os.path.join(here, os.path.expanduser(path)))
+    return path if "://" in path else os.path.abspath(os.path.join(here, os.path.expanduser(path)))
 
 
 AbsolutePath = Annotated[str, AfterValidator(absolute)]

@@ -114,8 +114,8 @@ _TOO_SLOW = 3.0
 def slow_arithmetic(precision: torch.dtype, device: torch.device) -> str:
     """Return a warning if a precision is much slower than float32; empty if it is not.
 
-    Measured on a product of two 256×256 matrices, as neither the processor nor the build of PyTorch
-    tells it.
+    Measured on a product of two 256×256 matrices, as it depends on the processor and on the build
+    of PyTorch.
 
     Args:
         precision: of the networks.

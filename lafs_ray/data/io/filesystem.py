@@ -20,7 +20,6 @@ from typing import IO, Any, BinaryIO
 from pyarrow import fs
 
 from lafs_ray.config.paths import absolute as absolute
-from lafs_ray.config.paths import is_uri as is_uri
 from lafs_ray.data.io.retry import Input, retry_transient
 from lafs_ray.data.io.s3 import is_s3, s3_client, without_credentials
 from lafs_ray.errors import DataError
@@ -28,6 +27,11 @@ from lafs_ray.errors import DataError
 _COPY_BYTES = 8 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
+
+
+def is_uri(path: str) -> bool:
+    """Return whether `path` names its storage (`s3://…`) instead of being a local path."""
+    return "://" in path
 
 
 # Making a client may take a request, and every read of a shard needs it.
