@@ -1,12 +1,13 @@
-"""What pretraining is worth with few labels: scratch, DINO-face, LAFS, LAFS with the regularizer.
+"""Few-shot accuracy: from scratch, DINO-face, LAFS, and LAFS with the landmark regularizer.
 
-    python -m benchmarks.few_shot WORK                       generated faces
+    python -m benchmarks.few_shot WORK                       synthetic faces
     python -m benchmarks.few_shot WORK --att FOLDER          AT&T faces (train.rec, att_10id.bin)
 
-Persons of stage 1, pretraining, finetuning and evaluation are disjoint (AT&T: pretraining and
-finetuning share labels 0-29, landmarks come from generated faces). Every run is one process of one
-thread in debug mode; a result is kept in WORK/results, so a run broken off continues. The figure is
-10-fold pair accuracy of persons not trained on, mean ± std over pretraining × finetuning seeds.
+Identities of stage 1, pretraining, finetuning and evaluation are disjoint (AT&T: pretraining and
+finetuning share labels 0-29, landmarks come from synthetic faces). Every run is one process of one
+thread in debug mode; results are kept in WORK/results, so an interrupted run continues. The metric
+is 10-fold pair accuracy on identities not trained on, mean ± std over pretraining × finetuning
+seeds.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from lafs_ray.training.runner import run_local
 Tree = dict[str, Any]
 
 ON_GRID = {"model.num_landmarks": 49, "landmarks.source": "grid"}
-WITHOUT = "scratch"
-START = "landmarks alone"
+WITHOUT = "from scratch"
+START = "landmarks only"
 RAW, UNTRAINED, FROZEN = "raw pixels", "untrained", "frozen"
 
 COMMON: Tree = {
@@ -110,7 +111,7 @@ ARMS: dict[str, tuple[Tree, str | None]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies, and how much of it to do."""
+    """Folders, sets and numbers of runs of the benchmark."""
 
     work: Path
     pretraining_faces: str
@@ -125,7 +126,7 @@ class Plan:
 
     @property
     def storage(self) -> str:
-        """Where runs lie."""
+        """Folder of the runs."""
         return str(self.work / "runs")
 
     def pretrained(self, method: str, seed: int) -> str:
@@ -144,24 +145,24 @@ class Shot:
 
     @property
     def name(self) -> str:
-        """Of the run and of its result."""
+        """Name of the run and of its result."""
         arm = self.arm.replace(" ", "_").replace("+", "and")
         return f"{arm}-k{self.num_images}-p{self.pretraining_seed}-s{self.seed}"
 
 
 def tree(base: Tree, settings: Tree, *, name: str, storage: str, faces: str, seed: int) -> Tree:
-    """Settings of a run as a tree."""
+    """Return the settings of a run as a tree."""
     run = {"run.name": name, "run.storage": storage, "run.seed": seed, "data.path": faces}
     return apply_overrides(apply_overrides(base, settings), run)
 
 
 def train(config: FinetuneConfig | PretrainConfig) -> None:
-    """Train to the end, or continue where an earlier process was broken off."""
+    """Train to the end, or continue an interrupted run."""
     run_local(prepare_run(config))
 
 
 def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, float]:
-    """Plain and centered pair accuracy of a run's network."""
+    """Return the plain and the centered pair accuracy of a run's network."""
     network = local_embedding(load_embedder(path, trained=trained))
     plain, centered = evaluate_pairs(open_pairs(pairs), {"": network}).rows
     return {
@@ -171,7 +172,7 @@ def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, floa
 
 
 def keep(plan: Plan, name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """A result from WORK/results, made first where it is not there yet."""
+    """Return a result from WORK/results; it is computed first if it is missing."""
     path = plan.work / "results" / f"{name}.json"
     if not path.exists():
         started = time.monotonic()
@@ -185,14 +186,14 @@ def keep(plan: Plan, name: str, make: Callable[[], dict[str, float]]) -> dict[st
 
 
 def stage_1(plan: Plan) -> None:
-    """Train the landmark CNN on labeled persons of its own."""
+    """Train the landmark CNN on labeled identities of its own."""
     faces = str(plan.work / "stage1_faces" / "train.rec")
     where = {"name": "stage1", "storage": plan.storage, "faces": faces, "seed": 0}
     train(resolve(FinetuneConfig, tree(COMMON, STAGE_1, **where), "stage 1"))
 
 
 def pretrain(plan: Plan, method: str, seed: int) -> None:
-    """Pretrain, and judge the frozen network."""
+    """Pretrain, and evaluate the frozen network."""
 
     def make() -> dict[str, float]:
         settings = {**PRETRAIN, **METHODS[method], "duration": f"{plan.pretraining_steps} steps"}
@@ -207,7 +208,7 @@ def pretrain(plan: Plan, method: str, seed: int) -> None:
 
 
 def finetune(plan: Plan, shot: Shot) -> None:
-    """Finetune on k images of each person, judge the network, and drop its run."""
+    """Finetune on k images per identity, evaluate the network, and delete its run."""
 
     def make() -> dict[str, float]:
         settings, method = ARMS[shot.arm]
@@ -229,7 +230,7 @@ def finetune(plan: Plan, shot: Shot) -> None:
 
 
 def shots(plan: Plan) -> list[Shot]:
-    """All finetuning runs; arms without pretraining have one pretraining seed."""
+    """Return all finetuning runs; arms without pretraining have one pretraining seed."""
     return [
         Shot(arm, k, pretraining_seed, seed)
         for seed in range(plan.finetuning_seeds)
@@ -240,7 +241,7 @@ def shots(plan: Plan) -> list[Shot]:
 
 
 def table(plan: Plan) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
 
     def cell(results: Iterable[dict[str, float]], key: str) -> str:
         values = [result[key] for result in results]
@@ -250,7 +251,7 @@ def table(plan: Plan) -> str:
     def kept(name: str) -> dict[str, float]:
         return keep(plan, name, dict)
 
-    lines = ["| images a person | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
+    lines = ["| images per identity | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
     for k in plan.shots:
         of_k = [shot for shot in shots(plan) if shot.num_images == k]
         cells = [cell([kept(s.name) for s in of_k if s.arm == arm], "plain") for arm in ARMS]
@@ -266,7 +267,7 @@ def table(plan: Plan) -> str:
 
 
 def baselines(plan: Plan) -> None:
-    """Raw pixels, and an untrained network on stage-1 landmarks."""
+    """Evaluate raw pixels, and an untrained network on stage-1 landmarks."""
 
     def raw() -> dict[str, float]:
         rows = evaluate_pairs(open_pairs(plan.pairs), {}, raw_pixels=True).rows
@@ -279,7 +280,7 @@ def baselines(plan: Plan) -> None:
 
 
 def copy_labels_below(source: str, target: Path, limit: int) -> str:
-    """A set with the records of the first labels alone."""
+    """Write a set with only the records of the first labels; return its path."""
     faces = open_faces(source)
     if not target.exists():
         chosen = np.flatnonzero(faces.labels() < limit)
@@ -292,14 +293,13 @@ def copy_labels_below(source: str, target: Path, limit: int) -> str:
 
 
 def generated_faces(work: Path) -> dict[str, str]:
-    """The sets of the main table; persons of different seeds are different."""
-    quiet = {"workers": 2, "report": lambda _: None}
+    """Write the sets of the main table; identities of different seeds are different."""
     many = {"num_identities": 600, "images_per_identity": 20, "seed": 0}
-    datasets.write_faces(str(work / "faces"), **many, **quiet)
+    datasets.write_faces(str(work / "faces"), **many, workers=2)
     few = {"num_identities": 100, "images_per_identity": 10, "seed": 12}
-    datasets.write_faces(str(work / "few"), **few, **quiet)
+    datasets.write_faces(str(work / "few"), **few, workers=2)
     pairs = str(work / "pairs.bin")
-    datasets.write_pair_file(pairs, num_pairs=1000, identities=range(600, 750), seed=0, **quiet)
+    datasets.write_pair_file(pairs, num_pairs=1000, identities=range(600, 750), seed=0, workers=2)
     return {
         "pretraining_faces": str(work / "faces" / "train.rec"),
         "labeled_faces": str(work / "few" / "train.rec"),
@@ -308,14 +308,14 @@ def generated_faces(work: Path) -> dict[str, str]:
 
 
 def att_faces(work: Path, folder: str) -> dict[str, str]:
-    """AT&T: labels 0-29 to train on, pairs of 30-39 to judge by."""
+    """Return the sets of AT&T: labels 0-29 for training, pairs of 30-39 for evaluation."""
     faces = copy_labels_below(filesystem.join(folder, "train.rec"), work / "att.rec", 30)
     pairs = filesystem.join(folder, "att_10id.bin")
     return {"pretraining_faces": faces, "labeled_faces": faces, "pairs": pairs}
 
 
 def in_processes(count: int, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """Make the calls in a pool; the first mistake ends all."""
+    """Make the calls in a pool; the first exception ends all."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context) as pool:
         try:

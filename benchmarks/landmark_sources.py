@@ -1,15 +1,15 @@
-"""What the source of landmarks is worth: pretraining with per_view, per_image and cached.
+"""Comparison of landmark sources: pretraining with per_view, per_image and cached.
 
     python -m benchmarks.landmark_sources WORK --stage-1 RUN --steps 600 --seeds 2
 
 RUN is a stage-1 run of the tiny model (few_shot.py makes one: WORK/runs/stage1). Faces, model and
-settings are those of few_shot.py's LAFS; everything but the source is the same, the order of faces,
-crops and noise included, so that losses compare step by step. WORK is kept: a result that is there
-is not made again, a run broken off continues. One process of one thread at a time.
+settings are those of few_shot.py's LAFS; everything but the source is the same, including the order
+of faces, crops and noise, so that losses compare step by step. WORK is kept: existing results are
+not computed again, an interrupted run continues. One process of one thread at a time.
 
 Prints for each source the loss (mean of the last tenth of the steps) and of its frozen teacher the
-10-fold pair accuracy, plain and centered, and the 1-NN identity accuracy over faces of persons not
-trained on.
+10-fold pair accuracy, plain and centered, and the 1-NN identity accuracy over faces of identities
+not trained on.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
 SOURCES = ("per_view", "per_image", "cached")
-FIGURES = ("loss", "plain", "centered", "nn_plain", "nn_centered")
+METRICS = ("loss", "plain", "centered", "nn_plain", "nn_centered")
 
 
 def result(work: Path, source: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Figures of one run, from WORK/results, made first where they are not there yet."""
+    """Return the metrics of one run from WORK/results; they are computed first if missing."""
     path = work / "results" / f"{source}-{seed}-{options.steps}.json"
     if not path.exists():
         started = time.monotonic()
-        figures = make(work, source, seed, options)
+        metrics = make(work, source, seed, options)
         with filesystem.atomic_write(str(path)) as file:
-            file.write(json.dumps(figures).encode())
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            file.write(json.dumps(metrics).encode())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         print(f"{path.stem:<24} {shown}  {time.monotonic() - started:.0f} s", flush=True)
     content: dict[str, float] = json.loads(path.read_text())
     return content
 
 
 def make(work: Path, source: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Pretrain with one source and judge the teacher."""
+    """Pretrain with one source and evaluate the teacher."""
     name = f"{source}-{seed}-{options.steps}"
     settings: few_shot.Tree = {
         **few_shot.PRETRAIN,
@@ -73,19 +73,19 @@ def make(work: Path, source: str, seed: int, options: argparse.Namespace) -> dic
     run = work / "runs" / name
     network = {"": local_embedding(load_embedder(str(run)))}
     pairs = evaluate_pairs(open_pairs(options.pairs), network).rows
-    people = evaluate_identities(open_labeled(options.identities, "rgb"), network, ks=(1,)).rows
+    nearest = evaluate_identities(open_labeled(options.neighbors, "rgb"), network, ks=(1,)).rows
     line = read_metrics(str(run / "metrics.jsonl"))[-1]
-    found = [row.metrics["accuracy"] for row in pairs] + [row.metrics["1-NN"] for row in people]
-    return dict(zip(FIGURES, (line["loss"], *(value or 0.0 for value in found)), strict=True))
+    found = [row.metrics["accuracy"] for row in pairs] + [row.metrics["1-NN"] for row in nearest]
+    return dict(zip(METRICS, (line["loss"], *(value or 0.0 for value in found)), strict=True))
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """The results as Markdown, mean ± deviation over the seeds."""
-    lines = ["| landmarks.source | " + " | ".join(FIGURES) + " |", "|---|" + "---|" * len(FIGURES)]
+    """Return the results as Markdown, mean ± standard deviation over the seeds."""
+    lines = ["| landmarks.source | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
     for source, runs in results.items():
         cells = []
-        for name in FIGURES:
-            values = [figures[name] for figures in runs]
+        for name in METRICS:
+            values = [metrics[name] for metrics in runs]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
         lines.append(f"| `{source}` | " + " | ".join(cells) + " |")
@@ -99,11 +99,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--stage-1", required=True, help="a stage-1 run of few_shot.py's model")
-    parser.add_argument("--faces", help="a set to pretrain on (default: few_shot.py's, generated)")
-    parser.add_argument("--pairs", help="pairs to judge by (default: few_shot.py's, generated)")
+    parser.add_argument("--faces", help="a set to pretrain on (default: few_shot.py's, synthetic)")
+    parser.add_argument("--pairs", help="pairs to evaluate on (default: few_shot.py's, synthetic)")
     parser.add_argument("--steps", type=int, default=600, help="of each run (default 600)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each source (default 2)")
-    parser.add_argument("--people", type=int, default=100, help="for 1-NN, 5 faces each (100)")
+    parser.add_argument("--identities", type=int, default=100, help="for 1-NN, 5 faces each (100)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     started, work = time.monotonic(), options.work.absolute()
@@ -112,14 +112,14 @@ def main(arguments: Sequence[str]) -> None:
         sets = few_shot.generated_faces(work)
         options.faces = options.faces or sets["pretraining_faces"]
         options.pairs = options.pairs or sets["pairs"]
-    # Other persons than those of the sets above, which have the seeds 0, 11 and 12.
-    people: dict[str, Any] = {
-        "num_identities": options.people,
+    # Other identities than those of the sets above, which have the seeds 0, 11 and 12.
+    labeled: dict[str, Any] = {
+        "num_identities": options.identities,
         "images_per_identity": 5,
         "seed": 13,
     }
-    datasets.write_faces(str(work / "people"), **people, workers=1)
-    options.identities = str(work / "people" / "train.rec")
+    datasets.write_faces(str(work / "neighbors"), **labeled, workers=1)
+    options.neighbors = str(work / "neighbors" / "train.rec")
     cache_job("", [options.stage_1, options.faces])
     results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
     for seed in range(options.seeds):

@@ -88,7 +88,7 @@ def run_debug(inputs: RunInputs) -> None:
 
 
 def run_ray(inputs: RunInputs) -> None:
-    """Through TorchTrainer; what it tells people is kept back."""
+    """Through TorchTrainer, with its output suppressed."""
     with contextlib.redirect_stdout(io.StringIO()):
         run_on_ray(inputs)
 

@@ -115,7 +115,7 @@ def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
         torch.save(LandmarkCNN(25, width=0.25).state_dict(), network)
     sets = ("--stage-1", str(network), "--faces", str(faces / "train.rec"), "--pairs", pairs)
     command = ("landmark_sources", str(tmp_path / "work"), *sets, "--steps", "1", "--seeds", "1")
-    printed = output(*command, "--people", "4")
+    printed = output(*command, "--identities", "4")
     rows = dict(re.findall(r"^\| `(\w+)` \| (\d\.\d{3}) (?:\| 0\.\d{3} ){4}\|$", printed, re.M))
     assert list(rows) == ["per_view", "per_image", "cached"], printed
     # The prototypes of an untrained head tell faces apart by hundredths.
@@ -133,8 +133,8 @@ def test_pack__ratios_memory_and_order() -> None:
         )
     }
     perfect = means["unpacked, chunk_records 1"]
-    # An epoch has three batches of 256, so portions are 96 neighbors of chunks: eight of them hold
-    # about 40 of the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
+    # An epoch has three batches of 256, so shuffle blocks are 96 neighbors of chunks: eight of them
+    # have about 40 of the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
     assert abs(means["packed, chunk_records 256"] - perfect) < 2
     assert means["unpacked, chunk_records 256"] < perfect - 10
 
