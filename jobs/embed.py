@@ -4,7 +4,7 @@ python jobs/embed.py runs/lafs faces/train.rec embeddings.parquet --flip
 """
 
 import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="a run's folder, a checkpoint, or a weights file")
+    parser.add_argument("checkpoint", help="a run directory, a checkpoint, or a weights file")
     parser.add_argument("faces", help="a folder of image files, or .rec files as data.path")
     parser.add_argument("out", help="the Parquet file")
     parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding")
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     require_persistent_path("OUT", options.out)
     if not options.force:
         filesystem.require_absent(options.out)
+    logging.getLogger("lafs_ray").setLevel(logging.INFO)
     device, source = inference_device(options.device), open_images(options.faces)
     weights = load_for_inference(options.checkpoint)
     network = weights.embedder().to(device)
@@ -54,7 +55,6 @@ def main(arguments: Sequence[str]) -> None:
         with_flip(embed) if options.flip else embed,
         Decoding(options.color_order, options.resize, options.max_bad_records),
         metadata,
-        complain=partial(print, file=sys.stderr),
     )
     size, width = filesystem.file_size(options.out), metadata["embedding_dim"]
     print(

@@ -52,7 +52,7 @@ def test_import_torchvision__healthy_install() -> None:
 
 
 def test_import_torchvision__another_failure() -> None:
-    """Only the known symptom is mended; any other error reaches the user unchanged."""
+    """Only the known symptom is handled; any other error reaches the user unchanged."""
     code = (
         "import importlib\n"
         "from lafs_ray import compat\n"

@@ -84,7 +84,7 @@ SOURCES = (
 # Uses that a list of words cannot tell from the replaced ones.
 LEGITIMATE = (
     # Names of the released code, which recorded cases keep.
-    r"\bregularized\b",
+    r"\"(?:not_)?regularised\"",
 )
 
 

@@ -102,7 +102,7 @@ RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_tuple)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers as people write them, and without the traps of YAML 1.1.
+    """YAML with numbers such as 1e-3, and without the traps of YAML 1.1.
 
     `1e-3` is a number (PyYAML reads a string), `no` and `on` are words (PyYAML reads booleans), and
     a key that appears twice is an error (PyYAML keeps the last).
@@ -164,7 +164,7 @@ def read_yaml(path: str) -> dict[str, Any]:
             path,
             found=" ".join(str(error).split()),
             expected="a readable YAML file",
-            fix="mend the file at the place named",
+            fix="correct the file at this place",
         ) from None
     if not isinstance(tree, dict):
         raise ConfigError(

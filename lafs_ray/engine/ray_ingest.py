@@ -27,8 +27,8 @@ from lafs_ray.engine.ray_session import configure_context
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
 from lafs_ray.training.prepare import RunInputs
 
-# Blocks of one execution of Ray Data: half a million faces. Actors start anew for the next one, a
-# few seconds in ten minutes or more; without a limit, planning would grow with the run.
+# Blocks of one execution of Ray Data: half a million faces. Actors restart for the next one, a few
+# seconds in ten minutes or more; without a limit, planning would grow with the run.
 BLOCKS_PER_EXECUTION = 2048
 
 

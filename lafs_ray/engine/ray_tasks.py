@@ -45,7 +45,7 @@ def apply_on_ray(workers: int, *, uses_gpu: bool = False) -> Apply:
 
 
 def cache_on_ray(job: CacheJob, parts: Sequence[Part], workers: int) -> Iterator[Part]:
-    """Predict and write parts of a landmark cache in Ray tasks, which build the network anew.
+    """Predict and write parts of a landmark cache in Ray tasks, each of which builds the network.
 
     Args:
         job: faces, network and folder.

@@ -9,7 +9,7 @@ Letters: B faces, D width.
 from __future__ import annotations
 
 import contextlib
-import time
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,13 +24,15 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.eval_sets import EncodedImage, ImageSource
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 _CHUNK = 256
 _ROW_GROUP = 8192
-_REPORT_S = 10.0
 _NAMED = 10
 
 
@@ -41,7 +43,7 @@ class Decoding:
     Args:
         color_order: what the files decode to.
         resize: scale square images of another size to 112×112; else they count as damaged.
-        max_bad_records: faces that may be left out before it counts as a mistake.
+        max_bad_records: faces that may be left out before the run fails.
     """
 
     color_order: Literal["rgb", "bgr"] = "rgb"
@@ -73,11 +75,8 @@ def write_embeddings(
     embed: Embed,
     decoding: Decoding,
     metadata: Mapping[str, str],
-    *,
-    say: Callable[[str], None] = print,
-    complain: Callable[[str], None] = print,
 ) -> Outcome:
-    """Embed every face of a source into a Parquet file.
+    """Embed every face of a source into a Parquet file; each damaged face is logged as a warning.
 
     Columns: `shard` (only of `.rec` files), `key`, `label` (null where there is none), `vector`
     (float32, fixed-size list of D), in the source's order.
@@ -88,17 +87,15 @@ def write_embeddings(
         embed: uint8 [B, 112, 112, 3] RGB to float32 [B, D].
         decoding: how faces become pixels.
         metadata: written to the file's metadata, beside the row counts.
-        say: told of progress every ten seconds.
-        complain: told of each face left out.
 
     Raises:
         DataError: more faces are damaged than allowed, or all are; an embedding is not finite; the
-            place cannot be written to.
+            path cannot be written to.
     """
     outcome = Outcome()
     with filesystem.atomic_write(uri) as file, contextlib.ExitStack() as closing:
         writer: pq.ParquetWriter | None = None
-        for table in _tables(source, embed, decoding, outcome, complain, say):
+        for table in _tables(source, embed, decoding, outcome):
             if writer is None:
                 schema = table.schema.with_metadata(dict(metadata))
                 writer = pq.ParquetWriter(file, schema, use_dictionary=["shard"])
@@ -112,20 +109,15 @@ def write_embeddings(
 
 
 def _tables(
-    source: ImageSource,
-    embed: Embed,
-    decoding: Decoding,
-    outcome: Outcome,
-    complain: Callable[[str], None],
-    say: Callable[[str], None],
+    source: ImageSource, embed: Embed, decoding: Decoding, outcome: Outcome
 ) -> Iterator[pa.Table]:
     """Yield row groups."""
-    start = told = time.monotonic()
+    progress = ProgressLog(logger, "faces", source.num_images)
     faces: list[EncodedImage] = []
     vectors: list[NDArray[np.float32]] = []
     for first in range(0, source.num_images, _CHUNK):
         stop = min(first + _CHUNK, source.num_images)
-        sound, images = _decoded(source.read(first, stop), decoding, outcome, complain)
+        sound, images = _decoded(source.read(first, stop), decoding, outcome)
         if len(outcome.left_out) > decoding.max_bad_records:
             raise _too_many(outcome, source, f"at most {decoding.max_bad_records}")
         if sound:
@@ -135,16 +127,11 @@ def _tables(
         if len(faces) >= _ROW_GROUP or (faces and stop == source.num_images):
             yield _table(faces, np.concatenate(vectors))
             faces, vectors = [], []
-        if (now := time.monotonic()) - told > _REPORT_S:
-            told = now
-            say(f"{stop:,} of {source.num_images:,} faces, {stop / (now - start):.0f}/s")
+        progress.add(stop - first)
 
 
 def _decoded(
-    faces: list[EncodedImage],
-    decoding: Decoding,
-    outcome: Outcome,
-    complain: Callable[[str], None],
+    faces: list[EncodedImage], decoding: Decoding, outcome: Outcome
 ) -> tuple[list[EncodedImage], list[NDArray[np.uint8]]]:
     """Decode faces; return the sound ones and their pixels."""
     sound, images = [], []
@@ -158,7 +145,7 @@ def _decoded(
             except DataError as error:
                 problem = f"{face.where}: found {error.found}; expected {error.expected}"
         outcome.left_out.append(problem)
-        complain(f"left out: {problem}")
+        logger.warning("left out: %s", problem)
     return sound, images
 
 

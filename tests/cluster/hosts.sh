@@ -90,7 +90,7 @@ PidFile none
 MaxStartups 100
 END
     printf '%s\n' "127.0.0.1 localhost" "$NETWORK.254 launcher" "$NETWORK.1 head" > "$1/hosts"
-    # Nobody answers there, and says so at once; a name server out of reach costs torch ten seconds a question.
+    # No name server: queries fail at once. An unreachable one costs torch ten seconds per query.
     printf '%s\n' "nameserver 127.0.0.1" "options timeout:1 attempts:1" > "$1/resolv.conf"
     local number
     for number in $(seq "$2"); do

@@ -25,7 +25,7 @@ step "the token, and ray up"
 [ -e ~/.ray/auth_token ] || timeout 30 ray get-auth-token --generate > /dev/null
 chmod 600 ~/.ray/auth_token
 up() { timeout 120 ray up --yes --no-config-cache --disable-usage-stats "$CLUSTER" > "$FOLDER/up.log" 2>&1; }
-# Ray gives a raylet 30 s to start, which a busy machine may exceed; a second time is what people do then.
+# Ray gives a raylet 30 s to start, which a busy machine may exceed: then try a second time.
 up || up
 
 step "ray dashboard: the way to the head's loopback through ssh"
@@ -59,7 +59,7 @@ timeout 60 ray job submit --no-wait --submission-id mistake --working-dir . -- \
     python jobs/pretrain.py configs/pretrain/debug.yaml data.path="$FOLDER/faces/train.rec" compute.workers=1 \
     > "$FOLDER/submit.log" 2>&1
 
-# While the job trains: what a worker process and everything else answer to somebody without the token.
+# While the job trains: responses of a worker process and of everything else to requests without the token.
 visit() {
     local port=
     for _ in $(seq 100); do

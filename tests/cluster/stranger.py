@@ -1,4 +1,4 @@
-"""What the ports of a Ray node answer to somebody without the token, a line of JSON for each.
+"""What the ports of a Ray node answer to a client without the token, a line of JSON for each.
 
 python tests/cluster/stranger.py ADDRESS PORT…
 """

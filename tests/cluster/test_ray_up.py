@@ -125,7 +125,7 @@ def documented(host: str) -> set[tuple[int, str]]:
 def test_listeners__are_those_that_the_documentation_names(
     name: str, address: str, kind: str, rehearsal: Path
 ) -> None:
-    """No more: nothing else is reachable. No fewer: the table is no wish."""
+    """No more ports than in the table are reachable, and no fewer."""
     listening = set()
     for line in (rehearsal / name / "listening.txt").read_text().splitlines():
         where, port = line.split()[3].rsplit(":", 1)
@@ -140,7 +140,7 @@ def test_listeners__are_those_that_the_documentation_names(
 def test_listeners__ask_for_the_token_where_the_documentation_says_so(
     name: str, kind: str, rehearsal: Path
 ) -> None:
-    """Without it, all but the pages of figures refuse; 8265 is not to be reached from outside."""
+    """Without it, all but the pages of metrics refuse; 8265 cannot be reached from outside."""
     lines = (rehearsal / name / "answers.txt").read_text().splitlines()
     answers = {found["port"]: found["answer"] for found in map(json.loads, lines)}
     expected = {}

@@ -65,7 +65,7 @@ def uninterrupted(
 
 
 def recovered(job: Job, since: float) -> float:
-    """Wait until the workers have started anew and done a step.
+    """Wait until the workers have restarted and done a step.
 
     Returns:
         Seconds from `since` to then.
@@ -108,7 +108,7 @@ def lose_storage(job: Job, folder: Path) -> float:
     """Take the folder of checkpoints away until a checkpoint has missed it, then give it back."""
     there, away = folder / "run" / "checkpoints", folder / "run" / "away"
     there.rename(away)
-    # Not just missing, which would be mended: something that is no folder.
+    # Not just missing, which would be fixed: something that is not a folder.
     there.touch()
     try:
         refused = job.wait_for(r"checkpoint of step \d+ not written")
@@ -170,7 +170,7 @@ def test_faults__cost_no_sample_and_change_no_loss(battered: Battered, uninterru
 
 
 def test_ingest_actor_killed__training_goes_on(battered: Battered) -> None:
-    """Ray Data starts another cropping process; the workers need not start anew."""
+    """Ray Data starts another preprocessing actor; the workers do not restart."""
     before_the_kill_of_a_worker = battered.output.partition("continuing run at step")[0]
     assert "ingest actor killed" in battered.seconds
     assert re.search(r"^step +9/", before_the_kill_of_a_worker, re.MULTILINE), battered.output
@@ -180,8 +180,8 @@ def test_ingest_actor_killed__training_goes_on(battered: Battered) -> None:
 def test_worker_lost__continues_from_the_newest_checkpoint(
     battered: Battered, fault: str, number: int
 ) -> None:
-    """All workers start anew by themselves, from at most four steps before; a hanging one is given
-    up after compute.timeout_s."""
+    """All workers restart by themselves, from at most four steps before; a hanging one is abandoned
+    after compute.timeout_s."""
     pieces = re.split(r"^continuing run at step (\d+) of \d+$", battered.output, flags=re.M)
     assert len(pieces) == 5, "two restarts"
     last = int(re.findall(r"^step +(\d+)/", pieces[2 * number - 2], re.M)[-1])
@@ -192,7 +192,7 @@ def test_worker_lost__continues_from_the_newest_checkpoint(
 
 
 def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None:
-    """The checkpoint is tried again until it is written; no worker starts anew."""
+    """The checkpoint is retried until it is written; no worker restarts."""
     assert re.search(r"checkpoint of step \d+ not written .*; trying again in 1 s", battered.output)
     assert re.search(r"checkpoint of step \d+ written on attempt \d+", battered.output)
 

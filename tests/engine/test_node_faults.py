@@ -63,7 +63,7 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 
 
 def training_again(job: Job, since: float) -> float:
-    """Seconds until the workers have started anew and done a step."""
+    """Seconds until the workers have restarted and done a step."""
     return job.wait_for(r"^step +\d+/", job.wait_for("continuing run at step", since)) - since
 
 
@@ -86,8 +86,8 @@ def test_node_killed__its_workers_start_on_another(
 def test_node_leaves__saved_at_once(
     nodes: Nodes, tmp_path: Path, face_set_path: str, undisturbed: list[Any]
 ) -> None:
-    """A notice that a node will be taken away (`ray drain-node`): saved out of turn, then the
-    workers start anew on another node, and nothing else is lost."""
+    """A notice that a node will be preempted (`ray drain-node`): saved at once, then the workers
+    restart on another node, and nothing else is lost."""
     rarely = [*SETTINGS, "checkpoints.every=50 steps", "compute.workers=2"]
     with nodes.job(command(tmp_path, face_set_path, *rarely)) as job:
         job.wait_for(r"^step +\d*[7-9]/")

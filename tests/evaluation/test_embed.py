@@ -9,17 +9,17 @@ from lafs_ray.evaluation.report import pair_rows
 
 
 def cone_pairs(num_pairs: int, common: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs whose embeddings are a person's direction plus noise plus a large common vector."""
+    """Pairs whose embeddings are an identity's direction plus noise plus a large common vector."""
     generator = np.random.default_rng(0)
     same = np.arange(num_pairs) % 2 == 0
-    persons = generator.standard_normal((num_pairs, 2, 16))
-    persons[same, 1] = persons[same, 0]
-    rows = persons + 0.5 * generator.standard_normal((num_pairs, 2, 16))
+    identities = generator.standard_normal((num_pairs, 2, 16))
+    identities[same, 1] = identities[same, 0]
+    rows = identities + 0.5 * generator.standard_normal((num_pairs, 2, 16))
     return rows.reshape(2 * num_pairs, 16) + common, same
 
 
 def test_center__information_in_a_narrow_cone() -> None:
-    """Where a common part hides the persons from the grid of thresholds, centering finds them."""
+    """Where a common part hides identities from the grid of thresholds, centering finds them."""
     rows, same = cone_pairs(400, common=60.0)
     plain, centered = pair_rows("network", rows, same)
     assert (plain.centered, centered.centered) == (False, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,27 @@ def corner(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return images[:, 0, :3].reshape(len(images), 9).astype(np.float32)
 
 
+class Warnings(logging.Handler):
+    """The messages of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 def written(
     source: ImageSource, path: Path, embed: Any = corner, **decoding: Any
 ) -> tuple[Outcome, list[str]]:
-    said: list[str] = []
-    outcome = write_embeddings(
-        str(path), source, embed, Decoding(**decoding), {"step": "7"}, complain=said.append
-    )
-    return outcome, said
+    handler = Warnings()
+    embedding_file.logger.addHandler(handler)
+    try:
+        outcome = write_embeddings(str(path), source, embed, Decoding(**decoding), {"step": "7"})
+    finally:
+        embedding_file.logger.removeHandler(handler)
+    return outcome, handler.messages
 
 
 @pytest.fixture
@@ -45,8 +59,8 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_groups")
 def test_write_embeddings__of_records(tmp_path: Path, face_set_path: str) -> None:
     """A row for each record in file order: file, key, label, vector; groups stay small."""
-    outcome, said = written(open_images(face_set_path), tmp_path / "a.parquet")
-    assert (outcome.num_rows, outcome.left_out, said) == (120, [], [])
+    outcome, warnings = written(open_images(face_set_path), tmp_path / "a.parquet")
+    assert (outcome.num_rows, outcome.left_out, warnings) == (120, [], [])
     file = pq.ParquetFile(tmp_path / "a.parquet")
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert sizes == [16] * 7 + [8]
@@ -64,7 +78,7 @@ def test_write_embeddings__of_records(tmp_path: Path, face_set_path: str) -> Non
 
 
 def folder_of_images(folder: Path) -> Path:
-    """Two people's folders, an image on top, and files that are none."""
+    """Folders of two identities, an image beside them, and files that are not images."""
     jpegs = face_jpegs(4)
     for name, jpeg in zip(("b/2.jpg", "b/10.JPEG", "a/1.jpg", "z.jpg"), jpegs, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,11 +123,11 @@ def test_write_embeddings__damaged_records(tmp_path: Path) -> None:
     path = tmp_path / "train.rec"
     write_face_set(path, 2, 10, replaced={3: NO_IMAGE})
     break_frame(path, 15)
-    outcome, said = written(open_images(str(path)), tmp_path / "a.parquet", max_bad_records=2)
+    outcome, warnings = written(open_images(str(path)), tmp_path / "a.parquet", max_bad_records=2)
     assert outcome.num_rows == 18
-    assert len(said) == 2
-    assert said[0].startswith(f"left out: {path}, key 4: found ")
-    assert said[1].startswith(f"left out: {path}, key 16")
+    assert len(warnings) == 2
+    assert warnings[0].startswith(f"left out: {path}, key 4: found ")
+    assert warnings[1].startswith(f"left out: {path}, key 16")
     file = pq.ParquetFile(tmp_path / "a.parquet")
     assert file.read()["key"].to_pylist() == [n for n in range(1, 21) if n not in (4, 16)]
     assert file.metadata.metadata[b"left_out"] == b"2"
@@ -145,9 +159,9 @@ def test_write_embeddings__resized(tmp_path: Path, side: int) -> None:
     gray = np.full((side, side, 3), (10, 100, 200), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "faces" / "x.png"), gray[..., ::-1])
     cv2.imwrite(str(tmp_path / "faces" / "y.png"), gray[:50])
-    _, said = written(open_images(str(tmp_path / "faces")), tmp_path / "a.parquet", resize=True)
+    _, warnings = written(open_images(str(tmp_path / "faces")), tmp_path / "a.parquet", resize=True)
     assert pq.read_table(tmp_path / "a.parquet")["vector"].to_pylist() == [[10, 100, 200] * 3]
-    assert "expected a square" in said[0]
+    assert "expected a square" in warnings[0]
 
 
 def test_write_embeddings__diverged_network(tmp_path: Path, face_set_path: str) -> None:
@@ -178,7 +192,7 @@ def test_write_embeddings__interrupted(tmp_path: Path, face_set_path: str) -> No
 
 
 def test_open_images__nothing_to_embed(tmp_path: Path) -> None:
-    """A folder without images, an empty one and a missing one are told apart."""
+    """A folder without images, an empty one and a missing one give different messages."""
     with pytest.raises(DataError, match="an empty folder"):
         open_images(str(tmp_path))
     (tmp_path / "notes.txt").write_text("none")
@@ -198,6 +212,6 @@ def test_image_files__gone_meanwhile(tmp_path: Path) -> None:
     """A file that vanishes while others are embedded counts as a damaged one."""
     source = open_images(str(folder_of_images(tmp_path / "faces")))
     (tmp_path / "faces" / "b" / "2.jpg").unlink()
-    outcome, said = written(source, tmp_path / "a.parquet")
+    outcome, warnings = written(source, tmp_path / "a.parquet")
     assert outcome.num_rows == 3
-    assert said == [f"left out: {tmp_path}/faces/b/2.jpg: found no such file"]
+    assert warnings == [f"left out: {tmp_path}/faces/b/2.jpg: found no such file"]

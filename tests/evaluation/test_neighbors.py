@@ -52,7 +52,7 @@ def test_neighbor_accuracies__naive_loop(seed: int) -> None:
 
 
 def test_neighbor_accuracies__equal_votes() -> None:
-    """Two persons with one vote each: the nearer one wins."""
+    """Two identities with one vote each: the nearer one wins."""
     angles = np.array([0.0, 0.1, 0.3, 0.35, 2.0, 2.1])
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     labels = np.array([0, 1, 0, 1, 2, 2])

@@ -120,7 +120,7 @@ def seeds(target: str) -> list[bytes]:
 
 
 def found(target: str) -> list[bytes]:
-    """Inputs that ended in a crash, a hang or gigabytes before the readers were mended."""
+    """Inputs that ended in a crash, a hang or gigabytes before the readers were fixed."""
     if target == "records":
         huge = [Header(0, 2.0**100, 1), Header(2, (2.0**70, 2.0**71), 0)]
         ends = pack(Header(2, (2.0, 3.0), 0), b"")

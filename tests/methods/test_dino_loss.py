@@ -159,7 +159,7 @@ def test_center__micro_batches_equal_one_batch() -> None:
 
 
 def test_center__forgets_a_step_once_it_is_done() -> None:
-    """An update uses up what was observed; a second one without rows is our own mistake."""
+    """An update uses up what was observed; a second one without rows is a bug."""
     center = Center(3)
     center.observe(torch.ones(2, 3))
     center.update()

@@ -54,7 +54,7 @@ def test_to_network_input__range_and_order() -> None:
 
 
 def test_to_network_input__floats_are_refused() -> None:
-    """Images that are floats already would be scaled twice: our own mistake."""
+    """Images that are floats already would be scaled twice: a bug."""
     with pytest.raises(AssertionError, match="float32"):
         to_network_input(torch.zeros(1, 2, 2, 3))
 
@@ -282,7 +282,7 @@ def test_supervised__on_the_grid() -> None:
 
 
 def test_supervised__no_state_of_its_own(method: Supervised) -> None:
-    """All state lies in `trainable`; somebody else's state is refused."""
+    """All state lies in `trainable`; the state of another object is refused."""
     method.load_state_dict(method.state_dict())
     with pytest.raises(AssertionError, match="found \\['teacher'\\]"):
         method.load_state_dict({"teacher": {}})

@@ -94,15 +94,15 @@ def test_sweep__has_the_bits_recorded(folder: Path) -> None:
 
 
 def test_differences__name_what_changed_and_follow_renames() -> None:
-    old = {"run": {"metrics": {"colour": 1.0, "loss": 2.0}}, "not run": 1}
-    new = {"run": {"metrics": {"color": 1.0, "loss": 2.0}}}
-    assert differences(old, new, {"colour": "color"}) == []
+    old = {"run": {"metrics": {"old_name": 1.0, "loss": 2.0}}, "not run": 1}
+    new = {"run": {"metrics": {"new_name": 1.0, "loss": 2.0}}}
+    assert differences(old, new, {"old_name": "new_name"}) == []
     assert differences(old, new, {}) == [
-        "run/metrics/color: not recorded",
-        "run/metrics/colour: recorded, but not there any more",
+        "run/metrics/new_name: not recorded",
+        "run/metrics/old_name: recorded, but not there any more",
     ]
-    new["run"]["metrics"]["color"] = 1.5
-    assert differences(old, new, {"colour": "color"}) == ["run/metrics/color: 1.0 -> 1.5"]
+    new["run"]["metrics"]["new_name"] = 1.5
+    assert differences(old, new, {"old_name": "new_name"}) == ["run/metrics/new_name: 1.0 -> 1.5"]
 
 
 def test_records__are_small() -> None:

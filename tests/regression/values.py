@@ -47,7 +47,7 @@ def machine_class() -> dict[str, Any]:
 
 
 def class_name(description: Mapping[str, Any]) -> str:
-    """The name of a class of machines: its CPU for people, and a hash of all that describes it."""
+    """The name of a class of machines: its CPU in words, and a hash of all that describes it."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:8]
     names = description["vendor_id"], description["cpu family"], description["capability"]
     return "-".join([*(str(name).lower() or "unknown" for name in names), digest])

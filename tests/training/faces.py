@@ -78,7 +78,7 @@ def write_face_set(
 
     Args:
         path: the `.rec` file; its `.idx` comes beside it.
-        num_identities: persons.
+        num_identities: number of identities.
         images_each: images of each.
         replaced: bytes that stand in place of an image's JPEG, by image number.
         first_label: label of the first person; more than 0 contradicts the identities listed.

@@ -288,7 +288,7 @@ def test_local_stream__an_error_on_the_way_comes_in_its_place(tmp_path: Path) ->
 
 
 def test_read__stops_when_the_file_is_written_to(tmp_path: Path) -> None:
-    """A local file that is written anew during a run, at the same size, stops it by name."""
+    """A local file that is rewritten during a run, at the same size, stops it by name."""
     path = tmp_path / "a.rec"
     write_face_set(path)
     faces = open_faces(str(path))

@@ -33,7 +33,7 @@ def test_fused__is_the_network() -> None:
 
 
 def test_finder__of_a_timm_model() -> None:
-    """Any landmark CNN can be run; an image's landmarks are the same bits in any company."""
+    """Any landmark CNN can be run; an image's landmarks are equal bit by bit in any batch."""
     torch.manual_seed(0)
     find = LandmarkPredictor(build_landmark_cnn("timm/mobilenetv3_small_050", 9))
     planes = torch.from_numpy(smooth_images(18)).permute(0, 3, 1, 2)

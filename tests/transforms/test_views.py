@@ -76,7 +76,7 @@ def test_tokens__without_local_views(source: LandmarkSource) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
-    """A record's tokens are the same bits alone, in any company and in any chunk."""
+    """A record's tokens are equal bit by bit alone, in any batch and in any chunk."""
     settings = view_settings(source=source)
     # The full width: small matrices would hide kernels that change with the batch.
     cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)

@@ -141,7 +141,7 @@ class Monitor:
 
     def _check_input(self, line: Mapping[str, Any]) -> None:
         limit, compute = self._config.monitoring.wait_share, self._config.compute
-        # Debug mode on a CPU always preprocesses first and trains then: a warning helps nobody.
+        # Debug mode on a CPU always preprocesses first and trains then: a warning would not help.
         if limit == 0 or (compute.workers == 0 and compute.device == "cpu"):
             return
         self._num_waiting = self._num_waiting + 1 if line["wait_share"] > limit else 0

@@ -118,7 +118,7 @@ def test_update__uniform_from_the_start_and_only_after_settling() -> None:
 
 
 def test_update__counts_reports_in_a_row() -> None:
-    """A sign that goes and comes again begins anew."""
+    """The count of a sign restarts after a report without it."""
     collapse, counts = monitor(), []
     for number, used in enumerate((0.05, 0.05, 0.5, 0.05), start=1):
         row = (100 * number, 4.0, 1.0, 2.0, used, 0.7)

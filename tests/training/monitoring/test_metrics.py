@@ -19,7 +19,7 @@ def step(**values: float) -> dict[str, torch.Tensor]:
 
 
 def test_report__means_over_steps() -> None:
-    """A report averages the steps since the last one, and the next one starts anew."""
+    """A report averages the steps since the last one, and the next one starts from zero."""
     meter = Meter(images_per_step=4)
     for loss in (1.0, 2.0, 6.0):
         meter.add(step(loss=loss, norm=-loss), 0.0, {}, GO)

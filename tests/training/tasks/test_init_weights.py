@@ -185,7 +185,7 @@ def test_start__teacher_and_landmarks_of_a_pretraining_run(
 
 
 def test_start__given_landmarks_come_first(pretrained: Path, tmp_path: Path) -> None:
-    """start.landmarks stands in for the run's own; `untrained` begins anew; alone it is enough."""
+    """start.landmarks replaces the run's own; `untrained` initializes; alone it is enough."""
     other = build_landmark_network(finetune())
     torch.save(other.state_dict(), tmp_path / "other.pt")
     both = [f"start.transformer={pretrained}", f"start.landmarks={tmp_path / 'other.pt'}"]
