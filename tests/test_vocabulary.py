@@ -43,6 +43,8 @@ PATTERNS = (
     r"dealt? (?:it |them )?out",
     r"\w+_(?:wish|wishes|probe|portion|portions|cropper)",
     r"(?:wish|portion|portions|probe|probes)_\w+",
+    # Within names, such as those of tests.
+    r"\w+_(?:people|probes|judges?|foresee|tidy|spared|starvation|anew|mended)(?:_\w+)?",
 )
 # Regular expressions, whole words, in any case.
 PHRASES = (
@@ -51,7 +53,7 @@ PHRASES = (
     *("writes and speaks", "speaks for", "in any company", "on any day", "told rightly"),
     *("all rightly", "would be a lie", "mistakes told", "a GPU is asked for", "a GPU eats"),
     *("who works where", "put strangers", "images a person", "an identity want"),
-    *("mistakes? in the configuration", "keys? named", "found: another file"),
+    *("mistakes? in the configuration", "lower the keys", "found: another file"),
     *("in its subfolders alone", "a name that is free", "without blanks", "encoded anew"),
     *("names do not fit", "holds nothing else", r"at the \d+\. try", "broken off"),
     *("running: it reports", "to 1 shards", "1 steps an epoch", "deviation of embeddings"),

@@ -233,7 +233,7 @@ def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Secti
         return kind.model_validate(dict(tree))
     except ValidationError as error:
         errors = [_explain(kind, item) for item in error.errors(include_url=False)]
-        expected = f"keys and values that {kind.__name__} knows"
+        expected = f"keys and values of {kind.__name__}"
         raise config_error(source, errors, expected) from None
 
 

@@ -1,1 +1,1 @@
-"""What an embedding is worth: pair verification and its figures."""
+"""Evaluation of embeddings: pairs, identities and templates."""

@@ -1,1 +1,1 @@
-"""One loop for every job: build, train, save, measure; knows nothing of faces or Ray."""
+"""One training loop for every job: build, train, save, monitor. Imports no Ray."""

@@ -1,4 +1,4 @@
-"""The training loop: from a batch to the optimizer's step; it knows neither faces nor Ray.
+"""The training loop: from a batch to the optimizer's step; independent of faces and of Ray.
 
 `train` runs in the driver process (debug mode) and in every Ray Train worker; only `report`, `save`
 and `poll_request` differ.

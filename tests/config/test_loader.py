@@ -37,7 +37,7 @@ class Outer(Section):
     """A section."""
 
 
-def test_yaml__reads_numbers_and_words_as_people_write_them(tmp_path):
+def test_yaml__reads_numbers_and_words_without_traps(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("a: 1e-3\nb: no\nc: true\nd: 7\ne: -.5\nf: 2.\ng: 10 epochs\n")
     tree = read_yaml(str(path))

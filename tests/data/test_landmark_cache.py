@@ -161,7 +161,7 @@ def test_open__where_there_is_none(tmp_path: Path) -> None:
     assert raised.value.fix == f"run {COMMAND}"
 
 
-def test_entries__a_damaged_part_is_made_anew(tmp_path: Path) -> None:
+def test_entries__a_damaged_part_is_written_again(tmp_path: Path) -> None:
     """A truncated part counts as missing."""
     write(str(tmp_path), stamp=False)
     truncate(tmp_path)

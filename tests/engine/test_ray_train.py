@@ -114,7 +114,7 @@ def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_on
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
-def test_probes__judge_checkpoints_beside_the_training(uninterrupted: Path) -> None:
+def test_online_eval__evaluates_checkpoints_beside_training(uninterrupted: Path) -> None:
     """Lines are ordered by step and end with the last one; its metrics are the checkpoint's."""
     lines = read_metrics(str(uninterrupted / "run" / "eval.jsonl"))
     # That of step 12 may still run when step 24 is reached, never the other way round.

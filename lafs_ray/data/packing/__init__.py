@@ -1,10 +1,10 @@
 """Packing: images in any order into globally shuffled shards, in two sequential passes.
 
-Training wants batches from the whole set; storage wants sequential reads. One pass cannot do both:
-with 40 shards, the records of each shard lie 280 KB apart in a source of 7 KB records. Reading them
-one by one takes 5.7 million requests for 40 GB: 2 hours at 20 ms on S3 with 16 in parallel, 1.6
-hours at 1 ms on NFS; reading the gaps too means reading the source 40 times. So the set is sorted
-by random position (an external merge sort):
+Training needs batches from the whole set; storage is fast with sequential reads. One pass cannot do
+both: with 40 shards, the records of each shard lie 280 KB apart in a source of 7 KB records.
+Reading them one by one takes 5.7 million requests for 40 GB: 2 hours at 20 ms on S3 with 16 in
+parallel, 1.6 hours at 1 ms on NFS; reading the gaps too means reading the source 40 times. So the
+set is sorted by random position (an external merge sort):
 
 1. `sorted_runs`: ranges of the sources are read in order, each record gets its position in the new
    order, and what fits in memory is written as a run sorted by position.

@@ -242,7 +242,7 @@ def test_run__checkpoints_and_metrics_in_the_store(
     assert [without_times(json.loads(line)) for line in lines.splitlines()] == local.exact
 
 
-def test_network_disk__stale_handles_are_opened_anew(
+def test_network_disk__stale_handles_are_reopened(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ESTALE and EIO of NFS are retried with a new handle; six in a row are an error."""
