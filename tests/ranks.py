@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ Stage = tuple[int, Callable[..., Any], tuple[Any, ...]]
 
 def _main(rank: int, folder: str, stages: tuple[Stage, ...]) -> None:
     torch.set_num_threads(1)
+    kept: list[Any] = []
     for number, (num_ranks, function, arguments) in enumerate(stages):
         if rank >= num_ranks:
             continue
@@ -26,7 +28,11 @@ def _main(rank: int, folder: str, stages: tuple[Stage, ...]) -> None:
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=num_ranks)
         result = function(rank, num_ranks, *arguments)
         torch.save(result, Path(folder, f"{number}-{rank}.pt"))
+        # The reference keeps the group's destructor from running: under torch 2.6 it holds the GIL
+        # while it joins a gloo thread, which may be waiting for the GIL to free a tensor.
+        kept.append(dist.group.WORLD)
         dist.destroy_process_group()
+    os._exit(0)
 
 
 def on_ranks(folder: Path, *stages: Stage) -> list[list[Any]]:

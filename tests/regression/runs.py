@@ -216,7 +216,7 @@ def sweep(folder: Path) -> Path:
     tree = {
         "name": "sweep",
         "storage": str(folder / "sweeps"),
-        "job": "finetune",
+        "task": "finetune",
         "base": str(ROOT / "configs/finetune/part_fvit.yaml"),
         "settings": settings
         | {
