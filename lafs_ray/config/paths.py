@@ -18,4 +18,9 @@ def absolute(path: str, here: str = "") -> str:
     return path if "://" in path else os.path.abspath(os.path.join(here, os.path.expanduser(path)))
 
 
-AbsolutePath = Annotated[str, AfterValidator(absolute)]
+def _here(path: str) -> str:
+    # pydantic 2.7 would pass its own second argument to `absolute`.
+    return absolute(path)
+
+
+AbsolutePath = Annotated[str, AfterValidator(_here)]
