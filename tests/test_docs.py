@@ -89,6 +89,14 @@ def test_links__lead_somewhere(path: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("path", documents())
+def test_lines__are_short(path: Path) -> None:
+    """Prose has at most 120 characters a line; tables and code may have more."""
+    lines = prose(path).splitlines()
+    long = [line for line in lines if len(line) > 120 and not line.startswith("|")]
+    assert path.name == "config.md" or long == []
+
+
 def test_design__lists_every_module_once() -> None:
     """The layer table of docs/design.md has each module of the package, in its layer."""
     table = (ROOT / "docs" / "design.md").read_text().split("\n## ")[1]
