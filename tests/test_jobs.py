@@ -170,7 +170,7 @@ def test_status__of_a_run_and_of_what_is_none(tmp_path: Path, face_set_path: str
     folder = str(tmp_path / "debug")
     done = job("jobs/status.py", folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder} (pretraining)\nstate       finished: all steps")
+    assert done.stdout.startswith(f"{folder} (pretraining)\nstate       finished (all 2 steps)\n")
     main_of("status")([folder, "--json"])
     assert_refused(job("jobs/status.py", str(tmp_path)), f"give one of the runs in it: {folder}")
 
