@@ -7,7 +7,7 @@ TORCH := 2.13.0
 TORCHVISION := 0.28.0
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fast test-lowest lint format docs environment node-environment mxnet-environment clean
+.PHONY: help demo test test-fast test-cpus test-lowest lint format docs environment node-environment mxnet-environment clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +62,14 @@ test: environment  ## run all tests (CPU, no network)
 
 test-fast: environment  ## run the tests that start no Ray and take no minutes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet"
+
+# Kernels of older CPUs, and other numbers of threads: what must be equal is equal under each of them.
+NUMERIC := tests/transforms tests/models tests/methods tests/training/test_fingerprint.py
+test-cpus: environment  ## run the numeric tests as on CPUs with AVX2 only, and with SSE4.1 only
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
+		$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not ray" $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENCV_CPU_DISABLE=AVX2 OMP_NUM_THREADS=3 \
+		$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not ray" $(NUMERIC)
 
 # The oldest Python, torch and packages that pyproject.toml allows. Not in CI: this torch comes with
 # gigabytes of CUDA. The newest of the other tools may want newer packages than these; pip says so.
