@@ -103,7 +103,7 @@ format: environment  ## format the code and fix what the linter can
 	$(BIN)/ruff format .
 
 docs: environment  ## write docs/config.md from the configuration classes
-	$(BIN)/python -m lafs_ray.cli.config_docs > docs/config.md
+	$(BIN)/python -m docs.config_docs > docs/config.md
 
 clean:  ## remove what `make demo` made
 	rm -rf demo

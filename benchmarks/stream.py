@@ -95,8 +95,7 @@ def stream_locally(faces: FaceSet, chunk_records: int) -> int:
 
 def stream_through_ray(faces: FaceSet, path: str, actors: int, most: int) -> int:
     """Stream up to `most` records of one rank through Ray Data; return their number."""
-    from lafs_ray.engine.object_store import share
-    from lafs_ray.engine.ray_ingest import rank_stream
+    from lafs_ray.engine.ray_ingest import rank_stream, share
 
     config = PretrainConfig.model_validate(
         {

@@ -12,9 +12,9 @@ from lafs_ray.config.loader import load
 from lafs_ray.engine.console import LineHandler, log_to
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.driver import Driver
-from lafs_ray.tuning.preflight import CheckedSweep, check_sweep
+from lafs_ray.tuning.preflight import check_sweep
 from lafs_ray.tuning.sweep_dir import SweepDir
-from lafs_ray.tuning.trial_config import read_sweep
+from lafs_ray.tuning.trial_config import Sweep, read_sweep
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +26,17 @@ def start_sweep(description: str, arguments: Sequence[str]) -> None:
         UserError: an error in the arguments, the configuration, the data or the sweep's directory.
     """
     options = parse(description, arguments, "configs/sweep/", "describe the trials, and exit")
-    checked = check_sweep(read_sweep(load(SweepConfig, options.config, options.overrides)))
+    sweep = read_sweep(load(SweepConfig, options.config, options.overrides))
+    fingerprints = check_sweep(sweep)
     with log_to(LineHandler()):
-        describe(checked)
+        describe(sweep)
         if not options.dry_run:
-            Driver(checked).run()
+            Driver(sweep, fingerprints).run()
 
 
-def describe(checked: CheckedSweep) -> None:
+def describe(sweep: Sweep) -> None:
     """Log the sweep's settings, its space and the number of trials."""
-    config = checked.sweep.config
+    config = sweep.config
     shown = config.model_dump(mode="json", exclude_defaults=True, exclude={"space"})
     logger.info(yaml.safe_dump(shown, sort_keys=False).rstrip())
     for key, dimension in config.space.items():
@@ -44,5 +45,5 @@ def describe(checked: CheckedSweep) -> None:
     logger.info(
         f"{config.name}: trials {config.budget.trials}, "
         f"reports {config.objective.reports}, seeds {len(config.objective.seeds)}; "
-        f"results in {SweepDir(checked.sweep).uri}"
+        f"results in {SweepDir(sweep).uri}"
     )

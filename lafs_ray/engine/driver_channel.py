@@ -5,12 +5,20 @@ Without torch: importing it would cost the actor, and the start of the run, seco
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
+import threading
+import time
 from logging.handlers import QueueHandler
 from typing import Any
 
+import ray
+
 from lafs_ray.errors import UserError
 from lafs_ray.training.run_request import RunRequest
+
+_POLL_S = 0.5
 
 
 class DriverChannel:
@@ -82,3 +90,29 @@ class ChannelHandler(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """Send a record whose message is formatted already."""
         self.queue.log.remote(record)
+
+
+class RequestListener:
+    """Polls the driver's requests to the run in a thread of rank 0.
+
+    Args:
+        channel: handle of the DriverChannel.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._requests: queue.SimpleQueue[RunRequest] = queue.SimpleQueue()
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    def take(self) -> RunRequest:
+        """Return the next request, NOTHING if there is none."""
+        return RunRequest.NOTHING if self._requests.empty() else self._requests.get()
+
+    def _poll(self) -> None:
+        # This process ends with its driver, whatever it is waiting for.
+        with contextlib.suppress(ray.exceptions.RayError):
+            while True:
+                request = ray.get(self._channel.take_request.remote())
+                if request is not RunRequest.NOTHING:
+                    self._requests.put(request)
+                time.sleep(_POLL_S)

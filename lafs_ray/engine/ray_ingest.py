@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import ray
@@ -21,15 +22,41 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from lafs_ray.config.train import CPUS_PER_READ, TrainConfig
 from lafs_ray.data.sampler import ShuffleBlock
-from lafs_ray.engine.datasource import RecordDatasource
-from lafs_ray.engine.object_store import Shared
 from lafs_ray.engine.ray_session import configure_context
+from lafs_ray.engine.read_task import read_block
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
 from lafs_ray.training.prepare import RunInputs
 
 # Blocks of one execution of Ray Data: half a million faces. Actors restart for the next one, a few
 # seconds in ten minutes or more; without a limit, planning would grow with the run.
 BLOCKS_PER_EXECUTION = 2048
+
+# What read tasks need, without the rest, whose classes import torch.
+_SOURCE = ("faces", "sampler")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """References to the inputs of a run in the object store, of which each node holds one copy.
+
+    Args:
+        source: to the set and the order of its records, (`FaceSet`, `EpochSampler`).
+        rest: to the other fields of `RunInputs` by name.
+    """
+
+    source: ray.ObjectRef
+    rest: ray.ObjectRef
+
+    def inputs(self) -> RunInputs:
+        """Return the inputs; their arrays are those of the object store."""
+        source, rest = ray.get([self.source, self.rest])
+        return RunInputs(**dict(zip(_SOURCE, source, strict=True)), **rest)
+
+
+def share(inputs: RunInputs) -> Shared:
+    """Put the inputs of a run into the object store."""
+    values = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return Shared(ray.put(tuple(values.pop(name) for name in _SOURCE)), ray.put(values))
 
 
 class DecodeAndTransform:
@@ -74,19 +101,24 @@ def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) ->
     configure_context(context, ingest.cpus)
     # Every task and actor of the dataset goes where the nodes have these labels.
     context.execution_options.label_selector = ingest.node_labels or None
-    dataset = ray.data.read_datasource(
-        RecordDatasource(shared.source, blocks),
-        override_num_blocks=len(blocks),
-        num_cpus=CPUS_PER_READ,
-    ).map_batches(
-        DecodeAndTransform,
-        batch_size=None,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=ActorPoolStrategy(size=min(ingest.actors_per_worker, len(blocks))),
-        num_cpus=ingest.cpus_per_actor,
-        fn_constructor_args=[shared],
-        udf_modifying_row_count=False,
+    dataset = (
+        ray.data.from_items([*range(len(blocks))], override_num_blocks=len(blocks))
+        .map_batches(
+            read_block,
+            batch_size=None,
+            num_cpus=CPUS_PER_READ,
+            fn_kwargs={"source": shared.source, "blocks": ray.put(blocks)},
+        )
+        .map_batches(
+            DecodeAndTransform,
+            batch_size=None,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(size=min(ingest.actors_per_worker, len(blocks))),
+            num_cpus=ingest.cpus_per_actor,
+            fn_constructor_args=[shared],
+            udf_modifying_row_count=False,
+        )
     )
     processed = dataset.iter_batches(
         batch_size=None, batch_format="numpy", prefetch_batches=ingest.prefetch_batches

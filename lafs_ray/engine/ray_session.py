@@ -11,6 +11,8 @@ from ray.data import DataContext
 
 from lafs_ray.errors import ConfigError
 
+_NO_PROGRESS_TIMEOUT_S = 300
+
 # Set before Ray starts, so its workers inherit them; values set by the user stay.
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -39,10 +41,16 @@ def join_cluster(
         ConfigError: the cluster has fewer.
     """
     start_or_join(cpus)
-    have = ray.cluster_resources()
-    _check_enough("CPU", cpus, have.get("CPU", 0.0), cpu_arithmetic)
-    if gpus:
-        _check_enough("GPU", gpus, have.get("GPU", 0.0), gpu_arithmetic)
+    resources = ray.cluster_resources()
+    needs = (("CPU", cpus, cpu_arithmetic), ("GPU", gpus, gpu_arithmetic))
+    for name, needed, arithmetic in needs:
+        if (have := resources.get(name, 0.0)) < needed:
+            raise ConfigError(
+                f"the Ray cluster's {name}s",
+                found=f"{have:g}",
+                expected=f"at least {needed:g}: {arithmetic}",
+                fix="reduce these settings, or add nodes to the cluster",
+            )
 
 
 def start_or_join(cpus: float) -> None:
@@ -59,19 +67,6 @@ def start_or_join(cpus: float) -> None:
             log_to_driver=False,
             **local,
         )
-
-
-def _check_enough(resource: str, needed: float, have: float, arithmetic: str) -> None:
-    if have < needed:
-        raise ConfigError(
-            f"the Ray cluster's {resource}s",
-            found=f"{have:g}",
-            expected=f"at least {needed:g}: {arithmetic}",
-            fix="reduce these settings, or add nodes to the cluster",
-        )
-
-
-_NO_PROGRESS_TIMEOUT_S = 300
 
 
 def configure_context(context: DataContext, cpus: float) -> None:

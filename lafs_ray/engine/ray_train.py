@@ -29,14 +29,12 @@ from torch.nn.parallel import DistributedDataParallel
 from lafs_ray.config.train import OnlineEval, TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.engine.console import log_to
-from lafs_ray.engine.driver_channel import ChannelHandler, DriverChannel
-from lafs_ray.engine.object_store import Shared, share
+from lafs_ray.engine.driver_channel import ChannelHandler, DriverChannel, RequestListener
 from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evaluate_checkpoint
-from lafs_ray.engine.preemption import RequestListener, leaving_nodes
 from lafs_ray.engine.prometheus import Gauges
-from lafs_ray.engine.ray_ingest import rank_stream
+from lafs_ray.engine.ray_ingest import Shared, rank_stream, share
 from lafs_ray.engine.ray_session import QUIET
-from lafs_ray.engine.resources import connect
+from lafs_ray.engine.resources import connect, leaving_nodes
 from lafs_ray.engine.signals import StopRequest, stop_request
 from lafs_ray.errors import find_user_error
 from lafs_ray.training.prepare import RunInputs

@@ -156,6 +156,15 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
             )
 
 
+def leaving_nodes() -> set[str]:
+    """Return nodes about to be removed (`ray drain-node`, spot notices of the autoscaler)."""
+    # What Ray Train itself calls; its public form is a collective operation of the workers.
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except Exception:  # the head may be busy: the next poll finds the notice as well
+        return set()
+
+
 def connect(config: TrainConfig) -> None:
     """Join the cluster of this job, or start one on this machine.
 

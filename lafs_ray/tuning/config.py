@@ -5,21 +5,31 @@ Whether they fit the base's own settings is checked in `validation.py`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lafs_ray.config.loader import Real, Section
 from lafs_ray.config.paths import AbsolutePath
 from lafs_ray.config.train import Positive, Rate
-from lafs_ray.tuning.space import Dimension, flatten_space
+from lafs_ray.tuning.search_space import KINDS, Dimension, flatten
 
 Metric = Literal["pair_accuracy", "tar_at_far", "knn", "loss"]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{list(seeds)} - write each once")
+    return seeds
+
+
 _Seeds = Annotated[
     tuple[Seed, ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     Field(min_length=1),
+    AfterValidator(_each_once),
 ]
 # Rates that `evaluation/report.py` computes.
 FARS = (0.1, 0.01, 0.001)
@@ -69,8 +79,6 @@ class Objective(EvalSets):
 
     @model_validator(mode="after")
     def _check_values(self) -> Objective:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {list(self.seeds)} - write each once")
         if self.metric == "tar_at_far" and self.far not in FARS:
             raise ValueError(f"far: {self.far:g} is never reported; write one of 0.1, 0.01, 0.001")
         return self
@@ -190,7 +198,11 @@ class SweepConfig(Section):
     key."""
     finetune: ShortFinetune | None = None
     """For task pretrain: evaluate after this finetuning; none: evaluate the frozen network."""
-    space: Annotated[dict[str, Dimension], BeforeValidator(flatten_space), Field(min_length=1)]
+    space: Annotated[
+        dict[str, Dimension],
+        BeforeValidator(partial(flatten, leaf_keys=KINDS)),
+        Field(min_length=1),
+    ]
     """Dotted keys of the base, each with one of uniform, log_uniform, integer (ranges) or choice
     (a list), and optionally `when`: {earlier key: [values]} for which it is active."""
     objective: Objective = Objective()
@@ -203,3 +215,10 @@ class SweepConfig(Section):
     """Sampling."""
     confirm: Confirm = Confirm()
     """Confirmation of the winner."""
+
+    @property
+    def confirm_objective(self) -> Objective:
+        """The objective on the faces of the confirmation."""
+        changes = self.confirm.model_dump(exclude={"seeds"})
+        changes["metric"] = self.confirm.metric or self.objective.metric
+        return self.objective.model_copy(update=changes)

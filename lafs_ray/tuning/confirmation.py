@@ -11,7 +11,7 @@ from dataclasses import replace
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.preflight import no_results_error
 from lafs_ray.tuning.results import Report, Trial
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.search_space import Settings
 from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
@@ -30,7 +30,7 @@ class Confirmation:
 
     def __init__(self, sweep: Sweep, winner: Settings, attempt: str) -> None:
         self._sweep, self._attempt, self._confirm = sweep, attempt, sweep.config.confirm
-        self._metric = self._confirm.metric or sweep.config.objective.metric
+        self._objective = sweep.config.confirm_objective
         self._settings: dict[str, Settings] = {"winner": winner, "default": {}}
         self._runs = [(arm, seed) for seed in self._confirm.seeds for arm in self._settings]
         self._dirs = [SweepDir(sweep).confirmation(*run) for run in self._runs]
@@ -62,11 +62,11 @@ class Confirmation:
                 reason = (record.message if record else "") or "no report"
                 raise no_results_error(f"{arm} with seed {seed}: {reason}")
             values[arm].append(record.objective)
-        content = {"metric": self._metric, "seeds": list(self._confirm.seeds), **values}
+        content = {"metric": self._objective.metric, "seeds": list(self._confirm.seeds), **values}
         text = json.dumps(content, indent=2) + "\n"
         SweepDir(self._sweep).write("confirm.json", text.encode())
         test_set, seeds = self._confirm.pairs or self._confirm.identities, len(self._confirm.seeds)
-        logger.info(f"\n{self._metric} over {seeds} new seeds on the unseen {test_set}:")
+        logger.info(f"\n{self._objective.metric} over {seeds} new seeds on the unseen {test_set}:")
         logger.info("\n".join(comparison(values["winner"], values["default"])))
 
     def _is_pending(self, number: int) -> bool:
@@ -89,11 +89,8 @@ class Confirmation:
             self._sweep,
             self._dirs[number],
             self._settings[arm],
-            seeds=(seed,),
-            reports=1,
-            eval_sets=self._confirm,
-            metric=self._metric,
-            attempt=self._attempt,
+            self._objective.model_copy(update={"seeds": (seed,), "reports": 1}),
+            self._attempt,
             replay=False,
         )
 

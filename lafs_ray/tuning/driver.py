@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from lafs_ray.config.loader import apply_overrides, write_yaml
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.analysis import comparable_study, draw_plots, importances
 from lafs_ray.tuning.confirmation import Confirmation
-from lafs_ray.tuning.outputs import write_results, write_winner
-from lafs_ray.tuning.preflight import CheckedSweep, no_results_error
-from lafs_ray.tuning.results import Report, Trial, best, table
+from lafs_ray.tuning.preflight import no_results_error
+from lafs_ray.tuning.results import Report, Trial, best, table, to_parquet
 from lafs_ray.tuning.search import propose
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.search_space import Settings
 from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
@@ -35,16 +35,19 @@ class Driver:
     """A sweep being run.
 
     Args:
-        checked: the sweep.
+        sweep: that is valid.
+        fingerprints: of its training sets, by section.
         run_batch: runs trials.
     """
 
     def __init__(
-        self, checked: CheckedSweep, run_batch: Callable[[TrialBatch], None] = run_on_ray
+        self,
+        sweep: Sweep,
+        fingerprints: Mapping[str, str],
+        run_batch: Callable[[TrialBatch], None] = run_on_ray,
     ) -> None:
-        self._fingerprints, self._run_batch = checked.fingerprints, run_batch
-        self.sweep, self.config = checked.sweep, checked.sweep.config
-        self.dir = SweepDir(self.sweep)
+        self._fingerprints, self._run_batch = fingerprints, run_batch
+        self.sweep, self.config, self.dir = sweep, sweep.config, SweepDir(sweep)
         self.attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         self._started, self._spent_before = time.monotonic(), 0.0
         self._trials: dict[int, Trial] = {}
@@ -65,7 +68,7 @@ class Driver:
         finally:
             self.dir.write_spent_s(self._spent_s())
             trials = self.dir.read_trials()
-            write_results(self.sweep, trials)
+            self._write_results(trials)
             if trials:
                 objective = self.config.objective
                 lines = table(trials, self.config.space, objective.sign, objective.last_report)
@@ -130,7 +133,10 @@ class Driver:
         if trial.status != "finished":
             logger.info(f"trial {number}: {trial.status} {trial.message}".rstrip())
         self._trials[number] = trial
-        write_results(self.sweep, sorted(self._trials.values(), key=lambda one: one.number))
+        self._write_results([trial for _, trial in sorted(self._trials.items())])
+
+    def _write_results(self, trials: list[Trial]) -> None:
+        self.dir.write("results.parquet", to_parquet(trials, self.config.space))
 
     def _finish(self, trials: list[Trial]) -> None:
         config = self.config
@@ -144,7 +150,7 @@ class Driver:
         if found:
             logger.info("\nimportance (PED-ANOVA)")
             logger.info("\n".join(f"{value:6.2f}  {key}" for key, value in found.items()))
-        commands = write_winner(self.sweep, winner, len(trials))
+        commands = _write_winner(self.sweep, winner, len(trials))
         unfinished = [trial for trial in trials if trial.status in ("waiting", "running")]
         if unfinished:
             logger.info(f"\nunfinished trials: {len(unfinished)}; raise budget.hours to continue")
@@ -162,7 +168,7 @@ class Driver:
 
 def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings | None) -> TrialSpec:
     """Return a trial with the settings given, those that it already has, or new ones."""
-    objective, sweep_dir = sweep.config.objective, SweepDir(sweep)
+    sweep_dir = SweepDir(sweep)
     directory = sweep_dir.trial(number)
     record = directory.read()
     if record is None or not record.settings:
@@ -172,10 +178,33 @@ def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings | Non
         sweep,
         directory,
         settings or record.settings,
-        seeds=objective.seeds,
-        reports=objective.reports,
-        eval_sets=objective,
-        metric=objective.metric,
-        attempt=attempt,
+        sweep.config.objective,
+        attempt,
         replay=sweep.config.scheduler.kind in ("asha", "median"),
     )
+
+
+def _write_winner(sweep: Sweep, winner: Trial, num_trials: int) -> list[str]:
+    """Write the winner's configuration as files that run unchanged; return the commands."""
+    config, sweep_dir = sweep.config, SweepDir(sweep)
+    name = f"{config.name}_winner"
+    tree = apply_overrides(sweep.tree(winner.settings), {"run.name": name})
+    files = {"winner.yaml": (config.task, tree)}
+    if sweep.finetune is not None:
+        transformer = filesystem.join(sweep.default.run.storage, name)
+        settings = {"run.name": f"{name}_finetune", "start.transformer": transformer}
+        files["winner_finetune.yaml"] = ("finetune", apply_overrides(sweep.finetune, settings))
+    commands = []
+    for file, (task, content) in files.items():
+        commands.append(f"python jobs/{task}.py {filesystem.join(sweep_dir.uri, file)}")
+        lines = [
+            f"# Winner of the sweep {config.name}: trial {winner.number} of {num_trials}, "
+            f"{config.objective.metric} {winner.objective:.4f}",
+            f"# over seeds {', '.join(map(str, config.objective.seeds))}. Status: {winner.status}.",
+            f"# Command:  {commands[-1]}",
+        ]
+        if config.scheduler.kind == "pbt":
+            copies = winner.reports[-1].generation
+            lines.insert(2, f"# Its last settings, after {copies} copies of other members.")
+        sweep_dir.write(file, ("\n".join(lines) + "\n" + write_yaml(content)).encode())
+    return commands

@@ -20,33 +20,22 @@ from lafs_ray.evaluation.protocols import (
 from lafs_ray.evaluation.verification import kfold_accuracy, tar_at_far
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.tuning.config import EvalSets, Metric
+from lafs_ray.tuning.config import Objective
 
 
-def objective_value(
-    checkpoint: str,
-    eval_sets: EvalSets,
-    metric: Metric,
-    *,
-    far: float,
-    centered: bool,
-    device: Device,
-) -> float:
+def objective_value(checkpoint: str, objective: Objective, device: Device) -> float:
     """Return the metric of a checkpoint.
 
     Args:
         checkpoint: its URI, `<run>/checkpoints/step-*.pt`.
-        eval_sets: faces to evaluate on.
-        metric: to compute; loss is the mean loss of the steps logged up to the checkpoint.
-        far: false accept rate of tar_at_far.
-        centered: whether to subtract the mean embedding.
+        objective: metric and faces; loss is the mean loss of the steps logged up to the checkpoint.
         device: to compute on.
 
     Raises:
         UserError: the checkpoint or a file is missing or damaged, or the metric is not finite.
     """
     value: float | None
-    order = eval_sets.color_order
+    metric, order = objective.metric, objective.color_order
     if metric == "loss":
         run = filesystem.parent(filesystem.parent(checkpoint))
         step = int(filesystem.file_name(checkpoint).removeprefix("step-").removesuffix(".pt"))
@@ -55,13 +44,14 @@ def objective_value(
     else:
         embeddings = {"": local_embedding(load_embedder(checkpoint), device)}
         if metric == "knn":
-            assert eval_sets.identities is not None, "validated with the sweep"
-            result = evaluate_identities(open_labeled(eval_sets.identities, order), embeddings)
+            assert objective.identities is not None, "validated with the sweep"
+            result = evaluate_identities(open_labeled(objective.identities, order), embeddings)
         else:
-            assert eval_sets.pairs is not None, "validated with the sweep"
-            result = evaluate_pairs(open_pairs(eval_sets.pairs, order), embeddings)
-        names = {"knn": "1-NN", "pair_accuracy": "accuracy", "tar_at_far": f"TAR@{far:g}"}
-        value = result.rows[int(centered)].metrics[names[metric]]
+            assert objective.pairs is not None, "validated with the sweep"
+            result = evaluate_pairs(open_pairs(objective.pairs, order), embeddings)
+        tar = f"TAR@{objective.far:g}"
+        names = {"knn": "1-NN", "pair_accuracy": "accuracy", "tar_at_far": tar}
+        value = result.rows[int(objective.centered)].metrics[names[metric]]
     if value is None or not math.isfinite(value):
         raise DataError(
             checkpoint,
@@ -72,23 +62,23 @@ def objective_value(
     return value
 
 
-def check_eval_sets(eval_sets: EvalSets, metric: Metric, far: float) -> None:
-    """Read the evaluation sets and check that the metric is defined on them.
+def check_eval_sets(objective: Objective) -> None:
+    """Read the evaluation sets of an objective and check that the metric is defined on them.
 
     Raises:
         DataError: a file is missing or damaged, an image does not decode, or the metric is
             undefined.
     """
-    files = eval_sets.model_dump(include={"pairs", "identities", "color_order"})
+    files = objective.model_dump(include={"pairs", "identities", "color_order"})
     check_online_eval(OnlineEval(**files))
-    if eval_sets.pairs is None:
+    if objective.pairs is None:
         return
-    same = open_pairs(eval_sets.pairs, eval_sets.color_order).same
+    same = open_pairs(objective.pairs, objective.color_order).same
     distances = np.linspace(0, 4, len(same))
     try:
         kfold_accuracy(distances, same)
-        if metric == "tar_at_far":
-            tar_at_far(distances, same, far)
+        if objective.metric == "tar_at_far":
+            tar_at_far(distances, same, objective.far)
     except DataError as error:
         parts = {"found": error.found, "expected": error.expected, "fix": error.fix}
-        raise DataError(f"{eval_sets.pairs}: {error.subject}", **parts) from None
+        raise DataError(f"{objective.pairs}: {error.subject}", **parts) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from lafs_ray.config.loader import config_error
 from lafs_ray.data.face_set import FaceSet
@@ -14,7 +13,7 @@ from lafs_ray.training.run_length import build_sampler, run_length
 from lafs_ray.training.runner import training_device
 from lafs_ray.tuning.leakage import find_leakage
 from lafs_ray.tuning.objective import check_eval_sets
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.search_space import Settings
 from lafs_ray.tuning.trial import report_interval
 from lafs_ray.tuning.trial_config import Sweep
 from lafs_ray.tuning.validation import edge_settings, find_errors, known_settings
@@ -28,21 +27,11 @@ _INPUTS = (
 _MAX_OPENED = 20
 
 
-@dataclass(frozen=True)
-class CheckedSweep:
-    """A valid sweep.
-
-    Args:
-        sweep: the sweep.
-        fingerprints: of the training sets, by section.
-    """
-
-    sweep: Sweep
-    fingerprints: dict[str, str]
-
-
-def check_sweep(sweep: Sweep) -> CheckedSweep:
+def check_sweep(sweep: Sweep) -> dict[str, str]:
     """Validate a sweep's settings, then its files and all trials that are known.
+
+    Returns:
+        The fingerprints of the training sets, by section.
 
     Raises:
         ConfigError: naming all errors.
@@ -51,17 +40,16 @@ def check_sweep(sweep: Sweep) -> CheckedSweep:
     errors = find_errors(sweep) or [*_data_errors(sweep, opened)]
     if errors:
         raise config_error(f"sweep {sweep.config.name}", errors, "a sweep that can run to its end")
-    return CheckedSweep(sweep, {name: faces.fingerprint for name, faces in opened.items()})
+    return {name: faces.fingerprint for name, faces in opened.items()}
 
 
 def _data_errors(sweep: Sweep, opened: dict[str, FaceSet]) -> Iterator[str]:
     config = sweep.config
-    for section in ("objective", "confirm"):
-        eval_sets = getattr(config, section)
-        metric = eval_sets.metric or config.objective.metric
+    objectives = {"objective": config.objective, "confirm": config.confirm_objective}
+    for section, objective in objectives.items():
         try:
-            if metric != "loss":
-                check_eval_sets(eval_sets, metric, config.objective.far)
+            if objective.metric != "loss":
+                check_eval_sets(objective)
         except UserError as error:
             yield f"{section}: {as_line(error)}"
     try:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lafs_ray.tuning.space import Settings, Space
+from lafs_ray.tuning.search_space import Settings, Space
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 

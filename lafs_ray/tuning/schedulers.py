@@ -17,7 +17,7 @@ from ray.tune.schedulers import (
 )
 
 from lafs_ray.tuning.config import SweepConfig
-from lafs_ray.tuning.space import Dimension, Space
+from lafs_ray.tuning.search_space import Dimension, Space
 
 
 def make_scheduler(config: SweepConfig) -> TrialScheduler:

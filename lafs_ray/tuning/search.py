@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.results import Trial
-from lafs_ray.tuning.space import Settings, Space, active_settings
+from lafs_ray.tuning.search_space import Settings, Space, active_settings
 
 
 def make_study(sign: int, sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:

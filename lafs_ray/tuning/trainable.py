@@ -23,7 +23,7 @@ from lafs_ray.errors import UserError
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.preflight import as_line
 from lafs_ray.tuning.results import Report
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.search_space import Settings
 from lafs_ray.tuning.trial import Donor, TrialSpec, run_trial, train_here
 
 _POLL_S = 1.0
@@ -45,7 +45,7 @@ def make_trainable(
         donor = None if checkpoint is None else _donor(checkpoint, spec.dir.uri)
         pointer_to = spec.dir.uri if is_population else None
         try:
-            run_trial(spec, partial(_report, pointer_to), train_anywhere, donor)
+            run_trial(spec, partial(_report, pointer_to), train_run, donor)
         except UserError as error:
             # A retry would fail in the same way, so Tune sees no failure.
             record = spec.dir.read()
@@ -78,23 +78,18 @@ def _donor(checkpoint: Checkpoint, own_uri: str) -> Donor | None:
     return None if donor.uri == own_uri else donor
 
 
-def train_anywhere(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
-    """Train a run as its configuration says: in this process, or on Ray Train workers."""
-    if inputs.config.compute.workers == 0:
-        train_here(inputs, on_checkpoint)
-    else:
-        train_on_workers(inputs, on_checkpoint)
+def train_run(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
+    """Train a run as its configuration says: in this process, or on Ray Train workers.
 
-
-def train_on_workers(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
-    """Train on Ray Train workers, and poll for their checkpoints.
-
-    Training does not wait for the callback. If that raises, the thread stays behind; its workers
-    end with this process, which Tune then ends.
+    Training on workers is polled for checkpoints, and does not wait for the callback. If that
+    raises, the thread stays behind; its workers end with this process, which Tune then ends.
 
     Raises:
         UserError: the workers met one.
     """
+    if inputs.config.compute.workers == 0:
+        train_here(inputs, on_checkpoint)
+        return
     errors: list[BaseException] = []
 
     def train() -> None:

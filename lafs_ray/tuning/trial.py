@@ -20,10 +20,10 @@ from lafs_ray.evaluation.protocols import Device
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import Hooks, run_local
-from lafs_ray.tuning.config import EvalSets, Metric
+from lafs_ray.tuning.config import Objective
 from lafs_ray.tuning.objective import objective_value
 from lafs_ray.tuning.results import Report, Status, Trial
-from lafs_ray.tuning.space import Settings
+from lafs_ray.tuning.search_space import Settings
 from lafs_ray.tuning.sweep_dir import TrialDir
 from lafs_ray.tuning.trial_config import Sweep
 
@@ -41,10 +41,7 @@ class TrialSpec:
         sweep: that it belongs to.
         dir: its directory, with its record.
         settings: to run with; pbt may have changed them.
-        seeds: of its runs.
-        reports: number of reports of the first seed's run.
-        eval_sets: faces to evaluate on.
-        metric: to evaluate by.
+        objective: seeds, reports, metric and faces.
         attempt: the start of the sweep that it runs in.
         replay: whether to report again what earlier starts reported, for the scheduler's state.
     """
@@ -52,17 +49,9 @@ class TrialSpec:
     sweep: Sweep
     dir: TrialDir
     settings: Settings
-    seeds: tuple[int, ...]
-    reports: int
-    eval_sets: EvalSets
-    metric: Metric
+    objective: Objective
     attempt: str
     replay: bool = True
-
-    @property
-    def last_report(self) -> int:
-        """Number of the report that finishes it."""
-        return self.reports + len(self.seeds) - 1
 
 
 @dataclass(frozen=True)
@@ -168,14 +157,14 @@ class _Trial:
         """Begin a new generation from the donor's checkpoint."""
         theirs = TrialDir(donor.uri).read()
         assert theirs is not None, "only trials that have reported are copied"
-        spec, seed = self._spec, self._spec.seeds[0]
+        spec, seed = self._spec, self._spec.objective.seeds[0]
         generation = self._record.generation + 1
         record = replace(
             self._record, settings=spec.settings, generation=generation, start=donor.report
         )
         # A killed process may have left half of the same copy.
         filesystem.delete_tree(filesystem.join(spec.dir.uri, _run_name(seed, generation)))
-        mine = self._open(record, seed, spec.reports)
+        mine = self._open(record, seed, spec.objective.reports)
         step = min(donor.report * mine.length.save_every, mine.length.total_steps)
         source = self._run_of(theirs, donor).checkpoint_uri(step)
         with (
@@ -189,7 +178,7 @@ class _Trial:
     def _run_of(self, theirs: Trial, donor: Donor) -> RunDir:
         """Return the run that the donor's report was made from; the donor may have moved on."""
         made = [one for one in theirs.reports if one.report == donor.report]
-        seed = self._spec.seeds[0]
+        seed = self._spec.objective.seeds[0]
         name = _run_name(seed, made[-1].generation)
         config = self._spec.sweep.run_config(
             theirs.settings, name=name, storage=donor.uri, seed=seed
@@ -198,10 +187,10 @@ class _Trial:
 
     def run(self) -> None:
         """Train and evaluate what is not reported yet."""
-        spec = self._spec
-        for index, seed in enumerate(spec.seeds):
-            reports = spec.reports if index == 0 else 1
-            first = 1 if index == 0 else spec.reports + index
+        objective = self._spec.objective
+        for index, seed in enumerate(objective.seeds):
+            reports = objective.reports if index == 0 else 1
+            first = 1 if index == 0 else objective.reports + index
             if self._record.last_report >= first + reports - 1:
                 continue
             run = _SeedRun(self._open(self._record, seed, reports), seed, first)
@@ -224,15 +213,15 @@ class _Trial:
         if number <= record.last_report:
             return
         value = objective = self._evaluate(run, step)
-        if number > spec.reports:
-            ends = [one.value for one in record.reports if one.report >= spec.reports]
+        if number > spec.objective.reports:
+            ends = [one.value for one in record.reports if one.report >= spec.objective.reports]
             objective = (sum(ends) + value) / (len(ends) + 1)
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         report = Report(
             number, run.seed, step, value, objective, seconds, record.generation, spec.attempt
         )
-        status: Status = "finished" if number == spec.last_report else "running"
+        status: Status = "finished" if number == spec.objective.last_report else "running"
         self._record = replace(record, status=status, reports=(*record.reports, report))
         spec.dir.write(self._record)
         # Before reporting: a scheduler ends the process of a trial at its last report.
@@ -243,15 +232,11 @@ class _Trial:
     def _evaluate(self, run: _SeedRun, step: int) -> float:
         spec = self._spec
         checkpoint = run.inputs.folder().checkpoint_uri(step)
-        objective = spec.sweep.config.objective
-        evaluate = partial(
-            objective_value,
-            eval_sets=spec.eval_sets,
-            metric=spec.metric,
-            far=objective.far,
-            centered=objective.centered,
-            device=evaluation_device(spec.sweep),
-        )
+        compute = spec.sweep.default.compute
+        device: Device = "cuda" if spec.objective.gpus > 0 else "cpu"
+        if compute.workers == 0:
+            device = compute.device
+        evaluate = partial(objective_value, objective=spec.objective, device=device)
         if spec.sweep.finetune is None:
             return evaluate(checkpoint)
         name = f"finetune-s{run.seed}-g{self._record.generation}-{step:08d}"
@@ -277,14 +262,6 @@ def _run_name(seed: int, generation: int) -> str:
 def report_interval(total_steps: int, reports: int) -> int:
     """Return the number of steps between the reports of a run."""
     return -(-total_steps // reports)
-
-
-def evaluation_device(sweep: Sweep) -> Device:
-    """Return the device that a trial evaluates on."""
-    compute = sweep.default.compute
-    if compute.workers == 0:
-        return compute.device
-    return "cuda" if sweep.config.objective.gpus > 0 else "cpu"
 
 
 def train_here(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:

@@ -13,7 +13,7 @@ from lafs_ray.config.loader import apply_overrides, read_yaml, resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.config import SweepConfig
-from lafs_ray.tuning.space import Settings, flatten
+from lafs_ray.tuning.search_space import Settings, flatten
 
 Tree = dict[str, Any]
 
@@ -91,11 +91,10 @@ class Sweep:
         # The trial evaluates every checkpoint and deletes it; their distance is set once the
         # number of steps is known.
         run["checkpoints"] = {"every": "1 run", "keep": reports}
-        found = {path: _value_at(tree, path) for path in _PATHS}
         absolute = {
             path: filesystem.absolute(value, self.working_dir)
-            for path, value in found.items()
-            if isinstance(value, str) and value not in _KEYWORDS
+            for path, value in flatten(tree).items()
+            if path in _PATHS and isinstance(value, str) and value not in _KEYWORDS
         }
         return {**apply_overrides(tree, absolute), **run}
 
@@ -116,10 +115,3 @@ def read_sweep(config: SweepConfig) -> Sweep:
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> Tree:
     """Return a tree with settings, by section (`{data: {path: …}}`) or by dotted key."""
     return apply_overrides(tree, flatten(settings))
-
-
-def _value_at(tree: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = tree
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

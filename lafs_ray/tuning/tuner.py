@@ -11,7 +11,7 @@ import ray
 from ray import tune
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.engine.ray_session import join_cluster, start_or_join
+from lafs_ray.engine.ray_session import start_or_join
 from lafs_ray.tuning.concurrency import max_concurrent, trial_resources
 from lafs_ray.tuning.results import Report
 from lafs_ray.tuning.schedulers import make_scheduler
@@ -40,10 +40,9 @@ def run_batch(batch: TrialBatch) -> None:
     """
     config, is_population = batch.sweep.config, batch.is_population
     resources = trial_resources(batch.sweep)
-    total, members = resources.total, len(batch.numbers) if is_population else 1
+    members = len(batch.numbers) if is_population else 1
     # On this machine CPUs are logical, and members share its cores.
-    start_or_join(total.cpus * members)
-    join_cluster(total.cpus, resources.arithmetic, total.gpus, resources.arithmetic)
+    start_or_join(resources.total.cpus * members)
     concurrent = max_concurrent(batch.sweep, resources, ray.nodes(), members)
     logger.info(f"concurrent trials: {concurrent}, each {resources.arithmetic}")
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
@@ -80,7 +79,7 @@ def run_batch(batch: TrialBatch) -> None:
 
 
 class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
-    """Passes Tune's events to the driver, with the sweep's trial numbers."""
+    """Passes Tune's events, whose arguments are all named, to the driver by trial number."""
 
     def __init__(self, batch: TrialBatch) -> None:
         self._batch = batch
@@ -88,23 +87,16 @@ class _Callback(tune.Callback):  # type: ignore[misc] # Ray ships no types
     def _number(self, trial: Any) -> int:
         return trial_number(trial.trial_id, self._batch.numbers)
 
-    def on_trial_result(
-        self,
-        iteration: int,  # noqa: ARG002 - part of Tune's interface
-        trials: list[Any],  # noqa: ARG002
-        trial: Any,
-        result: dict[str, Any],
-        **info: Any,  # noqa: ARG002
-    ) -> None:
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """Pass a report."""
         report = Report(**{one.name: result[one.name] for one in fields(Report)})
         self._batch.on_report(self._number(trial), report, result["replayed"])
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
         """Pass the end of a trial that finished or was stopped."""
         self._batch.on_end(self._number(trial), "")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         """Pass the error of a trial whose process died again after a restart."""
         error = trial.get_error()
         text = " ".join(str(error).split()) if error is not None else "its process died"

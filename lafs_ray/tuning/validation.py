@@ -10,7 +10,7 @@ from lafs_ray.config.loader import Section, Tuning, section_at, validation_error
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.tuning.config import EvalSets, SweepConfig
 from lafs_ray.tuning.search import grid_points, propose
-from lafs_ray.tuning.space import Settings, Space, activating_settings
+from lafs_ray.tuning.search_space import Settings, Space, activating_settings
 from lafs_ray.tuning.trial_config import TRIAL_CHECKPOINT, Sweep, with_settings
 
 # Random settings that are validated where those of the trials are not known beforehand.
@@ -140,12 +140,6 @@ def _objective_errors(config: SweepConfig) -> Iterator[str]:
     both = sorted(set(objective.seeds) & set(confirm.seeds))
     if both:
         yield f"confirm.seeds: {both} are in objective.seeds; use other seeds"
-    if len(set(confirm.seeds)) < len(confirm.seeds):
-        yield f"confirm.seeds: {list(confirm.seeds)} - write each once"
-    for name in ("pairs", "identities"):
-        path = getattr(confirm, name)
-        if path is not None and path == getattr(objective, name):
-            yield f"confirm.{name}: {path} is the selection set; use another file"
 
 
 def _metric_errors(section: str, metric: str, eval_sets: EvalSets) -> Iterator[str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from lafs_ray.cli.config_docs import describe
+from docs.config_docs import describe
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import Section, load, resolve, section_at
 from lafs_ray.config.pretrain import PretrainConfig

@@ -30,8 +30,7 @@ def inputs_of(folder: Path, data: Path | str, *overrides: str) -> RunInputs:
 
 
 def through_ray(inputs: RunInputs, rank: int, world: int, first: int, stop: int) -> list[StepBatch]:
-    from lafs_ray.engine.object_store import share
-    from lafs_ray.engine.ray_ingest import rank_stream
+    from lafs_ray.engine.ray_ingest import rank_stream, share
 
     return list(rank_stream(inputs, share(inputs), rank, world, first, stop))
 

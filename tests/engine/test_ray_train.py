@@ -148,16 +148,20 @@ def test_user_error_of_a_worker__is_printed_without_traceback(tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
-def test_check_enough__shows_the_arithmetic(tmp_path: Path, face_set_path: str) -> None:
+def test_join_cluster__shows_the_arithmetic(
+    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
-    from lafs_ray.engine.ray_session import _check_enough
+    from lafs_ray.engine import ray_session
     from lafs_ray.engine.resources import _cpu_arithmetic
 
     config = tiny(tmp_path, face_set_path, "compute.workers=2", "ingest.actors_per_worker=3")
     evaluated = tiny(tmp_path, face_set_path, "online_eval.pairs=a.bin", "online_eval.cpus=2")
     assert _cpu_arithmetic(evaluated).endswith("+ 1 for reading) + online_eval.cpus 2")
+    monkeypatch.setattr(ray_session, "start_or_join", lambda _: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
-        _check_enough("CPU", 10.0, 4.0, _cpu_arithmetic(config))
+        ray_session.join_cluster(10.0, _cpu_arithmetic(config))
     message = str(raised.value)
     assert "found:    4" in message
     assert "at least 10: 2 workers × (compute.cpus_per_worker 1 + ingest.actors_per_worker 3" in (

@@ -111,11 +111,6 @@ def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             LR,
-            {"confirm": {"pairs": "select.bin"}},
-            "confirm.pairs: .*select.bin is the selection set",
-        ),
-        (
-            LR,
             {"confirm": {"pairs": "b.bin", "seeds": [0, 9]}},
             r"confirm.seeds: \[0\] are in objective.seeds",
         ),

@@ -55,7 +55,7 @@ def one_by_one(stop_after: int | None = None) -> Callable[[TrialBatch], None]:
 
 
 def drive(one: Sweep, stop_after: int | None = None) -> SweepDir:
-    Driver(check_sweep(one), one_by_one(stop_after)).run()
+    Driver(one, check_sweep(one), one_by_one(stop_after)).run()
     return SweepDir(one)
 
 
@@ -131,7 +131,7 @@ def test_sweep__trials_that_fail(
     for _ in range(2):
         caplog.clear()
         with pytest.raises(ConfigError, match="the node was struck by lightning"):
-            Driver(check_sweep(one), fail).run()
+            Driver(one, check_sweep(one), fail).run()
         assert "trial 0: failed the node was struck" in caplog.text
 
 
@@ -176,7 +176,7 @@ def test_sweep__on_workers(
         budget={"trials": 1, "cpus": 7},
         scheduler={"kind": "asha", "reduction_factor": 1.5},
     )
-    Driver(check_sweep(one)).run()
+    Driver(one, check_sweep(one)).run()
     assert "concurrent trials: 1, each" in caplog.text
     (trial,) = SweepDir(one).read_trials()
     assert trial.status == "finished"
@@ -197,7 +197,7 @@ def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: N
         budget={"trials": 4},
         scheduler={"kind": "pbt", "quantile_fraction": 0.5},
     )
-    Driver(check_sweep(population)).run()
+    Driver(population, check_sweep(population)).run()
     members = SweepDir(population).read_trials()
     assert [member.status for member in members] == ["finished"] * 4
     assert all(member.reports[-1].step == 12 for member in members)

@@ -25,10 +25,10 @@ def refused(folder: Path, data: Path | str, **changes: Any) -> str:
 
 def test_check_sweep__valid(tmp_path: Path, face_set_path: str) -> None:
     """It leaves no file behind."""
-    checked = check_sweep(
+    fingerprints = check_sweep(
         sweep(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin", 2)})
     )
-    assert checked.fingerprints == {"trials": open_faces(face_set_path).fingerprint}
+    assert fingerprints == {"trials": open_faces(face_set_path).fingerprint}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["select.bin", "test.bin"]
 
 

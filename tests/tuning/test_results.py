@@ -17,7 +17,7 @@ from lafs_ray.tuning.results import (
     table,
     to_parquet,
 )
-from lafs_ray.tuning.space import Dimension
+from lafs_ray.tuning.search_space import Dimension
 
 SPACE = {
     "optim.lr": Dimension.model_validate({"log_uniform": [1e-4, 1e-2]}),

@@ -51,9 +51,7 @@ class Recorder:
 
 
 def spec(one: Sweep, number: int = 0, attempt: str = "a", **changes: Any) -> TrialSpec:
-    objective = one.config.objective
-    parts = (objective.seeds, objective.reports, objective, objective.metric, attempt)
-    whole = TrialSpec(one, SweepDir(one).trial(number), LR, *parts)
+    whole = TrialSpec(one, SweepDir(one).trial(number), LR, one.config.objective, attempt)
     if whole.dir.read() is None:
         whole.dir.write(Trial(number, LR))
     return replace(whole, **changes)
@@ -92,8 +90,7 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
         # Earlier ones are deleted.
         assert [path.name for path in checkpoints.iterdir()] == ["step-00000004.pt"]
         uri = str(checkpoints / "step-00000004.pt")
-        options = {"far": 0.01, "centered": False, "device": "cpu"}
-        assert objective_value(uri, objective, "pair_accuracy", **options) == value
+        assert objective_value(uri, objective, "cpu") == value
 
 
 def test_trial__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
@@ -206,9 +203,7 @@ def test_objective_value__a_loss_that_is_not_finite(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": NaN}\n')
     uri = str(tmp_path / "run" / "checkpoints" / "step-00000004.pt")
     with pytest.raises(DataError, match="loss nan") as caught:
-        objective_value(
-            uri, Objective(metric="loss"), "loss", far=0.01, centered=False, device="cpu"
-        )
+        objective_value(uri, Objective(metric="loss"), "cpu")
     assert "narrow the space" in caught.value.fix
 
 

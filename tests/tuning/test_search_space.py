@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lafs_ray.tuning.space import Dimension, activating_settings, active_settings
+from lafs_ray.tuning.search_space import Dimension, activating_settings, active_settings
 
 
 def parsed(written: dict[str, Any]) -> dict[str, Dimension]:

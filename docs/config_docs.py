@@ -1,4 +1,4 @@
-"""`docs/config.md` from the classes: `python -m lafs_ray.cli.config_docs > docs/config.md`."""
+"""`docs/config.md` from the classes: `python -m docs.config_docs > docs/config.md`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER = """\
 # Configuration
 
 Every key with its default and meaning, generated from the code (a test compares them) by
-`python -m lafs_ray.cli.config_docs > docs/config.md`.
+`python -m docs.config_docs > docs/config.md`.
 
 A YAML file contains what differs from the defaults; `key=value` on the command line overrides it:
 `python jobs/pretrain.py configs/pretrain/lafs.yaml optim.lr=1e-3 "duration=5 epochs"`. An unknown

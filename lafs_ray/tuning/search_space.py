@@ -23,7 +23,7 @@ from lafs_ray.config.loader import Section
 
 Settings = dict[str, Any]
 
-_KINDS = ("uniform", "log_uniform", "integer", "choice")
+KINDS = ("uniform", "log_uniform", "integer", "choice")
 
 
 class Dimension(Section):
@@ -47,11 +47,11 @@ class Dimension(Section):
             return written
         if not isinstance(written, Mapping):
             raise ValueError(f"{written!r} - write a distribution such as {{uniform: [0, 1]}}")
-        kinds = [key for key in written if key in _KINDS]
-        others = [str(key) for key in written if key not in (*_KINDS, "when")]
+        kinds = [key for key in written if key in KINDS]
+        others = [str(key) for key in written if key not in (*KINDS, "when")]
         if len(kinds) != 1 or others:
             found = ", ".join([*map(str, kinds), *others]) or "nothing"
-            raise ValueError(f"{found} - write one of {', '.join(_KINDS)}, and optionally `when`")
+            raise ValueError(f"{found} - write one of {', '.join(KINDS)}, and optionally `when`")
         when = written.get("when", {})
         if not isinstance(when, Mapping):
             raise ValueError(f"when: {when!r} - write a key and its values, {{key: [1, 2]}}")
@@ -146,11 +146,6 @@ def flatten(tree: Any, leaf_keys: Collection[str] = ()) -> Any:
         else:
             flat[str(key)] = value
     return flat
-
-
-def flatten_space(tree: Any) -> Any:
-    """Return a space with dotted keys."""
-    return flatten(tree, _KINDS)
 
 
 def active_settings(space: Space, values: Mapping[str, Any]) -> Settings:
