@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
+from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.methods.lafs import LafsNetwork
 from lafs_ray.methods.optim import parameter_groups
 from lafs_ray.models.fvit import FViT, FViTSize
-from lafs_ray.models.heads import DINOHead
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.input_pipeline import Columns
 from lafs_ray.training.tasks.pretrain import view_settings
 

@@ -33,7 +33,7 @@ from lafs_ray.compat import import_torchvision
 from lafs_ray.config.pretrain import LandmarkSource, PretrainLandmarks, Views
 from lafs_ray.config.train import Model
 from lafs_ray.data.images import decode_image
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor

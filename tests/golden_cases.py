@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lafs_ray.models.heads import DINOHead, MixedLabels
+from lafs_ray.methods.dino_loss import DINOHead
+from lafs_ray.models.margin import MixedLabels
 
 ROOT = Path(__file__).parent / "golden"
 

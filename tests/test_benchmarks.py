@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.synthetic import datasets
 
 ROOT = Path(__file__).parent.parent

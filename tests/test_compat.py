@@ -70,7 +70,7 @@ def test_models__do_not_import_timm() -> None:
     """timm costs seconds and is imported by those alone who ask for one of its models."""
     code = (
         "import sys\n"
-        "import lafs_ray.models.fvit, lafs_ray.models.heads\n"
+        "import lafs_ray.models.fvit, lafs_ray.methods.dino_loss\n"
         "import lafs_ray.models.checkpoints.state_dicts\n"
         "print([name for name in ('timm', 'torchvision') if name in sys.modules])"
     )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lafs_ray.data.eval_sets import EvalFaces
 from lafs_ray.errors import DataError
-from lafs_ray.models.input_range import normalize_pixels
+from lafs_ray.models.landmark_cnn import normalize_pixels
 
 Network = Callable[[Tensor], Tensor]
 PixelRange = Literal["training", "reference"]

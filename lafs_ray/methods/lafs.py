@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lafs_ray.methods.dino_loss import (
     NUM_GLOBAL_VIEWS,
     Center,
+    DINOHead,
     centered_targets,
     dino_loss,
     sinkhorn_targets,
@@ -26,8 +27,7 @@ from lafs_ray.methods.dino_loss import (
 )
 from lafs_ray.methods.optim import cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
-from lafs_ray.models.heads import DINOHead
-from lafs_ray.models.input_range import normalize_pixels
+from lafs_ray.models.landmark_cnn import normalize_pixels
 
 
 def dequantize(tokens: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lafs_ray.models.heads import MixedLabels
+from lafs_ray.models.margin import MixedLabels
 
 _STREAM = 0x6D697870
 

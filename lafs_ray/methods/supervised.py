@@ -18,9 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lafs_ray.methods.mixup import mix, neighbors
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES
 from lafs_ray.models.fvit import GridFViT, PartFViT
-from lafs_ray.models.heads import MixedLabels
-from lafs_ray.models.input_range import normalize_pixels
-from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks
+from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, normalize_pixels
+from lafs_ray.models.margin import MixedLabels
 from lafs_ray.models.partial_fc import PartialFC
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lafs_ray.models.fvit import FViT
-from lafs_ray.models.patches import extract_patches, grid_patches
+from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 
 
 class FaceEmbedder(nn.Module):

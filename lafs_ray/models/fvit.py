@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, predict_landmarks
-from lafs_ray.models.patches import extract_patches, grid_patches
+from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, predict_landmarks
+from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 
 
 @dataclass(frozen=True)

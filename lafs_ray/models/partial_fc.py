@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.models.heads import MarginKind, MixedLabels
+from lafs_ray.models.margin import MarginKind, MixedLabels
 from lafs_ray.models.sharded_softmax import (
     AllGather,
     CrossEntropy,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lafs_ray.models.heads import MarginKind, with_margin
+from lafs_ray.models.margin import MarginKind, with_margin
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.fvit import FVIT_SIZES, Transformer
 from lafs_ray.training.distributed import gather_lines
-from lafs_ray.training.loop import TrainState
+from lafs_ray.training.train_loop import TrainState
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.transforms.views import MultiViewTransform
 

@@ -24,13 +24,13 @@ from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.compile import compile_training, slow_arithmetic
 from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
-from lafs_ray.training.loop import TrainState, train
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.monitor import Monitor
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.tasks.build import build_training
+from lafs_ray.training.train_loop import TrainState, train
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lafs_ray.models.input_range import MIDDLE
-from lafs_ray.models.patches import extract_patches, grid_patches
+from lafs_ray.models.landmark_cnn import MIDDLE
+from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params

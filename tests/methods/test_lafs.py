@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, dequantize
-from lafs_ray.methods.optim import clip_each_, parameter_groups, set_hyperparameters
-from lafs_ray.methods.schedules import CosineSchedule, LinearEpochs
+from lafs_ray.methods.optim import (
+    CosineSchedule,
+    LinearEpochs,
+    clip_each_,
+    parameter_groups,
+    set_hyperparameters,
+)
 from lafs_ray.models.fvit import FViT, FViTSize
-from lafs_ray.models.heads import DINOHead
-from lafs_ray.models.landmarks import LandmarkCNN
-from lafs_ray.models.patches import extract_patches
+from lafs_ray.models.landmark_cnn import LandmarkCNN
+from lafs_ray.models.patch_sampling import extract_patches
 from tests.golden_cases import GoldenCase, load_case, to_unit_range
 
 NUM_PROTOTYPES = 24

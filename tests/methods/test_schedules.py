@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lafs_ray.methods.schedules import CosineSchedule, LinearEpochs, Staircase
+from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, Staircase
 from tests.golden_cases import load_case
 
 CASE = load_case("d5_schedules")

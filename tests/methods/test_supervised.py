@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lafs_ray.methods.supervised import Supervised, to_network_input
 from lafs_ray.models.fvit import FViT, FViTSize, GridFViT, PartFViT
-from lafs_ray.models.heads import MixedLabels
-from lafs_ray.models.landmarks import LandmarkCNN
-from lafs_ray.models.patches import grid_patches
+from lafs_ray.models.landmark_cnn import LandmarkCNN
+from lafs_ray.models.margin import MixedLabels
+from lafs_ray.models.patch_sampling import grid_patches
 from tests.models.margin_softmax import MarginSoftmax
 
 CLASSES = 6

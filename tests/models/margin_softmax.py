@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.models.heads import MarginKind, MixedLabels, with_margin
+from lafs_ray.models.margin import MarginKind, MixedLabels, with_margin
 
 
 class MarginSoftmax(nn.Module):

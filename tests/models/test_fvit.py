@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, GridFViT, PartFViT, attend, drop_path
-from lafs_ray.models.landmarks import LandmarkCNN, build_landmark_cnn
-from lafs_ray.models.patches import extract_patches
+from lafs_ray.models.landmark_cnn import LandmarkCNN, build_landmark_cnn
+from lafs_ray.models.patch_sampling import extract_patches
 from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels, to_unit_range
 from tests.models.margin_softmax import MarginSoftmax
 

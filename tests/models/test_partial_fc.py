@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lafs_ray.models import partial_fc
-from lafs_ray.models.heads import MarginKind, MixedLabels, with_margin
+from lafs_ray.models.margin import MarginKind, MixedLabels, with_margin
 from lafs_ray.models.partial_fc import PartialFC, shard_bounds
 from tests.models.margin_softmax import MarginSoftmax
 from tests.ranks import on_ranks

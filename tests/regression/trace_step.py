@@ -32,10 +32,10 @@ import lafs_ray
 from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
-from lafs_ray.training.loop import train, train_step
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.prepare import check_run
 from lafs_ray.training.tasks.build import build_training
+from lafs_ray.training.train_loop import train, train_step
 from tests.regression import runs
 
 PACKAGE = Path(lafs_ray.__file__).parent

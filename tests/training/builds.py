@@ -9,9 +9,9 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.sampler import EpochSampler
-from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.build import build_training
 from lafs_ray.training.tasks.init_weights import InitWeights
+from lafs_ray.training.train_loop import TrainState
 from tests.training.faces import tiny
 
 SAMPLER = EpochSampler(120, 8, 0, 4)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lafs_ray.models.fvit import Transformer
 from lafs_ray.training.compile import compile_training
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.loop import TrainState, train_step
+from lafs_ray.training.train_loop import TrainState, train_step
 from tests.training.builds import built, finetune, pretrain
 from tests.training.faces import logged, run, tiny
 

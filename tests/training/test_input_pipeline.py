@@ -22,8 +22,8 @@ from lafs_ray.training.input_pipeline import (
     local_stream,
     sample_indices,
 )
-from lafs_ray.training.loop import count_skipped
 from lafs_ray.training.prepare import prepare_run
+from lafs_ray.training.train_loop import count_skipped
 from tests.training.faces import (
     NO_IMAGE,
     Result,

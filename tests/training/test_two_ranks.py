@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.training.distributed import gather_lines
-from lafs_ray.training.loop import train
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
+from lafs_ray.training.train_loop import train
 from tests.ranks import on_ranks
 from tests.training.builds import built, pretrain
 from tests.training.monitoring.test_metrics import GO, step
 from tests.training.test_compile import trained
-from tests.training.test_loop import batch, training
+from tests.training.test_train_loop import batch, training
 
 
 def metered(rank: int, num_ranks: int) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks import pretrain
 from lafs_ray.transforms.params import ViewSettings
 

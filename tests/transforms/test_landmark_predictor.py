@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lafs_ray.models.landmarks import build_landmark_cnn
+from lafs_ray.models.landmark_cnn import build_landmark_cnn
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
 from tests.transforms.faces import lively_cnn, smooth_images
 

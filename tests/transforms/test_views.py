@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lafs_ray.config.finetune import Augmentation
 from lafs_ray.config.pretrain import LandmarkSource
-from lafs_ray.models.patches import extract_patches
+from lafs_ray.models.patch_sampling import extract_patches
 from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused

@@ -18,7 +18,7 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
-from lafs_ray.models.landmarks import LandmarkCNN, TimmLandmarks, build_landmark_cnn, infer_width
+from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, build_landmark_cnn, infer_width
 
 PUBLISHED_HEAD_DIM = 64
 

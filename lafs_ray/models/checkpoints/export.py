@@ -30,7 +30,7 @@ from lafs_ray.models.checkpoints.safetensors_file import (
 )
 from lafs_ray.models.checkpoints.state_dicts import published_state
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.input_range import normalize_pixels
+from lafs_ray.models.landmark_cnn import normalize_pixels
 from lafs_ray.synthetic.datasets import contact_sheet
 
 Input = Literal["float32", "uint8"]

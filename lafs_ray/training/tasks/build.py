@@ -11,7 +11,6 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.optim import RowAdamW, parameter_groups
 from lafs_ray.training.input_pipeline import Transform
-from lafs_ray.training.loop import DeviceTransform, TrainState, TrainTask, unchanged
 from lafs_ray.training.tasks.finetune import (
     build_supervised,
     finetune_transform,
@@ -26,6 +25,7 @@ from lafs_ray.training.tasks.pretrain import (
     pretrain_hparams,
     pretrain_transform,
 )
+from lafs_ray.training.train_loop import DeviceTransform, TrainState, TrainTask, unchanged
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -11,8 +11,7 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import Augmentation, FinetuneConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.mixup import MixupSchedule
-from lafs_ray.methods.optim import layer_of, parameter_groups
-from lafs_ray.methods.schedules import CosineSchedule, Staircase
+from lafs_ray.methods.optim import CosineSchedule, Staircase, layer_of, parameter_groups
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
 from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
 from lafs_ray.models.partial_fc import PartialFC

@@ -7,7 +7,7 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES, FViT
-from lafs_ray.models.landmarks import (
+from lafs_ray.models.landmark_cnn import (
     LandmarkCNN,
     TimmLandmarks,
     build_landmark_cnn,

@@ -12,15 +12,14 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
 from lafs_ray.config.train import Model
 from lafs_ray.data.sampler import EpochSampler
-from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
+from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork
-from lafs_ray.methods.schedules import CosineSchedule, LinearEpochs
+from lafs_ray.methods.optim import CosineSchedule, LinearEpochs
 from lafs_ray.models.fvit import FVIT_SIZES
-from lafs_ray.models.heads import DINOHead
 from lafs_ray.training.input_pipeline import Columns, Transform
-from lafs_ray.training.loop import DeviceTransform, TensorBatch
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.networks import build_transformer
+from lafs_ray.training.train_loop import DeviceTransform, TensorBatch
 from lafs_ray.transforms.params import ViewSettings
 from lafs_ray.transforms.views import MultiViewTransform
 

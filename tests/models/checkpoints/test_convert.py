@@ -160,7 +160,7 @@ def test_add_landmark_cnn__makes_a_whole_network(tmp_path: Path) -> None:
 
 
 def _landmark_cnn(state: dict[str, Tensor]) -> torch.nn.Module:
-    from lafs_ray.models.landmarks import LandmarkCNN
+    from lafs_ray.models.landmark_cnn import LandmarkCNN
 
     network = LandmarkCNN(196)
     network.load_state_dict({name: state[name] for name in network.state_dict()})

@@ -19,7 +19,7 @@ from lafs_ray.models.checkpoints.safetensors_file import (
 )
 from lafs_ray.models.checkpoints.state_dicts import PublishedState, hash_tensors
 from lafs_ray.models.fvit import FViTSize
-from lafs_ray.models.landmarks import LandmarkCNN, infer_width
+from lafs_ray.models.landmark_cnn import LandmarkCNN, infer_width
 
 ARCHITECTURE = Architecture(49, FViTSize(16, 1, 2, 8, 12), 16, "mobilenetv3", 0.25)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lafs_ray.errors import CheckpointError
+from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.models.checkpoints.state_dicts import (
     LAYOUTS,
     PublishedState,
@@ -25,8 +26,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
     read_checkpoint,
 )
 from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, PartFViT
-from lafs_ray.models.heads import DINOHead
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from tests.golden_cases import ROOT
 
 

@@ -12,13 +12,13 @@ from lafs_ray.config.pretrain import Dino, Head, PretrainLandmarks, Views
 from lafs_ray.config.train import Model
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
+from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.mixup import MixupSchedule
 from lafs_ray.models.fvit import FViT
-from lafs_ray.models.heads import DINOHead
 from lafs_ray.models.partial_fc import PartialFC
-from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.build import build_training
+from lafs_ray.training.train_loop import TrainState
 from lafs_ray.transforms.params import ViewSettings
 from tests.training.builds import CPU, NO_WEIGHTS, built, pretrain
 

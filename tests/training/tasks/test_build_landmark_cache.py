@@ -19,7 +19,7 @@ from lafs_ray.data import landmark_cache
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.landmark_cache import Part
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
-from lafs_ray.models.landmarks import LandmarkCNN
+from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.tasks import build_landmark_cache as training_landmarks

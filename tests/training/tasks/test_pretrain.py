@@ -6,8 +6,8 @@ import pytest
 
 from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
 from lafs_ray.methods.lafs import Lafs
-from lafs_ray.training.loop import TrainState
 from lafs_ray.training.tasks.pretrain import view_settings
+from lafs_ray.training.train_loop import TrainState
 from lafs_ray.transforms.params import ViewSettings
 from tests.training.builds import built, pretrain
 from tests.training.faces import tiny

@@ -41,6 +41,14 @@ _STEM_CHANNELS = 16
 _TIMM_PREFIX = "timm/"
 _BUILT_IN = "mobilenetv3"
 
+MIDDLE = 127.5
+"""The pixel value, in 0…255, that is 0 for a network."""
+
+
+def normalize_pixels(pixels: Tensor) -> Tensor:
+    """Map values in 0…255 to float32 in [-1, 1]."""
+    return pixels.float() / MIDDLE - 1.0
+
 
 def normalize_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
     """Scale each image's numbers to span exactly 0…S-1 pixels, and pair them.

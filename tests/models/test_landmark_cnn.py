@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lafs_ray.errors import ConfigError
-from lafs_ray.models.landmarks import (
+from lafs_ray.models.landmark_cnn import (
     LandmarkCNN,
     TimmLandmarks,
     build_landmark_cnn,

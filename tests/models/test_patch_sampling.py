@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lafs_ray.models.patches import extract_patches, grid_patches
+from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from tests.golden_cases import GoldenCase, load_case, to_unit_range
 
 
