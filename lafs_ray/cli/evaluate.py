@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 from lafs_ray.cli.main import require_persistent_path
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
@@ -84,19 +83,16 @@ def evaluate(request: Request) -> None:
         results.append(job(embeddings))
         print(results[-1], flush=True)  # noqa: T201
     if request.out is not None:
-        write_results(request.out, _header(request, trained), results)
-
-
-def _header(request: Request, trained: NetworkWeights) -> dict[str, Any]:
-    return {
-        "checkpoint": trained.source,
-        "step": trained.step,
-        "architecture": asdict(trained.architecture),
-        "pixel_range": request.pixel_range,
-        "color_order": request.color_order,
-        "device": request.device,
-        "versions": versions(),
-    }
+        header = {
+            "checkpoint": trained.source,
+            "step": trained.step,
+            "architecture": asdict(trained.architecture),
+            "pixel_range": request.pixel_range,
+            "color_order": request.color_order,
+            "device": request.device,
+            "versions": versions(),
+        }
+        write_results(request.out, header, results)
 
 
 def _check(request: Request) -> None:

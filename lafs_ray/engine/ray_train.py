@@ -205,6 +205,11 @@ def _train_worker(shared: Shared, channel: Any) -> None:
             return network
         return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
 
+    def report(line: dict[str, Any]) -> None:
+        # The checkpoint is being written; Ray Train keeps the metrics and its future path.
+        uri = inputs.folder().checkpoint_uri(line["step"])
+        ray.train.report({**line, "checkpoint_path": uri})
+
     listener = RequestListener(channel) if rank == 0 else None
     evaluates = inputs.config.online_eval.enabled
     logs = log_to(ChannelHandler(channel)) if rank == 0 else contextlib.nullcontext()
@@ -217,7 +222,7 @@ def _train_worker(shared: Shared, channel: Any) -> None:
             wrap=wrap,
             hooks=Hooks(
                 on_report=Gauges(inputs.config.run.name).set,
-                after_save=lambda line: _report_to_ray(line, inputs),
+                after_save=report,
                 after_write=channel.saved.remote if evaluates else lambda _: None,
                 protected_steps=(
                     (lambda: ray.get(channel.protected_steps.remote())) if evaluates else tuple
@@ -227,9 +232,3 @@ def _train_worker(shared: Shared, channel: Any) -> None:
         )
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def _report_to_ray(line: dict[str, Any], inputs: RunInputs) -> None:
-    """Report the metrics and the future path of the checkpoint to Ray Train, and Tune above it."""
-    where = inputs.folder().checkpoint_uri(line["step"])
-    ray.train.report({**line, "checkpoint_path": where})

@@ -90,10 +90,8 @@ class Dimension(Section):
         """Return whether a value is in the range or among the choices."""
         if not self.is_numeric:
             return _is_among(value, self.values)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        is_whole = self.kind != "integer" or float(value).is_integer()
-        return is_whole and self.low <= value <= self.high
+        is_number = type(value) in (int, float) and (self.kind != "integer" or value % 1 == 0)
+        return is_number and self.low <= value <= self.high
 
     def edges(self) -> list[Any]:
         """Return the bounds of a range, or all choices: the values validated one by one."""

@@ -92,11 +92,6 @@ class TrialBatch:
     early_stopping: bool
     time_budget_s: float | None = None
 
-    @property
-    def is_population(self) -> bool:
-        """Whether the trials copy each other (pbt)."""
-        return self.early_stopping and self.sweep.config.scheduler.kind == "pbt"
-
 
 @dataclass(frozen=True)
 class _SeedRun:
@@ -166,24 +161,15 @@ class _Trial:
         filesystem.delete_tree(filesystem.join(spec.dir.uri, _run_name(seed, generation)))
         mine = self._open(record, seed, spec.objective.reports)
         step = min(donor.report * mine.length.save_every, mine.length.total_steps)
-        source = self._run_of(theirs, donor).checkpoint_uri(step)
-        with (
-            filesystem.open_input(source) as old,
-            filesystem.atomic_write(mine.folder().checkpoint_uri(step)) as new,
-        ):
+        target = mine.folder().checkpoint_uri(step)
+        # The donor may have moved on to another generation since.
+        made = [one.generation for one in theirs.reports if one.report == donor.report]
+        run_uri = filesystem.join(donor.uri, _run_name(seed, made[-1]))
+        source = filesystem.join(run_uri, "checkpoints", filesystem.file_name(target))
+        with filesystem.open_input(source) as old, filesystem.atomic_write(target) as new:
             shutil.copyfileobj(old, new)
         self._record = record
         spec.dir.write(record)
-
-    def _run_of(self, theirs: Trial, donor: Donor) -> RunDir:
-        """Return the run that the donor's report was made from; the donor may have moved on."""
-        made = [one for one in theirs.reports if one.report == donor.report]
-        seed = self._spec.objective.seeds[0]
-        name = _run_name(seed, made[-1].generation)
-        config = self._spec.sweep.run_config(
-            theirs.settings, name=name, storage=donor.uri, seed=seed
-        )
-        return RunDir(config, "")
 
     def run(self) -> None:
         """Train and evaluate what is not reported yet."""

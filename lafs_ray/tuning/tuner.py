@@ -38,7 +38,8 @@ def run_batch(batch: TrialBatch) -> None:
     Raises:
         ConfigError: the cluster cannot fit a trial, or all members of a population at once.
     """
-    config, is_population = batch.sweep.config, batch.is_population
+    config = batch.sweep.config
+    is_population = batch.early_stopping and config.scheduler.kind == "pbt"
     resources = trial_resources(batch.sweep)
     members = len(batch.numbers) if is_population else 1
     # On this machine CPUs are logical, and members share its cores.
