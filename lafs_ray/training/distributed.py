@@ -16,7 +16,7 @@ from lafs_ray.training.run_request import RunRequest
 
 
 class RequestReducer:
-    """The one small all-reduce of each step.
+    """The one small all-reduce of each step, where several ranks train.
 
     Args:
         device: where the ranks' collective operations work.
@@ -31,17 +31,15 @@ class RequestReducer:
 
         Args:
             request: of this rank.
-            is_bad: bool, 0-d, on the device.
+            is_bad: float32 0-d on the device, 0 or 1.
 
         Returns:
-            Whether any rank's step is non-finite, float32 0-d on the device; and the highest
+            Whether any rank's step is non-finite, as `is_bad`; and the highest
             request of all ranks. On several GPUs it is that of the step before, so that the host
             never waits for a GPU that has no further work queued.
         """
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return is_bad.float(), request
         mine = torch.full((), int(request), dtype=torch.float32, device=self._device)
-        pair = torch.stack((is_bad.float(), mine))
+        pair = torch.stack((is_bad, mine))
         dist.all_reduce(pair, dist.ReduceOp.MAX)
         if self._device.type != "cuda":
             return pair[0], RunRequest(int(pair[1]))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lafs_ray.errors import CheckpointError, DataError, TrainingError
 from lafs_ray.methods.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
 from lafs_ray.training.checkpoint.sharded_state import cpu_copy, gather_state, load_gathered
-from lafs_ray.training.distributed import RequestReducer, is_first
+from lafs_ray.training.distributed import RequestReducer, count_ranks, is_first
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
@@ -102,7 +102,7 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self.guard = NonFiniteGuard(self.task.trainable, self.device, self.rank)
-        self.reducer = RequestReducer(self.device)
+        self.reducer = RequestReducer(self.device) if count_ranks() > 1 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the networks and the optimizer for saving, on rank 0's CPU.
@@ -284,8 +284,10 @@ def train_step(
         norms = clip_each_(parameters, training.clip_grad)
     if len(norms):
         sums["gradient_norm_max"] = norms.max()
-    is_bad = ~(total.isfinite() & norms.isfinite().all())
-    is_bad, training.request = training.reducer.all_reduce_request(poll_request(), is_bad)
+    is_bad = (~(total.isfinite() & norms.isfinite().all())).float()
+    training.request = poll_request()
+    if training.reducer is not None:
+        is_bad, training.request = training.reducer.all_reduce_request(training.request, is_bad)
     training.guard.update(batch.step, is_bad, total, norms)
     task.before_optimizer(batch.epoch, hparams)
     training.optimizer.skip_update = training.guard.skip_update

@@ -2,8 +2,9 @@
 
 Ray Data actors, debug mode and the GPU step call the same object. A record's tokens depend on
 (seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because every
-operation works on each view by itself and the landmark CNN always runs on the same number of images
-(`lafs_ray.transforms.landmark_predictor`).
+operation works on each view by itself. Convolutions change their order of summation with the batch
+size and, on some CPUs, with the number of threads, so the landmark CNN runs on groups of one size
+and on one thread; cached landmarks equal those of a run.
 Tokens are uint8, 130 KB per image: t means t / 127.5 - 1, at most half a step of 8 bits from the
 reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a local view,
 p patch side, S image side.
@@ -11,16 +12,30 @@ p patch side, S image side.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lafs_ray.models.landmark_cnn import MIDDLE
+from lafs_ray.models.landmark_cnn import MIDDLE, fuse_batch_norms, normalize_pixels
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
-from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
+
+# The last group is padded with zeros. On one core an image costs 10 % less in groups of 16 than of
+# 8, as much as of 32; alone it costs three times as much.
+LANDMARK_GROUP = 16
+
+# Parameters of glibc's `mallopt` and values in bytes: the largest block that is not mapped
+# separately (glibc's maximum), and the freed memory at the top of the heap that is kept.
+_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 32 << 20
+_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES = -1, 256 << 20
 
 
 class MultiViewTransform:
@@ -93,6 +108,17 @@ class MultiViewTransform:
             return {name: value.numpy() for name, value in tokens.items()}
         return tokens
 
+    def transform_columns(self, faces: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the tokens of decoded faces, with their shard and key; on the CPU.
+
+        Args:
+            faces: columns image, epoch, shard, key and, if the source is `cached`, landmarks, as
+                the arguments of a call.
+        """
+        image, epoch, shard, key = (faces[name] for name in ("image", "epoch", "shard", "key"))
+        tokens = self(image, epoch, shard, key, faces.get("landmarks"))
+        return {**cast("dict[str, NDArray[np.uint8]]", tokens), "shard": shard, "key": key}
+
     def _tokens(
         self, images: Tensor, params: ViewParams, on_images: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -159,6 +185,65 @@ class MultiViewTransform:
         return self._predictor(planes)
 
 
+class LandmarkPredictor:
+    """Landmark prediction without gradients.
+
+    Args:
+        network: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; copied.
+        device: runs the network.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
+        self._network = fuse_batch_norms(network).to(device)
+        if torch.device(device).type == "cpu":
+            keep_freed_memory()
+
+    @torch.no_grad()
+    def __call__(self, planes: Tensor) -> Tensor:
+        """Predict landmarks [M, N, 2] of images [M, 3, S, S] in 0…255 on the device."""
+        found = []
+        with single_threaded():
+            for start in range(0, len(planes), LANDMARK_GROUP):
+                group = planes[start : start + LANDMARK_GROUP]
+                scaled = normalize_pixels(group)
+                missing = LANDMARK_GROUP - len(group)
+                if missing:
+                    scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
+                scaled = scaled.contiguous(memory_format=torch.channels_last)
+                found.append(self._network(scaled)[: len(group)])
+        return torch.cat(found)
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run the body's torch operators on the calling thread alone.
+
+    oneDNN splits a convolution's sums by threads where it has AVX2 or AVX-512 without Zen's
+    kernels: two threads move landmarks by some 3e-5 px, enough to flip bytes of tokens.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Keep up to 256 MB of freed memory in the process; return whether the C library supports it.
+
+    The network's feature maps have a few MB. glibc returns such blocks to the system and gets them
+    back page by page, for up to a fifth of the network's time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    is_set = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+    return bool(is_set and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
+
+
 def supervised_view(
     settings: ViewSettings,
     images: NDArray[np.uint8] | Tensor,
@@ -183,30 +268,15 @@ def supervised_view(
     assert settings.num_views == 1, settings
     pixels = to_tensor(images)
     params = sample_view_params(settings, seed, epoch, shard, key)
-    views = render_views(pixels, params, settings.image_size)
+    augment = augment_uint8 if pixels.device.type == "cpu" else augment_float
+    clean = augment.crop_views(pixels, params.boxes, params.flips, settings.image_size)
+    views = augment.change_appearance(clean, params)
     return _rounded(views).permute(0, 2, 3, 1).contiguous()
 
 
 def _rounded(values: Tensor) -> Tensor:
     """Round to uint8, unless values are uint8 already."""
     return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
-
-
-def render_views(images: Tensor, params: ViewParams, size: int) -> Tensor:
-    """Return every view of every image as pixels.
-
-    Args:
-        images: uint8 [B, S, S, 3], RGB.
-        params: of B images.
-        size: side of the views, in pixels.
-
-    Returns:
-        [B·V, 3, size, size] in 0…255: uint8 on CPU, else float32.
-    """
-    augment = augment_uint8 if images.device.type == "cpu" else augment_float
-    clean = augment.crop_views(images, params.boxes, params.flips, size)
-    views: Tensor = augment.change_appearance(clean, params)
-    return views
 
 
 def map_landmarks(

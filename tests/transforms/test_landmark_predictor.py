@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from lafs_ray.models.landmark_cnn import build_landmark_cnn
-from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
+from lafs_ray.models.landmark_cnn import build_landmark_cnn, fuse_batch_norms
+from lafs_ray.transforms.views import LandmarkPredictor
 from tests.transforms.faces import lively_cnn, smooth_images
 
 
-def test_fused__is_the_network() -> None:
+def test_fuse_batch_norms__is_the_network() -> None:
     """Batch norms are in the convolutions; landmarks move by less than 5e-3 px; nothing shared."""
     network = lively_cnn(49, width=1.0)
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    fast = fused(network)
+    fast = fuse_batch_norms(network)
     kinds = [type(module) for module in fast.modules()]
     assert nn.BatchNorm2d not in kinds
     images = torch.from_numpy(smooth_images(4)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -32,7 +32,7 @@ def test_fused__is_the_network() -> None:
         assert torch.equal(value, state[name]), name
 
 
-def test_finder__of_a_timm_model() -> None:
+def test_landmark_predictor__timm_model() -> None:
     """Any landmark CNN can be run; an image's landmarks are equal bit by bit in any batch."""
     torch.manual_seed(0)
     find = LandmarkPredictor(build_landmark_cnn("timm/mobilenetv3_small_050", 9))
@@ -45,7 +45,7 @@ def test_finder__of_a_timm_model() -> None:
 
 REUSE = """
 import resource, torch
-from lafs_ray.transforms.landmark_predictor import keep_freed_memory
+from lafs_ray.transforms.views import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

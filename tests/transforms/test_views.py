@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from lafs_ray.config.finetune import Augmentation
 from lafs_ray.config.pretrain import LandmarkSource
+from lafs_ray.models.landmark_cnn import fuse_batch_norms
 from lafs_ray.models.patch_sampling import extract_patches
 from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
-from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, fused
 from lafs_ray.transforms.params import (
     ViewSettings,
     sample_view_params,
 )
 from lafs_ray.transforms.views import (
+    LandmarkPredictor,
     MultiViewTransform,
     extract_tokens,
     map_landmarks,
-    render_views,
     supervised_view,
 )
 from tests.transforms.faces import REMAP_STEPS, lively_cnn, smooth_images, view_settings
@@ -219,7 +219,7 @@ def test_cached__equals_per_image_up_to_float16() -> None:
         def forward(self, planes: Tensor) -> Tensor:
             return fast(planes).half().float()
 
-    fast = fused(cnn)
+    fast = fuse_batch_norms(cnn)
     same = MultiViewTransform(per_image, Rounding(), 7)(images, *names)
     exact = MultiViewTransform(per_image, cnn, 7)(images, *names)
     # With OpenCV 4 a sample may besides jump to the next 32nd of a pixel.
@@ -247,7 +247,9 @@ def test_grid__cuts_the_augmented_view_row_by_row() -> None:
         ("global_tokens", slice(0, 2), 112),
         ("local_tokens", slice(2, 10), 48),
     ):
-        pixels = render_views(torch.from_numpy(images), params.views(views), size)
+        part = params.views(views)
+        clean = crop_views(torch.from_numpy(images), part.boxes, part.flips, size)
+        pixels = change_appearance(clean, part)
         cells = size // 8
         expected = pixels.reshape(-1, 3, cells, 8, cells, 8).permute(0, 2, 4, 3, 5, 1)
         np.testing.assert_array_equal(tokens[name].reshape(expected.shape), expected.byte())

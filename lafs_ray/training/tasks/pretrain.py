@@ -16,7 +16,7 @@ from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs
 from lafs_ray.models.fvit import FVIT_SIZES
-from lafs_ray.training.input_pipeline import Columns, Transform
+from lafs_ray.training.input_pipeline import Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.networks import build_transformer
 from lafs_ray.training.train_loop import DeviceTransform, TensorBatch
@@ -48,14 +48,7 @@ def pretrain_transform(config: PretrainConfig, landmark_network: nn.Module | Non
     """Return the transform of CPU workers: faces to tokens; with crops.device=cuda, no change."""
     if config.crops.device == "cuda":
         return lambda faces: {k: v for k, v in faces.items() if k != "label"}
-    tokens_of = multi_view_transform(config, landmark_network)
-
-    def transform(faces: Columns) -> Columns:
-        image, epoch, shard, key = (faces[name] for name in ("image", "epoch", "shard", "key"))
-        tokens = tokens_of(image, epoch, shard, key, faces.get("landmarks"))
-        return {**cast("Columns", tokens), "shard": shard, "key": key}
-
-    return transform
+    return multi_view_transform(config, landmark_network).transform_columns
 
 
 def device_transform(
