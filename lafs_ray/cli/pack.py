@@ -38,7 +38,21 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
             print(line)  # noqa: T201
     else:
         require_persistent_path("OUT", options.paths[-1])
-        manifest = pack_faces(_pack_options(options), apply)
+        pack_options = PackOptions(
+            sources=tuple(options.paths[:-1]),
+            out=options.paths[-1],
+            num_shards=options.shards,
+            shard_bytes=num_bytes("--shard-size", options.shard_size),
+            seed=options.seed,
+            color_order=options.color_order,
+            landmarks=options.landmarks,
+            rules=ImageRules(options.size, options.resize, options.quality, options.check),
+            max_bad=options.max_bad,
+            memory_bytes=num_bytes("--memory", options.memory),
+            workers=options.workers,
+            scratch=options.scratch,
+        )
+        manifest = pack_faces(pack_options, apply)
         num_bad, errors = manifest.left_out["images"], manifest.left_out["first"][:_MAX_ERRORS]
         print(  # noqa: T201
             f"{manifest.images} images of {manifest.identities} identities in "
@@ -83,23 +97,6 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
             fix="python jobs/pack.py --help",
         )
     return options
-
-
-def _pack_options(options: argparse.Namespace) -> PackOptions:
-    return PackOptions(
-        sources=tuple(options.paths[:-1]),
-        out=options.paths[-1],
-        num_shards=options.shards,
-        shard_bytes=num_bytes("--shard-size", options.shard_size),
-        seed=options.seed,
-        color_order=options.color_order,
-        landmarks=options.landmarks,
-        rules=ImageRules(options.size, options.resize, options.quality, options.check),
-        max_bad=options.max_bad,
-        memory_bytes=num_bytes("--memory", options.memory),
-        workers=options.workers,
-        scratch=options.scratch,
-    )
 
 
 def num_bytes(name: str, text: str) -> int:

@@ -31,7 +31,10 @@ def start_sweep(description: str, arguments: Sequence[str]) -> None:
     with log_to(LineHandler()):
         describe(sweep)
         if not options.dry_run:
-            Driver(sweep, fingerprints).run()
+            # Imported here: a dry run need not wait for Ray's import.
+            from lafs_ray.tuning.tuner import run_batch
+
+            Driver(sweep, fingerprints, run_batch).run()
 
 
 def describe(sweep: Sweep) -> None:

@@ -22,19 +22,8 @@ from lafs_ray.training.prepare import RunInputs
 _LEAST_COLUMNS, _LEAST_LINES = 60, 3
 
 
-class LineFormatter(logging.Formatter):
-    """Formatter of the plain message, prefixed with its level from WARNING on."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        line = super().format(record)
-        if record.levelno < logging.WARNING:
-            return line
-        return f"{record.levelname.lower()}: {line}"
-
-
 class LineHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic from 3.11 on
-    """Handler that prints a line for each record and flushes it.
+    """Handler that prints a line for each record and flushes it, with its level from WARNING on.
 
     Args:
         out: where to; None is the standard output.
@@ -42,7 +31,11 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic fr
 
     def __init__(self, out: TextIO | None = None) -> None:
         super().__init__(out or sys.stdout)
-        self.setFormatter(LineFormatter())
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"{level}{super().format(record)}"
 
 
 class BarHandler(LineHandler):

@@ -24,27 +24,17 @@ from lafs_ray.tuning.trial_config import Sweep
 logger = logging.getLogger(__name__)
 
 
-def run_on_ray(batch: TrialBatch) -> None:
-    """Run trials on Ray Tune."""
-    from lafs_ray.tuning.tuner import run_batch
-
-    run_batch(batch)
-
-
 class Driver:
     """A sweep being run.
 
     Args:
         sweep: that is valid.
         fingerprints: of its training sets, by section.
-        run_batch: runs trials.
+        run_batch: runs trials, as `tuner.run_batch` does on Ray Tune.
     """
 
     def __init__(
-        self,
-        sweep: Sweep,
-        fingerprints: Mapping[str, str],
-        run_batch: Callable[[TrialBatch], None] = run_on_ray,
+        self, sweep: Sweep, fingerprints: Mapping[str, str], run_batch: Callable[[TrialBatch], None]
     ) -> None:
         self._fingerprints, self._run_batch = fingerprints, run_batch
         self.sweep, self.config, self.dir = sweep, sweep.config, SweepDir(sweep)

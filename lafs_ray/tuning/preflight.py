@@ -13,7 +13,6 @@ from lafs_ray.training.run_length import build_sampler, run_length
 from lafs_ray.training.runner import training_device
 from lafs_ray.tuning.leakage import find_leakage
 from lafs_ray.tuning.objective import check_eval_sets
-from lafs_ray.tuning.search_space import Settings
 from lafs_ray.tuning.trial import report_interval
 from lafs_ray.tuning.trial_config import Sweep
 from lafs_ray.tuning.validation import edge_settings, find_errors, known_settings
@@ -77,36 +76,34 @@ def _data_errors(sweep: Sweep, opened: dict[str, FaceSet]) -> Iterator[str]:
 
 
 def _trial_errors(sweep: Sweep, default: FaceSet) -> Iterator[str]:
-    """Yield errors of single trials: files, length, number of reports."""
+    """Yield errors of single trials, each once: files, length, number of reports."""
     reported: set[str] = set()
     opened: dict[str, FaceSet] = {}
     for settings in [{}, *edge_settings(sweep.config.space), *known_settings(sweep.config)]:
-        line = _trial_error(sweep, settings, default, opened)
-        if line is not None and line not in reported:
+        config = sweep.run_config(settings, name="check", storage=sweep.config.storage, seed=0)
+        decisive = {key: value for key, value in settings.items() if key.startswith(_INPUTS)}
+        inputs = json.dumps(decisive, sort_keys=True)
+        try:
+            if decisive and inputs not in opened and len(opened) < _MAX_OPENED:
+                opened[inputs] = check_run(config).faces
+            sampler = build_sampler(config, opened.get(inputs, default))
+            line = _reports_error(run_length(config, sampler).total_steps, sweep)
+        except UserError as error:
+            line = as_line(error)
+        if line and line not in reported:
             reported.add(line)
             yield f"{line} (with {settings})" if settings else line
 
 
-def _trial_error(
-    sweep: Sweep, settings: Settings, default: FaceSet, opened: dict[str, FaceSet]
-) -> str | None:
-    config = sweep.run_config(settings, name="check", storage=sweep.config.storage, seed=0)
-    decisive = {key: value for key, value in settings.items() if key.startswith(_INPUTS)}
-    inputs = json.dumps(decisive, sort_keys=True)
-    try:
-        if decisive and inputs not in opened and len(opened) < _MAX_OPENED:
-            opened[inputs] = check_run(config).faces
-        total = run_length(config, build_sampler(config, opened.get(inputs, default))).total_steps
-    except UserError as error:
-        return as_line(error)
+def _reports_error(total_steps: int, sweep: Sweep) -> str:
     reports = sweep.config.objective.reports
-    interval = report_interval(total, reports)
-    possible = -(-total // interval)
+    interval = report_interval(total_steps, reports)
+    possible = -(-total_steps // interval)
     if possible == reports:
-        return None
+        return ""
     return (
-        f"objective.reports: {reports} of a run of {total} steps, but one every {interval} steps "
-        f"makes {possible}; write {possible}, or change duration"
+        f"objective.reports: {reports} of a run of {total_steps} steps, but one every {interval} "
+        f"steps makes {possible}; write {possible}, or change duration"
     )
 
 

@@ -17,6 +17,7 @@ import torch
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.protocols import Device
+from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from lafs_ray.training.runner import Hooks, run_local
@@ -101,10 +102,6 @@ class _SeedRun:
     seed: int
     first_report: int
 
-    def report_at(self, step: int) -> int:
-        """Return the number of the report made from a checkpoint."""
-        return self.first_report - 1 + -(-step // self.inputs.length.save_every)
-
 
 def run_trial(
     spec: TrialSpec, on_report: OnReport, train: Train, donor: Donor | None = None
@@ -123,7 +120,7 @@ def run_trial(
     trial = _Trial(spec, on_report, train)
     if spec.replay:
         trial.replay()
-    if trial.has_ended:
+    if trial.record.status in ("finished", "stopped", "failed"):
         return
     if donor is not None:
         trial.exploit(donor)
@@ -135,16 +132,11 @@ class _Trial:
         self._spec, self._on_report, self._train = spec, on_report, train
         record = spec.dir.read()
         assert record is not None, "a trial's record is written before it starts"
-        self._record, self._since = record, time.monotonic()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether there is nothing left to run."""
-        return self._record.status in ("finished", "stopped", "failed")
+        self.record, self._since = record, time.monotonic()
 
     def replay(self) -> None:
         """Report what earlier starts of the sweep reported."""
-        for report in self._record.reports:
+        for report in self.record.reports:
             if report.attempt != self._spec.attempt:
                 self._on_report(report, True)
 
@@ -153,9 +145,9 @@ class _Trial:
         theirs = TrialDir(donor.uri).read()
         assert theirs is not None, "only trials that have reported are copied"
         spec, seed = self._spec, self._spec.objective.seeds[0]
-        generation = self._record.generation + 1
+        generation = self.record.generation + 1
         record = replace(
-            self._record, settings=spec.settings, generation=generation, start=donor.report
+            self.record, settings=spec.settings, generation=generation, start=donor.report
         )
         # A killed process may have left half of the same copy.
         filesystem.delete_tree(filesystem.join(spec.dir.uri, _run_name(seed, generation)))
@@ -165,10 +157,10 @@ class _Trial:
         # The donor may have moved on to another generation since.
         made = [one.generation for one in theirs.reports if one.report == donor.report]
         run_uri = filesystem.join(donor.uri, _run_name(seed, made[-1]))
-        source = filesystem.join(run_uri, "checkpoints", filesystem.file_name(target))
+        source = checkpoint_path(run_uri, step)
         with filesystem.open_input(source) as old, filesystem.atomic_write(target) as new:
             shutil.copyfileobj(old, new)
-        self._record = record
+        self.record = record
         spec.dir.write(record)
 
     def run(self) -> None:
@@ -177,9 +169,9 @@ class _Trial:
         for index, seed in enumerate(objective.seeds):
             reports = objective.reports if index == 0 else 1
             first = 1 if index == 0 else objective.reports + index
-            if self._record.last_report >= first + reports - 1:
+            if self.record.last_report >= first + reports - 1:
                 continue
-            run = _SeedRun(self._open(self._record, seed, reports), seed, first)
+            run = _SeedRun(self._open(self.record, seed, reports), seed, first)
             # Checkpoints that an earlier process saved but did not evaluate.
             for step in run.inputs.folder().steps():
                 self._on_checkpoint(run, step)
@@ -195,7 +187,8 @@ class _Trial:
 
     def _on_checkpoint(self, run: _SeedRun, step: int) -> None:
         """Evaluate and report a checkpoint, unless an earlier process did."""
-        spec, record, number = self._spec, self._record, run.report_at(step)
+        spec, record = self._spec, self.record
+        number = run.first_report - 1 + -(-step // run.inputs.length.save_every)
         if number <= record.last_report:
             return
         value = objective = self._evaluate(run, step)
@@ -208,8 +201,8 @@ class _Trial:
             number, run.seed, step, value, objective, seconds, record.generation, spec.attempt
         )
         status: Status = "finished" if number == spec.objective.last_report else "running"
-        self._record = replace(record, status=status, reports=(*record.reports, report))
-        spec.dir.write(self._record)
+        self.record = replace(record, status=status, reports=(*record.reports, report))
+        spec.dir.write(self.record)
         # Before reporting: a scheduler ends the process of a trial at its last report.
         if step == run.inputs.length.total_steps:
             self._prune(run.inputs.folder())
@@ -225,7 +218,7 @@ class _Trial:
         evaluate = partial(objective_value, objective=spec.objective, device=device)
         if spec.sweep.finetune is None:
             return evaluate(checkpoint)
-        name = f"finetune-s{run.seed}-g{self._record.generation}-{step:08d}"
+        name = f"finetune-s{run.seed}-g{self.record.generation}-{step:08d}"
         finetune = prepare_run(
             spec.sweep.finetune_config(checkpoint, name=name, storage=spec.dir.uri, seed=run.seed)
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import Section, Tuning, section_at, validation_errors
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.tuning.config import EvalSets, SweepConfig
+from lafs_ray.tuning.config import Objective, SweepConfig
 from lafs_ray.tuning.search import grid_points, propose
 from lafs_ray.tuning.search_space import Settings, Space, activating_settings
 from lafs_ray.tuning.trial_config import TRIAL_CHECKPOINT, Sweep, with_settings
@@ -33,8 +33,6 @@ def find_errors(sweep: Sweep) -> list[str]:
         *_searcher_errors(config),
         *_scheduler_errors(config),
     ]
-    if config.scheduler.kind == "pbt":
-        found += _population_errors(config)
     if not base:
         # Errors of the base would be repeated for every value.
         found += _value_errors(sweep)
@@ -127,29 +125,28 @@ def _is_below(key: str, sections: Sequence[str]) -> bool:
 
 def _objective_errors(config: SweepConfig) -> Iterator[str]:
     objective, confirm = config.objective, config.confirm
-    yield from _metric_errors("objective", objective.metric, objective)
+    yield from _metric_errors("objective", objective)
     if objective.metric == "loss" and config.finetune is not None:
         yield "objective.metric: loss is that of pretraining; remove the finetune section"
     if not confirm.enabled:
         return
-    metric = confirm.metric or objective.metric
-    if metric == "loss":
+    if config.confirm_objective.metric == "loss":
         yield "confirm.metric: required, as objective.metric=loss is not a metric of a test set"
         return
-    yield from _metric_errors("confirm", metric, confirm)
+    yield from _metric_errors("confirm", config.confirm_objective)
     both = sorted(set(objective.seeds) & set(confirm.seeds))
     if both:
         yield f"confirm.seeds: {both} are in objective.seeds; use other seeds"
 
 
-def _metric_errors(section: str, metric: str, eval_sets: EvalSets) -> Iterator[str]:
-    needed = {"knn": "identities", "loss": None}.get(metric, "pairs")
+def _metric_errors(section: str, objective: Objective) -> Iterator[str]:
+    needed = {"knn": "identities", "loss": None}.get(objective.metric, "pairs")
     for name in ("pairs", "identities"):
-        path = getattr(eval_sets, name)
+        path = getattr(objective, name)
         if name == needed and path is None:
-            yield f"{section}.{name}: required by {metric}"
+            yield f"{section}.{name}: required by {objective.metric}"
         if name != needed and path is not None:
-            yield f"{section}.{name}: {path}, but {metric} does not read it"
+            yield f"{section}.{name}: {path}, but {objective.metric} does not read it"
 
 
 def _searcher_errors(config: SweepConfig) -> Iterator[str]:
@@ -167,7 +164,7 @@ def _searcher_errors(config: SweepConfig) -> Iterator[str]:
 
 
 def _scheduler_errors(config: SweepConfig) -> Iterator[str]:
-    objective, scheduler = config.objective, config.scheduler
+    objective, scheduler, members = config.objective, config.scheduler, config.budget.trials
     last = objective.last_report
     if scheduler.kind in ("asha", "median") and scheduler.grace_period >= last:
         yield (
@@ -175,10 +172,8 @@ def _scheduler_errors(config: SweepConfig) -> Iterator[str]:
             f"{objective.reports} reports + {len(objective.seeds)} seeds - 1 = {last}, so no trial "
             "would be stopped; lower it, or write scheduler.kind: none"
         )
-
-
-def _population_errors(config: SweepConfig) -> Iterator[str]:
-    objective, scheduler, members = config.objective, config.scheduler, config.budget.trials
+    if scheduler.kind != "pbt":
+        return
     if config.searcher.kind != "random":
         yield f"searcher.kind: {config.searcher.kind}, but pbt requires random"
     if len(objective.seeds) > 1:

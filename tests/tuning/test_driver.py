@@ -176,7 +176,9 @@ def test_sweep__on_workers(
         budget={"trials": 1, "cpus": 7},
         scheduler={"kind": "asha", "reduction_factor": 1.5},
     )
-    Driver(one, check_sweep(one)).run()
+    from lafs_ray.tuning.tuner import run_batch
+
+    Driver(one, check_sweep(one), run_batch).run()
     assert "concurrent trials: 1, each" in caplog.text
     (trial,) = SweepDir(one).read_trials()
     assert trial.status == "finished"
@@ -197,7 +199,9 @@ def test_sweep__as_a_population(tmp_path: Path, face_set_path: str, local_ray: N
         budget={"trials": 4},
         scheduler={"kind": "pbt", "quantile_fraction": 0.5},
     )
-    Driver(population, check_sweep(population)).run()
+    from lafs_ray.tuning.tuner import run_batch
+
+    Driver(population, check_sweep(population), run_batch).run()
     members = SweepDir(population).read_trials()
     assert [member.status for member in members] == ["finished"] * 4
     assert all(member.reports[-1].step == 12 for member in members)
