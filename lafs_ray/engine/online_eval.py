@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
 from lafs_ray.config.train import OnlineEval, TrainConfig
@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 # Starts the evaluation of the checkpoint at a URI.
 StartEvaluation = Callable[[str], "Future[dict[str, float]]"]
 
-_NAME = "network"
+# Names in eval.jsonl of the metrics reported.
+_METRICS = {"accuracy": "pair_accuracy", "AUC": "pair_auc", "1-NN": "identity_accuracy"}
 
 
 def check_online_eval(online_eval: OnlineEval) -> None:
@@ -64,25 +65,24 @@ def evaluate_checkpoint(uri: str, online_eval: OnlineEval, device: Device) -> di
         UserError: the checkpoint or an evaluation file is missing or damaged.
     """
     start = time.perf_counter()
-    embeddings = {_NAME: local_embedding(load_embedder(uri), device)}
-    metrics: dict[str, float] = {}
-    if online_eval.pairs is not None:
-        result = evaluate_pairs(open_pairs(online_eval.pairs, online_eval.color_order), embeddings)
-        metrics |= _named(result, {"accuracy": "pair_accuracy", "AUC": "pair_auc"})
-    if online_eval.identities is not None:
-        faces = open_labeled(online_eval.identities, online_eval.color_order)
-        metrics |= _named(evaluate_identities(faces, embeddings), {"1-NN": "identity_accuracy"})
+    metrics = {
+        f"{name}{suffix}": value
+        for result in evaluate_sets(uri, online_eval, device)
+        for row, suffix in zip(result.rows, ("", "_centered"), strict=True)
+        for metric, name in _METRICS.items()
+        if (value := row.metrics.get(metric)) is not None
+    }
     return {**metrics, "eval_s": time.perf_counter() - start}
 
 
-def _named(result: EvalResult, names: dict[str, str]) -> dict[str, float]:
-    plain, centered = result.rows
-    return {
-        f"{name}{suffix}": value
-        for row, suffix in ((plain, ""), (centered, "_centered"))
-        for metric, name in names.items()
-        if (value := row.metrics[metric]) is not None
-    }
+def evaluate_sets(uri: str, online_eval: OnlineEval, device: Device) -> Iterator[EvalResult]:
+    """Yield the result of a checkpoint on each file of `online_eval`; see `evaluate_checkpoint`."""
+    embeddings = {"network": local_embedding(load_embedder(uri), device)}
+    if online_eval.pairs is not None:
+        yield evaluate_pairs(open_pairs(online_eval.pairs, online_eval.color_order), embeddings)
+    if online_eval.identities is not None:
+        faces = open_labeled(online_eval.identities, online_eval.color_order)
+        yield evaluate_identities(faces, embeddings)
 
 
 def evaluate_in_process(config: TrainConfig) -> StartEvaluation:

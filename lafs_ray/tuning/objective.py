@@ -7,18 +7,12 @@ import math
 import numpy as np
 
 from lafs_ray.config.train import OnlineEval
-from lafs_ray.data.eval_sets import open_labeled, open_pairs
+from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.io import filesystem
-from lafs_ray.engine.online_eval import check_online_eval
+from lafs_ray.engine.online_eval import check_online_eval, evaluate_sets
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.protocols import (
-    Device,
-    evaluate_identities,
-    evaluate_pairs,
-    local_embedding,
-)
+from lafs_ray.evaluation.protocols import Device
 from lafs_ray.evaluation.verification import kfold_accuracy, tar_at_far
-from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.tuning.config import Objective
 
@@ -35,20 +29,15 @@ def objective_value(checkpoint: str, objective: Objective, device: Device) -> fl
         UserError: the checkpoint or a file is missing or damaged, or the metric is not finite.
     """
     value: float | None
-    metric, order = objective.metric, objective.color_order
+    metric = objective.metric
     if metric == "loss":
         run = filesystem.parent(filesystem.parent(checkpoint))
         step = int(filesystem.file_name(checkpoint).removeprefix("step-").removesuffix(".pt"))
         lines = read_metrics(filesystem.join(run, "metrics.jsonl"))
         value = next((line["loss"] for line in lines if line["step"] == step), None)
     else:
-        embeddings = {"": local_embedding(load_embedder(checkpoint), device)}
-        if metric == "knn":
-            assert objective.identities is not None, "validated with the sweep"
-            result = evaluate_identities(open_labeled(objective.identities, order), embeddings)
-        else:
-            assert objective.pairs is not None, "validated with the sweep"
-            result = evaluate_pairs(open_pairs(objective.pairs, order), embeddings)
+        # Validated with the sweep: the one set that the metric needs.
+        (result,) = evaluate_sets(checkpoint, _files(objective), device)
         tar = f"TAR@{objective.far:g}"
         names = {"knn": "1-NN", "pair_accuracy": "accuracy", "tar_at_far": tar}
         value = result.rows[int(objective.centered)].metrics[names[metric]]
@@ -69,8 +58,7 @@ def check_eval_sets(objective: Objective) -> None:
         DataError: a file is missing or damaged, an image does not decode, or the metric is
             undefined.
     """
-    files = objective.model_dump(include={"pairs", "identities", "color_order"})
-    check_online_eval(OnlineEval(**files))
+    check_online_eval(_files(objective))
     if objective.pairs is None:
         return
     same = open_pairs(objective.pairs, objective.color_order).same
@@ -82,3 +70,7 @@ def check_eval_sets(objective: Objective) -> None:
     except DataError as error:
         parts = {"found": error.found, "expected": error.expected, "fix": error.fix}
         raise DataError(f"{objective.pairs}: {error.subject}", **parts) from None
+
+
+def _files(objective: Objective) -> OnlineEval:
+    return OnlineEval(**objective.model_dump(include={"pairs", "identities", "color_order"}))
