@@ -10,6 +10,7 @@ K prototypes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from lafs_ray.methods.dino_loss import (
     sinkhorn_targets,
     ssl_diagnostics,
 )
-from lafs_ray.methods.optim import cancel_gradients, ema_update_
+from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.landmark_cnn import normalize_pixels
 
@@ -62,6 +63,34 @@ class LafsNetwork(nn.Module):
         """
         batches = [list(sets) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
         return torch.cat([self.backbone(torch.cat(batch)) for batch in batches])
+
+
+@dataclass(frozen=True)
+class LafsSchedules:
+    """The schedules of a pretraining run.
+
+    Args:
+        lr: learning rate, by step.
+        weight_decay: by step.
+        ema_momentum: the teacher's, by step.
+        teacher_temp: by epoch.
+        steps_per_epoch: of the run.
+    """
+
+    lr: CosineSchedule
+    weight_decay: CosineSchedule
+    ema_momentum: CosineSchedule
+    teacher_temp: LinearEpochs
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Return the hyperparameters of `Lafs` and its optimizer at a global step."""
+        return {
+            "lr": self.lr(step),
+            "weight_decay": self.weight_decay(step),
+            "ema_momentum": self.ema_momentum(step),
+            "teacher_temp": self.teacher_temp(step // self.steps_per_epoch),
+        }
 
 
 class Lafs:

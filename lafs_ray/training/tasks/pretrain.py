@@ -13,7 +13,7 @@ from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
 from lafs_ray.config.train import Model
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, DINOHead
-from lafs_ray.methods.lafs import Lafs, LafsNetwork
+from lafs_ray.methods.lafs import Lafs, LafsNetwork, LafsSchedules
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.input_pipeline import Transform
@@ -95,17 +95,15 @@ def pretrain_hparams(
         total,
         optim.warmup.steps(length.steps_per_epoch, total),
     )
-    weight_decay = CosineSchedule(optim.weight_decay, optim.weight_decay_end, total)
-    momentum = CosineSchedule(dino.teacher_momentum, 1.0, total)
-    temperature = LinearEpochs(
-        dino.teacher_temp.start,
-        dino.teacher_temp.end,
-        dino.teacher_temp.warmup_epochs,
-        length.num_epochs,
+    return LafsSchedules(
+        lr=lr,
+        weight_decay=CosineSchedule(optim.weight_decay, optim.weight_decay_end, total),
+        ema_momentum=CosineSchedule(dino.teacher_momentum, 1.0, total),
+        teacher_temp=LinearEpochs(
+            dino.teacher_temp.start,
+            dino.teacher_temp.end,
+            dino.teacher_temp.warmup_epochs,
+            length.num_epochs,
+        ),
+        steps_per_epoch=length.steps_per_epoch,
     )
-    return lambda step: {
-        "lr": lr(step),
-        "weight_decay": weight_decay(step),
-        "ema_momentum": momentum(step),
-        "teacher_temp": temperature(sampler.epoch_of(step)),
-    }
