@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from benchmarks.pack import write_ordered
 from lafs_ray.data.face_set import FaceSet, open_faces
-from lafs_ray.data.io import filesystem, ranged_reads
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.sampler import BLOCK_ROWS, BLOCK_STEPS, EpochSampler, ShuffleBlock
@@ -151,7 +151,7 @@ def measure(
 ) -> None:
     """Make both sets, put them into the store and read them in every way."""
     query = f"endpoint_override={endpoint}&scheme=http&region=us-east-1"
-    filesystem.resolve(f"s3://faces?{query}&allow_bucket_creation=true")[0].create_dir("faces")
+    reading.resolve(f"s3://faces?{query}&allow_bucket_creation=true")[0].create_dir("faces")
     (root / "sorted").mkdir()
     for shard in range(options.shards):
         count = options.images // options.shards
@@ -185,7 +185,7 @@ def measure(
         ("(f) the same, read ahead", wait_for_stream, packed, 256, {}),
     ):
         latency(options.latency)
-        with mock.patch.multiple(ranged_reads, **patches) if patches else mock.patch.dict({}):
+        with mock.patch.multiple(reading, **patches) if patches else mock.patch.dict({}):
             waited = work(found, options.blocks, options.training, chunk_records)
         baseline = baseline or waited
         print(f"{name:44}{waited:12.2f}{waited / baseline:10.3f}{latency(0.0):10}")

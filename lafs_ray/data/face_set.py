@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lafs_ray.data import recordio
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges
+from lafs_ray.data.io.reading import ByteRanges, read_ranges
 from lafs_ray.data.landmark_cache import LandmarkCache
 from lafs_ray.data.packed_set import PackedLabels, find_packed
 from lafs_ray.data.record_files import find_record_files

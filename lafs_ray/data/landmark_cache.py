@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from lafs_ray.data.images import ColorOrder
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.listing import list_tree
-from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges
+from lafs_ray.data.io.reading import ByteRanges, read_ranges
 from lafs_ray.data.packed_set import as_json, read_json
 from lafs_ray.errors import DataError
 
@@ -195,7 +195,7 @@ def read_entry(folder: str, cache_key: CacheKey, part: Part) -> PartEntry | None
     uri = filesystem.join(folder, part.name)
     rows = part.stop - part.first
     try:
-        with filesystem.open_input(uri) as file:
+        with reading.open_input(uri) as file:
             size = file.size()
             header_bytes = int.from_bytes(file.read_at(8, 0), "little")
             header = json.loads(bytes(file.read_at(min(header_bytes, size), 8)))

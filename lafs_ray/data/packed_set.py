@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lafs_ray.data.images import ColorOrder
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import DataError
 
 MANIFEST, CLAIM, LABELS, IDENTITIES = "manifest.json", "pack.json", "labels.npy", "identities.csv"
@@ -165,7 +165,7 @@ class PackedLabels:
         Raises:
             DataError: `labels.npy` is missing, of another length, or of other records.
         """
-        with filesystem.open_input(self.uri) as file:
+        with reading.open_input(self.uri) as file:
             # The labels are the end of the file: its header need not be parsed.
             size = file.size()
             start = size - LABEL.itemsize * self.total

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from pyarrow import fs
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.listing import list_tree
 from lafs_ray.errors import DataError
 
@@ -21,16 +21,16 @@ def find_record_files(path: str) -> tuple[str, ...]:
     Raises:
         DataError: nothing is there, the `.rec` of an `.idx` is missing, or it is not a `.rec` file.
     """
-    wildcards = "*[" if filesystem.is_uri(path) else "*?["
+    wildcards = "*[" if reading.is_uri(path) else "*?["
     is_pattern = any(mark in path for mark in wildcards) and not (
-        not filesystem.is_uri(path) and os.path.exists(path)
+        not reading.is_uri(path) and os.path.exists(path)
     )
     if is_pattern:
         return _matching(path, wildcards)
     info = filesystem.file_info(path)
     if info.type == fs.FileType.Directory:
         return _in_folder(path)
-    bare = path.partition("?")[0] if filesystem.is_uri(path) else path
+    bare = path.partition("?")[0] if reading.is_uri(path) else path
     if not bare.endswith(".rec"):
         found = "no such file or folder" if info.type == fs.FileType.NotFound else "not a .rec file"
         expected = "a .rec file, a folder of .rec files, or a pattern such as shards/*.rec"
@@ -65,9 +65,7 @@ def _in_folder(folder: str) -> tuple[str, ...]:
 
 
 def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
-    pattern, mark, query = (
-        pattern.partition("?") if filesystem.is_uri(pattern) else (pattern, "", "")
-    )
+    pattern, mark, query = pattern.partition("?") if reading.is_uri(pattern) else (pattern, "", "")
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(mark in part for mark in wildcards))
     base, rest = "/".join(parts[:first]) or ("/" if first else "."), parts[first:]

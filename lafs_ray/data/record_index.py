@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data import recordio
-from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.ranged_reads import ByteRanges, read_ranges, record_file_state
+from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.reading import ByteRanges, read_ranges, record_file_state
 from lafs_ray.errors import DataError
 
 _SAMPLED_RECORDS = 18
@@ -108,7 +108,7 @@ def open_shard(uri: str) -> Shard:
     if size_bytes == 0:
         fix = "copy the file again"
         raise DataError(uri, found="an empty file (0 bytes)", expected="RecordIO", fix=fix)
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         recordio.record_end(file, 0, size_bytes, uri)
     if filesystem.exists(recordio.index_uri(uri)):
         keys, offsets = _ordered_index(uri, size_bytes)
@@ -163,7 +163,7 @@ def _check_boundaries(
         DataError: the index skips records or points between them, or the last one is truncated.
     """
     last_end = size_bytes
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         for position in spread(len(offsets), _SAMPLED_RECORDS).tolist():
             start = int(offsets[position])
             is_last = position + 1 == len(offsets)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.text_table import read_text_table
 from lafs_ray.errors import DataError
 
@@ -244,7 +244,7 @@ def read_index(uri: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         DataError: the file is empty, or a row is not `key <tab> offset`; it is named.
     """
     columns = {"key": pa.int64(), "offset": pa.int64()}
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         table = read_text_table(uri, file, columns, delimiter="\t", fix=_INDEX_FIX)
     # Arrow would keep the parsed blocks for later: 180 MB for an index of 5 M rows.
     pa.default_memory_pool().release_unused()
@@ -263,7 +263,7 @@ def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
     Raises:
         DataError: a record is damaged or truncated; those after it cannot be found.
     """
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         file_size, offset = file.size(), 0
         while offset < file_size:
             # The length fields give the end of a record longer than one read.

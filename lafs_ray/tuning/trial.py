@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.evaluation.protocols import Device
 from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path
 from lafs_ray.training.checkpoint.run_dir import RunDir
@@ -158,7 +158,7 @@ class _Trial:
         made = [one.generation for one in theirs.reports if one.report == donor.report]
         run_uri = filesystem.join(donor.uri, _run_name(seed, made[-1]))
         source = checkpoint_path(run_uri, step)
-        with filesystem.open_input(source) as old, filesystem.atomic_write(target) as new:
+        with reading.open_input(source) as old, filesystem.atomic_write(target) as new:
             shutil.copyfileobj(old, new)
         self.record = record
         spec.dir.write(record)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.data.io import filesystem, s3
+from lafs_ray.data.io import reading, s3
 from tests.data.record_sets import INSIGHTFACE
 from tests.data.remote import put
 from tests.object_store import ObjectStore
@@ -22,7 +22,7 @@ def server() -> Iterator[ObjectStore]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        fs, _ = filesystem.resolve(running.uri("faces", allow_bucket_creation="true"))
+        fs, _ = reading.resolve(running.uri("faces", allow_bucket_creation="true"))
         fs.create_dir("faces")
         yield running
 
@@ -33,10 +33,10 @@ def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     server.reset()
     monkeypatch.setattr(s3, "_SECONDS", {"connect_timeout": 1.0, "request_timeout": 1.0})
     s3._client.cache_clear()
-    filesystem._resolve_uri.cache_clear()
+    s3.resolve_uri.cache_clear()
     yield server  # type: ignore[misc]
     s3._client.cache_clear()
-    filesystem._resolve_uri.cache_clear()
+    s3.resolve_uri.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from lafs_ray.data import recordio
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.images import decode_image
-from lafs_ray.data.io import ranged_reads
+from lafs_ray.data.io import reading
 from lafs_ray.errors import DataError
 from tests.data.record_sets import (
     INSIGHTFACE,
@@ -64,7 +64,7 @@ def test_read__any_order_equals_one_by_one(tmp_path: Path, monkeypatch: pytest.M
     index = np.random.default_rng(0).integers(0, 51, 200)
     single = [faces.read(index[i : i + 1]) for i in range(len(index))]
     for gap in (0, 200, 1 << 20):
-        monkeypatch.setattr(ranged_reads, "_MAX_GAP_BYTES", gap)
+        monkeypatch.setattr(reading, "_MAX_GAP_BYTES", gap)
         rows = faces.read(index)
         assert rows.images == [row.images[0] for row in single]
         assert rows.key.tolist() == [int(row.key[0]) for row in single]
@@ -78,8 +78,8 @@ def test_read__uses_few_reads_for_neighbors(tmp_path: Path) -> None:
     write_plain(tmp_path / "a.rec", 100, payload_bytes=4000)
     faces = open_faces(str(tmp_path / "a.rec"))
     index = np.array([3, 4, 5, 7, 90])
-    ranges = ranged_reads.ByteRanges("a.rec", faces.offsets[index], faces.sizes[index])
-    assert ranged_reads._coalesce(ranges) == [range(4), range(4, 5)]
+    ranges = reading.ByteRanges("a.rec", faces.offsets[index], faces.sizes[index])
+    assert reading._coalesce(ranges) == [range(4), range(4, 5)]
 
 
 def test_face_set__pickles_small(tmp_path: Path) -> None:

@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import fs
 
 from lafs_ray.data import recordio
-from lafs_ray.data.io import filesystem, ranged_reads
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError
 from tests.recordio_parser import parse_records
 
@@ -165,28 +162,6 @@ def test_read_index__empty_file(tmp_path: Path) -> None:
         recordio.read_index(str(tmp_path / "a.idx"))
 
 
-def test_read_ranges__coalesced_reads_equal_single_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the limits of gap and read, and from any file system, a range has its own bytes."""
-    data = np.random.default_rng(0).bytes(10_000)
-    (tmp_path / "a.rec").write_bytes(data)
-    offsets = np.array([0, 10, 500, 520, 4000, 9990])
-    sizes = np.array([10, 20, 20, 0, 300, 10])
-    expected = [data[o : o + s] for o, s in zip(offsets, sizes, strict=True)]
-    for gap, read in [(0, 1), (100, 400), (10_000, 10_000)]:
-        monkeypatch.setattr(ranged_reads, "_MAX_GAP_BYTES", gap)
-        monkeypatch.setattr(ranged_reads, "_MAX_READ_BYTES", read)
-        ranges = ranged_reads.ByteRanges(str(tmp_path / "a.rec"), offsets, sizes)
-        assert [bytes(found) for found in ranged_reads.read_ranges([ranges])] == expected
-    # A SubTreeFileSystem is not local in name, as S3 is not: its reads go through the threads.
-    remote = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(filesystem, "resolve", lambda uri: (remote, Path(uri).name))
-    monkeypatch.setattr(ranged_reads, "_MAX_GAP_BYTES", 0)
-    ranges = ranged_reads.ByteRanges("mem://a.rec", offsets, sizes)
-    assert [bytes(found) for found in ranged_reads.read_ranges([ranges])] == expected
-
-
 def test_record_writer__exception_leaves_nothing(tmp_path: Path) -> None:
     """A failed write leaves the old pair as it was and no other file."""
     path = tmp_path / "a.rec"
@@ -201,76 +176,6 @@ def test_record_writer__exception_leaves_nothing(tmp_path: Path) -> None:
         killed_on_the_way()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.rec"]
-
-
-def test_atomic_write__reader_sees_old_until_the_end(tmp_path: Path) -> None:
-    """Readers see the old file during the write, the new one after it; parents are created."""
-    path = tmp_path / "deep" / "a.bin"
-    for content in (b"one", b"two"):
-        with filesystem.atomic_write(path.as_uri()) as file:
-            file.write(content)
-            file.flush()
-            assert not path.exists() or path.read_bytes() == b"one"
-        assert path.read_bytes() == content
-    assert os.listdir(path.parent) == ["a.bin"]
-
-
-def test_atomic_write__object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where closing a stream publishes it, a failed block still publishes nothing."""
-    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(filesystem, "resolve", lambda _: (store, "a.bin"))
-
-    def killed_on_the_way() -> None:
-        with filesystem.atomic_write("s3://bucket/a.bin") as file:
-            file.write(b"half")
-            raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        killed_on_the_way()
-    assert os.listdir(tmp_path) == []
-    with filesystem.atomic_write("s3://bucket/a.bin") as file:
-        file.write(b"whole")
-    assert (tmp_path / "a.bin").read_bytes() == b"whole"
-
-
-@pytest.mark.parametrize(
-    ("number", "found"),
-    [(errno.ENOSPC, "disk full"), (errno.EACCES, "no permission to write")],
-)
-def test_atomic_write__os_errors_are_data_errors(
-    number: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk and a missing permission are a DataError with the path; nothing is left."""
-
-    def refuse(_: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    path = str(tmp_path / "a.bin")
-    with pytest.raises(DataError) as error, filesystem.atomic_write(path) as file:
-        file.write(b"x")
-    assert (error.value.subject, error.value.found) == (path, found)
-    assert os.listdir(tmp_path) == []
-
-
-def test_atomic_write__target_is_a_folder(tmp_path: Path) -> None:
-    """A folder in the file's place is an error about that path, and stays."""
-    (tmp_path / "a.bin").mkdir()
-    with (
-        pytest.raises(DataError, match=r"a\.bin"),
-        filesystem.atomic_write(str(tmp_path / "a.bin")) as file,
-    ):
-        file.write(b"x")
-    assert os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_resolve__kinds_of_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths become absolute, file:// is a local path, an unknown scheme is refused."""
-    monkeypatch.chdir(tmp_path)
-    assert filesystem.resolve("x/y.rec")[1] == str(tmp_path / "x/y.rec")
-    assert filesystem.resolve((tmp_path / "y.rec").as_uri())[1] == str(tmp_path / "y.rec")
-    with pytest.raises(DataError, match="nope"):
-        filesystem.resolve("nope://bucket/y.rec")
 
 
 def test_join__keeps_the_query_of_a_uri() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from tests.training.faces import break_frame, tiny, write_face_set
@@ -73,7 +73,7 @@ def in_a_store(face_set_path: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, object_store() as store:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
-        filesystem.resolve(store.uri("faces", allow_bucket_creation="true"))[0].create_dir("faces")
+        reading.resolve(store.uri("faces", allow_bucket_creation="true"))[0].create_dir("faces")
         for name in ("train.rec", "train.idx"):
             with filesystem.atomic_write(store.uri(f"faces/{name}")) as file:
                 file.write(Path(face_set_path).with_name(name).read_bytes())

@@ -1,4 +1,4 @@
-"""Files by path or URI: a thin layer over pyarrow.fs for disk, S3 and GCS.
+"""Paths, listings, writes and deletions on disk, S3 and GCS, by path or URI (pyarrow.fs).
 
 Writes are atomic. On disk a temporary file in the same folder is renamed; for an object store the
 bytes are spooled to a local temporary file first, because closing a half-written pyarrow stream
@@ -14,14 +14,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
 
 from lafs_ray.config.paths import absolute as absolute
-from lafs_ray.data.io.retry import Input, retry_transient
-from lafs_ray.data.io.s3 import is_s3, s3_client, without_credentials
+from lafs_ray.data.io import reading
 from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
@@ -29,45 +27,10 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
 
 
-def is_uri(path: str) -> bool:
-    """Return whether `path` names its storage (`s3://…`) instead of being a local path."""
-    return "://" in path
-
-
-# Making a client may take a request, and every read of a shard needs it.
-@lru_cache(maxsize=4096)
-def _resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    if is_s3(uri):
-        return s3_client(uri)
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return filesystem, str(path)
-
-
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """Return the file system of `uri`, and the path in it.
-
-    A path without a scheme is local; a relative one is made absolute.
-
-    Raises:
-        DataError: the scheme is unknown, the URI malformed, or the storage unreachable.
-    """
-    if not is_uri(uri):
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    try:
-        return _resolve_uri(uri)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            without_credentials(uri),
-            found=str(error),
-            expected="a local path, or a URI such as s3://bucket/key, gs://bucket/key, file:///dir",
-            fix="correct the scheme (and percent-encode spaces), or check the credentials",
-        ) from error
-
-
 def file_info(uri: str) -> fs.FileInfo:
     """Return type (NotFound, File or Directory), size and modification time."""
-    filesystem, path = resolve(uri)
-    return retry_transient(lambda: filesystem.get_file_info(path), uri)
+    filesystem, path = reading.resolve(uri)
+    return reading.retry_transient(lambda: filesystem.get_file_info(path), uri)
 
 
 def exists(uri: str) -> bool:
@@ -104,38 +67,27 @@ def file_stamp(uri: str) -> tuple[int, int]:
 
 def join(base: str, *parts: str) -> str:
     """Join path components to `base`; a URI keeps its query (`s3://b/dir?region=…`) at the end."""
-    head, mark, query = base.partition("?") if is_uri(base) else (base, "", "")
+    head, mark, query = base.partition("?") if reading.is_uri(base) else (base, "", "")
     return "/".join([head.rstrip("/"), *parts]) + mark + query
 
 
 def parent(uri: str) -> str:
     """Return the folder of a path or URI; a URI keeps its query."""
-    head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
+    head, mark, query = uri.partition("?") if reading.is_uri(uri) else (uri, "", "")
     folder = head.rpartition("/")[0]
     return (folder or ("/" if head.startswith("/") else ".")) + mark + query
 
 
 def file_name(uri: str) -> str:
     """Return the last component of a path or URI, without a URI's query."""
-    return (uri.partition("?")[0] if is_uri(uri) else uri).rpartition("/")[2]
+    return (uri.partition("?")[0] if reading.is_uri(uri) else uri).rpartition("/")[2]
 
 
 def replace_suffix(uri: str, old: str, new: str) -> str:
     """Replace the file name's suffix; a URI keeps its query."""
-    head, mark, query = uri.partition("?") if is_uri(uri) else (uri, "", "")
+    head, mark, query = uri.partition("?") if reading.is_uri(uri) else (uri, "", "")
     assert head.endswith(old), f"{uri} does not end in {old}"
     return head.removesuffix(old) + new + mark + query
-
-
-def open_input(uri: str) -> Input:
-    """Return a random-access file, opened at the first use; use it in a `with` block.
-
-    Its methods raise a DataError if the file is missing or cannot be read.
-
-    Raises:
-        DataError: the URI is malformed, or its storage unreachable.
-    """
-    return Input(uri, *resolve(uri))
 
 
 @contextlib.contextmanager
@@ -147,7 +99,7 @@ def atomic_write(uri: str) -> Iterator[BinaryIO]:
     Raises:
         DataError: no permission to write, the disk is full, or the upload failed.
     """
-    filesystem, path = resolve(uri)
+    filesystem, path = reading.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         with _rename_on_exit(uri, path) as file:
             yield file
@@ -262,7 +214,7 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         DataError: it is missing or cannot be read.
     """
-    with open_input(uri) as file:
+    with reading.open_input(uri) as file:
         return file.readall()
 
 
@@ -290,12 +242,12 @@ def local_file(uri: str) -> Iterator[str]:
     Raises:
         DataError: it is missing or cannot be read.
     """
-    if (path := local_path(uri)) is not None:
+    if (path := reading.local_path(uri)) is not None:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, file_name(uri))
-        with write_errors(copy), open(copy, "wb") as target, open_input(uri) as source:
+        with write_errors(copy), open(copy, "wb") as target, reading.open_input(uri) as source:
             shutil.copyfileobj(source, target, _COPY_BYTES)
         yield copy
 
@@ -309,28 +261,22 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
     """
     if not exists(folder):
         return []
-    filesystem, path = resolve(folder)
+    filesystem, path = reading.resolve(folder)
     selector = fs.FileSelector(path, recursive=recursive)
-    infos = retry_transient(lambda: filesystem.get_file_info(selector), folder)
+    infos = reading.retry_transient(lambda: filesystem.get_file_info(selector), folder)
     prefix = path.rstrip("/") + "/"
     return sorted(one.path.removeprefix(prefix) for one in infos if one.type == fs.FileType.File)
 
 
 def delete_tree(folder: str) -> None:
     """Delete a folder with its content, if it exists."""
-    filesystem, path = resolve(folder)
+    filesystem, path = reading.resolve(folder)
     with write_errors(folder), contextlib.suppress(FileNotFoundError):
         filesystem.delete_dir(path)
 
 
 def delete(uri: str) -> None:
     """Delete a file, if it exists."""
-    filesystem, path = resolve(uri)
+    filesystem, path = reading.resolve(uri)
     with write_errors(uri), contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(path)
-
-
-def local_path(uri: str) -> str | None:
-    """Return the local path of a file; None for one in an object store."""
-    filesystem, path = resolve(uri)
-    return path if isinstance(filesystem, fs.LocalFileSystem) else None

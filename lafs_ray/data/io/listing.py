@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pyarrow import fs
 
-from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.retry import read_error, retry_transient
+from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.reading import read_error, retry_transient
 from lafs_ray.errors import DataError
 
 # Opening a file on NFS, or in an object store, is mostly latency.
@@ -25,11 +25,11 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]
     Yields:
         In the order of the names, the content, or what is wrong with the file.
     """
-    store, path = filesystem.resolve(folder)
+    store, path = reading.resolve(folder)
 
     def read(name: str) -> bytes | DataError:
         try:
-            if filesystem.is_uri(name):
+            if reading.is_uri(name):
                 return filesystem.read_bytes(name)
             # Not by URI: names need not be percent-encoded, and the client is looked up once.
             if name.startswith("/"):
@@ -60,7 +60,7 @@ def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
     Raises:
         DataError: a folder cannot be read.
     """
-    store, path = filesystem.resolve(folder)
+    store, path = reading.resolve(folder)
     prefix = path.rstrip("/") + "/"
     is_local = isinstance(store, fs.LocalFileSystem)
     pending = [path]

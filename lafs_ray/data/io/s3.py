@@ -1,4 +1,4 @@
-"""S3 clients by URI, with explicit timeouts and retries.
+"""File systems by URI; the clients of S3 have explicit timeouts and retries.
 
 pyarrow takes neither from a URI; its default is 31 attempts 0.2 s apart, even when the store
 returns 503 Slow Down. Here AWS's standard strategy retries timeouts, resets, truncated bodies, 500
@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
 
+from lafs_ray.errors import DataError
+
 MAX_ATTEMPTS = 6
 # pyarrow documents the second one as ignored on Linux; it is not (tests/data/io/test_s3.py).
 _SECONDS = {"connect_timeout": 5.0, "request_timeout": 10.0}
@@ -22,12 +24,29 @@ _FLAGS = {"anonymous", "allow_bucket_creation", "force_virtual_addressing"}
 _BOOLS = {"true": True, "false": False}
 
 
-def is_s3(uri: str) -> bool:
-    """Return whether a URI is of S3, or of a store with its API."""
-    return uri.startswith("s3://")
+# Making a client may take a request, and every read of a shard needs it.
+@lru_cache(maxsize=4096)
+def resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a URI, and the path in it.
+
+    Raises:
+        DataError: the scheme is unknown, the URI malformed, or the storage unreachable.
+    """
+    try:
+        if uri.startswith("s3://"):
+            return _s3_client(uri)
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        return filesystem, str(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            _without_credentials(uri),
+            found=str(error),
+            expected="a local path, or a URI such as s3://bucket/key, gs://bucket/key, file:///dir",
+            fix="correct the scheme (and percent-encode spaces), or check the credentials",
+        ) from error
 
 
-def s3_client(uri: str) -> tuple[fs.S3FileSystem, str]:
+def _s3_client(uri: str) -> tuple[fs.S3FileSystem, str]:
     """Return the client for a URI, shared by those of other buckets and keys; and the path.
 
     Raises:
@@ -48,7 +67,7 @@ def s3_client(uri: str) -> tuple[fs.S3FileSystem, str]:
     return _client(options, _region(parts.netloc, _settings(options))), path
 
 
-def without_credentials(uri: str) -> str:
+def _without_credentials(uri: str) -> str:
     """Return the URI without credentials, for messages."""
     scheme, mark, rest = uri.partition("://")
     secret, at, place = rest.partition("@")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import DataError
 
 LIST_SUFFIXES = (".csv", ".parquet")
@@ -51,7 +51,7 @@ def read_list(uri: str) -> ImageList:
         DataError: the file is missing or empty, has other columns, a row without a path, or
             landmarks that are not numbers of pixels.
     """
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         if file.size() == 0:
             raise DataError(uri, found="an empty file", expected="one image per line", fix=_FIX)
         is_parquet = filesystem.file_name(uri).endswith(".parquet")

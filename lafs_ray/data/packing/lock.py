@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import DataError
 
 LOCK = "pack.lock"
@@ -35,7 +35,7 @@ def locked(folder: str) -> Iterator[None]:
         DataError: another process holds it, or the folder is not writable.
     """
     uri = filesystem.join(folder, LOCK)
-    path = filesystem.local_path(uri)
+    path = reading.local_path(uri)
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     owner = f"process {os.getpid()} on {socket.gethostname()}, since {since}".encode()
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packed_set import (
     CLAIM,
     LABEL,
@@ -66,7 +66,7 @@ def file_digest(uri: str) -> str:
         DataError: it is missing or cannot be read.
     """
     digest, position = checksum(), 0
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         while data := file.read_at(_READ_BYTES, position):
             digest.update(data)
             position += len(data)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packed_set import MAX_LABELS, Manifest
 from lafs_ray.data.packing.lock import locked
 from lafs_ray.data.packing.options import PackOptions, PackPlan, make_plan
@@ -163,7 +163,7 @@ class _Packing:
         needs[plan.scratch] = int(plan.size_bytes * left)
         disks: dict[int, tuple[str, int]] = {}
         for uri, needed in needs.items():
-            path = filesystem.local_path(uri)
+            path = reading.local_path(uri)
             if path is None:
                 continue
             os.makedirs(path, exist_ok=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from lafs_ray import __version__
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packed_set import IDENTITIES, LABEL, LABELS, MANIFEST, Manifest, ShardEntry
 from lafs_ray.data.packing.options import PackPlan
 from lafs_ray.data.packing.pack_dir import FinishedShard, file_digest, shard_name
@@ -75,7 +75,7 @@ def _read_shard_rows(
     """Return the rows of a shard in the order of their positions, and the run of each."""
     parts = []
     for run in runs:
-        with filesystem.open_input(run.uri) as file:
+        with reading.open_input(run.uri) as file:
             parts.append(read_rows(file, run, shard))
     rows = np.concatenate(parts)
     run_numbers = np.repeat(np.arange(len(runs), dtype=np.int32), [len(part) for part in parts])
@@ -109,7 +109,7 @@ def _read_images(
 
 
 def _read_range(uri: str, offset: int, size: int) -> memoryview:
-    with filesystem.open_input(uri) as file:
+    with reading.open_input(uri) as file:
         data = memoryview(file.read_at(size, offset))
     if len(data) != size:
         fix = "delete the scratch folder and start again"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.data.packing.options import PackPlan
 from lafs_ray.data.packing.sources import ImageRow
@@ -171,7 +171,7 @@ def read_runs(scratch: str) -> list[SortedRun]:
     runs = []
     for name in filter(_NAME.fullmatch, filesystem.list_names(scratch)):
         uri = filesystem.join(scratch, name)
-        with filesystem.open_input(uri) as file:
+        with reading.open_input(uri) as file:
             end = file.size() - _FOOTER_LENGTH.size
             length = _FOOTER_LENGTH.unpack(file.read_at(_FOOTER_LENGTH.size, end))[0]
             content: dict[str, Any] = json.loads(file.read_at(length, end - length))

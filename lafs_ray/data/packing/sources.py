@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import FaceSet
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.listing import read_files
 from lafs_ray.errors import DataError
 
@@ -152,7 +152,7 @@ class ImageFileSource(ImageSource):
                 yield self._row(number, file, content)
 
     def _row(self, number: int, file: str, content: bytes | DataError) -> ImageRow:
-        is_absolute = filesystem.is_uri(file) or file[0] == "/"
+        is_absolute = reading.is_uri(file) or file[0] == "/"
         name = file if is_absolute else filesystem.join(self.base, file)
         if self.stamps is not None:
             self._check_unchanged(self.stamps[number].tolist(), name, content)
@@ -168,7 +168,7 @@ class ImageFileSource(ImageSource):
 
     def _check_unchanged(self, stamp: list[int], name: str, content: bytes | DataError) -> None:
         found = (len(content), stamp[1]) if isinstance(content, bytes) else (0, 0)
-        if filesystem.local_path(self.base) is not None and os.path.exists(name):
+        if reading.local_path(self.base) is not None and os.path.exists(name):
             # In an object store this would cost a second request per file: there, sizes suffice.
             found = filesystem.file_stamp(name)
         if found != tuple(stamp):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 
 
 class MetricsLog:
@@ -31,7 +31,7 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add one line."""
-        path = filesystem.local_path(self._uri)
+        path = reading.local_path(self._uri)
         with self._lock:
             self._lines.append(dict(line))
             if path is None or not self._is_complete:
@@ -48,7 +48,7 @@ class MetricsLog:
         Raises:
             DataError: the storage refuses them.
         """
-        path = filesystem.local_path(self._uri)
+        path = reading.local_path(self._uri)
         if path is not None and self._is_complete and os.path.exists(path):
             with filesystem.write_errors(self._uri), open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -21,7 +21,7 @@ from typing import Any
 
 from lafs_ray.config.loader import differences
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.training.checkpoint.checkpoint_file import (
     checkpoint_path,
@@ -205,7 +205,7 @@ class RunDir:
         Raises:
             ConfigError: another process is training this run.
         """
-        path = filesystem.local_path(self.uri)
+        path = reading.local_path(self.uri)
         if path is None:
             yield
             return

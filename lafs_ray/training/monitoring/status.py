@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path, checkpoint_steps
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
@@ -118,7 +118,7 @@ def _read_description(run: str) -> dict[str, Any]:
         found = "a file"
     elif not filesystem.exists(filesystem.join(run, "config.json")):
         found = "no config.json in it"
-        path = filesystem.local_path(run)
+        path = reading.local_path(run)
         below = sorted(Path(path).glob("*/config.json")) if path is not None else []
         if below:
             names = ", ".join(str(one.parent) for one in below[:_SHOWN])

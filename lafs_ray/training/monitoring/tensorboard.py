@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ class TensorBoardLog:
     def __init__(self, uri: str, first_step: int) -> None:
         self._uri = uri
         self._stack = contextlib.ExitStack()
-        folder = filesystem.local_path(uri)
+        folder = reading.local_path(uri)
         self._is_remote = folder is None
         if folder is None:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory())

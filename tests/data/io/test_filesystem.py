@@ -1,14 +1,77 @@
-"""Local copies of remote files, output paths that must not exist, listings."""
+"""Atomic writes, local copies of remote files, output paths that must not exist, listings."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import DataError
+
+
+def test_atomic_write__reader_sees_old_until_the_end(tmp_path: Path) -> None:
+    """Readers see the old file during the write, the new one after it; parents are created."""
+    path = tmp_path / "deep" / "a.bin"
+    for content in (b"one", b"two"):
+        with filesystem.atomic_write(path.as_uri()) as file:
+            file.write(content)
+            file.flush()
+            assert not path.exists() or path.read_bytes() == b"one"
+        assert path.read_bytes() == content
+    assert os.listdir(path.parent) == ["a.bin"]
+
+
+def test_atomic_write__object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where closing a stream publishes it, a failed block still publishes nothing."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(reading, "resolve", lambda _: (store, "a.bin"))
+
+    def killed_on_the_way() -> None:
+        with filesystem.atomic_write("s3://bucket/a.bin") as file:
+            file.write(b"half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        killed_on_the_way()
+    assert os.listdir(tmp_path) == []
+    with filesystem.atomic_write("s3://bucket/a.bin") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a.bin").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [(errno.ENOSPC, "disk full"), (errno.EACCES, "no permission to write")],
+)
+def test_atomic_write__os_errors_are_data_errors(
+    number: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk and a missing permission are a DataError with the path; nothing is left."""
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    path = str(tmp_path / "a.bin")
+    with pytest.raises(DataError) as error, filesystem.atomic_write(path) as file:
+        file.write(b"x")
+    assert (error.value.subject, error.value.found) == (path, found)
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write__target_is_a_folder(tmp_path: Path) -> None:
+    """A folder in the file's place is an error about that path, and stays."""
+    (tmp_path / "a.bin").mkdir()
+    with (
+        pytest.raises(DataError, match=r"a\.bin"),
+        filesystem.atomic_write(str(tmp_path / "a.bin")) as file,
+    ):
+        file.write(b"x")
+    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_local_file__of_this_machine(tmp_path: Path) -> None:
@@ -23,7 +86,7 @@ def test_local_file__of_an_object_store(tmp_path: Path, monkeypatch: pytest.Monk
     """A remote file is copied under its own name, and the copy deleted at the end."""
     (tmp_path / "a.bin").write_bytes(b"content" * 1000)
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(filesystem, "resolve", lambda uri: (store, uri.rpartition("/")[2]))
+    monkeypatch.setattr(reading, "resolve", lambda uri: (store, uri.rpartition("/")[2]))
     with filesystem.local_file("s3://bucket/a.bin") as path:
         assert Path(path).name == "a.bin"
         assert Path(path).parent != tmp_path

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyarrow import fs
 
 from lafs_ray.data.face_set import FaceSet, open_faces
-from lafs_ray.data.io import filesystem, ranged_reads, retry, s3
+from lafs_ray.data.io import filesystem, reading, s3
 from lafs_ray.data.sampler import EpochSampler, rank_batches
 from lafs_ray.errors import DataError
 from tests.data.remote import put, rows_of
@@ -71,7 +70,7 @@ def test_requests__as_few_and_as_large_as_planned(store: ObjectStore, on_s3: str
         ends = begins + sizes
         expected |= {
             (f"/faces/set/{name}.rec", (int(begins[group[0]]), int(ends[group[-1]])))
-            for group in ranged_reads._coalesce(ranged_reads.ByteRanges(name, begins, sizes))
+            for group in reading._coalesce(reading.ByteRanges(name, begins, sizes))
         }
     assert len(store.log()) == len(expected) == 2
     assert ranges == expected
@@ -83,7 +82,7 @@ def test_requests__overlap_over_files(store: ObjectStore, on_s3: str) -> None:
     faces = open_faces(on_s3)
     store.reset()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranged_reads, "_MAX_GAP_BYTES", 0)
+        patch.setattr(reading, "_MAX_GAP_BYTES", 0)
         store.latency_s = 0.3
         begin = time.monotonic()
         rows_of(faces, np.arange(0, 120, 10))
@@ -112,7 +111,7 @@ def test_faults__that_stay_end_in_a_message(
     """A store that never answers stops the read with URI, bytes and seconds, in bounded time."""
     monkeypatch.setattr(s3, "MAX_ATTEMPTS", 3)
     s3._client.cache_clear()
-    filesystem._resolve_uri.cache_clear()
+    s3.resolve_uri.cache_clear()
     faces = open_faces(on_s3)
     store.reset()
     store.faults.append(Fault(kind, times=1000))
@@ -157,7 +156,7 @@ def test_atomic_write__old_object_until_the_new_one_is_whole(store: ObjectStore)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(s3, "MAX_ATTEMPTS", 2)
             s3._client.cache_clear()
-            filesystem._resolve_uri.cache_clear()
+            s3.resolve_uri.cache_clear()
             with pytest.raises(DataError, match=r"state\.bin"):
                 put(uri, b"new" * 1000)
         store.reset()
@@ -215,14 +214,14 @@ def test_read__object_changed_since_the_set_was_opened(
 def test_resolve__bad_uris(uri: str, found: str) -> None:
     """An unknown option is named with the known ones; a secret is refused and not printed."""
     with pytest.raises(DataError) as error:
-        filesystem.resolve(uri)
+        reading.resolve(uri)
     assert found in error.value.found
     assert "secret" not in str(error.value)
 
 
 def test_clients__are_shared_by_the_objects_of_a_store(store: ObjectStore) -> None:
     """A thousand shards have one client, hence one pool of connections."""
-    clients = {id(filesystem.resolve(store.uri(f"faces/{number}.rec"))[0]) for number in range(20)}
+    clients = {id(reading.resolve(store.uri(f"faces/{number}.rec"))[0]) for number in range(20)}
     assert len(clients) == 1
 
 
@@ -240,56 +239,3 @@ def test_run__checkpoints_and_metrics_in_the_store(
     assert remote.exact == local.exact
     lines = filesystem.read_bytes(filesystem.join(remote.inputs.folder().uri, "metrics.jsonl"))
     assert [without_times(json.loads(line)) for line in lines.splitlines()] == local.exact
-
-
-def test_network_disk__stale_handles_are_reopened(
-    on_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ESTALE and EIO of NFS are retried with a new handle; six in a row are an error."""
-    import errno
-    import os
-
-    waits: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", waits.append)
-    path = on_disk / "a.rec"
-
-    class Handle:
-        def __init__(self, failures: list[int]) -> None:
-            self._failures, self._file = failures, fs.LocalFileSystem().open_input_file(str(path))
-
-        def size(self) -> int:
-            return path.stat().st_size
-
-        def read_at(self, nbytes: int, offset: int) -> object:
-            if self._failures:
-                number = self._failures.pop()
-                raise OSError(number, os.strerror(number))
-            return self._file.read_at(nbytes, offset)
-
-        def close(self) -> None:
-            self._file.close()
-
-    class Disk:
-        def __init__(self, failures: list[int]) -> None:
-            self.failures, self.opened = failures, 0
-
-        def open_input_file(self, _: str) -> Handle:
-            self.opened += 1
-            return Handle(self.failures)
-
-    disk = Disk([errno.ESTALE, errno.EIO])
-    with retry.Input(str(path), disk, str(path)) as file:
-        assert bytes(file.read_at(8, 4)) == path.read_bytes()[4:12]
-    assert disk.opened == 3
-    assert [0.25 <= waits[0] <= 0.5, 0.5 <= waits[1] <= 1.0] == [True, True]
-    waits.clear()
-    disk = Disk([errno.ESTALE] * 6)
-    with retry.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
-        file.read_at(8, 4)
-    assert error.value.subject == f"{path}, bytes 4 to 12"
-    assert "Stale file handle; gave up after 6 attempts in" in error.value.found
-    assert len(waits) == 5
-    disk = Disk([errno.EACCES])
-    with retry.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
-        file.read_at(8, 4)
-    assert (error.value.found, disk.opened) == ("no permission to read it", 1)

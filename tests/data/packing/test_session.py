@@ -17,7 +17,7 @@ from pyarrow import fs
 from lafs_ray.data.align import POSITIONS_PX
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.images import image_size
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packed_set import read_manifest
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.options import PackOptions
@@ -197,7 +197,7 @@ def test_pack__in_an_object_store(
     # A folder of the disk, behind another class than LocalFileSystem.
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(
-        filesystem, "_resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
+        reading, "resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
     )
     # Object stores have no folders; here they must exist.
     (tmp_path / "set" / "scratch").mkdir(parents=True)

@@ -208,7 +208,7 @@ def test_tensorboard__beyond_the_local_disk(
 ) -> None:
     """For an object store the files are written locally and uploaded."""
     pytest.importorskip("tensorboardX")
-    monkeypatch.setattr("lafs_ray.data.io.filesystem.local_path", lambda _: None)
+    monkeypatch.setattr("lafs_ray.data.io.reading.local_path", lambda _: None)
     log = TensorBoardLog(str(tmp_path / "board"), 0)
     log.write({"step": 3, "loss": 0.5})
     assert not (tmp_path / "board").exists()

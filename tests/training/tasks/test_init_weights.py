@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.data.io import filesystem
+from lafs_ray.data.io import reading
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.methods.supervised import Supervised
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
@@ -89,7 +89,7 @@ def test_landmark_weights__from_every_kind_of_file(
         found = load_landmark_weights(weights_config(source, tmp_path, face_set_path))
         assert same(expected, found), source
     # As from an object store, whose files have no path here.
-    monkeypatch.setattr(filesystem, "local_path", lambda _: None)
+    monkeypatch.setattr(reading, "local_path", lambda _: None)
     config = weights_config(stage_one.as_uri(), tmp_path, face_set_path)
     assert same(expected, load_landmark_weights(config))
 
