@@ -93,6 +93,7 @@ class Preprocessor:
         transform: see `Transform`.
         num_classes: a record whose label is not in 0…num_classes-1 counts as damaged; None: labels
             are not checked.
+        fingerprint: `crop_fingerprint` of this machine; empty: unknown.
     """
 
     faces: FaceSet
@@ -100,12 +101,14 @@ class Preprocessor:
     seed: int
     transform: Transform
     num_classes: int | None = None
+    fingerprint: str = ""
 
     def __call__(self, records: Columns) -> Columns:
         """Decode and transform rows of `read_records`.
 
         Returns:
-            Columns of `transform`, skipped (str as object, mostly empty) and those of `WORK`.
+            Columns of `transform`, skipped (str as object, mostly empty), those of `WORK`, and
+            fingerprint (str [n]).
 
         Raises:
             DataError: too many replacements in a row are damaged as well.
@@ -114,7 +117,13 @@ class Preprocessor:
         faces, skipped = self.decode(records)
         views = self.transform(faces)
         seconds = _seconds_per_row(start, len(skipped))
-        return {**views, "skipped": skipped, "read_s": records["read_s"], "preprocess_s": seconds}
+        return {
+            **views,
+            "skipped": skipped,
+            "fingerprint": np.full(len(skipped), self.fingerprint),
+            "read_s": records["read_s"],
+            "preprocess_s": seconds,
+        }
 
     def decode(self, records: Columns) -> tuple[Columns, NDArray[Any]]:
         """Return the input of `transform`, and for each replaced record why (str as object [n])."""
@@ -177,6 +186,7 @@ class StepBatch:
         epoch: its epoch.
         columns: what the task's `loss` takes, rows in batch order.
         skipped: a line for each damaged record that was replaced by another.
+        fingerprints: `crop_fingerprint` of the machines that preprocessed the rows.
         work_s: seconds that processes spent on these rows, by name in `WORK`.
     """
 
@@ -184,6 +194,7 @@ class StepBatch:
     epoch: int
     columns: Columns
     skipped: list[str]
+    fingerprints: frozenset[str] = frozenset()
     work_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -191,8 +202,9 @@ def collate(step: int, blocks: Sequence[ShuffleBlock], parts: Sequence[Columns])
     """Join the rows of one step, a part from each block, into its batch."""
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     skipped = [line for line in columns.pop("skipped") if line]
+    fingerprints = frozenset(columns.pop("fingerprint").tolist()) - {""}
     work_s = {name: float(columns.pop(name).sum()) for name in WORK}
-    return StepBatch(step, blocks[0].epoch, columns, skipped, work_s)
+    return StepBatch(step, blocks[0].epoch, columns, skipped, fingerprints, work_s)
 
 
 def rows_of_step(block: ShuffleBlock, columns: Columns, step: int) -> Columns:

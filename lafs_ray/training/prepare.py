@@ -22,6 +22,7 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
+from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import Preprocessor
 from lafs_ray.training.monitoring.tensorboard import require_tensorboard
 from lafs_ray.training.run_length import Length, build_sampler, run_length
@@ -57,7 +58,7 @@ class RunInputs:
         config = self.config
         transform = build_transform(config, self.init_weights)
         source = self.faces, config.data.color_order, config.run.seed
-        return Preprocessor(*source, transform, self.num_classes)
+        return Preprocessor(*source, transform, self.num_classes, crop_fingerprint())
 
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
         """Return the landmark CNN of a pretraining run; None if the run trains it or has none."""

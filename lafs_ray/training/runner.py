@@ -23,6 +23,7 @@ from lafs_ray.training.checkpoint.metrics_log import MetricsLog
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.compile import compile_training, slow_arithmetic
 from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines
+from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.monitor import Monitor
@@ -169,6 +170,7 @@ class Recorder:
         self._hooks, self._monitor = hooks, monitor
         self._last: dict[str, Any] = {}
         self._reported = set(training.skipped)
+        self._fingerprints = set(training.fingerprints)
         self._log: MetricsLog | None = None
         self._writer: CheckpointWriter | None = None
         if training.rank == 0:
@@ -177,6 +179,8 @@ class Recorder:
             if first_step:
                 name, total = inputs.config.run.name, inputs.length.total_steps
                 logger.info("continuing %s at step %d of %d", name, first_step, total)
+            if first_step < inputs.length.total_steps:
+                logger.info("crops have fingerprint %s on this machine", crop_fingerprint())
 
     def __enter__(self) -> Recorder:
         return self
@@ -210,6 +214,8 @@ class Recorder:
         """
         training = self._training
         training.skipped = gather_lines(training.skipped)
+        training.fingerprints = gather_lines(training.fingerprints)
+        self._compare_fingerprints()
         self._last.update(line, skipped_records=len(training.skipped))
         damaged = sorted(training.skipped - self._reported)
         self._reported.update(training.skipped)
@@ -218,6 +224,17 @@ class Recorder:
             self._log.write(self._last)
             self._hooks.on_report(dict(self._last))
         self._monitor.report(dict(self._last), damaged)
+
+    def _compare_fingerprints(self) -> None:
+        """Log once that crops come from a machine whose bits differ from those before."""
+        found = self._training.fingerprints - self._fingerprints
+        if found and len(self._training.fingerprints) > 1 and self._training.rank == 0:
+            logger.warning(
+                "crops come from machines with different fingerprints (%s): bits may differ from "
+                "here on, as their CPUs or versions of torch, OpenCV or numpy round otherwise",
+                ", ".join(sorted(self._training.fingerprints)),
+            )
+        self._fingerprints |= found
 
     def _check_best(self) -> None:
         """Refuse a checkpoints.keep_best that neither this report nor online evaluation has."""

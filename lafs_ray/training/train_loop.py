@@ -82,6 +82,7 @@ class TrainState:
         max_bad_records: damaged records after which the run stops.
         transform: what crops.device=cuda does to a micro-batch on the training device.
         skipped: a line for each damaged record met so far; those of other ranks come with reports.
+        fingerprints: `crop_fingerprint` of the machines that made crops of this run, likewise.
         request: the highest request of all ranks; on several GPUs, that of the step before.
     """
 
@@ -98,6 +99,7 @@ class TrainState:
     max_bad_records: int
     transform: DeviceTransform = unchanged
     skipped: set[str] = field(default_factory=set)
+    fingerprints: set[str] = field(default_factory=set)
     request: RunRequest = RunRequest.NOTHING
 
     def __post_init__(self) -> None:
@@ -116,6 +118,7 @@ class TrainState:
             "method": cpu_copy(task) if is_first() else task,
             "optimizer": optimizer,
             "skipped": sorted(self.skipped),
+            "fingerprints": sorted(self.fingerprints),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: str) -> None:
@@ -129,6 +132,7 @@ class TrainState:
             load_gathered(*parts, state["model"], state["optimizer"])
             self.task.load_state_dict(state["method"])
             self.skipped.update(state["skipped"])
+            self.fingerprints.update(state["fingerprints"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 source,
@@ -175,6 +179,7 @@ def train(
         if output is None:
             output = _Output(training, meter, report, save, batch.step)
         count_skipped(training, batch)
+        training.fingerprints |= batch.fingerprints
         hparams = training.hparams(batch.step)
         metrics = train_step(training, batch, hparams, poll_request)
         meter.add(metrics, wait_s, batch.work_s, training.guard.skip_update)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import local_stream
 from lafs_ray.training.prepare import prepare_run
-from lafs_ray.training.runner import Hooks, run_rank, training_device
+from lafs_ray.training.runner import Hooks, run_local, run_rank, training_device
 from tests.training.faces import (
     NO_IMAGE,
     ROOT,
@@ -215,3 +216,23 @@ def test_training_device__without_a_gpu(
     with pytest.raises(ConfigError, match="compute.device=cpu compute.precision=float32"):
         training_device(config)
     assert training_device(tiny(tmp_path, face_set_path)) == torch.device("cpu")
+
+
+def test_run__continued_on_another_kind_of_cpu(
+    tmp_path: Path,
+    face_set_path: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The run stores the fingerprint of its crops; crops of another one are named once."""
+    monkeypatch.setattr("lafs_ray.training.prepare.crop_fingerprint", lambda: "aaaa0000")
+    settings = ["duration=8 steps", "checkpoints.every=4 steps", "log.every_steps=1"]
+    inputs = prepare_run(tiny(tmp_path, face_set_path, *settings))
+    run_local(inputs)
+    assert inputs.folder().latest()["fingerprints"] == ["aaaa0000"]  # type: ignore[index]
+    assert "different fingerprints" not in caplog.text
+    filesystem.delete(inputs.folder().checkpoint_uri(8))
+    monkeypatch.setattr("lafs_ray.training.prepare.crop_fingerprint", lambda: "bbbb1111")
+    run_local(inputs)
+    assert caplog.text.count("different fingerprints (aaaa0000, bbbb1111)") == 1
+    assert inputs.folder().latest()["fingerprints"] == ["aaaa0000", "bbbb1111"]  # type: ignore[index]

@@ -241,5 +241,5 @@ def test_open_faces__with_landmarks_has_no_subset(faces: str, tmp_path: Path, we
     cache(weights, faces)
     inputs = prepare_run(tiny(tmp_path, faces, *settings("cached", weights)))
     assert open_faces(faces).subset(np.array([1, 2])).num_images == 2
-    with pytest.raises(AssertionError, match="numbered as the whole set"):
+    with pytest.raises(AssertionError, match="have the numbers of the full set"):
         inputs.faces.subset(np.array([1, 2]))
