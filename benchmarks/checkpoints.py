@@ -2,10 +2,9 @@
 
     python -m benchmarks.checkpoints --steps 60 --every 4 --mb-per-s 20
 
-Both runs are those of the debug configuration, in one process, in turns (no checkpoints at all as
-the baseline), on a disk that takes bytes at the given rate. Prints median, 95th percentile and
-maximum of the time of a step, from one batch to the next, each also as a ratio to the baseline's
-median, and the time of the run.
+Both runs are those of the debug configuration, in one process, in turns (no checkpoints at all as the baseline), on a
+disk that takes bytes at the given rate. Prints median, 95th percentile and maximum of the time of a step, from one
+batch to the next, each also as a ratio to the baseline's median, and the time of the run.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
     python -m benchmarks.few_shot WORK                       synthetic faces
     python -m benchmarks.few_shot WORK --att FOLDER          AT&T faces (train.rec, att_10id.bin)
 
-Identities of stage 1, pretraining, finetuning and evaluation are disjoint (AT&T: pretraining and
-finetuning share labels 0-29, landmarks come from synthetic faces). Every run is one process of one
-thread in debug mode; results are kept in WORK/results, so an interrupted run continues. The metric
-is 10-fold pair accuracy on identities not trained on, mean ± std over pretraining × finetuning
-seeds.
+Identities of stage 1, pretraining, finetuning and evaluation are disjoint (AT&T: pretraining and finetuning share
+labels 0-29, landmarks come from synthetic faces). Every run is one process of one thread in debug mode; results are
+kept in WORK/results, so an interrupted run continues. The metric is 10-fold pair accuracy on identities not trained on,
+mean ± std over pretraining × finetuning seeds.
 """
 
 from __future__ import annotations
@@ -76,12 +75,7 @@ STAGE_1 = {
     },
 }
 PRETRAIN = {
-    "views": {
-        "num_local": 4,
-        "crop_area": [0.7, 1.0],
-        "local_crop_area": [0.7, 1.0],
-        "crop_aspect": [0.9, 1.11],
-    },
+    "views": {"num_local": 4, "crop_area": [0.7, 1.0], "local_crop_area": [0.7, 1.0], "crop_aspect": [0.9, 1.11]},
     "head": {"num_prototypes": 1024, "hidden_dim": 256, "bottleneck_dim": 64},
     "dino": {
         "centering": "sinkhorn",
@@ -165,10 +159,7 @@ def accuracies(path: str, pairs: str, *, trained: bool = True) -> dict[str, floa
     """Return the plain and the centered pair accuracy of a run's network."""
     network = local_embedding(load_embedder(path, trained=trained))
     plain, centered = evaluate_pairs(open_pairs(pairs), {"": network}).rows
-    return {
-        "plain": plain.metrics["accuracy"] or 0.0,
-        "centered": centered.metrics["accuracy"] or 0.0,
-    }
+    return {"plain": plain.metrics["accuracy"] or 0.0, "centered": centered.metrics["accuracy"] or 0.0}
 
 
 def keep(plan: Plan, name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -271,9 +262,7 @@ def baselines(plan: Plan) -> None:
 
     def raw() -> dict[str, float]:
         rows = evaluate_pairs(open_pairs(plan.pairs), {}, raw_pixels=True).rows
-        return dict(
-            zip(("plain", "centered"), (r.metrics["accuracy"] or 0.0 for r in rows), strict=True)
-        )
+        return dict(zip(("plain", "centered"), (r.metrics["accuracy"] or 0.0 for r in rows), strict=True))
 
     keep(plan, RAW, raw)
     keep(plan, UNTRAINED, lambda: accuracies(plan.pretrained("LAFS", 0), plan.pairs, trained=False))
@@ -357,10 +346,7 @@ def main(arguments: Sequence[str]) -> None:
         in_processes(1, [(stage_1, (plan,))])
     both = [(method, seed) for seed in range(plan.pretraining_seeds) for method in METHODS]
     in_processes(options.processes, [(pretrain, (plan, *one)) for one in both])
-    in_processes(
-        options.processes,
-        [(baselines, (plan,)), *((finetune, (plan, shot)) for shot in shots(plan))],
-    )
+    in_processes(options.processes, [(baselines, (plan,)), *((finetune, (plan, shot)) for shot in shots(plan))])
     print(f"\n{table(plan)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, ", end="")
     print(f"{plan.pretraining_steps} and {plan.finetuning_steps} steps, ", end="")
     print(f"{options.processes} processes, {(time.monotonic() - started) / 60:.0f} minutes")

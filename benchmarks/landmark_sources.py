@@ -2,14 +2,13 @@
 
     python -m benchmarks.landmark_sources WORK --stage-1 RUN --steps 600 --seeds 2
 
-RUN is a stage-1 run of the tiny model (few_shot.py makes one: WORK/runs/stage1). Faces, model and
-settings are those of few_shot.py's LAFS; everything but the source is the same, including the order
-of faces, crops and noise, so that losses compare step by step. WORK is kept: existing results are
-not computed again, an interrupted run continues. One process of one thread at a time.
+RUN is a stage-1 run of the tiny model (few_shot.py makes one: WORK/runs/stage1). Faces, model and settings are those of
+few_shot.py's LAFS; everything but the source is the same, including the order of faces, crops and noise, so that losses
+compare step by step. WORK is kept: existing results are not computed again, an interrupted run continues. One process
+of one thread at a time.
 
-Prints for each source the loss (mean of the last tenth of the steps) and of its frozen teacher the
-10-fold pair accuracy, plain and centered, and the 1-NN identity accuracy over faces of identities
-not trained on.
+Prints for each source the loss (mean of the last tenth of the steps) and of its frozen teacher the 10-fold pair
+accuracy, plain and centered, and the 1-NN identity accuracy over faces of identities not trained on.
 """
 
 from __future__ import annotations
@@ -94,9 +93,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--stage-1", required=True, help="a stage-1 run of few_shot.py's model")
     parser.add_argument("--faces", help="a set to pretrain on (default: few_shot.py's, synthetic)")
@@ -113,11 +110,7 @@ def main(arguments: Sequence[str]) -> None:
         options.faces = options.faces or sets["pretraining_faces"]
         options.pairs = options.pairs or sets["pairs"]
     # Other identities than those of the sets above, which have the seeds 0, 11 and 12.
-    labeled: dict[str, Any] = {
-        "num_identities": options.identities,
-        "images_per_identity": 5,
-        "seed": 13,
-    }
+    labeled: dict[str, Any] = {"num_identities": options.identities, "images_per_identity": 5, "seed": 13}
     datasets.write_faces(str(work / "neighbors"), **labeled, workers=1)
     options.neighbors = str(work / "neighbors" / "train.rec")
     cache_job("", [options.stage_1, options.faces])

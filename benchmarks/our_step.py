@@ -1,7 +1,6 @@
 """The package's own step with marks between its stages, for `step.py` to time.
 
-`training.train_loop.train_step` as runs call it, over the method, the optimizer and the cutter of a
-run.
+`training.train_loop.train_step` as runs call it, over the method, the optimizer and the cutter of a run.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ class TimedLafs(Lafs):
     def loss(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """As `Lafs.loss`; the student's hooks end the teacher's and the student's stages.
 
-        What remains for the loss's stage includes the signs of learning, which the plain step does
-        not compute.
+        What remains for the loss's stage includes the signs of learning, which the plain step does not compute.
         """
         self.watch.mark(INPUT)
         result = super().loss(*arguments)

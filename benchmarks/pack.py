@@ -3,10 +3,10 @@
     python -m benchmarks.pack --images 200000 --repeats 1
 
 The set is ordered by identity, like published sets: a hundred synthetic faces, repeated under new
-labels. Prints times as ratios to a sequential copy of the `.rec` (read 8 MiB, write, fsync) in the
-same run, peak memory, and the number of different identities per batch: unpacked, packed, and
-perfectly shuffled. CPU seconds are printed next to wall-clock seconds, which depend on other load.
-Temporary files take five times the size of the set. Linux only (/proc).
+labels. Prints times as ratios to a sequential copy of the `.rec` (read 8 MiB, write, fsync) in the same run, peak
+memory, and the number of different identities per batch: unpacked, packed, and perfectly shuffled. CPU seconds are
+printed next to wall-clock seconds, which depend on other load. Temporary files take five times the size of the set.
+Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -120,10 +120,7 @@ def peak_mb(imports: list[str], work: list[str], *arguments: str) -> tuple[float
     return int(peak) / 1024, "\n".join(printed)
 
 
-PACK = [
-    "from lafs_ray.data.packing.options import PackOptions",
-    "from lafs_ray.data.packing.session import pack_faces",
-]
+PACK = ["from lafs_ray.data.packing.options import PackOptions", "from lafs_ray.data.packing.session import pack_faces"]
 
 
 def random_read_rate(faces: FaceSet) -> float:
@@ -138,9 +135,7 @@ def random_read_rate(faces: FaceSet) -> float:
     return len(index) / seconds(read)[0]
 
 
-def identities_in_batches(
-    labels: NDArray[np.int64], chunk_records: int, batches: int
-) -> NDArray[np.int64]:
+def identities_in_batches(labels: NDArray[np.int64], chunk_records: int, batches: int) -> NDArray[np.int64]:
     """Return the number of different identities in each of the first batches of an epoch."""
     sampler = EpochSampler(len(labels), min(BATCH, len(labels)), 0, chunk_records)
     stop = min(batches, sampler.steps_per_epoch)
@@ -180,17 +175,12 @@ def measure(root: Path, options: argparse.Namespace) -> None:
         copies.append(seconds(lambda: copy(source, root / "copy.rec")))
         (root / "copy.rec").unlink()
         drop_from_cache(root)
-        pack_options = PackOptions(
-            (str(source),), str(root / f"set{repeat}"), 8, memory_bytes=options.memory
-        )
+        pack_options = PackOptions((str(source),), str(root / f"set{repeat}"), 8, memory_bytes=options.memory)
         packings.append(seconds(lambda each=pack_options: pack_faces(each)))
         if repeat:
             shutil.rmtree(root / f"set{repeat}")
     (plain, plain_cpu), (ours, ours_cpu) = medians(copies), medians(packings)
-    print(
-        f"{'sequential copy':28}{plain:8.2f} s {size / plain / 1e6:8.0f} MB/s "
-        f"{plain_cpu:8.2f} CPU s"
-    )
+    print(f"{'sequential copy':28}{plain:8.2f} s {size / plain / 1e6:8.0f} MB/s {plain_cpu:8.2f} CPU s")
     print(
         f"{'packed, one process':28}{ours:8.2f} s {size / ours / 1e6:8.0f} MB/s "
         f"{ours_cpu:8.2f} CPU s: {options.images / ours_cpu:.0f} images/s per core"
@@ -198,10 +188,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     print(f"packing takes {ours / plain:.1f} × a sequential copy")
     if options.workers:
         print_on_ray(root, source, options, plain)
-    work = [
-        "options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))",
-        "pack_faces(options)",
-    ]
+    work = ["options = PackOptions((sys.argv[1],), sys.argv[2], memory_bytes=int(sys.argv[3]))", "pack_faces(options)"]
     peak, _ = peak_mb(PACK, work, str(source), str(root / "measured"), str(options.memory))
     print(f"peak memory above the program itself: {peak:.0f} MB, of the set {size / 1e6:.0f} MB")
     drop_from_cache(root)
@@ -223,18 +210,12 @@ def print_on_ray(root: Path, source: Path, options: argparse.Namespace, plain: f
 
     join_cluster(options.workers, "--workers")
     pack_options = PackOptions(
-        (str(source),),
-        str(root / "ray"),
-        8,
-        memory_bytes=options.memory * options.workers,
-        workers=options.workers,
+        (str(source),), str(root / "ray"), 8, memory_bytes=options.memory * options.workers, workers=options.workers
     )
     took, _ = seconds(lambda: pack_faces(pack_options, apply_on_ray(options.workers)))
     ray.shutdown()
     names = sorted(path.name for path in (root / "set0").iterdir())
-    are_equal = all(
-        (root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names
-    )
+    are_equal = all((root / "set0" / n).read_bytes() == (root / "ray" / n).read_bytes() for n in names)
     what = f"packed, {options.workers} Ray workers"
     print(f"{what:28}{took:8.2f} s: {took / plain:.1f} × a sequential copy")
     print(f"files of both {'equal' if are_equal else 'DIFFERENT'}")

@@ -51,12 +51,9 @@ def padded(network: FViT, sets: list[Tensor]) -> Tensor:
     starts = [start(network, tokens) for tokens in sets]
     longest = max(x.shape[1] for x in starts)
     x = torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in starts])
-    mask = torch.cat(
-        [
-            torch.arange(longest, device=x.device).expand(len(part), -1) < part.shape[1]
-            for part in starts
-        ]
-    )[:, None, None, :]
+    mask = torch.cat([torch.arange(longest, device=x.device).expand(len(part), -1) < part.shape[1] for part in starts])[
+        :, None, None, :
+    ]
 
     def mix(attention: Any, qkv: Tensor) -> Tensor:
         return attend(attention, qkv.chunk(3, dim=-1), mask)
@@ -83,15 +80,11 @@ def packed(network: FViT, sets: list[Tensor]) -> Tensor:
 def nested(network: FViT, sets: list[Tensor]) -> Tensor:
     """A jagged nested tensor [ΣR_i, j, D] everywhere."""
     starts = [start(network, tokens) for tokens in sets]
-    counts = torch.cat(
-        [torch.full((len(x),), x.shape[1], device=x.device, dtype=torch.int64) for x in starts]
-    )
+    counts = torch.cat([torch.full((len(x),), x.shape[1], device=x.device, dtype=torch.int64) for x in starts])
     offsets = F.pad(counts.cumsum(0), (1, 0))
     values = torch.cat([x.flatten(0, 1) for x in starts])
     lengths = [x.shape[1] for x in starts]
-    x = torch.nested.nested_tensor_from_jagged(
-        values, offsets, min_seqlen=min(lengths), max_seqlen=max(lengths)
-    )
+    x = torch.nested.nested_tensor_from_jagged(values, offsets, min_seqlen=min(lengths), max_seqlen=max(lengths))
 
     def mix(attention: Any, qkv: Tensor) -> Tensor:
         # No kernel takes nested slices of a larger array.
@@ -146,8 +139,7 @@ class Bench:
         self.network = FViT(size, dropout=0.0, drop_path=0.0).to(self.device)
         shapes = ((2, VIEWS.num_landmarks), (8, VIEWS.local_tokens))
         self.sets = [
-            torch.rand(views * arguments.batch, count, 192, device=self.device) * 2 - 1
-            for views, count in shapes
+            torch.rand(views * arguments.batch, count, 192, device=self.device) * 2 - 1 for views, count in shapes
         ]
         self.weights = torch.randn(10 * arguments.batch, size.width, device=self.device)
 

@@ -2,11 +2,10 @@
 
     python -m benchmarks.partial_fc --classes 100000 1000000 --repeats 3
 
-A step is forward, backward and AdamW of the head alone. The dense side is `MarginSoftmax` and a
-cross-entropy under autograd; AdamW is the fused one on both sides, as on a GPU. Each line runs in
-processes of its own, one thread each, which share the batch; its memory is the growth of the peak
-resident size (Linux), of the greatest process. That the first loss at a rate of 1 is the dense one
-is checked on the way.
+A step is forward, backward and AdamW of the head alone. The dense side is `MarginSoftmax` and a cross-entropy under
+autograd; AdamW is the fused one on both sides, as on a GPU. Each line runs in processes of its own, one thread each,
+which share the batch; its memory is the growth of the peak resident size (Linux), of the greatest process. That the
+first loss at a rate of 1 is the dense one is checked on the way.
 """
 
 from __future__ import annotations
@@ -83,20 +82,14 @@ def peak_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def build(
-    side: Side, case: Case, rank: int
-) -> tuple[PartialFC | MarginSoftmax, Callable[[Tensor, Tensor], Tensor]]:
+def build(side: Side, case: Case, rank: int) -> tuple[PartialFC | MarginSoftmax, Callable[[Tensor, Tensor], Tensor]]:
     """The head, and what makes a loss of embeddings and labels."""
     torch.manual_seed(0)
     if side.sample_rate is None:
         dense = MarginSoftmax(case.width, case.num_classes)
         return dense, lambda rows, labels: F.cross_entropy(dense(rows, labels), labels)
     head = PartialFC(
-        case.width,
-        case.num_classes,
-        sample_rate=side.sample_rate,
-        rank=rank,
-        num_ranks=side.num_processes,
+        case.width, case.num_classes, sample_rate=side.sample_rate, rank=rank, num_ranks=side.num_processes
     )
     return head, lambda rows, labels: head.loss(rows, labels)[0]
 

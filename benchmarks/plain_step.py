@@ -1,8 +1,8 @@
 """The LAFS step written straightforwardly, in the reference's manner; `step.py` times it.
 
-One forward a view, attention as softmax(QKᵀ·scale)V, one `log_softmax` a pair of views, loops over
-the parameters to clip, to update and for the teacher, a host that waits for the loss and for every
-norm; before the step one `grid_sample` a landmark. Layers are ours, so that only the way differs.
+One forward a view, attention as softmax(QKᵀ·scale)V, one `log_softmax` a pair of views, loops over the parameters to
+clip, to update and for the teacher, a host that waits for the loss and for every norm; before the step one
+`grid_sample` a landmark. Layers are ours, so that only the way differs.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ class Case:
         generator = np.random.default_rng(seed)
         sets = {"global_tokens": (2, VIEWS.num_landmarks), "local_tokens": (8, VIEWS.local_tokens)}
         return {
-            name: generator.integers(0, 256, (self.batch, *shape, 192), dtype=np.uint8)
-            for name, shape in sets.items()
+            name: generator.integers(0, 256, (self.batch, *shape, 192), dtype=np.uint8) for name, shape in sets.items()
         }
 
     def views(self) -> tuple[Tensor, Tensor]:
@@ -126,9 +125,7 @@ class PlainAttention(nn.Module):
         """[B, n, D] to [B, n, D]."""
         batch, count, _ = x.shape
         parts = self.to_qkv(x).chunk(3, dim=-1)
-        query, key, value = (
-            part.reshape(batch, count, self.heads, -1).transpose(1, 2) for part in parts
-        )
+        query, key, value = (part.reshape(batch, count, self.heads, -1).transpose(1, 2) for part in parts)
         weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)
         mixed = (weights @ value).transpose(1, 2).reshape(batch, count, -1)
         return self.to_out(mixed)  # type: ignore[no-any-return]
@@ -186,9 +183,7 @@ class Plain:
             for view in range(count)
         ]
         self.watch.mark(INPUT)
-        with torch.autocast(
-            device.type, self.case.precision, enabled=self.case.precision != torch.float32
-        ):
+        with torch.autocast(device.type, self.case.precision, enabled=self.case.precision != torch.float32):
             with torch.no_grad():
                 targets = self.teacher(views[:2])
             self.watch.mark(TEACHER)

@@ -9,9 +9,8 @@ equal losses show:
 - debug: `compute.workers=0`, which reads ahead in a thread and cuts between the steps;
 - Ray: one worker of `TorchTrainer`, which gets its batches from Ray Data's actors.
 
-Times are those of metrics.jsonl, a line a step. `train` is a step without its wait for the batch.
-Actors and trainer share this machine's cores: with fewer cores than `1 + --actors`, the trainer
-pays for the cutting too.
+Times are those of metrics.jsonl, a line a step. `train` is a step without its wait for the batch. Actors and trainer
+share this machine's cores: with fewer cores than `1 + --actors`, the trainer pays for the cutting too.
 """
 
 from __future__ import annotations
@@ -72,9 +71,7 @@ class Result:
 def run_bare(inputs: RunInputs) -> None:
     """The loop alone."""
     preprocess = inputs.preprocessor()
-    batches = list(
-        local_stream(inputs.faces, inputs.sampler, preprocess, 0, inputs.length.total_steps)
-    )
+    batches = list(local_stream(inputs.faces, inputs.sampler, preprocess, 0, inputs.length.total_steps))
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return iter(batches[first:stop])
@@ -93,11 +90,7 @@ def run_ray(inputs: RunInputs) -> None:
         run_on_ray(inputs)
 
 
-WAYS: dict[str, Callable[[RunInputs], None]] = {
-    "bare": run_bare,
-    "debug": run_debug,
-    "Ray": run_ray,
-}
+WAYS: dict[str, Callable[[RunInputs], None]] = {"bare": run_bare, "debug": run_debug, "Ray": run_ray}
 
 
 def measure(folder: Path, name: str, repeat: int, options: argparse.Namespace) -> Result:
@@ -126,15 +119,7 @@ def measure(folder: Path, name: str, repeat: int, options: argparse.Namespace) -
 
 def report(results: dict[str, list[Result]]) -> None:
     """Print medians over the steps of all runs but each first one, and ratios to the bare loop."""
-    titles = (
-        "train, ms",
-        "to bare",
-        "step, ms",
-        "to bare",
-        "wait share",
-        "first batch, s",
-        "run, s",
-    )
+    titles = ("train, ms", "to bare", "step, ms", "to bare", "wait share", "first batch, s", "run, s")
     print(f"{'':8}" + "".join(f"{title:>16}" for title in titles))
     base: tuple[float, float] | None = None
     for name, runs in results.items():

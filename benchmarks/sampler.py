@@ -3,9 +3,8 @@
     python -m benchmarks.sampler --records 5000000 500000000
 
 First: different identities in a batch of 256, and images of the most frequent one, for a set
-ordered by identity, a packed one, and a perfect shuffle of the same labels. Then: time and memory
-of seeking to the middle of epoch 7, each in a process of its own, and of reading an index. Linux
-only (/proc).
+ordered by identity, a packed one, and a perfect shuffle of the same labels. Then: time and memory of seeking to the
+middle of epoch 7, each in a process of its own, and of reading an index. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -57,18 +56,11 @@ def print_order(num_images: int, each: int, batches: int) -> None:
     generator = np.random.default_rng(0)
     shuffled = generator.permutation(ordered)[: num_images // BATCH * BATCH].reshape(-1, BATCH)
     perfect = np.array([counted(batch) for batch in shuffled[:batches]])
-    print(
-        f"{num_images} images, {each} of each identity; batches of {BATCH}, {len(perfect)} of them"
-    )
+    print(f"{num_images} images, {each} of each identity; batches of {BATCH}, {len(perfect)} of them")
     print(f"{'':28}{'identities':>12}{'5 % to 95 %':>14}{'of perfect':>12}{'most of one':>13}")
     rows = [("perfect shuffle", perfect)]
-    rows += [
-        (f"ordered, chunk_records {chunk}", identities(ordered, batches, chunk))
-        for chunk in (1, 4, 16, 64, 256)
-    ]
-    rows += [
-        (f"packed, chunk_records {chunk}", identities(packed, batches, chunk)) for chunk in (1, 256)
-    ]
+    rows += [(f"ordered, chunk_records {chunk}", identities(ordered, batches, chunk)) for chunk in (1, 4, 16, 64, 256)]
+    rows += [(f"packed, chunk_records {chunk}", identities(packed, batches, chunk)) for chunk in (1, 256)]
     for name, found in rows:
         mean, most = found.mean(axis=0)
         low, high = np.percentile(found[:, 0], [5, 95])

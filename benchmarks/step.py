@@ -2,10 +2,10 @@
 
     python -m benchmarks.step --size tiny --batch 8 --repeats 5
 
-Ours is `training.train_loop.train_step` itself; the plain step is `plain_step.py`. That both
-compute the same is checked first, without dropout and in float32. Then they take turns, one round
-after the other, with the recipe's dropout, and medians are printed, with images/s, the share of the
-device's matrix peak and the memory. Tokens are random, which changes no time.
+Ours is `training.train_loop.train_step` itself; the plain step is `plain_step.py`. That both compute the same is
+checked first, without dropout and in float32. Then they take turns, one round after the other, with the recipe's
+dropout, and medians are printed, with images/s, the share of the device's matrix peak and the memory. Tokens are
+random, which changes no time.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from lafs_ray.models.fvit import FVIT_SIZES
 CLIP = 3.0
 # A norm that nearly every gradient of the check exceeds, so that clipping is checked as well.
 CHECK_CLIP = 0.01
-# Sums in another order: some 1e-6 of a number, more after a second step, as weights differ then.
-# AdamW divides a gradient by its size, so where it is nearly zero rounding decides the direction of
-# a weight: hence a mean over all weights. Half a step of 8 bits is 0.0039 of [-1, 1], to which
-# comes what landmarks apart by 1e-4 px make of noise.
+# Sums in another order: some 1e-6 of a number, more after a second step, as weights differ then. AdamW divides a
+# gradient by its size, so where it is nearly zero rounding decides the direction of a weight: hence a mean over all
+# weights. Half a step of 8 bits is 0.0039 of [-1, 1], to which comes what landmarks apart by 1e-4 px make of noise.
 ALLOWED = {
     "landmarks, px": 1e-2,
     "tokens, of [-1, 1]": 0.5 / 127.5 + 1e-3,
@@ -116,9 +115,7 @@ def measure(sides: dict[str, Side], repeats: int) -> dict[str, dict[str, float]]
             side.tokens()
             side.step(number)
             seconds = side.watch.seconds
-            sums = {
-                title: sum(seconds[stage] for stage in stages) for title, stages in SUMS.items()
-            }
+            sums = {title: sum(seconds[stage] for stage in stages) for title, stages in SUMS.items()}
             rounds[name].append(seconds | sums)
     return {
         name: {stage: statistics.median(r[stage] for r in measured[1:]) for stage in measured[0]}
@@ -148,9 +145,7 @@ def run(device: torch.device, arguments: argparse.Namespace) -> None:
         f"{platform.python_version()}, {where}, {torch.get_num_threads()} thread of "
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n"
         f"{arguments.size}: {size}\n{case.num_prototypes} prototypes, batch {case.batch}, "
-        f"{precision_name(case)}, median of {arguments.repeats}"
-        + ", ms of the processor"
-        * case.processor_time
+        f"{precision_name(case)}, median of {arguments.repeats}" + ", ms of the processor" * case.processor_time
     )
     check(replace(case, batch=2, dropout=0.0, precision=torch.float32))
     sides = {"ours": Ours, "plain": Plain}
@@ -183,9 +178,7 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true", help="ours with compute.compile")
     parser.add_argument(
-        "--activation-checkpointing",
-        action="store_true",
-        help="ours with compute.activation_checkpointing",
+        "--activation-checkpointing", action="store_true", help="ours with compute.activation_checkpointing"
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     arguments = parser.parse_args()

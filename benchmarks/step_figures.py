@@ -12,18 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.our_step import Ours
 from benchmarks.pack import peak_mb
-from benchmarks.plain_step import (
-    BACKWARD,
-    BEFORE,
-    INPUT,
-    STEP,
-    STUDENT,
-    TEACHER,
-    VIEWS,
-    Case,
-    Plain,
-    PlainNetwork,
-)
+from benchmarks.plain_step import BACKWARD, BEFORE, INPUT, STEP, STUDENT, TEACHER, VIEWS, Case, Plain, PlainNetwork
 from lafs_ray.models.fvit import FViTSize
 
 TOTAL = "step, from tokens"
@@ -36,10 +25,9 @@ Build = Callable[[Case, float], Side]
 def count_flops(case: Case) -> dict[str, float]:
     """FLOP an image: products of matrices in the forward passes, a multiply-add being two.
 
-    Counted on the plain network (the counter does not know the CPU's fused attention), on the meta
-    device, which computes nothing. The backward pass is taken as twice the student's forward.
-    Norms, softmax, activations, loss and optimizer are left out, and so is what activation
-    checkpointing computes a second time.
+    Counted on the plain network (the counter does not know the CPU's fused attention), on the meta device, which
+    computes nothing. The backward pass is taken as twice the student's forward. Norms, softmax, activations, loss and
+    optimizer are left out, and so is what activation checkpointing computes a second time.
     """
     with torch.device("meta"), torch.no_grad():
         network = PlainNetwork(replace(case, device=torch.device("meta")).network())
@@ -74,9 +62,9 @@ def matmul_peak(case: Case, precision: torch.dtype) -> float:
 def peak_bytes(build: Build, case: Case, clip: float) -> float:
     """Most memory that two steps take above student and teacher: all else that training needs.
 
-    That is activations, gradients, AdamW's moments and what passes. CUDA: the allocator's own
-    count. CPU: growth of the peak resident size of a process of its own, in which a tiny step has
-    run before, so that what torch loads at first use does not count.
+    That is activations, gradients, AdamW's moments and what passes. CUDA: the allocator's own count. CPU: growth of the
+    peak resident size of a process of its own, in which a tiny step has run before, so that what torch loads at first
+    use does not count.
     """
     if case.device.type == "cuda":
         side = build(case, clip)
@@ -103,9 +91,7 @@ def peak_bytes(build: Build, case: Case, clip: float) -> float:
 
 def as_text(case: Case) -> str:
     """A case as an argument of a process."""
-    return json.dumps(
-        asdict(case) | {"device": str(case.device), "precision": precision_name(case)}
-    )
+    return json.dumps(asdict(case) | {"device": str(case.device), "precision": precision_name(case)})
 
 
 def case_of(text: str) -> Case:
@@ -121,9 +107,7 @@ def precision_name(case: Case) -> str:
     return str(case.precision).removeprefix("torch.")
 
 
-def report(
-    case: Case, medians: dict[str, dict[str, float]], memory: dict[str, float] | None
-) -> None:
+def report(case: Case, medians: dict[str, dict[str, float]], memory: dict[str, float] | None) -> None:
     """Print the times, the ratios, what share of the device's peak they are, and the memory."""
     ours, plain = medians["ours"], medians["plain"]
     print(f"\n{'ms an image':36}{'ours':>10}{'plain':>10}{'plain/ours':>12}")

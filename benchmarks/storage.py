@@ -2,11 +2,10 @@
 
     python -m benchmarks.storage --blocks 4
 
-moto serves a set of generated faces, ordered by identity and packed, from a process of its own.
-The first table reads shuffle blocks (256 records, what one read task reads) in the order of a
-training run, one after the other, and "trains" on each for a while: seconds that training waits for
-records, and the requests made; ratios are to one request a record. The second table reads blocks
-with several readers at once, as the read tasks of Ray Data do: records per second.
+moto serves a set of generated faces, ordered by identity and packed, from a process of its own. The first table reads
+shuffle blocks (256 records, what one read task reads) in the order of a training run, one after the other, and "trains"
+on each for a while: seconds that training waits for records, and the requests made; ratios are to one request a record.
+The second table reads blocks with several readers at once, as the read tasks of Ray Data do: records per second.
 """
 
 from __future__ import annotations
@@ -34,13 +33,7 @@ from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.sampler import BLOCK_ROWS, BLOCK_STEPS, EpochSampler, ShuffleBlock
-from lafs_ray.training.input_pipeline import (
-    Columns,
-    Preprocessor,
-    local_stream,
-    read_records,
-    sample_indices,
-)
+from lafs_ray.training.input_pipeline import Columns, Preprocessor, local_stream, read_records, sample_indices
 
 IMAGES_PER_IDENTITY = 40
 ONE_BY_ONE = {"_MAX_GAP_BYTES": -1, "_CONCURRENT_READS": 1}
@@ -146,9 +139,7 @@ def main() -> None:
         measure(Path(folder), endpoint, latency, options)
 
 
-def measure(
-    root: Path, endpoint: str, latency: Callable[[float], int], options: argparse.Namespace
-) -> None:
+def measure(root: Path, endpoint: str, latency: Callable[[float], int], options: argparse.Namespace) -> None:
     """Make both sets, put them into the store and read them in every way."""
     query = f"endpoint_override={endpoint}&scheme=http&region=us-east-1"
     reading.resolve(f"s3://faces?{query}&allow_bucket_creation=true")[0].create_dir("faces")

@@ -2,11 +2,10 @@
 
     python -m benchmarks.stream --images 200000 --actors 2
 
-A hundred generated faces, repeated under new labels, make a `.rec` ordered by identity; it is
-packed as by `jobs/pack.py`. Throughput is reported relative to a plain sequential read of the same
-file in the same run, the page cache dropped before each. Memory is reported relative to the size of
-the data. With `--actors`, packing and streaming run through Ray as well, the stream with decoding
-only (benchmarks/views.py measures transforms). Linux only (/proc).
+A hundred generated faces, repeated under new labels, make a `.rec` ordered by identity; it is packed as by
+`jobs/pack.py`. Throughput is reported relative to a plain sequential read of the same file in the same run, the page
+cache dropped before each. Memory is reported relative to the size of the data. With `--actors`, packing and streaming
+run through Ray as well, the stream with decoding only (benchmarks/views.py measures transforms). Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import pack_faces
 from lafs_ray.data.sampler import BLOCK_STEPS, EpochSampler, _chunk_order
-from lafs_ray.training.input_pipeline import (
-    Columns,
-    Preprocessor,
-    local_stream,
-    read_records,
-    sample_indices,
-)
+from lafs_ray.training.input_pipeline import Columns, Preprocessor, local_stream, read_records, sample_indices
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_length import Length
 from lafs_ray.training.tasks.init_weights import InitWeights
@@ -286,11 +279,7 @@ def measure(root: Path, options: argparse.Namespace) -> None:
     for chunk in (1, 4, 16):
         name = f"ordered, chunk_records {chunk}, bytes"
         rates.add(name, root, lambda c=chunk: read_in_order(ordered, c, options.limit))
-    rates.add(
-        "packed, chunk_records 256, bytes",
-        root,
-        lambda: read_in_order(shuffled, 256, options.images),
-    )
+    rates.add("packed, chunk_records 256, bytes", root, lambda: read_in_order(shuffled, 256, options.images))
     drop_from_cache(root)
     print_locally(rates, packed, size)
     if options.actors:

@@ -2,11 +2,10 @@
 
     python -m benchmarks.views --images 64 --repeats 5
 
-Prints milliseconds of the processor an image, medians over the repeats, on one thread: waiting for
-a busy machine does not count, its crowded caches do. Everything runs in the same process on the
-same images: (a) the reference's shape of the work, one PIL image and one torchvision
-transform at a time, twenty tensors an image, and the landmark CNN on the ten clean views; (b) one
-`grid_sample` for every landmark.
+Prints milliseconds of the processor an image, medians over the repeats, on one thread: waiting for a busy machine does
+not count, its crowded caches do. Everything runs in the same process on the same images: (a) the reference's shape of
+the work, one PIL image and one torchvision transform at a time, twenty tensors an image, and the landmark CNN on the
+ten clean views; (b) one `grid_sample` for every landmark.
 """
 
 from __future__ import annotations
@@ -37,12 +36,7 @@ from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
 from lafs_ray.transforms.params import sample_view_params
-from lafs_ray.transforms.views import (
-    LandmarkPredictor,
-    MultiViewTransform,
-    extract_tokens,
-    map_landmarks,
-)
+from lafs_ray.transforms.views import LandmarkPredictor, MultiViewTransform, extract_tokens, map_landmarks
 
 BATCH = 32
 CROP = "crop, resize, flip (10 views)"
@@ -78,9 +72,7 @@ class PlainChain:
 
         self.crop = transforms.Compose(
             [
-                transforms.RandomResizedCrop(
-                    112, scale=(0.4, 1.0), interpolation=InterpolationMode.BICUBIC
-                ),
+                transforms.RandomResizedCrop(112, scale=(0.4, 1.0), interpolation=InterpolationMode.BICUBIC),
                 transforms.RandomHorizontalFlip(),
             ]
         )
@@ -90,9 +82,7 @@ class PlainChain:
                 transforms.RandomGrayscale(p=0.2),
             ]
         )
-        self.normalize = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-        )
+        self.normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
 
     def views(self, image: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ten clean and ten augmented views of one image, [10, 3, 112, 112] each."""
@@ -117,9 +107,7 @@ def looped_patches(views: torch.Tensor, landmarks: torch.Tensor) -> list[torch.T
     grid_y, grid_x = torch.meshgrid(offsets, offsets, indexing="ij")
     patches = []
     for landmark in landmarks.unbind(1):
-        grid = torch.stack(
-            (landmark[:, 0, None, None] + grid_x, landmark[:, 1, None, None] + grid_y), dim=-1
-        )
+        grid = torch.stack((landmark[:, 0, None, None] + grid_x, landmark[:, 1, None, None] + grid_y), dim=-1)
         patches.append(F.grid_sample(views, grid / 56 - 1, align_corners=False))
     return patches
 
@@ -138,17 +126,12 @@ def measure(works: dict[str, Work], repeats: int) -> dict[str, float]:
     return {name: statistics.median(rounds[1:]) for name, rounds in times.items()}
 
 
-def batches(
-    images: NDArray[np.uint8], landmarks: NDArray[np.float16] | None
-) -> list[tuple[NDArray[Any], ...]]:
+def batches(images: NDArray[np.uint8], landmarks: NDArray[np.float16] | None) -> list[tuple[NDArray[Any], ...]]:
     """Batches of images with epoch, shard and key, and landmarks where they are given."""
     zeros = np.zeros(len(images), dtype=np.int64)
     keys = np.arange(len(images))
     columns = (images, zeros, zeros, keys) + (() if landmarks is None else (landmarks,))
-    return [
-        tuple(part[start : start + BATCH] for part in columns)
-        for start in range(0, len(images), BATCH)
-    ]
+    return [tuple(part[start : start + BATCH] for part in columns) for start in range(0, len(images), BATCH)]
 
 
 def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
@@ -160,8 +143,7 @@ def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
     plain = chunk.permute(0, 3, 1, 2)
     rows = torch.arange(80).reshape(8, 10)
     wide, narrow = (
-        views[part.flatten()].contiguous(memory_format=torch.channels_last)
-        for part in (rows[:, :2], rows[:, 2:])
+        views[part.flatten()].contiguous(memory_format=torch.channels_last) for part in (rows[:, :2], rows[:, 2:])
     )
     wide_float, narrow_float = (part.float().contiguous() for part in (wide, narrow))
     cutter = MultiViewTransform(SETTINGS, cnn, 0)
@@ -206,9 +188,7 @@ def totals(jpegs: list[bytes], cnn: LandmarkCNN) -> dict[str, Work]:
         cutter = MultiViewTransform(settings, None if source in ("cached", "grid") else cnn, 0)
         known = landmarks if source == "cached" else None
 
-        def cut(
-            cutter: MultiViewTransform = cutter, known: NDArray[np.float16] | None = known
-        ) -> None:
+        def cut(cutter: MultiViewTransform = cutter, known: NDArray[np.float16] | None = known) -> None:
             for batch in batches(decode(jpegs), known):
                 cutter(*batch)
 

@@ -1,7 +1,7 @@
 """Convert a checkpoint, published or of a run, to a weights file or to the published layout.
 
-python jobs/convert_weights.py checkpoint.pth teacher.safetensors --landmarks part_fvit.pth
-python jobs/convert_weights.py teacher.safetensors back.pth
+python jobs/convert_weights.py checkpoint.pth teacher.safetensors --landmarks part_fvit.pth python
+jobs/convert_weights.py teacher.safetensors back.pth
 """
 
 import argparse
@@ -18,9 +18,7 @@ from lafs_ray.training.checkpoint.inference import convert
 
 def main(arguments: Sequence[str]) -> None:
     """Convert to the format of OUT's extension, and report every tensor's name."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="run, its checkpoint, weights file, published checkpoint")
     parser.add_argument("out", help=".safetensors: a weights file; .pth: published names")
     parser.add_argument("--role", choices=["teacher", "student"], default="teacher")
@@ -33,9 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     source, out, force = (options.pop(name) for name in ("source", "out", "force"))
     ending = out.partition("?")[0].rpartition(".")[2]
     if ending not in ("safetensors", "pth"):
-        raise ConfigError(
-            out, found=f".{ending}", expected=".safetensors or .pth", fix="change OUT's extension"
-        )
+        raise ConfigError(out, found=f".{ending}", expected=".safetensors or .pth", fix="change OUT's extension")
     if not force:
         filesystem.require_absent(out)
     # A published checkpoint contains the heads.

@@ -19,9 +19,7 @@ from lafs_ray.training.checkpoint.inference import inference_device, load_for_in
 
 def main(arguments: Sequence[str]) -> None:
     """Write OUT, name damaged faces on stderr, and print the counts."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a run directory, a checkpoint, or a weights file")
     parser.add_argument("faces", help="a folder of image files, or .rec files as data.path")
     parser.add_argument("out", help="the Parquet file")

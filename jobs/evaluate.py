@@ -20,11 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbors for k-NN (1)")
     add("--templates", nargs="+", default=[], help="folders of IJB-B/C in insightface's layout")
     add("--modes", nargs="+", default=["F1N1D1"], help="F flip, N keep norm, D detector (F1N1D1)")
-    add(
-        "--baselines",
-        action="store_true",
-        help="also raw pixels and the untrained network",
-    )
+    add("--baselines", action="store_true", help="also raw pixels and the untrained network")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (rgb)")
     add(
         "--range",

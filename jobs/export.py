@@ -14,9 +14,7 @@ from lafs_ray.training.checkpoint.inference import load_for_inference
 
 def main(arguments: Sequence[str]) -> None:
     """Write OUT/embedder.* in each format, and print each one's difference from our network."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a run's folder, a checkpoint, or a weights file")
     parser.add_argument("out", help="folder of the exported files")
     parser.add_argument("--formats", default="safetensors", help=f"some of {','.join(FILES)}")

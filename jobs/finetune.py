@@ -1,7 +1,7 @@
 """Train Part fViT on labeled faces: from scratch (stage 1), or from pretrained weights (stage 3).
 
-python jobs/finetune.py configs/finetune/part_fvit.yaml data.path=train.rec
-python jobs/finetune.py configs/finetune/few_shot.yaml data.path=train.rec start.transformer=…
+python jobs/finetune.py configs/finetune/part_fvit.yaml data.path=train.rec python jobs/finetune.py
+configs/finetune/few_shot.yaml data.path=train.rec start.transformer=…
 """
 
 from collections.abc import Sequence

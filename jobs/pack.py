@@ -1,9 +1,7 @@
 """Pack faces into globally shuffled shards that stream fast; verify a set; inspect .rec files.
 
-python jobs/pack.py faces_emore/train.rec packed --workers 8
-python jobs/pack.py photos/ more.csv packed --landmarks photos.csv
-python jobs/pack.py --verify packed
-python jobs/pack.py --inspect faces_emore/train.rec
+python jobs/pack.py faces_emore/train.rec packed --workers 8 python jobs/pack.py photos/ more.csv packed --landmarks
+photos.csv python jobs/pack.py --verify packed python jobs/pack.py --inspect faces_emore/train.rec
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,7 @@ from lafs_ray.training.monitoring.status import read_status
 
 def main(arguments: Sequence[str]) -> None:
     """Print the status of a run, which may be running."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="the folder of a run, a path or a URI")
     parser.add_argument("--json", action="store_true", help="all fields, as JSON")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """Imports of torchvision, and of timm, which needs it, that work on installs where they would fail.
 
-A torchvision whose compiled part does not load (built for another torch) fails to import with
-"operator torchvision::nms does not exist", although we use nothing of that part. It is enough to
-declare the missing operators, without an implementation. A working install is not changed.
+A torchvision whose compiled part does not load (built for another torch) fails to import with "operator
+torchvision::nms does not exist", although we use nothing of that part. It is enough to declare the missing operators,
+without an implementation. A working install is not changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Errors that a user can fix: what is wrong, what was found, what was expected, what to do.
 
-Bugs are `assert` or plain exceptions and keep their traceback; `lafs_ray.cli.main.run` prints a
-`UserError` without one and exits with code 2.
+Bugs are `assert` or plain exceptions and keep their traceback; `lafs_ray.cli.main.run` prints a `UserError` without one
+and exits with code 2.
 """
 
 from __future__ import annotations
@@ -24,12 +24,7 @@ class UserError(Exception):
         self.subject, self.found, self.expected, self.fix = subject, found, expected, fix
 
     def __str__(self) -> str:
-        return (
-            f"{self.subject}\n"
-            f"  found:    {self.found}\n"
-            f"  expected: {self.expected}\n"
-            f"  to do:    {self.fix}"
-        )
+        return f"{self.subject}\n  found:    {self.found}\n  expected: {self.expected}\n  to do:    {self.fix}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions; the default does not keep keyword-only arguments.

@@ -14,8 +14,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what takes minutes unless asked for it; let one process of pytest-xdist run all tests
-    that start a Ray: two would share the cores."""
+    """Skip what takes minutes unless asked for it; let one process of pytest-xdist run all tests that start a Ray: two
+    would share the cores."""
     for item in items:
         if item.get_closest_marker("long") and "LAFS_LONG" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="takes minutes: LAFS_LONG=1 runs it"))

@@ -38,11 +38,7 @@ def _params(path: Path) -> dict[str, NDArray[Any]]:
     """Read parameters; int8 arrays are multiplied by their `<name>::scale`."""
     raw = _arrays(path)
     return {
-        name: (
-            value.astype(np.float32) * np.float32(raw[f"{name}::scale"])
-            if f"{name}::scale" in raw
-            else value
-        )
+        name: (value.astype(np.float32) * np.float32(raw[f"{name}::scale"]) if f"{name}::scale" in raw else value)
         for name, value in raw.items()
         if not name.endswith("::scale")
     }

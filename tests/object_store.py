@@ -1,7 +1,7 @@
 """An S3 server on loopback, with a request log and fault injection.
 
-moto handles the requests; a WSGI wrapper injects what networks and busy stores do: delays, errors,
-resets, truncated responses.
+moto handles the requests; a WSGI wrapper injects what networks and busy stores do: delays, errors, resets, truncated
+responses.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Fault:
     """A fault injected into the next requests of a kind.
 
     Args:
-        kind: "slow down" (503), "error" (500), "reset" (the connection), "cut" (the body ends
-            half-way), "short" (half the range, with a matching Content-Length), "stall" (no answer
-            for `seconds`), "stall in body" (half the body, then nothing).
+        kind: "slow down" (503), "error" (500), "reset" (the connection), "cut" (the body ends half-way), "short" (half
+            the range, with a matching Content-Length), "stall" (no answer for `seconds`), "stall in body" (half the
+            body, then nothing).
         times: number of requests it affects.
         method: of HTTP.
         ending: suffix of the path.
@@ -126,11 +126,7 @@ class ObjectStore:
         return answer
 
     def _spoil(
-        self,
-        fault: Fault,
-        application: Callable[..., Answer],
-        environ: dict[str, Any],
-        start: Callable[..., Any],
+        self, fault: Fault, application: Callable[..., Answer], environ: dict[str, Any], start: Callable[..., Any]
     ) -> Answer:
         connection: socket.socket = environ["werkzeug.socket"]
         if fault.kind in ("slow down", "error"):
@@ -148,9 +144,7 @@ class ObjectStore:
         half = body[: len(body) // 2]
         status, headers = head[0][:2]
         if fault.kind == "short":
-            headers = [
-                (n, str(len(half)) if n.lower() == "content-length" else v) for n, v in headers
-            ]
+            headers = [(n, str(len(half)) if n.lower() == "content-length" else v) for n, v in headers]
             start(status, headers)
             return [half]
         start(status, headers)

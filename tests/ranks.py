@@ -28,8 +28,8 @@ def _main(rank: int, folder: str, stages: tuple[Stage, ...]) -> None:
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=num_ranks)
         result = function(rank, num_ranks, *arguments)
         torch.save(result, Path(folder, f"{number}-{rank}.pt"))
-        # The reference keeps the group's destructor from running: under torch 2.6 it holds the GIL
-        # while it joins a gloo thread, which may be waiting for the GIL to free a tensor.
+        # The reference keeps the group's destructor from running: under torch 2.6 it holds the GIL while it joins a
+        # gloo thread, which may be waiting for the GIL to free a tensor.
         kept.append(dist.group.WORLD)
         dist.destroy_process_group()
     os._exit(0)

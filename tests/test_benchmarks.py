@@ -49,9 +49,7 @@ def test_step__equal_to_the_plain_step_and_ratio_printed() -> None:
     assert all(40 < int(found) < 600 for found in memory.groups()), printed
     shares = re.findall(r" (\d+)%", printed)
     assert len(shares) == 8, printed
-    assert re.search(
-        r"^step, from tokens: .* images/s, .*: ratio \d+\.\d\d$", printed, re.MULTILINE
-    )
+    assert re.search(r"^step, from tokens: .* images/s, .*: ratio \d+\.\d\d$", printed, re.MULTILINE)
 
 
 def test_packed__equal_ways_and_ratios_printed() -> None:
@@ -128,21 +126,19 @@ def test_pack__ratios_memory_and_order() -> None:
     assert re.search(r"^packing takes \d+\.\d × a sequential copy$", printed, re.MULTILINE), printed
     means = {
         name: float(mean)
-        for name, mean in re.findall(
-            r"^(\w+, chunk_records \d+) +mean +([\d.]+)", printed, re.MULTILINE
-        )
+        for name, mean in re.findall(r"^(\w+, chunk_records \d+) +mean +([\d.]+)", printed, re.MULTILINE)
     }
     perfect = means["unpacked, chunk_records 1"]
-    # An epoch has three batches of 256, so shuffle blocks are 96 neighbors of chunks: eight of them
-    # have about 40 of the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
+    # An epoch has three batches of 256, so shuffle blocks are 96 neighbors of chunks: eight of them have about 40 of
+    # the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
     assert abs(means["packed, chunk_records 256"] - perfect) < 2
     assert means["unpacked, chunk_records 256"] < perfect - 10
 
 
 def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
     """A slow storage stretches the step that waits for it, and far less the one that does not."""
-    # 3 s for the only checkpoint: a second one would wait for what is left of the first, and that
-    # depends on how fast the machine makes the steps between them.
+    # 3 s for the only checkpoint: a second one would wait for what is left of the first, and that depends on how fast
+    # the machine makes the steps between them.
     size = ("--steps", "20", "--every", "20", "--repeats", "1", "--batch", "2")
     rate = ("--mb-per-s", "2.5", "--prototypes", "512")
     printed = output("checkpoints", *size, *rate)
@@ -171,9 +167,7 @@ def test_sampler__order_and_costs() -> None:
     printed = output("sampler", *options)
     ratios = {
         name: float(ratio)
-        for name, ratio in re.findall(
-            r"^(.{28}) +[\d.]+ +\d+ to \d+ +(\d\.\d\d) +[\d.]+$", printed, re.MULTILINE
-        )
+        for name, ratio in re.findall(r"^(.{28}) +[\d.]+ +\d+ to \d+ +(\d\.\d\d) +[\d.]+$", printed, re.MULTILINE)
     }
     found = {name.strip(): ratio for name, ratio in ratios.items()}
     assert found["perfect shuffle"] == 1
@@ -188,9 +182,7 @@ def test_stream__rates_memory_and_places(tmp_path: Path) -> None:
     for name in ("plain sequential read", "ordered, chunk_records 4, bytes", "packed, debug mode"):
         assert re.search(rf"^{name}.* \d+ +\d+\.\d +\d+\.\d{{3}} +\d+$", printed, re.M), printed
     assert re.search(r"^streaming, debug mode: \+ \d+ MB, ", printed, re.M), printed
-    shares = re.findall(
-        r", (epoch .*?) +\d\.\d{3} s +[\d.]+ MB +([\d.]+)% of the set$", printed, re.M
-    )
+    shares = re.findall(r", (epoch .*?) +\d\.\d{3} s +[\d.]+ MB +([\d.]+)% of the set$", printed, re.M)
     assert len(shares) == 8, printed
     # A window is 2048 of 4400 records, and joined reads bring gaps between them as well.
     for place, share in shares[4:]:

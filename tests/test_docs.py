@@ -109,11 +109,7 @@ def test_design__lists_every_module_once() -> None:
         folder = "" if layer == "bottom" else f"{layer}/"
         listed += [f"{folder}{name}" for name in MODULE.findall(cells[1])]
     package = ROOT / "lafs_ray"
-    modules = [
-        str(file.relative_to(package))
-        for file in package.rglob("*.py")
-        if file.name != "__init__.py"
-    ]
+    modules = [str(file.relative_to(package)) for file in package.rglob("*.py") if file.name != "__init__.py"]
     assert {"missing": sorted(set(modules) - set(listed))} == {"missing": []}
     assert {"unknown": sorted(set(listed) - set(modules))} == {"unknown": []}
     assert len(listed) == len(set(listed))
@@ -139,8 +135,6 @@ def test_keys__exist(path: Path) -> None:
     named = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:[=:][^`]*)?`", prose(path))
     files = (".py", ".md", ".json", ".jsonl", ".yaml", ".npy", ".bin", ".rec", ".idx", ".csv")
     missing = [
-        name
-        for name in named
-        if name.split(".")[0] in sections and name not in known and not name.endswith(files)
+        name for name in named if name.split(".")[0] in sections and name not in known and not name.endswith(files)
     ]
     assert missing == []

@@ -25,21 +25,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def job(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
     )
 
 
 def main_of(name: str) -> Callable[[Sequence[str]], None]:
     """A job's main function, to be called in this process."""
-    main: Callable[[Sequence[str]], None] = runpy.run_path(str(ROOT / "jobs" / f"{name}.py"))[
-        "main"
-    ]
+    main: Callable[[Sequence[str]], None] = runpy.run_path(str(ROOT / "jobs" / f"{name}.py"))["main"]
     return main
 
 

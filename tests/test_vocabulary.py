@@ -17,8 +17,8 @@ KINDS = {".py", ".md", ".yaml", ".json", ".toml", ".sh", ""}
 # This list, and the tables of keys that recorded runs were made with.
 NOT_SEARCHED = ("tests/test_vocabulary.py", "tests/regression/record.py")
 
-# Whole words, `_` included: `relay` is not found in `relay_board`. A verb or noun of the field is
-# here only in the form of an identifier: voting neighbors and linear probes are legitimate.
+# Whole words, `_` included: `relay` is not found in `relay_board`. A verb or noun of the field is here only in the form
+# of an identifier: voting neighbors and linear probes are legitimate.
 IDENTIFIERS = (
     # Online evaluation and evaluation.
     *("Probe", "Probes", "probes", "Judged", "Judge", "judge", "judges", "judged"),
@@ -137,12 +137,7 @@ def test_vocabulary__no_source_outside_the_repository() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "a linear probe of the frozen network",
-        "the k neighbors vote",
-        "the votes of k neighbors",
-        "relative errors",
-    ],
+    ["a linear probe of the frozen network", "the k neighbors vote", "the votes of k neighbors", "relative errors"],
 )
 def test_vocabulary__uses_of_the_field(line: str) -> None:
     """Words that the field uses in its own sense raise no alarm."""

@@ -33,15 +33,11 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     options = _parse(description, arguments)
     for name, value in (("--workers", options.workers), ("--max-bad", options.max_bad)):
         if value < 0:
-            raise ConfigError(
-                name, found=str(value), expected="0 or more", fix=f"choose another {name}"
-            )
+            raise ConfigError(name, found=str(value), expected="0 or more", fix=f"choose another {name}")
     network, weights = read_landmark_cnn(options.checkpoint)
     faces = open_faces(filesystem.absolute(options.faces), options.color_order, IMAGE_SIZE)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
-    cache_key = CacheKey(
-        weights, faces.fingerprint, options.color_order, num_landmarks, faces.num_images
-    )
+    cache_key = CacheKey(weights, faces.fingerprint, options.color_order, num_landmarks, faces.num_images)
     folder = filesystem.absolute(options.out) if options.out else default_folder(faces, weights)
     device = options.device if options.workers else str(inference_device(options.device))
     job = CacheJob(faces, cache_key, network, folder, device)
@@ -54,9 +50,7 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
 
 
 def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("checkpoint", help="the later landmarks.weights: a stage-1 run or checkpoint")
     add("faces", help="the set, as data.path")

@@ -104,9 +104,7 @@ def _check(request: Request) -> None:
             fix="give something to evaluate on, such as lfw.bin",
         )
     if request.workers < 0:
-        raise ConfigError(
-            "--workers", found=str(request.workers), expected="0 or more", fix="0 needs no Ray"
-        )
+        raise ConfigError("--workers", found=str(request.workers), expected="0 or more", fix="0 needs no Ray")
     if request.workers == 0:
         inference_device(request.device)
 
@@ -139,11 +137,7 @@ def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
     connect_for(request.workers, request.device)
     return {
         name: partial(
-            embed_on_ray,
-            network,
-            workers=request.workers,
-            device=request.device,
-            pixel_range=request.pixel_range,
+            embed_on_ray, network, workers=request.workers, device=request.device, pixel_range=request.pixel_range
         )
         for name, network in networks.items()
     }

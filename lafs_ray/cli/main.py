@@ -25,8 +25,8 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
 
     Returns:
         The exit code: 0 success; 2 a `UserError`, printed without traceback; 130 Ctrl-C; 128 plus
-        the number of a signal that stopped the run (143 for SIGTERM). Other exceptions are bugs and
-        keep their traceback.
+        the number of a signal that stopped the run (143 for SIGTERM). Other exceptions are bugs and keep their
+        traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -57,13 +57,9 @@ def parse(description: str, arguments: Sequence[str], examples: str, dry_run: st
     """
     parser = ArgumentParser(description=description)
     parser.add_argument("config", help=f"a YAML file, such as those under {examples}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that override the file"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help=f"check the configuration and all inputs, then {dry_run}",
+        "--dry-run", action="store_true", help=f"check the configuration and all inputs, then {dry_run}"
     )
     return parser.parse_intermixed_args(arguments)
 

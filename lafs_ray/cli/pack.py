@@ -66,9 +66,7 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
 
 
 def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help="sources, then the output folder")
     add("--shards", type=int, help="number of shards (default: derived from --shard-size)")

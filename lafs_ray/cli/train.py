@@ -11,12 +11,7 @@ from lafs_ray.cli.main import parse, require_persistent_path
 from lafs_ray.config.loader import load
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.engine.console import log_to, terminal_handler
-from lafs_ray.engine.online_eval import (
-    OnlineEvaluator,
-    check_online_eval,
-    evaluate_in_process,
-    evaluated_steps,
-)
+from lafs_ray.engine.online_eval import OnlineEvaluator, check_online_eval, evaluate_in_process, evaluated_steps
 from lafs_ray.engine.signals import stop_request
 from lafs_ray.training.prepare import RunInputs, check_run, prepare_run
 from lafs_ray.training.run_request import RunRequest

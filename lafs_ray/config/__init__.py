@@ -1,7 +1,7 @@
 """Every setting, typed and strict: unknown keys and impossible values fail at start.
 
-Defaults are the `lafs` recipe; a YAML file states only differences. `key=value` on the command line
-and a sweep's samples go through the same `apply_overrides`.
+Defaults are the `lafs` recipe; a YAML file states only differences. `key=value` on the command line and a sweep's
+samples go through the same `apply_overrides`.
 """
 
 IMAGE_SIZE = 112

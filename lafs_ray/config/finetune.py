@@ -10,15 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lafs_ray.config.loader import (
-    AnnealingField,
-    Duration,
-    DurationField,
-    Real,
-    RealPair,
-    Section,
-    Tuning,
-)
+from lafs_ray.config.loader import AnnealingField, Duration, DurationField, Real, RealPair, Section, Tuning
 from lafs_ray.config.train import Data, Positive, Rate, TrainConfig
 
 
@@ -61,8 +53,8 @@ class Start(Section):
     transformer: str | None = None
     """Pretraining run or checkpoint (ours or published); its teacher's transformer is used."""
     landmarks: str | None = None
-    """Stage-1 run or checkpoint with the landmark CNN, or `untrained`; default: the CNN that
-    start.transformer was pretrained with."""
+    """Stage-1 run or checkpoint with the landmark CNN, or `untrained`; default: the CNN that start.transformer was
+    pretrained with."""
 
 
 class FinetuneLandmarks(Section):
@@ -86,8 +78,8 @@ class Regularizer(Section):
         (Duration(amount=21 / 34, unit="run"), 1.0),
         (Duration(amount=28 / 34, unit="run"), 0.11),
     )
-    """Pairs of an end and the weight λ up to it; 0 after the last. Default: the reference's ends
-    (8, 14, 21 and 28 of 34 epochs) as fractions of the run."""
+    """Pairs of an end and the weight λ up to it; 0 after the last. Default: the reference's ends (8, 14, 21 and 28 of
+    34 epochs) as fractions of the run."""
 
     @model_validator(mode="after")
     def _table_is_in_order(self) -> Regularizer:
@@ -109,8 +101,7 @@ class MarginLoss(Section):
     margin: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.4
     """Margin m of the target class: a cosine, or radians for arcface, where 0.5 is usual."""
     sample_rate: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
-    """Fraction of the classes in a step's softmax (Partial FC): the batch's classes and random
-    others."""
+    """Fraction of the classes in a step's softmax (Partial FC): the batch's classes and random others."""
 
 
 class Augmentation(Section):
@@ -123,8 +114,8 @@ class Augmentation(Section):
     jitter: Rate = 0.1
     """Strength of brightness, contrast, saturation and hue jitter."""
     rand_augment: Annotated[int, Field(ge=0, le=9)] | None = None
-    """Magnitude M of timm's rand-mM-mstd0.5-inc1 (two of 15 operations); null: none. The paper uses
-    2 on MS1MV3 and 1 on WebFace4M."""
+    """Magnitude M of timm's rand-mM-mstd0.5-inc1 (two of 15 operations); null: none. The paper uses 2 on MS1MV3 and 1
+    on WebFace4M."""
     erasing: Rate = 0.0
     """Probability of random erasing (black rectangle); 0.5 in the paper."""
     erasing_area: RealPair = (0.02, 0.1)
@@ -161,12 +152,11 @@ class SupervisedOptimizer(Section):
     """AdamW and its schedule."""
 
     lr: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 1e-3
-    """Peak learning rate, not scaled by the batch; the paper's rule is
-    1e-3 · accumulation / 480 · 336 · √(batch_size / accumulation / 336)."""
+    """Peak learning rate, not scaled by the batch; the paper's rule is 1e-3 · accumulation / 480 · 336 · √(batch_size /
+    accumulation / 336)."""
     layer_decay: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
-    """Layer-wise lr decay: factor from each block to the one before it; landmark CNN, patch
-    embedding, class token and positions precede the first block. The paper uses 0.58 for
-    finetuning."""
+    """Layer-wise lr decay: factor from each block to the one before it; landmark CNN, patch embedding, class token and
+    positions precede the first block. The paper uses 0.58 for finetuning."""
     landmark_lr_scale: Annotated[Real, Field(gt=0.0)] = 1.0
     """Factor on the learning rate of the landmark CNN; below 1 its landmarks converge sooner."""
     landmark_decay_scale: Rate = 0.5
@@ -245,9 +235,7 @@ class FinetuneConfig(TrainConfig):
     @model_validator(mode="after")
     def _regularizer_has_a_target(self) -> FinetuneConfig:
         start, strength = self.start, self.regularizer.strength
-        if strength > 0 and (
-            start.landmarks == "untrained" or (start.landmarks or start.transformer) is None
-        ):
+        if strength > 0 and (start.landmarks == "untrained" or (start.landmarks or start.transformer) is None):
             raise ValueError(
                 f"regularizer.strength: {strength:g}, but there is no trained landmark CNN; set "
                 "start.landmarks (a stage-1 run), or set it to 0"

@@ -73,14 +73,10 @@ def _parse_duration(value: Any) -> Any:
         return value
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(
-            f"{value!r} is not a duration; write '10 epochs', '500 steps' or '0.2 run'"
-        )
+        raise ValueError(f"{value!r} is not a duration; write '10 epochs', '500 steps' or '0.2 run'")
     unit = match[2] if match[2] == "run" else f"{match[2]}s"
     if unit == "run" and float(match[1]) > 1:
-        raise ValueError(
-            f"{value!r} is more than the whole run; write a fraction, such as '0.2 run'"
-        )
+        raise ValueError(f"{value!r} is more than the whole run; write a fraction, such as '0.2 run'")
     return Duration(amount=float(match[1]), unit=unit)
 
 
@@ -104,8 +100,8 @@ RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_tuple)]
 class _Loader(yaml.SafeLoader):
     """YAML with numbers such as 1e-3, and without the traps of YAML 1.1.
 
-    `1e-3` is a number (PyYAML reads a string), `no` and `on` are words (PyYAML reads booleans), and
-    a key that appears twice is an error (PyYAML keeps the last).
+    `1e-3` is a number (PyYAML reads a string), `no` and `on` are words (PyYAML reads booleans), and a key that appears
+    twice is an error (PyYAML keeps the last).
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -125,9 +121,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|false)$"), list("tf"))
 _Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
+    _FLOAT, re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
 )
 
 

@@ -10,15 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lafs_ray.config.loader import (
-    Duration,
-    DurationField,
-    Real,
-    RealPair,
-    RealTriple,
-    Section,
-    Tuning,
-)
+from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, RealTriple, Section, Tuning
 from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
 
 LandmarkSource = Literal["per_view", "per_image", "cached", "grid"]
@@ -28,15 +20,14 @@ class PretrainLandmarks(Section):
     """Source of the landmarks, and their augmentation."""
 
     source: LandmarkSource = "per_view"
-    """per_view: predicted on each clean view (reference); per_image: predicted once on the whole
-    face and mapped into each view; cached: the same, predicted before by jobs/cache_landmarks.py;
-    grid: no landmarks, plain patches (DINO-face)."""
+    """per_view: predicted on each clean view (reference); per_image: predicted once on the whole face and mapped into
+    each view; cached: the same, predicted before by jobs/cache_landmarks.py; grid: no landmarks, plain patches
+    (DINO-face)."""
     weights: str | None = None
-    """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required
-    unless source is grid."""
+    """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required unless source is
+    grid."""
     cache: str | None = None
-    """Folder of cached landmarks; null: next to the set, the default of
-    jobs/cache_landmarks.py."""
+    """Folder of cached landmarks; null: next to the set, the default of jobs/cache_landmarks.py."""
     noise_px: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 5.0
     """Standard deviation of the landmark perturbation, in pixels."""
     local_tokens: Annotated[Positive, Tuning.MUTABLE] = 36
@@ -57,8 +48,7 @@ class Views(Section):
     crop_aspect: RealPair = (3 / 4, 4 / 3)
     """Range of the aspect ratio of crops."""
     local_crop_area: RealPair = (0.4, 1.0)
-    """Range of a local view's crop area; the released code ignores its own option and uses
-    crop_area."""
+    """Range of a local view's crop area; the released code ignores its own option and uses crop_area."""
     flip: Rate = 0.5
     """Probability of a horizontal flip."""
     jitter: Rate = 0.8
@@ -130,9 +120,8 @@ class Dino(Section):
     teacher_temp: Annotated[TeacherTemperature, Tuning.MUTABLE] = TeacherTemperature()
     """Temperature of the teacher's softmax."""
     centering: Literal["mean", "sinkhorn"] = "mean"
-    """What prevents collapse: mean, centering by the running mean of the teacher's scores (DINO and
-    the paper); sinkhorn, Sinkhorn-Knopp within a micro-batch (DINOv2), for small batches and short
-    runs."""
+    """What prevents collapse: mean, centering by the running mean of the teacher's scores (DINO and the paper);
+    sinkhorn, Sinkhorn-Knopp within a micro-batch (DINOv2), for small batches and short runs."""
     center_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.9
     """EMA momentum of the center subtracted from the teacher's output."""
     teacher_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.996
@@ -164,8 +153,8 @@ class PretrainMonitoring(Monitoring):
     """Health checks during pretraining."""
 
     collapse: Literal["warn", "stop", "off"] = "warn"
-    """Reaction to signs of collapse (docs/watching.md): warn logs advice; stop also saves and ends
-    the run after five consecutive reports with the same sign."""
+    """Reaction to signs of collapse (docs/watching.md): warn logs advice; stop also saves and ends the run after five
+    consecutive reports with the same sign."""
 
 
 class PretrainConfig(TrainConfig):
@@ -212,8 +201,7 @@ class PretrainConfig(TrainConfig):
             )
         if self.landmarks.source != "grid" and local > total:
             raise ValueError(
-                f"landmarks.local_tokens: {local} tokens, but the model has positions for "
-                f"{total} (model.num_landmarks)"
+                f"landmarks.local_tokens: {local} tokens, but the model has positions for {total} (model.num_landmarks)"
             )
         return self
 
@@ -236,9 +224,7 @@ class PretrainConfig(TrainConfig):
     def _schedules_fit(self) -> PretrainConfig:
         epochs = self.dino.teacher_temp.warmup_epochs
         if self.duration.unit == "epochs" and epochs > self.duration.amount:
-            raise ValueError(
-                f"dino.teacher_temp.warmup_epochs: {epochs} of a run of {self.duration}"
-            )
+            raise ValueError(f"dino.teacher_temp.warmup_epochs: {epochs} of a run of {self.duration}")
         warmup = self.optim.warmup
         if warmup.unit == self.duration.unit and warmup.amount > self.duration.amount:
             raise ValueError(f"optim.warmup: {warmup} of a run of {self.duration}")

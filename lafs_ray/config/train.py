@@ -21,8 +21,8 @@ NodeLabels = dict[
     Annotated[str, Field(pattern=rf"^{_LABEL}$")],
 ]
 
-# CPUs that the ingest of a training worker reserves for reading, and those of one read task.
-# Reading mostly waits for storage; a whole CPU for each task would take CPUs from preprocessing.
+# CPUs that the ingest of a training worker reserves for reading, and those of one read task. Reading mostly waits for
+# storage; a whole CPU for each task would take CPUs from preprocessing.
 READING_CPUS, CPUS_PER_READ = 1.0, 0.25
 
 
@@ -32,8 +32,7 @@ class Run(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the run; starting the same name again resumes it."""
     storage: AbsolutePath = "runs"
-    """Folder or URI in which `<name>/` keeps checkpoints, metrics and the resolved config; all
-    nodes must reach it."""
+    """Folder or URI in which `<name>/` keeps checkpoints, metrics and the resolved config; all nodes must reach it."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Seed of everything random: initial weights, order of records, augmentation, dropout."""
 
@@ -44,11 +43,10 @@ class Data(Section):
     path: Annotated[AbsolutePath, Tuning.OPERATIONAL]
     """A .rec file, a folder of them, a glob, or a URI (s3://, gs://) of one."""
     color_order: Annotated[Literal["rgb", "bgr"], Tuning.OPERATIONAL] = "rgb"
-    """Color order of the decoded JPEGs: rgb (insightface) or bgr (written by the reference's
-    converter)."""
+    """Color order of the decoded JPEGs: rgb (insightface) or bgr (written by the reference's converter)."""
     chunk_records: Positive = 4
-    """Neighboring records kept together in the order: 1 is a perfect shuffle, 256 suits shuffled
-    sets on slow storage."""
+    """Neighboring records kept together in the order: 1 is a perfect shuffle, 256 suits shuffled sets on slow
+    storage."""
     max_bad_records: Annotated[Count, Tuning.OPERATIONAL] = 100
     """Damaged records that are skipped and logged before the run stops."""
 
@@ -67,11 +65,9 @@ class Model(Section):
     drop_path: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.1
     """Stochastic depth of both residual branches of every block."""
     init_std: Annotated[Real, Field(gt=0.0)] = 0.02
-    """Standard deviation of initial positions and class token: 0.02 as in DINO; the released code
-    has 1."""
+    """Standard deviation of initial positions and class token: 0.02 as in DINO; the released code has 1."""
     landmark_cnn: Annotated[str, Field(pattern=r"^(mobilenetv3|timm/.+)$")] = "mobilenetv3"
-    """The landmark network: mobilenetv3 as published, or timm/<name> for any timm feature
-    extractor."""
+    """The landmark network: mobilenetv3 as published, or timm/<name> for any timm feature extractor."""
     landmark_cnn_width: Annotated[Real, Field(gt=0.0, le=2.0)] = 1.0
     """Channel multiplier of mobilenetv3; 1.0 as published."""
     landmark_start: Literal["grid", "random"] = "grid"
@@ -95,13 +91,12 @@ class Checkpoints(Section):
     keep: Positive = 2
     """Number of newest checkpoints to keep; older ones are deleted."""
     keep_best: str | None = None
-    """A metric of eval.jsonl or metrics.jsonl, such as pair_accuracy or loss; the checkpoint with
-    its best value is kept as well."""
+    """A metric of eval.jsonl or metrics.jsonl, such as pair_accuracy or loss; the checkpoint with its best value is
+    kept as well."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Whether the highest or the lowest value of that metric is best."""
     retry_s: Annotated[Real, Field(ge=0.0)] = 300.0
-    """Seconds for which a failed write of a checkpoint is retried, while training continues, before
-    the run fails."""
+    """Seconds for which a failed write of a checkpoint is retried, while training continues, before the run fails."""
 
 
 class Log(Section):
@@ -110,55 +105,50 @@ class Log(Section):
     every_steps: Positive = 50
     """Optimizer steps between reports to metrics.jsonl and the terminal."""
     tensorboard: bool = False
-    """Whether metrics are written to TensorBoard event files in <run>/tensorboard as well; needs
-    pip install 'lafs-ray[tensorboard]'."""
+    """Whether metrics are written to TensorBoard event files in <run>/tensorboard as well; needs pip install
+    'lafs-ray[tensorboard]'."""
 
 
 class Monitoring(Section):
     """Health checks during training; a non-finite loss or gradient always stops the run."""
 
     wait_share: Rate = 0.2
-    """Fraction of the time that training may wait for its input before a warning names the slow
-    stage and the CPUs it needs; 0 never warns."""
+    """Fraction of the time that training may wait for its input before a warning names the slow stage and the CPUs it
+    needs; 0 never warns."""
 
 
 class Compute(Section):
     """Workers and devices of the training."""
 
     workers: Count = 1
-    """Ray Train workers, one per GPU; 0 is debug mode: one process without Ray, where pdb
-    works."""
+    """Ray Train workers, one per GPU; 0 is debug mode: one process without Ray, where pdb works."""
     min_workers: Positive | None = None
-    """Minimum workers (elastic training): Ray Train runs as many workers as there is room for,
-    up to compute.workers, and restarts them when that changes. null: always compute.workers."""
+    """Minimum workers (elastic training): Ray Train runs as many workers as there is room for, up to compute.workers,
+    and restarts them when that changes. null: always compute.workers."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Device of each worker."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the networks (autocast); weights, loss and optimizer stay float32. Many CPUs
-    are far slower in bfloat16: a warning at the start says so."""
+    """Precision of the networks (autocast); weights, loss and optimizer stay float32. Many CPUs are far slower in
+    bfloat16: a warning at the start says so."""
     compile: bool = False
-    """Whether to compile the transformer with torch.compile; if that fails, a warning says why and
-    the run continues without. Changes the random numbers of dropout."""
+    """Whether to compile the transformer with torch.compile; if that fails, a warning says why and the run continues
+    without. Changes the random numbers of dropout."""
     activation_checkpointing: bool = False
-    """Whether the backward pass recomputes each transformer block instead of storing its
-    activations: larger micro-batches fit, for the time of one more forward pass; results do not
-    change."""
+    """Whether the backward pass recomputes each transformer block instead of storing its activations: larger
+    micro-batches fit, for the time of one more forward pass; results do not change."""
     cpus_per_worker: Positive = 1
-    """CPUs that Ray reserves for each training worker, in addition to its ingest; also its torch
-    threads."""
+    """CPUs that Ray reserves for each training worker, in addition to its ingest; also its torch threads."""
     gpus_per_worker: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
-    """GPUs that Ray reserves for a worker; below 1, trials of a sweep share GPUs, and a run has one
-    worker."""
+    """GPUs that Ray reserves for a worker; below 1, trials of a sweep share GPUs, and a run has one worker."""
     max_failures: Count = 3
     """Worker failures before the run fails; each restart resumes from the newest checkpoint."""
     timeout_s: Annotated[Real, Field(gt=0.0)] = 600.0
     """Timeout of collective operations, in seconds."""
     node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
-    """Labels of the nodes for training workers, such as {market: on-demand}; empty: all nodes with
-    GPUs."""
+    """Labels of the nodes for training workers, such as {market: on-demand}; empty: all nodes with GPUs."""
     nodes_wait_s: Annotated[Real, Field(ge=0.0)] = 1800.0
-    """Seconds to wait for nodes from an autoscaler; without an autoscaler, a cluster that is too
-    small is an error at once."""
+    """Seconds to wait for nodes from an autoscaler; without an autoscaler, a cluster that is too small is an error at
+    once."""
 
     @model_validator(mode="after")
     def _ranks_have_a_gpu_each(self) -> Compute:
@@ -177,10 +167,7 @@ class Compute(Section):
     @model_validator(mode="after")
     def _range_of_workers(self) -> Compute:
         if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(
-                f"compute.min_workers: {self.min_workers}, more than compute.workers = "
-                f"{self.workers}"
-            )
+            raise ValueError(f"compute.min_workers: {self.min_workers}, more than compute.workers = {self.workers}")
         return self
 
 
@@ -194,8 +181,8 @@ class Ingest(Section):
     prefetch_batches: Positive = 2
     """Shuffle blocks (256 faces, 33 MB) fetched ahead of the training step."""
     node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
-    """Labels of the nodes that read and preprocess, such as {pool: cpu} to keep the CPUs of GPU
-    nodes free; empty: all nodes."""
+    """Labels of the nodes that read and preprocess, such as {pool: cpu} to keep the CPUs of GPU nodes free; empty: all
+    nodes."""
 
     @property
     def cpus(self) -> float:
@@ -209,15 +196,15 @@ class OnlineEval(Section):
     pairs: AbsolutePath | None = None
     """Pair file (.bin) to evaluate checkpoints on; results go to eval.jsonl."""
     identities: AbsolutePath | None = None
-    """Labeled set (.rec) for nearest-neighbor evaluation; not a large training set, as the cost
-    grows with the square of its images."""
+    """Labeled set (.rec) for nearest-neighbor evaluation; not a large training set, as the cost grows with the square
+    of its images."""
     every: DurationField = Duration(amount=1.0, unit="epochs")
     """Interval between evaluations; the last checkpoint is always evaluated."""
     color_order: Literal["rgb", "bgr"] = "rgb"
     """Color order of the decoded images of these files."""
     device: Literal["cuda", "cpu"] = "cpu"
-    """Device of the evaluation; cuda needs a GPU in addition to those of the workers. Debug mode
-    uses compute.device."""
+    """Device of the evaluation; cuda needs a GPU in addition to those of the workers. Debug mode uses
+    compute.device."""
     cpus: Positive = 1
     """CPUs that Ray reserves for the evaluation, in addition to training and ingest."""
     wait_s: Annotated[Real, Field(ge=0.0)] = 600.0
@@ -288,9 +275,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _duration_is_a_length(self) -> TrainConfig:
         if self.duration.unit == "run" or self.duration.amount <= 0:
-            raise ValueError(
-                f"duration: {self.duration} - must be a positive number of epochs or steps"
-            )
+            raise ValueError(f"duration: {self.duration} - must be a positive number of epochs or steps")
         return self
 
     @model_validator(mode="after")

@@ -13,21 +13,15 @@ from lafs_ray.errors import DataError
 
 # Landmarks of insightface's aligned faces, (x, y): eyes, nose, corners of the mouth.
 POSITIONS_PX = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 
 
 def estimate_similarity(landmarks: NDArray[np.floating[Any]], subject: str) -> NDArray[np.float64]:
     """Estimate the similarity transform (no reflection) from landmarks to `POSITIONS_PX`.
 
-    Least squares, as in Umeyama (1991). With points as complex numbers the transform is
-    z -> a·z + b, and its solution one quotient.
+    Least squares, as in Umeyama (1991). With points as complex numbers the transform is z -> a·z + b, and its solution
+    one quotient.
 
     Args:
         landmarks: (x, y) in pixels, [5, 2].

@@ -1,7 +1,7 @@
 """Images by number for inference: from `.rec` files, image files or a pair file.
 
-A source is plain data that travels to other processes. Evaluation is exact: an image that cannot be
-read or decoded raises; none is skipped or replaced.
+A source is plain data that travels to other processes. Evaluation is exact: an image that cannot be read or decoded
+raises; none is skipped or replaced.
 """
 
 from __future__ import annotations
@@ -148,10 +148,7 @@ class PairImages:
 
     def read(self, start: int, stop: int) -> list[EncodedImage]:
         """See `ImageSource.read`."""
-        return [
-            EncodedImage(n, self.images[n], f"{self.path}, image {n} of pair {n // 2}")
-            for n in range(start, stop)
-        ]
+        return [EncodedImage(n, self.images[n], f"{self.path}, image {n} of pair {n // 2}") for n in range(start, stop)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,8 +237,8 @@ def open_labeled(path: str, color_order: ColorOrder = "rgb") -> LabeledSet:
     """Open a labeled set: a `.rec`, a folder of them, a pattern, or a URI of one.
 
     Raises:
-        DataError: nothing is there, file and index contradict each other, a record is damaged, or
-            an image has no integer ≥ 0 as its label.
+        DataError: nothing is there, file and index contradict each other, a record is damaged, or an image has no
+            integer ≥ 0 as its label.
     """
     faces = open_faces(path)
     labels = faces.labels()
@@ -261,8 +258,8 @@ def open_images(path: str) -> RecordImages | ImageFiles:
     """Open a folder of image files, or a set as `open_faces` takes it.
 
     Raises:
-        DataError: nothing is there, the folder holds neither images nor `.rec`, or a `.rec` is
-            damaged beyond its records.
+        DataError: nothing is there, the folder holds neither images nor `.rec`, or a `.rec` is damaged beyond its
+            records.
     """
     is_folder = filesystem.is_folder(path)
     if not is_folder or any(name.endswith(".rec") for name in filesystem.list_names(path)):

@@ -1,8 +1,7 @@
 """A face set: one or more `.rec` files, their index read once, images read by number.
 
-A `FaceSet` holds arrays and no open files, 24 bytes per image, so the processes of a node share one
-copy in Ray's object store. A damaged record is an error in its row and never raises: the caller
-decides how many are too many.
+A `FaceSet` holds arrays and no open files, 24 bytes per image, so the processes of a node share one copy in Ray's
+object store. A damaged record is an error in its row and never raises: the caller decides how many are too many.
 """
 
 from __future__ import annotations
@@ -168,8 +167,8 @@ class FaceSet:
     def labels(self) -> NDArray[np.int64]:
         """Return the label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
 
-        They come from identity records, or a packed set's `labels.npy`, without reading images, if
-        the records of 64 images per shard agree. Otherwise, and in a plain file, all are read.
+        They come from identity records, or a packed set's `labels.npy`, without reading images, if the records of 64
+        images per shard agree. Otherwise, and in a plain file, all are read.
         """
         columns = []
         for shard, table in enumerate(self.identities):
@@ -206,13 +205,11 @@ def _parse_image(record: memoryview, uri: str, key: int, offset: int) -> tuple[i
     return int(label) if is_identity else -1, bytes(payload), ""
 
 
-def open_faces(
-    path: str, color_order: ColorOrder | None = None, image_size: int | None = None
-) -> FaceSet:
+def open_faces(path: str, color_order: ColorOrder | None = None, image_size: int | None = None) -> FaceSet:
     """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
-    Reads the indexes, and a few records of each file to check that index and file match; a file
-    without index is scanned.
+    Reads the indexes, and a few records of each file to check that index and file match; a file without index is
+    scanned.
 
     Args:
         path: where the set is.
@@ -220,9 +217,9 @@ def open_faces(
         image_size: expected side in pixels; None: not checked.
 
     Raises:
-        DataError: nothing is there; a file is empty, truncated or not RecordIO; file, index and the
-            counts in insightface's header, or in a packed set's manifest, contradict each other; or
-            the manifest has the other color order or another size.
+        DataError: nothing is there; a file is empty, truncated or not RecordIO; file, index and the counts in
+            insightface's header, or in a packed set's manifest, contradict each other; or the manifest has the other
+            color order or another size.
     """
     uris = find_record_files(path)
     # Opening a shard takes about 40 requests to an object store, nearly all of it latency.
@@ -259,9 +256,7 @@ def open_faces(
         offsets=_concatenate([shard.offsets for shard in shards]),
         sizes=_concatenate([shard.sizes for shard in shards]),
         keys=_concatenate([shard.keys for shard in shards]),
-        identities=tuple(
-            labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)
-        ),
+        identities=tuple(labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)),
         fingerprint=digest.hexdigest(),
         color_order=packed.color_order,
         shard_versions=tuple(shard.version for shard in shards),

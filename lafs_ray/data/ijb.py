@@ -5,8 +5,8 @@
     <folder>/meta/*_face_tid_mid.txt                name template media, line for line as above
     <folder>/meta/*_template_pair_label.txt         template template 0|1
 
-IJB-C has 15.7 million pairs, which pyarrow reads in seconds. Columns may be separated by any white
-space. Letters: N images, P pairs.
+IJB-C has 15.7 million pairs, which pyarrow reads in seconds. Columns may be separated by any white space. Letters: N
+images, P pairs.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def open_templates(folder: str) -> Templates:
         folder: such as `ijb/IJBC`; the lists may also be in it directly.
 
     Raises:
-        DataError: a list or picture is missing; a row has other columns (file and row); the lists
-            contradict each other; a pair names a template without images.
+        DataError: a list or picture is missing; a row has other columns (file and row); the lists contradict each
+            other; a pair names a template without images.
     """
     images_uri = _find(folder, "_name_5pts_score.txt")
     medias_uri = _find(folder, "_face_tid_mid.txt")
@@ -97,10 +97,7 @@ def _find(folder: str, ending: str) -> str:
     """Return the one file with this ending in the folder or its `meta`."""
     folders = [filesystem.join(folder, "meta"), folder]
     found = [
-        filesystem.join(one, name)
-        for one in folders
-        for name in filesystem.list_names(one)
-        if name.endswith(ending)
+        filesystem.join(one, name) for one in folders for name in filesystem.list_names(one) if name.endswith(ending)
     ]
     if len(found) != 1:
         raise DataError(
@@ -120,9 +117,7 @@ def _read(uri: str, columns: dict[str, pa.DataType]) -> Columns:
     return read_text_table(uri, io.BytesIO(data), columns, delimiter=" ", fix=fix)
 
 
-def _check_same_images(
-    images_uri: str, images: NDArray[Any], medias_uri: str, medias: NDArray[Any]
-) -> None:
+def _check_same_images(images_uri: str, images: NDArray[Any], medias_uri: str, medias: NDArray[Any]) -> None:
     if len(images) != len(medias):
         raise DataError(
             medias_uri,
@@ -147,8 +142,7 @@ def _check_pairs(uri: str, pairs: Columns, medias_uri: str, templates: Int64s) -
         if len(unknown):
             raise DataError(
                 f"{uri}, pair {unknown[0] + 1}",
-                found=f"template {pairs[name][unknown[0]]}, which has no image; such pairs: "
-                f"{len(unknown)}",
+                found=f"template {pairs[name][unknown[0]]}, which has no image; such pairs: {len(unknown)}",
                 expected=f"templates of {medias_uri}",
                 fix="use the lists of one protocol",
             )

@@ -1,7 +1,7 @@
 """Decode encoded images to RGB arrays; their size is read from the header first.
 
-A file of a hundred bytes may claim 30000×30000 pixels, and a decoder then takes gigabytes. JPEG and
-PNG headers are parsed here in microseconds, BMP and WebP by Pillow; other formats are refused.
+A file of a hundred bytes may claim 30000×30000 pixels, and a decoder then takes gigabytes. JPEG and PNG headers are
+parsed here in microseconds, BMP and WebP by Pillow; other formats are refused.
 """
 
 from __future__ import annotations
@@ -30,15 +30,13 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
-def decode_image(
-    data: bytes, *, color_order: ColorOrder, size: int | None = IMAGE_SIZE
-) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, color_order: ColorOrder, size: int | None = IMAGE_SIZE) -> NDArray[np.uint8]:
     """Decode a face to RGB, uint8 [size, size, 3]; gray becomes three channels.
 
     Args:
         data: a JPEG or PNG.
-        color_order: what decoding the *file* gives: `rgb` for insightface's, `bgr` for those whose
-            channels were swapped before encoding (docs/data.md).
+        color_order: what decoding the *file* gives: `rgb` for insightface's, `bgr` for those whose channels were
+            swapped before encoding (docs/data.md).
         size: expected side in pixels; None accepts any picture.
 
     Raises:
@@ -63,9 +61,7 @@ def decode_image(
     _check_size((pixels.shape[1], pixels.shape[0]), size, expected)
     # OpenCV decodes to BGR, which undoes the swap of a `bgr` file by itself.
     assert color_order in ("rgb", "bgr"), color_order
-    rgb: NDArray[np.uint8] = (
-        pixels if color_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    )
+    rgb: NDArray[np.uint8] = pixels if color_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return rgb
 
 

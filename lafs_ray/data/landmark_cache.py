@@ -3,9 +3,9 @@
     <folder>/part-00000-of-000NN.safetensors    `keys` int64 [B], `landmarks` float16 [B, N, 2]
     <folder>/landmarks.json                     set, weights and parts; written last
 
-A part holds up to 16,384 consecutive records of one shard, in file order, and is written
-atomically: a killed job continues with the missing parts. Rows are read with ranged reads, as
-records are, so memory does not grow with the set. Letters: B images, N landmarks.
+A part holds up to 16,384 consecutive records of one shard, in file order, and is written atomically: a killed job
+continues with the missing parts. Rows are read with ranged reads, as records are, so memory does not grow with the set.
+Letters: B images, N landmarks.
 """
 
 from __future__ import annotations
@@ -158,17 +158,12 @@ def plan_parts(shard_starts: NDArray[np.int64]) -> list[Part]:
         for first in range(start, stop, PART_ROWS)
     ]
     return [
-        Part(f"part-{number:05d}-of-{len(ranges):05d}.safetensors", *limits)
-        for number, limits in enumerate(ranges)
+        Part(f"part-{number:05d}-of-{len(ranges):05d}.safetensors", *limits) for number, limits in enumerate(ranges)
     ]
 
 
 def write_part(
-    folder: str,
-    cache_key: CacheKey,
-    part: Part,
-    keys: NDArray[np.int64],
-    landmarks: NDArray[np.float32],
+    folder: str, cache_key: CacheKey, part: Part, keys: NDArray[np.int64], landmarks: NDArray[np.float32]
 ) -> None:
     """Write the landmarks of a part's images, atomically.
 
@@ -224,9 +219,7 @@ def read_entries(folder: str, cache_key: CacheKey, parts: list[Part]) -> dict[Pa
         return {p: entry for p, entry in zip(existing, entries, strict=True) if entry is not None}
 
 
-def write_stamp(
-    folder: str, cache_key: CacheKey, entries: list[PartEntry], details: dict[str, str]
-) -> None:
+def write_stamp(folder: str, cache_key: CacheKey, entries: list[PartEntry], details: dict[str, str]) -> None:
     """Mark a cache as complete.
 
     Args:
@@ -250,8 +243,8 @@ def open_landmarks(folder: str, cache_key: CacheKey, command: str) -> LandmarkCa
         command: to create them, for messages.
 
     Raises:
-        DataError: they are missing, incomplete, or of another set, weights or color order; a part
-            is missing or truncated, or images are not covered.
+        DataError: they are missing, incomplete, or of another set, weights or color order; a part is missing or
+            truncated, or images are not covered.
     """
     uri = filesystem.join(folder, STAMP)
     if not filesystem.exists(uri):
@@ -293,9 +286,7 @@ def _check_files(folder: str, entries: tuple[PartEntry, ...], command: str) -> N
             )
 
 
-def _check_key(
-    uri: str, cache_key: CacheKey, found: dict[str, Any], fix: str = "choose another --out"
-) -> None:
+def _check_key(uri: str, cache_key: CacheKey, found: dict[str, Any], fix: str = "choose another --out") -> None:
     """Raise if a stamp is of other landmarks."""
     differences = cache_key.differences(found)
     if differences:
@@ -309,8 +300,5 @@ def _check_key(
 
 def _bad_stamp(uri: str, found: str, command: str) -> DataError:
     return DataError(
-        uri,
-        found=found,
-        expected=f"the stamp of a cache, version {VERSION}",
-        fix=f"delete it and run {command}",
+        uri, found=found, expected=f"the stamp of a cache, version {VERSION}", fix=f"delete it and run {command}"
     )

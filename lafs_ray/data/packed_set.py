@@ -1,8 +1,8 @@
 """Files of a packed set besides its shards: `manifest.json`, and all labels in `labels.npy`.
 
-Packed shards are shuffled, so no range of keys belongs to one identity and their layout is plain.
-The manifest holds what plain files cannot: the number of identities, the label of each image (4
-bytes per image instead of reading the set), and the list of shards.
+Packed shards are shuffled, so no range of keys belongs to one identity and their layout is plain. The manifest holds
+what plain files cannot: the number of identities, the label of each image (4 bytes per image instead of reading the
+set), and the list of shards.
 """
 
 from __future__ import annotations
@@ -212,12 +212,10 @@ def find_packed(path: str, uris: Sequence[str], sizes: Sequence[int]) -> PackedS
         sizes: their sizes in bytes.
 
     Raises:
-        DataError: packing was not finished, shards are missing, a size differs from the manifest,
-            or two manifests have different color orders.
+        DataError: packing was not finished, shards are missing, a size differs from the manifest, or two manifests have
+            different color orders.
     """
-    manifests = {
-        folder: _manifest_in(folder) for folder in dict.fromkeys(map(filesystem.parent, uris))
-    }
+    manifests = {folder: _manifest_in(folder) for folder in dict.fromkeys(map(filesystem.parent, uris))}
     labels = []
     for uri, size in zip(uris, sizes, strict=True):
         manifest, folder = manifests[filesystem.parent(uri)], filesystem.parent(uri)

@@ -22,9 +22,7 @@ def find_record_files(path: str) -> tuple[str, ...]:
         DataError: nothing is there, the `.rec` of an `.idx` is missing, or it is not a `.rec` file.
     """
     wildcards = "*[" if reading.is_uri(path) else "*?["
-    is_pattern = any(mark in path for mark in wildcards) and not (
-        not reading.is_uri(path) and os.path.exists(path)
-    )
+    is_pattern = any(mark in path for mark in wildcards) and not (not reading.is_uri(path) and os.path.exists(path))
     if is_pattern:
         return _matching(path, wildcards)
     info = filesystem.file_info(path)
@@ -74,9 +72,7 @@ def _matching(pattern: str, wildcards: str) -> tuple[str, ...]:
     matches = [
         name
         for name in names
-        if len(name.split("/")) == len(rest)
-        and all(map(fnmatchcase, name.split("/"), rest))
-        and name.endswith(".rec")
+        if len(name.split("/")) == len(rest) and all(map(fnmatchcase, name.split("/"), rest)) and name.endswith(".rec")
     ]
     if not matches:
         found = f"no match among {len(names)} file{'s' * (len(names) != 1)}"

@@ -1,12 +1,12 @@
 """Open one `.rec` file with its index: find the image records and validate the index.
 
-Two layouts. In insightface's, record 0 holds the range of identity keys, keys 1… are images, and an
-identity record holds the range of its image keys. In a plain file (im2rec) every record is an
-image; its index may be missing, the file is then scanned once.
+Two layouts. In insightface's, record 0 holds the range of identity keys, keys 1… are images, and an identity record
+holds the range of its image keys. In a plain file (im2rec) every record is an image; its index may be missing, the file
+is then scanned once.
 
 An index is validated with a few small reads: records must begin and end where it says, at 18
-places. An index of another file, or half of one, is thus refused before a run starts, while a
-single damaged record is left to the reader.
+places. An index of another file, or half of one, is thus refused before a run starts, while a single damaged record is
+left to the reader.
 """
 
 from __future__ import annotations
@@ -154,9 +154,7 @@ def _ordered_index(uri: str, size_bytes: int) -> tuple[NDArray[np.int64], NDArra
     return keys, offsets
 
 
-def _check_boundaries(
-    uri: str, keys: NDArray[np.int64], offsets: NDArray[np.int64], size_bytes: int
-) -> int:
+def _check_boundaries(uri: str, keys: NDArray[np.int64], offsets: NDArray[np.int64], size_bytes: int) -> int:
     """Check that records end where the index says the next begins; return the last one's end.
 
     Raises:
@@ -179,9 +177,7 @@ def _check_boundaries(
     return last_end
 
 
-def _check_follows(
-    file: Any, uri: str, keys: NDArray[np.int64], offsets: NDArray[np.int64], position: int
-) -> None:
+def _check_follows(file: Any, uri: str, keys: NDArray[np.int64], offsets: NDArray[np.int64], position: int) -> None:
     """Raise if the index and the file disagree on where the record after `position` begins.
 
     A damaged record is ignored: its length leads to a place where no record begins.
@@ -297,18 +293,11 @@ def _identity_ranges(
 
 
 def _bad_identity(uri: str, key: int, found: str, first: int) -> DataError:
-    expected = (
-        f"an identity record: flag 2, no payload, ranges that cover keys 1 to {first - 1} once"
-    )
+    expected = f"an identity record: flag 2, no payload, ranges that cover keys 1 to {first - 1} once"
     return DataError(f"{uri}, key {key}", found=found, expected=expected, fix="pack the set again")
 
 
-def _first_label(
-    shard: Shard,
-    by_key: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-) -> int:
+def _first_label(shard: Shard, by_key: NDArray[np.int64], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> int:
     """Derive the label of identity 0 from the first readable one of 18 images."""
     for identity in spread(len(starts), _SAMPLED_RECORDS).tolist():
         if stops[identity] > starts[identity]:

@@ -1,9 +1,9 @@
 """Read and write MXNet's RecordIO, byte for byte, without mxnet (retired in 2023).
 
-A record is `magic, flag << 29 | length, body, zeros up to a multiple of 4`. A reader may search for
-the magic word at multiples of 4, so a body never contains it there: the writer drops it and splits
-the record into parts. A body is a header (number of labels, a label, two ids) and a payload. The
-index of `x.rec` is `x.idx`: a line `key <tab> offset` for every record.
+A record is `magic, flag << 29 | length, body, zeros up to a multiple of 4`. A reader may search for the magic word at
+multiples of 4, so a body never contains it there: the writer drops it and splits the record into parts. A body is a
+header (number of labels, a label, two ids) and a payload. The index of `x.rec` is `x.idx`: a line `key <tab> offset`
+for every record.
 """
 
 from __future__ import annotations
@@ -108,13 +108,11 @@ def encode_record(body: bytes) -> bytes:
     return b"".join(framed)
 
 
-def decode_record(
-    buffer: memoryview, start: int, *, base_offset: int = 0, source: str = "record"
-) -> tuple[Body, int]:
+def decode_record(buffer: memoryview, start: int, *, base_offset: int = 0, source: str = "record") -> tuple[Body, int]:
     """Return the body of the record at `start`, and the position after its padding.
 
-    The body is a view into `buffer`, or bytes where parts had to be joined. Messages name `source`
-    and the offset in the file: `base_offset` plus the position in `buffer`.
+    The body is a view into `buffer`, or bytes where parts had to be joined. Messages name `source` and the offset in
+    the file: `base_offset` plus the position in `buffer`.
 
     Raises:
         DataError: the magic word is missing, the parts are out of order, or the buffer ends.
@@ -194,8 +192,7 @@ def checksum() -> Any:
 class RecordWriter:
     """Writer of `x.rec` and `x.idx`; both appear when the `with` block ends without an exception.
 
-    `digest` and `index_digest` are hashes of what has been written so far; `size_bytes` is the
-    length of the `.rec`.
+    `digest` and `index_digest` are hashes of what has been written so far; `size_bytes` is the length of the `.rec`.
 
     Args:
         uri: path or URI of the `.rec` file.
@@ -218,10 +215,7 @@ class RecordWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 

@@ -1,9 +1,9 @@
 """The order of records: a pure function of (seed, epoch), the same for any number of ranks.
 
 An epoch is one sequence of all records: chunks of neighboring records, in random order. A shuffle
-block is `BLOCK_STEPS` steps × `BLOCK_ROWS` rows of the global batch, 256 records that are shuffled
-as a whole, read by one task and decoded by one worker. A rank needs only the blocks of its own
-rows, and any step is found without going through those before it.
+block is `BLOCK_STEPS` steps × `BLOCK_ROWS` rows of the global batch, 256 records that are shuffled as a whole, read by
+one task and decoded by one worker. A rank needs only the blocks of its own rows, and any step is found without going
+through those before it.
 
 Trade: chunk_records = 1 is a perfect shuffle with one small read per record; 256 makes every block
 one contiguous read of about 2 MB, for sets that are already shuffled.
@@ -79,8 +79,7 @@ class EpochSampler:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch.
 
-        The last num_records mod global_batch records of the epoch's sequence are left out: others
-        in every epoch.
+        The last num_records mod global_batch records of the epoch's sequence are left out: others in every epoch.
         """
         return self.num_records // self.global_batch
 
@@ -99,13 +98,11 @@ class EpochSampler:
         low, high = self.rank_rows(rank, world)
         return range(low // BLOCK_ROWS, (high - 1) // BLOCK_ROWS + 1)
 
-    def blocks(
-        self, first: int, stop: int, rank: int = 0, world: int = 1
-    ) -> Iterator[list[ShuffleBlock]]:
+    def blocks(self, first: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[list[ShuffleBlock]]:
         """Yield the blocks that a rank needs for steps first…stop-1; those of one list share steps.
 
-        Blocks are counted from the start of each epoch, so a run that resumes inside a block reads
-        the same records in the same order as one that was never interrupted.
+        Blocks are counted from the start of each epoch, so a run that resumes inside a block reads the same records in
+        the same order as one that was never interrupted.
         """
         low, high = self.rank_rows(rank, world)
         while first < stop:
@@ -144,9 +141,9 @@ class EpochSampler:
 class _ChunkOrder:
     """The records of an epoch, chunk by chunk in random order.
 
-    The grid of chunks is shifted at random in each epoch, so that the same records do not always
-    share a chunk. It shortens only the first and the last chunk of the set, so where a chunk begins
-    is arithmetic, and 4 bytes per chunk are kept: 125 million chunks of a set of 500 million take
+    The grid of chunks is shifted at random in each epoch, so that the same records do not always share a chunk. It
+    shortens only the first and the last chunk of the set, so where a chunk begins is arithmetic, and 4 bytes per chunk
+    are kept: 125 million chunks of a set of 500 million take
     0.5 GB in every process that samples indices.
     """
 
@@ -159,12 +156,11 @@ class _ChunkOrder:
         self._order = np.arange(count, dtype=np.int32 if count < 1 << 31 else np.int64)
         generator.shuffle(self._order)
         end = self._begin + count * self._size
-        # Positions of the two short chunks, and how many records each lacks. After a single chunk
-        # there is nothing to move up.
+        # Positions of the two short chunks, and how many records each lacks. After a single chunk there is nothing to
+        # move up.
         short = {0: -self._begin, count - 1: end - sampler.num_records} if count > 1 else {}
         self._short = sorted(
-            (int(np.flatnonzero(self._order == chunk)[0]), missing)
-            for chunk, missing in short.items()
+            (int(np.flatnonzero(self._order == chunk)[0]), missing) for chunk, missing in short.items()
         )
 
     def records(self, places: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """Few-shot subsets: a seeded choice of the images of a labeled set.
 
-Every image has a fixed random number, a hash of (seed, file name, key); the images with the
-smallest ones are chosen. A subset thus depends only on the seed and the set, and subsets of one
-seed are nested (k = 1 is part of k = 2), so that runs for different k are comparable.
+Every image has a fixed random number, a hash of (seed, file name, key); the images with the smallest ones are chosen. A
+subset thus depends only on the seed and the set, and subsets of one seed are nested (k = 1 is part of k = 2), so that
+runs for different k are comparable.
 """
 
 from __future__ import annotations
@@ -94,11 +94,7 @@ def hash_keys(faces: FaceSet, seed: int) -> NDArray[np.uint64]:
 
 
 def _too_few(
-    faces: FaceSet,
-    identities: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    total: int,
-    count: int,
+    faces: FaceSet, identities: NDArray[np.int64], sizes: NDArray[np.int64], total: int, count: int
 ) -> DataError:
     named = [f"{label} has {size}" for label, size in zip(identities, sizes, strict=True)]
     more = f", … and {len(sizes) - _MAX_NAMED} more" if len(sizes) > _MAX_NAMED else ""

@@ -1,8 +1,8 @@
 """Read and write verification pairs in insightface's `.bin`: a pickle of 2P images and P labels.
 
-A pickle may execute any code when it is loaded, and these files come from many sources. The reader
-therefore builds lists, tuples, bytes, bools and ints only; the few globals that old Python and
-numpy wrote for such values are mapped to constructors of this module.
+A pickle may execute any code when it is loaded, and these files come from many sources. The reader therefore builds
+lists, tuples, bytes, bools and ints only; the few globals that old Python and numpy wrote for such values are mapped to
+constructors of this module.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class _Constructor:
         raise ValueError("attributes of a constructor")
 
 
-# Globals in harmless files of old writers: Python 3 wrote bytes through _codecs.encode up to
-# protocol 2; numpy bools and arrays come from scripts that kept the labels in an array.
+# Globals in harmless files of old writers: Python 3 wrote bytes through _codecs.encode up to protocol 2; numpy bools
+# and arrays come from scripts that kept the labels in an array.
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
     "numpy.dtype": _DType,
@@ -154,8 +154,7 @@ def read_pairs(uri: str) -> Pairs:
     """Read an insightface verification `.bin`; nothing in the file is executed.
 
     Raises:
-        DataError: the file is missing, no such pickle, refers to anything but plain values, or its
-            counts disagree.
+        DataError: the file is missing, no such pickle, refers to anything but plain values, or its counts disagree.
     """
     data = filesystem.read_bytes(uri)
     try:
@@ -177,8 +176,8 @@ def read_pairs(uri: str) -> Pairs:
 def _check_opcodes(data: bytes) -> None:
     """Refuse pickles that allocate gigabytes from a few bytes, before anything is built.
 
-    The memo is an array that grows to the highest index used, up to 2^32; every writer numbers its
-    entries from 0. `genops` itself checks lengths against the rest of the file.
+    The memo is an array that grows to the highest index used, up to 2^32; every writer numbers its entries from 0.
+    `genops` itself checks lengths against the rest of the file.
     """
     for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name in _MEMO_OPCODES and isinstance(argument, int) and argument > number:
@@ -201,10 +200,7 @@ def _image(uri: str, number: int, value: object) -> bytes:
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     raise DataError(
-        f"{uri}, image {number}",
-        found=f"a {type(value).__name__}",
-        expected="the bytes of an encoded image",
-        fix=_FIX,
+        f"{uri}, image {number}", found=f"a {type(value).__name__}", expected="the bytes of an encoded image", fix=_FIX
     )
 
 
@@ -225,9 +221,7 @@ def _validated(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:
     return Pairs(images, np.array(same, dtype=bool))
 
 
-def write_pairs(
-    uri: str, images: Sequence[bytes], same: Sequence[bool] | NDArray[np.bool_]
-) -> None:
+def write_pairs(uri: str, images: Sequence[bytes], same: Sequence[bool] | NDArray[np.bool_]) -> None:
     """Write a verification `.bin` that insightface's tools read, atomically.
 
     Args:

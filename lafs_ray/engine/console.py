@@ -1,8 +1,8 @@
 """Log lines of a job on its terminal: above a progress bar where there is room, else as they are.
 
-Modules log to `logging.getLogger(__name__)`. The command lines install a handler of this file on
-the package's logger; without one, a library call prints no progress. The line of a report carries
-the metrics as `LogRecord.report`, from which the bar is drawn.
+Modules log to `logging.getLogger(__name__)`. The command lines install a handler of this file on the package's logger;
+without one, a library call prints no progress. The line of a report carries the metrics as `LogRecord.report`, from
+which the bar is drawn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Online evaluation of a run's checkpoints, one at a time: a line each in `<run>/eval.jsonl`.
 
-On Ray an evaluation is a task with its own CPUs, started by the driver, so training does not wait
-for it and the failure of a worker does not end it. In debug mode the run waits. A failed evaluation
-is logged and never ends the run.
+On Ray an evaluation is a task with its own CPUs, started by the driver, so training does not wait for it and the
+failure of a worker does not end it. In debug mode the run waits. A failed evaluation is logged and never ends the run.
 """
 
 from __future__ import annotations
@@ -18,12 +17,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError, find_user_error
 from lafs_ray.evaluation.embed import chunks
 from lafs_ray.evaluation.neighbors import check_possible
-from lafs_ray.evaluation.protocols import (
-    Device,
-    evaluate_identities,
-    evaluate_pairs,
-    local_embedding,
-)
+from lafs_ray.evaluation.protocols import Device, evaluate_identities, evaluate_pairs, local_embedding
 from lafs_ray.evaluation.results import EvalResult
 from lafs_ray.training.checkpoint.inference import load_embedder
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
@@ -138,11 +132,7 @@ class OnlineEvaluator:
         if self._running is not None:
             # The last checkpoint is evaluated in `finish`.
             if step < self._length.total_steps:
-                logger.info(
-                    "evaluation of step %d skipped: that of step %d is still running",
-                    step,
-                    self._running[0],
-                )
+                logger.info("evaluation of step %d skipped: that of step %d is still running", step, self._running[0])
             return
         self._evaluated.add(step)
         self._running = (step, self._start(self._folder.checkpoint_uri(step)))

@@ -1,7 +1,7 @@
 """Embedding on Ray Data: tasks read and decode chunks of faces, actors embed them.
 
-Each actor loads the network once. Chunks and batches are those of one process, and their order is
-kept, so the embeddings do not depend on the number of workers.
+Each actor loads the network once. Chunks and batches are those of one process, and their order is kept, so the
+embeddings do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -67,12 +67,7 @@ def connect_for(workers: int, device: str) -> None:
 
 
 def embed_on_ray(
-    network: nn.Module,
-    source: EvalFaces,
-    *,
-    workers: int,
-    device: str = "cpu",
-    pixel_range: PixelRange = "training",
+    network: nn.Module, source: EvalFaces, *, workers: int, device: str = "cpu", pixel_range: PixelRange = "training"
 ) -> NDArray[np.float32]:
     """Embed all faces and their mirror images: float32 [N, 2, D]; see `embed_faces`.
 
@@ -90,9 +85,7 @@ def embed_on_ray(
     configure_context(DataContext.get_current(), workers + 1.0)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            _read, batch_size=None, num_cpus=_READ_CPUS, fn_kwargs={"source": ray.put(source)}
-        )
+        .map_batches(_read, batch_size=None, num_cpus=_READ_CPUS, fn_kwargs={"source": ray.put(source)})
         .map_batches(
             EmbedActor,
             batch_size=None,

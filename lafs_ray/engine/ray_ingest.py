@@ -1,9 +1,8 @@
 """Ray Data as the source of one rank's batches: tasks read records, actors decode and transform.
 
-The stages are those of `lafs_ray.training.input_pipeline`. Every training worker streams its own
-shuffle blocks in the sampler's order, so the order depends on no timing and no other rank, and a
-restart begins at any step. A block stays one block in every stage: 256 records per read task, about
-33 MB of crops.
+The stages are those of `lafs_ray.training.input_pipeline`. Every training worker streams its own shuffle blocks in the
+sampler's order, so the order depends on no timing and no other rank, and a restart begins at any step. A block stays
+one block in every stage: 256 records per read task, about 33 MB of crops.
 
 Ours: not `streaming_split`, which assigns blocks to ranks by their number and cannot resume in the
 middle of an epoch.
@@ -27,8 +26,8 @@ from lafs_ray.engine.read_task import read_block
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
 from lafs_ray.training.prepare import RunInputs
 
-# Blocks of one execution of Ray Data: half a million faces. Actors restart for the next one, a few
-# seconds in ten minutes or more; without a limit, planning would grow with the run.
+# Blocks of one execution of Ray Data: half a million faces. Actors restart for the next one, a few seconds in ten
+# minutes or more; without a limit, planning would grow with the run.
 BLOCKS_PER_EXECUTION = 2048
 
 # What read tasks need, without the rest, whose classes import torch.
@@ -70,9 +69,7 @@ class DecodeAndTransform:
         return {**self._preprocess(records), "block": records["block"]}
 
 
-def rank_stream(
-    inputs: RunInputs, shared: Shared, rank: int, world: int, first: int, stop: int
-) -> Iterator[StepBatch]:
+def rank_stream(inputs: RunInputs, shared: Shared, rank: int, world: int, first: int, stop: int) -> Iterator[StepBatch]:
     """Yield one rank's batches of steps first…stop-1, computed by Ray Data.
 
     Args:
@@ -120,9 +117,7 @@ def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) ->
             udf_modifying_row_count=False,
         )
     )
-    processed = dataset.iter_batches(
-        batch_size=None, batch_format="numpy", prefetch_batches=ingest.prefetch_batches
-    )
+    processed = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=ingest.prefetch_batches)
     for number, (block, columns) in enumerate(zip(blocks, processed, strict=True)):
         found = columns["block"]
         in_order = len(found) == block.num_records and (found == number).all()

@@ -26,9 +26,7 @@ QUIET = {
 }
 
 
-def join_cluster(
-    cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = ""
-) -> None:
+def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = "") -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Args:
@@ -61,12 +59,7 @@ def start_or_join(cpus: float) -> None:
         on_cluster = "RAY_ADDRESS" in os.environ
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
         local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
-        ray.init(
-            address=None if on_cluster else "local",
-            logging_level="error",
-            log_to_driver=False,
-            **local,
-        )
+        ray.init(address=None if on_cluster else "local", logging_level="error", log_to_driver=False, **local)
 
 
 def configure_context(context: DataContext, cpus: float) -> None:

@@ -1,9 +1,8 @@
 """A training job on Ray: TorchTrainer workers, each with its own Ray Data stream.
 
-Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train gets the metrics of
-each, and restarts failed workers, which continue from the newest one.
-Ours: Ray Train gets no checkpoint object. It would write its record of them to the run's storage
-during the step and without a retry; and a kill can leave that record truncated.
+Checkpoints are written by `lafs_ray.training`, as in debug mode; Ray Train gets the metrics of each, and restarts
+failed workers, which continue from the newest one. Ours: Ray Train gets no checkpoint object. It would write its record
+of them to the run's storage during the step and without a retry; and a kill can leave that record truncated.
 """
 
 from __future__ import annotations
@@ -113,14 +112,10 @@ def _trainer(inputs: RunInputs, channel: Any) -> TorchTrainer:
         run_config=RunConfig(
             name=attempt,
             storage_path=filesystem.join(inputs.folder().uri, "ray"),
-            failure_config=FailureConfig(
-                max_failures=config.compute.max_failures, controller_failure_limit=3
-            ),
+            failure_config=FailureConfig(max_failures=config.compute.max_failures, controller_failure_limit=3),
             worker_runtime_env={"env_vars": {**QUIET, **threads}},
         ),
-        torch_config=TorchConfig(
-            backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)
-        ),
+        torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)),
     )
 
 
@@ -131,12 +126,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
         """Leave the handler that is there."""
 
 
-def _follow(
-    channel: Any,
-    evaluator: OnlineEvaluator | None,
-    request: StopRequest,
-    ended: threading.Event,
-) -> None:
+def _follow(channel: Any, evaluator: OnlineEvaluator | None, request: StopRequest, ended: threading.Event) -> None:
     """Log the workers' records, evaluate their checkpoints and pass on signals until they end."""
     if evaluator is not None:
         evaluator.catch_up()
@@ -163,9 +153,9 @@ def _follow(
 def _evaluate_on_ray(config: TrainConfig) -> StartEvaluation:
     """Return a function that evaluates each checkpoint in a Ray task of its own."""
     online_eval = config.online_eval
-    task = ray.remote(
-        num_cpus=online_eval.cpus, num_gpus=int(online_eval.device == "cuda"), max_retries=0
-    )(_evaluate_task)
+    task = ray.remote(num_cpus=online_eval.cpus, num_gpus=int(online_eval.device == "cuda"), max_retries=0)(
+        _evaluate_task
+    )
 
     def start(uri: str) -> Future[dict[str, float]]:
         future: Future[dict[str, float]] = task.remote(uri, online_eval).future()
@@ -224,9 +214,7 @@ def _train_worker(shared: Shared, channel: Any) -> None:
                 on_report=Gauges(inputs.config.run.name).set,
                 after_save=report,
                 after_write=channel.saved.remote if evaluates else lambda _: None,
-                protected_steps=(
-                    (lambda: ray.get(channel.protected_steps.remote())) if evaluates else tuple
-                ),
+                protected_steps=((lambda: ray.get(channel.protected_steps.remote())) if evaluates else tuple),
                 run_request=(lambda: RunRequest.NOTHING) if listener is None else listener.take,
             ),
         )

@@ -27,9 +27,5 @@ def read_block(rows: dict[str, Any], source: ray.ObjectRef, blocks: ray.ObjectRe
     block = all_blocks[number]
     records = read_records(faces, sample_indices(sampler, block), block.epoch)
     # Arrow's own columns have one dimension; cached landmarks have three.
-    wide = {
-        name: ArrowTensorArray.from_numpy(records.pop(name))
-        for name in list(records)
-        if records[name].ndim > 1
-    }
+    wide = {name: ArrowTensorArray.from_numpy(records.pop(name)) for name in list(records) if records[name].ndim > 1}
     return pa.table({"block": np.full(block.num_records, number), **records, **wide})

@@ -151,8 +151,7 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
                 found=f"{labels_text(missing.labels)}: nodes with these labels have "
                 f"{missing.have:g} {missing.resource}s in total",
                 expected=f"at least {missing.needed:g}",
-                fix="add such nodes, or name other labels; the cluster's are: "
-                + (", ".join(labels) or "none"),
+                fix="add such nodes, or name other labels; the cluster's are: " + (", ".join(labels) or "none"),
             )
 
 
@@ -169,8 +168,8 @@ def connect(config: TrainConfig) -> None:
     """Join the cluster of this job, or start one on this machine.
 
     Raises:
-        ConfigError: the cluster has fewer CPUs or GPUs than the run reserves, on all nodes or on
-            those with the labels that it names.
+        ConfigError: the cluster has fewer CPUs or GPUs than the run reserves, on all nodes or on those with the labels
+            that it names.
     """
     bundles, cpus = bundles_of(config), config.needed_cpus
     start_or_join(cpus)

@@ -56,10 +56,7 @@ def stop_request(*signals: signal.Signals) -> Iterator[StopRequest]:
         request.signum = signum
         name = signal.Signals(signum).name
         # Not print: the signal may have come in the middle of one.
-        os.write(
-            2,
-            f"{name}: saving after the current step; send it again to exit immediately\n".encode(),
-        )
+        os.write(2, f"{name}: saving after the current step; send it again to exit immediately\n".encode())
 
     before = {one: signal.signal(one, handle) for one in signals}
     try:

@@ -18,8 +18,8 @@ from lafs_ray.models.landmark_cnn import normalize_pixels
 Network = Callable[[Tensor], Tensor]
 PixelRange = Literal["training", "reference"]
 
-# Faces read and sent to a worker at once: 9.6 MB. A multiple of the batch, so that any number of
-# processes makes the same batches, hence the same bits.
+# Faces read and sent to a worker at once: 9.6 MB. A multiple of the batch, so that any number of processes makes the
+# same batches, hence the same bits.
 CHUNK = 256
 _BATCH = 64
 
@@ -67,9 +67,7 @@ def embed_chunk(network: Network, images: NDArray[np.uint8], **options: Any) -> 
     return np.stack(both, axis=1)
 
 
-def embed_faces(
-    network: Network, source: EvalFaces, *, progress: bool = False, **options: Any
-) -> NDArray[np.float32]:
+def embed_faces(network: Network, source: EvalFaces, *, progress: bool = False, **options: Any) -> NDArray[np.float32]:
     """Embed all faces of a source and their mirror images: float32 [N, 2, D].
 
     Args:
@@ -115,8 +113,8 @@ def flip_sum(embeddings: Floats) -> Float64s:
 def center(rows: Floats) -> Float64s:
     """Subtract the mean embedding: float64 [N, D]. Uses no labels.
 
-    Ours. Self-supervised embeddings share a large common component: after normalization they lie in
-    a narrow cone, whose distances the protocol's threshold grid (steps of 0.01) cannot resolve.
+    Ours. Self-supervised embeddings share a large common component: after normalization they lie in a narrow cone,
+    whose distances the protocol's threshold grid (steps of 0.01) cannot resolve.
     """
     values = rows.astype(np.float64)
     centered: Float64s = values - values.mean(axis=0)

@@ -1,8 +1,7 @@
 """Write the embeddings of a face set to one Parquet file, a row for each face.
 
 Faces are streamed: 256 are read, decoded and embedded at a time, and row groups have 8192 rows
-(25 MB at width 768), so memory does not grow with the set. The write is atomic; the file's metadata
-names the network.
+(25 MB at width 768), so memory does not grow with the set. The write is atomic; the file's metadata names the network.
 Letters: B faces, D width.
 """
 
@@ -70,11 +69,7 @@ def with_flip(embed: Embed) -> Embed:
 
 
 def write_embeddings(
-    uri: str,
-    source: ImageSource,
-    embed: Embed,
-    decoding: Decoding,
-    metadata: Mapping[str, str],
+    uri: str, source: ImageSource, embed: Embed, decoding: Decoding, metadata: Mapping[str, str]
 ) -> Outcome:
     """Embed every face of a source into a Parquet file; each damaged face is logged as a warning.
 
@@ -89,8 +84,8 @@ def write_embeddings(
         metadata: written to the file's metadata, beside the row counts.
 
     Raises:
-        DataError: more faces are damaged than allowed, or all are; an embedding is not finite; the
-            path cannot be written to.
+        DataError: more faces are damaged than allowed, or all are; an embedding is not finite; the path cannot be
+            written to.
     """
     outcome = Outcome()
     with filesystem.atomic_write(uri) as file, contextlib.ExitStack() as closing:
@@ -108,9 +103,7 @@ def write_embeddings(
     return outcome
 
 
-def _tables(
-    source: ImageSource, embed: Embed, decoding: Decoding, outcome: Outcome
-) -> Iterator[pa.Table]:
+def _tables(source: ImageSource, embed: Embed, decoding: Decoding, outcome: Outcome) -> Iterator[pa.Table]:
     """Yield row groups."""
     progress = ProgressLog(logger, "faces", source.num_images)
     faces: list[EncodedImage] = []
@@ -170,9 +163,7 @@ def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
         return pixels
     shrinks = height > IMAGE_SIZE
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    scaled: NDArray[np.uint8] = cv2.resize(
-        pixels, (IMAGE_SIZE, IMAGE_SIZE), interpolation=interpolation
-    )
+    scaled: NDArray[np.uint8] = cv2.resize(pixels, (IMAGE_SIZE, IMAGE_SIZE), interpolation=interpolation)
     return scaled
 
 
@@ -207,6 +198,5 @@ def _too_many(outcome: Outcome, source: ImageSource, expected: str) -> DataError
         f"{source.path}: damaged faces",
         found="\n    ".join([f"{len(outcome.left_out)} so far:", *shown]),
         expected=expected,
-        fix="repair the files named, raise --max-bad-records, or, where aligned faces have "
-        "another size, add --resize",
+        fix="repair the files named, raise --max-bad-records, or, where aligned faces have another size, add --resize",
     )

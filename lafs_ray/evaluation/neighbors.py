@@ -1,7 +1,7 @@
 """Leave-one-out k-nearest-neighbor accuracy of embeddings on a labeled set.
 
-Costs N²·D multiplications, in blocks of queries, so memory is that of the embeddings and 64 MB.
-Letters: N images, D width, k neighbors.
+Costs N²·D multiplications, in blocks of queries, so memory is that of the embeddings and 64 MB. Letters: N images, D
+width, k neighbors.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ def check_possible(labels: NDArray[np.int64], ks: Sequence[int]) -> NDArray[np.b
     if not 1 <= min(ks) <= max(ks) < num_kept:
         raise DataError(
             "k",
-            found=f"{min(ks) if min(ks) < 1 else max(ks)}, for {num_kept} images of identities "
-            "with two or more",
+            found=f"{min(ks) if min(ks) < 1 else max(ks)}, for {num_kept} images of identities with two or more",
             expected=f"1 to {num_kept - 1}: all images but the query",
             fix="choose another k, or a larger set",
         )

@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from lafs_ray.data.eval_sets import EvalFaces, LabeledSet, PairSet
 from lafs_ray.data.ijb import Templates
 from lafs_ray.evaluation.embed import PixelRange, embed_faces, flip_sum
-from lafs_ray.evaluation.report import (
-    COUNTS,
-    ResultRow,
-    identity_rows,
-    pair_rows,
-    raw_pixel_rows,
-    template_rows,
-)
+from lafs_ray.evaluation.report import COUNTS, ResultRow, identity_rows, pair_rows, raw_pixel_rows, template_rows
 from lafs_ray.evaluation.results import EvalResult
 from lafs_ray.evaluation.templates import TestMode
 from lafs_ray.models.embedder import FaceEmbedder
@@ -31,20 +24,14 @@ Embeddings = dict[str, Embed]
 
 
 def local_embedding(
-    network: FaceEmbedder,
-    device: Device = "cpu",
-    pixel_range: PixelRange = "training",
-    *,
-    progress: bool = False,
+    network: FaceEmbedder, device: Device = "cpu", pixel_range: PixelRange = "training", *, progress: bool = False
 ) -> Embed:
     """Return an `Embed` that runs the network in this process, optionally with a progress bar."""
     options: dict[str, Any] = {"device": device, "pixel_range": pixel_range}
     return partial(embed_faces, network.to(device), progress=progress, **options)
 
 
-def evaluate_pairs(
-    source: PairSet, embeddings: Embeddings, *, raw_pixels: bool = False
-) -> EvalResult:
+def evaluate_pairs(source: PairSet, embeddings: Embeddings, *, raw_pixels: bool = False) -> EvalResult:
     """Run 10-fold verification on a pair file for each embedding, plain and centered.
 
     Args:
@@ -63,9 +50,7 @@ def evaluate_pairs(
     return EvalResult("pairs", source.uri, counts, rows)
 
 
-def evaluate_identities(
-    source: LabeledSet, embeddings: Embeddings, *, ks: Sequence[int] = (1,)
-) -> EvalResult:
+def evaluate_identities(source: LabeledSet, embeddings: Embeddings, *, ks: Sequence[int] = (1,)) -> EvalResult:
     """Compute leave-one-out k-NN accuracy on a labeled set for each embedding, plain and centered.
 
     Args:
@@ -83,9 +68,7 @@ def evaluate_identities(
     return EvalResult("identities", source.path, counts, rows)
 
 
-def evaluate_templates(
-    protocol: Templates, embeddings: Embeddings, *, modes: Sequence[TestMode]
-) -> EvalResult:
+def evaluate_templates(protocol: Templates, embeddings: Embeddings, *, modes: Sequence[TestMode]) -> EvalResult:
     """Compute TAR at FAR of a template protocol for each embedding, plain and centered.
 
     Args:

@@ -18,13 +18,7 @@ from lafs_ray.data.ijb import Templates
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import center, chunks
 from lafs_ray.evaluation.neighbors import neighbor_accuracies
-from lafs_ray.evaluation.templates import (
-    TEMPLATE_FARS,
-    TestMode,
-    image_features,
-    pair_scores,
-    template_features,
-)
+from lafs_ray.evaluation.templates import TEMPLATE_FARS, TestMode, image_features, pair_scores, template_features
 from lafs_ray.evaluation.verification import (
     RocCurve,
     kfold_accuracy,
@@ -68,12 +62,7 @@ class ResultRow:
 
     def content(self) -> dict[str, Any]:
         """Return the row as plain values."""
-        return {
-            "embedding": self.name,
-            "centered": self.centered,
-            **self.metrics,
-            **self.details,
-        }
+        return {"embedding": self.name, "centered": self.centered, **self.metrics, **self.details}
 
 
 def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) -> list[ResultRow]:
@@ -88,9 +77,7 @@ def pair_rows(name: str, embeddings: NDArray[np.floating[Any]], same: Truths) ->
         DataError: fewer pairs than folds, or an embedding is not finite.
     """
     return [
-        pair_row(
-            name, centered, pair_distances(center(embeddings) if centered else embeddings), same
-        )
+        pair_row(name, centered, pair_distances(center(embeddings) if centered else embeddings), same)
         for centered in (False, True)
     ]
 
@@ -177,9 +164,7 @@ def template_rows(
         for centered in (False, True):
             features = image_features(embeddings, protocol.scores, mode, centered=centered)
             scores = pair_scores(
-                *template_features(features, protocol.templates, protocol.medias),
-                protocol.first,
-                protocol.second,
+                *template_features(features, protocol.templates, protocol.medias), protocol.first, protocol.second
             )
             curve = roc_curve(scores, protocol.same)
             metrics: dict[str, float | None] = {}

@@ -1,9 +1,8 @@
 """The 1:1 template protocol of IJB-B and IJB-C; a template is a set of images and video frames.
 
-As in the released code (insightface's `eval_ijbc.py`): flip test, detector score as weight, mean
-over each medium, sum over the media of a template, L2 norm, cosine. Features are float64: IJB-C's
-469,375 images of width 768 take 2.9 GB, three times at most.
-Letters: N images, D width, M templates, P pairs.
+As in the released code (insightface's `eval_ijbc.py`): flip test, detector score as weight, mean over each medium, sum
+over the media of a template, L2 norm, cosine. Features are float64: IJB-C's 469,375 images of width 768 take 2.9 GB,
+three times at most. Letters: N images, D width, M templates, P pairs.
 """
 
 from __future__ import annotations
@@ -64,9 +63,7 @@ def parse_mode(text: str) -> TestMode:
     return TestMode(*(digit == "1" for digit in match.groups()))
 
 
-def image_features(
-    embeddings: Floats, detector_scores: Floats, mode: TestMode, *, centered: bool = False
-) -> Float64s:
+def image_features(embeddings: Floats, detector_scores: Floats, mode: TestMode, *, centered: bool = False) -> Float64s:
     """Compute one feature for each image, float64 [N, D].
 
     Args:
@@ -87,9 +84,7 @@ def image_features(
     return rows
 
 
-def template_features(
-    features: Float64s, templates: Int64s, medias: Int64s
-) -> tuple[Float64s, Int64s]:
+def template_features(features: Float64s, templates: Int64s, medias: Int64s) -> tuple[Float64s, Int64s]:
     """Pool image features: mean over a medium, sum over a template's media, L2 norm.
 
     Args:

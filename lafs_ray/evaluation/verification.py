@@ -1,9 +1,8 @@
 """Pair verification: 10-fold accuracy, TAR at FAR, ROC and AUC.
 
 The protocol of insightface and of the released LAFS code: squared distance of L2-normalized
-embeddings, a threshold chosen on nine folds and applied to the tenth; folds are contiguous blocks
-of pairs. Counts come from sorted distances, so a grid of 4,000 thresholds costs milliseconds.
-Letters: P pairs, D width, T thresholds.
+embeddings, a threshold chosen on nine folds and applied to the tenth; folds are contiguous blocks of pairs. Counts come
+from sorted distances, so a grid of 4,000 thresholds costs milliseconds. Letters: P pairs, D width, T thresholds.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """DINO's head and objective: cross-entropy between views, centering, diagnostics of collapse.
 
-The loss sums the student's views before the product with the teacher: two products of [B, K]
-instead of one for each of the 18 pairs. All distributions are float32, also under autocast.
-Shape letters: V views, the two global ones first; B images; K prototypes; D embedding width.
-"Crop-major" scores [V·B, K] hold view v in rows v·B … (v+1)·B.
-The head's parameter names are those of published checkpoints.
+The loss sums the student's views before the product with the teacher: two products of [B, K] instead of one for each of
+the 18 pairs. All distributions are float32, also under autocast. Shape letters: V views, the two global ones first; B
+images; K prototypes; D embedding width. "Crop-major" scores [V·B, K] hold view v in rows v·B … (v+1)·B. The head's
+parameter names are those of published checkpoints.
 """
 
 from __future__ import annotations
@@ -52,9 +51,8 @@ class WeightNormLinear(nn.Module):
 class DINOHead(nn.Module):
     """DINO's projection: an MLP with GELU, L2 normalization, weight-normalized prototypes.
 
-    The MLP's weights are initialized from a normal of standard deviation 0.02 truncated at ±2, from
-    torch's current generator, its biases with zeros. Reference: `DINOHead` in
-    `vision_transformer.py`.
+    The MLP's weights are initialized from a normal of standard deviation 0.02 truncated at ±2, from torch's current
+    generator, its biases with zeros. Reference: `DINOHead` in `vision_transformer.py`.
 
     Args:
         in_dim: D, width of the embedding.
@@ -101,16 +99,15 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
         for g in range(2):
             for v in range(V):
                 if v != g:
-                    entropy = -targets[g] * log_softmax(student[v] / student_temp)
-                    terms.append(entropy.sum(-1).mean())
+                    entropy = -targets[g] * log_softmax(student[v] / student_temp) terms.append(entropy.sum(-1).mean())
         loss = sum(terms) / len(terms)
 
     Source: DINO, section 3.1; `DINOLoss` in the released `lafs_train.py`.
 
     Args:
         student: scores [V·B, K], crop-major, with a gradient.
-        targets: the teacher's distributions [2·B, K] of the global views, crop-major, from
-            `centered_targets` or `sinkhorn_targets`.
+        targets: the teacher's distributions [2·B, K] of the global views, crop-major, from `centered_targets` or
+            `sinkhorn_targets`.
         student_temp: divides the student's scores.
         num_views: V, global views included.
 
@@ -123,8 +120,8 @@ def dino_loss(student: Tensor, targets: Tensor, *, student_temp: float, num_view
     )
     targets = _by_view(targets, NUM_GLOBAL_VIEWS)
     scores = _by_view(_widen(student) / student_temp, num_views)
-    # Targets sum to 1, so -Σ target·log_softmax(s) = logsumexp(s) - Σ target·s. Each teacher view
-    # is paired with all views but the same one: the sum over all minus that one.
+    # Targets sum to 1, so -Σ target·log_softmax(s) = logsumexp(s) - Σ target·s. Each teacher view is paired with all
+    # views but the same one: the sum over all minus that one.
     norms = torch.logsumexp(scores, dim=-1)
     all_norms = NUM_GLOBAL_VIEWS * norms.sum(0) - norms[:NUM_GLOBAL_VIEWS].sum(0)
     all_products = (targets.sum(0) * scores.sum(0)).sum(-1)
@@ -190,8 +187,7 @@ class Center(nn.Module):
     """Running mean of the teacher's scores, against collapse to one prototype (DINO, section 3.1).
 
     Ours: updated once per optimizer step, over all its micro-batches; the reference updates once
-    per forward. With one micro-batch a step both agree; with more, accumulation equals a larger
-    batch.
+    per forward. With one micro-batch a step both agree; with more, accumulation equals a larger batch.
 
     Args:
         num_prototypes: K.
@@ -239,12 +235,7 @@ class Center(nn.Module):
 
 @torch.no_grad()
 def ssl_diagnostics(
-    student: Tensor,
-    targets: Tensor,
-    center: Tensor,
-    embeddings: Tensor,
-    *,
-    student_temp: float,
+    student: Tensor, targets: Tensor, center: Tensor, embeddings: Tensor, *, student_temp: float
 ) -> dict[str, Tensor]:
     """Return diagnostics of learning and collapse, from the global views of one micro-batch.
 
@@ -258,11 +249,10 @@ def ssl_diagnostics(
     Returns:
         Scalars on the scores' device, without a gradient:
         `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (one kind of
-        collapse), 0 is one-hot. `kl`: nats, KL divergence of the student's other view from the
-        teacher's; the reducible part of the loss. `center_norm`. `used_prototypes`: number of
-        prototypes that are some row's argmax, divided by the maximum min(2·B, K).
-        `embedding_std`: √D times the standard deviation over rows of the normalized embeddings,
-        averaged over dimensions; near 1 when they spread evenly, 0 when all are equal.
+        collapse), 0 is one-hot. `kl`: nats, KL divergence of the student's other view from the teacher's; the reducible
+        part of the loss. `center_norm`. `used_prototypes`: number of prototypes that are some row's argmax, divided by
+        the maximum min(2·B, K). `embedding_std`: √D times the standard deviation over rows of the normalized
+        embeddings, averaged over dimensions; near 1 when they spread evenly, 0 when all are equal.
     """
     rows, num_prototypes = targets.shape
     predicted = F.log_softmax(_widen(student[:rows]) / student_temp, dim=-1)

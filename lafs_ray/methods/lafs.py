@@ -1,10 +1,8 @@
 """LAFS pretraining: student and EMA teacher on landmark tokens of unlabeled faces.
 
-`LafsNetwork` is one of the two networks; `Lafs` implements a training step with both for the
-training loop. Its input are tokens: landmarks and patches are computed before, on the CPU or on
-the device.
-Shape letters: B images, V views, R rows (views of images), n tokens, P numbers in a token, D width,
-K prototypes.
+`LafsNetwork` is one of the two networks; `Lafs` implements a training step with both for the training loop. Its input
+are tokens: landmarks and patches are computed before, on the CPU or on the device. Shape letters: B images, V views, R
+rows (views of images), n tokens, P numbers in a token, D width, K prototypes.
 """
 
 from __future__ import annotations
@@ -39,8 +37,8 @@ def dequantize(tokens: Tensor) -> Tensor:
 class LafsNetwork(nn.Module):
     """A transformer and DINO's head over several sets of tokens; student or teacher.
 
-    Names in its state are `backbone.*` and `head.*`, those of published checkpoints.
-    Reference: `MultiCropWrapper` in `utils.py`.
+    Names in its state are `backbone.*` and `head.*`, those of published checkpoints. Reference: `MultiCropWrapper` in
+    `utils.py`.
 
     Args:
         backbone: tokens [R, n, P] to embeddings [R, D].
@@ -97,8 +95,8 @@ class Lafs:
     """The training step of LAFS pretraining, as a `TrainTask`.
 
     A step: `loss` and backward for every micro-batch, clipping, `before_optimizer`, the optimizer,
-    `finish_step`. The loss uses the center of the previous step.
-    Source: LAFS, section 3.2; `train_one_epoch` in the released `lafs_train.py`.
+    `finish_step`. The loss uses the center of the previous step. Source: LAFS, section 3.2; `train_one_epoch` in the
+    released `lafs_train.py`.
 
     Args:
         student: trained; on its device already.
@@ -107,10 +105,10 @@ class Lafs:
         student_temp: divides the student's scores.
         center_momentum: weight of the old center in an update.
         freeze_last_layer_epochs: epochs in which the prototypes are not trained.
-        teacher_dropout: whether the teacher has dropout and stochastic depth (the reference), or
-            runs in eval mode (DINO).
-        centering: how collapse is prevented: by the running mean of the teacher's scores (DINO), or
-            by balancing every micro-batch (`sinkhorn_targets`).
+        teacher_dropout: whether the teacher has dropout and stochastic depth (the reference), or runs in eval mode
+            (DINO).
+        centering: how collapse is prevented: by the running mean of the teacher's scores (DINO), or by balancing every
+            micro-batch (`sinkhorn_targets`).
     """
 
     def __init__(
@@ -145,8 +143,8 @@ class Lafs:
 
         Args:
             network: the student, possibly wrapped (DDP, compiled).
-            batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float
-                in [-1, 1]; other entries are ignored.
+            batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float in [-1, 1]; other
+                entries are ignored.
             hparams: `teacher_temp`.
 
         Returns:

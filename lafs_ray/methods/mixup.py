@@ -1,7 +1,7 @@
 """Mix-up of labeled faces on the training device, for all images of a step or none.
 
-Neighboring rows 2j and 2j + 1 are mixed, so that pairs do not depend on the number of ranks or
-micro-batches; all rows of a step share one λ. Labels stay sparse.
+Neighboring rows 2j and 2j + 1 are mixed, so that pairs do not depend on the number of ranks or micro-batches; all rows
+of a step share one λ. Labels stay sparse.
 """
 
 from __future__ import annotations

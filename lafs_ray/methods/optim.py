@@ -1,13 +1,13 @@
 """Parameter groups, AdamW with sparse rows, gradient clipping, freezing, EMA and schedules.
 
-On a GPU they work on lists of tensors (`torch._foreach_*`) without a synchronization: the base
-student has 145 trained tensors, and as many `.item()` calls would stall every step. On a CPU, where
-memory bandwidth is the limit, tensors are processed one by one, while each is in the cache.
+On a GPU they work on lists of tensors (`torch._foreach_*`) without a synchronization: the base student has 145 trained
+tensors, and as many `.item()` calls would stall every step. On a CPU, where memory bandwidth is the limit, tensors are
+processed one by one, while each is in the cache.
 
-A schedule computes the learning rate, weight decay, momentum or temperature of one step or epoch: a
-resumed run needs neither an array over the whole run nor a position. All reproduce the released
-code's tables (`cosine_scheduler` in `utils.py`), ends included: a warm-up starts at `start`,
-reaches `base` on its last step and repeats it on the next; the cosine ends one step before `final`.
+A schedule computes the learning rate, weight decay, momentum or temperature of one step or epoch: a resumed run needs
+neither an array over the whole run nor a position. All reproduce the released code's tables (`cosine_scheduler` in
+`utils.py`), ends included: a warm-up starts at `start`, reaches `base` on its last step and repeats it on the next; the
+cosine ends one step before `final`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trained parameters by their factors on learning rate and weight decay.
 
-    Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions
-    are. Parameters that need no gradient are in no group.
+    Biases and one-dimensional parameters (norms) are not decayed; the class token and the positions are. Parameters
+    that need no gradient are in no group.
 
     Args:
         module: what is trained.
@@ -40,9 +40,8 @@ def parameter_groups(
         decay_scale: name of a decayed parameter to its factor on the weight decay.
 
     Returns:
-        Groups for AdamW, for each `lr_scale` first the decayed, then the others; with one factor
-        the reference's two (`get_params_groups` in `utils.py`). `set_hyperparameters` reads
-        `lr_scale` and `decay_scale`.
+        Groups for AdamW, for each `lr_scale` first the decayed, then the others; with one factor the reference's two
+        (`get_params_groups` in `utils.py`). `set_hyperparameters` reads `lr_scale` and `decay_scale`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -54,12 +53,7 @@ def parameter_groups(
             decay = decay_scale(name) if is_decayed else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "weight_decay": weight_decay * decay,
-            "lr_scale": scale,
-            "decay_scale": decay,
-        }
+        {"params": parameters, "weight_decay": weight_decay * decay, "lr_scale": scale, "decay_scale": decay}
         for (scale, decay), parameters in groups.items()
     ]
 
@@ -67,30 +61,26 @@ def parameter_groups(
 def layer_of(name: str, depth: int) -> int:
     """Return the layer of a Part fViT's parameter, for layer-wise learning rate decay.
 
-    Landmark CNN, patch embedding, class token and positions are layer 0, block i is layer i + 1,
-    norm and margin softmax are layer depth + 1. Reference: `train_largescale.py`.
+    Landmark CNN, patch embedding, class token and positions are layer 0, block i is layer i + 1, norm and margin
+    softmax are layer depth + 1. Reference: `train_largescale.py`.
     """
     block = re.match(r"(?:model\.)?transformer\.layers\.(\d+)\.", name)
     if block is not None:
         return int(block[1]) + 1
-    is_input = re.match(
-        r"(?:model\.)?(?:stn|output_layer|patch_to_embedding|cls_token|pos_embedding)\b", name
-    )
+    is_input = re.match(r"(?:model\.)?(?:stn|output_layer|patch_to_embedding|cls_token|pos_embedding)\b", name)
     return 0 if is_input else depth + 1
 
 
 class RowAdamW(torch.optim.AdamW):
     """AdamW that updates only the rows with a gradient where the gradient is sparse.
 
-    A row follows AdamW over the steps in which it has a gradient: in other steps it is not decayed,
-    and its moments and its step count (`step` [rows, 1], for the bias correction) do not change.
-    Parameters with dense gradients follow AdamW.
-    Ours: torch's SparseAdam has no weight decay and one step count for all rows, which makes the
-    first steps of a row that is first sampled late up to √1000/10 times as long.
+    A row follows AdamW over the steps in which it has a gradient: in other steps it is not decayed, and its moments and
+    its step count (`step` [rows, 1], for the bias correction) do not change. Parameters with dense gradients follow
+    AdamW. Ours: torch's SparseAdam has no weight decay and one step count for all rows, which makes the first steps of
+    a row that is first sampled late up to √1000/10 times as long.
 
-    `skip_update`, if set, is a 0-d float32 tensor on the parameters' device: 1 makes a step that
-    changes no parameter, moment or count. A fused optimizer reads it on the device, without a
-    synchronization; others read it on the host.
+    `skip_update`, if set, is a 0-d float32 tensor on the parameters' device: 1 makes a step that changes no parameter,
+    moment or count. A fused optimizer reads it on the device, without a synchronization; others read it on the host.
     """
 
     skip_update: Tensor | None = None
@@ -147,9 +137,7 @@ class RowAdamW(torch.optim.AdamW):
         return after if skip is None else torch.where(skip > 0, before, after)
 
 
-def set_hyperparameters(
-    optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float
-) -> None:
+def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
     """Set each group's learning rate and weight decay for this step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
@@ -174,8 +162,7 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale down, in place, each gradient whose own norm exceeds `max_norm`.
 
     Every tensor is clipped separately, not by the global norm: by max_norm / (norm + 1e-6) where
-    that is below 1. Parameters without a gradient are skipped. Reference: `clip_gradients` in
-    `utils.py`.
+    that is below 1. Parameters without a gradient are skipped. Reference: `clip_gradients` in `utils.py`.
 
     Returns:
         The norms before clipping, as `gradient_norms`.
@@ -207,9 +194,7 @@ def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:
 
 
 @torch.no_grad()
-def ema_update_(
-    teacher: nn.Module, student: nn.Module, momentum: float, skip_update: Tensor | None = None
-) -> None:
+def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float, skip_update: Tensor | None = None) -> None:
     """Update the teacher: teacher ← momentum·teacher + (1 − momentum)·student.
 
     Buffers are copied. A momentum of 1 leaves the parameters bitwise unchanged.

@@ -1,7 +1,7 @@
 """Supervised training of Part fViT: margin softmax, and a regularizer on the landmarks.
 
-Stage 1 (from scratch) and finetuning (stage 3) share this code and differ in their initial weights.
-Shape letters: B images, S image side, N landmarks, D width, C classes.
+Stage 1 (from scratch) and finetuning (stage 3) share this code and differ in their initial weights. Shape letters: B
+images, S image side, N landmarks, D width, C classes.
 """
 
 from __future__ import annotations
@@ -48,14 +48,12 @@ class SupervisedNetwork(nn.Module):
             self, ["head.weight"]
         )
 
-    def forward(
-        self, images: Tensor, labels: Tensor | MixedLabels
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, images: Tensor, labels: Tensor | MixedLabels) -> tuple[Tensor, Tensor, Tensor | None]:
         """Compute the loss of images float [B, 3, S, S] in [-1, 1].
 
         Returns:
-            The mean loss of this rank's images; whether an image's own class is the nearest, bool
-            [B]; and the landmarks [B, N, 2] in pixels, None over the grid.
+            The mean loss of this rank's images; whether an image's own class is the nearest, bool [B]; and the
+            landmarks [B, N, 2] in pixels, None over the grid.
         """
         if isinstance(self.model, GridFViT):
             return *self.head.loss(self.model(images), labels), None
@@ -71,15 +69,12 @@ class Supervised:
     Args:
         model: the network; on its device already.
         head: the margin softmax, on the same device.
-        anchor: landmark CNN whose landmarks regularize those of `model`, on the same device; set to
-            eval mode, without gradients. None: no regularizer.
+        anchor: landmark CNN whose landmarks regularize those of `model`, on the same device; set to eval mode, without
+            gradients. None: no regularizer.
     """
 
     def __init__(
-        self,
-        model: PartFViT | GridFViT,
-        head: PartialFC,
-        anchor: LandmarkCNN | TimmLandmarks | None = None,
+        self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkCNN | TimmLandmarks | None = None
     ) -> None:
         self.trainable = SupervisedNetwork(model, head)
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
@@ -96,16 +91,15 @@ class Supervised:
         Args:
             network: `trainable`, possibly wrapped (DDP, compiled).
             batch: `images` uint8 [B, S, S, 3] and `label` int64 [B]; other entries are ignored.
-            hparams: with an anchor `regularizer_weight`, λ; with mix-up `mixup_lam`, 1 for a step
-                that is not mixed; with freezing `landmarks_frozen`, `transformer_frozen`: 0 or 1.
+            hparams: with an anchor `regularizer_weight`, λ; with mix-up `mixup_lam`, 1 for a step that is not mixed;
+                with freezing `landmarks_frozen`, `transformer_frozen`: 0 or 1.
 
         Returns:
             The scalar loss with its graph, and scalars without: `loss`; `accuracy`, the fraction of
-            images whose own class has the greatest cosine, without the margin; with landmarks
-            `landmark_spread`, a landmark's standard deviation over the batch (mean over landmarks
-            and axes, pixels): 0 when the landmark CNN ignores the face; and with an anchor
-            `regularizer`, the term λ·MSE of the loss, and `landmark_drift_px`, the mean distance of
-            landmarks from the anchor's.
+            images whose own class has the greatest cosine, without the margin; with landmarks `landmark_spread`, a
+            landmark's standard deviation over the batch (mean over landmarks and axes, pixels): 0 when the landmark CNN
+            ignores the face; and with an anchor `regularizer`, the term λ·MSE of the loss, and `landmark_drift_px`, the
+            mean distance of landmarks from the anchor's.
         """
         images = to_network_input(batch["images"])
         labels: Tensor | MixedLabels = batch["label"]
@@ -159,8 +153,7 @@ class Supervised:
     def _eval_landmarks(self, images: Tensor) -> Tensor:
         """Return landmarks [B, N, 2] in pixels in eval mode, as pretraining uses the landmark CNN.
 
-        In train mode the dropout before its head moves landmarks. This forward costs 0.06 GMAC an
-        image, a step 40.
+        In train mode the dropout before its head moves landmarks. This forward costs 0.06 GMAC an image, a step 40.
         """
         model = self.trainable.model
         assert isinstance(model, PartFViT)

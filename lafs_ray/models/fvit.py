@@ -1,8 +1,8 @@
 """fViT: a vision transformer over patch tokens; PartFViT: the same on patches at landmarks.
 
-Module names are those of published checkpoints, hence `layers.i.{0,1}.fn.fn`. The attention scale
-is D^-0.5 of the full width (Reference: `face_pre_pro/ViT_face.py`); a head's width would not fit
-published weights. Shape letters: B images, n tokens of at most N, D width, S image side in pixels.
+Module names are those of published checkpoints, hence `layers.i.{0,1}.fn.fn`. The attention scale is D^-0.5 of the full
+width (Reference: `face_pre_pro/ViT_face.py`); a head's width would not fit published weights. Shape letters: B images,
+n tokens of at most N, D width, S image side in pixels.
 """
 
 from __future__ import annotations
@@ -44,13 +44,11 @@ class FViT(nn.Module):
         size: widths, depth and heads.
         num_tokens: N, the largest number of tokens.
         token_dim: numbers in a token (p·p·3).
-        dropout: rate on the embedded tokens, after attention's projection and after both layers of
-            the MLP.
+        dropout: rate on the embedded tokens, after attention's projection and after both layers of the MLP.
         drop_path: rate of stochastic depth, the same in every block.
-        init_std: standard deviation of the initial positions and class token. Reference: 1, which
-            suits supervised training; without labels the embedding then hardly depends on the face
-            at the start (its standard deviation is 0.04; 0.4 for 0.02), and self-distillation
-            collapses to the uniform distribution.
+        init_std: standard deviation of the initial positions and class token. Reference: 1, which suits supervised
+            training; without labels the embedding then hardly depends on the face at the start (its standard deviation
+            is 0.04; 0.4 for 0.02), and self-distillation collapses to the uniform distribution.
     """
 
     def __init__(
@@ -108,9 +106,8 @@ class FViT(nn.Module):
 class PartFViT(FViT):
     """Image to embedding: landmark CNN, patches at the landmarks, transformer; one flat module.
 
-    The parts are shared with the two arguments, not copied.
-    Ours: composed instead of built inside, so that each part can be loaded, frozen or replaced
-    separately; the names stay flat (`stn.*`, `output_layer.*`, `pos_embedding`, …).
+    The parts are shared with the two arguments, not copied. Ours: composed instead of built inside, so that each part
+    can be loaded, frozen or replaced separately; the names stay flat (`stn.*`, `output_layer.*`, `pos_embedding`, …).
 
     Args:
         landmark_cnn: with parts `stn` and `output_layer`.
@@ -118,9 +115,7 @@ class PartFViT(FViT):
         patch_size: p, in pixels.
     """
 
-    def __init__(
-        self, landmark_cnn: LandmarkCNN | TimmLandmarks, fvit: FViT, patch_size: int = 8
-    ) -> None:
+    def __init__(self, landmark_cnn: LandmarkCNN | TimmLandmarks, fvit: FViT, patch_size: int = 8) -> None:
         nn.Module.__init__(self)
         assert fvit.patch_to_embedding.in_features == 3 * patch_size**2, patch_size
         self.patch_size = patch_size
@@ -176,8 +171,8 @@ class Transformer(nn.Module):
     """A sequence of blocks.
 
     `recompute` turns on activation checkpointing: only each block's input is stored, and backward
-    computes the block again, with the same dropout. It costs the time of one more forward pass and
-    needs the activations of one block instead of all; results are bitwise the same.
+    computes the block again, with the same dropout. It costs the time of one more forward pass and needs the
+    activations of one block instead of all; results are bitwise the same.
 
     Args:
         blocks: maps [B, n, D] to [B, n, D].
@@ -249,8 +244,8 @@ class _Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(QKᵀ·scale)V, for queries, keys and values [B, heads, tokens, D].
 
-    Uses torch's fused kernel except for bfloat16 on a CPU, where forward and backward take it 2 to
-    3 times (197 tokens) or 6 to 9 times (37 tokens) as long as the two products (torch 2.13).
+    Uses torch's fused kernel except for bfloat16 on a CPU, where forward and backward take it 2 to 3 times (197 tokens)
+    or 6 to 9 times (37 tokens) as long as the two products (torch 2.13).
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return torch.softmax((query * scale) @ key.mT, dim=-1) @ value
@@ -261,11 +256,7 @@ class _MLP(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, width),
-            nn.Dropout(dropout),
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
         )
 
     def forward(self, x: Tensor) -> Tensor:

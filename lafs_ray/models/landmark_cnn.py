@@ -1,8 +1,8 @@
 """Landmark CNN: image to N points, learned without landmark labels through the sampled patches.
 
-The published network (`face_pre_pro/mobilenet.py`) is a MobileNetV3-Large whose squeeze-excite has
-no biases and precedes the non-linearity, unlike timm's and torchvision's; hence our own trunk. A
-timm model can replace it. Shape letters: B images, N landmarks, S image side in pixels.
+The published network (`face_pre_pro/mobilenet.py`) is a MobileNetV3-Large whose squeeze-excite has no biases and
+precedes the non-linearity, unlike timm's and torchvision's; hence our own trunk. A timm model can replace it. Shape
+letters: B images, N landmarks, S image side in pixels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lafs_ray.compat import import_timm
 from lafs_ray.errors import ConfigError
 
-# Kernel, expanded channels, output channels, squeeze-excite, hard-swish, stride: MobileNetV3 paper,
-# Table 1.
+# Kernel, expanded channels, output channels, squeeze-excite, hard-swish, stride: MobileNetV3 paper, Table 1.
 _BLOCKS = (
     (3, 16, 16, False, False, 1),
     (3, 64, 24, False, False, 2),
@@ -56,8 +55,8 @@ def normalize_pixels(pixels: Tensor) -> Tensor:
 def normalize_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
     """Scale each image's numbers to span exactly 0…S-1 pixels, and pair them.
 
-    Minimum and maximum are taken over all 2N numbers, so x and y share one scale. An image whose
-    numbers are all equal gets zeros. Reference: 0/0, hence NaN in every weight one step later.
+    Minimum and maximum are taken over all 2N numbers, so x and y share one scale. An image whose numbers are all equal
+    gets zeros. Reference: 0/0, hence NaN in every weight one step later.
 
     Args:
         raw: [B, 2N], x and y alternating.
@@ -104,14 +103,10 @@ class LandmarkCNN(nn.Module):
         dropout: rate before the head's linear layer.
     """
 
-    def __init__(
-        self, num_landmarks: int = 196, *, width: float = 1.0, dropout: float = 0.5
-    ) -> None:
+    def __init__(self, num_landmarks: int = 196, *, width: float = 1.0, dropout: float = 0.5) -> None:
         super().__init__()
         self.stn = _MobileNetV3Trunk(width)
-        self.output_layer = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(self.stn.out_channels, 2 * num_landmarks)
-        )
+        self.output_layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.stn.out_channels, 2 * num_landmarks))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
@@ -131,9 +126,7 @@ class TimmLandmarks(nn.Module):
         ConfigError: timm does not know the name.
     """
 
-    def __init__(
-        self, name: str, num_landmarks: int = 196, *, image_side: int = 112, dropout: float = 0.5
-    ) -> None:
+    def __init__(self, name: str, num_landmarks: int = 196, *, image_side: int = 112, dropout: float = 0.5) -> None:
         super().__init__()
         timm = import_timm()
         if not timm.is_model(name):
@@ -149,18 +142,14 @@ class TimmLandmarks(nn.Module):
         self.stn = timm.create_model(name, pretrained=False, num_classes=0, **size)
         # Some families widen once more after the last stage; older models have one number only.
         features = getattr(self.stn, "head_hidden_size", None) or self.stn.num_features
-        self.output_layer = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(features, 2 * num_landmarks)
-        )
+        self.output_layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, 2 * num_landmarks))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
         return predict_landmarks(self.stn, self.output_layer, images)
 
 
-def build_landmark_cnn(
-    name: str, num_landmarks: int, width: float = 1.0
-) -> LandmarkCNN | TimmLandmarks:
+def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0) -> LandmarkCNN | TimmLandmarks:
     """Build the landmark CNN `mobilenetv3` (published) or `timm/<name>`.
 
     Args:
@@ -198,9 +187,7 @@ class _MobileNetV3Trunk(nn.Module):
         channels = _scaled(_STEM_CHANNELS, width)
         layers: list[nn.Module] = [
             nn.Sequential(
-                nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.Hardswish(),
+                nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.Hardswish()
             )
         ]
         for kernel, expanded, out, squeeze, hard_swish, stride in _BLOCKS:
@@ -231,13 +218,7 @@ class _Bottleneck(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: tuple[int, int, int],
-        *,
-        kernel: int,
-        stride: int,
-        squeeze: bool,
-        hard_swish: bool,
+        self, channels: tuple[int, int, int], *, kernel: int, stride: int, squeeze: bool, hard_swish: bool
     ) -> None:
         super().__init__()
         channels_in, expanded, self.out_channels = channels
@@ -266,9 +247,7 @@ class _SqueezeExcite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(channels, channels // 4, bias=False),
-            nn.ReLU(),
-            nn.Linear(channels // 4, channels, bias=False),
+            nn.Linear(channels, channels // 4, bias=False), nn.ReLU(), nn.Linear(channels // 4, channels, bias=False)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -283,8 +262,8 @@ def _scaled(channels: int, width: float) -> int:
 def infer_width(state: Mapping[str, Tensor]) -> float | None:
     """Return the width of the `LandmarkCNN` with tensors of these shapes, None if there is none.
 
-    Channels are rounded up to multiples of 8, so a range of widths gives the same network; the
-    result is the largest, which is exact if a layer needed no rounding.
+    Channels are rounded up to multiples of 8, so a range of widths gives the same network; the result is the largest,
+    which is exact if a layer needed no rounding.
     """
     names = ["stn.features.0.0.weight"]
     nominal = [_STEM_CHANNELS]
@@ -307,8 +286,8 @@ def start_on_grid_(landmark_cnn: LandmarkCNN | TimmLandmarks) -> None:
     """Initialize an untrained CNN so that its landmarks are near a square grid over the image.
 
     Ours: the reference's initial landmarks are random, and short runs learn more slowly
-    (docs/method.md has the numbers). Here the head's bias is the grid, and its weights are scaled
-    by 0.1, so that landmarks depend on the face from the first step.
+    (docs/method.md has the numbers). Here the head's bias is the grid, and its weights are scaled by 0.1, so that
+    landmarks depend on the face from the first step.
     """
     linear = landmark_cnn.output_layer[1]
     assert isinstance(linear, nn.Linear)

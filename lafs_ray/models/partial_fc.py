@@ -1,10 +1,9 @@
 """Partial FC: a margin softmax whose class centers are sharded over ranks and sampled each step.
 
-Each rank holds a contiguous shard of the centers. All ranks gather all embeddings, compute the
-cosines with their own shard, and reduce the softmax's maximum and sum; logits are never sent: a
-step sends G·D numbers and a few for each row, a dense head under DDP the C·D of its gradient. With
-`sample_rate` r below 1, only that fraction of the classes is in a step's softmax.
-Source: Partial FC (CVPR 2022, arXiv:2203.15565), with insightface's PartialFC_V2 as reference.
+Each rank holds a contiguous shard of the centers. All ranks gather all embeddings, compute the cosines with their own
+shard, and reduce the softmax's maximum and sum; logits are never sent: a step sends G·D numbers and a few for each row,
+a dense head under DDP the C·D of its gradient. With `sample_rate` r below 1, only that fraction of the classes is in a
+step's softmax. Source: Partial FC (CVPR 2022, arXiv:2203.15565), with insightface's PartialFC_V2 as reference.
 
 Shape letters: B rows of this rank, G rows of all ranks, D embedding width, C classes, S classes of
 this rank in a step's softmax, K classes of a row (1, or 2 when mixed).
@@ -22,13 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lafs_ray.models.margin import MarginKind, MixedLabels
-from lafs_ray.models.sharded_softmax import (
-    AllGather,
-    CrossEntropy,
-    MarginSettings,
-    TargetClasses,
-    all_gather_rows,
-)
+from lafs_ray.models.sharded_softmax import AllGather, CrossEntropy, MarginSettings, TargetClasses, all_gather_rows
 
 _SAMPLE_STREAM = 0x73616D70
 # Centers that are initialized or sent at once: 64 MB at a width of 256.
@@ -38,13 +31,13 @@ _BLOCK_ROWS = 2**16
 class PartialFC(nn.Module):
     """Margin softmax and cross-entropy over sharded, sampled class centers.
 
-    With a rate of 1 it equals a dense margin softmax, up to the order of sums, in a third to a half
-    of the memory (one rank). Reduces over the default process group. DDP must not wrap it: each
-    rank's gradient of its own centers is complete.
+    With a rate of 1 it equals a dense margin softmax, up to the order of sums, in a third to a half of the memory (one
+    rank). Reduces over the default process group. DDP must not wrap it: each rank's gradient of its own centers is
+    complete.
 
     Below a rate of 1, the gradient of `weight` is sparse: `RowAdamW` updates only the sampled
-    centers. Ours: PartialFC_V2's gradient is dense, so that its optimizer decays every center in
-    every step and moves unsampled ones along their momentum.
+    centers. Ours: PartialFC_V2's gradient is dense, so that its optimizer decays every center in every step and moves
+    unsampled ones along their momentum.
 
     Args:
         embedding_dim: D.
@@ -91,27 +84,23 @@ class PartialFC(nn.Module):
     def loss(self, embeddings: Tensor, targets: Tensor | MixedLabels) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of this rank's rows; collective, with B equal on all ranks.
 
-        Computed in float32 even under autocast. Gradients are those of the mean over all G rows,
-        after DDP has averaged the network's gradients over ranks. All ranks must scale the loss
-        equally, and call backward once.
+        Computed in float32 even under autocast. Gradients are those of the mean over all G rows, after DDP has averaged
+        the network's gradients over ranks. All ranks must scale the loss equally, and call backward once.
 
         Args:
             embeddings: float [B, D], of any length.
             targets: int64 class numbers [B], or two classes each.
 
         Returns:
-            The mean over this rank's rows, float32 scalar; and whether each row's own class (of
-            two, that of the greater weight) has a greater cosine, without margins, than all others
-            in the softmax: bool [B].
+            The mean over this rank's rows, float32 scalar; and whether each row's own class (of two, that of the
+            greater weight) has a greater cosine, without margins, than all others in the softmax: bool [B].
         """
         with torch.autocast(embeddings.device.type, enabled=False):
             directions = F.normalize(embeddings.float(), dim=-1)
             classes, weights = _target_columns(targets)
             if self.num_ranks > 1:
                 directions = AllGather.apply(directions, self.rank, self.num_ranks)  # type: ignore[no-untyped-call]
-                classes, weights = (
-                    all_gather_rows(each, self.num_ranks) for each in (classes, weights)
-                )
+                classes, weights = (all_gather_rows(each, self.num_ranks) for each in (classes, weights))
             sample = self.sample(classes) if self.sample_rate < 1 else None
             columns, is_local = self._columns(classes, sample)
             own = TargetClasses(columns, is_local, classes >= 0, weights)
@@ -126,8 +115,8 @@ class PartialFC(nn.Module):
     def sample(self, classes: Tensor) -> Tensor:
         """Return rows of the shard [S], ascending: the batch's classes and random others.
 
-        A class has the same random score in all micro-batches of a step, so that their samples
-        differ only by their own classes.
+        A class has the same random score in all micro-batches of a step, so that their samples differ only by their own
+        classes.
         """
         generator = torch.Generator(self.weight.device)
         entropy = np.random.SeedSequence([_SAMPLE_STREAM, self.seed, self.step, self.rank])
@@ -195,8 +184,8 @@ def shard_bounds(num_classes: int, rank: int, num_ranks: int) -> tuple[int, int]
 def _xavier_rows(num_classes: int, embedding_dim: int, start: int, stop: int) -> Tensor:
     """Return rows start…stop-1 of the [C, D] that `xavier_uniform_` would draw.
 
-    The other rows are drawn and dropped, block by block, so that neither the initial centers nor
-    the generator afterwards depend on the number of ranks.
+    The other rows are drawn and dropped, block by block, so that neither the initial centers nor the generator
+    afterwards depend on the number of ranks.
     """
     bound = math.sqrt(3.0) * math.sqrt(2.0 / (num_classes + embedding_dim))
     rows = torch.empty(stop - start, embedding_dim)
@@ -222,7 +211,4 @@ def _target_columns(targets: Tensor | MixedLabels) -> tuple[Tensor, Tensor]:
     weights = torch.stack([share, 1 - share], dim=1)
     weights = torch.where(is_one.unsqueeze(1), weights.new_tensor([1.0, 0.0]), weights)
     is_swapped = (weights[:, 1] > weights[:, 0]).unsqueeze(1)
-    return (
-        torch.where(is_swapped, classes.flip(1), classes),
-        torch.where(is_swapped, weights.flip(1), weights),
-    )
+    return (torch.where(is_swapped, classes.flip(1), classes), torch.where(is_swapped, weights.flip(1), weights))

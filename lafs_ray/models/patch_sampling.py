@@ -1,9 +1,8 @@
 """Patches of an image: at landmarks (sampled bilinearly, differentiable) and on the plain grid.
 
-Published weights were trained with the sampling of `face_pre_pro/ViT_face.py`, where patches are
-transposed and half a pixel off; both are kept. One `grid_sample` over all landmarks replaces one
-call per landmark.
-Shape letters: B images, C channels, N landmarks, p patch side, H and W image sides.
+Published weights were trained with the sampling of `face_pre_pro/ViT_face.py`, where patches are transposed and half a
+pixel off; both are kept. One `grid_sample` over all landmarks replaces one call per landmark. Shape letters: B images,
+C channels, N landmarks, p patch side, H and W image sides.
 """
 
 from __future__ import annotations
@@ -19,18 +18,17 @@ def extract_patches(images: Tensor, landmarks: Tensor, patch_size: int = 8) -> T
     Definition, with i, j in 0…p-1:
 
         for each image b, landmark k, offsets i and j, channel c:
-            column = (landmarks[b, k, 0] + i - p / 2) * W / H - 0.5
-            row = landmarks[b, k, 1] + j - p / 2 - 0.5
-            tokens[b, k, (i * p + j) * C + c] = bilinear(images[b, c], row, column)
+            column = (landmarks[b, k, 0] + i - p / 2) * W / H - 0.5 row = landmarks[b, k, 1] + j - p / 2 - 0.5 tokens[b,
+            k, (i * p + j) * C + c] = bilinear(images[b, c], row, column)
 
     Reference: the patch's first axis runs along x (it is transposed), the sample lies half a pixel
-    up-left of the nominal position, and both coordinates are divided by the image's height.
-    Gradients flow to the images and to the landmarks.
+    up-left of the nominal position, and both coordinates are divided by the image's height. Gradients flow to the
+    images and to the landmarks.
 
     Args:
         images: float [B, C, H, W], any range.
-        landmarks: float [B, N, 2], pixels, (x, y); positions outside the image are allowed. Give
-            them in float32: bfloat16 cannot resolve neighboring pixels.
+        landmarks: float [B, N, 2], pixels, (x, y); positions outside the image are allowed. Give them in float32:
+            bfloat16 cannot resolve neighboring pixels.
         patch_size: p, in pixels.
 
     Returns:
@@ -43,9 +41,7 @@ def extract_patches(images: Tensor, landmarks: Tensor, patch_size: int = 8) -> T
     along_x, along_y = torch.meshgrid(offsets, offsets, indexing="ij")
     offsets_xy = torch.stack((along_x, along_y), dim=-1).reshape(1, 1, patch_size**2, 2)
     grid = (landmarks.to(dtype).unsqueeze(2) + offsets_xy) / (height / 2) - 1
-    samples = F.grid_sample(
-        images.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    )
+    samples = F.grid_sample(images.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return samples.permute(0, 2, 3, 1).reshape(batch, count, patch_size**2 * channels)
 
 

@@ -77,8 +77,8 @@ class AllGather(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient [B, …] of this rank's rows."""
-        # An all-reduce instead of a reduce-scatter, which gloo lacks in older versions of torch:
-        # G·D numbers are few compared to the S·G cosines.
+        # An all-reduce instead of a reduce-scatter, which gloo lacks in older versions of torch: G·D numbers are few
+        # compared to the S·G cosines.
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[ctx.mine] * ctx.num_ranks, None, None
@@ -87,19 +87,14 @@ class AllGather(Function):
 class CrossEntropy(Function):
     """Directions [G, D] and centers to losses [G], with the softmax over all ranks.
 
-    Forward and backward are written out, as autograd would store several [G, S] and [S, D]: here
-    one [G, S] is kept from forward to backward, and the gradient of the centers is the only new
-    [S, D]. Own classes are excluded from that array and computed separately, [G, K].
+    Forward and backward are written out, as autograd would store several [G, S] and [S, D]: here one [G, S] is kept
+    from forward to backward, and the gradient of the centers is the only new [S, D]. Own classes are excluded from that
+    array and computed separately, [G, K].
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        directions: Tensor,
-        weight: Tensor,
-        sample: Tensor | None,
-        own: TargetClasses,
-        margin: MarginSettings,
+        ctx: Any, directions: Tensor, weight: Tensor, sample: Tensor | None, own: TargetClasses, margin: MarginSettings
     ) -> tuple[Tensor, Tensor]:
         """Return losses float32 [G], equal on all ranks, and whether the own class is nearest [G].
 
@@ -145,8 +140,8 @@ class CrossEntropy(Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Return gradients of the mean over all G rows, scaled as this rank's mean was.
 
-        That of directions is this rank's term of a sum over ranks; that of the centers is complete,
-        and sparse if they were sampled.
+        That of directions is this rank's term of a sum over ranks; that of the centers is complete, and sparse if they
+        were sampled.
         """
         directions, weight, sample, inverse_norms = ctx.saved_tensors
         gradients = ctx.exps
@@ -164,9 +159,7 @@ class CrossEntropy(Function):
             of_centers.addcmul_(centers, along.unsqueeze(1), value=-1.0)
             of_directions = gradients.mul_(inverse_norms) @ centers
         if sample is not None:
-            of_centers = torch.sparse_coo_tensor(
-                sample.unsqueeze(0), of_centers, weight.shape, check_invariants=False
-            )
+            of_centers = torch.sparse_coo_tensor(sample.unsqueeze(0), of_centers, weight.shape, check_invariants=False)
         return of_directions, of_centers, None, None, None
 
 
@@ -177,14 +170,10 @@ def _scatter_own(array: Tensor, own: TargetClasses, values: Tensor) -> None:
     """
     for k in range(values.shape[1]):
         column, is_local = own.columns[:, k : k + 1], own.is_local[:, k : k + 1]
-        array.scatter_(
-            1, column, torch.where(is_local, values[:, k : k + 1], array.gather(1, column))
-        )
+        array.scatter_(1, column, torch.where(is_local, values[:, k : k + 1], array.gather(1, column)))
 
 
-def _apply_margin(
-    cosines: Tensor, own: TargetClasses, margin: MarginSettings
-) -> tuple[Tensor, Tensor]:
+def _apply_margin(cosines: Tensor, own: TargetClasses, margin: MarginSettings) -> tuple[Tensor, Tensor]:
     """Return logits of own cosines [G, K], and the margin's derivative."""
     with torch.enable_grad():
         cosines = cosines.detach().requires_grad_()

@@ -1,10 +1,9 @@
 """Canvas of synthetic faces: soft-edged polygons, smooth lines and sums of Gaussians.
 
-It is larger and finer (`SCALE`) than the final image, so that a rotation reveals what is behind the
-ears and the final sampling is anti-aliased. Wide soft tones (cheeks, eye sockets, beard shadow) are
-a sum of separable Gaussians, one small matrix product for the whole face; sharp shapes are polygons
-with a blurred mask, blended only inside their bounding box. Color planes come first, so that the
-inner loops of numpy run along rows and not over three channels.
+It is larger and finer (`SCALE`) than the final image, so that a rotation reveals what is behind the ears and the final
+sampling is anti-aliased. Wide soft tones (cheeks, eye sockets, beard shadow) are a sum of separable Gaussians, one
+small matrix product for the whole face; sharp shapes are polygons with a blurred mask, blended only inside their
+bounding box. Color planes come first, so that the inner loops of numpy run along rows and not over three channels.
 """
 
 from __future__ import annotations
@@ -66,13 +65,7 @@ def _spline(count: int, closed: bool) -> Array:
     t = np.linspace(0, 1, 6, endpoint=False, dtype=np.float32)
     one = np.ones_like(t)
     weights = 0.5 * np.stack(
-        [
-            -t + 2 * t**2 - t**3,
-            2 * one - 5 * t**2 + 3 * t**3,
-            t + 4 * t**2 - 3 * t**3,
-            -(t**2) + t**3,
-        ],
-        axis=1,
+        [-t + 2 * t**2 - t**3, 2 * one - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, -(t**2) + t**3], axis=1
     )
     spans = count if closed else count - 1
     matrix = np.zeros((6 * spans + (not closed), count), dtype=np.float32)
@@ -89,9 +82,7 @@ def _spline(count: int, closed: bool) -> Array:
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, tilt: float = 0.0) -> Array:
     """Return the outline of an ellipse as float32 [24,2]."""
     sin, cos = float(np.sin(tilt)), float(np.cos(tilt))
-    axes = np.array(
-        [(radius_x * cos, radius_x * sin), (-radius_y * sin, radius_y * cos)], dtype=np.float32
-    )
+    axes = np.array([(radius_x * cos, radius_x * sin), (-radius_y * sin, radius_y * cos)], dtype=np.float32)
     outline: Array = _CIRCLE @ axes + np.array([x, y], dtype=np.float32)
     return outline
 
@@ -130,15 +121,7 @@ class Canvas:
             mask = np.minimum(mask, box.polygon(clip))
         self._blend(box, mask, color, opacity)
 
-    def stroke(
-        self,
-        line: Array,
-        color: Color,
-        width: float,
-        *,
-        opacity: float = 1.0,
-        softness: float = 0.0,
-    ) -> None:
+    def stroke(self, line: Array, color: Color, width: float, *, opacity: float = 1.0, softness: float = 0.0) -> None:
         """Draw an open line [n,2] with a width in pixels."""
         box = _Box(line, 3 * softness + width)
         # OpenCV draws whole pixels only: a thinner line is drawn fainter.
@@ -176,8 +159,7 @@ class _Box:
         self.rows = slice(first_y, min(max(int(bottom) + 1, first_y + 1), SIDE))
         self._shape = self.rows.stop - first_y, self.columns.stop - first_x
         self._origin = np.array(
-            [ORIGIN[0] * SCALE - 0.5 - first_x, ORIGIN[1] * SCALE - 0.5 - first_y],
-            dtype=np.float32,
+            [ORIGIN[0] * SCALE - 0.5 - first_x, ORIGIN[1] * SCALE - 0.5 - first_y], dtype=np.float32
         )
 
     def polygon(self, outline: Array) -> Mask:

@@ -1,8 +1,8 @@
 """Capture conditions of a synthetic image: everything that is independent of its identity.
 
-Pose, light, expression, background, occlusion and camera are a pure function of (seed, identity,
-index). Their strength is set so that raw pixels verify pairs of unseen identities with an accuracy
-of only about 0.65, which `tests/synthetic/test_datasets.py` checks.
+Pose, light, expression, background, occlusion and camera are a pure function of (seed, identity, index). Their strength
+is set so that raw pixels verify pairs of unseen identities with an accuracy of only about 0.65, which
+`tests/synthetic/test_datasets.py` checks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _STREAM = 2
 class Capture:
     """Pose, expression, light, occlusion and camera of one image.
 
-    `smile` -1..1, `mouth_open`, `brow_raise` and `squint` 0..1; `gaze_x`, `gaze_y` in iris radii;
-    `light_x`, `light_y` the light direction over its z; `temperature` -1 (blue)..1 (orange).
+    `smile` -1..1, `mouth_open`, `brow_raise` and `squint` 0..1; `gaze_x`, `gaze_y` in iris radii; `light_x`, `light_y`
+    the light direction over its z; `temperature` -1 (blue)..1 (orange).
     """
 
     yaw: float
@@ -60,8 +60,7 @@ def sample_capture(seed: int, identity: int, index: int) -> Capture:
     """Return the conditions of image `index` of an identity: a pure function of the three."""
     rng = np.random.default_rng([seed, _STREAM, identity, index])
     occluder = rng.choice(
-        ["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"],
-        p=[0.56, 0.14, 0.05, 0.09, 0.06, 0.05, 0.05],
+        ["none", "glasses", "sunglasses", "hat", "hand", "scarf", "block"], p=[0.56, 0.14, 0.05, 0.09, 0.06, 0.05, 0.05]
     )
     sharp = rng.uniform() < 0.6
     return Capture(

@@ -1,8 +1,8 @@
 """Synthetic faces as files: training sets in insightface's layout, pair files, contact sheets.
 
-For demos, tests and benchmarks that run anywhere, without a licensed dataset. Every image is a pure
-function of (seed, identity, index): files do not depend on the number of processes, disjoint ranges
-of identities share none, and a few numbers reproduce a set.
+For demos, tests and benchmarks that run anywhere, without a licensed dataset. Every image is a pure function of (seed,
+identity, index): files do not depend on the number of processes, disjoint ranges of identities share none, and a few
+numbers reproduce a set.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def write_faces(
 ) -> None:
     """Write a training set of the identities `first_identity`… in insightface's layout.
 
-    One shard is `train.rec`; several are `train-00000-of-0000N.rec`…, each readable alone; together
-    they have the labels 0…num_identities-1. `property` and `generated.json` (the arguments) are
-    written next to them. The same arguments write the same bytes, for any number of `workers`.
+    One shard is `train.rec`; several are `train-00000-of-0000N.rec`…, each readable alone; together they have the
+    labels 0…num_identities-1. `property` and `generated.json` (the arguments) are written next to them. The same
+    arguments write the same bytes, for any number of `workers`.
 
     Args:
         folder: path or URI; it is created if missing.
@@ -108,9 +108,7 @@ def write_faces(
         file.write(f"{num_identities},{IMAGE_SIZE},{IMAGE_SIZE}".encode())
 
 
-def _write_shard(
-    uri: str, faces: Iterator[list[bytes]], images_per_identity: int, first: int, stop: int
-) -> None:
+def _write_shard(uri: str, faces: Iterator[list[bytes]], images_per_identity: int, first: int, stop: int) -> None:
     """Write one `.rec` with labels first…stop-1: header, images, key range of each identity."""
     first_key = 1 + (stop - first) * images_per_identity
     with RecordWriter(uri) as writer:
@@ -128,13 +126,11 @@ def _write_shard(
             writer.write(key, pack(Header(2, image_keys, key), b""))
 
 
-def write_pair_file(
-    path: str, *, identities: range, num_pairs: int, seed: int, workers: int = 1
-) -> None:
+def write_pair_file(path: str, *, identities: range, num_pairs: int, seed: int, workers: int = 1) -> None:
     """Write balanced verification pairs in insightface's `.bin` order.
 
-    Ten folds, each with positive pairs first and as many negative pairs; every image occurs once.
-    The same arguments write the same bytes; they are recorded in `path` + `.json`.
+    Ten folds, each with positive pairs first and as many negative pairs; every image occurs once. The same arguments
+    write the same bytes; they are recorded in `path` + `.json`.
 
     Args:
         path: path or URI of the `.bin`.
@@ -153,18 +149,14 @@ def write_pair_file(
     if len(identities) < 2:
         raise _out_of_range("identities", f"{len(identities)} in {identities}", "at least 2")
     label_range = {"first": identities.start, "stop": identities.stop, "step": identities.step}
-    _write_parameters(
-        path + ".json", {"identities": label_range, "num_pairs": num_pairs, "seed": seed}
-    )
+    _write_parameters(path + ".json", {"identities": label_range, "num_pairs": num_pairs, "seed": seed})
     same = np.tile(np.repeat([True, False], num_pairs // (2 * _FOLDS)), _FOLDS)
     items = list(enumerate(_sample_pairs(identities, same, seed).ravel().tolist()))
     images = _map_in_order(partial(_render_image, seed), items, workers=workers, unit="pair images")
     write_pairs(path, list(images), same)
 
 
-def _sample_pairs(
-    identities: range, same: npt.NDArray[np.bool_], seed: int
-) -> npt.NDArray[np.int64]:
+def _sample_pairs(identities: range, same: npt.NDArray[np.bool_], seed: int) -> npt.NDArray[np.int64]:
     """Return the identities of both images of each pair, int64 [P,2]."""
     rng = np.random.default_rng([seed, _PAIR_STREAM, identities.start, identities.stop])
     left = rng.integers(len(identities), size=len(same))
@@ -174,9 +166,7 @@ def _sample_pairs(
     return numbers
 
 
-def contact_sheet(
-    seed: int, identities: Sequence[int], images_per_identity: int
-) -> npt.NDArray[np.uint8]:
+def contact_sheet(seed: int, identities: Sequence[int], images_per_identity: int) -> npt.NDArray[np.uint8]:
     """Return images as a grid, one identity per row, RGB uint8 [rows·112, columns·112, 3]."""
     rows = []
     for number in identities:
@@ -205,9 +195,7 @@ def _map_in_order(
         if workers > 1:
             # spawn: the caller may hold threads (OpenCV, torch, Ray), and fork copies their locks.
             pool = stack.enter_context(
-                ProcessPoolExecutor(
-                    workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-                )
+                ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,))
             )
             results = pool.map(task, items, chunksize=_ITEMS_PER_TASK)
         for result in results:

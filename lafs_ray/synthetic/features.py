@@ -53,9 +53,7 @@ def paint_marks(canvas: Canvas, geometry: Geometry, look: Appearance, features: 
         start = (side * (geometry.nose_width + 1.2), geometry.nose_y - 0.5)
         end = (side * (features.mouth_x + 2.4), features.corner_y - 0.5)
         middle = (0.55 * start[0] + 0.45 * end[0] + side * 1.4, 0.5 * (start[1] + end[1]))
-        canvas.stroke(
-            curve([start, middle, end]), dark, 1.0, opacity=0.62 * look.fold, softness=0.55
-        )
+        canvas.stroke(curve([start, middle, end]), dark, 1.0, opacity=0.62 * look.fold, softness=0.55)
     if look.wrinkles > 0.05:
         for row in range(3):
             y = features.brow_y - 6.5 - 3.6 * row
@@ -74,9 +72,7 @@ def paint_nose(canvas: Canvas, geometry: Geometry, look: Appearance) -> None:
     y, wide, skew = geometry.nose_y, geometry.nose_width, geometry.nose_skew
     for side in (-1.0, 1.0):
         x = side * 0.48 * wide + skew
-        canvas.fill(
-            ellipse(x, y + 1.7, 0.27 * wide, 1.1, -0.25 * side), dark, opacity=0.85, softness=0.4
-        )
+        canvas.fill(ellipse(x, y + 1.7, 0.27 * wide, 1.1, -0.25 * side), dark, opacity=0.85, softness=0.4)
         inner, outer = side * 0.80 * wide + skew, side * wide + skew
         wing = curve([(inner, y - 3.2), (outer, y - 0.4), (inner, y + 1.9)])
         canvas.stroke(wing, dark, 0.9, opacity=0.42, softness=0.45)
@@ -110,12 +106,7 @@ def paint_mouth(canvas: Canvas, geometry: Geometry, look: Appearance, features: 
 
 
 def paint_eye(
-    canvas: Canvas,
-    geometry: Geometry,
-    look: Appearance,
-    capture: Capture,
-    features: Features,
-    side: float,
+    canvas: Canvas, geometry: Geometry, look: Appearance, capture: Capture, features: Features, side: float
 ) -> None:
     """Paint the eye at the viewer's left (side -1) or right (side 1)."""
     wide, high = geometry.eye_width, max(0.7, features.eye_opening)
@@ -128,13 +119,7 @@ def paint_eye(
         return curve(tilted) * corners + offset
 
     upper = lid(
-        [
-            (-wide, 0.9),
-            (-0.45 * wide, -0.72 * high),
-            (0.1 * wide, -high),
-            (0.65 * wide, -0.62 * high),
-            (wide, 0.1),
-        ]
+        [(-wide, 0.9), (-0.45 * wide, -0.72 * high), (0.1 * wide, -high), (0.65 * wide, -0.62 * high), (wide, 0.1)]
     )
     lower = lid([(wide, 0.1), (0.5 * wide, 0.66 * high), (-0.2 * wide, 0.72 * high), (-wide, 0.9)])
     crease = lid(
@@ -153,30 +138,21 @@ def paint_eye(
     x = side * geometry.eye_spacing + capture.gaze_x * radius
     y = -0.18 * high + capture.gaze_y * radius
     canvas.fill(ellipse(x, y, radius, radius), shade(look.iris, 0.62), clip=opening)
-    canvas.fill(
-        ellipse(x, y + 0.3, 0.76 * radius, 0.76 * radius), look.iris, clip=opening, softness=0.2
-    )
+    canvas.fill(ellipse(x, y + 0.3, 0.76 * radius, 0.76 * radius), look.iris, clip=opening, softness=0.2)
     canvas.fill(ellipse(x, y, 0.42 * radius, 0.42 * radius), (12.0, 10.0, 10.0), clip=opening)
-    canvas.fill(
-        ellipse(x - 0.8, y - 0.9, 0.55, 0.55), (250.0, 250.0, 250.0), opacity=0.85, clip=opening
-    )
+    canvas.fill(ellipse(x - 0.8, y - 0.9, 0.55, 0.55), (250.0, 250.0, 250.0), opacity=0.85, clip=opening)
     canvas.stroke(crease, dark, 0.9, opacity=0.5, softness=0.4)
     canvas.stroke(lower, dark, 0.8, opacity=0.45, softness=0.3)
     canvas.stroke(upper, (34.0, 24.0, 22.0), 1.25, opacity=0.85, softness=0.2)
 
 
-def paint_brow(
-    canvas: Canvas, geometry: Geometry, look: Appearance, features: Features, side: float
-) -> None:
+def paint_brow(canvas: Canvas, geometry: Geometry, look: Appearance, features: Features, side: float) -> None:
     """Paint the brow at the viewer's left (side -1) or right (side 1)."""
     inner = 0.42 * geometry.eye_spacing - 0.6
     long, thick, y = 2 * geometry.brow_length, geometry.brow_thickness, features.brow_y
     knots = ((0.0, 0.0, 0.75), (0.33, 0.55, 1.0), (0.68, 1.0, 0.8), (1.0, 0.25, 0.15))
     middle = [
-        (
-            inner + t * long,
-            y + 1.3 - rise * geometry.brow_arch - geometry.brow_tilt * (t - 0.4) * long,
-        )
+        (inner + t * long, y + 1.3 - rise * geometry.brow_arch - geometry.brow_tilt * (t - 0.4) * long)
         for t, rise, _ in knots
     ]
     above = [(side * x, py - w * thick) for (x, py), (_, _, w) in zip(middle, knots, strict=True)]

@@ -1,8 +1,8 @@
 """Unlit frontal head: the texture that the renderer rotates and shades.
 
 Layers from back to front: hair behind the head, neck and clothes, ears, skin with its marks, beard,
-nose, mouth, eyes, brows, hair in front of the head, glasses or hat. Wide soft tones (eye sockets,
-cheeks, the shade beside the nose) multiply the skin as one sum of Gaussians.
+nose, mouth, eyes, brows, hair in front of the head, glasses or hat. Wide soft tones (eye sockets, cheeks, the shade
+beside the nose) multiply the skin as one sum of Gaussians.
 """
 
 from __future__ import annotations
@@ -10,25 +10,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from lafs_ray.synthetic.canvas import (
-    SIDE,
-    Canvas,
-    both_sides,
-    curve,
-    ellipse,
-    gaussian_sum,
-    mirrored,
-)
+from lafs_ray.synthetic.canvas import SIDE, Canvas, both_sides, curve, ellipse, gaussian_sum, mirrored
 from lafs_ray.synthetic.capture import Capture
-from lafs_ray.synthetic.features import (
-    Features,
-    paint_brow,
-    paint_eye,
-    paint_marks,
-    paint_mouth,
-    paint_nose,
-    shade,
-)
+from lafs_ray.synthetic.features import Features, paint_brow, paint_eye, paint_marks, paint_mouth, paint_nose, shade
 from lafs_ray.synthetic.identity import Appearance, Array, Color, Geometry, Identity
 
 _SOFT_SIDE = SIDE // 3  # soft tones are computed 2.25 px apart and enlarged
@@ -94,11 +78,7 @@ def _skin_layer(geometry: Geometry, look: Appearance, features: Features) -> Arr
     """Return the skin color times its soft tones, float32 [3,SIDE,SIDE]."""
     eye_x, nose_y, mouth_y = geometry.eye_spacing, geometry.nose_y, geometry.mouth_y
     nose = geometry.nose_width
-    socket, bag, rosy = (
-        -0.05 - 0.03 * geometry.eye_depth,
-        -0.05 - 0.17 * look.eye_shadow,
-        look.blush,
-    )
+    socket, bag, rosy = (-0.05 - 0.03 * geometry.eye_depth, -0.05 - 0.17 * look.eye_shadow, look.blush)
     blobs = both_sides(
         [
             (eye_x * 0.62, -3.0, 4.5, 4.0, socket, socket, socket),
@@ -147,9 +127,7 @@ def _paint_ears(canvas: Canvas, geometry: Geometry, look: Appearance) -> None:
         canvas.fill(inner, shade(look.skin, 0.62, 1.08), opacity=0.7, softness=0.7)
 
 
-def _paint_beard(
-    canvas: Canvas, geometry: Geometry, look: Appearance, features: Features, face: Array
-) -> None:
+def _paint_beard(canvas: Canvas, geometry: Geometry, look: Appearance, features: Features, face: Array) -> None:
     if look.beard in ("none", "stubble"):
         return
     color, opacity = shade(look.hair, 0.85), look.beard_density
@@ -203,11 +181,7 @@ def _paint_hair(canvas: Canvas, geometry: Geometry, look: Appearance, layer: Arr
     thick = 2.5 if look.hair_length < 20 else 4.5
     part = look.hair_part * 0.6 * wide
     across = np.linspace(0.86 * temple, -0.86 * temple, 7)
-    lower: list[tuple[float, float]] = [
-        (wide + 1.0, end),
-        (temple - thick + 3, min(end, 14.0)),
-        (temple - thick, -8.0),
-    ]
+    lower: list[tuple[float, float]] = [(wide + 1.0, end), (temple - thick + 3, min(end, 14.0)), (temple - thick, -8.0)]
     for x in across.tolist():
         ratio = abs(x) / temple
         recess = look.hairline_recess * np.exp(-(((ratio - 0.6) / 0.22) ** 2))
@@ -224,17 +198,9 @@ def _paint_glasses(canvas: Canvas, geometry: Geometry, capture: Capture) -> None
     for side in (-1.0, 1.0):
         unit = ellipse(0, 0, 1, 1)
         # A superellipse: a rounded rectangle.
-        lens: Array = (
-            np.sign(unit)
-            * np.abs(unit) ** np.float32(0.6)
-            * np.array([wide, high], dtype=np.float32)
-        )
+        lens: Array = np.sign(unit) * np.abs(unit) ** np.float32(0.6) * np.array([wide, high], dtype=np.float32)
         lens += np.array([side * geometry.eye_spacing, 0.8], dtype=np.float32)
-        canvas.fill(
-            lens,
-            (24.0, 24.0, 28.0) if dark else (235.0, 240.0, 245.0),
-            opacity=0.9 if dark else 0.12,
-        )
+        canvas.fill(lens, (24.0, 24.0, 28.0) if dark else (235.0, 240.0, 245.0), opacity=0.9 if dark else 0.12)
         canvas.stroke(np.concatenate([lens, lens[:1]]), color, 1.3)
         start = side * (geometry.eye_spacing + wide)
         canvas.stroke(curve([(start, -1.0), (side * (geometry.cheek_width + 2), 0.0)]), color, 1.3)

@@ -1,9 +1,8 @@
 """Geometry and appearance of a synthetic identity, a pure function of (seed, identity).
 
-All lengths are pixels of an upright frontal 112x112 image with its origin between the eyes, x to
-the viewer's right, y down and z towards the camera; angles are radians; colors RGB in 0..255.
-Ranges are wide and overlapping on purpose: skin and hair color come from continuous mixtures that
-many identities share, so neither identifies anybody alone.
+All lengths are pixels of an upright frontal 112x112 image with its origin between the eyes, x to the viewer's right, y
+down and z towards the camera; angles are radians; colors RGB in 0..255. Ranges are wide and overlapping on purpose:
+skin and hair color come from continuous mixtures that many identities share, so neither identifies anybody alone.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ class Geometry:
 class Appearance:
     """Colors, hair and marks of an identity; positions are those of the frontal head.
 
-    `blotches` [9,9] and `strands` [5,54], float32, are relative brightness of skin and hair over
-    the canvas; `freckles` and `moles` [n,4] are rows of (x, y, radius, opacity).
+    `blotches` [9,9] and `strands` [5,54], float32, are relative brightness of skin and hair over the canvas; `freckles`
+    and `moles` [n,4] are rows of (x, y, radius, opacity).
     """
 
     skin: Color
@@ -121,23 +120,13 @@ class Identity:
 
 
 _SKINS = np.array(
-    [
-        (240, 208, 186),
-        (226, 184, 152),
-        (204, 158, 122),
-        (168, 119, 84),
-        (124, 82, 58),
-        (92, 60, 45),
-    ],
-    dtype=np.float32,
+    [(240, 208, 186), (226, 184, 152), (204, 158, 122), (168, 119, 84), (124, 82, 58), (92, 60, 45)], dtype=np.float32
 )
 _HAIRS = np.array(
-    [(28, 24, 24), (52, 36, 28), (86, 58, 38), (122, 66, 36), (176, 134, 78), (168, 164, 160)],
-    dtype=np.float32,
+    [(28, 24, 24), (52, 36, 28), (86, 58, 38), (122, 66, 36), (176, 134, 78), (168, 164, 160)], dtype=np.float32
 )
 _IRISES = np.array(
-    [(52, 32, 20), (88, 58, 32), (104, 96, 52), (78, 112, 84), (84, 118, 150), (110, 124, 136)],
-    dtype=np.float32,
+    [(52, 32, 20), (88, 58, 32), (104, 96, 52), (78, 112, 84), (84, 118, 150), (110, 124, 136)], dtype=np.float32
 )
 
 
@@ -154,9 +143,7 @@ def sample_identity(seed: int, identity: int) -> Identity:
     return Identity(geometry, _sample_appearance(rng, masculine, geometry))
 
 
-def _sample_appearance(
-    rng: np.random.Generator, masculine: float, geometry: Geometry
-) -> Appearance:
+def _sample_appearance(rng: np.random.Generator, masculine: float, geometry: Geometry) -> Appearance:
     melanin = float(rng.beta(1.5, 1.7))
     skin = _mix(_SKINS, melanin) * rng.uniform(0.94, 1.05) + rng.normal(0, 3.0, 3)
     pale = 1 - melanin

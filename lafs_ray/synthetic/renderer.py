@@ -1,10 +1,10 @@
 """Renderer of synthetic faces: rotates and lights a painted head, adds background and camera noise.
 
-The head is a height map over the frontal canvas, so a rotation needs no triangles: for each pixel
-of the image the visible point of the head solves u = (x - z(u,v) sin yaw) / cos yaw, by five damped
-fixed-point steps. They converge where slope times tan(yaw) lies between -1 (beyond it the surface
-occludes itself) and 3; so the border of a strongly rotated head is slightly ragged. Shading is
-Lambert's law on the normals of the same map, so pose, nose shape and shading are consistent.
+The head is a height map over the frontal canvas, so a rotation needs no triangles: for each pixel of the image the
+visible point of the head solves u = (x - z(u,v) sin yaw) / cos yaw, by five damped fixed-point steps. They converge
+where slope times tan(yaw) lies between -1 (beyond it the surface occludes itself) and 3; so the border of a strongly
+rotated head is slightly ragged. Shading is Lambert's law on the normals of the same map, so pose, nose shape and
+shading are consistent.
 """
 
 from __future__ import annotations
@@ -14,22 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.synthetic.canvas import (
-    ORIGIN,
-    SCALE,
-    SIDE,
-    both_sides,
-    ellipse,
-    fixed_point,
-    gaussian_sum,
-)
+from lafs_ray.synthetic.canvas import ORIGIN, SCALE, SIDE, both_sides, ellipse, fixed_point, gaussian_sum
 from lafs_ray.synthetic.capture import Capture
 from lafs_ray.synthetic.features import Features
 from lafs_ray.synthetic.head import paint_head
 from lafs_ray.synthetic.identity import Array, Geometry, Identity
 
-# Framing of an unshifted image. On average over identities it agrees with insightface's alignment:
-# eyes 35 px apart at y = 51.6, mouth corners at y = 92.
+# Framing of an unshifted image. On average over identities it agrees with insightface's alignment: eyes 35 px apart at
+# y = 51.6, mouth corners at y = 92.
 EYES_AT = (56.0, 51.3)  # the point between the eyes
 ZOOM = 1.19  # pixels of the image per pixel of the head
 
@@ -110,9 +102,7 @@ def _depth_map(geometry: Geometry, features: Features, capture: Capture) -> Arra
     ]
     (relief,) = gaussian_sum(blobs, _DEPTH_SIDE)
     depth: Array = skull + relief
-    depth -= np.float32(
-        36 * np.sqrt(1 - (eye_x / (1.28 * geometry.cheek_width)) ** 2) - geometry.eye_depth
-    )
+    depth -= np.float32(36 * np.sqrt(1 - (eye_x / (1.28 * geometry.cheek_width)) ** 2) - geometry.eye_depth)
     return depth
 
 
@@ -196,8 +186,7 @@ def _paint_occluder(image: Array, identity: Identity, capture: Capture) -> None:
         color = np.array(identity.appearance.skin, dtype=np.float32) * np.float32(0.85)
         side = 1.0 if position > 0 else -1.0
         shapes = [
-            ellipse(56 + side * (38 + 3 * i), 80 + 8 * i + 14 * position, 19, 4.2, -0.35 * side)
-            for i in range(4)
+            ellipse(56 + side * (38 + 3 * i), 80 + 8 * i + 14 * position, 19, 4.2, -0.35 * side) for i in range(4)
         ]
     elif capture.occluder == "scarf":
         top = 96 + 6 * position
@@ -216,9 +205,7 @@ def _paint_occluder(image: Array, identity: Identity, capture: Capture) -> None:
     image += (color - image) * weight
 
 
-def _capture_image(
-    image: Array, capture: Capture, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def _capture_image(image: Array, capture: Capture, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Apply exposure, contrast and saturation, then blur and sensor noise; round to eight bits."""
     gray = (1 - capture.saturation) / 3
     gain = capture.contrast * capture.exposure * (capture.saturation * np.eye(3) + gray)

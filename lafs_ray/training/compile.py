@@ -34,11 +34,7 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
     networks = [task.trainable, *([task.teacher] if isinstance(task, Lafs) else [])]
     views = NUM_GLOBAL_VIEWS if isinstance(config, PretrainConfig) else 1
     # The shape of most tokens, so that the code of the trial is used again.
-    shape = (
-        config.micro_batch * views,
-        config.model.num_landmarks + 1,
-        FVIT_SIZES[config.model.size].width,
-    )
+    shape = (config.micro_batch * views, config.model.num_landmarks + 1, FVIT_SIZES[config.model.size].width)
     tokens = torch.zeros(shape, device=training.device)
     reason = compile_blocks(networks, tokens, training.precision)
     reasons = gather_lines({reason} - {""})
@@ -51,8 +47,8 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
     """Compile the blocks of all transformers, unless that fails for the first one.
 
     Block by block and in place: all blocks share their machine code, so that compiling twelve takes
-    as long as one; names of parameters, checkpoints and DDP are unaffected. Each shape of tokens,
-    and training and evaluation, have code of their own.
+    as long as one; names of parameters, checkpoints and DDP are unaffected. Each shape of tokens, and training and
+    evaluation, have code of their own.
 
     Args:
         networks: whose transformers are compiled.
@@ -62,12 +58,7 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
     Returns:
         The reason why nothing was compiled, in one line; empty if it was.
     """
-    transformers = [
-        module
-        for network in networks
-        for module in network.modules()
-        if isinstance(module, Transformer)
-    ]
+    transformers = [module for network in networks for module in network.modules() if isinstance(module, Transformer)]
     trial = copy.deepcopy(transformers[0].layers[0])
     try:
         _compile(trial)
@@ -106,16 +97,14 @@ def _reason(error: Exception) -> str:
 
 
 _SIDE, _REPEATS = 256, 3
-# Processors with bfloat16 instructions are faster than in float32; emulation takes twice to a
-# hundred times as long.
+# Processors with bfloat16 instructions are faster than in float32; emulation takes twice to a hundred times as long.
 _TOO_SLOW = 3.0
 
 
 def slow_arithmetic(precision: torch.dtype, device: torch.device) -> str:
     """Return a warning if a precision is much slower than float32; empty if it is not.
 
-    Measured on a product of two 256×256 matrices, as it depends on the processor and on the build
-    of PyTorch.
+    Measured on a product of two 256×256 matrices, as it depends on the processor and on the build of PyTorch.
 
     Args:
         precision: of the networks.

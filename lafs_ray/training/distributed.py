@@ -1,7 +1,7 @@
 """Collective operations of the training loop, beside those of DDP and Partial FC.
 
-Ranks must save at the same step, but a signal or a preemption notice reaches one of them at any
-time, so requests are reduced in every step.
+Ranks must save at the same step, but a signal or a preemption notice reaches one of them at any time, so requests are
+reduced in every step.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ class RequestReducer:
             is_bad: float32 0-d on the device, 0 or 1.
 
         Returns:
-            Whether any rank's step is non-finite, as `is_bad`; and the highest
-            request of all ranks. On several GPUs it is that of the step before, so that the host
-            never waits for a GPU that has no further work queued.
+            Whether any rank's step is non-finite, as `is_bad`; and the highest request of all ranks. On several GPUs it
+            is that of the step before, so that the host never waits for a GPU that has no further work queued.
         """
         mine = torch.full((), int(request), dtype=torch.float32, device=self._device)
         pair = torch.stack((is_bad, mine))

@@ -1,8 +1,8 @@
 """Fingerprint of this machine's crops: equal fingerprints mean equal bits of views and tokens.
 
-Crops are the same bits in any batch, process and number of threads, but other kinds of CPU (AVX2,
-AVX-512, Zen) and other versions of torch, OpenCV or numpy may round otherwise. A fixed synthetic
-batch, cropped once per process, tells whether two machines agree.
+Crops are the same bits in any batch, process and number of threads, but other kinds of CPU (AVX2, AVX-512, Zen) and
+other versions of torch, OpenCV or numpy may round otherwise. A fixed synthetic batch, cropped once per process, tells
+whether two machines agree.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@
     transform        → views, and their tokens; supplied by the task, see `Transform`
     collate          → one batch per optimizer step
 
-Debug mode calls them one after the other in one process (`local_stream`); Ray Data calls the first
-two in read tasks, `decode` and `transform` in actors, and `collate` in the training worker
-(`lafs_ray.engine.ray_ingest`). What becomes of a record depends on (seed, epoch, shard, key) alone,
-so both give the same batches, bit for bit.
+Debug mode calls them one after the other in one process (`local_stream`); Ray Data calls the first two in read tasks,
+`decode` and `transform` in actors, and `collate` in the training worker (`lafs_ray.engine.ray_ingest`). What becomes of
+a record depends on (seed, epoch, shard, key) alone, so both give the same batches, bit for bit.
 """
 
 from __future__ import annotations
@@ -51,9 +50,8 @@ def read_records(faces: FaceSet, indices: NDArray[np.int64], epoch: int) -> Colu
     """Read the stored bytes of n records.
 
     Returns:
-        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]), error (str as
-        object [n], empty where the record is sound), read_s (float32 [n]) and cached landmarks
-        (float16 [n, N, 2]), if any.
+        Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]), error (str as object [n], empty where
+        the record is sound), read_s (float32 [n]) and cached landmarks (float16 [n, N, 2]), if any.
     """
     start = time.perf_counter()
     rows = faces.read(indices)
@@ -83,16 +81,15 @@ In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and la
 class Preprocessor:
     """The two stages that take CPU time: `decode`, then the task's `transform`.
 
-    A damaged record is replaced by another one sampled from (seed, epoch, shard, key), so that
-    every rank keeps the same number of rows and a rerun chooses the same replacement.
+    A damaged record is replaced by another one sampled from (seed, epoch, shard, key), so that every rank keeps the
+    same number of rows and a rerun chooses the same replacement.
 
     Args:
         faces: the set, to read replacements from.
         color_order: what the JPEGs decode to.
         seed: seed of the replacements.
         transform: see `Transform`.
-        num_classes: a record whose label is not in 0…num_classes-1 counts as damaged; None: labels
-            are not checked.
+        num_classes: a record whose label is not in 0…num_classes-1 counts as damaged; None: labels are not checked.
         fingerprint: `crop_fingerprint` of this machine; empty: unknown.
     """
 
@@ -107,8 +104,7 @@ class Preprocessor:
         """Decode and transform rows of `read_records`.
 
         Returns:
-            Columns of `transform`, skipped (str as object, mostly empty), those of `WORK`, and
-            fingerprint (str [n]).
+            Columns of `transform`, skipped (str as object, mostly empty), those of `WORK`, and fingerprint (str [n]).
 
         Raises:
             DataError: too many replacements in a row are damaged as well.
@@ -224,8 +220,8 @@ def local_stream(
 ) -> Iterator[StepBatch]:
     """Yield one rank's batches of steps first…stop-1, computed in this process (debug mode).
 
-    A thread reads the next shuffle blocks while this one's faces are decoded, step by step, and
-    trained on: storage and processor overlap, and the first step need not wait for a whole block.
+    A thread reads the next shuffle blocks while this one's faces are decoded, step by step, and trained on: storage and
+    processor overlap, and the first step need not wait for a whole block.
     """
 
     def read(blocks: Sequence[ShuffleBlock]) -> list[Columns]:
@@ -237,9 +233,7 @@ def local_stream(
             yield collate(step, blocks, [preprocess(part) for part in rows])
 
 
-def read_ahead(
-    read: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[tuple[_Item, _Result]]:
+def read_ahead(read: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Result]]:
     """Yield each item with its result of `read`, while a thread reads the next one."""
     pending: deque[tuple[_Item, Future[_Result]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:

@@ -1,7 +1,6 @@
 """Fail fast: the inputs of a run are validated before workers are started.
 
-`check_run` opens the set, samples a subset and reads pretrained weights; `prepare_run` also claims
-the run's folder.
+`check_run` opens the set, samples a subset and reads pretrained weights; `prepare_run` also claims the run's folder.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ def build_sampler(config: TrainConfig, faces: FaceSet) -> EpochSampler:
             expected="a batch no larger than the set",
             fix=f"reduce batch_size to at most {faces.num_images}",
         )
-    return EpochSampler(
-        faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records
-    )
+    return EpochSampler(faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records)
 
 
 def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:
@@ -56,10 +54,7 @@ def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:
     length = Length(per_epoch, total, max(config.checkpoints.every.steps(per_epoch, total), 1))
     if isinstance(config, PretrainConfig):
         _check_fits(
-            "dino.teacher_temp.warmup_epochs",
-            config.dino.teacher_temp.warmup_epochs,
-            length.num_epochs,
-            "epochs",
+            "dino.teacher_temp.warmup_epochs", config.dino.teacher_temp.warmup_epochs, length.num_epochs, "epochs"
         )
     if isinstance(config, PretrainConfig | FinetuneConfig):
         warmup = config.optim.warmup.steps(per_epoch, total)

@@ -1,7 +1,7 @@
 """One rank's run: restore the newest checkpoint, train, report and save.
 
-Debug mode calls `run_rank` once in the driver process; each Ray Train worker calls it with its own
-rank and its own stream of batches.
+Debug mode calls `run_rank` once in the driver process; each Ray Train worker calls it with its own rank and its own
+stream of batches.
 """
 
 from __future__ import annotations
@@ -129,12 +129,11 @@ class Hooks:
 
     Args:
         on_report: gets each report; called on rank 0.
-        after_save: gets the report of the step; called on every rank at each checkpoint, which may
-            still be on its way to the storage.
-        after_write: gets the step of a checkpoint that the storage has; called on rank 0, between
-            steps.
-        protected_steps: returns steps of checkpoints that are being read and must not be deleted;
-            called on rank 0, by the writer's thread.
+        after_save: gets the report of the step; called on every rank at each checkpoint, which may still be on its way
+            to the storage.
+        after_write: gets the step of a checkpoint that the storage has; called on rank 0, between steps.
+        protected_steps: returns steps of checkpoints that are being read and must not be deleted; called on rank 0, by
+            the writer's thread.
         run_request: returns whether this rank shall save or stop now; called after every step.
     """
 
@@ -159,12 +158,7 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        inputs: RunInputs,
-        training: TrainState,
-        first_step: int,
-        hooks: Hooks,
-        monitor: Monitor,
+        self, inputs: RunInputs, training: TrainState, first_step: int, hooks: Hooks, monitor: Monitor
     ) -> None:
         self._inputs, self._training, self._folder = inputs, training, inputs.folder()
         self._hooks, self._monitor = hooks, monitor
@@ -246,16 +240,14 @@ class Recorder:
             raise ConfigError(
                 "checkpoints.keep_best",
                 found=f"{metric}, which this run does not report",
-                expected="a metric of its online evaluation, or one of "
-                + ", ".join(sorted(self._last)),
+                expected="a metric of its online evaluation, or one of " + ", ".join(sorted(self._last)),
                 fix="correct the name, or set online_eval.pairs or online_eval.identities",
             )
 
     def save(self, step: int) -> None:
         """Begin to write a checkpoint, a collective operation, and call `after_save`."""
         if self._writer is not None:
-            # Before the copy is made: memory holds one, and `after_write` is called before
-            # `protected_steps`.
+            # Before the copy is made: memory holds one, and `after_write` is called before `protected_steps`.
             self._after_write(self._writer.wait())
         state = self._training.state_dict()
         if self._writer is not None:

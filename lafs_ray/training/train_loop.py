@@ -1,7 +1,7 @@
 """The training loop: from a batch to the optimizer's step; independent of faces and of Ray.
 
-`train` runs in the driver process (debug mode) and in every Ray Train worker; only `report`, `save`
-and `poll_request` differ.
+`train` runs in the driver process (debug mode) and in every Ray Train worker; only `report`, `save` and `poll_request`
+differ.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def train(
         meter: averages metrics between reports.
         last_step: number of steps of the whole run; it is always reported and saved.
         report: gets step, epoch, schedules and averaged metrics; called on every rank at once.
-        report_every: steps between reports; every checkpoint is reported as well, so that no mean
-            covers steps from before a restart.
+        report_every: steps between reports; every checkpoint is reported as well, so that no mean covers steps from
+            before a restart.
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
         poll_request: returns this rank's request; called in every step, before the optimizer.
@@ -254,9 +254,8 @@ def train_step(
     """Make one optimizer step and set `training.request`.
 
     Returns:
-        The metrics of its micro-batches, averaged, and the largest gradient norm: 0-d tensors on
-        the device, without a host sync. From the first step with a non-finite loss or gradient on,
-        no update is made (`training.guard`).
+        The metrics of its micro-batches, averaged, and the largest gradient norm: 0-d tensors on the device, without a
+        host sync. From the first step with a non-finite loss or gradient on, no update is made (`training.guard`).
     """
     task, device = training.task, training.device
     # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
@@ -283,10 +282,7 @@ def train_step(
             part = value.detach() / training.accumulation
             sums[name] = sums[name] + part if name in sums else part
     parameters = list(task.trainable.parameters())
-    if training.clip_grad is None:
-        norms = gradient_norms(parameters)
-    else:
-        norms = clip_each_(parameters, training.clip_grad)
+    norms = gradient_norms(parameters) if training.clip_grad is None else clip_each_(parameters, training.clip_grad)
     if len(norms):
         sums["gradient_norm_max"] = norms.max()
     is_bad = (~(total.isfinite() & norms.isfinite().all())).float()
@@ -313,8 +309,7 @@ def split(batch: StepBatch, parts: int) -> list[dict[str, np.ndarray[Any, Any]]]
     assert rows % parts == 0, f"{rows} rows in {parts} micro-batches"
     size = rows // parts
     return [
-        {name: column[start : start + size] for name, column in batch.columns.items()}
-        for start in range(0, rows, size)
+        {name: column[start : start + size] for name, column in batch.columns.items()} for start in range(0, rows, size)
     ]
 
 

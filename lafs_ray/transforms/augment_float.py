@@ -1,12 +1,11 @@
 """Crop and appearance of many views at once, in float32 on any device: the readable definitions.
 
-All functions take [M, 3, H, W] (M = B·V views). Where a color operation is sampled for some views
-only, views are regrouped so that it runs on a contiguous slice: no Python loop over views and no
-work on other views. Every operation treats each view by itself, so results do not depend on which
-views share a call, bit by bit. CPUs use `augment_uint8`.
-Ours: values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after every
-operation; we round where a decision depends on it (crop, contrast pivot, solarize threshold) and
-clamp where it clamps. Tests hold the difference to PIL below 3 of 255 in the mean.
+All functions take [M, 3, H, W] (M = B·V views). Where a color operation is sampled for some views only, views are
+regrouped so that it runs on a contiguous slice: no Python loop over views and no work on other views. Every operation
+treats each view by itself, so results do not depend on which views share a call, bit by bit. CPUs use `augment_uint8`.
+Ours: values stay float32 in 0…255 from crop to patch. The reference rounds to 8 bits after every operation; we round
+where a decision depends on it (crop, contrast pivot, solarize threshold) and clamp where it clamps. Tests hold the
+difference to PIL below 3 of 255 in the mean.
 """
 
 from __future__ import annotations
@@ -29,13 +28,11 @@ _NONE = _GRAY + 1
 _Key = TypeVar("_Key", bound=np.number[Any])
 
 
-def crop_views(
-    images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
-) -> Tensor:
+def crop_views(images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int) -> Tensor:
     """Crop, resize bicubically to `size` and flip, V views per image, by products with matrices.
 
-    PIL's `crop(box).resize((size, size), BICUBIC)`: a = -0.5, weights renormalized at the box's
-    edge, widened when shrinking, rounded to 8 bits after the horizontal and the vertical pass.
+    PIL's `crop(box).resize((size, size), BICUBIC)`: a = -0.5, weights renormalized at the box's edge, widened when
+    shrinking, rounded to 8 bits after the horizontal and the vertical pass.
 
     Args:
         images: uint8 [B, S, S, 3].
@@ -60,9 +57,7 @@ def crop_views(
     return crops.reshape(batch * views, 3, size, size)
 
 
-def bicubic_weights(
-    start: NDArray[np.int32], length: NDArray[np.int32], source: int, size: int
-) -> NDArray[np.float64]:
+def bicubic_weights(start: NDArray[np.int32], length: NDArray[np.int32], source: int, size: int) -> NDArray[np.float64]:
     """Return matrices [..., size, source] that resize pixels start…start+length-1 to `size` pixels.
 
     Definition: row i holds k((x + ½ - c) / s) for every pixel x in the range, divided by its sum,
@@ -150,8 +145,8 @@ def brighten_(views: Tensor, factor: Tensor) -> None:
 
 def contrast_(views: Tensor, factor: Tensor) -> None:
     """Move away from (factor > 1) or towards the view's mean gray, in place."""
-    # A sum of at most 256×256 integers below 256 is exact in float32 in every order, so the pivot,
-    # which the reference rounds too, is the same on every device and in every batch.
+    # A sum of at most 256×256 integers below 256 is exact in float32 in every order, so the pivot, which the reference
+    # rounds too, is the same on every device and in every batch.
     height, width = views.shape[-2:]
     assert height * width <= 2**16, (height, width)
     pivot = luma(views).sum(dim=(1, 2, 3), keepdim=True).div_(height * width).add_(0.5).floor_()
@@ -173,9 +168,8 @@ def shift_hue_(views: Tensor, shift: Tensor) -> None:
     """Shift the hue by a fraction of the circle, keeping HSV's value and saturation, in place.
 
     Definition for a pixel: (h, s, v) = rgb_to_hsv(r, g, b); rgb = hsv_to_rgb(h + shift, s, v).
-    In sextants and with channels scaled to 0…1 between their least and greatest, a hue is
-    1 + g + b - r away from red, towards green where g > b. That avoids the masks of the usual
-    formula, which on CPU cost more than the rest.
+    In sextants and with channels scaled to 0…1 between their least and greatest, a hue is 1 + g + b - r away from red,
+    towards green where g > b. That avoids the masks of the usual formula, which on CPU cost more than the rest.
     """
     red, green, blue = views.unbind(1)
     top = torch.maximum(red, green)
@@ -193,21 +187,15 @@ def shift_hue_(views: Tensor, shift: Tensor) -> None:
 
 
 # In the order of their numbers.
-_OPERATIONS: tuple[Callable[[Tensor, Tensor], None], ...] = (
-    brighten_,
-    contrast_,
-    saturate_,
-    shift_hue_,
-    make_gray_,
-)
+_OPERATIONS: tuple[Callable[[Tensor, Tensor], None], ...] = (brighten_, contrast_, saturate_, shift_hue_, make_gray_)
 
 
 def blur_(views: Tensor, sigma_px: NDArray[np.float32]) -> None:
     """Blur with a Gaussian, edge pixels repeated, in place.
 
-    Taps are added in pairs, each only to the views whose kernel includes it: 2 × 7 passes for the
-    widest kernel, a third of the time of banded matrices.
-    Reference: PIL approximates the Gaussian of the same standard deviation by three box blurs.
+    Taps are added in pairs, each only to the views whose kernel includes it: 2 × 7 passes for the widest kernel, a
+    third of the time of banded matrices. Reference: PIL approximates the Gaussian of the same standard deviation by
+    three box blurs.
 
     Args:
         views: float32 [M, 3, H, W].

@@ -1,11 +1,10 @@
 """Crop and appearance of views in 8 bits on CPU, by kernels of torch and OpenCV.
 
-A view is 37 KB here, a quarter of its size in float32, and stays in the core's cache from the first
-operation to the last. As in the reference, every operation rounds to 8 bits. The readable
-definitions are in float32 (`augment_float`, `extract_patches`) and used on CUDA; tests hold each
-operation here to one or two steps of 8 bits from them. Each view is processed by itself, so nothing
-depends on its batch.
-Shape letters: B images, V views of each, M views, H, W their sides, n landmarks, p patch side.
+A view is 37 KB here, a quarter of its size in float32, and stays in the core's cache from the first operation to the
+last. As in the reference, every operation rounds to 8 bits. The readable definitions are in float32 (`augment_float`,
+`extract_patches`) and used on CUDA; tests hold each operation here to one or two steps of 8 bits from them. Each view
+is processed by itself, so nothing depends on its batch. Shape letters: B images, V views of each, M views, H, W their
+sides, n landmarks, p patch side.
 """
 
 from __future__ import annotations
@@ -40,9 +39,7 @@ _SOLARIZED = _SOLARIZED.astype(np.uint8)
 _OUTSIDE = (128, 128, 128, 128)
 
 
-def crop_views(
-    images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
-) -> Tensor:
+def crop_views(images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int) -> Tensor:
     """`augment_float.crop_views` by torch's 8-bit kernel, six times as fast on CPU.
 
     The two differ by 1 of 255 in some pixels.
@@ -54,8 +51,8 @@ def crop_views(
     views = torch.empty((flips.size, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     params = zip(boxes.reshape(-1, 4).tolist(), flips.reshape(-1).tolist(), strict=True)
     for number, ((top, left, height, width), flip) in enumerate(params):
-        # Slices, not numbers: torch recognizes channels last, for which the kernel is twice as
-        # fast, in four dimensions only.
+        # Slices, not numbers: torch recognizes channels last, for which the kernel is twice as fast, in four dimensions
+        # only.
         image, target = number // flips.shape[1], views[number : number + 1]
         box = planes[image : image + 1, :, top : top + height, left : left + width]
         view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)
@@ -161,17 +158,14 @@ def blur_kernels(sigma_px: NDArray[np.float32]) -> list[NDArray[np.float64] | No
     return kernels
 
 
-def gaussian_weights(
-    sigma_px: NDArray[np.float32],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def gaussian_weights(sigma_px: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return halves of Gaussian kernels, truncated at `BLUR_REACH` standard deviations, sum one.
 
     Args:
         sigma_px: [M], standard deviations, > 0.
 
     Returns:
-        Weights [M, taps] from the center outwards, 0 beyond a kernel's own radius, and the radii
-        [M], in pixels.
+        Weights [M, taps] from the center outwards, 0 beyond a kernel's own radius, and the radii [M], in pixels.
     """
     sigma = sigma_px.astype(np.float64)
     reach = np.ceil(BLUR_REACH * sigma).astype(np.int64)

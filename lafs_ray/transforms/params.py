@@ -1,9 +1,9 @@
 """The random parameters of a face's views, sampled with numpy, apart from the images.
 
-A record's parameters depend on (seed, epoch, shard, key) alone: every record has a generator of its
-own, so neither its batch, nor the worker, nor the device can change its augmentation. The price is
-one generator per record, 20 µs of the 0.15 ms that sampling takes.
-Shape letters: B images, V views (the global ones first), N landmarks, n tokens of a local view.
+A record's parameters depend on (seed, epoch, shard, key) alone: every record has a generator of its own, so neither its
+batch, nor the worker, nor the device can change its augmentation. The price is one generator per record, 20 µs of the
+0.15 ms that sampling takes. Shape letters: B images, V views (the global ones first), N landmarks, n tokens of a local
+view.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ViewSettings:
         num_local: views that keep `local_tokens` landmarks.
         crop_area: least and greatest share of the image's area that a global view covers.
         crop_aspect: least and greatest width / height of the crop, log-uniform.
-        local_crop_area: `crop_area` of local views. Reference: its option is ignored, all views
-            have the share of global ones.
+        local_crop_area: `crop_area` of local views. Reference: its option is ignored, all views have the share of
+            global ones.
         flip: probability of a horizontal mirror.
         jitter: probability of color jitter.
         brightness: factor is uniform in 1 ± this.
@@ -56,9 +56,9 @@ class ViewSettings:
         blur: probability of Gaussian blur for global view 1, other global views, local views.
         blur_sigma_px: least and greatest standard deviation of the blur.
         solarize: probability of solarizing; only global views after the first.
-        source: where landmarks come from. `per_view`: the CNN sees every clean view, as in the
-            reference; `per_image`: it sees the whole image once and landmarks move with each crop;
-            `cached`: the same, predicted before; `grid`: no landmarks, plain patches.
+        source: where landmarks come from. `per_view`: the CNN sees every clean view, as in the reference; `per_image`:
+            it sees the whole image once and landmarks move with each crop; `cached`: the same, predicted before;
+            `grid`: no landmarks, plain patches.
         noise_px: standard deviation of the landmarks' perturbation.
         local_tokens: n, landmarks sampled for a local view.
         shuffle: keep a local view's landmarks in the order sampled; otherwise ascending.
@@ -116,8 +116,8 @@ class ViewParams:
         boxes: int32 [B, V, 4], the crop as (top, left, height, width) in pixels of the image.
         flips: bool [B, V], mirror the view.
         jitters: bool [B, V], apply the four color operations.
-        jitter_factors: float32 [B, V, 4], of brightness, contrast, saturation, and the hue shift
-            as a share of the circle.
+        jitter_factors: float32 [B, V, 4], of brightness, contrast, saturation, and the hue shift as a share of the
+            circle.
         jitter_order: int8 [B, V, 4], the operations in the order of application.
         grays: bool [B, V], remove color.
         blur_sigma_px: float32 [B, V], 0 where there is no blur.
@@ -149,13 +149,7 @@ class ViewParams:
         return replace(self, **chosen)
 
 
-def sample_view_params(
-    settings: ViewSettings,
-    seed: int,
-    epoch: Records,
-    shard: Records,
-    key: Records,
-) -> ViewParams:
+def sample_view_params(settings: ViewSettings, seed: int, epoch: Records, shard: Records, key: Records) -> ViewParams:
     """Sample the views of B records, each a pure function of (seed, epoch, shard, key).
 
     Args:
@@ -226,9 +220,7 @@ def _fallback_crop(settings: ViewSettings) -> tuple[int, int]:
     return size, size
 
 
-def _jitter(
-    settings: ViewSettings, uniforms: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+def _jitter(settings: ViewSettings, uniforms: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Sample the factors of the four color operations and their order."""
     spread = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
     center = np.array([1.0, 1.0, 1.0, 0.0])

@@ -1,8 +1,8 @@
 """RandAugment on labeled faces: timm's operations, seeded for each record.
 
-timm uses Python's and NumPy's global generators. Here both are seeded from (seed, epoch, shard,
-key) before each image and restored after a batch: the result depends only on the record. Seeding
-takes 0.03 ms of the 0.7 ms for an image (CPU time).
+timm uses Python's and NumPy's global generators. Here both are seeded from (seed, epoch, shard, key) before each image
+and restored after a batch: the result depends only on the record. Seeding takes 0.03 ms of the 0.7 ms for an image (CPU
+time).
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class RandAugment:
             f"rand-m{magnitude}-mstd0.5-mmax9-inc1", hparams={}
         )
 
-    def __call__(
-        self, images: NDArray[np.uint8], epoch: Records, shard: Records, key: Records
-    ) -> NDArray[np.uint8]:
+    def __call__(self, images: NDArray[np.uint8], epoch: Records, shard: Records, key: Records) -> NDArray[np.uint8]:
         """Augment B images.
 
         Args:

@@ -26,8 +26,8 @@ def erase_(
 ) -> None:
     """Blacken a rectangle in some of the images, in place, with torchvision's distribution.
 
-    The area is uniform, the aspect log-uniform in 0.3…3.3, the position uniform; a function of
-    (seed, epoch, shard, key). Reference: `RandomErasing` in torchvision.
+    The area is uniform, the aspect log-uniform in 0.3…3.3, the position uniform; a function of (seed, epoch, shard,
+    key). Reference: `RandomErasing` in torchvision.
 
     Args:
         images: uint8 [B, S, S, 3].

@@ -1,13 +1,11 @@
 """From a batch of faces to landmark tokens: crop, flip, appearance, landmarks, patches.
 
-Ray Data actors, debug mode and the GPU step call the same object. A record's tokens depend on
-(seed, epoch, shard, key) and its pixels alone: on CPU bit by bit, in any batch, because every
-operation works on each view by itself. Convolutions change their order of summation with the batch
-size and, on some CPUs, with the number of threads, so the landmark CNN runs on groups of one size
-and on one thread; cached landmarks equal those of a run.
-Tokens are uint8, 130 KB per image: t means t / 127.5 - 1, at most half a step of 8 bits from the
-reference's float tokens. Shape letters: B images, V views, N landmarks, n tokens of a local view,
-p patch side, S image side.
+Ray Data actors, debug mode and the GPU step call the same object. A record's tokens depend on (seed, epoch, shard, key)
+and its pixels alone: on CPU bit by bit, in any batch, because every operation works on each view by itself.
+Convolutions change their order of summation with the batch size and, on some CPUs, with the number of threads, so the
+landmark CNN runs on groups of one size and on one thread; cached landmarks equal those of a run. Tokens are uint8, 130
+KB per image: t means t / 127.5 - 1, at most half a step of 8 bits from the reference's float tokens. Shape letters: B
+images, V views, N landmarks, n tokens of a local view, p patch side, S image side.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
 
-# The last group is padded with zeros. On one core an image costs 10 % less in groups of 16 than of
-# 8, as much as of 32; alone it costs three times as much.
+# The last group is padded with zeros. On one core an image costs 10 % less in groups of 16 than of 8, as much as of 32;
+# alone it costs three times as much.
 LANDMARK_GROUP = 16
 
-# Parameters of glibc's `mallopt` and values in bytes: the largest block that is not mapped
-# separately (glibc's maximum), and the freed memory at the top of the heap that is kept.
+# Parameters of glibc's `mallopt` and values in bytes: the largest block that is not mapped separately (glibc's
+# maximum), and the freed memory at the top of the heap that is kept.
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 32 << 20
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES = -1, 256 << 20
 
@@ -43,12 +41,12 @@ class MultiViewTransform:
 
     Args:
         settings: of the views.
-        landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is
-            used. None exactly if the source is `cached` or `grid`.
+        landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is used. None exactly if the
+            source is `cached` or `grid`.
         seed: the run's seed.
         device: where pixels are processed, `cpu` or `cuda`.
-        chunk: images processed at once on CPU, where the views of eight still fit the cache.
-            Changes speed, never results.
+        chunk: images processed at once on CPU, where the views of eight still fit the cache. Changes speed, never
+            results.
     """
 
     def __init__(
@@ -112,16 +110,14 @@ class MultiViewTransform:
         """Return the tokens of decoded faces, with their shard and key; on the CPU.
 
         Args:
-            faces: columns image, epoch, shard, key and, if the source is `cached`, landmarks, as
-                the arguments of a call.
+            faces: columns image, epoch, shard, key and, if the source is `cached`, landmarks, as the arguments of a
+                call.
         """
         image, epoch, shard, key = (faces[name] for name in ("image", "epoch", "shard", "key"))
         tokens = self(image, epoch, shard, key, faces.get("landmarks"))
         return {**cast("dict[str, NDArray[np.uint8]]", tokens), "shard": shard, "key": key}
 
-    def _tokens(
-        self, images: Tensor, params: ViewParams, on_images: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _tokens(self, images: Tensor, params: ViewParams, on_images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return global and local tokens of some images."""
         settings = self.settings
         augment = augment_uint8 if self.device.type == "cpu" else augment_float
@@ -140,13 +136,7 @@ class MultiViewTransform:
         return tokens[0], tokens[1]
 
     def _landmarks(
-        self,
-        clean: Tensor,
-        on_images: Tensor | None,
-        params: ViewParams,
-        size: int,
-        *,
-        is_local: bool,
+        self, clean: Tensor, on_images: Tensor | None, params: ViewParams, size: int, *, is_local: bool
     ) -> Tensor:
         """Return the perturbed landmarks [B, V, n, 2]: all of them, or those of local views.
 
@@ -167,9 +157,7 @@ class MultiViewTransform:
             landmarks = map_landmarks(landmarks, params.boxes, params.flips, size)
         return landmarks + noise
 
-    def _landmarks_on_images(
-        self, images: Tensor, cached: NDArray[np.float16] | Tensor | None
-    ) -> Tensor | None:
+    def _landmarks_on_images(self, images: Tensor, cached: NDArray[np.float16] | Tensor | None) -> Tensor | None:
         """Return landmarks [B, N, 2] of whole images; None if the source does not use them."""
         source = self.settings.source
         assert (cached is not None) == (source == "cached"), source
@@ -218,8 +206,8 @@ class LandmarkPredictor:
 def single_threaded() -> Iterator[None]:
     """Run the body's torch operators on the calling thread alone.
 
-    oneDNN splits a convolution's sums by threads where it has AVX2 or AVX-512 without Zen's
-    kernels: two threads move landmarks by some 3e-5 px, enough to flip bytes of tokens.
+    oneDNN splits a convolution's sums by threads where it has AVX2 or AVX-512 without Zen's kernels: two threads move
+    landmarks by some 3e-5 px, enough to flip bytes of tokens.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -233,8 +221,8 @@ def single_threaded() -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Keep up to 256 MB of freed memory in the process; return whether the C library supports it.
 
-    The network's feature maps have a few MB. glibc returns such blocks to the system and gets them
-    back page by page, for up to a fifth of the network's time.
+    The network's feature maps have a few MB. glibc returns such blocks to the system and gets them back page by page,
+    for up to a fifth of the network's time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -245,12 +233,7 @@ def keep_freed_memory() -> bool:
 
 
 def supervised_view(
-    settings: ViewSettings,
-    images: NDArray[np.uint8] | Tensor,
-    seed: int,
-    epoch: Records,
-    shard: Records,
-    key: Records,
+    settings: ViewSettings, images: NDArray[np.uint8] | Tensor, seed: int, epoch: Records, shard: Records, key: Records
 ) -> Tensor:
     """Return one augmented view of every image, the input of supervised training.
 
@@ -279,18 +262,15 @@ def _rounded(values: Tensor) -> Tensor:
     return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
 
 
-def map_landmarks(
-    landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int
-) -> Tensor:
+def map_landmarks(landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int) -> Tensor:
     """Map landmarks of an image to the same points of its views.
 
-    A patch's middle pixel lies one up-left of its landmark (`extract_patches`), at ½ less in
-    coordinates that count from the image's edge, so it is landmark - ½ that the crop scales and
-    shifts and the flip mirrors; the patch of a mirrored view is then the mirrored patch.
+    A patch's middle pixel lies one up-left of its landmark (`extract_patches`), at ½ less in coordinates that count
+    from the image's edge, so it is landmark - ½ that the crop scales and shifts and the flip mirrors; the patch of a
+    mirrored view is then the mirrored patch.
 
     Args:
-        landmarks: [B, V, n, 2] or, the same for all views, [B, 1, n, 2]; pixels of the image,
-            (x, y).
+        landmarks: [B, V, n, 2] or, the same for all views, [B, 1, n, 2]; pixels of the image, (x, y).
         boxes: int32 [B, V, 4], (top, left, height, width).
         flips: bool [B, V].
         size: side of the views, in pixels.
@@ -322,8 +302,8 @@ def extract_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     if views.dtype == torch.uint8:
         pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
         return torch.from_numpy(augment_uint8.sample_patches(pixels, landmarks.numpy(), patch_size))
-    # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples
-    # lie between pixels, so adding 128 and truncating rounds them into 0…255.
+    # Sampling x - 127.5 with zeros outside is sampling in [-1, 1] without two more passes. Samples lie between pixels,
+    # so adding 128 and truncating rounds them into 0…255.
     samples = extract_patches(views - MIDDLE, landmarks, patch_size)
     return samples.add_(MIDDLE + 0.5).to(torch.uint8)
 

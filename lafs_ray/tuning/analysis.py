@@ -1,7 +1,7 @@
 """Which keys matter: hyperparameter importance and plots of a sweep, by Optuna.
 
-All trials are compared at the last report that all have reached, so early stopping neither removes
-the bad ones nor compares short runs with long ones.
+All trials are compared at the last report that all have reached, so early stopping neither removes the bad ones nor
+compares short runs with long ones.
 """
 
 from __future__ import annotations
@@ -47,18 +47,15 @@ def comparable_study(config: SweepConfig, trials: Sequence[Trial]) -> optuna.Stu
 def importances(study: optuna.Study) -> dict[str, float]:
     """Return the importance of each key, the most important first; together they are 1.
 
-    PED-ANOVA (Watanabe et al., IJCAI 2023): how far the values of a key in the better half of the
-    trials differ from those of all trials. Empty where fewer than 10 trials have a report, or all
-    have the same objective.
+    PED-ANOVA (Watanabe et al., IJCAI 2023): how far the values of a key in the better half of the trials differ from
+    those of all trials. Empty where fewer than 10 trials have a report, or all have the same objective.
     """
     values = [trial.value for trial in study.trials]
     if len(values) < _MIN_TRIALS or len(set(values)) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        found: dict[str, float] = optuna.importance.get_param_importances(
-            study, evaluator=_evaluator()
-        )
+        found: dict[str, float] = optuna.importance.get_param_importances(study, evaluator=_evaluator())
     return found
 
 

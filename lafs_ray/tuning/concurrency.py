@@ -1,7 +1,7 @@
 """How many trials run at once without waiting forever for each other's resources.
 
-Tune places a trial's process, but does not know of the workers and preprocessors that this starts.
-So the number of concurrent trials is computed here from what a whole trial takes.
+Tune places a trial's process, but does not know of the workers and preprocessors that this starts. So the number of
+concurrent trials is computed here from what a whole trial takes.
 """
 
 from __future__ import annotations
@@ -81,17 +81,15 @@ def _worker(config: TrainConfig) -> Resources:
     return Resources(compute.cpus_per_worker, gpus)
 
 
-def max_concurrent(
-    sweep: Sweep, trial: TrialResources, nodes: Sequence[Mapping[str, Any]], members: int = 1
-) -> int:
+def max_concurrent(sweep: Sweep, trial: TrialResources, nodes: Sequence[Mapping[str, Any]], members: int = 1) -> int:
     """Return how many trials fit at once, by cluster, nodes and budget.
 
     Args:
         sweep: whose budget may be less than the cluster.
         trial: resources of one; its process is placed on one node, as is each worker.
         nodes: of the cluster, from `ray.nodes()`.
-        members: trials that must run at once. In a population, one that waits until others have
-            ended has no member to copy, and Tune would not warn.
+        members: trials that must run at once. In a population, one that waits until others have ended has no member to
+            copy, and Tune would not warn.
 
     Raises:
         ConfigError: not that many fit.

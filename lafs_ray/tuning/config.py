@@ -50,20 +50,20 @@ class Objective(EvalSets):
     """What the sweep optimizes."""
 
     metric: Metric = "pair_accuracy"
-    """pair_accuracy: 10-fold; tar_at_far: share of same pairs accepted at `far`; knn: share of
-    faces whose nearest neighbor has the same identity; loss: the training loss, minimized."""
+    """pair_accuracy: 10-fold; tar_at_far: share of same pairs accepted at `far`; knn: share of faces whose nearest
+    neighbor has the same identity; loss: the training loss, minimized."""
     far: Real = 0.01
     """False accept rate of tar_at_far: 0.1, 0.01 or 0.001."""
     centered: bool = False
     """Subtract the mean embedding first: fairer to networks trained without labels."""
     seeds: _Seeds = (0,)
-    """Seeds (`run.seed`) to average over. Intermediate reports come from the first; the others are
-    trained and evaluated at their end, in trials that the scheduler has not stopped by then."""
+    """Seeds (`run.seed`) to average over. Intermediate reports come from the first; the others are trained and
+    evaluated at their end, in trials that the scheduler has not stopped by then."""
     reports: Positive = 4
     """Evaluations of the first seed's run, evenly spaced; the scheduler's unit of time."""
     cpus: Positive = 1
-    """CPUs for evaluation besides those of training; with compute.workers=0 evaluation alternates
-    with training, on the same device."""
+    """CPUs for evaluation besides those of training; with compute.workers=0 evaluation alternates with training, on the
+    same device."""
     gpus: Annotated[Real, Field(ge=0.0)] = 0.0
     """GPUs, or share of one, for evaluation besides training's; 0 evaluates on the CPU."""
 
@@ -90,8 +90,8 @@ class Budget(Section):
     trials: Positive = 20
     """Number of trials; for pbt, the population size. May be raised when a sweep is continued."""
     hours: Annotated[Real, Field(gt=0.0)] | None = None
-    """Hours of all starts together; running trials are then interrupted, and continue when the
-    sweep is started with more."""
+    """Hours of all starts together; running trials are then interrupted, and continue when the sweep is started with
+    more."""
     gpus: Annotated[Real, Field(gt=0.0)] | None = None
     """GPUs of the cluster to use, at most; none: all."""
     cpus: Annotated[Real, Field(gt=0.0)] | None = None
@@ -144,8 +144,8 @@ class Searcher(Section):
     """Source of the settings."""
 
     kind: Literal["random", "grid", "tpe"] = "random"
-    """random; grid: all combinations, every key a choice; tpe: tree-structured Parzen estimator,
-    which learns from earlier trials (Optuna)."""
+    """random; grid: all combinations, every key a choice; tpe: tree-structured Parzen estimator, which learns from
+    earlier trials (Optuna)."""
     startup_trials: Positive = 10
     """Trials that must have ended before TPE replaces random sampling (tpe)."""
 
@@ -185,8 +185,7 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name of the sweep; starting the same name again continues it."""
     storage: AbsolutePath = "sweeps"
-    """Folder or URI under which `<name>/` keeps trials, results, plots and winner; all nodes must
-    reach it."""
+    """Folder or URI under which `<name>/` keeps trials, results, plots and winner; all nodes must reach it."""
     seed: Seed = 0
     """Seed of the settings that are sampled."""
     task: Literal["finetune", "pretrain"]
@@ -194,17 +193,12 @@ class SweepConfig(Section):
     base: str
     """YAML file of that task; its settings are the default that the winner is compared with."""
     settings: dict[str, Any] = Field(default={})
-    """Settings of all trials and of the default that differ from the file, by section or by dotted
-    key."""
+    """Settings of all trials and of the default that differ from the file, by section or by dotted key."""
     finetune: ShortFinetune | None = None
     """For task pretrain: evaluate after this finetuning; none: evaluate the frozen network."""
-    space: Annotated[
-        dict[str, Dimension],
-        BeforeValidator(partial(flatten, leaf_keys=KINDS)),
-        Field(min_length=1),
-    ]
-    """Dotted keys of the base, each with one of uniform, log_uniform, integer (ranges) or choice
-    (a list), and optionally `when`: {earlier key: [values]} for which it is active."""
+    space: Annotated[dict[str, Dimension], BeforeValidator(partial(flatten, leaf_keys=KINDS)), Field(min_length=1)]
+    """Dotted keys of the base, each with one of uniform, log_uniform, integer (ranges) or choice (a list), and
+    optionally `when`: {earlier key: [values]} for which it is active."""
     objective: Objective = Objective()
     """What is optimized."""
     budget: Budget = Budget()

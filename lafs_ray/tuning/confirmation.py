@@ -116,8 +116,7 @@ def comparison(winner: Sequence[float], default: Sequence[float]) -> list[str]:
     return [
         f"winner: {mean_and_std(winner)}",
         f"default: {mean_and_std(default)}",
-        f"winner - default: {mean_and_std(differences)}, "
-        f"{better} of {len(differences)} seeds better",
+        f"winner - default: {mean_and_std(differences)}, {better} of {len(differences)} seeds better",
     ]
 
 

@@ -33,9 +33,7 @@ class Driver:
         run_batch: runs trials, as `tuner.run_batch` does on Ray Tune.
     """
 
-    def __init__(
-        self, sweep: Sweep, fingerprints: Mapping[str, str], run_batch: Callable[[TrialBatch], None]
-    ) -> None:
+    def __init__(self, sweep: Sweep, fingerprints: Mapping[str, str], run_batch: Callable[[TrialBatch], None]) -> None:
         self._fingerprints, self._run_batch = fingerprints, run_batch
         self.sweep, self.config, self.dir = sweep, sweep.config, SweepDir(sweep)
         self.attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

@@ -1,8 +1,8 @@
 """Data leakage: evaluation sets must not overlap with training sets, nor test with selection sets.
 
 Found are: the same set; the same identities among generated faces, whose numbers are in a file
-beside them; and byte-identical images among randomly sampled records. Not found is an identity with
-another label and other images in the other set.
+beside them; and byte-identical images among randomly sampled records. Not found is an identity with another label and
+other images in the other set.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lafs_ray.errors import UserError
 from lafs_ray.tuning.config import EvalSets
 from lafs_ray.tuning.trial_config import Sweep
 
-# Records of a set whose images are compared. If a hundredth of the other set's images are among
-# them, the sample has one with probability 1 - 0.99^2048, almost 1.
+# Records of a set whose images are compared. If a hundredth of the other set's images are among them, the sample has
+# one with probability 1 - 0.99^2048, almost 1.
 NUM_SAMPLED = 2048
 
 
@@ -52,9 +52,7 @@ class FaceFile:
         """Seed and numbers of generated identities; None for all other faces."""
         is_folder = filesystem.is_folder(self.path)
         folder = self.path if is_folder else filesystem.parent(self.path)
-        description = (
-            f"{self.path}.json" if self.is_pairs else filesystem.join(folder, "generated.json")
-        )
+        description = f"{self.path}.json" if self.is_pairs else filesystem.join(folder, "generated.json")
         if not filesystem.exists(description):
             return None
         try:
@@ -108,9 +106,7 @@ def training_sets(sweep: Sweep) -> Iterator[FaceFile]:
 
     Earlier runs are followed as far back as their directories exist.
     """
-    trees: list[tuple[str, Mapping[str, Any]]] = [
-        ("settings", sweep.default.model_dump(mode="json"))
-    ]
+    trees: list[tuple[str, Mapping[str, Any]]] = [("settings", sweep.default.model_dump(mode="json"))]
     if sweep.default_finetune is not None:
         trees.append(("finetune.settings", sweep.default_finetune.model_dump(mode="json")))
     for key, dimension in sweep.config.space.items():

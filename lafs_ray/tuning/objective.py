@@ -55,8 +55,7 @@ def check_eval_sets(objective: Objective) -> None:
     """Read the evaluation sets of an objective and check that the metric is defined on them.
 
     Raises:
-        DataError: a file is missing or damaged, an image does not decode, or the metric is
-            undefined.
+        DataError: a file is missing or damaged, an image does not decode, or the metric is undefined.
     """
     check_online_eval(_files(objective))
     if objective.pairs is None:

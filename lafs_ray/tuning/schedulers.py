@@ -34,9 +34,7 @@ def make_scheduler(config: SweepConfig) -> TrialScheduler:
         random.seed(config.seed)
         np.random.seed(config.seed % (1 << 32))  # noqa: NPY002
         return PopulationBasedTraining(
-            hyperparam_mutations={
-                "settings": {key: _mutation(one) for key, one in config.space.items()}
-            },
+            hyperparam_mutations={"settings": {key: _mutation(one) for key, one in config.space.items()}},
             custom_explore_fn=partial(_clip, config.space),
             log_config=False,
             require_attrs=False,

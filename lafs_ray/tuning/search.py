@@ -1,7 +1,7 @@
 """Settings of each trial, sampled by Optuna: random search, TPE, or all points of a grid.
 
-Settings depend on the sweep's seed, the trial's number and, for TPE, the earlier trials alone. The
-study is rebuilt from the trials' records for each proposal, so it needs no storage of its own.
+Settings depend on the sweep's seed, the trial's number and, for TPE, the earlier trials alone. The study is rebuilt
+from the trials' records for each proposal, so it needs no storage of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ def make_study(sign: int, sampler: optuna.samplers.BaseSampler | None = None) ->
     return optuna.create_study(direction="maximize" if sign > 0 else "minimize", sampler=sampler)
 
 
-def frozen_trial(
-    trial: Trial, space: Space, state: TrialState, value: float | None = None
-) -> FrozenTrial:
+def frozen_trial(trial: Trial, space: Space, state: TrialState, value: float | None = None) -> FrozenTrial:
     """Return a trial as Optuna's record."""
     return optuna.trial.create_trial(
         state=state,

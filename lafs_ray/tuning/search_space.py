@@ -1,8 +1,7 @@
 """Search space: the values that each configuration key may take, as Optuna distributions.
 
-optim.lr: {log_uniform: [1e-4, 1e-2]}
-mixup.probability: {choice: [0, 0.1, 0.2]}
-mixup.alpha: {uniform: [0.1, 1], when: {mixup.probability: [0.1, 0.2]}}
+optim.lr: {log_uniform: [1e-4, 1e-2]} mixup.probability: {choice: [0, 0.1, 0.2]} mixup.alpha: {uniform: [0.1, 1], when:
+{mixup.probability: [0.1, 0.2]}}
 """
 
 from __future__ import annotations
@@ -11,12 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, model_validator
 
 from lafs_ray.config.loader import Section
@@ -56,8 +50,7 @@ class Dimension(Section):
         if not isinstance(when, Mapping):
             raise ValueError(f"when: {when!r} - write a key and its values, {{key: [1, 2]}}")
         conditions = {
-            str(key): tuple(values) if isinstance(values, list | tuple) else (values,)
-            for key, values in when.items()
+            str(key): tuple(values) if isinstance(values, list | tuple) else (values,) for key, values in when.items()
         }
         return {"kind": kinds[0], **_parse_values(kinds[0], written[kinds[0]]), "when": conditions}
 
@@ -108,9 +101,7 @@ def _parse_values(kind: str, written: Any) -> dict[str, Any]:
         if not written or any(_is_among(one, written[:i]) for i, one in enumerate(written)):
             raise ValueError(f"{found} - write at least one value, each once")
         return {"values": tuple(written)}
-    if len(written) != 2 or any(
-        isinstance(bound, bool) or not isinstance(bound, int | float) for bound in written
-    ):
+    if len(written) != 2 or any(isinstance(bound, bool) or not isinstance(bound, int | float) for bound in written):
         raise ValueError(f"{found} - write [low, high], two numbers")
     low, high = map(float, written)
     if not low < high:
@@ -151,8 +142,7 @@ def active_settings(space: Space, values: Mapping[str, Any]) -> Settings:
     settings: Settings = {}
     for key, dimension in space.items():
         if all(
-            parent in settings and _is_among(settings[parent], allowed)
-            for parent, allowed in dimension.when.items()
+            parent in settings and _is_among(settings[parent], allowed) for parent, allowed in dimension.when.items()
         ):
             settings[key] = values[key]
     return settings

@@ -1,7 +1,7 @@
 """The function that Ray Tune runs for a trial, in a process of its own.
 
-With compute.workers=0 a trial trains in that process. Otherwise the process drives a `TorchTrainer`
-like a single run does, and evaluates its checkpoints meanwhile.
+With compute.workers=0 a trial trains in that process. Otherwise the process drives a `TorchTrainer` like a single run
+does, and evaluates its checkpoints meanwhile.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ _POINTER = "pointer.json"
 
 
 def make_trainable(
-    numbers: Sequence[int],
-    make_spec: Callable[[int, Settings | None], TrialSpec],
-    *,
-    is_population: bool,
+    numbers: Sequence[int], make_spec: Callable[[int, Settings | None], TrialSpec], *, is_population: bool
 ) -> Callable[[dict[str, Any]], None]:
     """Return Tune's trainable for a batch, see `TrialBatch`."""
 
@@ -81,8 +78,8 @@ def _donor(checkpoint: Checkpoint, own_uri: str) -> Donor | None:
 def train_run(inputs: RunInputs, on_checkpoint: Callable[[int], None]) -> None:
     """Train a run as its configuration says: in this process, or on Ray Train workers.
 
-    Training on workers is polled for checkpoints, and does not wait for the callback. If that
-    raises, the thread stays behind; its workers end with this process, which Tune then ends.
+    Training on workers is polled for checkpoints, and does not wait for the callback. If that raises, the thread stays
+    behind; its workers end with this process, which Tune then ends.
 
     Raises:
         UserError: the workers met one.

@@ -1,8 +1,8 @@
 """One trial: a run for each seed, and the reports made from their checkpoints. Imports no Ray.
 
-The first seed's run is evaluated at evenly spaced checkpoints, the others at their end. The report
-callback may end the trial by raising. Everything is in the trial's directory before it is reported,
-and runs resume from their checkpoints: a trial that was killed, paused or stopped can continue.
+The first seed's run is evaluated at evenly spaced checkpoints, the others at their end. The report callback may end the
+trial by raising. Everything is in the trial's directory before it is reported, and runs resume from their checkpoints:
+a trial that was killed, paused or stopped can continue.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ class TrialBatch:
     Args:
         sweep: that they belong to.
         numbers: of the trials, in the order in which they start.
-        make_spec: returns the trial of a number, called when it starts, in its process; pbt gives
-            new settings.
+        make_spec: returns the trial of a number, called when it starts, in its process; pbt gives new settings.
         on_report: called with number, report, and whether an earlier start had made it.
         on_end: called with number, and the error if the trial's process died, else "".
         attempt: name of this start of the sweep, unique for each batch.
@@ -103,9 +102,7 @@ class _SeedRun:
     first_report: int
 
 
-def run_trial(
-    spec: TrialSpec, on_report: OnReport, train: Train, donor: Donor | None = None
-) -> None:
+def run_trial(spec: TrialSpec, on_report: OnReport, train: Train, donor: Donor | None = None) -> None:
     """Run what is left of a trial.
 
     Args:
@@ -146,9 +143,7 @@ class _Trial:
         assert theirs is not None, "only trials that have reported are copied"
         spec, seed = self._spec, self._spec.objective.seeds[0]
         generation = self.record.generation + 1
-        record = replace(
-            self.record, settings=spec.settings, generation=generation, start=donor.report
-        )
+        record = replace(self.record, settings=spec.settings, generation=generation, start=donor.report)
         # A killed process may have left half of the same copy.
         filesystem.delete_tree(filesystem.join(spec.dir.uri, _run_name(seed, generation)))
         mine = self._open(record, seed, spec.objective.reports)
@@ -197,9 +192,7 @@ class _Trial:
             objective = (sum(ends) + value) / (len(ends) + 1)
         now = time.monotonic()
         seconds, self._since = now - self._since, now
-        report = Report(
-            number, run.seed, step, value, objective, seconds, record.generation, spec.attempt
-        )
+        report = Report(number, run.seed, step, value, objective, seconds, record.generation, spec.attempt)
         status: Status = "finished" if number == spec.objective.last_report else "running"
         self.record = replace(record, status=status, reports=(*record.reports, report))
         spec.dir.write(self.record)
@@ -219,9 +212,7 @@ class _Trial:
         if spec.sweep.finetune is None:
             return evaluate(checkpoint)
         name = f"finetune-s{run.seed}-g{self.record.generation}-{step:08d}"
-        finetune = prepare_run(
-            spec.sweep.finetune_config(checkpoint, name=name, storage=spec.dir.uri, seed=run.seed)
-        )
+        finetune = prepare_run(spec.sweep.finetune_config(checkpoint, name=name, storage=spec.dir.uri, seed=run.seed))
         self._train(finetune, lambda _: None)
         value = evaluate(finetune.folder().checkpoint_uri(finetune.length.total_steps))
         filesystem.delete_tree(finetune.folder().uri)

@@ -19,13 +19,7 @@ Tree = dict[str, Any]
 
 # Values that are no paths.
 _KEYWORDS = ("untrained",)
-_PATHS = (
-    "data.path",
-    "start.transformer",
-    "start.landmarks",
-    "landmarks.weights",
-    "landmarks.cache",
-)
+_PATHS = ("data.path", "start.transformer", "start.landmarks", "landmarks.weights", "landmarks.cache")
 # Placeholder for a trial's checkpoint until there is one.
 TRIAL_CHECKPOINT = "<the trial's checkpoint>"
 
@@ -61,25 +55,19 @@ class Sweep:
         """Configuration of the short finetuning, with a placeholder for the checkpoint."""
         if self.finetune is None:
             return None
-        return self.finetune_config(
-            TRIAL_CHECKPOINT, name="finetune", storage=self.config.storage, seed=0
-        )
+        return self.finetune_config(TRIAL_CHECKPOINT, name="finetune", storage=self.config.storage, seed=0)
 
     def tree(self, settings: Settings) -> Tree:
         """Return the tree of a configuration with the settings of a trial."""
         return apply_overrides(self.base, settings)
 
-    def run_config(
-        self, settings: Settings, *, name: str, storage: str, seed: int
-    ) -> FinetuneConfig | PretrainConfig:
+    def run_config(self, settings: Settings, *, name: str, storage: str, seed: int) -> FinetuneConfig | PretrainConfig:
         """Return the configuration of one run of a trial, which writes to `<storage>/<name>`."""
         reports = self.config.objective.reports
         tree = self._run_tree(self.tree(settings), name, storage, seed, reports)
         return resolve(self.kind, tree, f"trial with {settings}")
 
-    def finetune_config(
-        self, transformer: str, *, name: str, storage: str, seed: int
-    ) -> FinetuneConfig:
+    def finetune_config(self, transformer: str, *, name: str, storage: str, seed: int) -> FinetuneConfig:
         """Return the configuration of the short finetuning of a pretrained checkpoint."""
         assert self.finetune is not None, "the sweep evaluates frozen networks"
         tree = apply_overrides(self.finetune, {"start.transformer": transformer})
@@ -88,8 +76,7 @@ class Sweep:
 
     def _run_tree(self, tree: Tree, name: str, storage: str, seed: int, reports: int) -> Tree:
         run = {"run": {"name": name, "storage": storage, "seed": seed}, "online_eval": {}}
-        # The trial evaluates every checkpoint and deletes it; their distance is set once the
-        # number of steps is known.
+        # The trial evaluates every checkpoint and deletes it; their distance is set once the number of steps is known.
         run["checkpoints"] = {"every": "1 run", "keep": reports}
         absolute = {
             path: filesystem.absolute(value, self.working_dir)

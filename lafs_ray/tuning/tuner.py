@@ -21,8 +21,8 @@ from lafs_ray.tuning.trial import TrialBatch
 
 logger = logging.getLogger(__name__)
 
-# Read when Tune is first used: Ctrl-C is handled by our command line, Tune's logs and tables are
-# not used, and a trial that fails before its first report has no metric.
+# Read when Tune is first used: Ctrl-C is handled by our command line, Tune's logs and tables are not used, and a trial
+# that fails before its first report has no metric.
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",

@@ -106,8 +106,7 @@ def _key_errors(config: SweepConfig, kind: type[Section]) -> Iterator[str]:
             yield f"space.{key}: {Tuning.OPERATIONAL.value}; move it to settings"
         if config.objective.metric == "loss" and _is_below(key, in_loss):
             yield (
-                f"space.{key}: {Tuning.DEFINES_LOSS.value}; set objective.metric to "
-                "pair_accuracy, tar_at_far or knn"
+                f"space.{key}: {Tuning.DEFINES_LOSS.value}; set objective.metric to pair_accuracy, tar_at_far or knn"
             )
         if config.scheduler.kind == "pbt" and not _is_below(key, mutable):
             yield (
@@ -215,9 +214,7 @@ def _combination_errors(sweep: Sweep) -> Iterator[str]:
     reported: set[str] = set()
     for settings in known_settings(sweep.config):
         values = ", ".join(f"{key}={value}" for key, value in settings.items())
-        for line in validation_errors(sweep.kind, sweep.tree(settings)) or _finetune_errors(
-            sweep, settings
-        ):
+        for line in validation_errors(sweep.kind, sweep.tree(settings)) or _finetune_errors(sweep, settings):
             if line not in reported:
                 yield f"space: {line} (with {values})"
             reported.add(line)

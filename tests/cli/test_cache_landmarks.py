@@ -33,9 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_two_actors__write_the_files_of_one_process(
-    tmp_path: Path, weights: str, ray_session: None
-) -> None:
+def test_two_actors__write_the_files_of_one_process(tmp_path: Path, weights: str, ray_session: None) -> None:
     """Byte for byte, beside the set."""
     (tmp_path / "set").mkdir()
     for name in "abc":

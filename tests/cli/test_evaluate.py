@@ -90,9 +90,7 @@ def test_evaluate__everything_at_once(
     assert (tmp_path / "out" / "roc_lfw.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_evaluate__trained_network_alone_and_the_reference_range(
-    trained: str, tmp_path: Path
-) -> None:
+def test_evaluate__trained_network_alone_and_the_reference_range(trained: str, tmp_path: Path) -> None:
     """Without --baselines there are two rows; half the pixel range gives other distances."""
     write_pairs(str(tmp_path / "a.bin"), face_jpegs(40), [True, False] * 10)
     pairs = str(tmp_path / "a.bin")
@@ -160,9 +158,7 @@ def test_evaluate__labels_that_are_none(trained: str, tmp_path: Path) -> None:
 def test_evaluate__pairs_of_one_kind(trained: str, tmp_path: Path) -> None:
     """Where a rate is undefined the table has a dash and results.json null; accuracy is there."""
     write_pairs(str(tmp_path / "a.bin"), face_jpegs(20), [True] * 10)
-    evaluate(
-        Request(checkpoint=trained, pairs=[str(tmp_path / "a.bin")], out=str(tmp_path / "out"))
-    )
+    evaluate(Request(checkpoint=trained, pairs=[str(tmp_path / "a.bin")], out=str(tmp_path / "out")))
     row = results(tmp_path / "out")["results"][0]["rows"][0]
     assert row["AUC"] is None
     assert row["TAR@0.01"] is None

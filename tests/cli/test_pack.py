@@ -23,9 +23,7 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.mark.ray
-def test_pack__two_workers_write_the_bytes_of_one(
-    tmp_path: Path, face_set_path: str, ray_session: None
-) -> None:
+def test_pack__two_workers_write_the_bytes_of_one(tmp_path: Path, face_set_path: str, ray_session: None) -> None:
     """Eight ranges and four shards in any order give the same files."""
     packed([face_set_path], tmp_path / "one", num_shards=4)
     packed([face_set_path], tmp_path / "two", apply=apply_on_ray(2), num_shards=4, workers=2)
@@ -37,9 +35,7 @@ def test_pack__error_of_a_worker_reaches_the_user(tmp_path: Path, ray_session: N
     """One bad record too many is reported by Ray with the original message."""
     write_face_set(tmp_path / "bad.rec", replaced={7: NO_IMAGE})
     with pytest.raises(Exception, match="bad records") as raised:
-        packed(
-            [tmp_path / "bad.rec"], tmp_path / "set", apply=apply_on_ray(2), max_bad=0, workers=2
-        )
+        packed([tmp_path / "bad.rec"], tmp_path / "set", apply=apply_on_ray(2), max_bad=0, workers=2)
     error = find_user_error(raised.value)
     assert error is not None
     assert "bad.rec, key 8" in error.found

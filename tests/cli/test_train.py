@@ -27,10 +27,7 @@ def finished(tmp_path: Path, face_set_path: str) -> PretrainConfig:
 
 
 def test_launch__finished_run_is_not_started(
-    finished: PretrainConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It prints the path of the last checkpoint, and builds no network."""
 

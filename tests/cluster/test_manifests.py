@@ -91,8 +91,7 @@ def test_cloud__has_nodes_for_each_part_within_limits(file: str) -> None:
     assert kinds[config["head_node_type"]]["resources"] == {"CPU": 0}
     workers = {name: kind for name, kind in kinds.items() if name != config["head_node_type"]}
     found = {
-        (kind["labels"]["pool"], kind["labels"]["market"], kind["resources"].get("GPU"))
-        for kind in workers.values()
+        (kind["labels"]["pool"], kind["labels"]["market"], kind["resources"].get("GPU")) for kind in workers.values()
     }
     assert found == {("gpu", "on-demand", 8), ("gpu", "spot", 8), ("cpu", "spot", None)}
     for kind in workers.values():
@@ -128,9 +127,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
             StackName="lafs-ray",
             TemplateBody=(ROOT / "configs/cluster/aws-account.yaml").read_text(),
             Capabilities=["CAPABILITY_NAMED_IAM"],
-            Parameters=[
-                {"ParameterKey": key, "ParameterValue": value} for key, value in settings.items()
-            ],
+            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in settings.items()],
         )
         yield boto3
 
@@ -148,9 +145,7 @@ def test_aws__ray_launches_every_kind_of_node_behind_the_closed_group(aws: Any) 
 
     ec2 = aws.client("ec2")
     instances = [
-        instance
-        for reservation in ec2.describe_instances()["Reservations"]
-        for instance in reservation["Instances"]
+        instance for reservation in ec2.describe_instances()["Reservations"] for instance in reservation["Instances"]
     ]
     found = {
         instance["InstanceType"] + " " + instance.get("InstanceLifecycle", "on demand"): (
@@ -195,16 +190,11 @@ def test_aws__roles_reach_the_bucket_and_no_other(aws: Any) -> None:
     # moto makes the bucket without this part of the template.
     template = (ROOT / "configs/cluster/aws-account.yaml").read_text()
     blocked = set(re.findall(r"^ +(\w+Public\w+): true$", template, re.MULTILINE))
-    assert blocked == {
-        "BlockPublicAcls",
-        "BlockPublicPolicy",
-        "IgnorePublicAcls",
-        "RestrictPublicBuckets",
-    }
+    assert blocked == {"BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"}
 
 
-# Fields of KubeRay v1.7.0, helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml, by the path of
-# their owner. Not the whole schema: that of pods is Kubernetes' own, and 1.4 MB.
+# Fields of KubeRay v1.7.0, helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml, by the path of their owner. Not the
+# whole schema: that of pods is Kubernetes' own, and 1.4 MB.
 KUBERAY = {
     "": {"apiVersion", "kind", "metadata", "spec"},
     "spec": {
@@ -289,10 +279,4 @@ def test_rayjob__is_closed_and_its_groups_hold_what_its_job_asks_for(tmp_path: P
 
 def test_every_yaml_of_configs_cluster__is_tested_here() -> None:
     files = {f"configs/cluster/{name}" for name in os.listdir(ROOT / "configs/cluster")}
-    assert files == {
-        GCP,
-        LOCAL,
-        RAYJOB,
-        "configs/cluster/aws-account.yaml",
-        "configs/cluster/Dockerfile",
-    }
+    assert files == {GCP, LOCAL, RAYJOB, "configs/cluster/aws-account.yaml", "configs/cluster/Dockerfile"}

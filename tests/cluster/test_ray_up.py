@@ -40,9 +40,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "faces").mkdir()
     write_face_set(folder / "faces" / "train.rec")
     if shutil.which("setpriv") is None:
-        pytest.skip(
-            "no setpriv (util-linux), without which a killed pytest would leave hosts behind"
-        )
+        pytest.skip("no setpriv (util-linux), without which a killed pytest would leave hosts behind")
     command = ["setpriv", "--pdeathsig", "KILL", str(HERE / "hosts.sh"), str(folder), "1"]
     command += ["--", str(HERE / "rehearsal.sh"), str(folder), *TINY_PRETRAIN]
     # The environment's programs first: hosts.sh shows the hosts the environment that `python` has.
@@ -100,9 +98,7 @@ def test_mistake__reaches_the_status_and_the_message_of_the_job(rehearsal: Path)
 
 
 @pytest.mark.parametrize("who", ["stranger", "forger"])
-def test_submission__without_the_token_or_with_another_is_refused(
-    who: str, rehearsal: Path
-) -> None:
+def test_submission__without_the_token_or_with_another_is_refused(who: str, rehearsal: Path) -> None:
     log = (rehearsal / f"{who}.log").read_text()
     assert "AuthenticationError" in log, log[-2000:]
     assert "submitted successfully" not in log
@@ -119,27 +115,19 @@ def documented(host: str) -> set[tuple[int, str]]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "address", "kind"), [("head", HEAD, "head"), ("worker1", WORKER, "worker")]
-)
-def test_listeners__are_those_that_the_documentation_names(
-    name: str, address: str, kind: str, rehearsal: Path
-) -> None:
+@pytest.mark.parametrize(("name", "address", "kind"), [("head", HEAD, "head"), ("worker1", WORKER, "worker")])
+def test_listeners__are_those_that_the_documentation_names(name: str, address: str, kind: str, rehearsal: Path) -> None:
     """No more ports than in the table are reachable, and no fewer."""
     listening = set()
     for line in (rehearsal / name / "listening.txt").read_text().splitlines():
         where, port = line.split()[3].rsplit(":", 1)
         listening.add((int(port), bound_to(where.strip("[]"), address)))
-    workers = {
-        (port, "all") for port, where in listening if 20000 <= port <= 20999 and where == "all"
-    }
+    workers = {(port, "all") for port, where in listening if 20000 <= port <= 20999 and where == "all"}
     assert listening - workers - {(22, "all")} == documented(kind)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("head", "head"), ("worker1", "worker")])
-def test_listeners__ask_for_the_token_where_the_documentation_says_so(
-    name: str, kind: str, rehearsal: Path
-) -> None:
+def test_listeners__ask_for_the_token_where_the_documentation_says_so(name: str, kind: str, rehearsal: Path) -> None:
     """Without it, all but the pages of metrics refuse; 8265 cannot be reached from outside."""
     lines = (rehearsal / name / "answers.txt").read_text().splitlines()
     answers = {found["port"]: found["answer"] for found in map(json.loads, lines)}

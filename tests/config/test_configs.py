@@ -72,21 +72,12 @@ def test_presets__differ_where_the_released_code_deviates():
     ("changes", "message"),
     [
         ({"landmarks": {}}, "landmarks.weights: required"),
-        (
-            {"landmarks": {"weights": "untrained", "local_tokens": 197}},
-            "197 of 196 landmarks .* without replacement",
-        ),
+        ({"landmarks": {"weights": "untrained", "local_tokens": 197}}, "197 of 196 landmarks .* without replacement"),
         ({"head": {"num_prototypes": 0}}, "head.num_prototypes: 0"),
         ({"compute": {"workers": 3}}, "1024 is not a multiple of 3 workers × 1 micro-batches = 3"),
         ({"landmarks": {"source": "grid", "local_tokens": 35}}, "square number"),
-        (
-            {"landmarks": {"source": "grid"}, "model": {"num_landmarks": 100}},
-            r"\(112 // 8\)² = 196",
-        ),
-        (
-            {"compute": {"device": "cpu"}, "crops": {"device": "cuda"}},
-            "crops.device: cuda needs compute.device=cuda",
-        ),
+        ({"landmarks": {"source": "grid"}, "model": {"num_landmarks": 100}}, r"\(112 // 8\)² = 196"),
+        ({"compute": {"device": "cpu"}, "crops": {"device": "cuda"}}, "crops.device: cuda needs compute.device=cuda"),
         ({"duration": "20 epochs"}, "dino.teacher_temp.warmup_epochs: 30 of a run of 20 epochs"),
         ({"duration": "0.5 run"}, "duration"),
         ({"views": {"crop_area": [0.9, 0.2]}}, "crop_area"),
@@ -118,10 +109,7 @@ STRONG = {"strength": 1.0}
             {"data": {"path": "a", "subset": {"fraction": 0.1, "short_identities": "drop"}}},
             "short_identities: goes with images_per_identity",
         ),
-        (
-            {"data": {"path": "a", "subset": {"fraction": 1.5}}},
-            "data.subset.fraction: 1.5",
-        ),
+        ({"data": {"path": "a", "subset": {"fraction": 1.5}}}, "data.subset.fraction: 1.5"),
         ({"regularizer": STRONG}, "regularizer.strength: 1, but there is no trained landmark CNN"),
         (
             {"regularizer": STRONG, "start": {"transformer": "a", "landmarks": "untrained"}},
@@ -131,23 +119,14 @@ STRONG = {"strength": 1.0}
             {"landmarks": GRID, "regularizer": STRONG, "start": {"transformer": "a"}},
             "landmarks.source=grid has no landmarks; set it to 0",
         ),
-        (
-            {"landmarks": GRID, "start": {"landmarks": "runs/x"}},
-            "start.landmarks: runs/x, but landmarks.source=grid",
-        ),
+        ({"landmarks": GRID, "start": {"landmarks": "runs/x"}}, "start.landmarks: runs/x, but landmarks.source=grid"),
         ({"landmarks": GRID, "model": {"num_landmarks": 100}}, r"\(112 // 8\)² = 196"),
-        (
-            {"landmarks": GRID, "freeze": {"landmarks": "1 run"}},
-            "freeze.landmarks: 1 run, but landmarks.source=grid",
-        ),
+        ({"landmarks": GRID, "freeze": {"landmarks": "1 run"}}, "freeze.landmarks: 1 run, but landmarks.source=grid"),
         (
             {"mixup": {"probability": 0.1}, "batch_size": 6, "compute": {"workers": 2}},
             "a micro-batch has 3: batch_size 6 over 2 workers × 1 micro-batches",
         ),
-        (
-            {"regularizer": {"table": [["0.5 run", 1], ["0.2 run", 2]]}},
-            "table: 0.2 run comes after 0.5 run",
-        ),
+        ({"regularizer": {"table": [["0.5 run", 1], ["0.2 run", 2]]}}, "table: 0.2 run comes after 0.5 run"),
         ({"regularizer": {"table": [["0.5 run", -1]]}}, "table: a weight is negative"),
         ({"optim": {"layer_decay": 1.1}}, "optim.layer_decay: 1.1"),
         ({"augmentation": {"rand_augment": 10}}, "augmentation.rand_augment: 10"),

@@ -46,8 +46,7 @@ def test_yaml__reads_numbers_and_words_without_traps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
-    [("a: 1\na: 2\n", "'a' appears twice"), ("a: [1\n", "expected ',' or ']'"), ("- 1\n", "list")],
+    ("content", "found"), [("a: 1\na: 2\n", "'a' appears twice"), ("a: [1\n", "expected ',' or ']'"), ("- 1\n", "list")]
 )
 def test_yaml__that_is_damaged_is_told_with_its_path(tmp_path, content, found):
     path = tmp_path / "bad.yaml"
@@ -63,8 +62,7 @@ def test_yaml__that_is_missing_is_told_with_its_path():
 
 
 @pytest.mark.parametrize(
-    ("text", "steps"),
-    [("10 epochs", 700), ("1 epoch", 70), ("500 steps", 500), ("0.2 run", 200), ("0.5 epochs", 35)],
+    ("text", "steps"), [("10 epochs", 700), ("1 epoch", 70), ("500 steps", 500), ("0.2 run", 200), ("0.5 epochs", 35)]
 )
 def test_duration__counts_steps(text, steps):
     config = resolve(Outer, {"name": "x", "length": text}, "test")

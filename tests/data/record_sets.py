@@ -20,19 +20,13 @@ def write_plain(path: Path, num_records: int, payload_bytes: int = 64) -> list[i
     """Write a plain file with an index; record k's payload repeats k. Return the offsets."""
     with recordio.RecordWriter(str(path)) as writer:
         return [
-            writer.write(
-                key,
-                recordio.pack(recordio.Header(0, float(key), key), bytes([key]) * payload_bytes),
-            )
+            writer.write(key, recordio.pack(recordio.Header(0, float(key), key), bytes([key]) * payload_bytes))
             for key in range(num_records)
         ]
 
 
 def write_insightface(
-    path: Path,
-    image_labels: list[float],
-    ranges: list[tuple[float, ...]],
-    header: tuple[float, float] | None = None,
+    path: Path, image_labels: list[float], ranges: list[tuple[float, ...]], header: tuple[float, float] | None = None
 ) -> None:
     """Write a file in insightface's layout with these image labels and identity ranges."""
     first = len(image_labels) + 1

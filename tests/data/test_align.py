@@ -30,9 +30,7 @@ def test_similarity__equals_umeyama(mirrored: bool) -> None:
             landmarks[:, 0] *= -1
         landmarks = landmarks * generator.uniform(0.5, 3) + generator.uniform(-50, 50, 2)
         # Float64 all the way.
-        np.testing.assert_allclose(
-            estimate_similarity(landmarks, "face"), umeyama(landmarks, POSITIONS_PX), atol=1e-9
-        )
+        np.testing.assert_allclose(estimate_similarity(landmarks, "face"), umeyama(landmarks, POSITIONS_PX), atol=1e-9)
 
 
 def test_align_face__undoes_a_turn() -> None:

@@ -14,15 +14,7 @@ from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import reading
 from lafs_ray.errors import DataError
-from tests.data.record_sets import (
-    INSIGHTFACE,
-    PLAIN,
-    all_rows,
-    refusal,
-    rewrite,
-    write_insightface,
-    write_plain,
-)
+from tests.data.record_sets import INSIGHTFACE, PLAIN, all_rows, refusal, rewrite, write_insightface, write_plain
 
 
 @pytest.mark.parametrize("with_index", [True, False])

@@ -26,10 +26,7 @@ def write_protocol(folder: Path, num_images: int = NUM_IMAGES) -> None:
         lists["face_tid_mid"].append(f"{number}.jpg {number // 2 * 10} {number % 2}")
     templates = [number * 10 for number in range(num_images // 2)]
     lists["template_pair_label"] = [
-        f"{one} {two} {int(one % 20 == two % 20)}"
-        for one in templates
-        for two in templates
-        if one < two
+        f"{one} {two} {int(one % 20 == two % 20)}" for one in templates for two in templates if one < two
     ]
     for name, lines in lists.items():
         (folder / "meta" / f"ijbx_{name}.txt").write_text("\n".join(lines) + "\n")
@@ -97,18 +94,10 @@ def test_open_templates__other_white_space(folder: Path, white: str) -> None:
         ("name_5pts_score", " 0.92\n", " high\n", 3, "'high' as score, which is a number"),
         ("face_tid_mid", "1.jpg 0 1", "1.jpg 0 1 1", 2, "4 columns"),
         ("template_pair_label", "0 20 1", "0 20", 2, "2 columns"),
-        (
-            "template_pair_label",
-            "0 20 1",
-            "0 2.5 1",
-            2,
-            "'2.5' as other template, which is an integer",
-        ),
+        ("template_pair_label", "0 20 1", "0 2.5 1", 2, "'2.5' as other template, which is an integer"),
     ],
 )
-def test_open_templates__bad_line(
-    folder: Path, name: str, old: str, new: str, line: int, found: str
-) -> None:
+def test_open_templates__bad_line(folder: Path, name: str, old: str, new: str, line: int, found: str) -> None:
     """A row with other columns, or another kind of value, is named by file and number."""
     path = change(folder, name, old, new)
     error = refusal(folder)

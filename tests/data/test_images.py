@@ -45,9 +45,7 @@ def test_decode_image__kinds_of_file() -> None:
         assert np.array_equal(decode_image(encoded(other), color_order="bgr"), pixels)
 
 
-@pytest.mark.parametrize(
-    ("shape", "found"), [((112, 90), "90x112"), ((112, 96), "96x112"), ((224, 224), "224x224")]
-)
+@pytest.mark.parametrize(("shape", "found"), [((112, 90), "90x112"), ((112, 96), "96x112"), ((224, 224), "224x224")])
 def test_decode_image__another_size(shape: tuple[int, int], found: str) -> None:
     """A face of another size is refused with width x height and a fix."""
     with pytest.raises(DataError) as error:

@@ -141,9 +141,7 @@ def forget(folder: Path) -> None:
     ],
     ids=["part missing", "part truncated", "part not listed", "foreign stamp", "unfinished"],
 )
-def test_open__with_records_missing(
-    tmp_path: Path, damage: Callable[[Path], object], found: str
-) -> None:
+def test_open__with_records_missing(tmp_path: Path, damage: Callable[[Path], object], found: str) -> None:
     """An incomplete cache is refused, with the file and a fix."""
     write(str(tmp_path))
     damage(tmp_path)

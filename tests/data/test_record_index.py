@@ -5,12 +5,7 @@ from pathlib import Path
 import pytest
 
 from lafs_ray.data.face_set import open_faces
-from tests.data.record_sets import (
-    all_rows,
-    refusal,
-    write_insightface,
-    write_plain,
-)
+from tests.data.record_sets import all_rows, refusal, write_insightface, write_plain
 
 
 @pytest.mark.parametrize("with_index", [True, False])
@@ -71,9 +66,7 @@ def edited_index(tmp_path: Path, lines: list[str]) -> Path:
         ),
     ],
 )
-def test_open_faces__index_that_does_not_match(
-    tmp_path: Path, lines: list[str], subject: str, found: str
-) -> None:
+def test_open_faces__index_that_does_not_match(tmp_path: Path, lines: list[str], subject: str, found: str) -> None:
     """Offsets beyond the file, between records, twice, or with records left out are refused."""
     error = refusal(edited_index(tmp_path, lines))
     assert error.subject == str(tmp_path / "a") + subject
@@ -115,10 +108,7 @@ def test_open_faces__fewer_keys_than_the_header_states(copied: Path) -> None:
     ],
 )
 def test_open_faces__identities_contradict_the_images(
-    tmp_path: Path,
-    ranges: list[tuple[float, ...]],
-    header: tuple[float, float] | None,
-    found: str,
+    tmp_path: Path, ranges: list[tuple[float, ...]], header: tuple[float, float] | None, found: str
 ) -> None:
     """Ranges with gaps, overlaps or keys that do not exist are refused with the record's values."""
     write_insightface(tmp_path / "a.rec", [0.0, 0.0, 1.0, 1.0], ranges, header)

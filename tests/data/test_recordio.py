@@ -35,12 +35,7 @@ def test_parse_records__mxnet_files(name: str) -> None:
     for (offset, body), row in zip(records, expected, strict=True):
         header, payload = recordio.unpack(body)
         label = list(header.label) if isinstance(header.label, tuple) else header.label
-        assert (header.flag, label, header.id, header.id2) == (
-            row["flag"],
-            row["label"],
-            row["id"],
-            row["id2"],
-        )
+        assert (header.flag, label, header.id, header.id2) == (row["flag"], row["label"], row["id"], row["id2"])
         assert offset == row.get("offset", offset)
         assert hashlib.sha256(payload).hexdigest() == row["payload_sha256"]
         assert hashlib.sha256(body).hexdigest() == row["record_sha256"]
@@ -62,12 +57,7 @@ def test_record_writer__mxnet_files(name: str, tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.one_of(st.binary(max_size=7), st.sampled_from([MAGIC, MAGIC[:3], MAGIC + b"\x00"])),
-        max_size=12,
-    )
-)
+@given(st.lists(st.one_of(st.binary(max_size=7), st.sampled_from([MAGIC, MAGIC[:3], MAGIC + b"\x00"])), max_size=12))
 def test_encode_record__any_bytes(pieces: list[bytes]) -> None:
     """Decoding returns the body; in the file the magic word occurs only before a part."""
     body = b"".join(pieces)
@@ -108,9 +98,7 @@ def test_parse_records__damage_is_located() -> None:
 
 @pytest.mark.parametrize("piece_bytes", [40, 100, 5000, 1 << 20])
 @pytest.mark.parametrize("name", SHARDS)
-def test_scan_records__any_piece_size(
-    name: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scan_records__any_piece_size(name: str, piece_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan finds the same records, whatever the size of its reads."""
     monkeypatch.setattr(recordio, "_SCAN_BYTES", piece_bytes)
     path = GOLDEN / name
@@ -123,9 +111,7 @@ def test_scan_records__any_piece_size(
 
 
 @pytest.mark.parametrize("piece_bytes", [40, 1 << 20])
-def test_scan_records__damage_in_the_middle(
-    piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scan_records__damage_in_the_middle(piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan stops at the damaged record, whether or not a read begins with it."""
     monkeypatch.setattr(recordio, "_SCAN_BYTES", piece_bytes)
     whole = recordio.encode_record(recordio.pack(recordio.Header(0, 1.0, 1), b"abcd"))

@@ -5,26 +5,17 @@ import pytest
 
 from lafs_ray.data.sampler import EpochSampler, _chunk_order, rank_batches
 
-GRID = [
-    (records, batch, chunk)
-    for records in (12, 97, 1000)
-    for batch in (1, 4, 12)
-    for chunk in (1, 5, 64)
-] + [(5000, 164, 16), (5000, 96, 7)]
+GRID = [(records, batch, chunk) for records in (12, 97, 1000) for batch in (1, 4, 12) for chunk in (1, 5, 64)] + [
+    (5000, 164, 16),
+    (5000, 96, 7),
+]
 
 
 def epoch_of(sampler: EpochSampler, epoch: int, world: int = 1) -> np.ndarray:
     """[steps, global_batch] put together from the ranks' rows."""
     first = epoch * sampler.steps_per_epoch
     parts = [
-        np.stack(
-            [
-                rows
-                for _, rows in rank_batches(
-                    sampler, first, first + sampler.steps_per_epoch, r, world
-                )
-            ]
-        )
+        np.stack([rows for _, rows in rank_batches(sampler, first, first + sampler.steps_per_epoch, r, world)])
         for r in range(world)
     ]
     return np.concatenate(parts, axis=1)
@@ -45,10 +36,7 @@ def sequence_by_definition(sampler: EpochSampler, epoch: int) -> np.ndarray:
     generator = np.random.default_rng([0x6368756E6B, sampler.seed, epoch])
     shift = int(generator.integers(sampler.chunk_records))
     edges = range(shift - sampler.chunk_records, sampler.num_records, sampler.chunk_records)
-    chunks = [
-        np.arange(max(edge, 0), min(edge + sampler.chunk_records, sampler.num_records))
-        for edge in edges
-    ]
+    chunks = [np.arange(max(edge, 0), min(edge + sampler.chunk_records, sampler.num_records)) for edge in edges]
     chunks = [chunk for chunk in chunks if len(chunk)]
     return np.concatenate([chunks[i] for i in generator.permutation(len(chunks))])
 
@@ -87,8 +75,7 @@ def distinct_identities(chunk_records: int) -> float:
 
 
 def test_batches__of_a_sorted_file_mix_identities():
-    # A perfect shuffle shows 1000 (1 - 0.999^256) = 226 identities in a batch; the first 256
-    # records of the file, 7.
+    # A perfect shuffle shows 1000 (1 - 0.999^256) = 226 identities in a batch; the first 256 records of the file, 7.
     assert abs(distinct_identities(1) - 226) < 3
     assert distinct_identities(4) > 0.75 * 226
     assert distinct_identities(16) > 0.4 * 226

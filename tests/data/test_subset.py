@@ -9,13 +9,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.recordio import Header, RecordWriter, pack
-from lafs_ray.data.subset import (
-    ShortIdentities,
-    fraction_of_images,
-    hash_keys,
-    images_per_identity,
-    write_subset,
-)
+from lafs_ray.data.subset import ShortIdentities, fraction_of_images, hash_keys, images_per_identity, write_subset
 from lafs_ray.errors import DataError
 
 
@@ -36,9 +30,7 @@ def faces(tmp_path: Path) -> FaceSet:
     return open_faces(str(tmp_path / "a.rec"))
 
 
-def chosen(
-    faces: FaceSet, count: int, seed: int = 0, short: ShortIdentities = "error"
-) -> NDArray[np.int64]:
+def chosen(faces: FaceSet, count: int, seed: int = 0, short: ShortIdentities = "error") -> NDArray[np.int64]:
     return images_per_identity(faces, faces.labels(), count, seed, short)
 
 
@@ -89,9 +81,7 @@ def test_images_per_identity__too_few(faces: FaceSet) -> None:
 
 
 @pytest.mark.parametrize(("short", "counts"), [("take_all", [5, 2, 4]), ("drop", [5])])
-def test_images_per_identity__short_identities(
-    faces: FaceSet, short: ShortIdentities, counts: list[int]
-) -> None:
+def test_images_per_identity__short_identities(faces: FaceSet, short: ShortIdentities, counts: list[int]) -> None:
     """take_all uses all images of short identities, drop leaves them out."""
     numbers = chosen(faces, 5, short=short)
     assert np.bincount(faces.labels()[numbers]).tolist() == counts
@@ -156,7 +146,4 @@ def test_write_subset__lists_file_key_and_label(tmp_path: Path) -> None:
     subset = open_faces(f"{tmp_path}/*.rec").subset(np.array([3, 13]))
     write_subset(str(tmp_path / "subset.parquet"), subset)
     rows = pq.read_table(tmp_path / "subset.parquet").to_pylist()
-    assert rows == [
-        {"file": "x.rec", "key": 3, "label": 2},
-        {"file": "y.rec", "key": 1, "label": 1},
-    ]
+    assert rows == [{"file": "x.rec", "key": 3, "label": 2}, {"file": "y.rec", "key": 1, "label": 1}]

@@ -39,10 +39,7 @@ def test_read_pairs__insightface_file() -> None:
     channels_first = np.stack(pixels).transpose(0, 3, 1, 2)
     assert np.array_equal(channels_first[:6], case.outputs["data0"])
     assert np.array_equal(channels_first.sum(axis=(2, 3), dtype=np.int64), case.outputs["sum0"])
-    digests = [
-        hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-        for image in channels_first
-    ]
+    digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in channels_first]
     assert digests == case.outputs["sha0"].tolist()
 
 
@@ -88,8 +85,7 @@ def test_read_pairs__python_2_file(tmp_path: Path) -> None:
     state = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     kind = b"cnumpy\ndtype\nU\x02b1K\x00K\x01\x87R" + state
     scalars = b"".join(
-        b"cnumpy.core.multiarray\nscalar\n" + kind + b"U\x01" + value + b"\x86R"
-        for value in (b"\x01", b"\x00")
+        b"cnumpy.core.multiarray\nscalar\n" + kind + b"U\x01" + value + b"\x86R" for value in (b"\x01", b"\x00")
     )
     (tmp_path / "a.bin").write_bytes(b"\x80\x02](" + images + b"e](" + scalars + b"e\x86.")
     pairs = read_pairs(str(tmp_path / "a.bin"))
@@ -108,12 +104,8 @@ class Call:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize(
-    ("function", "name"), [(os.system, "system"), (eval, "eval"), (np.load, "load")]
-)
-def test_read_pairs__executes_nothing(
-    tmp_path: Path, function: Any, name: str, protocol: int
-) -> None:
+@pytest.mark.parametrize(("function", "name"), [(os.system, "system"), (eval, "eval"), (np.load, "load")])
+def test_read_pairs__executes_nothing(tmp_path: Path, function: Any, name: str, protocol: int) -> None:
     """A pickle that calls a function is refused with its name, and the call is not made."""
     mark = tmp_path / "called"
     content = (IMAGES, [Call(function, f"open({str(mark)!r}, 'w')"), True])

@@ -89,10 +89,7 @@ class Nodes:
 
     def of_workers(self) -> list[Any]:
         """The nodes beside the head that training workers run on, those with most first."""
-        counts = [
-            (len(titled(_descendants(_raylet(node)), WORKER)), number)
-            for number, node in enumerate(self.others)
-        ]
+        counts = [(len(titled(_descendants(_raylet(node)), WORKER)), number) for number, node in enumerate(self.others)]
         return [self.others[number] for count, number in sorted(counts, reverse=True) if count]
 
     def kill(self, node: Any) -> float:
@@ -142,9 +139,7 @@ class Job:
         environment: variables to add.
     """
 
-    def __init__(
-        self, arguments: list[str], raylets: Sequence[int], environment: Mapping[str, str]
-    ) -> None:
+    def __init__(self, arguments: list[str], raylets: Sequence[int], environment: Mapping[str, str]) -> None:
         self._raylets = raylets
         self.lines: list[tuple[float, str]] = []
         self.process = subprocess.Popen(
@@ -167,10 +162,7 @@ class Job:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.process.kill()
         self.process.wait(30)

@@ -17,14 +17,7 @@ from lafs_ray.training.prepare import RunInputs, check_run
 from tests.training.faces import tiny
 
 logger = logging.getLogger("lafs_ray.tests")
-REPORT = {
-    "step": 40,
-    "epoch": 2,
-    "loss": 1.23456,
-    "lr": 5e-4,
-    "images_per_s": 16.0,
-    "wait_share": 0.25,
-}
+REPORT = {"step": 40, "epoch": 2, "loss": 1.23456, "lr": 5e-4, "images_per_s": 16.0, "wait_share": 0.25}
 METRICS = "epoch 2  loss 1.2346  lr 5.00e-04  16 images/s  data wait 25%"
 
 
@@ -100,9 +93,7 @@ class Local:
         return SimpleNamespace(remote=getattr(self._actor, name))
 
 
-def test_follow__logs_what_workers_log(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_follow__logs_what_workers_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver logs the workers' messages and reports in order, with levels and arguments."""
     pytest.importorskip("ray")
     from lafs_ray.engine import ray_train

@@ -1,8 +1,8 @@
 """Runs on Ray from the command line that are hurt while they train, beside one that is not.
 
-What a run reports is compared bit by bit with the run that nothing disturbed: a sample lost,
-repeated or taken from another place in the order would change the losses from there on. Recovery
-times go to the log (`pytest -o log_cli=true --log-cli-level=INFO`); docs/reliability.md lists them.
+What a run reports is compared bit by bit with the run that nothing disturbed: a sample lost, repeated or taken from
+another place in the order would change the losses from there on. Recovery times go to the log (`pytest -o log_cli=true
+--log-cli-level=INFO`); docs/reliability.md lists them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,14 @@ import pytest
 from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from tests.engine.jobs import INGEST, WORKER, Job, Nodes, command, kill, metrics, until
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.long,
-    pytest.mark.timeout(1200),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1200)]
 
 logger = logging.getLogger(__name__)
 
 # Enough that preprocessing actors still have work when the first fault comes.
 STEPS = 200
 # 120 faces in batches of 8: 15 steps an epoch, so checkpoints lie inside epochs.
-SETTINGS = [
-    f"duration={STEPS} steps",
-    "checkpoints.every=4 steps",
-    "compute.workers=2",
-    "ingest.actors_per_worker=1",
-]
+SETTINGS = [f"duration={STEPS} steps", "checkpoints.every=4 steps", "compute.workers=2", "ingest.actors_per_worker=1"]
 # A worker that hangs is noticed after this long.
 HANG_S = 30
 
@@ -52,9 +43,7 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str
-) -> Path:
+def uninterrupted(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     with nodes.job(command(folder, face_set_path, *SETTINGS)) as job:
@@ -134,9 +123,7 @@ class Battered:
 
 
 @pytest.fixture(scope="module")
-def battered(
-    nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str
-) -> Battered:
+def battered(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Battered:
     """One run that meets one fault after the other: starting Ray for each would take minutes."""
     folder = tmp_path_factory.mktemp("battered")
     patience = [f"compute.timeout_s={HANG_S}", "checkpoints.retry_s=20"]
@@ -160,8 +147,8 @@ def battered(
 
 
 def test_faults__cost_no_sample_and_change_no_loss(battered: Battered, uninterrupted: Path) -> None:
-    """Every step is reported once, with the losses of the run that nothing disturbed, to the bit;
-    the checkpoints are complete, and no partial file is left."""
+    """Every step is reported once, with the losses of the run that nothing disturbed, to the bit; the checkpoints are
+    complete, and no partial file is left."""
     assert metrics(battered.folder) == metrics(uninterrupted)
     names = sorted(os.listdir(battered.folder / "run" / "checkpoints"))
     assert names == [f"step-{step:08}.pt" for step in (STEPS - 4, STEPS)]
@@ -177,11 +164,9 @@ def test_ingest_actor_killed__training_goes_on(battered: Battered) -> None:
 
 
 @pytest.mark.parametrize(("fault", "number"), [("worker killed", 1), ("worker hangs", 2)])
-def test_worker_lost__continues_from_the_newest_checkpoint(
-    battered: Battered, fault: str, number: int
-) -> None:
-    """All workers restart by themselves, from at most four steps before; a hanging one is abandoned
-    after compute.timeout_s."""
+def test_worker_lost__continues_from_the_newest_checkpoint(battered: Battered, fault: str, number: int) -> None:
+    """All workers restart by themselves, from at most four steps before; a hanging one is abandoned after
+    compute.timeout_s."""
     pieces = re.split(r"^continuing run at step (\d+) of \d+$", battered.output, flags=re.M)
     assert len(pieces) == 5, "two restarts"
     last = int(re.findall(r"^step +(\d+)/", pieces[2 * number - 2], re.M)[-1])
@@ -200,8 +185,8 @@ def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None
 def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut_checkpoint(
     nodes: Nodes, tmp_path: Path, face_set_path: str, uninterrupted: Path
 ) -> None:
-    """A spot notice: saved within seconds, exit code 143. Its checkpoint is then truncated on the
-    disk: the run names it and continues from the one before, to the same losses."""
+    """A spot notice: saved within seconds, exit code 143. Its checkpoint is then truncated on the disk: the run names
+    it and continues from the one before, to the same losses."""
     folder = tmp_path / "run" / "checkpoints"
     with nodes.job(command(tmp_path, face_set_path, *SETTINGS)) as job:
         beyond(job, 5)
@@ -209,9 +194,7 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
         assert job.end() == 143, job.output
         logger.info("SIGTERM: saved and ended after %.1f s", time.monotonic() - since)
         job.assert_nothing_left()
-    stopped = re.search(
-        rf"stopped by SIGTERM, saved after step (\d+) of {STEPS}; the same", job.output
-    )
+    stopped = re.search(rf"stopped by SIGTERM, saved after step (\d+) of {STEPS}; the same", job.output)
     assert stopped, job.output
     assert "Traceback" not in job.output
     newest = folder / f"step-{int(stopped[1]):08}.pt"
@@ -228,11 +211,9 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
-def test_run_on_three_workers__continues_on_two(
-    nodes: Nodes, tmp_path: Path, face_set_path: str
-) -> None:
-    """Killed on three, continued on two: the losses of one process, as the global batch and the
-    order of records stay the same."""
+def test_run_on_three_workers__continues_on_two(nodes: Nodes, tmp_path: Path, face_set_path: str) -> None:
+    """Killed on three, continued on two: the losses of one process, as the global batch and the order of records stay
+    the same."""
     # Dropout depends on the rank.
     plain = ["model.dropout=0", "model.drop_path=0", "batch_size=12", "duration=24 steps"]
     plain += ["checkpoints.every=4 steps", "ingest.actors_per_worker=1"]

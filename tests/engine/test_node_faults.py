@@ -16,11 +16,7 @@ import pytest
 from tests.engine.jobs import Job, Nodes, command, metrics, until
 from tests.training.faces import ROOT
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.long,
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +79,9 @@ def test_node_killed__its_workers_start_on_another(
     nodes.others.append(nodes.add(4))
 
 
-def test_node_leaves__saved_at_once(
-    nodes: Nodes, tmp_path: Path, face_set_path: str, undisturbed: list[Any]
-) -> None:
-    """A notice that a node will be preempted (`ray drain-node`): saved at once, then the workers
-    restart on another node, and nothing else is lost."""
+def test_node_leaves__saved_at_once(nodes: Nodes, tmp_path: Path, face_set_path: str, undisturbed: list[Any]) -> None:
+    """A notice that a node will be preempted (`ray drain-node`): saved at once, then the workers restart on another
+    node, and nothing else is lost."""
     rarely = [*SETTINGS, "checkpoints.every=50 steps", "compute.workers=2"]
     with nodes.job(command(tmp_path, face_set_path, *rarely)) as job:
         job.wait_for(r"^step +\d*[7-9]/")
@@ -110,9 +104,7 @@ def test_node_leaves__saved_at_once(
     assert_same(metrics(tmp_path), undisturbed)
 
 
-def test_elastic_run__goes_on_with_fewer_workers(
-    tmp_path: Path, face_set_path: str, undisturbed: list[Any]
-) -> None:
+def test_elastic_run__goes_on_with_fewer_workers(tmp_path: Path, face_set_path: str, undisturbed: list[Any]) -> None:
     """Of two nodes that hold a worker each one vanishes, and none comes: one worker goes on."""
     nodes = Nodes(1, [2, 2])
     try:

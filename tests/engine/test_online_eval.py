@@ -38,8 +38,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_launch__debug_run_with_online_eval(
     tmp_path: Path, face_set_path: str, online_eval: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every second step and the last are evaluated; the metrics are the checkpoint's, the run is
-    bit by bit the one without evaluation, and starting it again adds no line."""
+    """Every second step and the last are evaluated; the metrics are the checkpoint's, the run is bit by bit the one
+    without evaluation, and starting it again adds no line."""
     config = tiny(tmp_path / "a", face_set_path, *EVERY_STEP, *online_eval)
     launch(config)
     found = lines(tmp_path / "a")
@@ -77,9 +77,7 @@ def test_launch__missing_file(tmp_path: Path, face_set_path: str, key: str) -> N
     assert not (tmp_path / "runs").exists()
 
 
-def test_launch__pair_file_with_an_image_of_another_size(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_launch__pair_file_with_an_image_of_another_size(tmp_path: Path, face_set_path: str) -> None:
     """So is one whose last image would fail when the first checkpoint is evaluated."""
     images = [*face_jpegs(19), *face_jpegs(1, size=(96, 96))]
     write_pairs(str(tmp_path / "a.bin"), images, [True] * 10)
@@ -109,18 +107,11 @@ class Slow:
 
 @pytest.fixture
 def inputs(tmp_path: Path, face_set_path: str, online_eval: list[str]) -> RunInputs:
-    settings = [
-        "duration=12 steps",
-        "checkpoints.every=2 steps",
-        *online_eval,
-        "online_eval.wait_s=0",
-    ]
+    settings = ["duration=12 steps", "checkpoints.every=2 steps", *online_eval, "online_eval.wait_s=0"]
     return prepare_run(tiny(tmp_path, face_set_path, *settings, kind=PretrainConfig))
 
 
-def test_evaluator__one_at_a_time(
-    inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_evaluator__one_at_a_time(inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """While one runs, others are skipped and logged; the last one comes at the end of the run."""
     caplog.set_level(logging.INFO, "lafs_ray")
     starter = Slow()
@@ -133,22 +124,16 @@ def test_evaluator__one_at_a_time(
     evaluator.finish()
     assert starter.started == ["00000002.pt", "00000012.pt"]
     assert caplog.messages[1] == "evaluation of step 2: pair_accuracy 0.7500"
-    assert caplog.messages[2].startswith(
-        "evaluation of step 12 abandoned: not finished after 0 s (online_eval.wait_s)"
-    )
+    assert caplog.messages[2].startswith("evaluation of step 12 abandoned: not finished after 0 s (online_eval.wait_s)")
     assert lines(tmp_path) == [{"step": 2, "pair_accuracy": 0.75}]
 
 
-def test_evaluator__failure(
-    inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_evaluator__failure(inputs: RunInputs, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A failed evaluation is logged with its reason; the next one starts, nothing is raised."""
     starter = Slow()
     evaluator = OnlineEvaluator(inputs, starter)
     evaluator.saved(2)
-    starter.futures[0].set_exception(
-        DataError("a.bin", found="nothing", expected="pairs", fix="copy it again")
-    )
+    starter.futures[0].set_exception(DataError("a.bin", found="nothing", expected="pairs", fix="copy it again"))
     evaluator.saved(4)
     starter.futures[1].set_exception(ZeroDivisionError("oh"))
     evaluator.saved(6)
@@ -181,16 +166,9 @@ def test_evaluator__continued_run(inputs: RunInputs, tmp_path: Path) -> None:
     assert third.started == ["00000006.pt"], "the second process ended before its evaluation"
 
 
-def test_evaluator__distance_between_checkpoints(
-    tmp_path: Path, face_set_path: str, online_eval: list[str]
-) -> None:
+def test_evaluator__distance_between_checkpoints(tmp_path: Path, face_set_path: str, online_eval: list[str]) -> None:
     """The first checkpoint at or after each multiple of online_eval.every is evaluated."""
-    settings = [
-        "duration=20 steps",
-        "checkpoints.every=3 steps",
-        *online_eval,
-        "online_eval.every=5 steps",
-    ]
+    settings = ["duration=20 steps", "checkpoints.every=3 steps", *online_eval, "online_eval.every=5 steps"]
     starter = Slow()
     evaluator = OnlineEvaluator(prepare_run(tiny(tmp_path, face_set_path, *settings)), starter)
     for step in (3, 6, 9, 12, 15, 18, 20):

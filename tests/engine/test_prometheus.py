@@ -24,9 +24,7 @@ def test_panels__show_each_gauge_and_no_other() -> None:
     matches = [re.fullmatch(r'(\w+)\{run=~"\$run"\}', query) for query in queries]
     assert all(matches), queries
     # Ray puts ray_ before the names of an application's metrics.
-    assert sorted(match[1] for match in matches if match) == sorted(
-        f"ray_{PREFIX}{n}" for n in GAUGES
-    )
+    assert sorted(match[1] for match in matches if match) == sorted(f"ray_{PREFIX}{n}" for n in GAUGES)
     places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
     assert len(set(places)) == len(places)
     assert board["templating"]["list"][1]["query"] == f"label_values(ray_{PREFIX}step, run)"

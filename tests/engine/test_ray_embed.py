@@ -38,9 +38,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaceEmbedder:
     return FaceEmbedder(build_transformer(config), landmarks, config.model.patch_size).eval()
 
 
-def test_embed_on_ray__equals_one_process(
-    network: FaceEmbedder, face_set_path: str, ray_session: None
-) -> None:
+def test_embed_on_ray__equals_one_process(network: FaceEmbedder, face_set_path: str, ray_session: None) -> None:
     """Order and values of three workers are those of one process, bit by bit."""
     from lafs_ray.engine.ray_embed import embed_on_ray
 
@@ -55,9 +53,7 @@ def test_embed_on_ray__equals_one_process(
     np.testing.assert_array_equal(embed_on_ray(network, source, workers=3), expected)
 
 
-def test_embed_on_ray__undecodable_face(
-    tmp_path: Path, network: FaceEmbedder, ray_session: None
-) -> None:
+def test_embed_on_ray__undecodable_face(tmp_path: Path, network: FaceEmbedder, ray_session: None) -> None:
     """A face that a worker cannot decode is an error in the driver, with file and key."""
     from lafs_ray.engine.ray_embed import embed_on_ray
 

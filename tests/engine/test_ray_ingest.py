@@ -83,8 +83,8 @@ def in_a_store(face_set_path: str) -> Iterator[str]:
 def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
     tmp_path: Path, face_set_path: str, in_a_store: str, ray_session: None
 ) -> None:
-    """The last of 1, 2 and 4 ranks reads its rows from S3 as debug mode reads them from the disk;
-    the rows of the other ranks are compared in tests/data/test_object_store.py and test_stream."""
+    """The last of 1, 2 and 4 ranks reads its rows from S3 as debug mode reads them from the disk; the rows of the other
+    ranks are compared in tests/data/test_object_store.py and test_stream."""
     local = inputs_of(tmp_path / "disk", face_set_path)
     remote = inputs_of(tmp_path / "store", in_a_store, "ingest.actors_per_worker=1")
     expected = list(local_stream(local.faces, local.sampler, local.preprocessor(), 1, 4))
@@ -102,9 +102,7 @@ def test_stream__over_several_executions_is_one_stream(
     assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
 
 
-def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
-    tmp_path: Path, ray_session: None
-) -> None:
+def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(tmp_path: Path, ray_session: None) -> None:
     data = tmp_path / "train.rec"
     write_face_set(data)
     break_frame(data, 17)
@@ -119,9 +117,7 @@ def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(
     assert "key 18" in lines[0]
 
 
-def test_needed_cpus__counts_trainers_actors_and_reading(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_needed_cpus__counts_trainers_actors_and_reading(tmp_path: Path, face_set_path: str) -> None:
     settings = ["compute.workers=2", "ingest.actors_per_worker=3", "compute.cpus_per_worker=2"]
     assert tiny(tmp_path, face_set_path, *settings).needed_cpus == 2 * (2 + 3 + 1)
     online_eval = ["online_eval.pairs=a.bin", "online_eval.cpus=4"]

@@ -18,15 +18,7 @@ from lafs_ray.engine.online_eval import evaluate_checkpoint
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring.metrics import TIMES
-from tests.training.faces import (
-    NO_IMAGE,
-    PRETRAIN,
-    ROOT,
-    TINY_PRETRAIN,
-    face_jpegs,
-    tiny,
-    write_face_set,
-)
+from tests.training.faces import NO_IMAGE, PRETRAIN, ROOT, TINY_PRETRAIN, face_jpegs, tiny, write_face_set
 
 # A test starts up to three runs of its own, each bounded below, and one for the fixture.
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -49,9 +41,7 @@ def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
 
 
 def run(folder: Path, data: Path | str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, data, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
+    return subprocess.run(command(folder, data, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -66,9 +56,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
     pairs = os.path.relpath(folder / "pairs.bin", ROOT)
     # Steps of milliseconds would delete a checkpoint before the evaluation's process has started.
     kept = "checkpoints.keep=9"
-    done = run(
-        folder, face_set_path, f"online_eval.pairs={pairs}", "online_eval.every=12 steps", kept
-    )
+    done = run(folder, face_set_path, f"online_eval.pairs={pairs}", "online_eval.every=12 steps", kept)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 24/24" in done.stdout
     assert "evaluation of step 24: pair_accuracy" in done.stdout
@@ -127,9 +115,7 @@ def test_online_eval__evaluates_checkpoints_beside_training(uninterrupted: Path)
     assert lines[-1]["pair_auc"] == pytest.approx(expected["pair_auc"], abs=0.02)
 
 
-def test_finished_run__ends_at_once_and_changes_nothing(
-    uninterrupted: Path, face_set_path: str
-) -> None:
+def test_finished_run__ends_at_once_and_changes_nothing(uninterrupted: Path, face_set_path: str) -> None:
     before = metrics(uninterrupted)
     done = run(uninterrupted, face_set_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -164,6 +150,4 @@ def test_join_cluster__shows_the_arithmetic(
         ray_session.join_cluster(10.0, _cpu_arithmetic(config))
     message = str(raised.value)
     assert "found:    4" in message
-    assert "at least 10: 2 workers × (compute.cpus_per_worker 1 + ingest.actors_per_worker 3" in (
-        message
-    )
+    assert "at least 10: 2 workers × (compute.cpus_per_worker 1 + ingest.actors_per_worker 3" in (message)

@@ -52,9 +52,7 @@ def cluster() -> Iterator[Any]:
         environment.undo()
 
 
-def pretrain(
-    cluster: Any, folder: Path, data: str, *overrides: str
-) -> subprocess.CompletedProcess[str]:
+def pretrain(cluster: Any, folder: Path, data: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "jobs/pretrain.py", PRETRAIN, *TINY_PRETRAIN, *overrides]
     command += [f"data.path={data}", f"run.storage={folder}", "run.name=run", "compute.workers=2"]
     return subprocess.run(
@@ -67,9 +65,7 @@ def pretrain(
     )
 
 
-def test_labels__place_training_and_crops_on_their_nodes(
-    cluster: Any, tmp_path: Path, face_set_path: str
-) -> None:
+def test_labels__place_training_and_crops_on_their_nodes(cluster: Any, tmp_path: Path, face_set_path: str) -> None:
     from ray.util.state import list_actors, list_nodes, list_tasks
 
     labels = ["compute.node_labels={pool: gpu}", "ingest.node_labels={pool: cpu}"]
@@ -106,20 +102,12 @@ def test_labels__that_no_node_has_are_told_with_those_there_are(
 
 
 def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
-    cluster: Any,
-    tmp_path: Path,
-    face_set_path: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    cluster: Any, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without an autoscaler it returns at once; with one it logs what is missing, and waits."""
     from lafs_ray.engine import resources
 
-    settings = [
-        "compute.workers=1",
-        "compute.node_labels={pool: late}",
-        "compute.cpus_per_worker=3",
-    ]
+    settings = ["compute.workers=1", "compute.node_labels={pool: late}", "compute.cpus_per_worker=3"]
     bundles = resources.bundles_of(tiny(tmp_path, face_set_path, *settings))
     caplog.set_level(logging.INFO, "lafs_ray")
     resources.await_nodes(bundles, 60.0)
@@ -130,11 +118,7 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
     requested: list[SimpleNamespace] = []
     monkeypatch.setattr(resources, "_POLL_S", 0.2)
     monkeypatch.setattr(resources, "has_autoscaler", lambda: True)
-    monkeypatch.setattr(
-        resources,
-        "request_resources",
-        lambda **kwargs: requested.append(SimpleNamespace(**kwargs)),
-    )
+    monkeypatch.setattr(resources, "request_resources", lambda **kwargs: requested.append(SimpleNamespace(**kwargs)))
     waiting = threading.Thread(target=resources.await_nodes, args=(bundles, 60.0))
     waiting.start()
     node = cluster.add_node(num_cpus=3, labels={"pool": "late"}, object_store_memory=200 * 2**20)
@@ -142,8 +126,7 @@ def test_await_nodes__asks_the_autoscaler_and_ends_when_they_are_there(
     assert not waiting.is_alive()
     cluster.remove_node(node)
     assert caplog.messages == [
-        "waiting for nodes: 0 of 3 CPUs on nodes with compute.node_labels = {pool: late} "
-        "(compute.nodes_wait_s)"
+        "waiting for nodes: 0 of 3 CPUs on nodes with compute.node_labels = {pool: late} (compute.nodes_wait_s)"
     ]
     first, last = requested
     assert {"CPU": 3} in first.bundles

@@ -37,9 +37,7 @@ class Warnings(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def written(
-    source: ImageSource, path: Path, embed: Any = corner, **decoding: Any
-) -> tuple[Outcome, list[str]]:
+def written(source: ImageSource, path: Path, embed: Any = corner, **decoding: Any) -> tuple[Outcome, list[str]]:
     handler = Warnings()
     embedding_file.logger.addHandler(handler)
     try:
@@ -111,8 +109,7 @@ def test_write_embeddings__color_order(tmp_path: Path, face_set_path: str) -> No
     for order in ("rgb", "bgr"):
         written(open_images(face_set_path), tmp_path / order, color_order=order)
     rgb, bgr = (
-        np.array(pq.read_table(tmp_path / order)["vector"].to_pylist()).reshape(120, 3, 3)
-        for order in ("rgb", "bgr")
+        np.array(pq.read_table(tmp_path / order)["vector"].to_pylist()).reshape(120, 3, 3) for order in ("rgb", "bgr")
     )
     assert np.array_equal(rgb, bgr[..., ::-1])
 
@@ -139,9 +136,7 @@ def test_write_embeddings__damaged_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "shown"), [((96, 96), "96x96"), ((112, 96), "112x96")])
-def test_write_embeddings__images_of_another_size(
-    tmp_path: Path, size: tuple[int, int], shown: str
-) -> None:
+def test_write_embeddings__images_of_another_size(tmp_path: Path, size: tuple[int, int], shown: str) -> None:
     """Another size is named with its file; where all are left out there is no file."""
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "x.jpg").write_bytes(face_jpegs(1, size=size)[0])

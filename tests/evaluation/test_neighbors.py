@@ -25,11 +25,7 @@ def naive(rows: np.ndarray, labels: np.ndarray, k: int) -> float:
     kept = [i for i, label in enumerate(labels) if count[label] > 1]
     right = 0
     for i in kept:
-        cosines = [
-            (-rows[i] @ rows[j] / np.linalg.norm(rows[i]) / np.linalg.norm(rows[j]), j)
-            for j in kept
-            if j != i
-        ]
+        cosines = [(-rows[i] @ rows[j] / np.linalg.norm(rows[i]) / np.linalg.norm(rows[j]), j) for j in kept if j != i]
         near = [labels[j] for _, j in sorted(cosines)[:k]]
         votes = Counter(near).most_common()
         best = [person for person, number in votes if number == votes[0][1]]
@@ -46,9 +42,7 @@ def test_neighbor_accuracies__naive_loop(seed: int) -> None:
     for at_once in (1, 500, 1 << 20):
         found = neighbor_accuracies(rows, labels, [1, 3, 10], similarities_at_once=at_once)
         assert [one.accuracy for one in found] == expected
-        assert {(one.num_images, one.num_identities, one.num_excluded) for one in found} == {
-            (50, 10, 2)
-        }
+        assert {(one.num_images, one.num_identities, one.num_excluded) for one in found} == {(50, 10, 2)}
 
 
 def test_neighbor_accuracies__equal_votes() -> None:

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.templates import (
-    TEMPLATE_FARS,
-    image_features,
-    pair_scores,
-    parse_mode,
-    template_features,
-)
+from lafs_ray.evaluation.templates import TEMPLATE_FARS, image_features, pair_scores, parse_mode, template_features
 from lafs_ray.evaluation.verification import roc_curve
 from tests.golden_cases import GoldenCase, load_case
 

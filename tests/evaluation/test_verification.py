@@ -5,12 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.verification import (
-    kfold_accuracy,
-    pair_distances,
-    raw_pixel_embeddings,
-    tar_at_far,
-)
+from lafs_ray.evaluation.verification import kfold_accuracy, pair_distances, raw_pixel_embeddings, tar_at_far
 from tests.golden_cases import GoldenCase, load_case
 
 # The golden case's own tolerance: sums of 32 float64 products in another order.

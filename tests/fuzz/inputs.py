@@ -53,10 +53,7 @@ def _packed() -> dict[str, bytes]:
     labels = [1, 0, 1, 0]
     files = {}
     for shard in range(2):
-        framed = [
-            encode_record(pack(Header(0, float(labels[2 * shard + i]), i), b"image %d" % i))
-            for i in range(2)
-        ]
+        framed = [encode_record(pack(Header(0, float(labels[2 * shard + i]), i), b"image %d" % i)) for i in range(2)]
         name = f"train-0000{shard}-of-00002"
         files[f"{name}.rec"] = b"".join(framed)
         files[f"{name}.idx"] = b"0\t0\n1\t%d\n" % len(framed[0])
@@ -137,9 +134,7 @@ def found(target: str) -> list[bytes]:
             sound.replace(b'"identities": 2', b'"identities": ' + value)
             for value in (b'"many"', b"1e18", b"1000000000000", b"-1", b"true", b"null")
         ]
-        fewer = sound.replace(b'"images": 2', b'"images": 1').replace(
-            b'"images": 4', b'"images": 2'
-        )
+        fewer = sound.replace(b'"images": 2', b'"images": 1').replace(b'"images": 4', b'"images": 2')
         return [b"[" * 100_000, b'{"a":' * 50_000, fewer, *changed]
     if target == "pairs":
         # An array that is named and never filled; a list in itself; a number of 5000 digits.
@@ -211,9 +206,7 @@ def _word(data: bytearray, rng: random.Random) -> None:
 
 
 def _digits(data: bytearray, rng: random.Random) -> None:
-    piece = rng.choice(
-        [b"\t", b"\n", b"\r", b"-1", b"9" * 19, b" ", b'"', b"\0", b"1e3", b"+4", b"0"]
-    )
+    piece = rng.choice([b"\t", b"\n", b"\r", b"-1", b"9" * 19, b" ", b'"', b"\0", b"1e3", b"+4", b"0"])
     at = rng.randrange(len(data))
     data[at : at + rng.choice([0, 1])] = piece
 
@@ -233,20 +226,7 @@ def _opcode(data: bytearray, rng: random.Random) -> None:
     data[at : at + rng.choice([0, 1])] = bytes([code]) + tail
 
 
-_VALUES = [
-    b"0",
-    b"-1",
-    b"1",
-    b"3",
-    b"1e18",
-    b"NaN",
-    b"true",
-    b"null",
-    b'""',
-    b"[]",
-    b"{}",
-    b'"rgb"',
-]
+_VALUES = [b"0", b"-1", b"1", b"3", b"1e18", b"NaN", b"true", b"null", b'""', b"[]", b"{}", b'"rgb"']
 _VALUES += [b"%d" % (1 << bits) for bits in (24, 31, 40, 62, 64)]
 _TOKEN = re.compile(rb'-?\d+(?=[,\n])|"[^"\n]*"')
 

@@ -1,8 +1,8 @@
 """Fuzz one reader: `python -m tests.fuzz.run TARGET --inputs 200000 --seconds 600`.
 
-With atheris installed the inputs are guided by coverage of `lafs_ray.data` (`--engine atheris`);
-`--engine mutations` needs nothing and repeats exactly. An input that ends in a finding is kept in
-`--findings`, also after a crash or a hang. Memory is limited to `--memory-gb`.
+With atheris installed the inputs are guided by coverage of `lafs_ray.data` (`--engine atheris`); `--engine mutations`
+needs nothing and repeats exactly. An input that ends in a finding is kept in `--findings`, also after a crash or a
+hang. Memory is limited to `--memory-gb`.
 """
 
 from __future__ import annotations
@@ -116,11 +116,7 @@ def _guided(args: argparse.Namespace) -> int:
             TARGETS[args.target](data)
 
     options = [f"-runs={args.inputs}", f"-max_total_time={args.seconds}", f"-timeout={_HANG_S}"]
-    options += [
-        f"-rss_limit_mb={int(args.memory_gb * 1024)}",
-        "-max_len=65536",
-        f"-seed={args.seed or 1}",
-    ]
+    options += [f"-rss_limit_mb={int(args.memory_gb * 1024)}", "-max_len=65536", f"-seed={args.seed or 1}"]
     options += [f"-artifact_prefix={args.findings}/{args.target}-", str(corpus)]
     atheris.Setup([sys.argv[0], *options], once, custom_mutator=mutated)
     atheris.Fuzz()

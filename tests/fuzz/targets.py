@@ -1,7 +1,7 @@
 """What is fuzzed: each target feeds one input to a reader and compares with a slow, plain oracle.
 
-A reader may refuse an input with `DataError`. Any other exception, and any answer that the oracle
-does not give, is a finding. Crashes, hangs and memory are the driver's to see.
+A reader may refuse an input with `DataError`. Any other exception, and any answer that the oracle does not give, is a
+finding. Crashes, hangs and memory are the driver's to see.
 """
 
 from __future__ import annotations

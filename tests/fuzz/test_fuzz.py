@@ -17,8 +17,8 @@ _SECONDS_EACH = 1.0
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_readers__refuse_or_read_rightly(target: str) -> None:
-    """Seeds, former findings and a second of mutations: no exception but DataError, no other answer
-    than the oracle's; some are read and some refused, or the target tests nothing."""
+    """Seeds, former findings and a second of mutations: no exception but DataError, no other answer than the oracle's;
+    some are read and some refused, or the target tests nothing."""
     outcomes = {TARGETS[target](data) for data in [*seeds(target), *found(target)]}
     begin, number = time.monotonic(), 0
     while time.monotonic() - begin < _SECONDS_EACH:
@@ -52,8 +52,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_bombs__cost_no_memory() -> None:
     """A few bytes that state gigabytes (pixels, a chunk, a place in the memo) take under 64 MB."""
-    result = subprocess.run(
-        [sys.executable, "-c", _BOMBS], capture_output=True, text=True, timeout=120, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", _BOMBS], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout) < 64 << 10, f"{result.stdout} KiB"

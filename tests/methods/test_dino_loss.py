@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lafs_ray.methods.dino_loss import (
-    Center,
-    centered_targets,
-    dino_loss,
-    sinkhorn_targets,
-    ssl_diagnostics,
-)
+from lafs_ray.methods.dino_loss import Center, centered_targets, dino_loss, sinkhorn_targets, ssl_diagnostics
 from tests.golden_cases import golden_head, load_case
 from tests.ranks import on_ranks
 
@@ -23,12 +17,7 @@ HEAD_CASES = ["d1_dino_head_loss", "d2_dino_head_loss_nonorm"]
 
 
 def naive_loss(
-    student: Tensor,
-    teacher: Tensor,
-    center: Tensor,
-    student_temp: float,
-    teacher_temp: float,
-    num_views: int,
+    student: Tensor, teacher: Tensor, center: Tensor, student_temp: float, teacher_temp: float, num_views: int
 ) -> Tensor:
     """The loss's definition, as its docstring writes it."""
     terms = []
@@ -68,17 +57,12 @@ def test_dino_loss__released_code(name: str) -> None:
         np.testing.assert_allclose(center.center, out[f"center_{step}"], atol=tol["center"])
         assert student.grad is not None
         assert features.grad is not None
-        gradients = {
-            f"grad_student_out_{step}": student.grad,
-            f"grad_student_feat_{step}": features.grad,
-        } | {
+        gradients = {f"grad_student_out_{step}": student.grad, f"grad_student_feat_{step}": features.grad} | {
             f"grad_{step}::{key}": parameter.grad
             for key, parameter in student_head.named_parameters()
             if parameter.grad is not None
         }
-        assert gradients.keys() == {
-            key for key in out if key.startswith("grad_") and f"_{step}" in key
-        }
+        assert gradients.keys() == {key for key in out if key.startswith("grad_") and f"_{step}" in key}
         for key, gradient in gradients.items():
             np.testing.assert_allclose(gradient, out[key], **tol["grad"], err_msg=key)
 
@@ -94,12 +78,7 @@ def test_dino_loss__definition(num_views: int) -> None:
     for fast in (True, False):
         leaf = student.clone().requires_grad_()
         if fast:
-            loss = dino_loss(
-                leaf,
-                centered_targets(teacher, center, 0.05),
-                student_temp=0.1,
-                num_views=num_views,
-            )
+            loss = dino_loss(leaf, centered_targets(teacher, center, 0.05), student_temp=0.1, num_views=num_views)
         else:
             loss = naive_loss(leaf, teacher, center, 0.1, 0.05, num_views)
         loss.backward()
@@ -127,10 +106,7 @@ def test_dino_loss__large_scores_stay_finite() -> None:
     """Scores that overflow a naive exp give a finite loss and gradient."""
     student = (torch.eye(20, 8) * 1e4).requires_grad_()
     loss = dino_loss(
-        student,
-        centered_targets(torch.eye(4, 8) * 1e4, torch.zeros(1, 8), 0.04),
-        student_temp=0.1,
-        num_views=10,
+        student, centered_targets(torch.eye(4, 8) * 1e4, torch.zeros(1, 8), 0.04), student_temp=0.1, num_views=10
     )
     loss.backward()
     assert loss.isfinite()
@@ -176,8 +152,7 @@ def rank_of_case_d9(rank: int, num_ranks: int) -> dict[str, np.ndarray]:
     center = Center(case.meta["out_dim"])
     for step, epoch in enumerate(case.meta["epochs"]):
         student, teacher = (
-            torch.from_numpy(case.inputs[f"rank{rank}/{who}_out_{step}"])
-            for who in ("student", "teacher")
+            torch.from_numpy(case.inputs[f"rank{rank}/{who}_out_{step}"]) for who in ("student", "teacher")
         )
         out[f"loss_{step}"] = dino_loss(
             student,
@@ -245,13 +220,7 @@ def test_sinkhorn_targets__temperatures_that_underflow() -> None:
 
 def state_of(student: Tensor, teacher: Tensor, embeddings: Tensor) -> dict[str, float]:
     center = torch.zeros(1, teacher.shape[1])
-    state = ssl_diagnostics(
-        student,
-        centered_targets(teacher, center, 0.04),
-        center,
-        embeddings,
-        student_temp=0.1,
-    )
+    state = ssl_diagnostics(student, centered_targets(teacher, center, 0.04), center, embeddings, student_temp=0.1)
     assert all(value.shape == () and not value.requires_grad for value in state.values())
     return {name: value.item() for name, value in state.items()}
 

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, dequantize
-from lafs_ray.methods.optim import (
-    CosineSchedule,
-    LinearEpochs,
-    clip_each_,
-    parameter_groups,
-    set_hyperparameters,
-)
+from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, clip_each_, parameter_groups, set_hyperparameters
 from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.patch_sampling import extract_patches
@@ -111,10 +105,7 @@ class Replay:
         self.weight_decay = CosineSchedule(0.04, 0.4, steps)
         self.momentum = CosineSchedule(cfg["momentum"], 1.0, steps)
         self.temperature = LinearEpochs(
-            cfg["warmup_teacher_temp"],
-            cfg["teacher_temp"],
-            cfg["warmup_teacher_temp_epochs"],
-            cfg["epochs"],
+            cfg["warmup_teacher_temp"], cfg["teacher_temp"], cfg["warmup_teacher_temp_epochs"], cfg["epochs"]
         )
 
     def _network(self) -> LafsNetwork:
@@ -142,10 +133,7 @@ class Replay:
         inputs, images = self.case.inputs, self.cfg["B"]
         views = to_unit_range(inputs["views_u8_28"][index].repeat(4, axis=-1).repeat(4, axis=-2))
         clean, augmented = torch.from_numpy(views[0::2]), torch.from_numpy(views[1::2])
-        noise = {
-            name: torch.from_numpy(inputs[f"noise_{name}_{index}"])
-            for name in ("global1", "global2", "local")
-        }
+        noise = {name: torch.from_numpy(inputs[f"noise_{name}_{index}"]) for name in ("global1", "global2", "local")}
         landmarks = {
             "global1": self.landmark_cnn(clean[0]) + 5 * noise["global1"],
             "global2": self.landmark_cnn(clean[1]) + 5 * noise["global2"],
@@ -157,9 +145,7 @@ class Replay:
             recorded = self.case.outputs[f"landmarks_{name}_{index}"]
             # Pixels; the tolerance of the recorded landmark CNN is larger.
             np.testing.assert_allclose(found, recorded, rtol=0, atol=1e-3)
-        global_tokens = [
-            extract_patches(augmented[v], landmarks[f"global{v + 1}"]) for v in range(2)
-        ]
+        global_tokens = [extract_patches(augmented[v], landmarks[f"global{v + 1}"]) for v in range(2)]
         local_tokens = extract_patches(augmented[2:].flatten(0, 1), landmarks["local"])
         return {
             "global_tokens": torch.stack(global_tokens, dim=1),
@@ -208,16 +194,12 @@ def test_lafs__steps_of_the_released_code() -> None:
         assert replay.momentum(index) == pytest.approx(out["momentum"][index], rel=1e-12)
         assert loss == pytest.approx(out[f"loss_{index}"].item(), abs=tol["loss"])
         for who in ("student", "teacher"):
-            np.testing.assert_allclose(
-                replay.scores[who], out[f"{who}_out_{index}"], rtol=0, atol=tol[f"{who}_out"]
-            )
+            np.testing.assert_allclose(replay.scores[who], out[f"{who}_out_{index}"], rtol=0, atol=tol[f"{who}_out"])
         center = replay.lafs.center.center
         np.testing.assert_allclose(center, out[f"center_{index}"], rtol=0, atol=tol["center"])
         recorded = [norms[str(name)] for name in out["grad_norm_names"]]
         assert len(recorded) == len(norms)
-        np.testing.assert_allclose(
-            recorded, out[f"grad_norms_{index}"], rtol=tol["grad_norms_rtol"]
-        )
+        np.testing.assert_allclose(recorded, out[f"grad_norms_{index}"], rtol=tol["grad_norms_rtol"])
         student, teacher = replay.lafs.trainable, replay.lafs.teacher
         for who, network in (("student", student), ("teacher", teacher)):
             sums = out[f"{who}_sum_abssum_{index}"]

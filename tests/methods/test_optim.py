@@ -34,17 +34,13 @@ class Shapes(nn.Module):
                 if part not in dict(owner.named_children()):
                     owner.add_module(part, nn.Module())
                 owner = owner.get_submodule(part)
-            owner.register_parameter(
-                leaf, nn.Parameter(torch.zeros(shape), requires_grad=name not in frozen)
-            )
+            owner.register_parameter(leaf, nn.Parameter(torch.zeros(shape), requires_grad=name not in frozen))
 
 
 def recorded_module() -> Shapes:
     shapes = {"head.last_layer.weight_g": (6, 1), "unused.weight": (3, 5), "unused.bias": (3,)}
     shapes |= {
-        name: CASE.inputs[f"grad::{name}"].shape
-        for name in CASE.meta["order"]
-        if name not in CASE.meta["none_grads"]
+        name: CASE.inputs[f"grad::{name}"].shape for name in CASE.meta["order"] if name not in CASE.meta["none_grads"]
     }
     ordered = {name: shapes[name] for name in CASE.meta["order"]}
     module = Shapes(ordered, frozen={"head.last_layer.weight_g"})
@@ -133,9 +129,7 @@ def test_cancel_gradients__adamw_leaves_the_parameter() -> None:
 def test_parameter_groups__shares_of_rate_and_decay() -> None:
     """Each pair of shares is a group; biases get no decay whatever their share is."""
     module = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    groups = parameter_groups(
-        module, 0.1, lambda name: 0.5 if name[0] == "a" else 1.0, lambda name: 0.25
-    )
+    groups = parameter_groups(module, 0.1, lambda name: 0.5 if name[0] == "a" else 1.0, lambda name: 0.25)
     found = {
         name: (group["lr_scale"], group["decay_scale"], group["weight_decay"])
         for group in groups
@@ -187,9 +181,7 @@ def test_ema_update__definition() -> None:
     student(torch.randn(4, 3))
     before = copy.deepcopy(teacher)
     ema_update_(teacher, student, 0.75)
-    for now, old, new in zip(
-        teacher.parameters(), before.parameters(), student.parameters(), strict=True
-    ):
+    for now, old, new in zip(teacher.parameters(), before.parameters(), student.parameters(), strict=True):
         # float32 rounding of one product and one sum.
         torch.testing.assert_close(now, 0.75 * old + 0.25 * new, rtol=1e-6, atol=1e-7)
     for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
@@ -236,9 +228,7 @@ def test_row_adamw__is_adamw_where_gradients_are_dense() -> None:
     """Dense gradients beside a sparse one give AdamW's own result, bit by bit, and its state."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 4, 3, generator=generator)
-    sparse, dense, plain = (
-        nn.Parameter(value) for value in (values[0], values[1].clone(), values[1].clone())
-    )
+    sparse, dense, plain = (nn.Parameter(value) for value in (values[0], values[1].clone(), values[1].clone()))
     ours, theirs = RowAdamW([sparse, dense]), torch.optim.AdamW([plain])
     for _ in range(3):
         gradient = torch.randn(4, 3, generator=generator)

@@ -40,17 +40,12 @@ def test_linear_epochs__released_code(index: int) -> None:
     assert [schedule(epoch) for epoch in range(len(expected))] == pytest.approx(expected, **TOL)
 
 
-@pytest.mark.parametrize(
-    ("case", "epochs"), [("d1_dino_head_loss", 3), ("d2_dino_head_loss_nonorm", 5)]
-)
+@pytest.mark.parametrize(("case", "epochs"), [("d1_dino_head_loss", 3), ("d2_dino_head_loss_nonorm", 5)])
 def test_linear_epochs__reaches_the_end_on_the_last_warm_up_epoch(case: str, epochs: int) -> None:
     """The temperatures under which cases d1 (falling) and d2 (rising) were recorded."""
     golden = load_case(case)
     schedule = LinearEpochs(
-        golden.meta["warmup_teacher_temp"],
-        golden.meta["teacher_temp"],
-        epochs,
-        golden.meta["nepochs"],
+        golden.meta["warmup_teacher_temp"], golden.meta["teacher_temp"], epochs, golden.meta["nepochs"]
     )
     expected = golden.outputs["teacher_temp_schedule"]
     assert [schedule(epoch) for epoch in range(len(expected))] == pytest.approx(expected, **TOL)

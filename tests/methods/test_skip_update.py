@@ -54,17 +54,14 @@ def test_row_adamw__skipped_steps_change_nothing(fused: bool, sparse: bool) -> N
     """Weights, moments and counts stay bitwise the same for any gradients; later steps continue."""
     skipping, plain = network(), network()
     steps: list[tuple[nn.Linear, RowAdamW]] = [
-        (module, RowAdamW(parameter_groups(module, 0.1), lr=0.1, fused=fused))
-        for module in (skipping, plain)
+        (module, RowAdamW(parameter_groups(module, 0.1), lr=0.1, fused=fused)) for module in (skipping, plain)
     ]
 
     def step(module: nn.Linear, optimizer: RowAdamW, scale: float, skip_update: Tensor) -> None:
         gradient = torch.arange(15.0).view(3, 5) * scale
         if sparse:
             rows = torch.tensor([[0, 2]])
-            gradient = torch.sparse_coo_tensor(
-                rows, gradient[[0, 2]], (3, 5), check_invariants=True
-            )
+            gradient = torch.sparse_coo_tensor(rows, gradient[[0, 2]], (3, 5), check_invariants=True)
         module.weight.grad, module.bias.grad = gradient, torch.ones(3) * scale
         optimizer.skip_update = skip_update
         optimizer.step()

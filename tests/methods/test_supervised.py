@@ -79,8 +79,8 @@ def test_supervised__accuracy_ignores_the_margin(kind: Literal["cosface", "arcfa
     network = method.trainable
     with torch.no_grad():
         embeddings = network.model(to_network_input(batch["images"]))
-        # Classes at the embeddings of the first images: those are right by cosine, and wrong with
-        # the margin, since all embeddings of an untrained network are near each other.
+        # Classes at the embeddings of the first images: those are right by cosine, and wrong with the margin, since all
+        # embeddings of an untrained network are near each other.
         network.head.weight.copy_(embeddings[:CLASSES])
         cosines = F.normalize(embeddings, dim=-1) @ F.normalize(network.head.weight, dim=-1).T
         logits = network.head(embeddings, batch["label"])
@@ -233,9 +233,7 @@ def test_mixup__is_that_of_the_mixed_batch(method: Supervised) -> None:
     shares = torch.full((8,), 0.3)
     labels = MixedLabels(batch["label"], batch["label"][swapped], shares)
     network = method.trainable
-    expected, is_nearest = network.head.loss(
-        network.model(0.3 * images + 0.7 * images[swapped]), labels
-    )
+    expected, is_nearest = network.head.loss(network.model(0.3 * images + 0.7 * images[swapped]), labels)
     # The sum of two products in float32, in another order.
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=0)
     assert metrics["accuracy"] == is_nearest.float().mean()

@@ -13,10 +13,9 @@ class MarginSoftmax(nn.Module):
     """Cosine logits with a margin on the target class, and their loss: CosFace or ArcFace.
 
     CosFace: `scale · (cos θ - margin · target)`. ArcFace (ours): `scale · cos(θ + margin · target)`
-    and, where that angle would exceed π, `scale · (cos θ - a · sin a)` with a = margin · target, so
-    that the logit keeps falling. Computed in float32 even under autocast: at scale 64 a cosine in
-    bfloat16 is off by up to 0.12 in the logit. Reference: `CosFace` in
-    `face_pre_pro/ViT_face.py` of the released code.
+    and, where that angle would exceed π, `scale · (cos θ - a · sin a)` with a = margin · target, so that the logit
+    keeps falling. Computed in float32 even under autocast: at scale 64 a cosine in bfloat16 is off by up to 0.12 in the
+    logit. Reference: `CosFace` in `face_pre_pro/ViT_face.py` of the released code.
 
     Args:
         embedding_dim: D.
@@ -46,8 +45,8 @@ class MarginSoftmax(nn.Module):
 
         Args:
             embeddings: float [B, D], of any length.
-            labels: int64 class numbers [B], or mixed ones; a mixed image's margin is split in the
-                shares of its classes.
+            labels: int64 class numbers [B], or mixed ones; a mixed image's margin is split in the shares of its
+                classes.
 
         Returns:
             float32 [B, C].

@@ -49,6 +49,5 @@ def pretraining(wrap: str = "", seed: int = 0) -> dict[str, Tensor]:
 def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     """Whether two states have the same names, dtypes and bits."""
     return first.keys() == second.keys() and all(
-        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name])
-        for name in first
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
     )

@@ -22,9 +22,7 @@ TINY = FViTSize(width=24, depth=2, heads=2, head_dim=8, mlp_width=32)
 
 def _fvit(case: GoldenCase) -> FViT:
     meta = case.meta
-    size = FViTSize(
-        meta["dim"], meta["depth"], meta["heads"], meta["dim_head"], mlp_width=meta["mlp_dim"]
-    )
+    size = FViTSize(meta["dim"], meta["depth"], meta["heads"], meta["dim_head"], mlp_width=meta["mlp_dim"])
     return FViT(size, meta["num_patches"], 3 * meta["patch_size"] ** 2).eval()
 
 
@@ -76,9 +74,7 @@ def test_part_fvit__recorded_case() -> None:
     images = _images(case)
     with torch.no_grad():
         # 0.015 px: the tolerance of the recorded landmarks of the same CNN (tests/golden/b1_*).
-        np.testing.assert_allclose(
-            model.landmarks(images).numpy(), case.outputs["landmarks"], rtol=0, atol=0.015
-        )
+        np.testing.assert_allclose(model.landmarks(images).numpy(), case.outputs["landmarks"], rtol=0, atol=0.015)
     _check_image_case(case, model, images, head)
 
 
@@ -94,9 +90,7 @@ def test_fvit__recorded_tokens(count: int) -> None:
         embedding = model(torch.from_numpy(case.inputs[f"tokens_{count}"]))
         logits = margin(embedding, torch.from_numpy(case.inputs["labels"]))
     tol, out = case.meta["tol"], case.outputs
-    np.testing.assert_allclose(
-        embedding.numpy(), out[f"embedding_{count}"], rtol=0, atol=tol["embedding"]
-    )
+    np.testing.assert_allclose(embedding.numpy(), out[f"embedding_{count}"], rtol=0, atol=tol["embedding"])
     np.testing.assert_allclose(logits.numpy(), out[f"logits_{count}"], rtol=0, atol=tol["logits"])
 
 
@@ -140,9 +134,7 @@ def test_published_names_and_shapes(with_landmarks: bool) -> None:
     assert count == record["n_params"] - ten_classes
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("tiny", 314_496)]
-)
+@pytest.mark.parametrize(("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("tiny", 314_496)])
 def test_fvit__sizes(name: str, count: int) -> None:
     """The named sizes have the documented number of parameters."""
     with torch.device("meta"):
@@ -161,9 +153,7 @@ def test_attention__equals_its_definition() -> None:
         part = slice(head * 8, (head + 1) * 8)
         weights = (q[..., part] @ k[..., part].transpose(1, 2) * 24**-0.5).softmax(dim=-1)
         mixed.append(weights @ v[..., part])
-    expected = F.linear(
-        torch.cat(mixed, dim=-1), attention.to_out[0].weight, attention.to_out[0].bias
-    )
+    expected = F.linear(torch.cat(mixed, dim=-1), attention.to_out[0].weight, attention.to_out[0].bias)
     # float32: the fused kernel sums in another order.
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
 
@@ -289,7 +279,7 @@ def test_attend__in_bfloat16(count: int) -> None:
         return [mixed.detach().float(), *(gradient.float() for gradient in gradients)]
 
     for found, expected in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
-        # A rounding is half of 2⁻⁷ at most; scores, weights and sums are rounded one after another,
-        # and a score of 3 that is off by 2⁻⁸ of it moves its weight by 1 %.
+        # A rounding is half of 2⁻⁷ at most; scores, weights and sums are rounded one after another, and a score of 3
+        # that is off by 2⁻⁸ of it moves its weight by 1 %.
         error = (found - expected).norm() / expected.norm()
         assert error < 0.02, error

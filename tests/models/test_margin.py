@@ -63,9 +63,7 @@ def test_margin_softmax__equals_its_definition(
         # One sample nearly opposite to its class: its angle and the margin exceed π.
         embeddings[0] = -head.weight[0] + 0.02 * head.weight[1]
         logits = head(embeddings, labels)
-    expected = _naive_logits(
-        embeddings, head.weight.detach(), _dense(labels, 6), kind, 30.0, margin
-    )
+    expected = _naive_logits(embeddings, head.weight.detach(), _dense(labels, 6), kind, 30.0, margin)
     # float32 cosines times 30; near ±1 the sine in ArcFace amplifies rounding to about 1e-4.
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=1e-3)
 
@@ -84,11 +82,9 @@ def test_margin_softmax__loss_equals_the_dense_one(
     targets = _dense(labels, 6)
     cosines = head.cosines(embeddings)
     margins = head.margin * targets
-    if kind == "cosface":
-        logits = 64.0 * (cosines - margins)
-    else:
-        # Random directions in eight dimensions: no angle and its margin exceed π.
-        logits = 64.0 * (cosines.acos() + margins).cos()
+    # Random directions in eight dimensions: no angle and its margin exceed π.
+    angular = (cosines.acos() + margins).cos()
+    logits = 64.0 * (cosines - margins if kind == "cosface" else angular)
     dense = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
     # float32 with logits of up to 64; arccosine amplifies rounding.
     tolerance = {"rtol": 1e-4, "atol": 1e-4}
@@ -106,11 +102,7 @@ def test_margin_softmax__recorded_loss_and_gradients(labels: str) -> None:
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(case.inputs["weight"]))
     embeddings = torch.from_numpy(case.inputs["embedding"]).requires_grad_()
-    targets = (
-        torch.from_numpy(case.inputs["labels"])
-        if labels == "int"
-        else mixed_labels(case.inputs["soft_labels"])
-    )
+    targets = torch.from_numpy(case.inputs["labels"]) if labels == "int" else mixed_labels(case.inputs["soft_labels"])
     loss, _ = head.loss(embeddings, targets)
     loss.backward()
     tol, out = case.meta["tol"], case.outputs

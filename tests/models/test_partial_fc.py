@@ -53,9 +53,7 @@ def as_soft(values: Tensor | MixedLabels, num_classes: int) -> Tensor:
     if isinstance(values, Tensor):
         return F.one_hot(values, num_classes).float()
     soft = torch.zeros(len(values.first), num_classes)
-    for row, (first, second, share) in enumerate(
-        zip(values.first, values.second, values.share, strict=True)
-    ):
+    for row, (first, second, share) in enumerate(zip(values.first, values.second, values.share, strict=True)):
         soft[row, first] += share
         soft[row, second] += 1 - share
     return soft
@@ -63,9 +61,7 @@ def as_soft(values: Tensor | MixedLabels, num_classes: int) -> Tensor:
 
 def head_of(kind: MarginKind, rank: int = 0, num_ranks: int = 1, **settings: Any) -> PartialFC:
     torch.manual_seed(3)
-    return PartialFC(
-        WIDTH, CLASSES, margin=0.5, kind=kind, rank=rank, num_ranks=num_ranks, **settings
-    )
+    return PartialFC(WIDTH, CLASSES, margin=0.5, kind=kind, rank=rank, num_ranks=num_ranks, **settings)
 
 
 def backbone() -> nn.Module:
@@ -73,9 +69,7 @@ def backbone() -> nn.Module:
     return nn.Linear(FEATURES, WIDTH)
 
 
-def one_case(
-    rank: int, num_ranks: int, case: tuple[MarginKind, str], rate: float
-) -> dict[str, Any]:
+def one_case(rank: int, num_ranks: int, case: tuple[MarginKind, str], rate: float) -> dict[str, Any]:
     """Two micro-batches of this rank's rows, as the training loop runs them."""
     kind, name = case
     head = head_of(kind, rank, num_ranks, sample_rate=rate, seed=5)
@@ -165,9 +159,7 @@ def assert_close(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     for each in found:
         pairs += zip(each["backbone"], expected["backbone"], strict=True)
     for ours, theirs in pairs:
-        torch.testing.assert_close(
-            ours, theirs, rtol=1e-5, atol=TOLERANCE * theirs.abs().max().item()
-        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=TOLERANCE * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("num_ranks", RANKS)
@@ -190,9 +182,7 @@ def test_loss__of_sampled_classes_is_a_softmax_over_the_union_of_samples(
     # Both micro-batches share their random classes; each has its positives besides.
     values = targets(case[1])
     samples = [samples_of(values, rank, num_ranks) for rank in range(num_ranks)]
-    classes = [
-        torch.cat([both[micro_of(row, num_ranks)] for both in samples]) for row in range(ROWS)
-    ]
+    classes = [torch.cat([both[micro_of(row, num_ranks)] for both in samples]) for row in range(ROWS)]
     assert_close(found, dense(case, classes))
     for rank, each in enumerate(found):
         assert torch.equal(each["sample"], torch.cat(samples[rank]).unique())
@@ -284,9 +274,7 @@ def test_is_nearest__with_equal_cosines() -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 11])
-def test_start__does_not_depend_on_the_number_of_ranks(
-    num_ranks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start__does_not_depend_on_the_number_of_ranks(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The centers of all ranks are the dense head's, and torch's generator goes on alike."""
     monkeypatch.setattr(partial_fc, "_BLOCK_ROWS", 3)
     torch.manual_seed(3)
@@ -302,17 +290,13 @@ def test_shard_bounds__covers_all_classes_once() -> None:
     """Ranges follow each other without a gap and differ by one class at most."""
     for num_classes, num_ranks in itertools.product((5, 8, 11, 100), (1, 2, 3, 5)):
         ranges = [shard_bounds(num_classes, rank, num_ranks) for rank in range(num_ranks)]
-        assert [each for start, stop in ranges for each in range(start, stop)] == list(
-            range(num_classes)
-        )
+        assert [each for start, stop in ranges for each in range(start, stop)] == list(range(num_classes))
         sizes = [stop - start for start, stop in ranges]
         assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("num_ranks", RANKS)
-def test_gather_rows__block_after_block(
-    results: dict[int, list[dict[str, Any]]], num_ranks: int
-) -> None:
+def test_gather_rows__block_after_block(results: dict[int, list[dict[str, Any]]], num_ranks: int) -> None:
     """Rank 0 gets all ranks' rows, of unequal numbers of blocks; the others get nothing."""
     first, *others = [rank["rows"] for rank in results[num_ranks]]
     assert torch.equal(first, head_of("cosface").weight)

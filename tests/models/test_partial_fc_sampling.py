@@ -10,9 +10,7 @@ import torch
 from lafs_ray.models.partial_fc import PartialFC
 
 
-@pytest.mark.parametrize(
-    ("rate", "count"), [(0.01, 1), (0.07, 7), (0.5, 50), (0.505, 51), (1.0, 100)]
-)
+@pytest.mark.parametrize(("rate", "count"), [(0.01, 1), (0.07, 7), (0.5, 50), (0.505, 51), (1.0, 100)])
 def test_sample__has_the_positives_and_a_count_that_is_exact(rate: float, count: int) -> None:
     """⌈r · classes⌉ classes, all of the batch's own among them; more where these alone are more."""
     for num_present in (0, 1, 7, 60):

@@ -50,8 +50,7 @@ def _naive_patches(images: Tensor, landmarks: Tensor, p: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["a1_patches_196", "a2_patches_36", "a3_patches_grid", "a4_patches_grad", "a5_patches_49_p16"],
+    "name", ["a1_patches_196", "a2_patches_36", "a3_patches_grid", "a4_patches_grad", "a5_patches_49_p16"]
 )
 def test_extract_patches__recorded_cases(name: str) -> None:
     """Tokens equal the reference's, in value and in order."""
@@ -71,9 +70,7 @@ def test_extract_patches__gradients() -> None:
     tol = case.meta["tol"]
     assert images.grad is not None
     assert landmarks.grad is not None
-    np.testing.assert_allclose(
-        images.grad.numpy(), case.outputs["grad_image"], rtol=0, atol=tol["grad_image_atol"]
-    )
+    np.testing.assert_allclose(images.grad.numpy(), case.outputs["grad_image"], rtol=0, atol=tol["grad_image_atol"])
     np.testing.assert_allclose(
         landmarks.grad.numpy(),
         case.outputs["grad_landmarks"],
@@ -82,12 +79,8 @@ def test_extract_patches__gradients() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "patch_size", "channels"), [(12, 12, 4, 3), (10, 15, 3, 1), (16, 8, 2, 2)]
-)
-def test_extract_patches__equals_its_definition(
-    height: int, width: int, patch_size: int, channels: int
-) -> None:
+@pytest.mark.parametrize(("height", "width", "patch_size", "channels"), [(12, 12, 4, 3), (10, 15, 3, 1), (16, 8, 2, 2)])
+def test_extract_patches__equals_its_definition(height: int, width: int, patch_size: int, channels: int) -> None:
     """The one call equals the loop, for odd patches, non-square images and points outside."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
@@ -107,10 +100,7 @@ def test_extract_patches__landmarks_are_independent() -> None:
     landmarks = torch.rand(1, 196, 2, generator=generator) * 111
     order = torch.randperm(196, generator=generator)[:36]
     torch.testing.assert_close(
-        extract_patches(images, landmarks[:, order]),
-        extract_patches(images, landmarks)[:, order],
-        rtol=0,
-        atol=0,
+        extract_patches(images, landmarks[:, order]), extract_patches(images, landmarks)[:, order], rtol=0, atol=0
     )
 
 

@@ -2,8 +2,8 @@
 
     .venv-mxnet/bin/python tests/mxnet/by_mxnet.py write|read FOLDER FIRST_SEED STOP_SEED
 
-`write` creates mxnet-<seed>.rec and .idx; `read` reads ours-<seed>.rec by index in random order,
-and from beginning to end, and prints a line for each difference.
+`write` creates mxnet-<seed>.rec and .idx; `read` reads ours-<seed>.rec by index in random order, and from beginning to
+end, and prints a line for each difference.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ def compare(found: bytes, record: Record, where: str) -> None:
     """Compare raw bytes, and the result of mxnet's `unpack`."""
     header, payload = mx.recordio.unpack(found)
     labels = record.label if isinstance(record.label, tuple) else (record.label,)
-    same_labels = np.asarray(header.label, np.float32).tobytes() == struct.pack(
-        f"<{len(labels)}f", *labels
-    )
+    same_labels = np.asarray(header.label, np.float32).tobytes() == struct.pack(f"<{len(labels)}f", *labels)
     if found != body(record) or payload != record.payload or not same_labels:
         print(f"{where}, key {record.key}: other bytes")
     if (header.id, header.id2) != (record.id, record.id2):

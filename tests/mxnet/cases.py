@@ -27,10 +27,7 @@ def records(seed: int) -> list[Record]:
     count = {"none": 0, "many": 3000, "big": 3}.get(kind, rng.randrange(1, 25))
     keys = list(range(count)) if rng.random() < 0.6 else rng.sample(range(10**9), count)
     return [
-        Record(
-            key, _label(rng, kind), rng.getrandbits(64), rng.getrandbits(64), _payload(rng, kind)
-        )
-        for key in keys
+        Record(key, _label(rng, kind), rng.getrandbits(64), rng.getrandbits(64), _payload(rng, kind)) for key in keys
     ]
 
 

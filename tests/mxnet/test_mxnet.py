@@ -9,14 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.data.recordio import (
-    Header,
-    RecordWriter,
-    pack,
-    read_index,
-    scan_records,
-    unpack,
-)
+from lafs_ray.data.recordio import Header, RecordWriter, pack, read_index, scan_records, unpack
 from tests.mxnet.cases import records
 from tests.recordio_parser import parse_records
 
@@ -27,9 +20,7 @@ FILES = int(os.environ.get("LAFS_MXNET_FILES", "60"))
 
 pytestmark = [
     pytest.mark.mxnet,
-    pytest.mark.skipif(
-        not PYTHON.exists(), reason=f"no {PYTHON}: run `make mxnet-environment` (see docs/data.md)"
-    ),
+    pytest.mark.skipif(not PYTHON.exists(), reason=f"no {PYTHON}: run `make mxnet-environment` (see docs/data.md)"),
 ]
 
 
@@ -51,9 +42,7 @@ def by_mxnet(action: str, folder: Path) -> list[str]:
     command = [str(PYTHON), str(SCRIPT), action, str(folder), "0", str(FILES)]
     # The environment's own packages and no others.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=environment
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     *lines, last = result.stdout.splitlines()
     assert last == "done 1.9.1"

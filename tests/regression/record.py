@@ -3,12 +3,12 @@
     python -m tests.regression.record --write    # before the refactoring
     python -m tests.regression.record --check    # after it: exit code 1 if a value differs
 
-`--parts` chooses some of: debug, tokens, two_workers, sweep (the last two start a Ray). A record
-holds for one class of machines (`values.machine_class`); another class has a file of its own.
+`--parts` chooses some of: debug, tokens, two_workers, sweep (the last two start a Ray). A record holds for one class of
+machines (`values.machine_class`); another class has a file of its own.
 
-All torch code runs on one thread, whatever OMP_NUM_THREADS says: with 1, 2 and none the values of
-debug and tokens were the same (AMD EPYC of family 26, 2 cores). When `torch.set_num_threads(1)` was
-replaced by 2 there, the losses and last checkpoints of all runs changed.
+All torch code runs on one thread, whatever OMP_NUM_THREADS says: with 1, 2 and none the values of debug and tokens were
+the same (AMD EPYC of family 26, 2 cores). When `torch.set_num_threads(1)` was replaced by 2 there, the losses and last
+checkpoints of all runs changed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.regression import runs
-from tests.regression.values import (
-    class_name,
-    column_values,
-    differences,
-    machine_class,
-    run_values,
-    sha256,
-)
+from tests.regression.values import class_name, column_values, differences, machine_class, run_values, sha256
 
-# New names by old ones: of metrics, parts of a checkpoint, columns of a batch, settings of a sweep.
-# Renaming anything else is a difference; the values of what is listed here must stay equal.
+# New names by old ones: of metrics, parts of a checkpoint, columns of a batch, settings of a sweep. Renaming anything
+# else is a difference; the values of what is listed here must stay equal.
 RENAMED = {
     "centre_norm": "center_norm",
     "mixup_share": "mixup_lam",
@@ -125,9 +118,7 @@ def write(found: dict[str, Any], file: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the parts, then write or check their values."""
-    parser = argparse.ArgumentParser(
-        description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--write", action="store_true", help="write the file anew")
     what.add_argument("--check", action="store_true", help="compare with the file (default)")

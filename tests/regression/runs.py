@@ -93,9 +93,7 @@ def _pretrain(source: str, *settings: str) -> Run:
 RUNS = {
     # A start away from the grid and fast steps: otherwise all faces would have the same landmarks.
     "stage_one": Run(
-        "finetune",
-        "finetune/part_fvit",
-        (*_COMMON, "accumulation=1", "optim.lr=3e-3", "model.landmark_start=random"),
+        "finetune", "finetune/part_fvit", (*_COMMON, "accumulation=1", "optim.lr=3e-3", "model.landmark_start=random")
     ),
     "per_view": _pretrain("per_view", _OF_STAGE_ONE),
     "per_image": _pretrain("per_image", _OF_STAGE_ONE),
@@ -142,9 +140,7 @@ def start(job: str, *arguments: str) -> None:
     environment = {"RAY_worker_niceness": "0", **os.environ, "PYTHONPATH": str(ROOT)}
     environment |= {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, f"jobs/{job}.py", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
 

@@ -13,8 +13,8 @@ import pytest
 from tests.regression import record, runs
 from tests.regression.values import class_name, differences, run_values
 
-# One process of pytest-xdist runs them all: they share their runs. Those with a Ray are in its
-# own group, see tests/conftest.py.
+# One process of pytest-xdist runs them all: they share their runs. Those with a Ray are in its own group, see
+# tests/conftest.py.
 together = pytest.mark.xdist_group("regression")
 recorded = pytest.mark.skipif(
     not record.recorded_file().exists(),
@@ -59,9 +59,7 @@ def test_tokens__are_equal_in_another_process(folder: Path) -> None:
 
 
 @together
-def test_continued_runs__equal_those_without_a_break(
-    folder: Path, debug_values: dict[str, Any]
-) -> None:
+def test_continued_runs__equal_those_without_a_break(folder: Path, debug_values: dict[str, Any]) -> None:
     """Reports of all steps and the last checkpoint, bit by bit."""
     without = {name: debug_values[name] for name in runs.CONTINUED}
     assert differences(without, record.continued(folder), {}) == []
@@ -70,17 +68,15 @@ def test_continued_runs__equal_those_without_a_break(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers__report_and_save_what_one_does(folder: Path) -> None:
-    """The same metrics, schedules and parts of a checkpoint, whatever the machine; and the bits
-    recorded, where there are any."""
+    """The same metrics, schedules and parts of a checkpoint, whatever the machine; and the bits recorded, where there
+    are any."""
     found = record.two_workers(folder)
     (two,) = found.values()
     one = run_values(runs.train(folder, "per_view"))
     assert two["metrics"].keys() == one["metrics"].keys()
     for name in runs.SCHEDULES:
         assert two["metrics"][name] == one["metrics"][name], name
-    leaves = [
-        {part: value["leaves"] for part, value in run["checkpoint"].items()} for run in (one, two)
-    ]
+    leaves = [{part: value["leaves"] for part, value in run["checkpoint"].items()} for run in (one, two)]
     assert leaves[0] == leaves[1]
     if record.recorded_file().exists():
         assert_recorded(found)

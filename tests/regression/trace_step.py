@@ -2,13 +2,11 @@
 
     python -m tests.regression.trace_step [key=value …]
 
-One step is what debug mode computes for one batch, in every thread, with the settings of
-configs/pretrain/debug.yaml. It begins when the training loop asks a new stream for the batch, so
-that the order of the records is computed, and the records are read, decoded and cut, within the
-step; in a run a thread does the first two for several steps at once. It ends when `train_step`
-returns: after the losses, gradients, clipping, the optimizer's step and the teacher's. A step
-before it, which is not traced, imports and allocates whatever is done once. Neither reporting nor
-saving belongs to it.
+One step is what debug mode computes for one batch, in every thread, with the settings of configs/pretrain/debug.yaml.
+It begins when the training loop asks a new stream for the batch, so that the order of the records is computed, and the
+records are read, decoded and cut, within the step; in a run a thread does the first two for several steps at once. It
+ends when `train_step` returns: after the losses, gradients, clipping, the optimizer's step and the teacher's. A step
+before it, which is not traced, imports and allocates whatever is done once. Neither reporting nor saving belongs to it.
 
 A function is a code object with a name: comprehensions, generator expressions and lambdas count
 with the file that they are in, not as functions; code run by `import` counts as neither.
@@ -82,13 +80,7 @@ def trace_step(folder: Path, overrides: Sequence[str]) -> dict[str, set[str]]:
     inputs = check_run(load(PretrainConfig, str(runs.ROOT / CONFIG), settings))
     preprocess = inputs.preprocessor()
     training = build_training(
-        inputs.config,
-        inputs.sampler,
-        inputs.num_classes,
-        inputs.init_weights,
-        torch.device("cpu"),
-        0,
-        1,
+        inputs.config, inputs.sampler, inputs.num_classes, inputs.init_weights, torch.device("cpu"), 0, 1
     )
     trace = Trace(PACKAGE, train_step.__code__)
 

@@ -26,8 +26,8 @@ _CPU_FLAGS = ("sse4", "avx", "fma", "f16c", "amx")
 def machine_class() -> dict[str, Any]:
     """What decides the bits of a float32 computation on a CPU, as far as it can be told.
 
-    oneDNN and MKL choose their kernels by the vendor, family, model and instructions of the CPU,
-    and the size of blocks by its caches.
+    oneDNN and MKL choose their kernels by the vendor, family, model and instructions of the CPU, and the size of blocks
+    by its caches.
     """
     fields: dict[str, str] = {}
     if (file := Path("/proc/cpuinfo")).exists():
@@ -79,8 +79,8 @@ def run_values(folder: Path) -> dict[str, Any]:
 def checkpoint_values(file: Path) -> dict[str, Any]:
     """For each part of a checkpoint that holds tensors: their number and hashes, without names.
 
-    `sha256` is that of the sorted hashes of all tensors and numbers, each of its type, shape and
-    bytes; `marks` are the first digits of each, in the checkpoint's order.
+    `sha256` is that of the sorted hashes of all tensors and numbers, each of its type, shape and bytes; `marks` are the
+    first digits of each, in the checkpoint's order.
     """
     values = {}
     for part, content in torch.load(file, weights_only=True).items():
@@ -122,9 +122,7 @@ def column_values(batches: Iterator[dict[str, Any]]) -> dict[str, str]:
     return {name: sha256(*content) for name, content in parts.items()}
 
 
-def differences(
-    recorded: Mapping[str, Any], found: Mapping[str, Any], renamed: Mapping[str, str]
-) -> list[str]:
+def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], renamed: Mapping[str, str]) -> list[str]:
     """A line for each value that differs, of those top-level entries that were found.
 
     Args:

@@ -37,9 +37,7 @@ def test_write_faces__same_bytes_for_any_worker_count(tmp_path: Path) -> None:
     for name, workers in [("once", 1), ("again", 1), ("two", 2)]:
         datasets.write_faces(str(tmp_path / name), workers=workers, **SMALL)
         pair_file = str(tmp_path / name / "pairs.bin")
-        datasets.write_pair_file(
-            pair_file, identities=range(5, 9), num_pairs=20, seed=11, workers=workers
-        )
+        datasets.write_pair_file(pair_file, identities=range(5, 9), num_pairs=20, seed=11, workers=workers)
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
     assert contents(tmp_path / "once") == contents(tmp_path / "two")
 
@@ -127,9 +125,7 @@ def test_write_faces__another_set_is_there(tmp_path: Path) -> None:
         ({"images_per_identity": 1 << 23}, r"1 for 5 × \(8388608 \+ 1\) records"),
     ],
 )
-def test_write_faces__impossible_number(
-    tmp_path: Path, change: dict[str, int], message: str
-) -> None:
+def test_write_faces__impossible_number(tmp_path: Path, change: dict[str, int], message: str) -> None:
     """An impossible number is refused by name and value before a file is written."""
     with pytest.raises(DataError, match=message):
         datasets.write_faces(str(tmp_path), **(SMALL | change))
@@ -161,14 +157,10 @@ def test_write_pair_file__order_and_identities(tmp_path: Path) -> None:
         (range(-1, 4), 20, r"first_identity\n.*found: +-1\n"),
     ],
 )
-def test_write_pair_file__impossible_number(
-    tmp_path: Path, identities: range, num_pairs: int, message: str
-) -> None:
+def test_write_pair_file__impossible_number(tmp_path: Path, identities: range, num_pairs: int, message: str) -> None:
     """Pairs that cannot be balanced or sampled are refused with the number."""
     with pytest.raises(DataError, match=message):
-        datasets.write_pair_file(
-            str(tmp_path / "pairs.bin"), identities=identities, num_pairs=num_pairs, seed=0
-        )
+        datasets.write_pair_file(str(tmp_path / "pairs.bin"), identities=identities, num_pairs=num_pairs, seed=0)
 
 
 def test_write_pair_file__other_pairs_are_there(tmp_path: Path) -> None:
@@ -209,15 +201,11 @@ def test_contact_sheet__one_identity_per_row() -> None:
     """Row r, column c of the grid is image c of identity r."""
     sheet = datasets.contact_sheet(4, [9, 3], 3)
     assert sheet.shape == (224, 336, 3)
-    expected = datasets.render_face(
-        datasets.sample_identity(4, 3), datasets.sample_capture(4, 3, 2)
-    )
+    expected = datasets.render_face(datasets.sample_identity(4, 3), datasets.sample_capture(4, 3, 2))
     assert np.array_equal(sheet[112:, 224:], expected)
 
 
-def test_job__writes_set_pairs_and_sheet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_job__writes_set_pairs_and_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The job writes all files; the identities of its pairs follow those of the training set."""
     script = Path(__file__).parents[2] / "jobs" / "make_faces.py"
     spec = importlib.util.spec_from_file_location("make_faces", script)
@@ -226,9 +214,7 @@ def test_job__writes_set_pairs_and_sheet(
     job = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(job)
     job.main([str(tmp_path), "--identities=3", "--images=2", "--pairs=20", "--pair-identities=2"])
-    assert {"train.rec", "train.idx", "property", "pairs.bin", "contact_sheet.png"} <= set(
-        contents(tmp_path)
-    )
+    assert {"train.rec", "train.idx", "property", "pairs.bin", "contact_sheet.png"} <= set(contents(tmp_path))
     identities = json.loads((tmp_path / "pairs.bin.json").read_text())["identities"]
     assert identities == {"first": 3, "stop": 5, "step": 1}
     assert "46 images" in capsys.readouterr().out.splitlines()[-1]

@@ -28,9 +28,7 @@ def plain(**changes: Any) -> Capture:
 def normalized(geometry: Geometry) -> Array:
     """Return all parameters as float32 [35], each mapped so that its range is 0..1."""
     ranges = {one.name: one.metadata["range"] for one in fields(geometry)}
-    values = [
-        (getattr(geometry, name) - low) / (high - low) for name, (low, high, _) in ranges.items()
-    ]
+    values = [(getattr(geometry, name) - low) / (high - low) for name, (low, high, _) in ranges.items()]
     return np.array(values, dtype=np.float32)
 
 
@@ -42,10 +40,7 @@ def true_landmarks(identity: Identity, capture: Capture) -> Array:
     """
     geometry = identity.geometry
     features = Features.of(geometry, capture)
-    outer, inner = (
-        geometry.eye_spacing + geometry.eye_width,
-        geometry.eye_spacing - geometry.eye_width,
-    )
+    outer, inner = (geometry.eye_spacing + geometry.eye_width, geometry.eye_spacing - geometry.eye_width)
     outer_y = 0.1 - geometry.eye_tilt * geometry.eye_width
     inner_y = 0.9 + geometry.eye_tilt * geometry.eye_width
     points = np.array(
@@ -193,8 +188,7 @@ def test_true_landmarks__agree_with_the_image(yaw: float) -> None:
     """The eyes, found by the pixels that change with the gaze, agree with the landmarks."""
     identity = sample_identity(0, 3)
     right, left = (
-        render_face(identity, plain(yaw=yaw, pitch=0.1, gaze_x=gaze)).astype(np.float32)
-        for gaze in (0.8, -0.8)
+        render_face(identity, plain(yaw=yaw, pitch=0.1, gaze_x=gaze)).astype(np.float32) for gaze in (0.8, -0.8)
     )
     change = np.abs(right - left).sum(axis=2)
     rows, columns = np.nonzero(change > 40)
@@ -202,6 +196,6 @@ def test_true_landmarks__agree_with_the_image(yaw: float) -> None:
     for corners in (points[:2], points[2:4]):
         near = np.abs(columns - corners[:, 0].mean()) < 9
         middle = columns[near].mean(), rows[near].mean()
-        # Pixels are whole, the iris is slightly above the corners, and five solver steps are not
-        # the limit: together under two pixels.
+        # Pixels are whole, the iris is slightly above the corners, and five solver steps are not the limit: together
+        # under two pixels.
         np.testing.assert_allclose(middle, corners.mean(axis=0), atol=2)

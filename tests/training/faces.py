@@ -184,10 +184,7 @@ def run(config: Any, killed_at: int | None = None) -> Result:
 
 def arguments(kind: str, folder: Path | str, data: Path | str, *overrides: str) -> Sequence[str]:
     """The command line (without the interpreter) of a short run: kind is pretrain or finetune."""
-    file, settings = {
-        "pretrain": (PRETRAIN, TINY_PRETRAIN),
-        "finetune": (FINETUNE, TINY_FINETUNE),
-    }[kind]
+    file, settings = {"pretrain": (PRETRAIN, TINY_PRETRAIN), "finetune": (FINETUNE, TINY_FINETUNE)}[kind]
     where = [f"run.storage={folder}", f"data.path={data}"]
     return [f"jobs/{kind}.py", file, *settings, "duration=4 steps", *where, *overrides]
 

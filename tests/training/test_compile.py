@@ -21,8 +21,7 @@ from tests.training.faces import logged, run, tiny
 
 COMPILER = os.environ.get("CXX", "g++")
 needs_compiler = pytest.mark.skipif(
-    shutil.which(COMPILER) is None,
-    reason=f"torch.compile needs a C++ compiler, found no {COMPILER}",
+    shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler, found no {COMPILER}"
 )
 KINDS = ["pretrain", "finetune"]
 NO_DROPOUT = ["model.dropout=0", "model.drop_path=0"]
@@ -42,9 +41,7 @@ def batch(kind: str, step: int) -> StepBatch:
     shapes = {"global_tokens": (8, 2, 49, 768), "local_tokens": (8, 2, 9, 768)}
     if kind == "finetune":
         shapes = {"images": (8, 112, 112, 3)}
-    columns = {
-        name: generator.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()
-    }
+    columns = {name: generator.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()}
     if kind == "finetune":
         columns["label"] = generator.integers(0, 12, 8)
     return StepBatch(step, 1, columns, [])
@@ -99,16 +96,12 @@ def assert_close(found: TrainState, expected: TrainState, kind: str) -> None:
     """Two steps have the same losses but for sums in another order, in float32.
 
     After the first step the weights differ as well: AdamW's first steps have the size of the
-    learning rate, and where a gradient is nearly zero rounding decides their direction. Hence a
-    mean over all weights, of which a hundredth of the learning rate is allowed.
+    learning rate, and where a gradient is nearly zero rounding decides their direction. Hence a mean over all weights,
+    of which a hundredth of the learning rate is allowed.
     """
-    (noted, weights), (plain_noted, plain_weights) = (
-        trained(training, kind) for training in (found, expected)
-    )
+    (noted, weights), (plain_noted, plain_weights) = (trained(training, kind) for training in (found, expected))
     torch.testing.assert_close(torch.stack(noted), torch.stack(plain_noted), rtol=1e-4, atol=1e-6)
-    joined, plain_joined = (
-        torch.cat([each.flatten().float() for each in state]) for state in (weights, plain_weights)
-    )
+    joined, plain_joined = (torch.cat([each.flatten().float() for each in state]) for state in (weights, plain_weights))
     assert float((joined - plain_joined).abs().mean()) < 1e-5
     assert list(found.state_dict()["model"]) == list(expected.state_dict()["model"])
 

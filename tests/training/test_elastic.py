@@ -19,8 +19,7 @@ from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
 from tests.training.faces import Result, run, tiny
 
-# Twelve faces a step for 1 to 4 ranks, ten steps an epoch. Dropout, which differs from rank to
-# rank, is off.
+# Twelve faces a step for 1 to 4 ranks, ten steps an epoch. Dropout, which differs from rank to rank, is off.
 SETTINGS = [
     "batch_size=12",
     "duration=12 steps",

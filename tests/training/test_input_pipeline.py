@@ -15,25 +15,10 @@ from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
 from lafs_ray.data.sampler import EpochSampler, ShuffleBlock, rank_batches
 from lafs_ray.errors import DataError
 from lafs_ray.training import input_pipeline
-from lafs_ray.training.input_pipeline import (
-    Columns,
-    Preprocessor,
-    StepBatch,
-    local_stream,
-    sample_indices,
-)
+from lafs_ray.training.input_pipeline import Columns, Preprocessor, StepBatch, local_stream, sample_indices
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.train_loop import count_skipped
-from tests.training.faces import (
-    NO_IMAGE,
-    Result,
-    break_frame,
-    face_jpegs,
-    pixels_of,
-    run,
-    tiny,
-    write_face_set,
-)
+from tests.training.faces import NO_IMAGE, Result, break_frame, face_jpegs, pixels_of, run, tiny, write_face_set
 
 
 def as_it_is(faces: Columns) -> Columns:
@@ -87,9 +72,7 @@ def test_local_stream__from_any_step_is_the_same_stream(face_set_path: str) -> N
 
 
 @pytest.mark.parametrize("batch_size", [8, 64])
-def test_ranks__together_give_the_columns_of_one(
-    face_set_path: str, tmp_path: Path, batch_size: int
-) -> None:
+def test_ranks__together_give_the_columns_of_one(face_set_path: str, tmp_path: Path, batch_size: int) -> None:
     """For 1, 2 and 4 ranks the rows of all ranks are bitwise those of the whole batch."""
     torch.set_num_threads(1)
     # 64 rows are two row blocks, so ranks share row blocks and span them.
@@ -159,9 +142,7 @@ def test_damaged_record__replacement_changes_with_seed_and_epoch(tmp_path: Path)
     chosen = set()
     for seed in range(4):
         sampler = EpochSampler(faces.num_images, 8, seed, chunk_records=4)
-        for batch, (_, records) in zip(
-            stream(faces, 30, seed=seed), rank_batches(sampler, 0, 30), strict=True
-        ):
+        for batch, (_, records) in zip(stream(faces, 30, seed=seed), rank_batches(sampler, 0, 30), strict=True):
             chosen |= set(batch.columns["key"][records == 37].tolist())
     # Eight draws of 119 records: five different ones at least, or the draw is not random.
     assert len(chosen) >= 5
@@ -226,9 +207,7 @@ def test_damaged_record__in_a_run(tmp_path: Path) -> None:
     assert len(named) == 1
 
 
-def test_local_stream__measures_reading_and_preprocessing(
-    face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_stream__measures_reading_and_preprocessing(face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch carries its rows' share of the seconds that each kind of work took a process."""
 
     def slow_transform(faces: Columns) -> Columns:
@@ -243,9 +222,7 @@ def test_local_stream__measures_reading_and_preprocessing(
     monkeypatch.setattr(FaceSet, "read", slow_read)
     faces = open_faces(face_set_path)
     sampler = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
-    batches = list(
-        local_stream(faces, sampler, Preprocessor(faces, "rgb", 5, slow_transform), 0, 8)
-    )
+    batches = list(local_stream(faces, sampler, Preprocessor(faces, "rgb", 5, slow_transform), 0, 8))
     # A block is read at once and transformed step by step; a busy machine takes longer.
     assert sum(batch.work_s["read_s"] for batch in batches) > 0.399
     assert all(batch.work_s["read_s"] > 0.0499 for batch in batches)

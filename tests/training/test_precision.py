@@ -55,9 +55,7 @@ def test_product_s__is_measured() -> None:
         assert 0 < compile_module._product_s(kind) < 1
 
 
-def test_run__warns_once(
-    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run__warns_once(tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The warning is a line of the run, before its steps."""
     seconds(monkeypatch, 0.25)
     settings = ("duration=1 steps", "optim.warmup=0 steps", "compute.precision=bfloat16")

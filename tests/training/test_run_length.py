@@ -39,9 +39,7 @@ def test_build_sampler__batch_larger_than_the_set(face_set_path: str) -> None:
         ),
     ],
 )
-def test_run_length__warm_up_longer_than_the_run(
-    settings: list[str], key: str, numbers: tuple[str, str]
-) -> None:
+def test_run_length__warm_up_longer_than_the_run(settings: list[str], key: str, numbers: tuple[str, str]) -> None:
     """A warm-up that the set's size makes too long is refused with both lengths."""
     with pytest.raises(ConfigError) as raised:
         run_length(pretrain(*settings), SAMPLER)

@@ -18,19 +18,10 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import local_stream
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import Hooks, run_local, run_rank, training_device
-from tests.training.faces import (
-    NO_IMAGE,
-    ROOT,
-    Result,
-    arguments,
-    run,
-    tiny,
-    without_times,
-    write_face_set,
-)
+from tests.training.faces import NO_IMAGE, ROOT, Result, arguments, run, tiny, without_times, write_face_set
 
-# 17 steps of 8 faces: two epochs (of 15 steps), three step blocks. Reports and checkpoints are at
-# different steps, so a checkpoint lies between two reports.
+# 17 steps of 8 faces: two epochs (of 15 steps), three step blocks. Reports and checkpoints are at different steps, so a
+# checkpoint lies between two reports.
 LONG = ["duration=17 steps", "checkpoints.every=4 steps", "log.every_steps=3"]
 
 
@@ -43,8 +34,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
 def test_run__same_seed_same_losses(tmp_path: Path, face_set_path: str) -> None:
     """The same seed gives the same metrics bit by bit, another seed another loss at each step."""
     first, second, other = (
-        run(tiny(tmp_path / name, face_set_path, f"run.seed={seed}"))
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        run(tiny(tmp_path / name, face_set_path, f"run.seed={seed}")) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert [line["step"] for line in first.metrics] == [1, 2, 3, 4]
     assert [json.dumps(line) for line in first.exact] == [json.dumps(line) for line in second.exact]
@@ -55,9 +45,7 @@ def test_run__same_seed_same_losses(tmp_path: Path, face_set_path: str) -> None:
 def test_run__supervised_same_seed_same_losses(tmp_path: Path, face_set_path: str) -> None:
     """Stage 1 too is bit-equal for a seed, and resumes to the same numbers in a later epoch."""
     settings = ["batch_size=40", "duration=4 steps", "checkpoints.every=1 steps"]
-    complete, broken = (
-        tiny(tmp_path / name, face_set_path, *settings, kind=FinetuneConfig) for name in "ab"
-    )
+    complete, broken = (tiny(tmp_path / name, face_set_path, *settings, kind=FinetuneConfig) for name in "ab")
     expected = run(complete).exact
     run(broken, killed_at=2)
     assert run(broken).exact == expected
@@ -99,9 +87,7 @@ def test_run__killed_mid_epoch(tmp_path: Path, face_set_path: str, uninterrupted
     """SIGKILL after a checkpoint: the same command continues, no line differs or comes twice."""
     command = [sys.executable, *arguments("pretrain", tmp_path, face_set_path, *LONG)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     checkpoint = tmp_path / "debug" / "checkpoints" / "step-00000004.pt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -111,9 +97,7 @@ def test_run__killed_mid_epoch(tmp_path: Path, face_set_path: str, uninterrupted
     assert process.returncode == -signal.SIGKILL, errors.decode()
     before = read_metrics(str(tmp_path / "debug" / "metrics.jsonl"))
     assert before[-1]["step"] < 17
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "continuing debug at step " in done.stdout
     lines = (tmp_path / "debug" / "metrics.jsonl").read_text().splitlines()
@@ -170,13 +154,9 @@ def test_metrics__are_complete_and_finite(uninterrupted: Result) -> None:
     assert steps == [3, 4, 6, 8, 9, 12, 15, 16, 17], "every third step, and every checkpoint"
 
 
-def test_hooks__report_at_the_step_and_word_when_it_is_written(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_hooks__report_at_the_step_and_word_when_it_is_written(tmp_path: Path, face_set_path: str) -> None:
     """`after_save` carries its step's report at once; `written` comes when the file is there."""
-    inputs = prepare_run(
-        tiny(tmp_path, face_set_path, "checkpoints.every=2 steps", "log.every_steps=3")
-    )
+    inputs = prepare_run(tiny(tmp_path, face_set_path, "checkpoints.every=2 steps", "log.every_steps=3"))
     preprocess, reported, arrived = inputs.preprocessor(), [], []
 
     def written(step: int) -> None:
@@ -207,9 +187,7 @@ def test_open_job__frozen_landmarks_of_another_file(tmp_path: Path, face_set_pat
         prepare_run(config)
 
 
-def test_training_device__without_a_gpu(
-    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_device__without_a_gpu(tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for a GPU where there is none is refused with the two settings that help."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tiny(tmp_path, face_set_path, "compute.device=cuda")
@@ -219,10 +197,7 @@ def test_training_device__without_a_gpu(
 
 
 def test_run__continued_on_another_kind_of_cpu(
-    tmp_path: Path,
-    face_set_path: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run stores the fingerprint of its crops; crops of another one are named once."""
     monkeypatch.setattr("lafs_ray.training.prepare.crop_fingerprint", lambda: "aaaa0000")

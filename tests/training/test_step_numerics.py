@@ -46,9 +46,9 @@ def ours() -> NDArray[np.float64]:
 def test_twenty_steps__as_the_plain_step(clip: float, ours: NDArray[np.float64]) -> None:
     """Losses are those of the plain step in float32, whether gradients are clipped or not.
 
-    One pass for each token count, fused AdamW, a loss without pairs: the same sums in another
-    order. Measured: at most 2 units in the last place of a loss (1e-6). Ten times that is allowed,
-    and 1 % of the learning rate would make 350 times as much of it.
+    One pass for each token count, fused AdamW, a loss without pairs: the same sums in another order. Measured: at most
+    2 units in the last place of a loss (1e-6). Ten times that is allowed, and 1 % of the learning rate would make 350
+    times as much of it.
     """
     found = ours if clip == 3.0 else losses(Ours(CASE, clip))
     expected = losses(Plain(CASE, clip))

@@ -108,8 +108,7 @@ def test_train_step__clips_the_whole_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "reports", "saves"),
-    [(0, [3, 4, 6, 8, 9, 10], [4, 8, 10]), (4, [6, 8, 9, 10], [8, 10]), (9, [10], [10])],
+    ("first", "reports", "saves"), [(0, [3, 4, 6, 8, 9, 10], [4, 8, 10]), (4, [6, 8, 9, 10], [8, 10]), (9, [10], [10])]
 )
 def test_train__reports_and_saves_at_the_same_steps_from_anywhere(
     first: int, reports: list[int], saves: list[int]
@@ -142,11 +141,7 @@ def test_train__reports_and_saves_at_the_same_steps_from_anywhere(
 def test_split__keeps_rows_in_order() -> None:
     """Micro-batches are equal slices that join to the batch again."""
     parts = split(batch(0, *range(12)), 3)
-    assert [part["x"].flatten().tolist() for part in parts] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9, 10, 11],
-    ]
+    assert [part["x"].flatten().tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_step_seed__differs_for_each_step_rank_and_seed() -> None:
@@ -158,9 +153,7 @@ def test_step_seed__differs_for_each_step_rank_and_seed() -> None:
 def test_accumulation__does_not_change_the_losses(tmp_path: Path, face_set_path: str) -> None:
     """16 faces as one batch and as two of eight: the same losses and gradients without dropout."""
     settings = ["batch_size=16", "model.dropout=0.0", "model.drop_path=0.0", "duration=3 steps"]
-    whole, halves = (
-        run(tiny(tmp_path / n, face_set_path, *settings, f"accumulation={n}")) for n in "12"
-    )
+    whole, halves = (run(tiny(tmp_path / n, face_set_path, *settings, f"accumulation={n}")) for n in "12")
     # Sums over 16 faces in another order differ in float32's last bits (measured: 1.3e-7).
     for name in ("loss", "gradient_norm_max"):
         ours, theirs = ([line[name] for line in one.metrics] for one in (whole, halves))

@@ -77,9 +77,7 @@ def recomputed(rank: int, num_ranks: int) -> list[Any]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What both functions return on each rank."""
-    return on_ranks(
-        tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ())
-    )
+    return on_ranks(tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ()))
 
 
 def test_meter__means_and_lines_of_both(results: list[list[Any]]) -> None:

@@ -17,8 +17,8 @@ from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks import pretrain
 from lafs_ray.transforms.params import ViewSettings
 
-# Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a
-# sample by 1/64 px at most in x and in y, and `smooth_images` change by 96 a pixel at most.
+# Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a sample by 1/64 px at
+# most in x and in y, and `smooth_images` change by 96 a pixel at most.
 REMAP_STEPS = 0 if int(cv2.__version__.split(".")[0]) >= 5 else 2
 
 

@@ -13,14 +13,7 @@ from torch import Tensor
 
 from lafs_ray.compat import import_torchvision
 from lafs_ray.transforms import augment_float, augment_uint8
-from lafs_ray.transforms.params import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
-    ViewParams,
-    sample_view_params,
-)
+from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParams, sample_view_params
 from tests.transforms.faces import smooth_images, view_settings
 
 
@@ -59,8 +52,8 @@ def test_crop__is_pils_bicubic_of_a_box(crop, size: int) -> None:  # type: ignor
             expected = expected.resize((size, size), Image.Resampling.BICUBIC)
             if draws.flips[image, view]:
                 expected = ImageOps.mirror(expected)
-            # A sum near a half may be rounded the other way in either of the two passes, and the
-            # second pass's weights, whose sizes add up to 1.25, may pass that on.
+            # A sum near a half may be rounded the other way in either of the two passes, and the second pass's weights,
+            # whose sizes add up to 1.25, may pass that on.
             difference = np.abs(views[image, view] - np.asarray(expected, dtype=np.float32))
             assert difference.max() <= 2
             assert difference.mean() < 0.02
@@ -135,12 +128,7 @@ def test_hue__is_a_turn_of_hsv() -> None:
     views = planes(images)
     augment_float.shift_hue_(views, amounts(*shifts))
     for image, shift, view in zip(images, shifts, pixels(views), strict=True):
-        for row, column in (
-            (0, 0),
-            (0, 1),
-            (0, 2),
-            *np.random.default_rng(1).integers(0, 112, (200, 2)),
-        ):
+        for row, column in ((0, 0), (0, 1), (0, 2), *np.random.default_rng(1).integers(0, 112, (200, 2))):
             hue, saturation, value = colorsys.rgb_to_hsv(*(image[row, column] / 255.0))
             expected = 255 * np.array(colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value))
             # float32 against float64; the steps of the hue circle amplify by 6.
@@ -221,12 +209,10 @@ def test_appearance__is_near_the_pil_chain() -> None:
     changed = changed.reshape(4, 8, 112, 112, 3)
     for image in range(4):
         for view in range(8):
-            expected = pil_appearance(
-                Image.fromarray(images[image]), draws.images(slice(image, image + 1)), view
-            )
+            expected = pil_appearance(Image.fromarray(images[image]), draws.images(slice(image, image + 1)), view)
             difference = np.abs(changed[image, view] - np.asarray(expected, dtype=np.float32))
-            # PIL loses up to 1 in each of six roundings. It turns the hue by whole 255ths of the
-            # circle, each moving a channel of full chroma by 6; brightness and contrast follow.
+            # PIL loses up to 1 in each of six roundings. It turns the hue by whole 255ths of the circle, each moving a
+            # channel of full chroma by 6; brightness and contrast follow.
             assert difference.mean() < 3
             assert np.quantile(difference, 0.99) < 20
 
@@ -236,9 +222,7 @@ def test_appearance__solarizes_the_drawn_views() -> None:
     draws = draws_of(6, solarize=1.0, num_local=0)
     views = planes(smooth_images(6)).repeat_interleave(2, 0)
     solarized = augment_float.change_appearance(views, draws)
-    plain = augment_float.change_appearance(
-        views, replace(draws, solarizes=draws.solarizes & False)
-    )
+    plain = augment_float.change_appearance(views, replace(draws, solarizes=draws.solarizes & False))
     assert torch.equal(solarized[::2], plain[::2])
     expected = torch.where(plain[1::2] >= 127.5, 255 - plain[1::2], plain[1::2])
     assert torch.equal(solarized[1::2], expected)
@@ -252,13 +236,9 @@ def test_appearance__of_a_view_in_any_batch() -> None:
     together = augment_float.change_appearance(clean, draws)
     assert torch.equal(clean, before)
     for start, end in ((0, 1), (1, 3), (3, 5)):
-        part = augment_float.change_appearance(
-            clean[10 * start : 10 * end], draws.images(slice(start, end))
-        )
+        part = augment_float.change_appearance(clean[10 * start : 10 * end], draws.images(slice(start, end)))
         assert torch.equal(part, together[10 * start : 10 * end])
-    alone = augment_float.change_appearance(
-        clean[7:8], draws.images(slice(0, 1)).views(slice(7, 8))
-    )
+    alone = augment_float.change_appearance(clean[7:8], draws.images(slice(0, 1)).views(slice(7, 8)))
     assert torch.equal(alone, together[7:8])
 
 

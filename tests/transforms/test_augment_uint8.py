@@ -46,17 +46,12 @@ def distance(found: list[NDArray[np.uint8]], expected: Tensor) -> NDArray[np.flo
 @pytest.mark.parametrize(
     ("fast", "definition", "amounts", "limit"),
     [
-        # One rounding to 8 bits is 0.5 at most; half a step more where the matrix is of 10 bits,
-        # or where a gray value was rounded the other way.
+        # One rounding to 8 bits is 0.5 at most; half a step more where the matrix is of 10 bits, or where a gray value
+        # was rounded the other way.
         (augment_uint8.brighten, augment_float.brighten_, (0.0, 0.6, 1.0, 1.4), 0.51),
         (augment_uint8.contrast, augment_float.contrast_, (0.0, 0.6, 1.0, 1.4), 1.0),
         (augment_uint8.saturate, augment_float.saturate_, (0.0, 0.8, 1.0, 1.2), 1.0),
-        (
-            augment_uint8.shift_hue,
-            augment_float.shift_hue_,
-            (0.0, 0.1, -0.1, 0.5, -0.5, 0.03),
-            0.51,
-        ),
+        (augment_uint8.shift_hue, augment_float.shift_hue_, (0.0, 0.1, -0.1, 0.5, -0.5, 0.03), 0.51),
         (lambda view, _: make_gray(view), augment_float.make_gray_, (0.0,), 1.0),
     ],
 )
@@ -117,9 +112,7 @@ def test_gray_views__are_changed_as_color_ones_are() -> None:
     one = replace(one, jitters=~always, grays=always, solarizes=always, blur_sigma_px=sigma)
     (kernel,) = augment_uint8.blur_kernels(sigma[0])
     assert kernel is not None
-    expected = [
-        augment_uint8.solarize(augment_uint8.blur(make_gray(image), kernel)) for image in images
-    ]
+    expected = [augment_uint8.solarize(augment_uint8.blur(make_gray(image), kernel)) for image in images]
     np.testing.assert_array_equal(augment_uint8.change_pixels(images, one), np.stack(expected))
 
 

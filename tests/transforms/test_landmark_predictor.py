@@ -25,8 +25,8 @@ def test_fuse_batch_norms__is_the_network() -> None:
     with torch.no_grad():
         expected, found = network(images), fast(images)
     assert expected.std(dim=0).mean() > 1
-    # 47 layers in float32, whose numbers are stretched to the width of the image; 1e-4 px measured
-    # on a trained network.
+    # 47 layers in float32, whose numbers are stretched to the width of the image; 1e-4 px measured on a trained
+    # network.
     assert (found - expected).abs().max() < 5e-3
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name]), name
@@ -61,9 +61,7 @@ print(faults(), min(faults() for _ in range(9)))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries are left alone")
 def test_keep_freed_memory__costs_no_new_pages() -> None:
     """Maps of 100 MB in all come from new pages the first time, and from the same ones after."""
-    done = subprocess.run(
-        [sys.executable, "-c", REUSE], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", REUSE], capture_output=True, text=True, timeout=120, check=True)
     # Where the blocks come to lie is the library's affair, so not every round need be without.
     first, least = (int(count) for count in done.stdout.split())
     assert least < first / 5, done.stdout

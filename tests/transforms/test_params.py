@@ -8,12 +8,7 @@ import pytest
 
 from lafs_ray.config.finetune import Augmentation
 from lafs_ray.training.tasks.finetune import single_view_settings
-from lafs_ray.transforms.params import (
-    ViewParams,
-    ViewSettings,
-    sample_view_params,
-    stable_argsort,
-)
+from lafs_ray.transforms.params import ViewParams, ViewSettings, sample_view_params, stable_argsort
 from tests.transforms.faces import view_settings
 
 SETTINGS = view_settings()
@@ -35,9 +30,7 @@ def test_view_params__of_a_record_in_any_batch() -> None:
     together = sample_view_params(SETTINGS, 9, epoch, shard, key)
     for row in range(3):
         one = slice(row, row + 1)
-        assert_equal(
-            together.images(one), sample_view_params(SETTINGS, 9, epoch[one], shard[one], key[one])
-        )
+        assert_equal(together.images(one), sample_view_params(SETTINGS, 9, epoch[one], shard[one], key[one]))
 
 
 @pytest.mark.parametrize("changed", ["seed", "epoch", "shard", "key"])
@@ -119,21 +112,14 @@ def test_crop__is_distributed_as_torchvision_draws_it() -> None:
     image = torch.zeros(1, 112, 112)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        reference = np.array(
-            [RandomResizedCrop.get_params(image, [0.4, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
-        )
+        reference = np.array([RandomResizedCrop.get_params(image, [0.4, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
     ours = sample(SETTINGS, 2000).boxes.reshape(-1, 4)
     deviation = np.sqrt(reference.var(axis=0) / len(reference) + ours.var(axis=0) / len(ours))
     assert (np.abs(ours.mean(axis=0) - reference.mean(axis=0)) < 4.5 * deviation).all()
 
 
 @pytest.mark.parametrize(
-    ("aspect", "box"),
-    [
-        ((1.0, 1.0), (0, 0, 112, 112)),
-        ((2.0, 2.5), (28, 0, 56, 112)),
-        ((0.2, 0.5), (0, 28, 112, 56)),
-    ],
+    ("aspect", "box"), [((1.0, 1.0), (0, 0, 112, 112)), ((2.0, 2.5), (28, 0, 56, 112)), ((0.2, 0.5), (0, 28, 112, 56))]
 )
 def test_crop__where_no_try_fits(aspect: tuple[float, float], box: tuple[int, ...]) -> None:
     """The fallback is the largest central crop of allowed aspect."""

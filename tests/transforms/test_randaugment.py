@@ -13,9 +13,7 @@ IMAGES = np.stack([pixels_of(jpeg) for jpeg in face_jpegs(16)])
 ZEROS, KEYS = np.zeros(16, dtype=np.int64), np.arange(16)
 
 
-def augmented(
-    magnitude: int = 2, seed: int = 0, rows: slice = slice(None), epoch: int = 0
-) -> NDArray[np.uint8]:
+def augmented(magnitude: int = 2, seed: int = 0, rows: slice = slice(None), epoch: int = 0) -> NDArray[np.uint8]:
     return RandAugment(magnitude, seed)(IMAGES[rows], epoch + ZEROS[rows], ZEROS[rows], KEYS[rows])
 
 

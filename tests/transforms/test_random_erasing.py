@@ -11,10 +11,7 @@ KEYS = np.arange(COUNT)
 
 
 def erased(
-    probability: float = 0.5,
-    area: tuple[float, float] = (0.02, 0.1),
-    seed: int = 0,
-    keys: NDArray[np.int64] = KEYS,
+    probability: float = 0.5, area: tuple[float, float] = (0.02, 0.1), seed: int = 0, keys: NDArray[np.int64] = KEYS
 ) -> NDArray[np.bool_]:
     """Which pixels of white images turn black, [B, S, S]."""
     images = np.full((len(keys), SIZE, SIZE, 3), 255, dtype=np.uint8)

@@ -15,10 +15,7 @@ from lafs_ray.models.landmark_cnn import fuse_batch_norms
 from lafs_ray.models.patch_sampling import extract_patches
 from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
-from lafs_ray.transforms.params import (
-    ViewSettings,
-    sample_view_params,
-)
+from lafs_ray.transforms.params import ViewSettings, sample_view_params
 from lafs_ray.transforms.views import (
     LandmarkPredictor,
     MultiViewTransform,
@@ -85,9 +82,7 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
     together = MultiViewTransform(settings, cnn, 7)(images, *names)
     for start, end, chunk in ((0, 1, 8), (1, 4, 2), (4, 5, 1)):
         rows = slice(start, end)
-        part = MultiViewTransform(settings, cnn, 7, chunk=chunk)(
-            images[rows], *(name[rows] for name in names)
-        )
+        part = MultiViewTransform(settings, cnn, 7, chunk=chunk)(images[rows], *(name[rows] for name in names))
         for name, value in part.items():
             np.testing.assert_array_equal(value, together[name][rows], err_msg=name)
 
@@ -152,8 +147,8 @@ def test_tokens__equal_one_view_after_another(replacement: bool) -> None:
         for view, values in enumerate(expected):
             name, index = ("global_tokens", view) if view < 2 else ("local_tokens", view - 2)
             found = torch.from_numpy(tokens[name][row, index]) / 127.5 - 1
-            # Half a step of 8 bits; outside a view half a step more (128 stands for 127.5); and
-            # landmarks that differ in the last bits of float32.
+            # Half a step of 8 bits; outside a view half a step more (128 stands for 127.5); and landmarks that differ
+            # in the last bits of float32.
             assert (found - values).abs().max() < (1.0 + REMAP_STEPS) / 127.5 + 1e-3
             assert (found - values).abs().mean() < 0.25 / 127.5 + 1e-3
 
@@ -232,8 +227,8 @@ def test_cached__equals_per_image_up_to_float16() -> None:
         pixels = exact[name].reshape(*exact[name].shape[:-1], 64, 3)
         at_border = (pixels == 128).all(axis=-1).any(axis=-1)
         assert difference[~at_border].max() <= 6 + jump, name
-        # Outside a view lies the middle of the range, 127 steps from white at most: 8 of them in
-        # 1/16 px, and one for rounding.
+        # Outside a view lies the middle of the range, 127 steps from white at most: 8 of them in 1/16 px, and one for
+        # rounding.
         assert difference.max() <= 9 + jump, name
 
 
@@ -243,10 +238,7 @@ def test_grid__cuts_the_augmented_view_row_by_row() -> None:
     images = smooth_images(2)
     tokens = transform_of(settings)(images, ZEROS[:2], ZEROS[:2], KEYS[:2])
     params = sample_view_params(settings, 0, ZEROS[:2], ZEROS[:2], KEYS[:2])
-    for name, views, size in (
-        ("global_tokens", slice(0, 2), 112),
-        ("local_tokens", slice(2, 10), 48),
-    ):
+    for name, views, size in (("global_tokens", slice(0, 2), 112), ("local_tokens", slice(2, 10), 48)):
         part = params.views(views)
         clean = crop_views(torch.from_numpy(images), part.boxes, part.flips, size)
         pixels = change_appearance(clean, part)
@@ -296,7 +288,7 @@ def test_tokens__on_cuda_equal_those_on_cpu(source: LandmarkSource) -> None:
     found = transform_of(settings, device="cuda")(images, *names, *cached(settings, images))
     for name, value in expected.items():
         difference = np.abs(found[name].cpu().numpy().astype(int) - value.astype(int))
-        # Crops may differ by 1 of 255, which contrast, saturation and solarize can double; on CPU
-        # each operation rounds; TF32 in the CNN moves a landmark by some hundredths of a pixel.
+        # Crops may differ by 1 of 255, which contrast, saturation and solarize can double; on CPU each operation
+        # rounds; TF32 in the CNN moves a landmark by some hundredths of a pixel.
         assert difference.mean() < 1.0, name
         assert np.quantile(difference, 0.99) <= 6, name

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.config.loader import resolve
-from lafs_ray.tuning.analysis import (
-    comparable_study,
-    draw_plots,
-    importances,
-    last_common_report,
-)
+from lafs_ray.tuning.analysis import comparable_study, draw_plots, importances, last_common_report
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.results import Trial
 from tests.tuning.test_results import trial

@@ -11,11 +11,7 @@ pytest.importorskip("ray")
 
 from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError
-from lafs_ray.tuning.concurrency import (
-    Resources,
-    max_concurrent,
-    trial_resources,
-)
+from lafs_ray.tuning.concurrency import Resources, max_concurrent, trial_resources
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.trial_config import Sweep, read_sweep
 from tests.training.faces import FINETUNE, PRETRAIN, ROOT
@@ -39,10 +35,7 @@ def test_trial_resources__with_workers(tmp_path: Path) -> None:
     """Evaluation has a CPU of its own; each worker has preprocessors and one CPU for reading."""
     settings = {**ON_GPU, "compute.workers": 2, "ingest.actors_per_worker": 3}
     resources = trial_resources(of(tmp_path, settings, objective={"gpus": 0.5}))
-    assert (resources.process, resources.workers) == (
-        Resources(1, 0.5),
-        Resources(2 * (1 + 3 + 1), 2),
-    )
+    assert (resources.process, resources.workers) == (Resources(1, 0.5), Resources(2 * (1 + 3 + 1), 2))
     assert "10 CPUs, 2 GPUs for compute.workers 2" in resources.arithmetic
 
 

@@ -56,11 +56,7 @@ def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             {},
             "space.optim.layer_decay: 1.5 - input should be less than or equal to 1",
         ),
-        (
-            {"augmentation.rand_augment": {"choice": [1, 10]}},
-            {},
-            "space.augmentation.rand_augment: 10",
-        ),
+        ({"augmentation.rand_augment": {"choice": [1, 10]}}, {}, "space.augmentation.rand_augment: 10"),
         (
             {"mixup.probability": {"choice": [0.0, 0.1]}, "batch_size": {"choice": [24, 12]}},
             {"settings": {"accumulation": 2, "mixup.probability": 0}},
@@ -69,8 +65,7 @@ def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"mixup.alpha": {"uniform": [0, 1], "when": {"mixup.probability": [0.1]}}},
             {},
-            "space.mixup.alpha.when: mixup.probability is not a key of the space before "
-            "mixup.alpha; those: none",
+            "space.mixup.alpha.when: mixup.probability is not a key of the space before mixup.alpha; those: none",
         ),
         (
             {
@@ -109,11 +104,7 @@ def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             {"objective": {"metric": "pair_accuracy", "identities": "val.rec", "pairs": "a.bin"}},
             "objective.identities: .*val.rec, but pair_accuracy does not read it",
         ),
-        (
-            LR,
-            {"confirm": {"pairs": "b.bin", "seeds": [0, 9]}},
-            r"confirm.seeds: \[0\] are in objective.seeds",
-        ),
+        (LR, {"confirm": {"pairs": "b.bin", "seeds": [0, 9]}}, r"confirm.seeds: \[0\] are in objective.seeds"),
         (
             LR,
             {"objective": {"metric": "loss"}, "confirm": {"pairs": "b.bin"}},
@@ -157,9 +148,7 @@ def test_configs__are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (LR, {"settings": {"optim": {"lr": -1}}}, "few_shot.yaml with settings: optim.lr: -1"),
     ],
 )
-def test_find_errors__names_key_and_value(
-    space: dict[str, Any], changes: dict[str, Any], message: str
-) -> None:
+def test_find_errors__names_key_and_value(space: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     found = "\n".join(find_errors(sweep(space, **changes)))
     assert re.search(message, found), found
 
@@ -187,20 +176,11 @@ def test_find_errors__all_at_once() -> None:
             "far: 0.5 is never reported; write one of 0.1, 0.01, 0.001",
         ),
         ({"objective": {**PAIRS, "seeds": [1, 1]}}, r"seeds: \[1, 1\] - write each once"),
-        (
-            {"scheduler": {"kind": "median", "reduction_factor": 3}},
-            "reduction_factor: not an option of median, which",
-        ),
+        ({"scheduler": {"kind": "median", "reduction_factor": 3}}, "reduction_factor: not an option of median, which"),
         ({"scheduler": {"kind": "none", "grace_period": 1}}, "grace_period: not an option of none"),
-        (
-            {"searcher": {"kind": "random", "startup_trials": 3}},
-            "startup_trials: not an option of random",
-        ),
+        ({"searcher": {"kind": "random", "startup_trials": 3}}, "startup_trials: not an option of random"),
         ({"budgett": {}}, "budgett: unknown key; did you mean 'budget'"),
-        (
-            {"space": {"optim.lr": {"uniform": [2, 1]}}},
-            r"space.optim.lr: uniform: \[2, 1\] - write",
-        ),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, r"space.optim.lr: uniform: \[2, 1\] - write"),
     ],
 )
 def test_sweep_config__invalid(changes: dict[str, Any], message: str) -> None:
@@ -244,14 +224,11 @@ def test_with_settings__by_section_and_by_dotted_key() -> None:
     tree = {"optim": {"lr": 1.0, "warmup": "5 epochs"}}
     expected = {"optim": {"lr": 2.0, "warmup": "5 epochs"}, "data": {"path": "b"}}
     assert with_settings(tree, {"optim": {"lr": 2.0}, "data.path": "b"}) == expected
-    assert (
-        with_settings(tree, {"optim.lr": 3.0, "data.path": "b", "optim": {"lr": 2.0}}) == expected
-    )
+    assert with_settings(tree, {"optim.lr": 3.0, "data.path": "b", "optim": {"lr": 2.0}}) == expected
 
 
 def test_run_config__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is in the sweep's directory under its seed, its paths are absolute, and nothing else of
-    the base changes."""
+    """It is in the sweep's directory under its seed, its paths are absolute, and nothing else of the base changes."""
     monkeypatch.chdir(tmp_path)
     one = sweep(settings={"start.landmarks": "untrained", "regularizer.strength": 0})
     config = one.run_config({"optim.lr": 3e-4}, name="s5", storage="/f", seed=5)

@@ -60,21 +60,16 @@ def drive(one: Sweep, stop_after: int | None = None) -> SweepDir:
 
 
 def test_sweep__from_its_trials_to_the_winner(
-    tmp_path: Path,
-    face_set_path: str,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, face_set_path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ctrl-C prints the table so far; the next start runs only what is left; the winner's file is
-    the base with its settings and runs unchanged; both are compared over new seeds."""
+    """Ctrl-C prints the table so far; the next start runs only what is left; the winner's file is the base with its
+    settings and runs unchanged; both are compared over new seeds."""
     pytest.importorskip("ray")
     one = sweep(
         tmp_path,
         face_set_path,
         settings={"run.storage": str(tmp_path / "runs"), "duration": "2 steps"},
-        space={
-            "optim.lr": {"log_uniform": [1e-4, 1e-2]},
-            "optim.layer_decay": {"choice": [0.6, 1.0]},
-        },
+        space={"optim.lr": {"log_uniform": [1e-4, 1e-2]}, "optim.layer_decay": {"choice": [0.6, 1.0]}},
         confirm={"pairs": pair_file(tmp_path, "test.bin", 2), "seeds": [8, 9]},
     )
     with pytest.raises(KeyboardInterrupt):
@@ -115,11 +110,7 @@ def _the_winner_runs(one: Sweep, trials: list[Trial], path: Path) -> None:
     launch(config)
 
 
-def test_sweep__trials_that_fail(
-    tmp_path: Path,
-    face_set_path: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_sweep__trials_that_fail(tmp_path: Path, face_set_path: str, caplog: pytest.LogCaptureFixture) -> None:
     """A sweep without any result raises the reason; the next start retries failed trials."""
     pytest.importorskip("ray")
     one = sweep(tmp_path, face_set_path, budget={"trials": 1})
@@ -135,11 +126,7 @@ def test_sweep__trials_that_fail(
         assert "trial 0: failed the node was struck" in caplog.text
 
 
-def test_sweep__hours_used_up(
-    tmp_path: Path,
-    face_set_path: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_sweep__hours_used_up(tmp_path: Path, face_set_path: str, caplog: pytest.LogCaptureFixture) -> None:
     """The budget spans all starts: nothing runs once it is used up, and it may be raised."""
     pytest.importorskip("ray")
     one = sweep(tmp_path, face_set_path, budget={"trials": 1, "hours": 1e-9})
@@ -162,10 +149,7 @@ def local_ray() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sweep__on_workers(
-    tmp_path: Path,
-    face_set_path: str,
-    local_ray: None,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, face_set_path: str, local_ray: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A trial of two Ray Train workers fits beside its own process."""
     workers = {"compute.workers": 2, "ingest.actors_per_worker": 1}
@@ -224,8 +208,8 @@ def ended_in(folder: Path) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
-    """SIGKILL after the first of more trials than fit has ended; the same command repeats none that
-    ended, and finishes the others. A trial whose settings diverge fails alone."""
+    """SIGKILL after the first of more trials than fit has ended; the same command repeats none that ended, and finishes
+    the others. A trial whose settings diverge fails alone."""
     pytest.importorskip("ray")
     whole = tree(
         tmp_path,
@@ -245,12 +229,7 @@ def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "sweeps" / "sweep" / "trials"
     with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 240
         while not ended_in(folder):
@@ -264,9 +243,7 @@ def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None
     ended = ended_in(folder)
     assert len(ended) < 3, "killed too late for the test"
     before = {path: (path / "trial.json").read_bytes() for path in ended}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"continuing sweep: trials already done: {len(ended)}" in done.stdout
     assert {path: (path / "trial.json").read_bytes() for path in ended} == before

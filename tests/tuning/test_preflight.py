@@ -25,9 +25,7 @@ def refused(folder: Path, data: Path | str, **changes: Any) -> str:
 
 def test_check_sweep__valid(tmp_path: Path, face_set_path: str) -> None:
     """It leaves no file behind."""
-    fingerprints = check_sweep(
-        sweep(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin", 2)})
-    )
+    fingerprints = check_sweep(sweep(tmp_path, face_set_path, confirm={"pairs": pair_file(tmp_path, "test.bin", 2)}))
     assert fingerprints == {"trials": open_faces(face_set_path).fingerprint}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["select.bin", "test.bin"]
 
@@ -57,18 +55,13 @@ def test_check_sweep__a_metric_that_pairs_do_not_define(tmp_path: Path, face_set
 
 def test_check_sweep__more_reports_than_steps(tmp_path: Path, face_set_path: str) -> None:
     """Every report needs its own step, in all trials."""
-    assert "objective.reports: 5 of a run of 4 steps" in refused(
-        tmp_path, face_set_path, objective={"reports": 5}
-    )
+    assert "objective.reports: 5 of a run of 4 steps" in refused(tmp_path, face_set_path, objective={"reports": 5})
     message = refused(
         tmp_path,
         face_set_path,
         space={"duration": {"choice": ["4 steps", "1 steps"]}, "optim.lr": {"uniform": [0.1, 0.2]}},
     )
-    assert (
-        "objective.reports: 2 of a run of 1 steps, but one every 1 steps makes 1; write 1"
-        in message
-    )
+    assert "objective.reports: 2 of a run of 1 steps, but one every 1 steps makes 1; write 1" in message
 
 
 def test_check_sweep__evaluated_on_the_training_set(tmp_path: Path, face_set_path: str) -> None:
@@ -86,9 +79,7 @@ def test_check_sweep__evaluated_on_the_training_set(tmp_path: Path, face_set_pat
     assert "a training set, are the same set" in message
 
 
-def test_check_sweep__pairs_with_images_of_the_training_set(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_check_sweep__pairs_with_images_of_the_training_set(tmp_path: Path, face_set_path: str) -> None:
     """A single image is enough."""
     faces = open_faces(face_set_path)
     image = faces.read(np.array([3])).images[0]
@@ -123,9 +114,7 @@ def test_check_sweep__generated_identities(tmp_path: Path) -> None:
     check_sweep(sweep(tmp_path, data, objective={"pairs": pairs}))
 
 
-def test_check_sweep__identities_of_the_run_that_trials_start_from(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_check_sweep__identities_of_the_run_that_trials_start_from(tmp_path: Path, face_set_path: str) -> None:
     """Training sets of earlier runs count, however long the chain."""
     old = tmp_path / "old"
     old.mkdir()

@@ -8,31 +8,20 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lafs_ray.tuning.confirmation import comparison
-from lafs_ray.tuning.results import (
-    Report,
-    Status,
-    Trial,
-    best,
-    ranked,
-    table,
-    to_parquet,
-)
+from lafs_ray.tuning.results import Report, Status, Trial, best, ranked, table, to_parquet
 from lafs_ray.tuning.search_space import Dimension
 
 SPACE = {
     "optim.lr": Dimension.model_validate({"log_uniform": [1e-4, 1e-2]}),
     "mixup.probability": Dimension.model_validate({"choice": [0.0, 0.2]}),
-    "mixup.alpha": Dimension.model_validate(
-        {"uniform": [0, 1], "when": {"mixup.probability": [0.2]}}
-    ),
+    "mixup.alpha": Dimension.model_validate({"uniform": [0, 1], "when": {"mixup.probability": [0.2]}}),
     "augmentation.rand_augment": Dimension.model_validate({"choice": [None, [1, 2]]}),
 }
 
 
 def trial(number: int, status: Status, *curve: float, **settings: Any) -> Trial:
     reports = tuple(
-        Report(n + 1, seed=0, step=10 * (n + 1), value=v, objective=v, seconds=2.0)
-        for n, v in enumerate(curve)
+        Report(n + 1, seed=0, step=10 * (n + 1), value=v, objective=v, seconds=2.0) for n, v in enumerate(curve)
     )
     return Trial(number, settings, status, reports)
 

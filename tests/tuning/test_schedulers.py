@@ -29,12 +29,7 @@ def explored(resample: float, settings: dict[str, Any], seed: int = 0) -> list[d
 
 def test_pbt__perturbs_within_the_space() -> None:
     """Numbers change by a fifth, choices to a neighbor, and none leaves the space."""
-    donor = {
-        "optim.lr": 1e-2,
-        "augmentation.rand_augment": None,
-        "margin.margin": 0.25,
-        "batch_size": 3,
-    }
+    donor = {"optim.lr": 1e-2, "augmentation.rand_augment": None, "margin.margin": 0.25, "batch_size": 3}
     found = explored(0.0, donor)
     assert {one["margin.margin"] for one in found} == {0.2, 0.3}
     assert {one["optim.lr"] for one in found} == {8e-3, 1e-2}
@@ -45,12 +40,7 @@ def test_pbt__perturbs_within_the_space() -> None:
 
 def test_pbt__resamples_within_the_space() -> None:
     """Resampled values are in their ranges, and the same again with the same seed."""
-    donor = {
-        "optim.lr": 1e-3,
-        "augmentation.rand_augment": [2],
-        "margin.margin": 0.25,
-        "batch_size": 2,
-    }
+    donor = {"optim.lr": 1e-3, "augmentation.rand_augment": [2], "margin.margin": 0.25, "batch_size": 2}
     found = explored(1.0, donor)
     space = config(SPACE).space
     assert all(space[key].contains(value) for one in found for key, value in one.items())

@@ -59,13 +59,9 @@ def test_grid__with_a_condition() -> None:
 
 
 def test_tpe__learns_and_is_reproducible() -> None:
-    """After trials in which small values did well it proposes small ones; proposals depend on
-    seed, number and earlier trials, in any process; conditions hold."""
-    space = {
-        "a": {"uniform": [0, 1]},
-        "b": {"choice": [[1, 2], None, 3]},
-        "c": {"integer": [1, 9], "when": {"b": [3]}},
-    }
+    """After trials in which small values did well it proposes small ones; proposals depend on seed, number and earlier
+    trials, in any process; conditions hold."""
+    space = {"a": {"uniform": [0, 1]}, "b": {"choice": [[1, 2], None, 3]}, "c": {"integer": [1, 9], "when": {"b": [3]}}}
     loss = {"metric": "loss"}
     tpe = config(space, searcher={"kind": "tpe", "startup_trials": 12}, objective=loss)
 

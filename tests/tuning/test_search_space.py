@@ -39,10 +39,7 @@ def test_activating_settings__conditions_of_conditions() -> None:
         ({"uniform": 3}, "uniform: 3 - write a list"),
         ({"uniform": [0, 1, 2]}, r"uniform: \[0, 1, 2\] - write \[low, high\], two numbers"),
         ({"uniform": [1, 1]}, r"uniform: \[1, 1\] - write the lower bound first"),
-        (
-            {"log_uniform": [0, 1]},
-            r"log_uniform: \[0, 1\] - a logarithmic range needs bounds above 0",
-        ),
+        ({"log_uniform": [0, 1]}, r"log_uniform: \[0, 1\] - a logarithmic range needs bounds above 0"),
         ({"integer": [0.5, 3]}, r"integer: \[0.5, 3\] - write integers"),
         ({"choice": []}, r"choice: \[\] - write at least one value"),
         ({"choice": [1, 2, 1]}, r"choice: \[1, 2, 1\] - write at least one value, each once"),

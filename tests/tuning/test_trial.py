@@ -68,18 +68,14 @@ def steps_trained(steps: list[int]) -> Callable[[RunInputs, Callable[[int], None
 
 
 def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
-    """Seed 0 is evaluated halfway and at its end, seed 1 at its end; the objective is their mean,
-    and each value is the checkpoint's own."""
+    """Seed 0 is evaluated halfway and at its end, seed 1 at its end; the objective is their mean, and each value is the
+    checkpoint's own."""
     one = sweep(tmp_path, face_set_path, objective={"seeds": [0, 1]})
     recorder = Recorder()
     run_trial(spec(one), recorder, train_here)
     assert [v[:3] for v in recorder.values] == [(1, 0, 2), (2, 0, 4), (3, 1, 4)]
     values = [report.value for report in recorder.reports]
-    assert [report.objective for report in recorder.reports] == [
-        values[0],
-        values[1],
-        (values[1] + values[2]) / 2,
-    ]
+    assert [report.objective for report in recorder.reports] == [values[0], values[1], (values[1] + values[2]) / 2]
     folder = SweepDir(one).trial(0)
     record = folder.read()
     assert record is not None
@@ -94,8 +90,8 @@ def test_trial__of_two_seeds(tmp_path: Path, face_set_path: str) -> None:
 
 
 def test_trial__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
-    """It resumes from its checkpoint, reports again what it had reported, and ends with the values
-    of an uninterrupted trial; once finished it trains no more."""
+    """It resumes from its checkpoint, reports again what it had reported, and ends with the values of an uninterrupted
+    trial; once finished it trains no more."""
     (tmp_path / "b").mkdir()
     whole = sweep(tmp_path / "b", face_set_path, objective={"seeds": [0, 1]})
     uninterrupted = Recorder()
@@ -145,13 +141,8 @@ def test_trial__restarted_within_a_start_of_the_sweep(tmp_path: Path, face_set_p
 
 
 def test_trial__continues_from_a_donor(tmp_path: Path, face_set_path: str) -> None:
-    """A member continues from the donor's weights and step with its new settings; a restart resumes
-    from the copy."""
-    changes: dict[str, Any] = {
-        "scheduler": {"kind": "pbt"},
-        "budget": {"trials": 4},
-        "objective": {"reports": 4},
-    }
+    """A member continues from the donor's weights and step with its new settings; a restart resumes from the copy."""
+    changes: dict[str, Any] = {"scheduler": {"kind": "pbt"}, "budget": {"trials": 4}, "objective": {"reports": 4}}
     one = sweep(tmp_path, face_set_path, **changes)
     good, bad = spec(one, 0), spec(one, 1)
     run_trial(good, Recorder(), train_here)
@@ -177,16 +168,9 @@ def test_trial__continues_from_a_donor(tmp_path: Path, face_set_path: str) -> No
 
 def test_trial__pretraining_evaluated_after_finetuning(tmp_path: Path, face_set_path: str) -> None:
     """Each report finetunes the trial's checkpoint, and no finetuning run is left behind."""
-    parts = {
-        "task": "pretrain",
-        "base": str(ROOT / PRETRAIN),
-        "space": {"landmarks.noise_px": {"uniform": [0, 5]}},
-    }
+    parts = {"task": "pretrain", "base": str(ROOT / PRETRAIN), "space": {"landmarks.noise_px": {"uniform": [0, 5]}}}
     settings = {**PRETRAIN_SETTINGS, "data.path": face_set_path}
-    finetune = {
-        "base": str(ROOT / FINETUNE),
-        "settings": {**SETTINGS, "data.path": face_set_path, "optim.lr": 3e-3},
-    }
+    finetune = {"base": str(ROOT / FINETUNE), "settings": {**SETTINGS, "data.path": face_set_path, "optim.lr": 3e-3}}
     config = {**parts, "settings": settings, "finetune": finetune}
     whole = {**tree(tmp_path, face_set_path), **config}
     one = read_sweep(resolve(SweepConfig, whole, "sweep"))
@@ -213,10 +197,7 @@ def test_sweep_dir__another_sweep_is_refused(tmp_path: Path, face_set_path: str)
     SweepDir(one).claim({"trials": "f"})
     SweepDir(sweep(tmp_path, face_set_path, budget={"trials": 9})).claim({"trials": "f"})
     other = sweep(
-        tmp_path,
-        face_set_path,
-        space={"optim.lr": {"log_uniform": [1e-4, 1e-1]}},
-        settings={"optim.weight_decay": 0.5},
+        tmp_path, face_set_path, space={"optim.lr": {"log_uniform": [1e-4, 1e-1]}}, settings={"optim.weight_decay": 0.5}
     )
     with pytest.raises(ConfigError, match="holds another sweep") as caught:
         SweepDir(other).claim({"trials": "g"})

@@ -1,8 +1,8 @@
 """Paths, listings, writes and deletions on disk, S3 and GCS, by path or URI (pyarrow.fs).
 
-Writes are atomic. On disk a temporary file in the same folder is renamed; for an object store the
-bytes are spooled to a local temporary file first, because closing a half-written pyarrow stream
-would complete the upload. The spool needs local space for one file.
+Writes are atomic. On disk a temporary file in the same folder is renamed; for an object store the bytes are spooled to
+a local temporary file first, because closing a half-written pyarrow stream would complete the upload. The spool needs
+local space for one file.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def _upload(spool: IO[bytes], filesystem: fs.FileSystem, path: str, uri: str) ->
             if written != size:
                 raise OSError(f"{written} of {size} bytes arrived")
         except BaseException:
-            # S3 keeps the old object after a failed upload. Where a store has published a partial
-            # one, no file is better.
+            # S3 keeps the old object after a failed upload. Where a store has published a partial one, no file is
+            # better.
             with contextlib.suppress(OSError):
                 if _state(filesystem, path) != before:
                     filesystem.delete_file(path)

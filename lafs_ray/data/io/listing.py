@@ -51,8 +51,8 @@ def _read_file(store: fs.FileSystem, path: str) -> bytes:
 def list_tree(folder: str) -> Iterator[tuple[str, int, int]]:
     """List all files below a folder, in no particular order.
 
-    On disk one subfolder is listed after the other, so that memory holds only its files; an object
-    store lists all objects in pages, whatever the folders.
+    On disk one subfolder is listed after the other, so that memory holds only its files; an object store lists all
+    objects in pages, whatever the folders.
 
     Yields:
         Name relative to the folder, size in bytes, modification time in ns.

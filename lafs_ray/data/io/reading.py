@@ -1,12 +1,12 @@
 """Files opened on disk or in an object store, and byte ranges of them, read with retries.
 
-Ranges near each other are coalesced into one request. An object store takes tens of milliseconds
-to answer, so up to 16 requests to it are in flight at once, whichever files they go to. A file that
-has changed since its set was opened raises at the end of the reads, before their bytes are used.
+Ranges near each other are coalesced into one request. An object store takes tens of milliseconds to answer, so up to 16
+requests to it are in flight at once, whichever files they go to. A file that has changed since its set was opened
+raises at the end of the reads, before their bytes are used.
 
 An object store's client retries by itself (`lafs_ray.data.io.s3`). What is left is network disks:
-after a failover or a lost connection NFS returns ESTALE or EIO, and reopening the file helps. After
-six attempts in about half a minute the read fails, with byte range, attempts and seconds.
+after a failover or a lost connection NFS returns ESTALE or EIO, and reopening the file helps. After six attempts in
+about half a minute the read fails, with byte range, attempts and seconds.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _TRANSIENT = {
 # S3 errors without errno, in the words of pyarrow.
 _FORBIDDEN = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "HTTP status 403")
 
-# Modification time of each local file of an open set, as this process saw it first. Not a part of
-# the set: every node may have a copy of its own.
+# Modification time of each local file of an open set, as this process saw it first. Not a part of the set: every node
+# may have a copy of its own.
 _modified_ns: dict[str, int] = {}
 
 T = TypeVar("T")
@@ -224,9 +224,7 @@ def read_ranges(files: Sequence[ByteRanges]) -> Iterator[memoryview]:
         if not is_local:
             apply = stack.enter_context(ThreadPoolExecutor(_CONCURRENT_READS)).map
         reads = [
-            (ranges, file, group)
-            for ranges, file in zip(files, inputs, strict=True)
-            for group in _coalesce(ranges)
+            (ranges, file, group) for ranges, file in zip(files, inputs, strict=True) for group in _coalesce(ranges)
         ]
         try:
             buffers = apply(_read, *zip(*reads, strict=True))

@@ -1,9 +1,8 @@
 """File systems by URI; the clients of S3 have explicit timeouts and retries.
 
-pyarrow takes neither from a URI; its default is 31 attempts 0.2 s apart, even when the store
-returns 503 Slow Down. Here AWS's standard strategy retries timeouts, resets, truncated bodies, 500
-and 503, with jittered exponential backoff up to 20 s. A request without an answer fails after a
-minute or two.
+pyarrow takes neither from a URI; its default is 31 attempts 0.2 s apart, even when the store returns 503 Slow Down.
+Here AWS's standard strategy retries timeouts, resets, truncated bodies, 500 and 503, with jittered exponential backoff
+up to 20 s. A request without an answer fails after a minute or two.
 """
 
 from __future__ import annotations

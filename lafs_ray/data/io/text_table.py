@@ -19,12 +19,7 @@ _VALUE = re.compile(r"In CSV column #(\d+): Row #(\d+): .* invalid value '(.*)'"
 
 
 def read_text_table(
-    uri: str,
-    file: BinaryIO | io.RawIOBase,
-    columns: dict[str, pa.DataType],
-    *,
-    delimiter: str,
-    fix: str,
+    uri: str, file: BinaryIO | io.RawIOBase, columns: dict[str, pa.DataType], *, delimiter: str, fix: str
 ) -> dict[str, NDArray[Any]]:
     """Read all rows; empty lines are skipped.
 
@@ -39,8 +34,8 @@ def read_text_table(
         A column for each name.
 
     Raises:
-        DataError: the file is empty; a row has another number of columns or a value of another type
-            (file and row, counted from 1).
+        DataError: the file is empty; a row has another number of columns or a value of another type (file and row,
+            counted from 1).
     """
 
     def read(*, use_threads: bool) -> pa.Table:

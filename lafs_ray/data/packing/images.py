@@ -1,8 +1,7 @@
 """Image checks, alignment and resizing during packing.
 
-The bytes of a JPEG or PNG of the right size are kept; its size is read from the header in
-microseconds. With `check`, every image is also decoded. Only an image to be aligned or resized is
-re-encoded, as JPEG in the same color order.
+The bytes of a JPEG or PNG of the right size are kept; its size is read from the header in microseconds. With `check`,
+every image is also decoded. Only an image to be aligned or resized is re-encoded, as JPEG in the same color order.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ class ImageRules:
     check: bool = False
 
 
-def fit_image(
-    data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any]] | None
-) -> tuple[bytes, bool]:
+def fit_image(data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any]] | None) -> tuple[bytes, bool]:
     """Return the image as stored in the set, and whether it was re-encoded.
 
     Args:

@@ -1,13 +1,12 @@
 """Inspection of `.rec` files: a page of text and a contact sheet.
 
 Counts, labels and record sizes are exact: they come from indexes and identity lists (for a plain
-file, labels are read from all records). Images are checked on an evenly spaced sample of 2000, or
-on all.
+file, labels are read from all records). Images are checked on an evenly spaced sample of 2000, or on all.
 
 Color order: skin of every tone reflects more red than green, and more green than blue. In the
-center of each of 500 images, pixels with red > green > blue are compared with pixels with blue >
-green > red (differences above 8 levels, at least 5 % of the pixels). The fraction of images that
-agree is the confidence. Gray images do not count; blue light or face paint may mislead.
+center of each of 500 images, pixels with red > green > blue are compared with pixels with blue > green > red
+(differences above 8 levels, at least 5 % of the pixels). The fraction of images that agree is the confidence. Gray
+images do not count; blue light or face paint may mislead.
 """
 
 from __future__ import annotations
@@ -131,9 +130,7 @@ def _check_images(faces: FaceSet, index: NDArray[np.int64]) -> _ImageStats:
     return stats
 
 
-def _check_image(
-    stats: _ImageStats, faces: FaceSet, rows: FaceRows, row: int
-) -> NDArray[np.uint8] | None:
+def _check_image(stats: _ImageStats, faces: FaceSet, rows: FaceRows, row: int) -> NDArray[np.uint8] | None:
     stats.checked += 1
     data, error = rows.images[row], rows.errors[row]
     if not error:
@@ -174,9 +171,7 @@ def _guess_color_order(orders: Counter[ColorOrder | None]) -> tuple[ColorOrder |
     order: ColorOrder = "rgb" if rgb >= bgr else "bgr"
     confidence = max(rgb, bgr) / (rgb + bgr)
     unsure = "" if confidence >= 0.8 else " (unsure: look at the contact sheet)"
-    text = (
-        f"likely {order}, confidence {confidence:.0%} of {rgb + bgr} images that show skin{unsure}"
-    )
+    text = f"likely {order}, confidence {confidence:.0%} of {rgb + bgr} images that show skin{unsure}"
     return order, f"color order        {text}"
 
 
@@ -190,9 +185,7 @@ def _describe_images(stats: _ImageStats, total: int) -> Iterator[str]:
         yield f"  {line}"
 
 
-def contact_sheet(
-    faces: FaceSet, labels: NDArray[np.int64], color_order: ColorOrder
-) -> NDArray[np.uint8]:
+def contact_sheet(faces: FaceSet, labels: NDArray[np.int64], color_order: ColorOrder) -> NDArray[np.uint8]:
     """Return images of ten identities, one per row; without labels, an evenly spaced sample.
 
     Returns:

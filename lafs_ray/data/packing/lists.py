@@ -1,8 +1,8 @@
 """Lists of images as CSV or Parquet: path, optional label, and optional five landmarks (x, y).
 
-The columns of a Parquet file, and of a CSV with a header (`path,label,x1,y1,…,x5,y5`), are found by
-name. A CSV without a header has 1 column (path), 2 (path, label), 11 (path, landmarks) or 12 (all).
-Other columns are ignored, but a likely misspelling of `label` is an error.
+The columns of a Parquet file, and of a CSV with a header (`path,label,x1,y1,…,x5,y5`), are found by name. A CSV without
+a header has 1 column (path), 2 (path, label), 11 (path, landmarks) or 12 (all). Other columns are ignored, but a likely
+misspelling of `label` is an error.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def read_list(uri: str) -> ImageList:
     """Read a list.
 
     Raises:
-        DataError: the file is missing or empty, has other columns, a row without a path, or
-            landmarks that are not numbers of pixels.
+        DataError: the file is missing or empty, has other columns, a row without a path, or landmarks that are not
+            numbers of pixels.
     """
     with reading.open_input(uri) as file:
         if file.size() == 0:
@@ -107,8 +107,7 @@ def _read_csv(file: object) -> pa.Table:
         file,
         read_options=csv.ReadOptions(column_names=names, skip_rows=int(names is lowered)),
         convert_options=csv.ConvertOptions(
-            column_types={"path": pa.large_string()} | dict.fromkeys(_POINTS, pa.float32()),
-            strings_can_be_null=False,
+            column_types={"path": pa.large_string()} | dict.fromkeys(_POINTS, pa.float32()), strings_can_be_null=False
         ),
     )
 
@@ -148,6 +147,4 @@ def numbered(labels: pa.Array) -> tuple[NDArray[np.int32], list[str]]:
     names = pc.unique(labels).drop_null()
     names = names.take(pc.sort_indices(names))
     numbers = pc.index_in(labels, value_set=names).fill_null(-1)
-    return numbers.to_numpy(zero_copy_only=False).astype(np.int32), [
-        str(n) for n in names.to_pylist()
-    ]
+    return numbers.to_numpy(zero_copy_only=False).astype(np.int32), [str(n) for n in names.to_pylist()]

@@ -1,10 +1,9 @@
 """Only one process packs into a folder: `pack.lock` names it.
 
-On disk the lock is `flock`, which the kernel (for NFS: the server) releases when its process or its
-host dies. An object store has no locks, and some network file systems lack `flock`: there the lock
-is a lease, a file rewritten every 10 s that expires 5 minutes after the last time. Two processes
-that create a lease within the same second may both go on; then they write the same bytes twice,
-because `pack.json` refuses a second process with another request.
+On disk the lock is `flock`, which the kernel (for NFS: the server) releases when its process or its host dies. An
+object store has no locks, and some network file systems lack `flock`: there the lock is a lease, a file rewritten every
+10 s that expires 5 minutes after the last time. Two processes that create a lease within the same second may both go
+on; then they write the same bytes twice, because `pack.json` refuses a second process with another request.
 """
 
 from __future__ import annotations

@@ -118,8 +118,7 @@ def _check_classes(uri: str, classes: list[str], files: list[str]) -> None:
         example = next(name for name in files if "/" not in name)
         raise DataError(
             uri,
-            found=f"{num_outside} of {len(files)} images directly in the folder ({example}), the "
-            "others in subfolders",
+            found=f"{num_outside} of {len(files)} images directly in the folder ({example}), the others in subfolders",
             expected="one subfolder per identity, or no subfolders (images without labels)",
             fix="move the images that are directly in the folder",
         )

@@ -1,9 +1,8 @@
 """Options of a packing, their validation, and the plan made from them.
 
 Memory: a task of pass 1 collects a sorted run, a task of pass 2 a block of a shard; each may take a
-third of `memory_bytes / workers`. In addition: the program itself (about 300 MB per process), the
-index of the sources (24 bytes per record of a `.rec`, about 50 per image file) and, in pass 2, 150
-bytes per record of a shard.
+third of `memory_bytes / workers`. In addition: the program itself (about 300 MB per process), the index of the sources
+(24 bytes per record of a `.rec`, about 50 per image file) and, in pass 2, 150 bytes per record of a shard.
 """
 
 from __future__ import annotations
@@ -109,17 +108,15 @@ class PackPlan:
             return filesystem.join(self.out, "scratch")
         # Other packings may use the same scratch folder.
         digest = hashlib.blake2b((self.out + json.dumps(request)).encode(), digest_size=6)
-        return filesystem.join(
-            filesystem.absolute(self.options.scratch), f"pack-{digest.hexdigest()}"
-        )
+        return filesystem.join(filesystem.absolute(self.options.scratch), f"pack-{digest.hexdigest()}")
 
 
 def make_plan(options: PackOptions) -> PackPlan:
     """Validate the options and open the sources.
 
     Raises:
-        DataError: an option is out of range or contradicts another; a source is missing, unreadable
-            or given twice; the set would lie inside it.
+        DataError: an option is out of range or contradicts another; a source is missing, unreadable or given twice; the
+            set would lie inside it.
     """
     _check_ranges(options)
     out = filesystem.absolute(options.out)
@@ -185,9 +182,7 @@ def _check_sources(options: PackOptions, sources: Sequence[ImageSource]) -> None
         raise DataError("--size", found=found, expected=expected, fix="remove --size")
 
 
-def _request(
-    options: PackOptions, sources: Sequence[ImageSource], num_shards: int
-) -> dict[str, Any]:
+def _request(options: PackOptions, sources: Sequence[ImageSource], num_shards: int) -> dict[str, Any]:
     return {
         "sources": [
             {

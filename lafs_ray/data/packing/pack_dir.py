@@ -107,9 +107,7 @@ class PackDir:
         if found is not None:
             _check_same(plan.out, found, plan.request)
             return
-        foreign = [
-            name for name in filesystem.list_names(plan.out) if name.endswith((".rec", ".idx"))
-        ]
+        foreign = [name for name in filesystem.list_names(plan.out) if name.endswith((".rec", ".idx"))]
         if foreign:
             raise DataError(
                 plan.out,
@@ -139,12 +137,8 @@ class PackDir:
         result = []
         for name in filesystem.list_names(self._plan.scratch):
             if re.fullmatch(r"shard-\d{5}\.done", name):
-                text, _, labels = filesystem.read_bytes(
-                    filesystem.join(self._plan.scratch, name)
-                ).partition(b"\n")
-                result.append(
-                    FinishedShard(int(name[6:11]), ShardEntry(**json.loads(text)), labels)
-                )
+                text, _, labels = filesystem.read_bytes(filesystem.join(self._plan.scratch, name)).partition(b"\n")
+                result.append(FinishedShard(int(name[6:11]), ShardEntry(**json.loads(text)), labels))
         return result
 
     def _listed_shards(self, manifest: Manifest) -> list[FinishedShard]:

@@ -35,9 +35,7 @@ Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 _TASKS_PER_WORKER = 4
 
 
-def apply_in_process(
-    task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]
-) -> Iterator[Any]:
+def apply_in_process(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
     """Run the tasks of `Apply` in this process."""
     return (task(shared, item) for item in items)
 
@@ -46,8 +44,8 @@ def pack_faces(options: PackOptions, apply: Apply = apply_in_process) -> Manifes
     """Pack the sources, or continue an interrupted packing of the same request.
 
     Raises:
-        DataError: an option is impossible; a source is missing or changes; the folder is in use or
-            holds another set; there are too many bad records; the disk is full.
+        DataError: an option is impossible; a source is missing or changes; the folder is in use or holds another set;
+            there are too many bad records; the disk is full.
     """
     plan = make_plan(options)
     size, shards = f"{plan.size_bytes / 1e6:,.1f} MB", count_of(plan.num_shards, "shard")
@@ -96,9 +94,7 @@ class _Packing:
 
     def _intact_shards(self) -> dict[int, FinishedShard]:
         finished = {
-            shard.shard: shard
-            for shard in self.folder.finished_shards()
-            if shard.entry.name == self._name(shard.shard)
+            shard.shard: shard for shard in self.folder.finished_shards() if shard.entry.name == self._name(shard.shard)
         }
         if not finished:
             return {}
@@ -129,17 +125,9 @@ class _Packing:
     def _split(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Split ranges of records so that each fits in memory and every worker gets several."""
         options = self.plan.options
-        num_tasks = max(
-            math.ceil(self.plan.size_bytes / options.task_bytes),
-            _TASKS_PER_WORKER * options.workers,
-            1,
-        )
+        num_tasks = max(math.ceil(self.plan.size_bytes / options.task_bytes), _TASKS_PER_WORKER * options.workers, 1)
         step = max(math.ceil(self.plan.num_records / num_tasks), 1)
-        return [
-            (begin, min(begin + step, stop))
-            for first, stop in ranges
-            for begin in range(first, stop, step)
-        ]
+        return [(begin, min(begin + step, stop)) for first, stop in ranges for begin in range(first, stop, step)]
 
     def _check_bad(self, runs: Sequence[SortedRun], *, is_final: bool) -> None:
         allowed, num_bad = self.plan.options.max_bad, sum(run.num_bad for run in runs)
@@ -154,9 +142,7 @@ class _Packing:
     def _check_space(self, ranges: Sequence[tuple[int, int]], missing: Sequence[int]) -> None:
         """Fail now rather than when the disk is full."""
         plan = self.plan
-        if plan.options.rules.resize or any(
-            source.has_landmarks or source.kind == "list" for source in plan.sources
-        ):
+        if plan.options.rules.resize or any(source.has_landmarks or source.kind == "list" for source in plan.sources):
             return  # The size of the images in the set is unknown.
         left = sum(stop - first for first, stop in ranges) / plan.num_records
         needs = {plan.out: plan.size_bytes * len(missing) // plan.num_shards}

@@ -69,9 +69,7 @@ def write_shard(inputs: MergeInputs, shard: int) -> FinishedShard:
     return FinishedShard(shard, entry, labels.tobytes())
 
 
-def _read_shard_rows(
-    runs: Sequence[SortedRun], shard: int
-) -> tuple[NDArray[Any], NDArray[np.int32]]:
+def _read_shard_rows(runs: Sequence[SortedRun], shard: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Return the rows of a shard in the order of their positions, and the run of each."""
     parts = []
     for run in runs:
@@ -83,9 +81,7 @@ def _read_shard_rows(
     return rows[order], run_numbers[order]
 
 
-def _read_images(
-    inputs: MergeInputs, shard: int, rows: NDArray[Any], run_numbers: NDArray[np.int32]
-) -> Iterator[Body]:
+def _read_images(inputs: MergeInputs, shard: int, rows: NDArray[Any], run_numbers: NDArray[np.int32]) -> Iterator[Body]:
     """Yield the images of a shard in order, with one block of them in memory at a time."""
     offsets = [run.byte_starts[shard] for run in inputs.runs]
     ends = np.cumsum(rows["size"].astype(np.int64) + _ROW_BYTES)

@@ -1,10 +1,9 @@
 """Pass 1: read a range of records in order and write it as runs sorted by their new position.
 
 A run is one file: the image bytes in the order of their positions, a row of 24 bytes per image, a
-JSON footer and its length. The footer has the first row and byte of each shard, so that the task of
-a shard reads only its own byte range. The file name is the range of records covered
-(`run-<first>-<stop>.run`). Files are written atomically, so any that exists is complete, whichever
-process and memory limit produced it.
+JSON footer and its length. The footer has the first row and byte of each shard, so that the task of a shard reads only
+its own byte range. The file name is the range of records covered (`run-<first>-<stop>.run`). Files are written
+atomically, so any that exists is complete, whichever process and memory limit produced it.
 """
 
 from __future__ import annotations
@@ -74,9 +73,7 @@ class _RunBuffer:
         self.max_labels = [-1] * num_sources
         self.errors: list[str] = []
 
-    def add(
-        self, position: int, number: int, source: int, row: ImageRow, rules: ImageRules
-    ) -> None:
+    def add(self, position: int, number: int, source: int, row: ImageRow, rules: ImageRules) -> None:
         if row.error:
             has_name = row.error.startswith(row.name)
             self.errors.append(row.error if has_name else f"{row.name}: {row.error}")

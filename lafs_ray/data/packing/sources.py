@@ -1,7 +1,7 @@
 """Image sources of a packing: `.rec` files, a folder of images, or a list of images.
 
-A source numbers its records 0…num_records-1 in a fixed order and reads any range of them. A damaged
-record is returned with an error; a source that changes while it is read stops the packing.
+A source numbers its records 0…num_records-1 in a fixed order and reads any range of them. A damaged record is returned
+with an error; a source that changes while it is read stops the packing.
 """
 
 from __future__ import annotations
@@ -104,12 +104,8 @@ class RecordSource(ImageSource):
         for begin in range(first, stop, _RECORDS_PER_READ):
             rows = self.faces.read(np.arange(begin, min(begin + _RECORDS_PER_READ, stop)))
             columns = (rows.shard.tolist(), rows.key.tolist(), rows.label.tolist())
-            for shard, key, label, image, error in zip(
-                *columns, rows.images, rows.errors, strict=True
-            ):
-                yield ImageRow(
-                    label, image, None, f"{self.faces.shard_uris[shard]}, key {key}", error
-                )
+            for shard, key, label, image, error in zip(*columns, rows.images, rows.errors, strict=True):
+                yield ImageRow(label, image, None, f"{self.faces.shard_uris[shard]}, key {key}", error)
         self._check_unchanged(first, stop)
 
     def _check_unchanged(self, first: int, stop: int) -> None:

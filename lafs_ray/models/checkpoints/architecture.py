@@ -1,8 +1,8 @@
 """A network's architecture: stored in our files, inferred from shapes for published ones.
 
-Shapes determine nearly everything, except heads and their width (only the product is in a shape),
-landmarks or grid, and the side of the images; published networks have heads of 64, landmarks, and
-112 pixels. Shape letters: N landmarks, p patch side, D width.
+Shapes determine nearly everything, except heads and their width (only the product is in a shape), landmarks or grid,
+and the side of the images; published networks have heads of 64, landmarks, and 112 pixels. Shape letters: N landmarks,
+p patch side, D width.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ class Architecture:
         return lines
 
 
-def build_embedder(
-    architecture: Architecture, source: str, *, seed: int = 0, init_std: float = 0.02
-) -> FaceEmbedder:
+def build_embedder(architecture: Architecture, source: str, *, seed: int = 0, init_std: float = 0.02) -> FaceEmbedder:
     """Build the network that embeds whole faces, with new weights, in eval mode.
 
     Args:
@@ -112,11 +110,7 @@ def build_embedder(
 
 
 def infer_architecture(
-    state: Mapping[str, Tensor],
-    source: str,
-    *,
-    head_dim: int = PUBLISHED_HEAD_DIM,
-    grid: bool = False,
+    state: Mapping[str, Tensor], source: str, *, head_dim: int = PUBLISHED_HEAD_DIM, grid: bool = False
 ) -> Architecture:
     """Infer an architecture from the shapes of a backbone's tensors.
 
@@ -127,16 +121,14 @@ def infer_architecture(
         grid: whether tokens are cells of the plain grid; shapes do not determine it.
 
     Raises:
-        CheckpointError: there is neither a transformer nor a landmark CNN, or their shapes
-            contradict each other.
+        CheckpointError: there is neither a transformer nor a landmark CNN, or their shapes contradict each other.
     """
     landmarks, width = _landmark_cnn(state, source)
     if _QKV.format(0) not in state:
         if landmarks is None:
             raise CheckpointError(
                 source,
-                found="names of neither a transformer nor a landmark CNN: "
-                + ", ".join(sorted(state)[:8]),
+                found="names of neither a transformer nor a landmark CNN: " + ", ".join(sorted(state)[:8]),
                 expected="names such as " + _QKV.format(0) + " or stn.features.0.0.weight",
                 fix=_FIX,
             )
@@ -183,9 +175,7 @@ def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None,
     return _shape(state, "output_layer.1.weight", source, 2)[0] // 2, width
 
 
-def _transformer(
-    state: Mapping[str, Tensor], source: str, head_dim: int
-) -> tuple[FViTSize, int, int]:
+def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int) -> tuple[FViTSize, int, int]:
     """Return size, N and p."""
     _, positions, width = _shape(state, "pos_embedding", source, 3)
     token_dim = _shape(state, "patch_to_embedding.weight", source, 2)[1]
@@ -217,7 +207,5 @@ def _shape(state: Mapping[str, Tensor], name: str, source: str, ndim: int) -> tu
     shape = tuple(state[name].shape) if name in state else None
     if shape is None or len(shape) != ndim:
         found = "no such name" if shape is None else f"shape {list(shape)}"
-        raise CheckpointError(
-            f"{source}, {name}", found=found, expected=f"a tensor of {ndim} dimensions", fix=_FIX
-        )
+        raise CheckpointError(f"{source}, {name}", found=found, expected=f"a tensor of {ndim} dimensions", fix=_FIX)
     return shape

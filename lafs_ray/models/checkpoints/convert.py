@@ -1,7 +1,7 @@
 """Convert published checkpoints to weights of ours and back, with a report on every tensor's name.
 
-Names and shapes of published checkpoints are known (tests/golden/c0_full_size), the files
-themselves were not available. So every unexpected name is reported or refused, never dropped.
+Names and shapes of published checkpoints are known (tests/golden/c0_full_size), the files themselves were not
+available. So every unexpected name is reported or refused, never dropped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from torch import Tensor, nn
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
-from lafs_ray.models.checkpoints.architecture import (
-    PUBLISHED_HEAD_DIM,
-    Architecture,
-    infer_architecture,
-)
+from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM, Architecture, infer_architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import (
     LANDMARK_PREFIXES,
@@ -90,8 +86,8 @@ def from_published(
         heads: keep DINO head and class weight.
 
     Raises:
-        CheckpointError: it is of another architecture, tensors are missing or contradict each
-            other, or names have different prefixes.
+        CheckpointError: it is of another architecture, tensors are missing or contradict each other, or names have
+            different prefixes.
     """
     container, tensors = network_tensors(checkpoint, role)
     state = published_state(checkpoint, role)
@@ -105,8 +101,7 @@ def from_published(
         ignored[_names(unknown)] = (
             "no part of a landmark CNN, the only network of ours in this file"
             if architecture.transformer is None
-            else "no part of fViT or Part fViT"
-            + (", whose landmark CNN --grid leaves out" if grid else "")
+            else "no part of fViT or Part fViT" + (", whose landmark CNN --grid leaves out" if grid else "")
         )
     state = replace(state, backbone={name: state.backbone[name] for name in own})
     origin = f"{source}, {container}" if layout.is_pretraining else source
@@ -142,8 +137,8 @@ def add_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversio
         other: weights with the landmark CNN.
 
     Raises:
-        CheckpointError: there is no landmark CNN in `other`, the transformer needs none, or it has
-            another number of landmarks.
+        CheckpointError: there is no landmark CNN in `other`, the transformer needs none, or it has another number of
+            landmarks.
     """
     weights = conversion.weights
     ours, theirs = weights.architecture, other.architecture
@@ -162,11 +157,7 @@ def add_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversio
     cnn = {n: v for n, v in other.state.backbone.items() if n.startswith(LANDMARK_PREFIXES)}
     joined = replace(
         weights,
-        architecture=replace(
-            ours,
-            landmark_cnn=theirs.landmark_cnn,
-            landmark_cnn_width=theirs.landmark_cnn_width,
-        ),
+        architecture=replace(ours, landmark_cnn=theirs.landmark_cnn, landmark_cnn_width=theirs.landmark_cnn_width),
         state=replace(weights.state, backbone=weights.state.backbone | cnn),
         source=f"{weights.source}; landmark CNN: {other.source}",
     )
@@ -214,9 +205,7 @@ def _own_names(architecture: Architecture, state: Mapping[str, Tensor]) -> list[
     return [name for name in state if name in own]
 
 
-def _layout(
-    container: str | None, split: Iterable[tuple[str, str, str]], source: str
-) -> PublishedLayout:
+def _layout(container: str | None, split: Iterable[tuple[str, str, str]], source: str) -> PublishedLayout:
     """Find the prefix of each part's names.
 
     Raises:

@@ -23,11 +23,7 @@ from torch import Tensor, nn
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError
-from lafs_ray.models.checkpoints.safetensors_file import (
-    NetworkWeights,
-    describe_network,
-    encode_weights,
-)
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, describe_network, encode_weights
 from lafs_ray.models.checkpoints.state_dicts import published_state
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.landmark_cnn import normalize_pixels
@@ -36,16 +32,12 @@ from lafs_ray.synthetic.datasets import contact_sheet
 Input = Literal["float32", "uint8"]
 Run = Callable[[Tensor], Tensor]
 
-FILES = {
-    "safetensors": "embedder.safetensors",
-    "onnx": "embedder.onnx",
-    "torch_export": "embedder.pt2",
-}
+FILES = {"safetensors": "embedder.safetensors", "onnx": "embedder.onnx", "torch_export": "embedder.pt2"}
 TOLERANCE = 1e-4
 """Largest allowed difference of an embedding, relative to its largest absolute value.
 
-Sums in another order give up to 1e-6. Errors, on the same networks, give more: colors swapped 0.1,
-half the input range 0.05, half a pixel 1e-3.
+Sums in another order give up to 1e-6. Errors, on the same networks, give more: colors swapped 0.1, half the input range
+0.05, half a pixel 1e-3.
 """
 
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
@@ -84,9 +76,7 @@ def require_format(name: str) -> None:
         ConfigError: otherwise, with the packages to install.
     """
     if name not in FILES:
-        raise ConfigError(
-            "--formats", found=repr(name), expected=f"some of {', '.join(FILES)}", fix="correct it"
-        )
+        raise ConfigError("--formats", found=repr(name), expected=f"some of {', '.join(FILES)}", fix="correct it")
     absent = [p for p in _EXTRA if name == "onnx" and importlib.util.find_spec(p) is None]
     if absent:
         raise ConfigError(
@@ -98,12 +88,7 @@ def require_format(name: str) -> None:
 
 
 def export_embedder(
-    weights: NetworkWeights,
-    uri: str,
-    name: str,
-    *,
-    kind: Input = "float32",
-    tolerance: float = TOLERANCE,
+    weights: NetworkWeights, uri: str, name: str, *, kind: Input = "float32", tolerance: float = TOLERANCE
 ) -> float:
     """Write one file, after verifying its embeddings against our network's.
 
@@ -148,8 +133,7 @@ def largest_difference(module: ExportedEmbedder, run: Run) -> float:
     """Compare two embedders on synthetic faces, one by one and as a batch.
 
     Returns:
-        The largest absolute difference, relative to the largest absolute value; NaN if the other
-        embedder gives NaN.
+        The largest absolute difference, relative to the largest absolute value; NaN if the other embedder gives NaN.
 
     Raises:
         CheckpointError: our own network's embeddings are not finite.
@@ -181,9 +165,7 @@ def _trace(module: ExportedEmbedder) -> torch.export.ExportedProgram:
     return torch.export.export(module, (example,), dynamic_shapes=batch)
 
 
-def _safetensors(
-    module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]
-) -> tuple[bytes, Run]:
+def _safetensors(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]) -> tuple[bytes, Run]:
     del module, header  # the file has its own description
     content = encode_weights(weights.without_heads())
     state = published_state(load_safetensors(content))
@@ -191,9 +173,7 @@ def _safetensors(
     return content, again.embedder()
 
 
-def _torch_export(
-    module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]
-) -> tuple[bytes, Run]:
+def _torch_export(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]) -> tuple[bytes, Run]:
     del weights
     buffer = io.BytesIO()
     torch.export.save(_trace(module), buffer, extra_files={_METADATA_FILE: json.dumps(header)})
@@ -201,9 +181,7 @@ def _torch_export(
     return buffer.getvalue(), torch.export.load(buffer).module()
 
 
-def _onnx(
-    module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]
-) -> tuple[bytes, Run]:
+def _onnx(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]) -> tuple[bytes, Run]:
     del weights
     traced = _trace(module)
     try:
@@ -227,9 +205,7 @@ def _onnx(
         ) from error
     program.model.metadata_props.update(header)
     content: bytes = program.model_proto.SerializeToString()
-    session = importlib.import_module("onnxruntime").InferenceSession(
-        content, providers=["CPUExecutionProvider"]
-    )
+    session = importlib.import_module("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
@@ -237,7 +213,8 @@ def _onnx(
     return content, run
 
 
-_MAKERS: dict[
-    str,
-    Callable[[ExportedEmbedder, NetworkWeights, Mapping[str, str]], tuple[bytes, Run]],
-] = {"safetensors": _safetensors, "onnx": _onnx, "torch_export": _torch_export}
+_MAKERS: dict[str, Callable[[ExportedEmbedder, NetworkWeights, Mapping[str, str]], tuple[bytes, Run]]] = {
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+    "torch_export": _torch_export,
+}

@@ -1,7 +1,7 @@
 """Our weights file: safetensors under the published flat names, with a description in the header.
 
-The header names architecture, input, range, color order and origin. `landmarks.weights=`,
-finetuning and evaluation read it, and so can any tool that knows Part fViT's names.
+The header names architecture, input, range, color order and origin. `landmarks.weights=`, finetuning and evaluation
+read it, and so can any tool that knows Part fViT's names.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class NetworkWeights:
         Raises:
             CheckpointError: a part is missing, or tensors are not of the architecture.
         """
-        network = build_embedder(
-            self.architecture, self.source, seed=self.seed, init_std=self.init_std
-        )
+        network = build_embedder(self.architecture, self.source, seed=self.seed, init_std=self.init_std)
         if trained:
             load_weights(network.transformer, self.state.backbone)
         if network.landmark_cnn is not None:
@@ -119,11 +117,7 @@ def encode_weights(weights: NetworkWeights) -> bytes:
         name: tensor.detach().cpu().clone().contiguous()  # safetensors refuses shared memory
         for name, tensor in LAYOUTS[None].named(weights.state).items()
     }
-    header = {
-        _FORMAT_KEY: FORMAT,
-        **describe_network(weights),
-        "published_layout": json.dumps(asdict(weights.layout)),
-    }
+    header = {_FORMAT_KEY: FORMAT, **describe_network(weights), "published_layout": json.dumps(asdict(weights.layout))}
     return save(tensors, header)
 
 
@@ -131,8 +125,7 @@ def read_weights(uri: str) -> NetworkWeights | None:
     """Read a weights file.
 
     Returns:
-        None if the file does not exist, or is not a weights file by its name and header; its
-        tensors are not read then.
+        None if the file does not exist, or is not a weights file by its name and header; its tensors are not read then.
 
     Raises:
         CheckpointError: it is safetensors by its name and damaged, or of a newer format.
@@ -161,9 +154,7 @@ def read_weights(uri: str) -> NetworkWeights | None:
         ) from None
     state, source = published_state(read_checkpoint(uri)), header.get("source", uri)
     step = header.get("step", "")
-    return NetworkWeights(
-        architecture, state, source, layout, int(step) if step.isdecimal() else None
-    )
+    return NetworkWeights(architecture, state, source, layout, int(step) if step.isdecimal() else None)
 
 
 def _read_header(uri: str) -> Mapping[str, str]:

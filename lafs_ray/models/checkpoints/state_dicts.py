@@ -1,9 +1,8 @@
 """Published checkpoints: their names of tensors, and reading them without executing anything.
 
-A published pretraining file holds `student` (names `module.backbone.*`, `module.head.*`: it was
-wrapped by DDP) and `teacher` (`backbone.*`, `head.*`); a finetuned one holds the network's names
-flat. Inside a backbone our names are the published ones, so only prefixes change.
-`PublishedLayout` keeps the prefixes, for the conversion back.
+A published pretraining file holds `student` (names `module.backbone.*`, `module.head.*`: it was wrapped by DDP) and
+`teacher` (`backbone.*`, `head.*`); a finetuned one holds the network's names flat. Inside a backbone our names are the
+published ones, so only prefixes change. `PublishedLayout` keeps the prefixes, for the conversion back.
 """
 
 from __future__ import annotations
@@ -84,9 +83,7 @@ class PublishedLayout:
 LAYOUTS = {
     None: PublishedLayout(),
     "teacher": PublishedLayout("teacher", "backbone.", "head.", "backbone.loss."),
-    "student": PublishedLayout(
-        "student", "module.backbone.", "module.head.", "module.backbone.loss."
-    ),
+    "student": PublishedLayout("student", "module.backbone.", "module.head.", "module.backbone.loss."),
 }
 """Layouts as published: finetuned networks are flat, the student of pretraining was under DDP."""
 
@@ -95,8 +92,8 @@ def published_state(checkpoint: Mapping[str, Any], role: Role = "teacher") -> Pu
     """Strip wrappers' prefixes from a published checkpoint, and separate backbone and heads.
 
     Args:
-        checkpoint: what `read_checkpoint` returned: a pretraining checkpoint, a flat state, or a
-            flat state under `state_dict` or `model`.
+        checkpoint: what `read_checkpoint` returned: a pretraining checkpoint, a flat state, or a flat state under
+            `state_dict` or `model`.
         role: which network of a pretraining checkpoint; a flat state has only one.
 
     Raises:
@@ -110,9 +107,7 @@ def published_state(checkpoint: Mapping[str, Any], role: Role = "teacher") -> Pu
     return state
 
 
-def network_tensors(
-    checkpoint: Mapping[str, Any], role: Role = "teacher"
-) -> tuple[str | None, dict[str, Tensor]]:
+def network_tensors(checkpoint: Mapping[str, Any], role: Role = "teacher") -> tuple[str | None, dict[str, Tensor]]:
     """Return a network's key in the dictionary (None: flat), and its tensors by full name.
 
     Raises:
@@ -153,12 +148,10 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Args:
         module: receives values in place; its dtype and device stay.
-        state: name to tensor; further names are ignored, since a published file holds other
-            networks too.
+        state: name to tensor; further names are ignored, since a published file holds other networks too.
 
     Raises:
-        CheckpointError: before anything is copied, naming every tensor that is missing or differs
-            in shape.
+        CheckpointError: before anything is copied, naming every tensor that is missing or differs in shape.
     """
     module.load_state_dict({name: state[name] for name in check_weights(module, state)})
 
@@ -207,10 +200,7 @@ def read_checkpoint(uri: str | Path) -> dict[str, Any]:
     uri = str(uri)
     if not filesystem.exists(uri):
         raise CheckpointError(
-            uri,
-            found="no such file",
-            expected="a checkpoint (.pth, .pt or .safetensors)",
-            fix="correct the path",
+            uri, found="no such file", expected="a checkpoint (.pth, .pt or .safetensors)", fix="correct the path"
         )
     try:
         with filesystem.local_file(uri) as path:
@@ -254,8 +244,8 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
 
 def _read_torch(path: str) -> Any:
     scalar = np.float64(0).__reduce__()[0]
-    # The released code stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2
-    # pickle these under different names.
+    # The released code stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2 pickle these under
+    # different names.
     allowed: list[Any] = [
         argparse.Namespace,
         np.dtype,

@@ -84,10 +84,7 @@ class CheckpointWriter:
                 if hurried or seconds + wait_s > self._retry_s:
                     raise _given_up(error, tries, seconds) from error
                 logger.warning(
-                    "checkpoint of step %d not written (%s); trying again in %g s",
-                    step,
-                    error.found,
-                    wait_s,
+                    "checkpoint of step %d not written (%s); trying again in %g s", step, error.found, wait_s
                 )
             else:
                 if tries > 1:

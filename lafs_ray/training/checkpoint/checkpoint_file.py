@@ -1,7 +1,7 @@
 """The file of one checkpoint: its name in a run's folder, writing, and reading.
 
-A checkpoint is one file, so it is there completely or not at all, on a disk and on an object store
-alike. Nothing executes when it is loaded (`weights_only`).
+A checkpoint is one file, so it is there completely or not at all, on a disk and on an object store alike. Nothing
+executes when it is loaded (`weights_only`).
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ def save_checkpoint(uri: str, content: Mapping[str, Any]) -> None:
         try:
             torch.save({"format": FORMAT, "versions": versions(), **content}, file)
         except RuntimeError as error:
-            # torch's writer hides the cause (a full disk, Ctrl-C) behind an error about its own
-            # position in the file.
+            # torch's writer hides the cause (a full disk, Ctrl-C) behind an error about its own position in the file.
             if error.__context__ is not None:
                 raise error.__context__ from None
             raise
@@ -93,9 +92,7 @@ def load_checkpoint(uri: str) -> dict[str, Any]:
         content = torch.load(io.BytesIO(filesystem.read_bytes(uri)), "cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            uri, found=reason, expected="a complete checkpoint", fix=fix
-        ) from None
+        raise CheckpointError(uri, found=reason, expected="a complete checkpoint", fix=fix) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = f"format {content.get('format')}" if isinstance(content, dict) else "something else"
         raise CheckpointError(uri, found=found, expected=f"format {FORMAT}", fix=fix)

@@ -14,12 +14,7 @@ from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM, Architecture
-from lafs_ray.models.checkpoints.convert import (
-    Conversion,
-    add_landmark_cnn,
-    from_published,
-    report_conversion,
-)
+from lafs_ray.models.checkpoints.convert import Conversion, add_landmark_cnn, from_published, report_conversion
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights
 from lafs_ray.models.checkpoints.state_dicts import (
     LANDMARK_PREFIXES,
@@ -51,13 +46,12 @@ def open_checkpoint(path: str, role: Role = "teacher") -> NetworkWeights | Publi
     """Read a checkpoint and decide what kind of file it is; nothing in it is executed.
 
     Args:
-        path: a checkpoint of a run, the folder of a run, which stands for its newest checkpoint, a
-            weights file (.safetensors), or a published checkpoint.
+        path: a checkpoint of a run, the folder of a run, which stands for its newest checkpoint, a weights file
+            (.safetensors), or a published checkpoint.
         role: which network of a pretraining run.
 
     Returns:
-        Tensors and architecture of a run or a weights file, heads included; a published checkpoint
-        as it is.
+        Tensors and architecture of a run or a weights file, heads included; a published checkpoint as it is.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of a newer format.
@@ -77,12 +71,12 @@ def load_embedder(path: str, *, trained: bool = True) -> FaceEmbedder:
 
     Args:
         path: as in `load_for_inference`.
-        trained: whether the transformer gets its weights; else it stays as initialized from the
-            run's seed, for comparison. The landmark CNN has its weights in both cases.
+        trained: whether the transformer gets its weights; else it stays as initialized from the run's seed, for
+            comparison. The landmark CNN has its weights in both cases.
 
     Raises:
-        CheckpointError: as `load_for_inference`; or tensors do not fit their own description, or
-            there is no landmark CNN.
+        CheckpointError: as `load_for_inference`; or tensors do not fit their own description, or there is no landmark
+            CNN.
     """
     return load_for_inference(path).embedder(trained=trained)
 

@@ -14,8 +14,8 @@ from lafs_ray.data.io import filesystem, reading
 class MetricsLog:
     """`metrics.jsonl` of a run: one line for each report, no line twice.
 
-    A local file is appended to; on an object store each `flush` writes the complete file. A failed
-    append does not end the run: the next `flush` writes all lines.
+    A local file is appended to; on an object store each `flush` writes the complete file. A failed append does not end
+    the run: the next `flush` writes all lines.
 
     Args:
         uri: the file.

@@ -1,8 +1,7 @@
 """The folder of a run: its resolved configuration, metrics and checkpoints, written atomically.
 
     <storage>/<name>/config.json            what the run is; another configuration is refused
-    <storage>/<name>/checkpoints/step-00001234.pt
-    <storage>/<name>/metrics.jsonl
+    <storage>/<name>/checkpoints/step-00001234.pt <storage>/<name>/metrics.jsonl
 
 Debug mode and Ray write the same files.
 """
@@ -140,9 +139,7 @@ class RunDir:
         """Return where the checkpoint of a step lies."""
         return checkpoint_path(self.uri, step)
 
-    def save(
-        self, step: int, state: Mapping[str, Any], keep: int, protected: Collection[int] = ()
-    ) -> None:
+    def save(self, step: int, state: Mapping[str, Any], keep: int, protected: Collection[int] = ()) -> None:
         """Write the checkpoint taken after `step` steps, then `prune` and delete partial files.
 
         Raises:
@@ -199,8 +196,7 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Keep other processes from training this run, and delete partial files of killed ones.
 
-        Only on file systems with `flock`; the lock ends with the process, however it ends. An
-        object store has none.
+        Only on file systems with `flock`; the lock ends with the process, however it ends. An object store has none.
 
         Raises:
             ConfigError: another process is training this run.
@@ -242,9 +238,7 @@ class RunDir:
         if steps:
             raise CheckpointError(
                 filesystem.join(self.uri, "checkpoints"),
-                found="1 checkpoint, damaged"
-                if len(steps) == 1
-                else f"{len(steps)} checkpoints, all damaged",
+                found="1 checkpoint, damaged" if len(steps) == 1 else f"{len(steps)} checkpoints, all damaged",
                 expected="at least one that can be read",
                 fix="delete the folder's checkpoints to start from the beginning",
             )

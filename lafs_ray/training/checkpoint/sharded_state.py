@@ -1,7 +1,7 @@
 """State of a run with sharded class centers: gathered for saving, resharded on load.
 
-A checkpoint holds what a single rank would have saved, whatever the number of ranks. So a run can
-be resumed on another number of ranks.
+A checkpoint holds what a single rank would have saved, whatever the number of ranks. So a run can be resumed on another
+number of ranks.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ def cpu_copy(state: Any) -> Any:
     return state
 
 
-def gather_state(
-    module: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return states of networks and optimizer, copied to the CPU; a collective operation.
 
-    Rank 0 receives the centers and each of their moments one shard after the other, so that it
-    holds one full copy besides its own state.
+    Rank 0 receives the centers and each of their moments one shard after the other, so that it holds one full copy
+    besides its own state.
 
     Returns:
-        `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks. On
-        ranks other than 0 the live state, with None for what is sharded.
+        `module.state_dict()` and `optimizer.state_dict()` with the rows of all ranks. On ranks other than 0 the live
+        state, with None for what is sharded.
     """
     model, optim = module.state_dict(), optimizer.state_dict()
     if is_first():
@@ -51,10 +49,7 @@ def gather_state(
 
 
 def load_gathered(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    model: Mapping[str, Any],
-    optim: Mapping[str, Any],
+    module: nn.Module, optimizer: torch.optim.Optimizer, model: Mapping[str, Any], optim: Mapping[str, Any]
 ) -> None:
     """Load this rank's shard of what `gather_state` returned on rank 0.
 
@@ -88,8 +83,6 @@ def _numbers(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, int]:
     return {each: n for n, each in enumerate(each for group in groups for each in group["params"])}
 
 
-def _each_by_class(
-    state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor | None]
-) -> dict[str, Tensor | None]:
+def _each_by_class(state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor | None]) -> dict[str, Tensor | None]:
     """Apply `change` to per-class optimizer state; AdamW's step count may be one for all."""
     return {key: change(value) if value.ndim else value for key, value in state.items()}

@@ -1,10 +1,9 @@
 """Signs of collapse in self-distillation: equal embeddings, or a teacher with a uniform output.
 
-Metrics of `ssl_diagnostics` are compared with their earlier values in the run, since the normal
-range differs from network to network: how far an untrained teacher is from the uniform distribution
-depends on the number of prototypes, the bottleneck and the temperature. The thresholds were set on
-records of small networks (docs/watching.md), so they warn; monitoring.collapse=stop also ends the
-run.
+Metrics of `ssl_diagnostics` are compared with their earlier values in the run, since the normal range differs from
+network to network: how far an untrained teacher is from the uniform distribution depends on the number of prototypes,
+the bottleneck and the temperature. The thresholds were set on records of small networks (docs/watching.md), so they
+warn; monitoring.collapse=stop also ends the run.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ class CollapseMonitor:
     def _signs(self, report: Mapping[str, float]) -> dict[str, str]:
         entropy, std = report["teacher_entropy"], report["embedding_std"]
         used, center, kl = report["used_prototypes"], report["center_norm"], report["kl"]
-        # KL(teacher ‖ uniform). It grows with 1/temperature²: a temperature schedule must not look
-        # like a collapse.
+        # KL(teacher ‖ uniform). It grows with 1/temperature²: a temperature schedule must not look like a collapse.
         kl_uniform = self._log_k - entropy
         scaled = kl_uniform * report["teacher_temp"] ** 2
         values = {"kl_uniform": kl_uniform, "scaled": scaled, "std": std, "kl": kl}
@@ -92,9 +90,7 @@ class CollapseMonitor:
             self._first_center = center
         signs: dict[str, str] = {}
         has_fallen = scaled < _FALLEN_KL * best["scaled"]
-        if kl_uniform < _UNIFORM_NATS or (
-            has_fallen and kl_uniform < _FALLEN_KL * best["kl_uniform"]
-        ):
+        if kl_uniform < _UNIFORM_NATS or (has_fallen and kl_uniform < _FALLEN_KL * best["kl_uniform"]):
             signs["uniform teacher"] = (
                 f"teacher_entropy {entropy:.2f} of at most {self._log_k:.2f} (log K), "
                 f"{kl_uniform:.2f} below it, {best['kl_uniform']:.2f} earlier: the teacher's "
@@ -102,13 +98,10 @@ class CollapseMonitor:
             )
         if std < _EQUAL_EMBEDDINGS or std < _FALLEN_STD * best["std"]:
             signs["equal embeddings"] = (
-                f"embedding_std {std:.2f}, {best['std']:.2f} earlier: the embeddings of different "
-                "faces become equal"
+                f"embedding_std {std:.2f}, {best['std']:.2f} earlier: the embeddings of different faces become equal"
             )
         if used < _FEW_PROTOTYPES:
-            signs["few prototypes"] = (
-                f"used_prototypes {used:.3f}: the teacher uses only a few prototypes"
-            )
+            signs["few prototypes"] = f"used_prototypes {used:.3f}: the teacher uses only a few prototypes"
         if center > _RISEN_CENTER * self._first_center and kl < _FALLEN_KL * best["kl"]:
             signs["common scores"] = (
                 f"center_norm {center:.2f}, {self._first_center:.2f} earlier, while kl fell from "
@@ -134,8 +127,7 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
     hints = []
     if config.model.init_std >= _WIDE_START:
         hints.append(
-            f"model.init_std={config.model.init_std:g} makes all embeddings nearly equal before "
-            "training; 0.02 does not"
+            f"model.init_std={config.model.init_std:g} makes all embeddings nearly equal before training; 0.02 does not"
         )
     if not is_sinkhorn and config.batch_size < _SMALL_BATCH:
         hints.append(
@@ -145,12 +137,9 @@ def advice(config: PretrainConfig, teacher_temp: float) -> str:
     if teacher_temp >= (_WARM_SINKHORN_TEACHER if is_sinkhorn else _WARM_TEACHER):
         colder = 0.02 if is_sinkhorn else 0.04
         hints.append(
-            f"the teacher's temperature is {teacher_temp:g}; try {colder:g} "
-            "(dino.teacher_temp.start and .end)"
+            f"the teacher's temperature is {teacher_temp:g}; try {colder:g} (dino.teacher_temp.start and .end)"
         )
-    if max(views.brightness, views.contrast, views.saturation) > _STRONG_JITTER or (
-        views.hue > _STRONG_HUE
-    ):
+    if max(views.brightness, views.contrast, views.saturation) > _STRONG_JITTER or (views.hue > _STRONG_HUE):
         hints.append(
             "strong color jitter led to collapse; views.brightness=0.4 views.contrast=0.4 "
             "views.saturation=0.2 views.hue=0.1 are the paper's"
@@ -165,9 +154,7 @@ def collapsed(step: int, config: PretrainConfig, signs: Sequence[Sign], hint: st
     """Return the error that ends a run with monitoring.collapse=stop."""
     return TrainingError(
         f"step {step} of run {config.run.name}: the networks collapse",
-        found="\n    ".join(
-            ["", *(f"{sign.text} ({sign.reports} reports in a row)" for sign in signs)]
-        ),
+        found="\n    ".join(["", *(f"{sign.text} ({sign.reports} reports in a row)" for sign in signs)]),
         expected="a teacher that separates faces (monitoring.collapse=stop)",
         fix=f"under another run.name: {hint}; monitoring.collapse=warn continues this run, which "
         f"is saved at step {step}",

@@ -1,7 +1,7 @@
 """Names the slow stage when training waits for its input, and the settings that would keep up.
 
-By Little's law: images/s that training could take, times the seconds that an image occupies one
-process, is the number of busy processes. Each process measures its own seconds per image.
+By Little's law: images/s that training could take, times the seconds that an image occupies one process, is the number
+of busy processes. Each process measures its own seconds per image.
 """
 
 from __future__ import annotations
@@ -56,10 +56,7 @@ def slow_stage(report: Mapping[str, float], config: TrainConfig) -> str:
         )
     else:
         needed = max(math.ceil(busy / _BUSY), actors + 1)
-        now, then = (
-            workers * (cpus + number * ingest.cpus_per_actor + READING_CPUS)
-            for number in (actors, needed)
-        )
+        now, then = (workers * (cpus + number * ingest.cpus_per_actor + READING_CPUS) for number in (actors, needed))
         advice = (
             f"preprocessing. An image occupies a process for {ms:.1f} ms, so {rate:.0f} images/s "
             f"for each worker keep {busy:.1f} processes busy; there are {actors}. Set "

@@ -34,11 +34,7 @@ class Meter:
         self._start = time.perf_counter()
 
     def add(
-        self,
-        metrics: Mapping[str, Tensor],
-        wait_s: float,
-        work_s: Mapping[str, float],
-        skip_update: Tensor,
+        self, metrics: Mapping[str, Tensor], wait_s: float, work_s: Mapping[str, float], skip_update: Tensor
     ) -> None:
         """Add one step.
 
@@ -65,9 +61,8 @@ class Meter:
             num_steps: steps since the last report whose metrics count.
 
         Returns:
-            The metrics; `wait_share`, the fraction of the time spent waiting for batches;
-            `images_per_s` of all ranks; `read_ms` and `preprocess_ms`, the time per image of a
-            process that reads and of one that preprocesses.
+            The metrics; `wait_share`, the fraction of the time spent waiting for batches; `images_per_s` of all ranks;
+            `read_ms` and `preprocess_ms`, the time per image of a process that reads and of one that preprocesses.
         """
         elapsed = time.perf_counter() - self._start
         names = sorted(self._sums)

@@ -1,8 +1,8 @@
 """Monitoring of a run: log lines, warnings, TensorBoard, and the report of a non-finite step.
 
-Reports are equal on all ranks, so all ranks decide alike, and a run that stops does so on all at
-once. Only rank 0 logs and writes: `<run>/warnings.jsonl`, one line for each warning and damaged
-record; `<run>/not-finite-NNNNNNNN.json`, the records of a non-finite step.
+Reports are equal on all ranks, so all ranks decide alike, and a run that stops does so on all at once. Only rank 0 logs
+and writes: `<run>/warnings.jsonl`, one line for each warning and damaged record; `<run>/not-finite-NNNNNNNN.json`, the
+records of a non-finite step.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class Monitor:
         ConfigError: log.tensorboard is set and its package is not installed.
     """
 
-    def __init__(
-        self, config: TrainConfig, length: Length, uri: str, first_step: int, rank: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, length: Length, uri: str, first_step: int, rank: int) -> None:
         self._config, self._uri, self._first_step = config, uri, first_step
         self._is_first = rank == 0
         self._progress = RunProgress(length, config.batch_size)

@@ -1,8 +1,8 @@
 """Detects the first step whose loss or gradients are not finite, without a host sync per step.
 
 The result stays on the device as `skip_update`, 0 or 1, which optimizer, teacher and center read:
-from the bad step on, no update is applied. The host reads it only at reports and checkpoints, some
-steps later, and finds the state as it was before the bad step. The loop all-reduces `is_bad`.
+from the bad step on, no update is applied. The host reads it only at reports and checkpoints, some steps later, and
+finds the state as it was before the bad step. The loop all-reduces `is_bad`.
 """
 
 from __future__ import annotations
@@ -95,10 +95,7 @@ class NonFiniteGuard:
         self._pending.append(_StepRecords(batch.step, batch.epoch, learning_rate, shards, keys))
         now = [torch.cat([each.detach().reshape(-1) for each in group]) for group in self._groups()]
         if self._buffers:
-            now = [
-                torch.where(self.skip_update > 0, old, new)
-                for old, new in zip(self._buffers, now, strict=True)
-            ]
+            now = [torch.where(self.skip_update > 0, old, new) for old, new in zip(self._buffers, now, strict=True)]
         self._buffers = now
 
     def update(self, step: int, is_bad: Tensor, loss: Tensor, norms: Tensor) -> None:
@@ -123,8 +120,8 @@ class NonFiniteGuard:
     def find_nonfinite(self) -> NonFinite | None:
         """Return the first non-finite step, None if there was none; waits for the device.
 
-        If there was one, this is a collective operation, and it restores the trained network's
-        buffers to their values before that step.
+        If there was one, this is a collective operation, and it restores the trained network's buffers to their values
+        before that step.
         """
         step = int(self._step)
         pending, self._pending = self._pending, self._pending[-1:]

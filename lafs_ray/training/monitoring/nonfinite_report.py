@@ -52,9 +52,7 @@ def write(uri: str, found: NonFinite, shard_uris: Sequence[str]) -> None:
         file.write(json.dumps(content, indent=2).encode())
 
 
-def as_error(
-    found: NonFinite, config: TrainConfig, uri: str, shard_uris: Sequence[str]
-) -> TrainingError:
+def as_error(found: NonFinite, config: TrainConfig, uri: str, shard_uris: Sequence[str]) -> TrainingError:
     """Return the error that ends the run.
 
     Args:

@@ -29,8 +29,7 @@ class Status:
     Args:
         run: its folder.
         kind: pretraining or supervised.
-        state: not started; running; silent, which means stopped or hanging; not finite, stopped
-            there; finished.
+        state: not started; running; silent, which means stopped or hanging; not finite, stopped there; finished.
         step: of the last report; 0 before the first.
         total_steps: of the run.
         last: the last report.
@@ -143,9 +142,7 @@ def _bad_step(run: str, step: int) -> str | None:
     return None
 
 
-def _state(
-    config: Mapping[str, Any], bad: str | None, age: float | None, step_s: float | None
-) -> str:
+def _state(config: Mapping[str, Any], bad: str | None, age: float | None, step_s: float | None) -> str:
     if bad is not None:
         return "not finite"
     if age is None or step_s is None:
@@ -164,10 +161,7 @@ def _lines(status: Status) -> list[tuple[str, str]]:
         "not finite": "stopped at a non-finite loss or gradient",
         "finished": f"all {status.total_steps} steps",
     }
-    lines = [
-        ("", f"{status.run} ({status.kind})"),
-        ("state", f"{status.state} ({meaning[status.state]})"),
-    ]
+    lines = [("", f"{status.run} ({status.kind})"), ("state", f"{status.state} ({meaning[status.state]})")]
     if (last := status.last) is not None:
         lines += [
             ("step", f"{status.step}/{status.total_steps}, epoch {last['epoch']}"),

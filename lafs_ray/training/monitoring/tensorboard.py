@@ -57,8 +57,8 @@ class TensorBoardLog:
         self._writer = require_tensorboard().SummaryWriter(
             folder,
             purge_step=first_step + 1 if first_step else None,
-            # The package names a file by its second and overwrites what has the name; TensorBoard
-            # reads files by name, and drops later steps of those that it has read by then.
+            # The package names a file by its second and overwrites what has the name; TensorBoard reads files by name,
+            # and drops later steps of those that it has read by then.
             filename_suffix=f".{time.time_ns()}",
         )
 

@@ -11,20 +11,10 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.optim import RowAdamW, parameter_groups
 from lafs_ray.training.input_pipeline import Transform
-from lafs_ray.training.tasks.finetune import (
-    build_supervised,
-    finetune_transform,
-    supervised_groups,
-    supervised_hparams,
-)
+from lafs_ray.training.tasks.finetune import build_supervised, finetune_transform, supervised_groups, supervised_hparams
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
-from lafs_ray.training.tasks.pretrain import (
-    build_lafs,
-    device_transform,
-    pretrain_hparams,
-    pretrain_transform,
-)
+from lafs_ray.training.tasks.pretrain import build_lafs, device_transform, pretrain_hparams, pretrain_transform
 from lafs_ray.training.train_loop import DeviceTransform, TrainState, TrainTask, unchanged
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}

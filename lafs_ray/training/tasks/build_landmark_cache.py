@@ -101,8 +101,8 @@ def cache_landmarks(job: CacheJob, apply: Apply, *, max_bad: int, source: str) -
         source: where the weights came from, for the stamp.
 
     Raises:
-        DataError: the folder has landmarks of other faces or weights, too many records are damaged,
-            or a file cannot be read or written.
+        DataError: the folder has landmarks of other faces or weights, too many records are damaged, or a file cannot be
+            read or written.
     """
     parts = plan_parts(job.faces.shard_starts)
     done = read_entries(job.folder, job.cache_key, parts)
@@ -155,10 +155,7 @@ def cache_in_process(job: CacheJob, parts: Sequence[Part]) -> Iterator[Part]:
 
 
 def make_part(
-    job: CacheJob,
-    part: Part,
-    predictor: LandmarkPredictor,
-    progress: Callable[[int], object] = lambda _: None,
+    job: CacheJob, part: Part, predictor: LandmarkPredictor, progress: Callable[[int], object] = lambda _: None
 ) -> None:
     """Predict the landmarks of a part's images and write its file.
 
@@ -202,9 +199,7 @@ def _decoded(job: CacheJob, rows: FaceRows, row: int) -> NDArray[np.uint8] | Non
     if rows.errors[row]:
         return None
     try:
-        return decode_image(
-            rows.images[row], color_order=job.cache_key.color_order, size=IMAGE_SIZE
-        )
+        return decode_image(rows.images[row], color_order=job.cache_key.color_order, size=IMAGE_SIZE)
     except DataError:
         return None
 
@@ -219,9 +214,7 @@ def first_damaged(job: CacheJob, part: Part) -> str:
     return f"none in {part.name}"
 
 
-def with_cached_landmarks(
-    config: PretrainConfig, faces: FaceSet, init_weights: InitWeights
-) -> FaceSet:
+def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, init_weights: InitWeights) -> FaceSet:
     """Return the set, with its cached landmarks if the run uses them.
 
     Raises:
@@ -232,11 +225,7 @@ def with_cached_landmarks(
     assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint"
     data, cache = config.data, config.landmarks.cache
     cache_key = CacheKey(
-        init_weights.landmarks_hash,
-        faces.fingerprint,
-        data.color_order,
-        config.model.num_landmarks,
-        faces.num_images,
+        init_weights.landmarks_hash, faces.fingerprint, data.color_order, config.model.num_landmarks, faces.num_images
     )
     folder = cache or default_folder(faces, init_weights.landmarks_hash)
     command = f"python jobs/cache_landmarks.py {config.landmarks.weights} {data.path}"

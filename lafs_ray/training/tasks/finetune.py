@@ -79,12 +79,7 @@ def finetune_transform(config: FinetuneConfig) -> Transform:
 
 
 def build_supervised(
-    config: FinetuneConfig,
-    num_classes: int,
-    init_weights: InitWeights,
-    device: torch.device,
-    rank: int,
-    num_ranks: int,
+    config: FinetuneConfig, num_classes: int, init_weights: InitWeights, device: torch.device, rank: int, num_ranks: int
 ) -> Supervised:
     """Build the network, this rank's shard of the margin softmax, and the anchor.
 
@@ -118,9 +113,7 @@ def build_supervised(
     return Supervised(model.to(device), head.to(device), anchor)
 
 
-def supervised_groups(
-    config: FinetuneConfig, network: SupervisedNetwork, weight_decay: float
-) -> list[dict[str, Any]]:
+def supervised_groups(config: FinetuneConfig, network: SupervisedNetwork, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups: layer-wise lr decay, a smaller decay of the landmark trunk."""
     optim, depth = config.optim, FVIT_SIZES[config.model.size].depth
 
@@ -135,27 +128,21 @@ def supervised_groups(
     return parameter_groups(network, weight_decay, lr_scale, decay_scale)
 
 
-def supervised_hparams(
-    config: FinetuneConfig, sampler: EpochSampler
-) -> Callable[[int], dict[str, float]]:
+def supervised_hparams(config: FinetuneConfig, sampler: EpochSampler) -> Callable[[int], dict[str, float]]:
     """Return the schedules: a global step to lr, weight decay and those of enabled options."""
     length, optim, regularizer = run_length(config, sampler), config.optim, config.regularizer
     per_epoch, total = length.steps_per_epoch, length.total_steps
     warmup = optim.warmup.steps(per_epoch, total)
-    # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the
-    # cosine ends one step after the run (tests/golden/f7_finetune_schedule).
+    # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the cosine ends one step
+    # after the run (tests/golden/f7_finetune_schedule).
     lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0)
     weight = Staircase(
-        tuple(
-            (end.steps(per_epoch, total), regularizer.strength * value)
-            for end, value in regularizer.table
-        )
+        tuple((end.steps(per_epoch, total), regularizer.strength * value) for end, value in regularizer.table)
     )
 
     mixup_lam = MixupSchedule(**dict(config.mixup), seed=config.run.seed)
     frozen = {
-        f"{part}_frozen": getattr(config.freeze, part).steps(per_epoch, total)
-        for part in ("landmarks", "transformer")
+        f"{part}_frozen": getattr(config.freeze, part).steps(per_epoch, total) for part in ("landmarks", "transformer")
     }
 
     def hparams(step: int) -> dict[str, float]:

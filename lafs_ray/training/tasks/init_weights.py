@@ -1,7 +1,7 @@
 """Initial weights taken from other runs: the landmark CNN and the pretrained transformer.
 
-They are read and checked once, before the run starts, and travel as arrays, which Ray's processes
-on a node share without copies.
+They are read and checked once, before the run starts, and travel as arrays, which Ray's processes on a node share
+without copies.
 """
 
 from __future__ import annotations
@@ -20,12 +20,7 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
-from lafs_ray.models.checkpoints.state_dicts import (
-    LANDMARK_PREFIXES,
-    hash_tensors,
-    load_weights,
-    published_state,
-)
+from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
@@ -42,8 +37,8 @@ class InitWeights:
     """Initial weights of a run, by the names of their module.
 
     Args:
-        landmarks: of the landmark CNN: frozen in pretraining; in finetuning its initial weights and
-            the regularizer's anchor. None: over the grid, or from scratch.
+        landmarks: of the landmark CNN: frozen in pretraining; in finetuning its initial weights and the regularizer's
+            anchor. None: over the grid, or from scratch.
         transformer: of the fViT; None: from scratch.
         landmarks_hash: of the landmark weights, if they came from a file.
         transformer_hash: of the transformer's.
@@ -162,8 +157,7 @@ def _finetuning_landmarks(config: FinetuneConfig, pretrained: Pretrained | None)
             "start.landmarks",
             found=f"nothing, and {start.transformer} {where}",
             expected="a landmark CNN, or a run over the grid",
-            fix="set start.landmarks=<a stage-1 run>, or landmarks.source=grid to finetune on "
-            "plain patches",
+            fix="set start.landmarks=<a stage-1 run>, or landmarks.source=grid to finetune on plain patches",
         )
     return _landmark_arrays(config, pretrained, "start.transformer", start.transformer)
 
@@ -183,16 +177,14 @@ def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: st
 def transpose_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
     """Return a patch embedding's weight [D, p·p·3] for patches whose two axes are exchanged.
 
-    Patches at landmarks run along x first (Reference), those of the grid along y: without this, a
-    transformer that moves from one to the other would see every patch transposed.
+    Patches at landmarks run along x first (Reference), those of the grid along y: without this, a transformer that
+    moves from one to the other would see every patch transposed.
     """
     cells = weight.reshape(len(weight), patch_size, patch_size, 3)
     return cells.transpose(1, 2).reshape(weight.shape)
 
 
-def _landmark_arrays(
-    config: PretrainConfig | FinetuneConfig, pretrained: Pretrained, key: str, path: str
-) -> Arrays:
+def _landmark_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretrained, key: str, path: str) -> Arrays:
     """Check the landmark CNN's weights against the configured network."""
     network = build_landmark_network(config)
     fix = _fix(pretrained.architecture, "num_landmarks", "landmark_cnn", "landmark_cnn_width")
@@ -211,9 +203,7 @@ def _fix(made: Architecture | None, *keys: str) -> str:
             "landmark_cnn": made.landmark_cnn,
             "landmark_cnn_width": made.landmark_cnn_width if made.landmark_cnn else None,
         }
-    settings = [
-        f"model.{key}" if known.get(key) is None else f"model.{key}={known[key]}" for key in keys
-    ]
+    settings = [f"model.{key}" if known.get(key) is None else f"model.{key}={known[key]}" for key in keys]
     return f"set {', '.join(settings)} as in the run that made it, or name another checkpoint"
 
 
@@ -229,10 +219,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], key: str, path: str, 
         lines = error.found.splitlines()
         shown = [*lines[:_MAX_LINES], *(["    …"] if len(lines) > _MAX_LINES else [])]
         raise CheckpointError(
-            f"{key}={path}: {error.subject}",
-            found="\n".join(shown),
-            expected=error.expected,
-            fix=fix,
+            f"{key}={path}: {error.subject}", found="\n".join(shown), expected=error.expected, fix=fix
         ) from None
 
 

@@ -7,12 +7,7 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES, FViT
-from lafs_ray.models.landmark_cnn import (
-    LandmarkCNN,
-    TimmLandmarks,
-    build_landmark_cnn,
-    start_on_grid_,
-)
+from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, build_landmark_cnn, start_on_grid_
 
 _INIT_STREAM = 0x696E6974
 
@@ -22,9 +17,7 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(seed ^ _INIT_STREAM)
 
 
-def build_landmark_network(
-    config: PretrainConfig | FinetuneConfig,
-) -> LandmarkCNN | TimmLandmarks:
+def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> LandmarkCNN | TimmLandmarks:
     """Build the landmark CNN, initialized from torch's current generator."""
     model = config.model
     network = build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)

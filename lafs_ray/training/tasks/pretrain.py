@@ -69,10 +69,7 @@ def build_lafs(config: PretrainConfig, device: torch.device) -> Lafs:
     """Build student, teacher and their heads, weights from torch's current generator."""
 
     def network() -> LafsNetwork:
-        head = DINOHead(
-            FVIT_SIZES[config.model.size].width,
-            **dict(config.head),
-        )
+        head = DINOHead(FVIT_SIZES[config.model.size].width, **dict(config.head))
         return LafsNetwork(build_transformer(config), head).to(device)
 
     return Lafs(
@@ -83,27 +80,19 @@ def build_lafs(config: PretrainConfig, device: torch.device) -> Lafs:
     )
 
 
-def pretrain_hparams(
-    config: PretrainConfig, sampler: EpochSampler
-) -> Callable[[int], dict[str, float]]:
+def pretrain_hparams(config: PretrainConfig, sampler: EpochSampler) -> Callable[[int], dict[str, float]]:
     """Return the schedules: a global step to lr, weight decay, EMA momentum and temperature."""
     length, optim, dino = run_length(config, sampler), config.optim, config.dino
     total = length.total_steps
     lr = CosineSchedule(
-        optim.lr * config.batch_size / 256,
-        optim.min_lr,
-        total,
-        optim.warmup.steps(length.steps_per_epoch, total),
+        optim.lr * config.batch_size / 256, optim.min_lr, total, optim.warmup.steps(length.steps_per_epoch, total)
     )
     return LafsSchedules(
         lr=lr,
         weight_decay=CosineSchedule(optim.weight_decay, optim.weight_decay_end, total),
         ema_momentum=CosineSchedule(dino.teacher_momentum, 1.0, total),
         teacher_temp=LinearEpochs(
-            dino.teacher_temp.start,
-            dino.teacher_temp.end,
-            dino.teacher_temp.warmup_epochs,
-            length.num_epochs,
+            dino.teacher_temp.start, dino.teacher_temp.end, dino.teacher_temp.warmup_epochs, length.num_epochs
         ),
         steps_per_epoch=length.steps_per_epoch,
     )

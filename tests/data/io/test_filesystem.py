@@ -43,10 +43,7 @@ def test_atomic_write__object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "a.bin").read_bytes() == b"whole"
 
 
-@pytest.mark.parametrize(
-    ("number", "found"),
-    [(errno.ENOSPC, "disk full"), (errno.EACCES, "no permission to write")],
-)
+@pytest.mark.parametrize(("number", "found"), [(errno.ENOSPC, "disk full"), (errno.EACCES, "no permission to write")])
 def test_atomic_write__os_errors_are_data_errors(
     number: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,10 +63,7 @@ def test_atomic_write__os_errors_are_data_errors(
 def test_atomic_write__target_is_a_folder(tmp_path: Path) -> None:
     """A folder in the file's place is an error about that path, and stays."""
     (tmp_path / "a.bin").mkdir()
-    with (
-        pytest.raises(DataError, match=r"a\.bin"),
-        filesystem.atomic_write(str(tmp_path / "a.bin")) as file,
-    ):
+    with pytest.raises(DataError, match=r"a\.bin"), filesystem.atomic_write(str(tmp_path / "a.bin")) as file:
         file.write(b"x")
     assert os.listdir(tmp_path) == ["a.bin"]
 

@@ -23,9 +23,7 @@ def test_resolve__kinds_of_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         reading.resolve("nope://bucket/y.rec")
 
 
-def test_read_ranges__coalesced_reads_equal_single_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_ranges__coalesced_reads_equal_single_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the limits of gap and read, and from any file system, a range has its own bytes."""
     data = np.random.default_rng(0).bytes(10_000)
     (tmp_path / "a.rec").write_bytes(data)
@@ -45,9 +43,7 @@ def test_read_ranges__coalesced_reads_equal_single_reads(
     assert [bytes(found) for found in reading.read_ranges([ranges])] == expected
 
 
-def test_network_disk__stale_handles_are_reopened(
-    on_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_network_disk__stale_handles_are_reopened(on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ESTALE and EIO of NFS are retried with a new handle; six in a row are an error."""
     waits: list[float] = []
     monkeypatch.setattr(reading.time, "sleep", waits.append)

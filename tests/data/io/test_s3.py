@@ -41,9 +41,7 @@ def test_open_faces__shards_at_the_same_time(store: ObjectStore, on_s3: str) -> 
 
 
 @pytest.mark.parametrize("readers", [1, 2, 4])
-def test_streams__byte_equal_from_disk_and_store(
-    store: ObjectStore, on_s3: str, on_disk: Path, readers: int
-) -> None:
+def test_streams__byte_equal_from_disk_and_store(store: ObjectStore, on_s3: str, on_disk: Path, readers: int) -> None:
     """Batches of 1, 2 and 4 concurrent ranks are those of the disk."""
     local, remote = open_faces(str(on_disk)), open_faces(on_s3)
     plan = EpochSampler(local.num_images, 16, seed=3, chunk_records=4)
@@ -93,9 +91,7 @@ def test_requests__overlap_over_files(store: ObjectStore, on_s3: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["slow down", "error", "reset", "cut", "stall"])
-def test_faults__that_pass_change_nothing(
-    store: ObjectStore, on_s3: str, on_disk: Path, kind: str
-) -> None:
+def test_faults__that_pass_change_nothing(store: ObjectStore, on_s3: str, on_disk: Path, kind: str) -> None:
     """After one fault of each kind the bytes are right, and the request was repeated."""
     local, remote = open_faces(str(on_disk)), open_faces(on_s3)
     store.reset()
@@ -181,9 +177,7 @@ def test_folders__list_delete_and_exist(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("change", ["shorter", "same size", "gone"])
-def test_read__object_changed_since_the_set_was_opened(
-    store: ObjectStore, on_disk: Path, change: str
-) -> None:
+def test_read__object_changed_since_the_set_was_opened(store: ObjectStore, on_disk: Path, change: str) -> None:
     """An object that is replaced or deleted during a run is an error that names it."""
     uri = store.uri(f"faces/changed/{change.replace(' ', '')}.rec")
     content = (on_disk / "a.rec").read_bytes()

@@ -18,14 +18,11 @@ from lafs_ray.data.recordio import Header, RecordWriter, pack
 from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs
 
-# Memory for about 20 of the 120 faces of the test set, so that there are many runs, and many blocks
-# per shard.
+# Memory for about 20 of the 120 faces of the test set, so that there are many runs, and many blocks per shard.
 SMALL_RUNS = 60_000
 
 
-def packed(
-    sources: Sequence[Path | str], out: Path, apply: Apply = apply_in_process, **options: Any
-) -> Manifest:
+def packed(sources: Sequence[Path | str], out: Path, apply: Apply = apply_in_process, **options: Any) -> Manifest:
     """Pack, by default in this process."""
     return pack_faces(PackOptions(tuple(map(str, sources)), str(out), **options), apply)
 

@@ -52,8 +52,7 @@ def test_fit_image__another_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "shift"),
-    [(1 / 112, 0.0), (0.01, 50.0), (1.0, 8000.0), (1.0, -200.0), (1.0, np.nan)],
+    ("scale", "shift"), [(1 / 112, 0.0), (0.01, 50.0), (1.0, 8000.0), (1.0, -200.0), (1.0, np.nan)]
 )
 def test_fit_image__impossible_landmarks(scale: float, shift: float) -> None:
     """Fractions of the sides, coinciding points and points far outside are errors."""

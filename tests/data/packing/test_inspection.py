@@ -48,10 +48,7 @@ def test_inspect__swapped_channels(tmp_path: Path) -> None:
     from lafs_ray.data.images import decode_image
 
     rows = open_faces(str(tmp_path / "train.rec")).read(np.arange(20))
-    swapped = [
-        cv2.imencode(".png", decode_image(data, color_order="rgb"))[1].tobytes()
-        for data in rows.images
-    ]
+    swapped = [cv2.imencode(".png", decode_image(data, color_order="rgb"))[1].tobytes() for data in rows.images]
     write_plain(tmp_path / "bgr.rec", rows.label.tolist(), swapped)
     found = described(tmp_path / "bgr.rec", tmp_path / "sheet.png")
     assert found["color order"].startswith("likely bgr, confidence 100% of ")
@@ -95,12 +92,7 @@ def test_inspect__mxnet_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("color", "order"),
-    [
-        ((224, 172, 150), "rgb"),
-        ((90, 60, 40), "rgb"),
-        ((40, 60, 90), "bgr"),
-        ((128, 128, 128), None),
-    ],
+    [((224, 172, 150), "rgb"), ((90, 60, 40), "rgb"), ((40, 60, 90), "bgr"), ((128, 128, 128), None)],
 )
 def test_skin_color_order(color: tuple[int, int, int], order: str | None) -> None:
     """Light and dark skin indicate the order of the channels; gray does not."""

@@ -17,12 +17,7 @@ from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.packing import session
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.errors import DataError
-from tests.data.packing.sets import (
-    content,
-    names_below,
-    packed,
-    refusal,
-)
+from tests.data.packing.sets import content, names_below, packed, refusal
 from tests.training.faces import NO_IMAGE, ROOT, break_frame, face_jpegs, write_face_set
 
 
@@ -40,9 +35,7 @@ def test_bad_records__are_counted_listed_and_left_out(tmp_path: Path) -> None:
     assert manifest.images == 117
     assert manifest.left_out["images"] == 3
     named = manifest.left_out["first"]
-    for key, words, line in zip(
-        [6, 8, 10], ["0x00000000", "do not decode", "96x96"], named, strict=True
-    ):
+    for key, words, line in zip([6, 8, 10], ["0x00000000", "do not decode", "96x96"], named, strict=True):
         assert f"bad.rec, key {key}" in line
         assert words in line
 
@@ -95,9 +88,7 @@ def test_pack__killed_at_any_file_and_restarted(
         with monkeypatch.context() as patched:
             calls = iter(range(100))
 
-            def replace(
-                old: str, new: str, real: Any = os.replace, calls: Any = calls, last: int = number
-            ) -> None:
+            def replace(old: str, new: str, real: Any = os.replace, calls: Any = calls, last: int = number) -> None:
                 if next(calls) == last:
                     patched.setattr(os, "unlink", lambda _: None)
                     raise Killed
@@ -121,9 +112,7 @@ def test_pack__killed_at_any_file_and_restarted(
     assert num_partial > 5
 
 
-def test_pack__keeps_finished_shards_and_rewrites_damaged_ones(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_pack__keeps_finished_shards_and_rewrites_damaged_ones(tmp_path: Path, face_set_path: str) -> None:
     """The same command on a finished set only reads it; a changed byte in a shard is repaired."""
     packed([face_set_path], tmp_path / "set", num_shards=3)
     expected = content(tmp_path / "set")
@@ -179,16 +168,11 @@ def test_pack__another_request_on_the_folder(tmp_path: Path, face_set_path: str)
     copy = tmp_path / "train.rec"
     shutil.copy(face_set_path, copy)
     shutil.copy(face_set_path.replace(".rec", ".idx"), tmp_path / "train.idx")
-    assert (
-        f"sources.0.uri: {face_set_path} -> {copy}"
-        in refusal([copy], tmp_path / "set", num_shards=2).found
-    )
+    assert f"sources.0.uri: {face_set_path} -> {copy}" in refusal([copy], tmp_path / "set", num_shards=2).found
     assert "train.rec without manifest.json" in refusal([face_set_path], tmp_path).found
 
 
-def test_pack__disk_full(
-    tmp_path: Path, face_set_path: str, small_runs: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pack__disk_full(tmp_path: Path, face_set_path: str, small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is reported and leaves no partial file; with space again, packing continues."""
     packed([face_set_path], tmp_path / "whole", num_shards=2)
     calls = iter(range(100))
@@ -208,9 +192,7 @@ def test_pack__disk_full(
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
-def test_pack__disk_too_small(
-    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pack__disk_too_small(tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A set that cannot fit is an error at the start, with the arithmetic."""
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(session.shutil, "disk_usage", lambda _: usage)
@@ -240,8 +222,8 @@ def test_pack__source_that_changes_between_passes(
 
 
 def test_pack__scratch_was_deleted(tmp_path: Path, face_set_path: str) -> None:
-    """Without the temporary files of a killed process, the same command starts over; others are
-    refused, because there are shards."""
+    """Without the temporary files of a killed process, the same command starts over; others are refused, because there
+    are shards."""
     manifest = packed([face_set_path], tmp_path / "set", num_shards=2)
     expected = content(tmp_path / "set")
     (tmp_path / "set" / "manifest.json").unlink()
@@ -260,9 +242,7 @@ def test_pack__scratch_elsewhere_is_cleaned_up(tmp_path: Path, face_set_path: st
     assert names_below(tmp_path / "scratch") == ["mine.txt"]
 
 
-def test_open_faces__incomplete_or_foreign_copy_of_a_set(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_open_faces__incomplete_or_foreign_copy_of_a_set(tmp_path: Path, face_set_path: str) -> None:
     """A missing shard, a truncated shard and a foreign file are reported at the start."""
     packed([face_set_path], tmp_path / "set", num_shards=3)
     last = tmp_path / "set" / "train-00002-of-00003.rec"

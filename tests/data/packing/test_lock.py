@@ -70,9 +70,7 @@ def test_locked__process_that_is_gone(tmp_path: Path) -> None:
         assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
 
 
-def test_locked__released_between_open_and_flock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked__released_between_open_and_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock of a file that its owner has deleted meanwhile does not count."""
     real, calls = fcntl.flock, []
 

@@ -16,18 +16,13 @@ def test_positions__are_a_permutation(num_records: int) -> None:
 def test_positions__of_a_range_equal_those_of_the_whole() -> None:
     """The positions of records 300…700 do not depend on the range that a worker reads."""
     permutation = FeistelPermutation(1000, 7)
-    np.testing.assert_array_equal(
-        permutation.positions(300, 700), permutation.positions(0, 1000)[300:700]
-    )
+    np.testing.assert_array_equal(permutation.positions(300, 700), permutation.positions(0, 1000)[300:700])
 
 
 def test_positions__depend_on_the_seed_and_never_change() -> None:
     """An interrupted packing continues with the same order in any version: recorded here."""
     assert FeistelPermutation(10, 0).positions(0, 10).tolist() == RECORDED
-    assert (
-        FeistelPermutation(1000, 0).positions(0, 9).tolist()
-        != FeistelPermutation(1000, 1).positions(0, 9).tolist()
-    )
+    assert FeistelPermutation(1000, 0).positions(0, 9).tolist() != FeistelPermutation(1000, 1).positions(0, 9).tolist()
 
 
 RECORDED = [0, 6, 7, 5, 2, 8, 4, 3, 9, 1]

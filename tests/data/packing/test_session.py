@@ -36,9 +36,7 @@ from tests.data.packing.sets import (
 from tests.training.faces import ROOT, face_jpegs, write_face_set
 
 
-def test_pack__holds_every_image_with_its_label_in_another_order(
-    tmp_path: Path, face_set_path: str
-) -> None:
+def test_pack__holds_every_image_with_its_label_in_another_order(tmp_path: Path, face_set_path: str) -> None:
     """The bytes of all images and their labels are kept; open_faces agrees with the manifest."""
     manifest = packed([face_set_path], tmp_path / "set", num_shards=3)
     before, after = open_faces(face_set_path), open_faces(str(tmp_path / "set"))
@@ -65,11 +63,7 @@ def test_labels__are_read_without_reading_images(
     assert some.num_identities == 12
     read: list[int] = []
     real = type(some).read
-    monkeypatch.setattr(
-        type(some),
-        "read",
-        lambda self, index: read.append(len(index)) or real(self, index),
-    )
+    monkeypatch.setattr(type(some), "read", lambda self, index: read.append(len(index)) or real(self, index))
     labels = some.labels()
     assert read == [60]
     assert labels.tolist() == some.read(np.arange(60)).label.tolist()
@@ -188,28 +182,20 @@ def test_pack__impossible_option(
     assert not (tmp_path / "set").exists()
 
 
-def test_pack__in_an_object_store(
-    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pack__in_an_object_store(tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By URI, with a space in a name, the images equal those on disk; no lock is left."""
     shutil.copytree(Path(face_set_path).parent, tmp_path / "faces")
     write_folder(tmp_path / "more images", {"a b": 2})
     # A folder of the disk, behind another class than LocalFileSystem.
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(
-        reading, "resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://")))
-    )
+    monkeypatch.setattr(reading, "resolve_uri", lambda uri: (store, unquote(uri.removeprefix("store://"))))
     # Object stores have no folders; here they must exist.
     (tmp_path / "set" / "scratch").mkdir(parents=True)
-    out = PackOptions(
-        ("store://faces/train.rec", "store://more%20images"), "store://set", num_shards=2
-    )
+    out = PackOptions(("store://faces/train.rec", "store://more%20images"), "store://set", num_shards=2)
     pack_faces(out)
     assert "pack.lock" not in names_below(tmp_path / "set")
     assert "scratch" not in names_below(tmp_path / "set")
-    packed(
-        [tmp_path / "faces" / "train.rec", tmp_path / "more images"], tmp_path / "b", num_shards=2
-    )
+    packed([tmp_path / "faces" / "train.rec", tmp_path / "more images"], tmp_path / "b", num_shards=2)
     assert images_by_label("store://set") == images_by_label(tmp_path / "b")
     assert len(images_by_label("store://set")) == 13
 
@@ -238,12 +224,8 @@ def test_pack__memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     write_plain(tmp_path / "large.rec", [float(n % 50) for n in range(count)], [image] * count)
     command = [sys.executable, "-c", PRINTS_PEAK_MEMORY]
     sources = [str(tmp_path / "small.rec"), str(tmp_path / "large.rec")]
-    done = subprocess.run(
-        [*command, *sources], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
+    done = subprocess.run([*command, *sources], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    small, large = (
-        int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak")
-    )
+    small, large = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak"))
     assert (large - small) * 1024 < 32 << 20
     assert filesystem.file_size(str(tmp_path / "large.rec.set" / "labels.npy")) > 4 * count

@@ -32,9 +32,7 @@ def test_folder__labels_are_the_sorted_names_of_its_subfolders(tmp_path: Path) -
     source = open_source(str(tmp_path))
     assert isinstance(source, ImageFileSource)
     assert source.names == ["a", "a-b", "b", "c d"]
-    assert source.files.to_pylist() == [
-        *("a/0.jpg", "a/deep/x.PNG", "a-b/0.jpg", "b/0.jpg", "b/1.jpg", "c d/0.jpg")
-    ]
+    assert source.files.to_pylist() == [*("a/0.jpg", "a/deep/x.PNG", "a-b/0.jpg", "b/0.jpg", "b/1.jpg", "c d/0.jpg")]
     rows = list(source.read(1, 6))
     assert [row.label for row in rows] == [0, 1, 2, 2, 3]
     assert rows[0].image == b"png"
@@ -80,15 +78,9 @@ def test_list__csv_and_parquet(tmp_path: Path) -> None:
     names = ["images/b/1.jpg", str(tmp_path / "images" / "a" / "0.jpg"), "images/gone.jpg"]
     plain = "".join(f"{name},{label}\n" for name, label in zip(names, [70, 5, 70], strict=True))
     (tmp_path / "plain.csv").write_text(plain)
-    (tmp_path / "named.csv").write_text(
-        "path,label\n" + plain.replace("70", "zoe").replace(",5", ",al")
-    )
+    (tmp_path / "named.csv").write_text("path,label\n" + plain.replace("70", "zoe").replace(",5", ",al"))
     pq.write_table(pa.table({"label": [70, 5, 70], "path": names}), tmp_path / "list.parquet")
-    for name, meaning in (
-        ("plain.csv", ["5", "70"]),
-        ("named.csv", ["al", "zoe"]),
-        ("list.parquet", ["5", "70"]),
-    ):
+    for name, meaning in (("plain.csv", ["5", "70"]), ("named.csv", ["al", "zoe"]), ("list.parquet", ["5", "70"])):
         source = open_source(str(tmp_path / name))
         rows = list(source.read(0, 3))
         assert source.names == meaning
@@ -119,9 +111,7 @@ def test_list__header_of_other_programs(tmp_path: Path, encoding: str, header: s
         (["", "", "", ""], [], [-1, -1, -1, -1]),
     ],
 )
-def test_list__images_without_label(
-    tmp_path: Path, labels: list[str], names: list[str], numbers: list[int]
-) -> None:
+def test_list__images_without_label(tmp_path: Path, labels: list[str], names: list[str], numbers: list[int]) -> None:
     """An empty cell has no label, nor has -1 or NA among numbers; among names NA is a label."""
     lines = "".join(f"{number}.jpg,{label}\n" for number, label in enumerate(labels))
     (tmp_path / "a.csv").write_text("path,label\n" + lines)

@@ -39,9 +39,7 @@ def there_and_back(checkpoint: dict[str, Any], folder: Path, **options: Any) -> 
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_round_trip__of_a_pretraining_checkpoint(
-    tmp_path: Path, role: Literal["teacher", "student"]
-) -> None:
+def test_round_trip__of_a_pretraining_checkpoint(tmp_path: Path, role: Literal["teacher", "student"]) -> None:
     """Student and teacher come back under all their names, class weight and head included."""
     networks = {"student": pretraining("module.", 0), "teacher": pretraining("", 5)}
     back = there_and_back({**networks, "epoch": 41, "optimizer": {}}, tmp_path, role=role)
@@ -76,10 +74,7 @@ def test_released_network__embeds_as_recorded(tmp_path: Path) -> None:
         found = weights.embedder()(images)
     # The case's own tolerance: ten times the reference's distance from float64.
     torch.testing.assert_close(
-        found,
-        torch.from_numpy(case.outputs["embedding"]),
-        atol=case.meta["tol"]["embedding"],
-        rtol=0,
+        found, torch.from_numpy(case.outputs["embedding"]), atol=case.meta["tol"]["embedding"], rtol=0
     )
 
 
@@ -150,9 +145,7 @@ def test_add_landmark_cnn__makes_a_whole_network(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 112, 112) * 2 - 1
     with torch.inference_mode():
         assert whole.embedder()(images).isfinite().all()
-        assert torch.equal(
-            whole.embedder().landmark_cnn(images), _landmark_cnn(small(LANDMARK_CNN))(images)
-        )
+        assert torch.equal(whole.embedder().landmark_cnn(images), _landmark_cnn(small(LANDMARK_CNN))(images))
     assert whole.source == "a.pth, teacher; landmark CNN: stage_1.pth"
     left_out = write_published(str(tmp_path / "back.pth"), whole)
     assert list(left_out) == ["stn.*, output_layer.*"]
@@ -175,9 +168,7 @@ def _landmark_cnn(state: dict[str, Tensor]) -> torch.nn.Module:
         ({}, PART_FVIT, 196, "has a landmark CNN"),
     ],
 )
-def test_add_landmark_cnn__mismatch(
-    options: dict[str, Any], name: str, landmarks: int, expected: str
-) -> None:
+def test_add_landmark_cnn__mismatch(options: dict[str, Any], name: str, landmarks: int, expected: str) -> None:
     """Another number of landmarks, or a second CNN, is refused with both."""
     state = {"teacher": pretraining()} if name == "teacher" else small(name)
     cnn = small(LANDMARK_CNN)
@@ -213,9 +204,7 @@ QKV = "transformer.layers.0.0.fn.fn.to_qkv.weight"
         ({"module.cls_token": torch.zeros(1, 1, 24)}, "begin with '' and, as module.cls_token"),
     ],
 )
-def test_from_published__of_another_architecture(
-    change: dict[str, Tensor | None], message: str
-) -> None:
+def test_from_published__of_another_architecture(change: dict[str, Tensor | None], message: str) -> None:
     """A mismatch is refused with name and shape, before anything is written."""
     state = {**small(PART_FVIT), **change}
     with pytest.raises(CheckpointError, match=message):
@@ -243,8 +232,6 @@ def test_from_published__on_the_grid() -> None:
 
 def test_from_published__heads_of_another_width() -> None:
     """Shapes contain the product of heads and their width; the caller sets the width."""
-    size = converted(
-        small("backbone_with_land_false"), head_dim=16
-    ).weights.architecture.transformer
+    size = converted(small("backbone_with_land_false"), head_dim=16).weights.architecture.transformer
     assert size is not None
     assert (size.heads, size.head_dim) == (4, 16)

@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints import export
 from lafs_ray.models.checkpoints.architecture import Architecture
-from lafs_ray.models.checkpoints.export import (
-    FILES,
-    export_embedder,
-    largest_difference,
-    require_format,
-)
+from lafs_ray.models.checkpoints.export import FILES, export_embedder, largest_difference, require_format
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights
 from lafs_ray.models.checkpoints.state_dicts import PublishedState
 from lafs_ray.models.fvit import FViTSize
@@ -88,9 +83,7 @@ def test_export_embedder__for_other_programs(
     assert (description["source"], description["step"]) == ("step-00000007.pt", "7")
 
 
-def test_export_embedder__torch_that_cannot_write_onnx(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_embedder__torch_that_cannot_write_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exporter's failure, as with torch 2.6, is reported with torch's version."""
     pytest.importorskip("onnxscript")
 
@@ -115,9 +108,7 @@ def test_export_embedder__as_weights_file(tmp_path: Path) -> None:
         assert torch.equal(read_weights(path).embedder()(images), made.embedder()(images))
 
 
-def test_export_embedder__that_computes_something_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_embedder__that_computes_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that fails the check is never there under its name."""
     made, path = weights(ON_GRID), tmp_path / "a.safetensors"
     maker = export._MAKERS["safetensors"]
@@ -164,9 +155,7 @@ def test_require_format__unknown() -> None:
 def test_require_format__without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a package is not installed, the extra that brings it is named."""
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(ConfigError, match="no package onnxscript") as caught:
         require_format("onnx")
     assert "pip install 'lafs-ray[export]'" in caught.value.fix

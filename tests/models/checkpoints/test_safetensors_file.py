@@ -12,11 +12,7 @@ from safetensors.torch import save_file
 
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.architecture import Architecture
-from lafs_ray.models.checkpoints.safetensors_file import (
-    NetworkWeights,
-    read_weights,
-    write_weights,
-)
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights, write_weights
 from lafs_ray.models.checkpoints.state_dicts import PublishedState, hash_tensors
 from lafs_ray.models.fvit import FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkCNN, infer_width
@@ -43,11 +39,7 @@ def test_write_weights__header_says_what_goes_in(tmp_path: Path) -> None:
     assert names == made.state.backbone.keys()
     assert header["input_range"] == "[-1, 1]"
     assert header["color_order"] == "rgb"
-    assert (header["image_size"], header["patch_size"], header["embedding_dim"]) == (
-        "112",
-        "16",
-        "16",
-    )
+    assert (header["image_size"], header["patch_size"], header["embedding_dim"]) == ("112", "16", "16")
     assert (header["source"], header["step"]) == ("step-00000007.pt", "7")
     assert header["weights_hash"] == hash_tensors(made.state.backbone)
     assert json.loads(header["architecture"])["transformer"]["head_dim"] == 8
@@ -118,11 +110,7 @@ def test_read_weights__truncated(tmp_path: Path, cut: int) -> None:
 
 def test_embedder__tensors_of_another_architecture(tmp_path: Path) -> None:
     """A header that does not match its tensors is refused with both shapes."""
-    other = NetworkWeights(
-        Architecture(49, FViTSize(16, 1, 2, 8, 99), 16, "mobilenetv3", 0.25),
-        weights().state,
-        "a",
-    )
+    other = NetworkWeights(Architecture(49, FViTSize(16, 1, 2, 8, 99), 16, "mobilenetv3", 0.25), weights().state, "a")
     with pytest.raises(CheckpointError, match=r"\[12, 16\] in the checkpoint, \[99, 16\]"):
         other.embedder()
 
@@ -135,6 +123,4 @@ def test_infer_width__gives_the_same_network(width: float) -> None:
         found = infer_width(state)
         assert found is not None
         again = LandmarkCNN(9, width=found).state_dict()
-    assert {name: value.shape for name, value in state.items()} == {
-        name: value.shape for name, value in again.items()
-    }
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in again.items()}

@@ -41,9 +41,7 @@ def _names_and_shapes(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_published_state__pretraining_checkpoint_and_back(
-    role: Literal["teacher", "student"],
-) -> None:
+def test_published_state__pretraining_checkpoint_and_back(role: Literal["teacher", "student"]) -> None:
     """A full-size student or teacher fits our modules and regains exactly the same names."""
     wrap = "module." if role == "student" else ""
     flat = _published("backbone_with_land_false", f"{wrap}backbone.")
@@ -67,9 +65,7 @@ def test_published_state__first_and_last_names() -> None:
     recorded = keys["student_multicrop_keys_first_last"]
     with torch.device("meta"):
         state = PublishedState(
-            FViT(FVIT_SIZES["base"]).state_dict(),
-            DINOHead(768, 100_000).state_dict(),
-            {"weight": torch.empty(10, 768)},
+            FViT(FVIT_SIZES["base"]).state_dict(), DINOHead(768, 100_000).state_dict(), {"weight": torch.empty(10, 768)}
         )
     ours = list(LAYOUTS["teacher"].named(state))
     assert ours[:4] == recorded["first"]

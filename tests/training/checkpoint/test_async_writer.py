@@ -156,9 +156,7 @@ def test_run__checkpoint_holds_its_own_step_however_late_it_is_written(
     tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, teacher and moments that steps change while the storage is slow are not torn."""
-    inputs = [
-        prepare_run(tiny(tmp_path / name, face_set_path, *SHORT)) for name in ("fast", "slow")
-    ]
+    inputs = [prepare_run(tiny(tmp_path / name, face_set_path, *SHORT)) for name in ("fast", "slow")]
     run(inputs[0].config)
     delayed(monkeypatch, lambda _: time.sleep(0.5))
     run(inputs[1].config)

@@ -14,12 +14,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.convert import write_published
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
-from lafs_ray.training.checkpoint.inference import (
-    convert,
-    inference_device,
-    load_embedder,
-    load_for_inference,
-)
+from lafs_ray.training.checkpoint.inference import convert, inference_device, load_embedder, load_for_inference
 from tests.models.published import pretraining
 from tests.training.faces import run, tiny
 
@@ -35,17 +30,12 @@ KINDS: dict[str, tuple[type[Any], list[str]]] = {
             "landmarks.weights=untrained",
         ],
     ),
-    "grid": (
-        PretrainConfig,
-        ["run.name=net", "duration=1 steps", "optim.warmup=0 steps", "landmarks.source=grid"],
-    ),
+    "grid": (PretrainConfig, ["run.name=net", "duration=1 steps", "optim.warmup=0 steps", "landmarks.source=grid"]),
 }
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def trained_run(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, face_set_path: str
-) -> Path:
+def trained_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
     """The folder of a run of one step."""
     kind, settings = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
@@ -101,9 +91,7 @@ def test_convert__run_to_published_and_back(trained_run: Path, tmp_path: Path) -
 def test_convert__student_of_a_run(trained_run: Path) -> None:
     """The role chooses the network of a pretraining run; a supervised one has only one."""
     teacher, student = (convert(str(trained_run), role=role) for role in ("teacher", "student"))
-    same = torch.equal(
-        embeddings(teacher.weights.embedder()), embeddings(student.weights.embedder())
-    )
+    same = torch.equal(embeddings(teacher.weights.embedder()), embeddings(student.weights.embedder()))
     assert same == (teacher.weights.layout.container is None)
 
 

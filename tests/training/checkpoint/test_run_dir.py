@@ -14,11 +14,7 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
-from lafs_ray.training.checkpoint.checkpoint_file import (
-    FORMAT,
-    load_checkpoint,
-    newest_checkpoint,
-)
+from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, load_checkpoint, newest_checkpoint
 from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
 from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import run, tiny
@@ -64,10 +60,7 @@ def test_save__clears_what_a_lost_storage_left_half_written(tmp_path: Path) -> N
     place.save(1, STATE, keep=2)
     (there / ".step-00000002.pt.ab12.partial").write_bytes(b"half")
     place.save(2, STATE, keep=2)
-    assert sorted(path.name for path in there.iterdir()) == [
-        "step-00000001.pt",
-        "step-00000002.pt",
-    ]
+    assert sorted(path.name for path in there.iterdir()) == ["step-00000001.pt", "step-00000002.pt"]
 
 
 def test_save__that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -100,9 +93,7 @@ def full_device(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
 
 @pytest.mark.parametrize("size", [20, 200_000])
 @pytest.mark.parametrize("fails", ["write", "fsync"])
-def test_save__disk_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, size: int
-) -> None:
+def test_save__disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, size: int) -> None:
     """A full disk, met at the first buffer or at the last, is a DataError; the name stays free."""
     if fails == "write" and not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
@@ -173,9 +164,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "last block lost", "text"])
-def test_latest__skips_damaged_files(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
-) -> None:
+def test_latest__skips_damaged_files(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
     """The newest that loads counts, a damaged one is named in a warning; all damaged: refused."""
     place = folder(tmp_path)
     for step in (1, 2):
@@ -223,8 +212,7 @@ def test_load_checkpoint__with_code_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
-    [({"format": 2}, "format 2"), ({"teacher": {}}, "format None"), ([1, 2], "something else")],
+    ("content", "found"), [({"format": 2}, "format 2"), ({"teacher": {}}, "format None"), ([1, 2], "something else")]
 )
 def test_load_checkpoint__not_of_ours(tmp_path: Path, content: Any, found: str) -> None:
     """A newer format and files of others are refused with what was found."""
@@ -264,9 +252,7 @@ def test_claim__after_a_kill_in_the_first_claim(tmp_path: Path) -> None:
 def test_claim__names_every_difference(tmp_path: Path) -> None:
     """Another configuration is refused; each setting is named with its old and new value."""
     folder(tmp_path).claim(Origin())
-    other = folder(
-        tmp_path, "optim.lr=1e-3", "run.seed=4", "views.flip=0.1", "data.chunk_records=9"
-    )
+    other = folder(tmp_path, "optim.lr=1e-3", "run.seed=4", "views.flip=0.1", "data.chunk_records=9")
     with pytest.raises(ConfigError) as raised:
         other.claim(Origin())
     message = str(raised.value)
@@ -324,13 +310,7 @@ def test_newest_checkpoint__of_a_run_without_any(tmp_path: Path) -> None:
 def test_resume__checkpoint_of_another_architecture(tmp_path: Path, face_set_path: str) -> None:
     """Weights of another width in the run's folder are refused with the file and the shapes."""
     config = tiny(tmp_path / "a", face_set_path, "duration=1 steps", "optim.warmup=0 steps")
-    other = tiny(
-        tmp_path / "b",
-        face_set_path,
-        "duration=1 steps",
-        "optim.warmup=0 steps",
-        "head.hidden_dim=48",
-    )
+    other = tiny(tmp_path / "b", face_set_path, "duration=1 steps", "optim.warmup=0 steps", "head.hidden_dim=48")
     for one in (config, other):
         run(one)
     name = "debug/checkpoints/step-00000001.pt"

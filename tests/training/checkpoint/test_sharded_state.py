@@ -26,8 +26,8 @@ from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
 from tests.training.faces import run, tiny, without_times
 
-# 12 faces a step for 1, 2 or 3 ranks; dropout, which differs from rank to rank, is off, and the
-# grid has no landmark CNN with its dropout and batch statistics. Mix-up comes and goes.
+# 12 faces a step for 1, 2 or 3 ranks; dropout, which differs from rank to rank, is off, and the grid has no landmark
+# CNN with its dropout and batch statistics. Mix-up comes and goes.
 SETTINGS = [
     "batch_size=12",
     "duration=6 steps",
@@ -56,13 +56,7 @@ def train_rank(rank: int, num_ranks: int, config: FinetuneConfig, stop_at: int) 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return local_stream(*source, first, min(stop, stop_at), rank, num_ranks)
 
-    run_rank(
-        inputs,
-        stream,
-        device=device,
-        rank=rank,
-        wrap=DistributedDataParallel,
-    )
+    run_rank(inputs, stream, device=device, rank=rank, wrap=DistributedDataParallel)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -74,18 +68,13 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def folders(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
     """Runs of the same six steps: `one`, on one rank, and `halves`, there in two micro-batches.
 
-    `stopped` on two ranks; `on one` and `on three` have continued such a run on as many. `sampled`
-    on two ranks with half the classes a step; `sampled twice` was stopped and continued.
+    `stopped` on two ranks; `on one` and `on three` have continued such a run on as many. `sampled` on two ranks with
+    half the classes a step; `sampled twice` was stopped and continued.
     """
     base = tmp_path_factory.mktemp("runs")
     run(config_of(base / "one", face_set_path, SETTINGS))
     run(config_of(base / "halves", face_set_path, [*SETTINGS, "accumulation=2"]))
-    settings = {
-        "stopped": SETTINGS,
-        "on three": SETTINGS,
-        "sampled": SAMPLED,
-        "sampled twice": SAMPLED,
-    }
+    settings = {"stopped": SETTINGS, "on three": SETTINGS, "sampled": SAMPLED, "sampled twice": SAMPLED}
     configs = {name: config_of(base / name, face_set_path, each) for name, each in settings.items()}
     for config in configs.values():
         prepare_run(config)
@@ -150,14 +139,10 @@ def test_sampled_run__continues_as_if_never_interrupted(folders: Path) -> None:
     assert len(expected) == 6
     assert lines(folders / "sampled twice") == expected
     dense = lines(folders / "one")
-    assert all(a["loss"] < b["loss"] for a, b in zip(expected, dense, strict=True)), (
-        "a softmax over half the classes"
-    )
+    assert all(a["loss"] < b["loss"] for a, b in zip(expected, dense, strict=True)), "a softmax over half the classes"
 
 
-def head_and_optimizer(
-    rate: float, rank: int = 0, num_ranks: int = 1
-) -> tuple[PartialFC, RowAdamW]:
+def head_and_optimizer(rate: float, rank: int = 0, num_ranks: int = 1) -> tuple[PartialFC, RowAdamW]:
     torch.manual_seed(0)
     head = PartialFC(3, 7, sample_rate=rate, rank=rank, num_ranks=num_ranks)
     return head, RowAdamW(head.parameters(), lr=0.1)

@@ -74,12 +74,7 @@ def found(rows: Rows, *overrides: str, temperatures: tuple[float, ...] = (0.04,)
     last = temperatures[-1]
     padded = [*temperatures, *[last] * len(rows)]
     return [
-        {
-            sign.name
-            for sign in collapse.update(
-                {**dict(zip(NAMES, row, strict=True)), "teacher_temp": temp}
-            )
-        }
+        {sign.name for sign in collapse.update({**dict(zip(NAMES, row, strict=True)), "teacher_temp": temp})}
         for row, temp in zip(rows, padded, strict=False)
     ]
 

@@ -114,9 +114,7 @@ def test_report__input_bottleneck_after_three_in_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [[*CLUSTER, "monitoring.wait_share=0"], []])
-def test_report__input_bottleneck_off_and_in_debug_mode(
-    tmp_path: Path, settings: list[str]
-) -> None:
+def test_report__input_bottleneck_off_and_in_debug_mode(tmp_path: Path, settings: list[str]) -> None:
     """0 switches it off; one process on a CPU has no other to preprocess."""
     monitor = monitor_of(tmp_path, *settings)
     reports(monitor, 5, **WAITING)
@@ -175,10 +173,7 @@ def test_tensorboard__has_the_metrics(tmp_path: Path, face_set_path: str) -> Non
     result = run(config)
     found = scalars(tmp_path / "debug" / "tensorboard")
     expected = {
-        (name, line["step"]): value
-        for line in result.metrics
-        for name, value in line.items()
-        if name != "step"
+        (name, line["step"]): value for line in result.metrics for name, value in line.items() if name != "step"
     }
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -187,9 +182,7 @@ def test_tensorboard__has_the_metrics(tmp_path: Path, face_set_path: str) -> Non
             assert found[key] == pytest.approx(value, rel=1e-6), key
 
 
-def test_tensorboard__two_starts_in_one_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard__two_starts_in_one_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starts within a second each have a file, and by name those are in the order of the starts."""
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr("time.time", lambda: 1.8e9)
@@ -203,9 +196,7 @@ def test_tensorboard__two_starts_in_one_second(
     assert scalars(tmp_path) == {("loss", step): step / 2 for step in range(1, 6)}
 
 
-def test_tensorboard__beyond_the_local_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard__beyond_the_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For an object store the files are written locally and uploaded."""
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr("lafs_ray.data.io.reading.local_path", lambda _: None)
@@ -216,9 +207,7 @@ def test_tensorboard__beyond_the_local_disk(
     assert scalars(tmp_path / "board") == {("loss", 3): 0.5}
 
 
-def test_tensorboard__package_is_missing(
-    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard__package_is_missing(tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package the job is refused before it starts, with the command to install it."""
     real = builtins.__import__
 

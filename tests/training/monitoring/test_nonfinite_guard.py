@@ -37,9 +37,7 @@ KINDS = {
 }
 
 
-def poison(
-    monkeypatch: pytest.MonkeyPatch, method: type, step: int, change: Callable[[Tensor], Tensor]
-) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, method: type, step: int, change: Callable[[Tensor], Tensor]) -> None:
     """Change the loss of one step of a method."""
     now = []
     begin, loss = method.begin_step, method.loss  # type: ignore[attr-defined]
@@ -69,9 +67,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_run__non_finite_loss(
-    name: str, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run__non_finite_loss(name: str, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run ends with the state before the bad step, bit by bit that of a run without it."""
     kind, method, more = KINDS[name]
     settings = [*SETTINGS, *more]
@@ -114,9 +110,7 @@ def test_run__non_finite_loss(
     assert f"the state after step {BAD} is saved" in message
 
 
-def test_run__first_step_is_bad(
-    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run__first_step_is_bad(tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was trained, so nothing is saved; a gradient that is not finite names its weights."""
 
     class Overflow(torch.autograd.Function):

@@ -32,9 +32,7 @@ def test_read_status__of_a_running_run(stopped: Path) -> None:
     assert status.checkpoint == str(stopped / "checkpoints" / "step-00000006.pt")
     assert status.last is not None
     assert status.left_s == pytest.approx(2 * 8 / status.last["images_per_s"])
-    assert [line.partition(": found")[0] for line in status.damaged] == [
-        f"{stopped.parent}/a.rec, record 6"
-    ]
+    assert [line.partition(": found")[0] for line in status.damaged] == [f"{stopped.parent}/a.rec, record 6"]
     text = str(status)
     for words in ("running (last report 0:00:", "6/8, epoch 1\n", "loss ", "images/s, data wait "):
         assert words in text

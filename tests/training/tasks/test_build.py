@@ -76,9 +76,7 @@ PASSED_ON: list[tuple[type[Section], Any, set[str]]] = [
 
 
 @pytest.mark.parametrize(("section", "receiver", "not_passed"), PASSED_ON)
-def test_settings__have_one_name_and_one_default(
-    section: type[Section], receiver: Any, not_passed: set[str]
-) -> None:
+def test_settings__have_one_name_and_one_default(section: type[Section], receiver: Any, not_passed: set[str]) -> None:
     """What a setting is passed to has a parameter of its name, without another default."""
     parameters = inspect.signature(receiver).parameters
     for name, field in section.model_fields.items():

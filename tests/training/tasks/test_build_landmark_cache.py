@@ -125,11 +125,7 @@ def test_job__killed_goes_on_with_the_missing_parts(
 
 
 def test_job__logs_its_speed(
-    tmp_path: Path,
-    faces: str,
-    weights: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, faces: str, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the first part is done it has logged where it writes, and its records per second."""
     monkeypatch.setattr(training_landmarks, "_LOG_EVERY_S", 0.0)
@@ -160,9 +156,7 @@ def test_job__impossible_number(faces: str, weights: str, option: str) -> None:
         cache(weights, faces, option, "-2")
 
 
-def test_damaged_records__have_no_landmarks(
-    tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_records__have_no_landmarks(tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     """They are counted; a run replaces them as ever; more than allowed stop the job."""
     data = tmp_path / "train.rec"
     write_face_set(data)
@@ -219,11 +213,7 @@ def test_run__without_fitting_landmarks(tmp_path: Path, faces: str, weights: str
 
 def test_configuration__cached_needs_a_checkpoint() -> None:
     """Untrained landmarks have no file to be cached of."""
-    tree = {
-        "run": {"name": "x"},
-        "data": {"path": "x.rec"},
-        "landmarks": {"source": "cached", "weights": "untrained"},
-    }
+    tree = {"run": {"name": "x"}, "data": {"path": "x.rec"}, "landmarks": {"source": "cached", "weights": "untrained"}}
     with pytest.raises(ConfigError, match="only landmarks of a stage-1 checkpoint are cached"):
         resolve(PretrainConfig, tree, "test")
 

@@ -67,9 +67,7 @@ def test_labeled_cut__of_a_record_in_any_batch() -> None:
     faces = labeled_faces(6)
     config = finetune("augmentation.rand_augment=2", "augmentation.erasing=0.5")
     whole = build_transform(config, NO_WEIGHTS)(faces)
-    part = build_transform(config, NO_WEIGHTS)(
-        {name: column[3:5] for name, column in faces.items()}
-    )
+    part = build_transform(config, NO_WEIGHTS)({name: column[3:5] for name, column in faces.items()})
     assert np.array_equal(part["images"], whole["images"][3:5])
 
 
@@ -83,9 +81,7 @@ def test_augmentation__impossible_area(key: str, area: str) -> None:
 
 def test_schedules__supervised() -> None:
     """The rate is the configured one, unscaled, one step after the warm-up; decay is constant."""
-    values = built(
-        finetune("duration=4 epochs", "optim.warmup=1 epochs", "optim.lr=2e-3"), 12
-    ).hparams
+    values = built(finetune("duration=4 epochs", "optim.warmup=1 epochs", "optim.lr=2e-3"), 12).hparams
     assert [values(step)["lr"] for step in (0, 3, 15)] == pytest.approx([0, 4e-4, 2e-3])
     assert {values(step)["weight_decay"] for step in range(60)} == {0.1}
 
@@ -125,9 +121,7 @@ def test_supervised_groups__recorded(decay: float) -> None:
 
 def test_layer_decay__is_applied() -> None:
     """Unlike in the released code, a step's rates differ by layer; the landmark CNN's share too."""
-    training = built(
-        finetune("optim.layer_decay=0.5", "optim.landmark_lr_scale=0.1", "optim.warmup=0 steps"), 12
-    )
+    training = built(finetune("optim.layer_decay=0.5", "optim.landmark_lr_scale=0.1", "optim.warmup=0 steps"), 12)
     set_hyperparameters(training.optimizer, 1.0, 0.1)
     rates = {
         name: group["lr"]
@@ -184,9 +178,7 @@ def test_schedules__recorded_warm_up_and_cosine() -> None:
 @pytest.mark.parametrize("strength", [1.0, 0.25])
 def test_schedules__recorded_regularizer(epochs: float, strength: float) -> None:
     """Case f7: λ of each of 34 epochs; shorter and longer runs anneal over the same shares."""
-    config = finetune(
-        f"duration={epochs} epochs", f"regularizer.strength={strength}", "start.landmarks=x"
-    )
+    config = finetune(f"duration={epochs} epochs", f"regularizer.strength={strength}", "start.landmarks=x")
     sampler = EpochSampler(8 * 10, 8, 0, 4)
     values = supervised_hparams(config, sampler)
     steps = round(epochs * 10)
@@ -199,12 +191,7 @@ def test_schedules__recorded_regularizer(epochs: float, strength: float) -> None
 def test_schedules__regularizer_in_epochs() -> None:
     """A table in epochs is that of the reference, whatever the length of the run."""
     table = "[[1 epochs, 7], [20 steps, 3]]"
-    config = finetune(
-        "duration=30 steps",
-        f"regularizer.table={table}",
-        "regularizer.strength=2",
-        "start.landmarks=x",
-    )
+    config = finetune("duration=30 steps", f"regularizer.table={table}", "regularizer.strength=2", "start.landmarks=x")
     values = supervised_hparams(config, EpochSampler(80, 8, 0, 4))
     weights = [values(step)["regularizer_weight"] for step in (0, 9, 10, 19, 20, 29)]
     assert weights == [14, 14, 6, 6, 0, 0]

@@ -55,14 +55,9 @@ def few_shot(folder: Path, data: str, start: Path, *more: str) -> FinetuneConfig
     return tiny(folder, data, *overrides, kind=FinetuneConfig, file=FEW_SHOT)
 
 
-def test_finetuning__interrupted_and_continued(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_finetuning__interrupted_and_continued(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """Ended in mid-epoch and continued, a run with the whole recipe is the undisturbed one."""
-    whole, broken = (
-        few_shot(tmp_path / name, face_set_path, stage_one, "checkpoints.every=2 steps")
-        for name in "ab"
-    )
+    whole, broken = (few_shot(tmp_path / name, face_set_path, stage_one, "checkpoints.every=2 steps") for name in "ab")
     expected = run(whole)
     interrupted = run(broken, killed_at=5)
     assert interrupted.logged[-1] == "killed"
@@ -71,18 +66,13 @@ def test_finetuning__interrupted_and_continued(
     assert again.exact == expected.exact
     last = [line.keys() for line in expected.metrics][-1]
     assert {"regularizer", "landmark_drift_px", "mixup_lam", "landmarks_frozen"} <= last
-    states = [
-        torch.load(tmp_path / name / "few_shot/checkpoints/step-00000007.pt", weights_only=True)
-        for name in "ab"
-    ]
+    states = [torch.load(tmp_path / name / "few_shot/checkpoints/step-00000007.pt", weights_only=True) for name in "ab"]
     assert states[0]["landmarks"] is None, "its own landmark CNN is part of the network"
     for name, tensor in states[0]["model"].items():
         assert torch.equal(tensor, states[1]["model"][name]), name
 
 
-def test_finetuning__subset_is_recorded(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_finetuning__subset_is_recorded(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """The run's folder lists the images trained on, and no other image is ever read."""
     config = few_shot(tmp_path, face_set_path, stage_one)
     inputs = prepare_run(config)
@@ -96,9 +86,7 @@ def test_finetuning__subset_is_recorded(
         prepare_run(other)
 
 
-def test_finetuning__classes_stay_those_of_the_whole_set(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_finetuning__classes_stay_those_of_the_whole_set(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """The head of a file holds a few identities only; the margin softmax still has all classes."""
     subset = ["data.subset={fraction: 0.2, order: head}"]
     inputs = check_run(few_shot(tmp_path, face_set_path, stage_one, *subset))
@@ -107,9 +95,7 @@ def test_finetuning__classes_stay_those_of_the_whole_set(
     assert list(tmp_path.iterdir()) == [], "checking a job leaves no trace"
 
 
-def test_finetuning__too_few_images_of_an_identity(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_finetuning__too_few_images_of_an_identity(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """k above what the set holds is refused before anything starts, with identities and counts."""
     config = few_shot(tmp_path, face_set_path, stage_one, "data.subset.images_per_identity=11")
     with pytest.raises(DataError, match=r"identity 0 has 10, 1 has 10, .* and 7 more"):
@@ -117,9 +103,7 @@ def test_finetuning__too_few_images_of_an_identity(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finetuning__batch_larger_than_the_subset(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_finetuning__batch_larger_than_the_subset(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """A batch that the chosen images cannot fill is refused with their number."""
     with pytest.raises(ConfigError, match="24 images"):
         prepare_run(few_shot(tmp_path, face_set_path, stage_one, "batch_size=32"))
@@ -148,9 +132,7 @@ def test_finetuning__label_outside_the_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["cnn", "grid"])
-def test_load_embedder__of_a_finetuned_run(
-    tmp_path: Path, face_set_path: str, stage_one: Path, source: str
-) -> None:
+def test_load_embedder__of_a_finetuned_run(tmp_path: Path, face_set_path: str, stage_one: Path, source: str) -> None:
     """The embedder of a finetuned run gives what its network gives in eval mode, bit by bit."""
     overrides = [f"start.transformer={stage_one}", f"landmarks.source={source}"]
     short = ["duration=1 steps", "optim.warmup=0 steps"]
@@ -191,15 +173,11 @@ def rank_main(rank: int, store: str, config: FinetuneConfig) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks__train_like_two_micro_batches(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_two_ranks__train_like_two_micro_batches(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """With mix-up, regularizer and layer decay: 2 workers equal 1 worker with 2 micro-batches."""
     plain = ["model.dropout=0", "model.drop_path=0", "mixup.probability=1", "duration=3 steps"]
     plain += ["optim.warmup=1 steps", "freeze.landmarks=0 steps"]
-    two = few_shot(
-        tmp_path / "2", face_set_path, stage_one, *plain, "accumulation=1", "compute.workers=2"
-    )
+    two = few_shot(tmp_path / "2", face_set_path, stage_one, *plain, "accumulation=1", "compute.workers=2")
     context = mp.spawn(rank_main, args=(str(tmp_path / "store"), two), nprocs=2, join=False)
     assert context is not None
     one = few_shot(tmp_path / "1", face_set_path, stage_one, *plain)

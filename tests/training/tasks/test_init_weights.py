@@ -94,9 +94,7 @@ def test_landmark_weights__from_every_kind_of_file(
     assert same(expected, load_landmark_weights(config))
 
 
-def test_landmark_weights__give_the_same_landmarks(
-    tmp_path: Path, face_set_path: str, stage_one: Path
-) -> None:
+def test_landmark_weights__give_the_same_landmarks(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
     """The frozen CNN of a pretraining run finds what stage 1's finds, in eval mode, bit by bit."""
     inputs = prepare_run(weights_config(stage_one, tmp_path, face_set_path))
     assert isinstance(inputs.config, PretrainConfig)
@@ -114,9 +112,7 @@ def test_landmark_weights__give_the_same_landmarks(
 @pytest.mark.parametrize(
     "change", ["model.landmark_cnn_width=0.5", "model.num_landmarks=36"], ids=["width", "landmarks"]
 )
-def test_landmark_weights__of_another_size(
-    tmp_path: Path, face_set_path: str, stage_one: Path, change: str
-) -> None:
+def test_landmark_weights__of_another_size(tmp_path: Path, face_set_path: str, stage_one: Path, change: str) -> None:
     """Another width or number of landmarks is refused, with file, name and both shapes."""
     with pytest.raises(CheckpointError, match="in the checkpoint, .* in the model") as raised:
         load_landmark_weights(weights_config(stage_one, tmp_path, face_set_path, change))
@@ -130,9 +126,7 @@ def test_landmark_weights__grid_has_none() -> None:
 
 
 @pytest.fixture(scope="module")
-def pretrained(
-    tmp_path_factory: pytest.TempPathFactory, face_set_path: str, stage_one: Path
-) -> Path:
+def pretrained(tmp_path_factory: pytest.TempPathFactory, face_set_path: str, stage_one: Path) -> Path:
     """Folder of a short LAFS run on the stage-1 landmarks."""
     folder = tmp_path_factory.mktemp("stage2")
     short = ["duration=1 steps", "optim.warmup=0 steps"]
@@ -163,9 +157,7 @@ def holds(arrays: Arrays | None, tensors: dict[str, Tensor]) -> bool:
     return same(arrays, {name: tensor.numpy() for name, tensor in tensors.items()})
 
 
-def test_start__teacher_and_landmarks_of_a_pretraining_run(
-    pretrained: Path, stage_one: Path
-) -> None:
+def test_start__teacher_and_landmarks_of_a_pretraining_run(pretrained: Path, stage_one: Path) -> None:
     """Finetuning begins with the teacher's transformer and the landmark CNN it was trained on."""
     config = finetune(f"start.transformer={pretrained}", "regularizer.strength=1")
     start = load_init_weights(config)
@@ -219,21 +211,14 @@ def test_start__published_pretraining_checkpoint(pretrained: Path, tmp_path: Pat
     assert "landmarks.source=grid" in raised.value.fix
 
 
-def test_start__weights_file(
-    pretrained: Path, on_grid: Path, stage_one: Path, tmp_path: Path
-) -> None:
+def test_start__weights_file(pretrained: Path, on_grid: Path, stage_one: Path, tmp_path: Path) -> None:
     """A described weights file starts a run as its checkpoint does, over landmarks and the grid."""
     for folder in (pretrained, on_grid):
-        write_weights(
-            str(tmp_path / f"{folder.parent.name}.safetensors"), load_for_inference(str(folder))
-        )
+        write_weights(str(tmp_path / f"{folder.parent.name}.safetensors"), load_for_inference(str(folder)))
     of_lafs, of_grid = (tmp_path / f"{f.parent.name}.safetensors" for f in (pretrained, on_grid))
     ours = load_init_weights(finetune(f"start.transformer={of_lafs}"))
     theirs = load_init_weights(finetune(f"start.transformer={pretrained}"))
-    assert (ours.transformer_hash, ours.landmarks_hash) == (
-        theirs.transformer_hash,
-        theirs.landmarks_hash,
-    )
+    assert (ours.transformer_hash, ours.landmarks_hash) == (theirs.transformer_hash, theirs.landmarks_hash)
     landmarks = f"start.landmarks={stage_one}"
     turned = load_init_weights(finetune(f"start.transformer={of_grid}", landmarks))
     expected = load_init_weights(finetune(f"start.transformer={on_grid}", landmarks))
@@ -247,9 +232,7 @@ def test_start__finetuned_run(stage_one: Path) -> None:
     start = load_init_weights(finetune(f"start.transformer={stage_one}"))
     content = torch.load(stage_one / "checkpoints" / "step-00000002.pt", weights_only=True)
     network = {
-        name.removeprefix("model."): tensor
-        for name, tensor in content["model"].items()
-        if name.startswith("model.")
+        name.removeprefix("model."): tensor for name, tensor in content["model"].items() if name.startswith("model.")
     }
     assert {**(start.transformer or {}), **(start.landmarks or {})}.keys() == network.keys()
     assert (start.transformer or {})["cls_token"].tolist() == network["cls_token"].tolist()
@@ -286,12 +269,7 @@ def test_transpose_patch_embedding__embed_transpose_patch_embedding_as_before() 
 @pytest.mark.parametrize(
     ("change", "key", "shapes", "setting"),
     [
-        (
-            "model.size=small",
-            "cls_token",
-            "[1, 1, 128] in the checkpoint, [1, 1, 384] in the model",
-            "model.size=tiny",
-        ),
+        ("model.size=small", "cls_token", "[1, 1, 128] in the checkpoint, [1, 1, 384] in the model", "model.size=tiny"),
         (
             "model.num_landmarks=36",
             "pos_embedding",
@@ -306,9 +284,7 @@ def test_transpose_patch_embedding__embed_transpose_patch_embedding_as_before() 
         ),
     ],
 )
-def test_start__another_architecture(
-    pretrained: Path, change: str, key: str, shapes: str, setting: str
-) -> None:
+def test_start__another_architecture(pretrained: Path, change: str, key: str, shapes: str, setting: str) -> None:
     """Another size is refused with file, name, both shapes and the setting that would fit."""
     with pytest.raises(CheckpointError) as raised:
         load_init_weights(finetune(f"start.transformer={pretrained}", change))
@@ -318,9 +294,7 @@ def test_start__another_architecture(
 
 
 @pytest.mark.parametrize("part", ["transformer", "landmarks"])
-def test_start__other_weights_when_continued(
-    tmp_path: Path, face_set_path: str, pretrained: Path, part: str
-) -> None:
+def test_start__other_weights_when_continued(tmp_path: Path, face_set_path: str, pretrained: Path, part: str) -> None:
     """A run cannot continue from a start whose file holds other weights now."""
     path = tmp_path / "start.pt"
     source = teacher_of(pretrained) if part == "transformer" else {}

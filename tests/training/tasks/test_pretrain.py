@@ -28,13 +28,7 @@ VIEWS = {
     "blur_sigma_px": "[0.2, 1.0]",
     "solarize": "0.3",
 }
-LANDMARKS = {
-    "source": "per_image",
-    "noise_px": "1.0",
-    "local_tokens": "10",
-    "shuffle": "false",
-    "replacement": "true",
-}
+LANDMARKS = {"source": "per_image", "noise_px": "1.0", "local_tokens": "10", "shuffle": "false", "replacement": "true"}
 
 
 def settings_of(config: PretrainConfig) -> ViewSettings:
@@ -83,9 +77,7 @@ def test_presets__differ_as_the_method_says() -> None:
     settings = settings_of(lafs), settings_of(reference)
     assert tuple(one.replacement for one in settings) == (False, True)
     # Temperatures of epochs 0, 29 (end of the warm-up) and 40, at 15 steps an epoch.
-    temps = [
-        [t.hparams(15 * epoch)["teacher_temp"] for epoch in (0, 29, 40)] for t in (ours, theirs)
-    ]
+    temps = [[t.hparams(15 * epoch)["teacher_temp"] for epoch in (0, 29, 40)] for t in (ours, theirs)]
     assert temps[0] == pytest.approx([0.04, 0.07, 0.07])
     assert temps[1] == pytest.approx([0.07, 0.04, 0.04])
     for training in (ours, theirs):

@@ -24,9 +24,7 @@ from tests.training.faces import tiny
     ],
     ids=["missing", "damaged", "without landmarks", "without tensors"],
 )
-def test_landmark_weights__unusable_file(
-    tmp_path: Path, face_set_path: str, make: Callable[[Path], object]
-) -> None:
+def test_landmark_weights__unusable_file(tmp_path: Path, face_set_path: str, make: Callable[[Path], object]) -> None:
     """A missing, damaged or foreign file is a CheckpointError that names it."""
     make(tmp_path / "w.pt")
     with pytest.raises(CheckpointError) as raised:
