@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 import cv2
@@ -26,6 +27,7 @@ _MAX_PIXELS = 1 << 27
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 # Start of frame: every 0xFFCx but DHT (C4), JPG (C8) and DAC (CC).
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN = 0xDA
 # Markers without a segment: TEM, RST0-7, SOI.
 _BARE = frozenset([0x01, *range(0xD0, 0xD9)])
 
@@ -43,9 +45,9 @@ def decode_image(data: bytes, *, color_order: ColorOrder, size: int | None = IMA
         DataError: the data is no image, is truncated, or has another size.
     """
     expected = "a JPEG or PNG" if size is None else f"a JPEG or PNG of {size}x{size}"
-    truncated = is_truncated_jpeg(data)
-    if truncated or not data:
-        found = f"{len(data)} bytes of a truncated JPEG" if truncated else "0 bytes"
+    damage = jpeg_damage(data)
+    if damage or not data:
+        found = f"{len(data)} bytes of a {damage}" if damage else "0 bytes"
         raise DataError("image", found=found, expected=expected, fix=_FIX)
     claimed = image_size(data)
     if claimed:
@@ -88,12 +90,22 @@ def image_format(data: bytes) -> str:
     return next((name for start, name in formats.items() if data.startswith(start)), "other")
 
 
-def is_truncated_jpeg(data: bytes) -> bool:
-    """Return whether a JPEG lacks the end marker, which its compressed data cannot contain.
+def jpeg_damage(data: bytes) -> str:
+    """Return "truncated JPEG" or "JPEG with zeroed data", which OpenCV decodes to gray; "" for others.
 
-    OpenCV 4 fills the missing part with gray instead of failing.
+    The end marker counts only after the start of the scan: an embedded thumbnail has one of its own. A flat block is
+    two Huffman codes; even where both are zeros, the blocks of an image take less than 16 bits for 8×8 pixels. A longer
+    run of zero bytes is a lost disk block or page.
     """
-    return data.startswith(_JPEG) and b"\xff\xd9" not in data
+    if not data.startswith(_JPEG):
+        return ""
+    scan, size = _jpeg_scan(data), image_size(data)
+    if data.find(b"\xff\xd9", max(scan, 0)) < 0:
+        return "truncated JPEG"
+    if scan < 0 or size is None or size[0] * size[1] > _MAX_PIXELS:
+        return ""
+    zeros = bytes(max(size[0] * size[1] // 32, 64))
+    return "JPEG with zeroed data" if data.find(zeros, scan) >= 0 else ""
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
@@ -130,12 +142,26 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Walk the segments to the frame header as libjpeg does, skipping bytes between markers."""
+    """Read the frame header."""
+    for marker, position in _jpeg_segments(data):
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, position + 3)
+            return width, height
+    return None
+
+
+def _jpeg_scan(data: bytes) -> int:
+    """Return where the first scan starts; -1: none does."""
+    return next((position for marker, position in _jpeg_segments(data) if marker == _START_OF_SCAN), -1)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and position of each segment as libjpeg finds them, skipping bytes between markers."""
     position = 2
     while True:
         position = data.find(b"\xff", position)
         if position < 0 or position + 9 > len(data):
-            return None
+            return
         marker = data[position + 1]
         if marker in (0x00, 0xFF):  # A stuffed byte, or padding before the marker.
             position += 1 if marker else 2
@@ -143,8 +169,6 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         position += 2
         if marker in _BARE:
             continue
-        if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, position + 3)
-            return width, height
+        yield marker, position
         (length,) = struct.unpack_from(">H", data, position)
         position += max(length, 2)

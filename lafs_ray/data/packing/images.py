@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.align import align_face
-from lafs_ray.data.images import decode_image, image_format, image_size, is_truncated_jpeg
+from lafs_ray.data.images import decode_image, image_format, image_size, jpeg_damage
 from lafs_ray.errors import DataError
 
 # Extent of the landmarks; alignment enlarges a smaller face more than tenfold.
@@ -55,7 +55,7 @@ def fit_image(data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any
         _check_landmarks(pixels, landmarks)
         return _encode(align_face(pixels, landmarks), rules.quality), True
     size = image_size(data) if image_format(data) in ("JPEG", "PNG") else None
-    if size is None or is_truncated_jpeg(data):
+    if size is None or jpeg_damage(data):
         _decode(data)  # Raises with the reason, except for formats that only OpenCV reads.
         raise _bad_image(f"{len(data)} bytes that begin with 0x{data[:4].hex()}", side)
     if size == (side, side):

@@ -6,6 +6,7 @@ read it, and so can any tool that knows Part fViT's names.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
@@ -32,7 +34,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
 from lafs_ray.models.embedder import FaceEmbedder
 
 FORMAT = "1"
-_FORMAT_KEY = "lafs_ray_weights"
+_FORMAT_KEY, _CHECKSUM = "lafs_ray_weights", "checksum"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +120,13 @@ def encode_weights(weights: NetworkWeights) -> bytes:
         for name, tensor in LAYOUTS[None].named(weights.state).items()
     }
     header = {_FORMAT_KEY: FORMAT, **describe_network(weights), "published_layout": json.dumps(asdict(weights.layout))}
-    return save(tensors, header)
+    return save(tensors, {**header, _CHECKSUM: _checksum(tensors, header)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Hash names, values and the description, in which one digit can make another network of the same tensors."""
+    description = json.dumps({name: text for name, text in header.items() if name != _CHECKSUM}, sort_keys=True)
+    return hashlib.blake2b((hash_tensors(tensors) + description).encode(), digest_size=16).hexdigest()
 
 
 def read_weights(uri: str) -> NetworkWeights | None:
@@ -152,7 +160,15 @@ def read_weights(uri: str) -> NetworkWeights | None:
             expected="the header that jobs/convert_weights.py writes",
             fix="convert the weights again",
         ) from None
-    state, source = published_state(read_checkpoint(uri)), header.get("source", uri)
+    tensors = read_checkpoint(uri)
+    if header.get(_CHECKSUM) != _checksum(tensors, header):
+        raise CheckpointError(
+            uri,
+            found="content that does not match the checksum in its header",
+            expected="the file as it was written",
+            fix="copy the file again, or convert the original checkpoint again",
+        )
+    state, source = published_state(tensors), header.get("source", uri)
     step = header.get("step", "")
     return NetworkWeights(architecture, state, source, layout, int(step) if step.isdecimal() else None)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,7 +244,21 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
+def check_archive(file: str | io.BytesIO) -> None:
+    """Compare the checksums of a file that `torch.save` wrote, which `torch.load` ignores.
+
+    Raises:
+        ValueError: the content of a member has changed. Files of torch 1.5 and older have no checksums.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not match")
+
+
 def _read_torch(path: str) -> Any:
+    check_archive(path)
     scalar = np.float64(0).__reduce__()[0]
     # The released code stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2 pickle these under
     # different names.
