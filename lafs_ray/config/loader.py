@@ -58,13 +58,16 @@ class Duration(Section):
         return round(self.amount * run_steps)
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        # All digits: what is stored and compared must read back as the same length.
+        amount = int(self.amount) if self.amount.is_integer() else self.amount
+        return f"{amount} {self.unit}"
 
     @model_serializer
     def _as_text(self) -> str:
         return str(self)
 
 
+_LONGEST = 1e12
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(epoch|step|run)s?\s*")
 
 
@@ -75,6 +78,8 @@ def _parse_duration(value: Any) -> Any:
     if match is None:
         raise ValueError(f"{value!r} is not a duration; write '10 epochs', '500 steps' or '0.2 run'")
     unit = match[2] if match[2] == "run" else f"{match[2]}s"
+    if float(match[1]) > _LONGEST:
+        raise ValueError(f"{value!r} is longer than any run; write at most {_LONGEST:g} {unit}")
     if unit == "run" and float(match[1]) > 1:
         raise ValueError(f"{value!r} is more than the whole run; write a fraction, such as '0.2 run'")
     return Duration(amount=float(match[1]), unit=unit)

@@ -90,6 +90,9 @@ class Crops(Section):
     """cpu: in Ray Data actors; cuda: in the training step, on the GPU."""
 
 
+_LARGEST_LAYER_GB = 1000
+
+
 class Head(Section):
     """The projection head."""
 
@@ -99,6 +102,19 @@ class Head(Section):
     """Width of the MLP's hidden layers."""
     bottleneck_dim: Positive = 256
     """Width before the last, weight-normalized layer."""
+
+    @model_validator(mode="after")
+    def _layers_fit_a_machine(self) -> Head:
+        for name, width in (("num_prototypes", self.num_prototypes), ("hidden_dim", self.hidden_dim)):
+            # float32: weights, gradients and two moments of the student, and the teacher's weights.
+            size_gb = width * max(self.bottleneck_dim, self.hidden_dim if name == "hidden_dim" else 0) * 5 * 4 / 1e9
+            if size_gb > _LARGEST_LAYER_GB:
+                other = "hidden_dim" if name == "hidden_dim" else "bottleneck_dim"
+                raise ValueError(
+                    f"{name}: {width} × {other} {getattr(self, other)} × 5 copies × 4 bytes = {size_gb:,.0f} GB; "
+                    f"at most {_LARGEST_LAYER_GB} GB"
+                )
+        return self
 
 
 class TeacherTemperature(Section):

@@ -56,7 +56,7 @@ class Model(Section):
 
     size: Literal["base", "small", "tiny"] = "base"
     """Width and depth of the fViT: base as published; small and tiny for debugging and CPUs."""
-    num_landmarks: Positive = 196
+    num_landmarks: Annotated[int, Field(ge=1, le=4096)] = 196
     """Landmarks, hence tokens, of a whole face; 14 x 14 in the paper."""
     patch_size: Annotated[int, Field(ge=2, le=56)] = 8
     """Side of the patch around each landmark, in pixels."""
@@ -136,7 +136,7 @@ class Compute(Section):
     activation_checkpointing: bool = False
     """Whether the backward pass recomputes each transformer block instead of storing its activations: larger
     micro-batches fit, for the time of one more forward pass; results do not change."""
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Annotated[int, Field(ge=1, le=4096)] = 1
     """CPUs that Ray reserves for each training worker, in addition to its ingest; also its torch threads."""
     gpus_per_worker: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
     """GPUs that Ray reserves for a worker; below 1, trials of a sweep share GPUs, and a run has one worker."""
@@ -174,7 +174,7 @@ class Compute(Section):
 class Ingest(Section):
     """The Ray Data processes that read and preprocess; unused in debug mode."""
 
-    actors_per_worker: Positive = 4
+    actors_per_worker: Annotated[int, Field(ge=1, le=4096)] = 4
     """Preprocessing actors for each training worker."""
     cpus_per_actor: Annotated[Real, Field(gt=0.0)] = 1.0
     """CPUs that Ray reserves for each preprocessing actor."""

@@ -144,3 +144,20 @@ def test_finetuning__settings_survive_being_written():
         data={"path": "a.rec", "subset": {"images_per_identity": 4, "seed": 3}},
     )
     assert resolve(FinetuneConfig, config.model_dump(mode="json"), "") == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("compute.cpus_per_worker=100000", "less than or equal to 4096"),
+        ("ingest.actors_per_worker=100000", "less than or equal to 4096"),
+        ("model.num_landmarks=100000", "less than or equal to 4096"),
+        ("head.num_prototypes=1000000000000", "× bottleneck_dim 64 × 5 copies × 4 bytes = 1,280,000 GB"),
+        ("head.hidden_dim=1000000", "× 5 copies × 4 bytes = 20,000 GB"),
+    ],
+)
+def test_config__absurd_sizes(setting: str, words: str) -> None:
+    """Sizes that no machine has are refused before anything is allocated, with the arithmetic."""
+    with pytest.raises(ConfigError) as raised:
+        load(PretrainConfig, str(ROOT / "configs/pretrain/debug.yaml"), [setting])
+    assert words in raised.value.found

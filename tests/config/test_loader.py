@@ -75,6 +75,20 @@ def test_duration__that_is_none_is_refused(text):
         resolve(Outer, {"name": "x", "length": text}, "test")
 
 
+@pytest.mark.parametrize("text", ["1234567 steps", "1234568 steps", "0.23529411764705882 run", "1e-05 run"])
+def test_duration__keeps_its_digits(text):
+    """What is stored reads back as the same length, and two lengths never as one."""
+    config = resolve(Outer, {"name": "x", "length": text}, "test")
+    stored = config.model_dump(mode="json")["length"]
+    assert stored == text
+    assert resolve(Outer, {"name": "x", "length": stored}, "test") == config
+
+
+def test_duration__that_no_run_has_is_refused():
+    with pytest.raises(ConfigError, match="longer than any run"):
+        resolve(Outer, {"name": "x", "length": "1e13 steps"}, "test")
+
+
 def test_resolve__names_every_error_at_once_with_suggestions():
     tree = {"nmae": "x", "inner": {"rat": 1, "rate": "fast", "enabled": 1}}
     with pytest.raises(ConfigError) as raised:
