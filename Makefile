@@ -55,7 +55,7 @@ demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers �
 	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600
 	$(BIN)/python jobs/finetune.py configs/finetune/demo.yaml
 	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
-	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
+	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report --force
 
 test: environment  ## run all tests (CPU, no network)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup

@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> None:
     ending = out.partition("?")[0].rpartition(".")[2]
     if ending not in ("safetensors", "pth"):
         raise ConfigError(out, found=f".{ending}", expected=".safetensors or .pth", fix="change OUT's extension")
-    if not force:
-        filesystem.require_absent(out)
+    landmarks = options["landmarks"]
+    filesystem.require_output(out, force=force, inputs=[source, *([landmarks] if landmarks else [])])
     # A published checkpoint contains the heads.
     conversion = convert(source, **{**options, "heads": options["heads"] or ending == "pth"})
     left_out: dict[str, str] = {}

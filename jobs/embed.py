@@ -32,8 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT")
     options = parser.parse_args(arguments)
     require_persistent_path("OUT", options.out)
-    if not options.force:
-        filesystem.require_absent(options.out)
+    filesystem.require_output(options.out, force=options.force, inputs=(options.faces, options.checkpoint))
     logging.getLogger("lafs_ray").setLevel(logging.INFO)
     device, source = inference_device(options.device), open_images(options.faces)
     weights = load_for_inference(options.checkpoint)

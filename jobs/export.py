@@ -31,8 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in files:
         require_format(name)
         files[name] = filesystem.join(options.out, FILES[name])
-        if not options.force:
-            filesystem.require_absent(files[name])
+        filesystem.require_output(files[name], force=options.force, inputs=[options.checkpoint])
     weights = load_for_inference(options.checkpoint)
     print("\n".join([f"source: {weights.source}", *weights.architecture.lines()]))
     for name, uri in files.items():

@@ -25,7 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__))
     for name in ("run", "faces", "pairs", "out"):
         parser.add_argument(name)
+    parser.add_argument("--force", action="store_true", help="replace an earlier report")
     options = parser.parse_args(arguments)
+    files = {name: filesystem.join(options.out, name) for name in ("curves.png", "landmarks.png", "accuracy.txt")}
+    for uri in files.values():
+        filesystem.require_output(uri, force=options.force, inputs=(options.faces, options.pairs))
     trained = load_for_inference(options.run)
     network = trained.embedder()
     embeddings = {
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         ("landmarks.png", as_png(landmark_overlay(images, landmarks))),
         ("accuracy.txt", text.encode()),
     ):
-        with filesystem.atomic_write(filesystem.join(options.out, name)) as file:
+        with filesystem.atomic_write(files[name]) as file:
             file.write(content)
     print(f"{text}curves.png and landmarks.png are in {options.out}")
 

@@ -49,6 +49,7 @@ class Request:
         device: where it computes.
         workers: Ray workers that embed; 0 is this process.
         out: folder for results.json and pictures; None writes nothing.
+        force: whether an earlier results.json may be replaced.
     """
 
     checkpoint: str
@@ -63,6 +64,7 @@ class Request:
     device: Device = "cpu"
     workers: int = 0
     out: str | None = None
+    force: bool = False
 
 
 def evaluate(request: Request) -> None:
@@ -74,6 +76,7 @@ def evaluate(request: Request) -> None:
     _check(request)
     if request.out is not None:
         require_persistent_path("--out", request.out)
+        filesystem.require_output(filesystem.join(request.out, "results.json"), force=request.force)
         filesystem.require_writable(request.out)
     jobs = [*_jobs(request)]
     trained = load_for_inference(request.checkpoint)

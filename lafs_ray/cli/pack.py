@@ -34,7 +34,7 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
     if options.verify is not None:
         print(verify_set(options.verify, apply))  # noqa: T201
     elif options.inspect is not None:
-        for line in inspect_faces(options.inspect, sheet=options.sheet, check_all=options.check):
+        for line in inspect_faces(options.inspect, sheet=options.sheet, check_all=options.check, force=options.force):
             print(line)  # noqa: T201
     else:
         require_persistent_path("OUT", options.paths[-1])
@@ -85,6 +85,7 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
     add("--verify", metavar="SET", help="check a packed set against its manifest")
     add("--inspect", metavar="PATH", help="describe .rec files")
     add("--sheet", help="with --inspect: file of the contact sheet (default: contact_sheet.png)")
+    add("--force", action="store_true", help="with --inspect: replace the contact sheet")
     options = parser.parse_intermixed_args(arguments)
     modes = (options.verify is not None) + (options.inspect is not None)
     if modes > 1 or (modes and options.paths) or (not modes and len(options.paths) < 2):

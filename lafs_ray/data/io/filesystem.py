@@ -11,9 +11,10 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
@@ -125,6 +126,7 @@ def require_writable(folder: str) -> None:
 
 @contextlib.contextmanager
 def _rename_on_exit(uri: str, path: str) -> Iterator[BinaryIO]:
+    require_regular(uri, path)
     folder, name = os.path.split(path)
     # The suffix keeps half-written shards out of every `*.rec` pattern.
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial")
@@ -218,19 +220,50 @@ def read_bytes(uri: str) -> bytes:
         return file.readall()
 
 
-def require_absent(uri: str) -> None:
-    """Check that an output path does not exist yet.
+def require_output(uri: str, *, force: bool = False, inputs: Sequence[str] = ()) -> None:
+    """Check that a file may be written to a path.
+
+    Args:
+        uri: the output, a path or URI.
+        force: whether it may replace a regular file.
+        inputs: files and folders that the same command reads; neither they nor data in them are ever replaced.
 
     Raises:
-        DataError: there is a file or folder.
+        DataError: it exists and is not to be replaced, or cannot be.
     """
-    if exists(uri):
-        raise DataError(
-            uri,
-            found="an existing file or folder",
-            expected="a path that does not exist yet",
-            fix="choose another path, or add --force to replace it",
-        )
+    path = reading.local_path(uri)
+    if path is not None:
+        require_regular(uri, path)
+    if not exists(uri):
+        return
+    for other in inputs:
+        own, used = (os.path.realpath(one) if reading.local_path(one) else one for one in (uri, other))
+        within = own.startswith(used.rstrip("/") + "/") and own.lower().endswith(_DATA)
+        if own == used or within:
+            raise DataError(uri, found=f"an input of this command ({other})", expected=_NEW, fix="choose another path")
+    if not force:
+        fix = "choose another path, or add --force to replace it"
+        raise DataError(uri, found="an existing file or folder", expected=_NEW, fix=fix)
+
+
+def require_regular(uri: str, path: str) -> None:
+    """Check that a local path is free or a regular file: renaming onto a device or a link would replace it.
+
+    Raises:
+        DataError: it is something else.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # Free, or a folder on the way cannot be searched: writing tells.
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        found = kinds.get(stat.S_IFMT(mode), "a device")
+        raise DataError(uri, found=found, expected="a regular file, or " + _NEW, fix="choose another path")
+
+
+_NEW = "a path that does not exist yet"
+_DATA = (".rec", ".idx", ".bin", ".pt", ".pth", ".safetensors", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 @contextlib.contextmanager

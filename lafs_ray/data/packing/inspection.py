@@ -46,17 +46,20 @@ class _ImageStats:
     skin_orders: Counter[ColorOrder | None] = field(default_factory=Counter)
 
 
-def inspect_faces(path: str, *, sheet: str | None, check_all: bool) -> Iterator[str]:
+def inspect_faces(path: str, *, sheet: str | None, check_all: bool, force: bool = False) -> Iterator[str]:
     """Describe a set line by line, and write a contact sheet.
 
     Args:
         path: a `.rec`, a folder of them, or a pattern.
         sheet: file of the contact sheet; None: `contact_sheet.png` in the working directory.
         check_all: check every image instead of 2000.
+        force: whether the contact sheet may replace a file.
 
     Raises:
-        DataError: see `lafs_ray.data.face_set.open_faces`.
+        DataError: see `lafs_ray.data.face_set.open_faces` and `filesystem.require_output`.
     """
+    sheet = sheet or "contact_sheet.png"
+    filesystem.require_output(sheet, force=force, inputs=[path])
     faces = open_faces(path)
     yield from _describe_files(path, faces)
     if any(table is None for table in faces.identities):
@@ -70,7 +73,6 @@ def inspect_faces(path: str, *, sheet: str | None, check_all: bool) -> Iterator[
     yield line
     if faces.color_order is not None:
         yield f"  manifest         {faces.color_order}"
-    sheet = sheet or "contact_sheet.png"
     tiles = contact_sheet(faces, labels, faces.color_order or order or "rgb")
     with filesystem.atomic_write(sheet) as file:
         file.write(cv2.imencode(".png", tiles[..., ::-1])[1].tobytes())

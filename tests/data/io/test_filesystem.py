@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,52 @@ def test_local_file__of_an_object_store(tmp_path: Path, monkeypatch: pytest.Monk
         pass
 
 
-def test_require_absent(tmp_path: Path) -> None:
-    """A path that does not exist passes; an existing file or folder is an error with a fix."""
-    filesystem.require_absent(str(tmp_path / "a"))
+def test_require_output__existing(tmp_path: Path) -> None:
+    """A new path passes; an existing file needs force, a folder never passes."""
+    filesystem.require_output(str(tmp_path / "a"))
     (tmp_path / "a").write_text("")
-    for path in (tmp_path / "a", tmp_path):
-        with pytest.raises(DataError, match=str(path)) as caught:
-            filesystem.require_absent(str(path))
-        assert "--force" in caught.value.fix
+    with pytest.raises(DataError, match="an existing file") as caught:
+        filesystem.require_output(str(tmp_path / "a"))
+    assert "--force" in caught.value.fix
+    filesystem.require_output(str(tmp_path / "a"), force=True)
+    with pytest.raises(DataError, match="found:    a folder"):
+        filesystem.require_output(str(tmp_path), force=True)
+
+
+def test_require_output__an_input(tmp_path: Path) -> None:
+    """Neither an input nor data in an input folder is replaced, by whatever path it is named."""
+    (tmp_path / "set").mkdir()
+    for name in ("train.rec", "notes.parquet"):
+        (tmp_path / "set" / name).write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    rec = str(tmp_path / "link" / "train.rec")
+    for inputs in ([str(tmp_path / "set" / "train.rec")], [str(tmp_path / "set")]):
+        with pytest.raises(DataError, match="an input of this command"):
+            filesystem.require_output(rec, force=True, inputs=inputs)
+    filesystem.require_output(str(tmp_path / "set" / "notes.parquet"), force=True, inputs=[str(tmp_path / "set")])
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a link", "a folder", "a device"])
+def test_atomic_write__onto_what_is_no_regular_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices, pipes, links and folders are refused and stay what they are."""
+    path = tmp_path / "out"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a link":
+        (tmp_path / "target").write_text("kept")
+        path.symlink_to(tmp_path / "target")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        # The mode of a character device, on a file: no test touches a real one.
+        path.write_text("")
+        device = os.stat_result((stat.S_IFCHR | 0o666, *path.lstat()[1:]))
+        monkeypatch.setattr(filesystem.os, "lstat", lambda _: device)
+    with pytest.raises(DataError, match=f"found:    {kind}"), filesystem.atomic_write(str(path)) as file:
+        file.write(b"new")
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "target") == ["out"]
+    assert kind != "a link" or (path.is_symlink() and (tmp_path / "target").read_text() == "kept")
 
 
 def test_list_names__recursive(tmp_path: Path) -> None:
