@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from lafs_ray.cli.main import require_persistent_path
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.inspection import inspect_faces
+from lafs_ray.data.packing.integrity import verify_set
 from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import apply_in_process, count_of, pack_faces
-from lafs_ray.data.packing.verification import verify_set
 from lafs_ray.engine.ray_tasks import apply_on_ray
 from lafs_ray.errors import ConfigError
 

@@ -16,6 +16,6 @@ one process; both passes run on any number of workers. With runs of 512 MB and s
 40 = 13 MB; for 200 GB still 2.6 MB, large enough for a request. The position of a record is a pure function of (seed,
 number of records), so the bytes of the set do not depend on workers, memory limit or restarts.
 
-`open_source`, `sources` and `lists` read the input, `images` checks and aligns images, `options` plans, `pack_dir` and
-`lock` own the output folder, `session` runs the passes, `verification` and `inspection` check sets.
+`source_factory`, `sources` and `lists` read the input, `images` checks and aligns images, `options` plans, `pack_dir`
+and `lock` own the output folder, `session` runs the passes, `integrity` and `inspection` check sets.
 """

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packing.images import ImageRules
-from lafs_ray.data.packing.open_source import open_source
+from lafs_ray.data.packing.source_factory import open_source
 from lafs_ray.data.packing.sources import ImageSource
 from lafs_ray.errors import DataError
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lafs_ray.data.packing.open_source import open_source
+from lafs_ray.data.packing.source_factory import open_source
 from lafs_ray.data.packing.sources import ImageFileSource, RecordSource
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import write_folder

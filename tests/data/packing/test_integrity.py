@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lafs_ray.data.packing.integrity import verify_set
 from lafs_ray.data.packing.session import apply_in_process
-from lafs_ray.data.packing.verification import verify_set
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import packed
 
