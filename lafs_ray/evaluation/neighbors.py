@@ -7,7 +7,6 @@ width, k neighbors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,32 +18,13 @@ from lafs_ray.evaluation.embed import normalize
 _SIMILARITIES_AT_ONCE = 1 << 24
 
 
-@dataclass(frozen=True)
-class NeighborAccuracy:
-    """Leave-one-out k-NN accuracy.
-
-    Args:
-        k: number of neighbors.
-        accuracy: 0 … 1.
-        num_images: images with another one of their identity.
-        num_identities: their identities.
-        num_excluded: images left out, the only one of their identity.
-    """
-
-    k: int
-    accuracy: float
-    num_images: int
-    num_identities: int
-    num_excluded: int
-
-
 def neighbor_accuracies(
     embeddings: NDArray[np.floating[Any]],
     labels: NDArray[np.int64],
     ks: Sequence[int],
     *,
     similarities_at_once: int = _SIMILARITIES_AT_ONCE,
-) -> list[NeighborAccuracy]:
+) -> tuple[list[float], dict[str, int]]:
     """Compute leave-one-out k-NN accuracy by cosine similarity, for each k.
 
     Majority vote of the k nearest; ties go to the identity with the nearest image.
@@ -54,6 +34,10 @@ def neighbor_accuracies(
         labels: identity of each image, int64 [N].
         ks: numbers of neighbors.
         similarities_at_once: bounds the memory; does not change the result.
+
+    Returns:
+        The accuracy for each k, 0 … 1, and counts: images of identities with two or more, these identities, and images
+        excluded, the only one of their identity.
 
     Raises:
         DataError: no identity has two images, a k is impossible, or an embedding is not finite.
@@ -68,11 +52,12 @@ def neighbor_accuracies(
         near = identities[_nearest(rows, start, min(start + step, num_kept), max(ks))]
         truth = identities[start : start + step]
         right += [np.count_nonzero(_vote(near[:, :k]) == truth) for k in ks]
-    num_identities, num_excluded = len(np.unique(identities)), len(labels) - num_kept
-    return [
-        NeighborAccuracy(k, int(hits) / num_kept, num_kept, num_identities, num_excluded)
-        for k, hits in zip(ks, right, strict=True)
-    ]
+    counts = {
+        "num_images": num_kept,
+        "num_identities": len(np.unique(identities)),
+        "num_excluded": len(labels) - num_kept,
+    }
+    return (right / num_kept).tolist(), counts
 
 
 def check_possible(labels: NDArray[np.int64], ks: Sequence[int]) -> NDArray[np.bool_]:

@@ -1,4 +1,8 @@
-"""The three evaluation protocols: pairs, nearest-neighbor identities and IJB templates."""
+"""The three evaluation protocols: pairs, nearest-neighbor identities and IJB templates.
+
+Every embedding is evaluated twice: plain, as the protocols have it, and centered (`embed.center`),
+which is the fair comparison for a network that has seen no labels.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,23 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.eval_sets import EvalFaces, LabeledSet, PairSet
 from lafs_ray.data.ijb import Templates
-from lafs_ray.evaluation.embed import PixelRange, embed_faces, flip_sum
-from lafs_ray.evaluation.report import COUNTS, ResultRow, identity_rows, pair_rows, raw_pixel_rows, template_rows
-from lafs_ray.evaluation.results import EvalResult
-from lafs_ray.evaluation.templates import TestMode
+from lafs_ray.errors import DataError
+from lafs_ray.evaluation.embed import PixelRange, center, chunks, embed_faces, flip_sum
+from lafs_ray.evaluation.neighbors import neighbor_accuracies
+from lafs_ray.evaluation.results import EvalResult, ResultRow
+from lafs_ray.evaluation.templates import TEMPLATE_FARS, TestMode, image_features, pair_scores, template_features
+from lafs_ray.evaluation.verification import kfold_accuracy, pair_distances, raw_pixel_embeddings, roc_curve, tar_at_far
 from lafs_ray.models.embedder import FaceEmbedder
 
 Device = Literal["cpu", "cuda"]
 # Faces → embeddings of them and of their mirror images, float32 [N, 2, D].
 Embed = Callable[[EvalFaces], NDArray[np.float32]]
 Embeddings = dict[str, Embed]
+Float64s = NDArray[np.float64]
+Truths = NDArray[np.bool_]
+
+RAW_PIXELS = "raw pixels"
+PAIR_FARS = (1e-3, 1e-2, 1e-1)
 
 
 def local_embedding(
@@ -43,11 +54,53 @@ def evaluate_pairs(source: PairSet, embeddings: Embeddings, *, raw_pixels: bool 
         DataError: an image is damaged, or there are too few pairs.
     """
     same = source.same
-    rows = raw_pixel_rows(source.faces, same) if raw_pixels else []
+    rows = _raw_pixel_rows(source) if raw_pixels else []
     for name, embed in embeddings.items():
-        rows += pair_rows(name, flip_sum(embed(source.faces)), same)
+        plain = flip_sum(embed(source.faces))
+        for centered, vectors in ((False, plain), (True, center(plain))):
+            rows.append(_pair_row(name, centered, pair_distances(vectors), same))
     counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
     return EvalResult("pairs", source.uri, counts, rows)
+
+
+def _pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> ResultRow:
+    """Compute 10-fold accuracy, TAR at FAR and AUC of pair distances, float64 [P]."""
+    accuracy = kfold_accuracy(distances, same)
+    metrics: dict[str, float | None] = {"accuracy": accuracy.mean, "std": accuracy.std}
+    details: dict[str, Any] = {"fold_accuracies": accuracy.accuracies.tolist()}
+    both_kinds = 0 < np.count_nonzero(same) < len(same)
+    curve = roc_curve(-distances, same) if both_kinds else None
+    metrics["AUC"] = curve.area if curve else None
+    for far in PAIR_FARS:
+        try:
+            found = tar_at_far(distances, same, far)
+        except DataError:
+            # Undefined on a fold without same or without different pairs; accuracy is not.
+            metrics[f"TAR@{far:g}"] = None
+            continue
+        metrics[f"TAR@{far:g}"] = found.tar
+        details[f"TAR@{far:g} std"], details[f"TAR@{far:g} far"] = found.std, found.far
+    return ResultRow(name, centered, metrics, details, curve)
+
+
+def _raw_pixel_rows(source: PairSet) -> list[ResultRow]:
+    """Compute the raw-pixel baseline: an image's pixels less their own mean.
+
+    The centered row subtracts the mean image as well. There is no flip test.
+    """
+    faces, total = source.faces, 0.0
+    for start, stop in chunks(faces.num_images):
+        total = total + raw_pixel_embeddings(faces.read(start, stop)).sum(axis=0)
+    mean = total / faces.num_images
+    distances: tuple[list[Float64s], list[Float64s]] = ([], [])
+    for start, stop in chunks(faces.num_images):
+        pixels = raw_pixel_embeddings(faces.read(start, stop))
+        for parts, rows in zip(distances, (pixels, pixels - mean), strict=True):
+            parts.append(pair_distances(rows))
+    return [
+        _pair_row(RAW_PIXELS, centered, np.concatenate(parts), source.same)
+        for centered, parts in zip((False, True), distances, strict=True)
+    ]
 
 
 def evaluate_identities(source: LabeledSet, embeddings: Embeddings, *, ks: Sequence[int] = (1,)) -> EvalResult:
@@ -61,10 +114,13 @@ def evaluate_identities(source: LabeledSet, embeddings: Embeddings, *, ks: Seque
     Raises:
         DataError: a label or an image is damaged, or a k is impossible.
     """
-    rows: list[ResultRow] = []
+    rows, counts = list[ResultRow](), dict[str, int]()
     for name, embed in embeddings.items():
-        rows += identity_rows(name, flip_sum(embed(source.faces)), source.labels, ks)
-    counts = {name: rows[0].details[name] for name in COUNTS}
+        plain = flip_sum(embed(source.faces))
+        for centered, vectors in ((False, plain), (True, center(plain))):
+            found, counts = neighbor_accuracies(vectors, source.labels, ks)
+            metrics = zip((f"{k}-NN" for k in ks), found, strict=True)
+            rows.append(ResultRow(name, centered, dict(metrics), counts))
     return EvalResult("identities", source.path, counts, rows)
 
 
@@ -81,10 +137,27 @@ def evaluate_templates(protocol: Templates, embeddings: Embeddings, *, modes: Se
     """
     rows: list[ResultRow] = []
     for name, embed in embeddings.items():
-        rows += template_rows(name, embed(protocol.faces), protocol, modes)
+        vectors = embed(protocol.faces)
+        rows += [_template_row(name, vectors, protocol, mode, centered) for mode in modes for centered in (False, True)]
     counts = {
         "num_images": protocol.faces.num_images,
         "num_templates": len(np.unique(protocol.templates)),
         "num_pairs": len(protocol.same),
     }
     return EvalResult("templates", protocol.uri, counts, rows)
+
+
+def _template_row(
+    name: str, vectors: NDArray[np.float32], protocol: Templates, mode: TestMode, centered: bool
+) -> ResultRow:
+    """Compute TAR at FAR and AUC of embeddings [N, 2, D]."""
+    features = image_features(vectors, protocol.scores, mode, centered=centered)
+    pooled, numbers = template_features(features, protocol.templates, protocol.medias)
+    scores = pair_scores(pooled, numbers, protocol.first, protocol.second)
+    curve = roc_curve(scores, protocol.same)
+    metrics: dict[str, float | None] = {}
+    details: dict[str, Any] = {"mode": str(mode)}
+    for far in TEMPLATE_FARS:
+        metrics[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
+    metrics["AUC"] = curve.area
+    return ResultRow(f"{name} {mode}", centered, metrics, details, curve)

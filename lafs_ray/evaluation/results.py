@@ -1,15 +1,44 @@
-"""Outputs of an evaluation: tables for the terminal, results.json and ROC plots."""
+"""Results of an evaluation: rows of metrics, tables, results.json and ROC plots."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.report import ResultRow
+from lafs_ray.evaluation.verification import RocCurve
+
+
+@dataclass(frozen=True, eq=False)
+class ResultRow:
+    """Metrics of one embedding.
+
+    Args:
+        name: of the embedding.
+        centered: whether the mean embedding was subtracted.
+        metrics: name → value, 0 … 1; None where it is undefined on this input.
+        details: further values for results.json.
+        curve: its ROC.
+    """
+
+    name: str
+    centered: bool
+    metrics: dict[str, float | None]
+    details: dict[str, Any] = field(default_factory=dict)
+    curve: RocCurve | None = None
+
+    @property
+    def title(self) -> str:
+        """Name, and whether it is centered."""
+        return f"{self.name}, centered" if self.centered else self.name
+
+    def content(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        columns = {**self.metrics, **self.details}
+        return {"embedding": self.name, "centered": self.centered, **columns}
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ _Seeds = Annotated[
     Field(min_length=1),
     AfterValidator(_each_once),
 ]
-# Rates that `evaluation/report.py` computes.
+# Rates that `evaluation/protocols.py` computes.
 FARS = (0.1, 0.01, 0.001)
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 
+from lafs_ray.data.eval_sets import EvalFaces, PairSet
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import center, flip_sum, normalize
-from lafs_ray.evaluation.report import pair_rows
+from lafs_ray.evaluation.protocols import evaluate_pairs
 
 
 def cone_pairs(num_pairs: int, common: float) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +24,9 @@ def cone_pairs(num_pairs: int, common: float) -> tuple[np.ndarray, np.ndarray]:
 def test_center__information_in_a_narrow_cone() -> None:
     """Where a common part hides identities from the grid of thresholds, centering finds them."""
     rows, same = cone_pairs(400, common=60.0)
-    plain, centered = pair_rows("network", rows, same)
+    both = np.stack([rows, np.zeros_like(rows)], axis=1)
+    pairs = PairSet("pairs.bin", cast("EvalFaces", None), same)
+    plain, centered = evaluate_pairs(pairs, {"network": lambda _: both}).rows
     assert (plain.centered, centered.centered) == (False, True)
     assert plain.metrics["accuracy"] is not None
     assert centered.metrics["accuracy"] is not None
