@@ -10,7 +10,7 @@ import contextlib
 import io
 import struct
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -65,6 +65,35 @@ def decode_image(data: bytes, *, color_order: ColorOrder, size: int | None = IMA
     assert color_order in ("rgb", "bgr"), color_order
     rgb: NDArray[np.uint8] = pixels if color_order == "bgr" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return rgb
+
+
+def decode_resized(data: bytes, *, color_order: ColorOrder, size: int) -> NDArray[np.uint8]:
+    """Decode a square picture of any size and scale it to uint8 [size, size, 3].
+
+    Raises:
+        DataError: it does not decode, or is not square.
+    """
+    pixels = decode_image(data, color_order=color_order, size=None)
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise DataError(
+            "image",
+            found=f"{width}x{height}, not square",
+            expected="a square: resizing scales faces, it does not align them",
+            fix="align the faces first",
+        )
+    if height == size:
+        return pixels
+    interpolation = cv2.INTER_AREA if height > size else cv2.INTER_CUBIC
+    scaled: NDArray[np.uint8] = cv2.resize(pixels, (size, size), interpolation=interpolation)
+    return scaled
+
+
+def encode_jpeg(pixels: NDArray[Any], quality: int) -> bytes:
+    """Encode pixels [H, W, 3] as a JPEG of BGR channels, OpenCV's order."""
+    encoded, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert encoded, "OpenCV was built without JPEG"
+    return bytes(data.tobytes())
 
 
 _FIX = "pack the image again from its source"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -129,14 +129,22 @@ def normalize(rows: Floats) -> Float64s:
     """
     assert rows.ndim == 2, "embeddings are rows"
     values = rows.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    require_finite(values)
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(norms == 0, 1, norms)
+
+
+def require_finite(rows: Floats, names: Sequence[str] | None = None) -> None:
+    """Reject embeddings [N, D] with nan or infinity; `names` has a name for each row.
+
+    Raises:
+        DataError: an embedding is not finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise DataError(
-            f"embedding of image {bad[0]}",
-            found=f"nan or infinity, in {len(bad)} of {len(values)} rows",
+            f"embedding of {names[bad[0]] if names else f'image {bad[0]}'}",
+            found=f"nan or infinity, in {len(bad)} of {len(rows)} rows",
             expected="finite numbers",
-            fix="the network has diverged: evaluate an earlier checkpoint",
+            fix="the network has diverged: take an earlier checkpoint",
         )
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    unit: Float64s = values / np.where(norms == 0, 1, norms)
-    return unit

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.eval_sets import EncodedImage, ImageSource
-from lafs_ray.data.images import decode_image
+from lafs_ray.data.images import decode_image, decode_resized
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import DataError
+from lafs_ray.evaluation.embed import require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,8 @@ def _tables(source: ImageSource, embed: Embed, decoding: Decoding, outcome: Outc
             raise _too_many(outcome, source, f"at most {decoding.max_bad_records}")
         if sound:
             faces += sound
-            vectors.append(_finite(embed(np.stack(images)), sound))
+            vectors.append(embed(np.stack(images)))
+            require_finite(vectors[-1], [face.where for face in sound])
             outcome.num_rows += len(sound)
         if len(faces) >= _ROW_GROUP or (faces and stop == source.num_images):
             yield _table(faces, np.concatenate(vectors))
@@ -128,11 +129,12 @@ def _decoded(
 ) -> tuple[list[EncodedImage], list[NDArray[np.uint8]]]:
     """Decode faces; return the sound ones and their pixels."""
     sound, images = [], []
+    decode = decode_resized if decoding.resize else decode_image
     for face in faces:
         problem = face.error
         if not problem:
             try:
-                images.append(_pixels(face.data, decoding))
+                images.append(decode(face.data, color_order=decoding.color_order, size=IMAGE_SIZE))
                 sound.append(face)
                 continue
             except DataError as error:
@@ -140,43 +142,6 @@ def _decoded(
         outcome.left_out.append(problem)
         logger.warning("left out: %s", problem)
     return sound, images
-
-
-def _pixels(data: bytes, decoding: Decoding) -> NDArray[np.uint8]:
-    """Decode a face to RGB pixels, uint8 [112, 112, 3].
-
-    Raises:
-        DataError: it does not decode, or has another size than expected.
-    """
-    if not decoding.resize:
-        return decode_image(data, color_order=decoding.color_order, size=IMAGE_SIZE)
-    pixels = decode_image(data, color_order=decoding.color_order, size=None)
-    height, width = pixels.shape[:2]
-    if height != width:
-        raise DataError(
-            "image",
-            found=f"{width}x{height}",
-            expected="a square: --resize scales faces, it does not align them",
-            fix="align the faces first",
-        )
-    if height == IMAGE_SIZE:
-        return pixels
-    shrinks = height > IMAGE_SIZE
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    scaled: NDArray[np.uint8] = cv2.resize(pixels, (IMAGE_SIZE, IMAGE_SIZE), interpolation=interpolation)
-    return scaled
-
-
-def _finite(vectors: NDArray[np.float32], faces: list[EncodedImage]) -> NDArray[np.float32]:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"embedding of {faces[bad[0]].where}",
-            found="nan or infinity",
-            expected="finite numbers",
-            fix="the network has diverged: take an earlier checkpoint",
-        )
-    return vectors
 
 
 def _table(faces: list[EncodedImage], vectors: NDArray[np.float32]) -> pa.Table:

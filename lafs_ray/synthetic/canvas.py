@@ -55,8 +55,7 @@ def mirrored(half: Points) -> list[tuple[float, float]]:
 def curve(points: Points | Array, *, closed: bool = False) -> Array:
     """Return a smooth line (Catmull-Rom) through `points` [n,2] as float32 [m,2]."""
     knots = np.asarray(points, dtype=np.float32)
-    line: Array = _spline(len(knots), closed) @ knots
-    return line
+    return _spline(len(knots), closed) @ knots
 
 
 @lru_cache(maxsize=64)
@@ -83,14 +82,12 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, tilt: float = 
     """Return the outline of an ellipse as float32 [24,2]."""
     sin, cos = float(np.sin(tilt)), float(np.cos(tilt))
     axes = np.array([(radius_x * cos, radius_x * sin), (-radius_y * sin, radius_y * cos)], dtype=np.float32)
-    outline: Array = _CIRCLE @ axes + np.array([x, y], dtype=np.float32)
-    return outline
+    return _CIRCLE @ axes + np.array([x, y], dtype=np.float32)
 
 
 def fixed_point(points: Array) -> npt.NDArray[np.int32]:
     """Return pixel positions with four fractional bits, as OpenCV's drawing functions expect."""
-    fixed: npt.NDArray[np.int32] = np.rint(points * 16).astype(np.int32)
-    return fixed
+    return np.rint(points * 16).astype(np.int32)
 
 
 class Canvas:

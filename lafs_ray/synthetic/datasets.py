@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.data.images import encode_jpeg
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.data.recordio import Header, RecordWriter, pack
@@ -44,9 +45,7 @@ logger = logging.getLogger(__name__)
 def encode_face(identity: Identity, capture: Capture) -> bytes:
     """Return the image as a JPEG of the capture's quality; decoders return it as RGB."""
     bgr = cv2.cvtColor(render_face(identity, capture), cv2.COLOR_RGB2BGR)
-    encoded, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, capture.jpeg_quality])
-    assert encoded, "OpenCV was built without JPEG"
-    return bytes(data.tobytes())
+    return encode_jpeg(bgr, capture.jpeg_quality)
 
 
 def write_faces(
@@ -151,19 +150,13 @@ def write_pair_file(path: str, *, identities: range, num_pairs: int, seed: int, 
     label_range = {"first": identities.start, "stop": identities.stop, "step": identities.step}
     _write_parameters(path + ".json", {"identities": label_range, "num_pairs": num_pairs, "seed": seed})
     same = np.tile(np.repeat([True, False], num_pairs // (2 * _FOLDS)), _FOLDS)
-    items = list(enumerate(_sample_pairs(identities, same, seed).ravel().tolist()))
+    rng = np.random.default_rng([seed, _PAIR_STREAM, identities.start, identities.stop])
+    left = rng.integers(len(identities), size=num_pairs)
+    other = (left + rng.integers(1, len(identities), size=num_pairs)) % len(identities)
+    pairs = np.stack([left, np.where(same, left, other)], axis=1)
+    items = list(enumerate(np.array(identities, dtype=np.int64)[pairs].ravel().tolist()))
     images = _map_in_order(partial(_render_image, seed), items, workers=workers, unit="pair images")
     write_pairs(path, list(images), same)
-
-
-def _sample_pairs(identities: range, same: npt.NDArray[np.bool_], seed: int) -> npt.NDArray[np.int64]:
-    """Return the identities of both images of each pair, int64 [P,2]."""
-    rng = np.random.default_rng([seed, _PAIR_STREAM, identities.start, identities.stop])
-    left = rng.integers(len(identities), size=len(same))
-    other = (left + rng.integers(1, len(identities), size=len(same))) % len(identities)
-    pairs = np.stack([left, np.where(same, left, other)], axis=1)
-    numbers: npt.NDArray[np.int64] = np.array(identities, dtype=np.int64)[pairs]
-    return numbers
 
 
 def contact_sheet(seed: int, identities: Sequence[int], images_per_identity: int) -> npt.NDArray[np.uint8]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.align import align_face
-from lafs_ray.data.images import decode_image, image_format, image_size, jpeg_damage
+from lafs_ray.data.images import decode_image, decode_resized, encode_jpeg, image_format, image_size, jpeg_damage
 from lafs_ray.errors import DataError
 
 # Extent of the landmarks; alignment enlarges a smaller face more than tenfold.
@@ -51,26 +50,22 @@ def fit_image(data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any
     """
     side = rules.size
     if landmarks is not None:
-        pixels = _decode(data)
+        # OpenCV's channel order on both ways keeps the file's own.
+        pixels = decode_image(data, color_order="bgr", size=None)
         _check_landmarks(pixels, landmarks)
-        return _encode(align_face(pixels, landmarks), rules.quality), True
+        return encode_jpeg(align_face(pixels, landmarks), rules.quality), True
     size = image_size(data) if image_format(data) in ("JPEG", "PNG") else None
     if size is None or jpeg_damage(data):
-        _decode(data)  # Raises with the reason, except for formats that only OpenCV reads.
+        # Raises with the reason, except for formats that only OpenCV reads.
+        decode_image(data, color_order="bgr", size=None)
         raise _bad_image(f"{len(data)} bytes that begin with 0x{data[:4].hex()}", side)
     if size == (side, side):
         if rules.check:
             decode_image(data, color_order="rgb", size=side)
         return data, False
-    found = f"{size[0]}x{size[1]}"
     if not rules.resize:
-        raise _bad_image(found, side)
-    pixels = _decode(data)
-    if pixels.shape[0] != pixels.shape[1]:
-        raise _bad_image(f"{found}, not square: resizing would distort the face", side)
-    interpolation = cv2.INTER_AREA if pixels.shape[0] > side else cv2.INTER_CUBIC
-    resized = cv2.resize(pixels, (side, side), interpolation=interpolation)
-    return _encode(resized, rules.quality), True
+        raise _bad_image(f"{size[0]}x{size[1]}", side)
+    return encode_jpeg(decode_resized(data, color_order="bgr", size=side), rules.quality), True
 
 
 def _check_landmarks(pixels: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]]) -> None:
@@ -89,17 +84,6 @@ def _check_landmarks(pixels: NDArray[np.uint8], landmarks: NDArray[np.floating[A
             expected="five points (x, y) in pixels of the image: eyes, nose, mouth corners",
             fix="detect the landmarks of this face again, or remove it from the list",
         )
-
-
-def _decode(data: bytes) -> NDArray[np.uint8]:
-    # OpenCV's channel order on both ways keeps the file's own.
-    return decode_image(data, color_order="bgr", size=None)
-
-
-def _encode(pixels: Any, quality: int) -> bytes:
-    encoded, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert encoded, "OpenCV was built without JPEG"
-    return bytes(data.tobytes())
 
 
 def _bad_image(found: str, side: int) -> DataError:

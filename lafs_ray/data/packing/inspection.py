@@ -39,7 +39,7 @@ _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 class _ImageStats:
     """Properties of the images checked."""
 
-    checked: int = 0
+    checked: int
     sizes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
@@ -120,7 +120,7 @@ def _describe_labels(labels: NDArray[np.int64], num_listed: int | None) -> Itera
 
 
 def _check_images(faces: FaceSet, index: NDArray[np.int64]) -> _ImageStats:
-    stats = _ImageStats()
+    stats = _ImageStats(len(index))
     color_sample = set(index[spread(len(index), _COLOR_SAMPLE_IMAGES)].tolist())
     for begin in range(0, len(index), _RECORDS_PER_READ):
         numbers = index[begin : begin + _RECORDS_PER_READ]
@@ -133,7 +133,6 @@ def _check_images(faces: FaceSet, index: NDArray[np.int64]) -> _ImageStats:
 
 
 def _check_image(stats: _ImageStats, faces: FaceSet, rows: FaceRows, row: int) -> NDArray[np.uint8] | None:
-    stats.checked += 1
     data, error = rows.images[row], rows.errors[row]
     if not error:
         try:
@@ -168,13 +167,13 @@ def skin_color_order(pixels: NDArray[np.uint8]) -> ColorOrder | None:
 def _guess_color_order(orders: Counter[ColorOrder | None]) -> tuple[ColorOrder | None, str]:
     rgb, bgr = orders["rgb"], orders["bgr"]
     if rgb + bgr < 10:
-        found = f"{rgb + bgr} of {orders.total()} images show skin"
-        return None, f"color order        unknown: {found}"
+        shown = f"{rgb + bgr} of {orders.total()} images show skin"
+        return None, f"color order        unknown: {shown}"
     order: ColorOrder = "rgb" if rgb >= bgr else "bgr"
     confidence = max(rgb, bgr) / (rgb + bgr)
+    text = f"likely {order}, confidence {confidence:.0%} of {rgb + bgr} images that show skin"
     unsure = "" if confidence >= 0.8 else " (unsure: look at the contact sheet)"
-    text = f"likely {order}, confidence {confidence:.0%} of {rgb + bgr} images that show skin{unsure}"
-    return order, f"color order        {text}"
+    return order, f"color order        {text}{unsure}"
 
 
 def _describe_images(stats: _ImageStats, total: int) -> Iterator[str]:

@@ -76,14 +76,12 @@ def _check_shard(shared: CheckInputs, number: int) -> tuple[int, str]:
     """Return the number of the shard and its first problem, or an empty string."""
     folder, manifest, labels = shared
     entry = manifest.shards[number]
-    uri = filesystem.join(folder, entry.name)
+    first = sum(shard.images for shard in manifest.shards[:number])
+    expected = None if labels is None else labels[first : first + entry.images]
     try:
-        first = sum(shard.images for shard in manifest.shards[:number])
-        expected = None if labels is None else labels[first : first + entry.images]
-        problem = _find_problem(uri, entry, expected)
+        return number, _find_problem(filesystem.join(folder, entry.name), entry, expected)
     except DataError as error:
-        problem = f"found {error.found}; expected {error.expected} ({error.subject})"
-    return number, problem
+        return number, f"found {error.found}; expected {error.expected} ({error.subject})"
 
 
 def _find_problem(uri: str, entry: ShardEntry, labels: NDArray[np.int32] | None) -> str:

@@ -130,7 +130,23 @@ def make_plan(options: PackOptions) -> PackPlan:
         found = f"{num_shards} shards for {starts[-1]} images"
         expected = "at least one image per shard"
         raise DataError("--shards", found=found, expected=expected, fix="reduce --shards")
-    request = _request(options, sources, num_shards)
+    request = {
+        "sources": [
+            {
+                "uri": source.uri,
+                "kind": source.kind,
+                "images": source.num_records,
+                "size_bytes": source.size_bytes,
+                "fingerprint": source.fingerprint,
+                "aligned_by_landmarks": source.has_landmarks,
+            }
+            for source in sources
+        ],
+        "seed": options.seed,
+        "num_shards": num_shards,
+        "color_order": options.color_order,
+        "images": asdict(options.rules),
+    }
     return PackPlan(options, out, sources, starts, size_bytes, num_shards, request)
 
 
@@ -180,23 +196,3 @@ def _check_sources(options: PackOptions, sources: Sequence[ImageSource]) -> None
         found = f"{options.rules.size} with landmarks"
         expected = "112, the size that faces are aligned to"
         raise DataError("--size", found=found, expected=expected, fix="remove --size")
-
-
-def _request(options: PackOptions, sources: Sequence[ImageSource], num_shards: int) -> dict[str, Any]:
-    return {
-        "sources": [
-            {
-                "uri": source.uri,
-                "kind": source.kind,
-                "images": source.num_records,
-                "size_bytes": source.size_bytes,
-                "fingerprint": source.fingerprint,
-                "aligned_by_landmarks": source.has_landmarks,
-            }
-            for source in sources
-        ],
-        "seed": options.seed,
-        "num_shards": num_shards,
-        "color_order": options.color_order,
-        "images": asdict(options.rules),
-    }

@@ -73,14 +73,17 @@ def file_digest(uri: str) -> str:
     return str(digest.hexdigest())
 
 
-def is_intact(folder: str, entry: ShardEntry) -> bool:
-    """Return whether a shard and its index have their recorded size and checksums."""
+def is_intact(folder: str, finished: FinishedShard) -> tuple[int, bool]:
+    """Return a shard's number, and whether it and its index have their size and checksums."""
+    entry = finished.entry
     uri = filesystem.join(folder, entry.name)
-    if not (filesystem.exists(uri) and filesystem.exists(index_uri(uri))):
-        return False
-    if filesystem.file_size(uri) != entry.size_bytes:
-        return False
-    return (file_digest(uri), file_digest(index_uri(uri))) == (entry.blake2b, entry.index_blake2b)
+    intact = (
+        filesystem.exists(uri)
+        and filesystem.exists(index_uri(uri))
+        and filesystem.file_size(uri) == entry.size_bytes
+        and (file_digest(uri), file_digest(index_uri(uri))) == (entry.blake2b, entry.index_blake2b)
+    )
+    return finished.shard, intact
 
 
 class PackDir:
@@ -98,8 +101,8 @@ class PackDir:
             DataError: the folder holds another set, or records of another origin.
         """
         plan, found = self._plan, None
-        if filesystem.exists(self._manifest_uri):
-            found = read_manifest(self._manifest_uri).request
+        if (manifest := self.manifest()) is not None:
+            found = manifest.request
         elif filesystem.exists(self._request_uri):
             found = read_json(self._request_uri)
             if found != plan.request and not filesystem.list_names(plan.scratch_of(found)):
@@ -127,8 +130,7 @@ class PackDir:
 
     def manifest(self) -> Manifest | None:
         """Return the manifest of an earlier packing, if it finished."""
-        uri = self._manifest_uri
-        return read_manifest(uri) if filesystem.exists(uri) else None
+        return read_manifest(self._manifest_uri) if filesystem.exists(self._manifest_uri) else None
 
     def finished_shards(self) -> list[FinishedShard]:
         """Return the shards that were finished once; their files may be damaged since."""

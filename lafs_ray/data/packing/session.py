@@ -98,12 +98,11 @@ class _Packing:
         }
         if not finished:
             return {}
-        checked = self.apply(_check_intact, (self.plan.out, finished), sorted(finished))
+        checked = self.apply(is_intact, self.plan.out, [finished[n] for n in sorted(finished)])
         intact = {shard: finished[shard] for shard, is_good in checked if is_good}
         if damaged := sorted(set(finished) - set(intact)):
             names = ", ".join(map(self._name, damaged[:5]))
-            what = count_of(len(damaged), "damaged shard")
-            logger.info("%s to write again: %s", what, names)
+            logger.info("%s to write again: %s", count_of(len(damaged), "damaged shard"), names)
         logger.info("%s kept", count_of(len(intact), "finished shard"))
         return intact
 
@@ -202,8 +201,3 @@ class _Packing:
             shards[finished.shard] = finished
             progress.add()
         return shards
-
-
-def _check_intact(shared: tuple[str, dict[int, FinishedShard]], shard: int) -> tuple[int, bool]:
-    folder, finished = shared
-    return shard, is_intact(folder, finished[shard].entry)

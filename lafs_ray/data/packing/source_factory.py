@@ -33,7 +33,8 @@ def open_source(path: str, landmarks: str | None = None) -> ImageSource:
     """
     uri = filesystem.absolute(path)
     is_list = filesystem.file_name(uri).endswith(LIST_SUFFIXES)
-    if not is_list and _holds_images(uri):
+    is_folder = not is_list and filesystem.is_folder(uri)
+    if is_folder and not any(name.endswith(".rec") for name in filesystem.list_names(uri)):
         return _open_folder(uri, landmarks)
     if not uri.endswith(".rec") and not set(uri) & set("*?[") and not filesystem.exists(uri):
         expected = "a .rec file or pattern, a folder of images, or a list (.csv, .parquet)"
@@ -62,17 +63,8 @@ def open_source(path: str, landmarks: str | None = None) -> ImageSource:
     )
 
 
-def _hash(*contents: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for content in contents:
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _holds_images(uri: str) -> bool:
-    """Return whether it is a folder without `.rec` files directly in it."""
-    is_folder = filesystem.is_folder(uri)
-    return is_folder and not any(name.endswith(".rec") for name in filesystem.list_names(uri))
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _open_folder(uri: str, landmarks: str | None) -> ImageFileSource:
@@ -100,7 +92,7 @@ def _open_folder(uri: str, landmarks: str | None) -> ImageFileSource:
         kind="folder",
         num_records=len(files),
         size_bytes=int(stamps[:, 0].sum()),
-        fingerprint=_hash(stamps.tobytes(), "\n".join(files.to_pylist()).encode(), list_content),
+        fingerprint=_hash(stamps.tobytes() + "\n".join(files.to_pylist()).encode() + list_content),
         num_identities=len(names),
         names=names,
         has_landmarks=landmarks is not None,

@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import TrainConfig
 from lafs_ray.errors import TrainingError
-from lafs_ray.training.run_length import Length
 
 # Below this KL divergence from uniform, the teacher's output carries no information.
 _UNIFORM_NATS = 0.02
@@ -159,10 +157,3 @@ def collapsed(step: int, config: PretrainConfig, signs: Sequence[Sign], hint: st
         fix=f"under another run.name: {hint}; monitoring.collapse=warn continues this run, which "
         f"is saved at step {step}",
     )
-
-
-def collapse_monitor(config: TrainConfig, length: Length) -> CollapseMonitor | None:
-    """Return the monitor of a pretraining run, None where there is nothing to monitor."""
-    if isinstance(config, PretrainConfig) and config.monitoring.collapse != "off":
-        return CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
-    return None

@@ -15,7 +15,7 @@ READS_AT_ONCE = int(READING_CPUS / CPUS_PER_READ)
 # A stage whose processes are busy for more than this fraction of the time is the slow one.
 _BUSY = 0.75
 # Consecutive reports above monitoring.wait_share before the warning: the first covers the start.
-PATIENCE = 3
+WAITING_REPORTS = 3
 
 
 def slow_stage(report: Mapping[str, float], config: TrainConfig) -> str:

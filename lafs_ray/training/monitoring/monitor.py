@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import DataError, TrainingError
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
-from lafs_ray.training.monitoring import input_bottleneck, nonfinite_report
-from lafs_ray.training.monitoring.collapse import PATIENCE, advice, collapse_monitor, collapsed
+from lafs_ray.training.monitoring import nonfinite_report
+from lafs_ray.training.monitoring.collapse import PATIENCE, CollapseMonitor, advice, collapsed
+from lafs_ray.training.monitoring.input_bottleneck import WAITING_REPORTS, slow_stage
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
 from lafs_ray.training.run_length import Length
@@ -27,28 +29,6 @@ logger = logging.getLogger(__name__)
 WARNINGS = "warnings.jsonl"
 DAMAGED = "damaged record"
 _UPLOAD_EVERY_S = 300.0
-
-
-class RunProgress:
-    """Log lines of a run's progress.
-
-    Args:
-        length: of the run.
-        batch_size: faces in a step.
-    """
-
-    def __init__(self, length: Length, batch_size: int) -> None:
-        self._total, self._batch_size = length.total_steps, batch_size
-        self._step_s: float | None = None
-
-    def line(self, report: Mapping[str, Any]) -> str:
-        """Return step, `metrics_text` and the estimated time left."""
-        now = self._batch_size / report["images_per_s"]
-        # Smoothed over some three reports: the first one after a start is slow.
-        self._step_s = now if self._step_s is None else 0.7 * self._step_s + 0.3 * now
-        step, width = report["step"], len(str(self._total))
-        left = duration((self._total - step) * self._step_s)
-        return f"step {step:>{width}}/{self._total}  {metrics_text(report)}  left {left}"
 
 
 def metrics_text(report: Mapping[str, Any]) -> str:
@@ -82,7 +62,7 @@ class Monitor:
     def __init__(self, config: TrainConfig, length: Length, uri: str, first_step: int, rank: int) -> None:
         self._config, self._uri, self._first_step = config, uri, first_step
         self._is_first = rank == 0
-        self._progress = RunProgress(length, config.batch_size)
+        self._total_steps, self._step_s = length.total_steps, 0.0
         self._warned: set[str] = set()
         self._num_waiting = 0
         self._warnings: MetricsLog | None = None
@@ -93,8 +73,9 @@ class Monitor:
                 self._open_warnings()
             if config.log.tensorboard:
                 self._tensorboard = TensorBoardLog(filesystem.join(uri, "tensorboard"), first_step)
-        self._collapse = collapse_monitor(config, length)
-        if self._collapse is not None:
+        self._collapse: CollapseMonitor | None = None
+        if isinstance(config, PretrainConfig) and config.monitoring.collapse != "off":
+            self._collapse = CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
             for line in read_metrics(filesystem.join(uri, "metrics.jsonl")):
                 if line["step"] <= first_step:
                     self._collapse.update(line)
@@ -120,10 +101,19 @@ class Monitor:
             for record in damaged:
                 logger.warning("skipped a damaged record: %s", record)
                 self._record(line["step"], DAMAGED, record)
-            logger.info(self._progress.line(line), extra={"report": line})
+            logger.info(self._progress(line), extra={"report": line})
             self._write_tensorboard(line)
             self._check_input(line)
         self._check_collapse(line)
+
+    def _progress(self, report: Mapping[str, Any]) -> str:
+        """Return step, `metrics_text` and the estimated time left."""
+        now = self._config.batch_size / report["images_per_s"]
+        # Smoothed over some three reports: the first one after a start is slow.
+        self._step_s = 0.7 * self._step_s + 0.3 * now if self._step_s else now
+        step, width = report["step"], len(str(self._total_steps))
+        left = duration((self._total_steps - step) * self._step_s)
+        return f"step {step:>{width}}/{self._total_steps}  {metrics_text(report)}  left {left}"
 
     def explain(self, found: NonFinite, shard_uris: Sequence[str]) -> TrainingError:
         """Return the user's error of a non-finite step; rank 0 writes its records to a file.
@@ -143,9 +133,8 @@ class Monitor:
         if limit == 0 or (compute.workers == 0 and compute.device == "cpu"):
             return
         self._num_waiting = self._num_waiting + 1 if line["wait_share"] > limit else 0
-        if self._num_waiting >= input_bottleneck.PATIENCE:
-            text = input_bottleneck.slow_stage(line, self._config)
-            self._warn_once(line["step"], "input bottleneck", text)
+        if self._num_waiting >= WAITING_REPORTS:
+            self._warn_once(line["step"], "input bottleneck", slow_stage(line, self._config))
 
     def _check_collapse(self, line: Mapping[str, Any]) -> None:
         if self._collapse is None:

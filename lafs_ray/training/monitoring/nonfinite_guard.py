@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,11 +58,9 @@ class NonFinite(Exception):
     ranks: list[RankReport]
 
 
-@dataclass(frozen=True)
-class _StepRecords:
+class _StepRecords(NamedTuple):
     """What identifies a step's input, kept on the host until the step is known to be finite."""
 
-    step: int
     epoch: int
     learning_rate: float
     shards: NDArray[np.int64]
@@ -85,14 +83,14 @@ class NonFiniteGuard:
         self._loss = torch.zeros((), device=device)
         self._norms: Tensor | None = None
         self._names: list[str] = []
-        self._pending: list[_StepRecords] = []
+        self._pending: dict[int, _StepRecords] = {}
         self._buffers: list[Tensor] = []
 
     def begin(self, batch: StepBatch, learning_rate: float) -> None:
         """Keep a step's records, and the buffers as they are before its forward."""
         nothing = np.empty(0, dtype=np.int64)
         shards, keys = (batch.columns.get(name, nothing) for name in ("shard", "key"))
-        self._pending.append(_StepRecords(batch.step, batch.epoch, learning_rate, shards, keys))
+        self._pending[batch.step] = _StepRecords(batch.epoch, learning_rate, shards, keys)
         now = [torch.cat([each.detach().reshape(-1) for each in group]) for group in self._groups()]
         if self._buffers:
             now = [torch.where(self.skip_update > 0, old, new) for old, new in zip(self._buffers, now, strict=True)]
@@ -124,14 +122,13 @@ class NonFiniteGuard:
         before that step.
         """
         step = int(self._step)
-        pending, self._pending = self._pending, self._pending[-1:]
+        records, self._pending = self._pending, dict([*self._pending.items()][-1:])
         if step < 0:
             return None
         self._restore_buffers()
         assert self._norms is not None
         bad = (~self._norms.isfinite()).tolist()
         # The last step of the call before is kept: only the first step has none before it.
-        records = {each.step: each for each in pending}
         now, before = records[step], records.get(step - 1, records[step])
         mine = RankReport(
             self._rank,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +88,21 @@ def read_status(run: str, now: float | None = None) -> Status:
     steps = checkpoint_steps(run)
     saved = steps[-1] if steps else 0
     bad = _bad_step(run, step)
+    if saved >= total:
+        state = "finished"
+    elif bad is not None:
+        state = "not finite"
+    elif age is None or step_s is None:
+        state = "not started"
+    else:
+        patience = max(_PATIENCE * config["log"]["every_steps"] * step_s, _MIN_PATIENCE_S)
+        state = "running" if age < patience else "silent"
     warnings = read_metrics(filesystem.join(run, WARNINGS))
     evaluations = read_metrics(filesystem.join(run, "eval.jsonl"))
     return Status(
         run=run,
         kind="pretraining" if description["kind"] == "PretrainConfig" else "supervised",
-        state="finished" if saved >= total else _state(config, bad, age, step_s),
+        state=state,
         step=step,
         total_steps=total,
         last=reports[-1] if reports else None,
@@ -140,15 +148,6 @@ def _bad_step(run: str, step: int) -> str | None:
         if name.startswith(nonfinite_report.PREFIX) and number.isdigit() and int(number) > step:
             return filesystem.join(run, name)
     return None
-
-
-def _state(config: Mapping[str, Any], bad: str | None, age: float | None, step_s: float | None) -> str:
-    if bad is not None:
-        return "not finite"
-    if age is None or step_s is None:
-        return "not started"
-    interval = config["log"]["every_steps"] * step_s
-    return "running" if age < max(_PATIENCE * interval, _MIN_PATIENCE_S) else "silent"
 
 
 def _lines(status: Status) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ without copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,12 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
     if isinstance(config, PretrainConfig):
         return _load_pretraining(config)
     assert isinstance(config, FinetuneConfig)
-    return _load_finetuning(config)
+    path, pretrained, transformer = config.start.transformer, None, None
+    if path is not None:
+        pretrained = read_pretrained("start.transformer", path)
+        transformer = _transformer_arrays(config, pretrained, path)
+    landmarks = _finetuning_landmarks(config, pretrained)
+    return InitWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -131,15 +136,6 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     return InitWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
 
 
-def _load_finetuning(config: FinetuneConfig) -> InitWeights:
-    path, pretrained, transformer = config.start.transformer, None, None
-    if path is not None:
-        pretrained = read_pretrained("start.transformer", path)
-        transformer = _transformer_arrays(config, pretrained, path)
-    landmarks = _finetuning_landmarks(config, pretrained)
-    return InitWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
-
-
 def _finetuning_landmarks(config: FinetuneConfig, pretrained: Pretrained | None) -> Arrays | None:
     """Return the landmark CNN's weights; None over the grid and where it starts untrained."""
     start = config.start
@@ -165,8 +161,9 @@ def _finetuning_landmarks(config: FinetuneConfig, pretrained: Pretrained | None)
 def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: str) -> Arrays:
     """Check the transformer's weights, and adapt them to the patches of this run."""
     network = build_transformer(config)
-    fix = _fix(pretrained.architecture, "size", "num_landmarks", "patch_size")
-    _load(network, pretrained.transformer, "start.transformer", path, fix)
+    keys = ("size", "num_landmarks", "patch_size")
+    made = pretrained.architecture
+    _load(network, pretrained.transformer, made, f"start.transformer={path}", keys)
     if pretrained.on_grid != (config.landmarks.source == "grid"):
         weight = network.patch_to_embedding.weight
         with torch.no_grad():
@@ -187,39 +184,43 @@ def transpose_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
 def _landmark_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretrained, key: str, path: str) -> Arrays:
     """Check the landmark CNN's weights against the configured network."""
     network = build_landmark_network(config)
-    fix = _fix(pretrained.architecture, "num_landmarks", "landmark_cnn", "landmark_cnn_width")
-    _load(network, pretrained.landmarks, key, path, fix)
+    keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width")
+    _load(network, pretrained.landmarks, pretrained.architecture, f"{key}={path}", keys)
     return as_arrays(network)
 
 
-def _fix(made: Architecture | None, *keys: str) -> str:
-    """Name the settings to change, with the checkpoint's values where they are known."""
-    known: dict[str, Any] = {}
-    if made is not None:
-        known = {
-            "size": next((n for n, size in FVIT_SIZES.items() if size == made.transformer), None),
-            "num_landmarks": made.num_tokens,
-            "patch_size": made.patch_size,
-            "landmark_cnn": made.landmark_cnn,
-            "landmark_cnn_width": made.landmark_cnn_width if made.landmark_cnn else None,
-        }
-    settings = [f"model.{key}" if known.get(key) is None else f"model.{key}={known[key]}" for key in keys]
-    return f"set {', '.join(settings)} as in the run that made it, or name another checkpoint"
-
-
-def _load(network: nn.Module, state: Mapping[str, Tensor], key: str, path: str, fix: str) -> None:
+def _load(
+    network: nn.Module, state: Mapping[str, Tensor], made: Architecture | None, subject: str, keys: Sequence[str]
+) -> None:
     """Load a state into a network.
 
+    Args:
+        network: as configured.
+        state: of the checkpoint.
+        made: the checkpoint's architecture, None where it is unknown.
+        subject: the setting and the checkpoint.
+        keys: settings of `model` that determine the network.
+
     Raises:
-        CheckpointError: it is of another architecture.
+        CheckpointError: it is of another architecture; names the settings to change.
     """
     try:
         load_weights(network, state)
     except CheckpointError as error:
+        known: dict[str, Any] = {}
+        if made is not None:
+            sizes = (name for name, size in FVIT_SIZES.items() if size == made.transformer)
+            known = {**vars(made), "size": next(sizes, None), "num_landmarks": made.num_tokens}
+            known["landmark_cnn_width"] = made.landmark_cnn_width if made.landmark_cnn else None
+        values = {key: known.get(key) for key in keys}
+        settings = [f"model.{k}" if v is None else f"model.{k}={v}" for k, v in values.items()]
         lines = error.found.splitlines()
         shown = [*lines[:_MAX_LINES], *(["    …"] if len(lines) > _MAX_LINES else [])]
         raise CheckpointError(
-            f"{key}={path}: {error.subject}", found="\n".join(shown), expected=error.expected, fix=fix
+            f"{subject}: {error.subject}",
+            found="\n".join(shown),
+            expected=error.expected,
+            fix=f"set {', '.join(settings)} as in the run that made it, or name another checkpoint",
         ) from None
 
 

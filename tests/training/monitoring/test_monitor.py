@@ -10,7 +10,7 @@ import pytest
 from lafs_ray.errors import ConfigError, TrainingError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring.collapse import PATIENCE
-from lafs_ray.training.monitoring.monitor import Monitor, RunProgress, duration
+from lafs_ray.training.monitoring.monitor import Monitor, duration
 from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
 from lafs_ray.training.prepare import check_run
 from lafs_ray.training.run_length import Length
@@ -141,12 +141,11 @@ def test_run__damaged_records_are_named_in_its_folder(tmp_path: Path) -> None:
     assert f"skipped a damaged record: {line['text']}" in result.logged
 
 
-def test_progress__time_left_follows_the_speed() -> None:
+def test_report__time_left_follows_the_speed(tmp_path: Path) -> None:
     """The time left is the steps left at the speed of the last reports, mostly of the earlier."""
-    progress = RunProgress(LENGTH, 8)
-    slow = {**REPORT, "step": 500, "images_per_s": 4.0}
-    assert progress.line(slow).endswith("left 0:16:40"), "500 steps of 2 s"
-    assert progress.line({**slow, "images_per_s": 8.0}).endswith("left 0:14:10"), "of 1.7 s"
+    monitor = monitor_of(tmp_path)
+    assert reports(monitor, 1, first=5, images_per_s=4.0)[0].endswith("left 0:16:40"), "of 2 s"
+    assert reports(monitor, 1, first=5, images_per_s=8.0)[0].endswith("left 0:14:10"), "of 1.7 s"
     assert duration(3 * 3600 + 62) == "3:01:02"
 
 
