@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from lafs_ray.config.train import CPUS_PER_READ, TrainConfig
 from lafs_ray.data.sampler import ShuffleBlock
 from lafs_ray.engine.ray_session import configure_context
-from lafs_ray.engine.read_task import read_block
+from lafs_ray.engine.read_task import read_records_of_block
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
 from lafs_ray.training.prepare import RunInputs
 
@@ -101,7 +101,7 @@ def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) ->
     dataset = (
         ray.data.from_items([*range(len(blocks))], override_num_blocks=len(blocks))
         .map_batches(
-            read_block,
+            read_records_of_block,
             batch_size=None,
             num_cpus=CPUS_PER_READ,
             fn_kwargs={"source": shared.source, "blocks": ray.put(blocks)},

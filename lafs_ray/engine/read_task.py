@@ -15,7 +15,7 @@ from ray.data.extensions import ArrowTensorArray
 from lafs_ray.training.input_pipeline import read_records, sample_indices
 
 
-def read_block(rows: dict[str, Any], source: ray.ObjectRef, blocks: ray.ObjectRef) -> pa.Table:
+def read_records_of_block(rows: dict[str, Any], source: ray.ObjectRef, blocks: ray.ObjectRef) -> pa.Table:
     """Read the records of the shuffle block that a row names: `sample_indices`, `read_records`.
 
     Args:

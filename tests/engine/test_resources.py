@@ -82,7 +82,7 @@ def test_labels__place_training_and_crops_on_their_nodes(cluster: Any, tmp_path:
     assert pools_of(actors, "DriverChannel", "class_name") == {"head"}
     assert pools_of(actors, "RayTrainWorker", "class_name") == {"gpu"}
     assert pools_of(actors, "MapWorker", "class_name") == {"cpu"}
-    assert pools_of(tasks, "ReadRecords", "name") == {"cpu"}
+    assert pools_of(tasks, "read_records", "name") == {"cpu"}
 
 
 def test_labels__that_no_node_has_are_told_with_those_there_are(
