@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -118,40 +121,78 @@ def require_writable(folder: str) -> None:
     Raises:
         DataError: no permission to write, the disk is full, or the store refuses it.
     """
-    uri = join(folder, ".writable")
+    uri = join(folder, f".writable-{uuid.uuid4().hex[:12]}")
     with atomic_write(uri) as file:
         file.write(b"lafs_ray checks that it can write here\n")
     delete(uri)
+
+
+class _PartialFile(io.FileIO):
+    """A new file beside the one to write, locked so that other processes do not delete it.
+
+    Args:
+        uri: the file to write, for messages.
+        path: its local path.
+    """
+
+    def __init__(self, uri: str, path: str) -> None:
+        folder, name = os.path.split(path)
+        # The suffix keeps half-written shards out of every `*.rec` pattern.
+        super().__init__(os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial"), "xb")
+        self._uri = uri
+        with contextlib.suppress(OSError):  # Some network file systems have no locks.
+            fcntl.flock(self, fcntl.LOCK_EX)
+
+    def write(self, data: Any) -> int:
+        """Write bytes.
+
+        Raises:
+            DataError: the storage refuses them.
+        """
+        with write_errors(self._uri):
+            return os.write(self.fileno(), data)
 
 
 @contextlib.contextmanager
 def _rename_on_exit(uri: str, path: str) -> Iterator[BinaryIO]:
     require_regular(uri, path)
     folder, name = os.path.split(path)
-    # The suffix keeps half-written shards out of every `*.rec` pattern.
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.partial")
+    with write_errors(uri):
+        os.makedirs(folder, exist_ok=True)
+        _delete_partials(folder, name)
+        partial = _PartialFile(uri, path)
+        while not os.fstat(partial.fileno()).st_nlink:  # Deleted before it was locked.
+            partial = _PartialFile(uri, path)
     try:
-        with write_errors(uri):
-            os.makedirs(folder, exist_ok=True)
-            file = open(temporary, "xb")  # noqa: SIM115 - a `with` would hide the error, see below
+        file = io.BufferedWriter(partial)
         try:
-            # An OSError in the block may be the caller's; only a full disk is surely of this file.
-            with write_errors(uri, only=_DISK_FULL):
-                yield file
+            yield file
             with write_errors(uri):
                 file.flush()
                 os.fsync(file.fileno())
+                file.close()
         finally:
             # Closing writes buffered data again, and fails again on a full disk.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, DataError):
                 file.close()
+        require_regular(uri, path)
         with write_errors(uri):
-            os.replace(temporary, path)
+            os.replace(partial.name, path)
             _sync_folder(folder)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(partial.name)
         raise
+
+
+def _delete_partials(folder: str, name: str) -> None:
+    """Delete the partial files of `name` whose processes have died, which released their locks."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{12}}\.partial")
+    for entry in os.scandir(folder):
+        if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            with contextlib.suppress(OSError), open(entry.path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)
 
 
 def _sync_folder(folder: str) -> None:
@@ -201,6 +242,8 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
             found, fix = "disk full", "free some space, or write to another disk"
         elif error.errno == errno.EROFS:
             found, fix = "a read-only file system", "choose another path"
+        elif error.errno == errno.EFBIG:
+            found, fix = "a file too large for this system", "raise `ulimit -f`, or write to another file system"
         elif error.errno in _NO_PERMISSION:
             found, fix = "no permission to write", "check the folder's owner and mode"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,55 @@ def test_atomic_write__onto_what_is_no_regular_file(tmp_path: Path, kind: str, m
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "target") == ["out"]
     assert kind != "a link" or (path.is_symlink() and (tmp_path / "target").read_text() == "kept")
+
+
+@pytest.mark.parametrize("operation", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS, errno.EFBIG])
+def test_atomic_write__errors_of_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, number: int
+) -> None:
+    """An error at any step is a DataError about the file; the old content stays, and nothing half-written."""
+    path = tmp_path / "out"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filesystem.os, operation, fail)
+    with pytest.raises(DataError) as caught, filesystem.atomic_write(str(path)) as file:
+        file.write(b"new" * 100_000)
+    monkeypatch.undo()
+    assert caught.value.subject == str(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_atomic_write__an_error_of_the_caller_is_not_of_the_file(tmp_path: Path) -> None:
+    """An OSError that something else in the block raises stays what it is, also of a full disk."""
+    with pytest.raises(OSError, match="elsewhere"), filesystem.atomic_write(str(tmp_path / "out")):
+        raise OSError(errno.ENOSPC, "elsewhere")
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write__deletes_what_killed_processes_left(tmp_path: Path) -> None:
+    """A partial file of the same name goes if its writer is dead, and stays while it writes."""
+    code = "import sys, os; from lafs_ray.data.io import filesystem as f\n"
+    code += "with f.atomic_write(sys.argv[1]) as file: print(flush=True); sys.stdin.read(); os._exit(9)"
+    out = tmp_path / "out"
+    (tmp_path / ".other.0123456789ab.partial").write_text("of another file")
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        for _ in range(2):
+            with filesystem.atomic_write(str(out)) as file:
+                file.write(b"new")
+        assert len(list(tmp_path.glob(".out.*.partial"))) == 1
+        writer.stdin.close()
+    with filesystem.atomic_write(str(out)) as file:
+        file.write(b"newest")
+    assert sorted(os.listdir(tmp_path)) == [".other.0123456789ab.partial", "out"]
 
 
 def test_list_names__recursive(tmp_path: Path) -> None:
