@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--workers", type=int, default=0, help="Ray workers that embed; 0: this process (0)")
     add("--out", help="folder or URI for results.json and ROC pictures")
-    add("--force", action="store_true", help="replace an earlier results.json")
+    add("--force", action="store_true", help="replace the files of an earlier evaluation")
     evaluate(Request(**vars(parser.parse_args(arguments))))
 
 

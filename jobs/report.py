@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     files = {name: filesystem.join(options.out, name) for name in ("curves.png", "landmarks.png", "accuracy.txt")}
     for uri in files.values():
-        filesystem.require_output(uri, force=options.force, inputs=(options.faces, options.pairs))
+        filesystem.require_output(uri, force=options.force, inputs=[options.pairs])
     trained = load_for_inference(options.run)
     network = trained.embedder()
     embeddings = {

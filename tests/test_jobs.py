@@ -255,6 +255,29 @@ def test_job__embed(tmp_path: Path, face_set_path: str, stage_one: Path) -> None
     assert (metadata[b"step"], metadata[b"input_range"]) == (b"1", b"[-1, 1]")
 
 
+def test_job__output_is_an_input(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
+    """No command replaces what it reads, even with --force, nor any file without it."""
+    faces = tmp_path / "train.rec"
+    for suffix in (".rec", ".idx"):
+        faces.with_suffix(suffix).write_bytes(Path(face_set_path).with_suffix(suffix).read_bytes())
+    (tmp_path / "other").write_text("precious")
+    weights = tmp_path / "teacher.safetensors"
+    main_of("convert_weights")([str(stage_one), str(weights)])
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    commands = [
+        *(["embed", str(stage_one), str(faces), str(faces.with_suffix(one)), "--force"] for one in (".rec", ".idx")),
+        ["embed", str(weights), str(faces), str(weights), "--force"],
+        ["embed", str(stage_one), str(faces), str(stage_one / "config.json"), "--force"],
+        ["convert_weights", str(weights), str(weights), "--force"],
+        ["pack", "--inspect", str(faces), "--sheet", str(faces), "--force"],
+        ["pack", "--inspect", str(faces), "--sheet", str(tmp_path / "other")],
+    ]
+    for name, *rest in commands:
+        with pytest.raises(DataError, match="found:    an (input|existing)"):
+            main_of(name)(rest)
+    assert before == {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+
+
 def test_export__unknown_format(tmp_path: Path, stage_one: Path) -> None:
     """Formats are checked before anything is read or written."""
     with pytest.raises(ConfigError, match="'onxx'") as caught:

@@ -25,7 +25,7 @@ from lafs_ray.evaluation.protocols import (
     evaluate_templates,
     local_embedding,
 )
-from lafs_ray.evaluation.results import EvalResult, write_results
+from lafs_ray.evaluation.results import EvalResult, picture_names, write_results
 from lafs_ray.evaluation.templates import parse_mode
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.training.checkpoint.checkpoint_file import versions
@@ -49,7 +49,7 @@ class Request:
         device: where it computes.
         workers: Ray workers that embed; 0 is this process.
         out: folder for results.json and pictures; None writes nothing.
-        force: whether an earlier results.json may be replaced.
+        force: whether an earlier evaluation's files may be replaced.
     """
 
     checkpoint: str
@@ -76,7 +76,10 @@ def evaluate(request: Request) -> None:
     _check(request)
     if request.out is not None:
         require_persistent_path("--out", request.out)
-        filesystem.require_output(filesystem.join(request.out, "results.json"), force=request.force)
+        inputs = [*request.pairs, *request.identities, *request.templates]
+        files = [one for one in (request.checkpoint, *inputs) if not filesystem.is_folder(one)]
+        for name in ("results.json", *picture_names([*request.pairs, *request.templates])):
+            filesystem.require_output(filesystem.join(request.out, name), force=request.force, inputs=files)
         filesystem.require_writable(request.out)
     jobs = [*_jobs(request)]
     trained = load_for_inference(request.checkpoint)

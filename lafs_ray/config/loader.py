@@ -150,6 +150,8 @@ def read_yaml(path: str) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
+        if not (Path(path).is_file() or Path(path).is_dir()) and Path(path).exists():
+            raise OSError("a device, pipe or socket, which may never end")
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(

@@ -96,21 +96,24 @@ def write_results(folder: str, header: Mapping[str, Any], results: Sequence[Eval
     """
     content = {**header, "results": [one.content() for one in results]}
     files = {"results.json": (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()}
-    for one in results:
-        curves = {row.title: row.curve for row in one.rows if row.curve is not None}
-        if curves:
-            # Imported here: training workers would wait half a second for matplotlib.
-            from lafs_ray.evaluation.plots import as_png, roc_figure
+    drawn = [(one.uri, {row.title: row.curve for row in one.rows if row.curve is not None}) for one in results]
+    drawn = [(uri, curves) for uri, curves in drawn if curves]
+    for (uri, curves), name in zip(drawn, picture_names([uri for uri, _ in drawn]), strict=True):
+        # Imported here: training workers would wait half a second for matplotlib.
+        from lafs_ray.evaluation.plots import as_png, roc_figure
 
-            files[_picture_name(one.uri, files)] = as_png(roc_figure(one.uri, curves))
+        files[name] = as_png(roc_figure(uri, curves))
     for name, data in files.items():
         with filesystem.atomic_write(filesystem.join(folder, name)) as file:
             file.write(data)
 
 
-def _picture_name(uri: str, taken: Mapping[str, bytes]) -> str:
-    """Name a plot after its input, numbered where two inputs have the same name."""
-    last = uri.partition("?")[0].rstrip("/").rpartition("/")[2].removesuffix(".bin")
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", last)
-    numbered = (f"roc_{name}{suffix}.png" for suffix in ("", *(f"_{i}" for i in range(2, 1000))))
-    return next(name for name in numbered if name not in taken)
+def picture_names(uris: Sequence[str]) -> list[str]:
+    """Name a plot after each input, numbered where inputs have the same name."""
+    names: list[str] = []
+    for uri in uris:
+        last = uri.partition("?")[0].rstrip("/").rpartition("/")[2].removesuffix(".bin")
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", last)
+        numbered = (f"roc_{name}{suffix}.png" for suffix in ("", *(f"_{i}" for i in range(2, len(uris) + 2))))
+        names.append(next(name for name in numbered if name not in names))
+    return names

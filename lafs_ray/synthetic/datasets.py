@@ -147,6 +147,9 @@ def write_pair_file(path: str, *, identities: range, num_pairs: int, seed: int, 
         raise _out_of_range("num_pairs", num_pairs, f"a multiple of {2 * _FOLDS} (10 folds)")
     if len(identities) < 2:
         raise _out_of_range("identities", f"{len(identities)} in {identities}", "at least 2")
+    if filesystem.exists(path) and not filesystem.exists(path + ".json"):
+        fix = "choose another path"
+        raise DataError(path, found="pairs of another origin", expected="a path that does not exist yet", fix=fix)
     label_range = {"first": identities.start, "stop": identities.stop, "step": identities.step}
     _write_parameters(path + ".json", {"identities": label_range, "num_pairs": num_pairs, "seed": seed})
     same = np.tile(np.repeat([True, False], num_pairs // (2 * _FOLDS)), _FOLDS)
@@ -207,9 +210,9 @@ def _out_of_range(name: str, found: object, expected: str) -> DataError:
 
 
 def _check_foreign_records(folder: str) -> None:
-    """Reject a folder with records that this module has not written."""
+    """Reject a folder with records, or other files of the names written, that this module has not written."""
     names = filesystem.list_names(folder)
-    records = [name for name in names if name.endswith((".rec", ".idx"))]
+    records = [name for name in names if name.endswith((".rec", ".idx")) or name in ("property", "contact_sheet.png")]
     if records and "generated.json" not in names:
         raise DataError(
             folder,

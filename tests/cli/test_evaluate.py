@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_evaluate__labels_that_are_none(trained: str, tmp_path: Path) -> None:
     error = refusal(Request(checkpoint=trained, identities=[str(tmp_path / "a.rec")]))
     assert error.subject == f"{tmp_path}/a.rec, key 2"
     assert error.found == "no identity; records without one: 1"
+
+
+@pytest.mark.parametrize("name", ["results.json", "roc_lfw.png"])
+def test_evaluate__files_are_there(trained: str, pairs: str, tmp_path: Path, name: str) -> None:
+    """Before anything is computed, files of an earlier evaluation are refused without force."""
+    (tmp_path / "lfw.bin").write_bytes(Path(pairs).read_bytes())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("earlier")
+    request = Request(checkpoint=trained, pairs=[str(tmp_path / "lfw.bin")], out=str(tmp_path / "out"))
+    assert "--force" in refusal(request).fix
+    assert os.listdir(tmp_path / "out") == [name]
+    evaluate(replace(request, force=True))
+    assert sorted(os.listdir(tmp_path / "out")) == ["results.json", "roc_lfw.png"]
+    assert (tmp_path / "out" / name).read_bytes() != b"earlier"
 
 
 def test_evaluate__pairs_of_one_kind(trained: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,19 @@ def test_write_pair_file__other_pairs_are_there(tmp_path: Path) -> None:
     datasets.write_pair_file(path, identities=range(2), num_pairs=20, seed=0)
     with pytest.raises(DataError, match=r"pairs\.bin\.json"):
         datasets.write_pair_file(path, identities=range(2, 4), num_pairs=20, seed=0)
+
+
+def test_write__files_of_another_origin_stay(tmp_path: Path) -> None:
+    """Pairs, a property file and a sheet that this module has not written are not replaced."""
+    (tmp_path / "pairs.bin").write_text("lfw")
+    with pytest.raises(DataError, match="pairs of another origin"):
+        datasets.write_pair_file(str(tmp_path / "pairs.bin"), identities=range(2), num_pairs=20, seed=0)
+    for name in ("property", "contact_sheet.png"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        with pytest.raises(DataError, match=name):
+            datasets.write_faces(str(tmp_path / name), num_identities=1, images_per_identity=1, seed=0)
+        assert os.listdir(tmp_path / name) == [name]
 
 
 def test_images__raw_pixels_are_an_imperfect_verifier() -> None:

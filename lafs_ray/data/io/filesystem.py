@@ -18,6 +18,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import IO, Any, BinaryIO
 
 from pyarrow import fs
@@ -29,6 +30,12 @@ from lafs_ray.errors import DataError
 _COPY_BYTES = 8 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
+_NEW = "a path that does not exist yet"
+# What commands read in a folder of faces or of a run; their own outputs may lie beside it.
+_READ_IN_FOLDERS = (
+    *(".rec", ".idx", ".bin", "/manifest.json", ".pt", ".jsonl", "/config.json"),
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp"),
+)
 
 
 def file_info(uri: str) -> fs.FileInfo:
@@ -64,7 +71,9 @@ def file_stamp(uri: str) -> tuple[int, int]:
     """
     info = file_info(uri)
     if info.type != fs.FileType.File:
-        found = "no such file" if info.type == fs.FileType.NotFound else "a folder"
+        found = {fs.FileType.NotFound: "no such file", fs.FileType.Directory: "a folder"}.get(
+            info.type, reading.NO_FILE
+        )
         raise DataError(uri, found=found, expected="a file", fix="check the path")
     return int(info.size), int(info.mtime_ns or 0)
 
@@ -272,21 +281,19 @@ def require_output(uri: str, *, force: bool = False, inputs: Sequence[str] = ())
         inputs: files and folders that the same command reads; neither they nor data in them are ever replaced.
 
     Raises:
-        DataError: it exists and is not to be replaced, or cannot be.
+        DataError: it exists and is an input, no regular file, or there without `force`.
     """
     path = reading.local_path(uri)
     if path is not None:
         require_regular(uri, path)
     if not exists(uri):
         return
-    for other in inputs:
-        own, used = (os.path.realpath(one) if reading.local_path(one) else one for one in (uri, other))
-        within = own.startswith(used.rstrip("/") + "/") and own.lower().endswith(_DATA)
-        if own == used or within:
-            raise DataError(uri, found=f"an input of this command ({other})", expected=_NEW, fix="choose another path")
+    for given in inputs:
+        if _reads(given, uri):
+            raise DataError(uri, found=f"an input of this command ({given})", expected=_NEW, fix="choose another path")
     if not force:
         fix = "choose another path, or add --force to replace it"
-        raise DataError(uri, found="an existing file or folder", expected=_NEW, fix=fix)
+        raise DataError(uri, found="an existing file", expected=_NEW, fix=fix)
 
 
 def require_regular(uri: str, path: str) -> None:
@@ -305,8 +312,17 @@ def require_regular(uri: str, path: str) -> None:
         raise DataError(uri, found=found, expected="a regular file, or " + _NEW, fix="choose another path")
 
 
-_NEW = "a path that does not exist yet"
-_DATA = (".rec", ".idx", ".bin", ".pt", ".pth", ".safetensors", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
+def _reads(given: str, uri: str) -> bool:
+    """Return whether an existing file is what a command reads from a file, folder or pattern."""
+    own, used = (
+        os.path.realpath(path) if (path := reading.local_path(one)) else one.partition("?")[0] for one in (uri, given)
+    )
+    if own == used or (os.path.exists(own) and os.path.exists(used) and os.path.samefile(own, used)):
+        return True
+    record = own.removesuffix(".idx") + ".rec" if own.endswith(".idx") else own
+    if record == used or fnmatchcase(record, used):
+        return True
+    return own.startswith(used.rstrip("/") + "/") and own.lower().endswith(_READ_IN_FOLDERS)
 
 
 @contextlib.contextmanager
@@ -319,6 +335,7 @@ def local_file(uri: str) -> Iterator[str]:
         DataError: it is missing or cannot be read.
     """
     if (path := reading.local_path(uri)) is not None:
+        reading.require_file(path)
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]
 
 
 def _read_file(store: fs.FileSystem, path: str) -> bytes:
-    with store.open_input_file(path) as file:
+    with reading.open_file(store, path) as file:
         return bytes(file.read())
 
 

@@ -15,6 +15,7 @@ import errno
 import io
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ _TRANSIENT = {
     *(errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ENETDOWN, errno.ENETUNREACH),
 }
+NO_FILE = "a device, pipe or socket"
 # S3 errors without errno, in the words of pyarrow.
 _FORBIDDEN = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "HTTP status 403")
 
@@ -76,6 +78,27 @@ def local_path(uri: str) -> str | None:
     return path if isinstance(filesystem, fs.LocalFileSystem) else None
 
 
+def require_file(path: str) -> None:
+    """Check that a local path is no device, pipe or socket: reading one may block, or never end.
+
+    Raises:
+        DataError: it is one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # Opening the file fails with the same error, and is tried again.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(path, found=NO_FILE, expected="a regular file", fix="write its content to a file first")
+
+
+def open_file(filesystem: fs.FileSystem, path: str) -> Any:
+    """Open a file of a file system for reading; see `require_file`."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        require_file(path)
+    return filesystem.open_input_file(path)
+
+
 def open_input(uri: str) -> Input:
     """Return a random-access file, opened at the first use; use it in a `with` block.
 
@@ -106,7 +129,7 @@ class Input(io.RawIOBase):
     def _open(self) -> Any:
         with self._lock:
             if self._file is None:
-                self._file = self._filesystem.open_input_file(self._path)
+                self._file = open_file(self._filesystem, self._path)
             return self._file
 
     def size(self) -> int:
@@ -289,8 +312,8 @@ def _check_unchanged(ranges: ByteRanges) -> None:
 def _file_state(uri: str) -> tuple[int, str, int]:
     """Return size, ETag (empty on a disk) and modification time in ns (0 in an object store)."""
     if (path := local_path(uri)) is not None:
-        stat = retry_transient(lambda: os.stat(path), uri)
-        return stat.st_size, "", stat.st_mtime_ns
+        status = retry_transient(lambda: os.stat(path), uri)
+        return status.st_size, "", status.st_mtime_ns
     with open_input(uri) as file:
         return file.size(), file.version(), 0
 

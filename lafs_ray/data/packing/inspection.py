@@ -59,8 +59,8 @@ def inspect_faces(path: str, *, sheet: str | None, check_all: bool, force: bool 
         DataError: see `lafs_ray.data.face_set.open_faces` and `filesystem.require_output`.
     """
     sheet = sheet or "contact_sheet.png"
-    filesystem.require_output(sheet, force=force, inputs=[path])
     faces = open_faces(path)
+    filesystem.require_output(sheet, force=force, inputs=faces.shard_uris)
     yield from _describe_files(path, faces)
     if any(table is None for table in faces.identities):
         yield "  (no identity list: reading the label of every record)"

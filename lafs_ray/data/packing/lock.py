@@ -52,6 +52,7 @@ def _flock(path: str, uri: str, owner: bytes) -> int | None:
     """Return the descriptor of the locked file; None where the file system has no `flock`."""
     with filesystem.write_errors(uri), contextlib.ExitStack() as stack:
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        filesystem.require_regular(uri, path)
         while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             stack.callback(os.close, file)

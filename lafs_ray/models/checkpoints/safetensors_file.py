@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.data.io import filesystem
-from lafs_ray.errors import CheckpointError
+from lafs_ray.data.io import filesystem, reading
+from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import Architecture, build_embedder
 from lafs_ray.models.checkpoints.state_dicts import (
     LAYOUTS,
@@ -182,7 +182,9 @@ def _read_header(uri: str) -> Mapping[str, str]:
     try:
         with filesystem.local_file(uri) as path, safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except OSError:
+    except OSError as error:
+        raise reading.read_error(uri, error) from error
+    except DataError:
         raise
     except Exception as error:  # safetensors' own exception, which has no place in its stubs
         raise unreadable(uri, error) from None

@@ -205,7 +205,11 @@ class RunDir:
         if path is None:
             yield
             return
-        with open(os.path.join(path, _LOCK), "wb") as file:
+        lock = os.path.join(path, _LOCK)
+        filesystem.require_regular(lock, lock)
+        with filesystem.write_errors(lock):
+            file = open(lock, "wb")  # noqa: SIM115 - the `with` below would translate errors of training
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

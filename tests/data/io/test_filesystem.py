@@ -118,6 +118,33 @@ def test_require_output__an_input(tmp_path: Path) -> None:
     filesystem.require_output(str(tmp_path / "set" / "notes.parquet"), force=True, inputs=[str(tmp_path / "set")])
 
 
+@pytest.mark.parametrize(
+    ("given", "out"),
+    [
+        ("set/train.rec", "set/train.idx"),
+        ("set/train.rec", "set/hard.rec"),
+        ("set/*.rec", "set/train.rec"),
+        ("set/*.rec", "set/train.idx"),
+        ("set", "set/a/face.JPG"),
+        ("run", "run/config.json"),
+        ("run", "run/checkpoints/step-00000001.pt"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_require_output__what_an_input_stands_for(tmp_path: Path, given: str, out: str, prefix: str) -> None:
+    """The index of a .rec, other names of it, matches of a pattern, images and a run's files are inputs as well."""
+    for name in ("set/train.rec", "set/train.idx", "set/a/face.JPG", "run/config.json", "run/eval/results.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step-00000001.pt").write_text("")
+    os.link(tmp_path / "set" / "train.rec", tmp_path / "set" / "hard.rec")
+    inputs = [prefix + str(tmp_path / given)]
+    with pytest.raises(DataError, match="an input of this command"):
+        filesystem.require_output(str(tmp_path / out), force=True, inputs=inputs)
+    filesystem.require_output(str(tmp_path / "run" / "eval" / "results.json"), force=True, inputs=inputs)
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a link", "a folder", "a device"])
 def test_atomic_write__onto_what_is_no_regular_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices, pipes, links and folders are refused and stay what they are."""

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from lafs_ray.data.io import reading
-from lafs_ray.errors import DataError
+from lafs_ray.config.loader import read_yaml
+from lafs_ray.data.io import filesystem, listing, reading
+from lafs_ray.errors import ConfigError, DataError
 
 
 def test_resolve__kinds_of_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +90,22 @@ def test_network_disk__stale_handles_are_reopened(on_disk: Path, monkeypatch: py
     with reading.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
         file.read_at(8, 4)
     assert (error.value.found, disk.opened) == ("no permission to read it", 1)
+
+
+@pytest.mark.timeout(20)
+def test_read__pipe(tmp_path: Path) -> None:
+    """A pipe, which would block, is refused wherever a file is read; so is a configuration."""
+    pipe = tmp_path / "a.pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link.rec").symlink_to(pipe)
+    for path in (str(pipe), pipe.as_uri(), str(tmp_path / "link.rec")):
+        with pytest.raises(DataError, match="a device, pipe or socket"):
+            filesystem.read_bytes(path)
+        with pytest.raises(DataError, match="a device, pipe or socket"), filesystem.local_file(path):
+            pass
+        with pytest.raises(DataError, match="a device, pipe or socket"):
+            filesystem.file_size(path)
+        with pytest.raises(ConfigError, match="a device, pipe or socket"):
+            read_yaml(path.removeprefix("file://"))
+    (found,) = listing.read_files(str(tmp_path), ["a.pipe"])
+    assert isinstance(found, DataError)

@@ -112,3 +112,13 @@ def test_lease__is_renewed(tmp_path: Path, backend: str, monkeypatch: pytest.Mon
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert os.listdir(tmp_path) == []
+
+
+def test_locked__the_lock_is_a_link(tmp_path: Path) -> None:
+    """What a link in the lock's place points to is not overwritten."""
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / LOCK).symlink_to(tmp_path / "precious")
+    with pytest.raises(DataError, match="a link"), locked(str(tmp_path / "set")):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"

@@ -310,3 +310,14 @@ def test_checkpoint__holds_plain_values_only(tmp_path: Path, face_set_path: str)
     content = torch.load(io.BytesIO(Path(path).read_bytes()), weights_only=True)
     assert {"model", "method", "optimizer", "landmarks", "skipped", "step"} <= content.keys()
     assert {"teacher", "center"} <= content["method"].keys()
+
+
+def test_lock__is_a_link(tmp_path: Path) -> None:
+    """What a link in the lock's place points to is not truncated."""
+    (tmp_path / "precious").write_text("kept")
+    place = folder(tmp_path)
+    Path(place.uri).mkdir(parents=True)
+    (Path(place.uri) / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(DataError, match="a link"), place.lock():
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
