@@ -107,6 +107,9 @@ def test_setup__comes_from_the_makefile_alone(file: str) -> None:
     assert "node-environment" in text
     assert not re.search(r"torch\s*[=<>]=", text)
     recipe = (ROOT / "Makefile").read_text().partition("$(VENV)/.node-ready: ")[2]
+    # What the recipe reads has to reach the node with it.
+    for needed in recipe.partition("\n")[0].split():
+        assert re.search(rf"lafs_ray/{needed}: {needed}|COPY .*{needed}", text), needed
     torch, dependencies = recipe.index("torch==$(TORCH)"), recipe.index("$(DEPENDENCIES)")
     assert torch < dependencies
 

@@ -92,7 +92,7 @@ def test_mistake__reaches_the_status_and_the_message_of_the_job(rehearsal: Path)
     log = (rehearsal / "mistake.log").read_text()
     assert "Job 'mistake' failed" in log
     assert "exit code 2" in log
-    for part in ("error: run.storage", "found:    runs, below", "expected: a place", "to do:"):
+    for part in ("error: run.storage", "/runs, below the folder", "expected: a path that remains", "to do:"):
         assert part in log, log
     assert "Traceback" not in log
 
