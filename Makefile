@@ -64,7 +64,7 @@ test-fast: environment  ## run the tests that start no Ray and take no minutes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet"
 
 # Kernels of other CPUs, and other numbers of threads: what must be equal is equal under each of them.
-NUMERIC := tests/transforms tests/models tests/methods tests/training/test_fingerprint.py
+NUMERIC := tests/transforms tests/methods $(wildcard tests/models/test_*.py) tests/training/test_fingerprint.py
 test-cpus: environment  ## run the numeric tests as on CPUs with AVX2 only, and with AVX-512 but no AMX or bf16
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
 		$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not ray" $(NUMERIC)
