@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -108,6 +109,27 @@ def test_job__finetune_then_another_configuration(tmp_path: Path, face_set_path:
     other = job(*arguments("finetune", tmp_path, face_set_path, "duration=3 steps"))
     assert_refused(other, str(folder), "duration: 2 steps -> 3 steps")
     assert (folder / "metrics.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize(("output", "flags"), [("pipe", []), ("pipe", ["-u"]), ("full", ["-u"]), ("closed", [])])
+def test_job__output_that_is_lost(tmp_path: Path, face_set_path: str, output: str, flags: list[str]) -> None:
+    """A run whose output is closed, full or not read any more goes on; listings end quietly."""
+    name = "part_fvit"
+    redirect = {"pipe": "| head -n 1", "full": "> /dev/full", "closed": ">&- 2>&-"}[output]
+    train = [sys.executable, *flags, *arguments("finetune", tmp_path, face_set_path, "duration=3 steps")]
+    listing = [sys.executable, *flags, "jobs/status.py", str(tmp_path / name)]
+    for command in (train, listing):
+        line = f"set -o pipefail; {shlex.join(command)} {redirect}"
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert ("No space left" in done.stderr) == (output == "full")
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert os.listdir(tmp_path / name / "checkpoints") == ["step-00000003.pt"]
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])

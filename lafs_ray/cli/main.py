@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.engine.signals import Stopped
@@ -28,6 +32,7 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
         the number of a signal that stopped the run (143 for SIGTERM). Other exceptions are bugs and keep their
         traceback.
     """
+    _outlive_outputs()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         main(sys.argv[1:])
@@ -43,7 +48,47 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
             raise
         print(f"error: {user_error}", file=sys.stderr)  # noqa: T201
         return 2
+    finally:
+        sys.stdout.flush()
     return 0
+
+
+class _Output(io.FileIO):
+    """Standard output or error; from its first failure on, what is written goes nowhere."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes; a reader that went away ends the output quietly, other errors are reported once."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            # Libraries and child processes write to the descriptor as well.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if error.errno != errno.EPIPE:
+                print(f"warning: the output is lost from here: {error.strerror}", file=sys.stderr)  # noqa: T201
+            return len(data)
+
+
+def _outlive_outputs() -> None:
+    """Let the job go on when its standard output or error is closed, full, or a pipe that nobody reads."""
+    # A file opened later would get the number of a closed output, and what is printed.
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(free, True)
+    os.close(free)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the whole process
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            raw = _Output(stream.fileno(), "wb", closefd=False)
+            wrapped = io.TextIOWrapper(
+                raw if stream.write_through else io.BufferedWriter(raw),  # as `python -u`
+                stream.encoding,
+                stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, wrapped)
 
 
 def parse(description: str, arguments: Sequence[str], examples: str, dry_run: str) -> Namespace:
