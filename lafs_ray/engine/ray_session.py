@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 
 import ray
 import ray.train
@@ -12,6 +13,9 @@ from ray.data import DataContext
 from lafs_ray.errors import ConfigError
 
 _NO_PROGRESS_TIMEOUT_S = 300
+_CONNECT_TIMEOUT_S = 5.0
+_ADDRESS = "host:port of the head of a running cluster, such as 10.0.0.1:6379 (not of its dashboard)"
+_ADDRESS_FIX = "correct or unset RAY_ADDRESS; unset, Ray starts on this machine"
 
 # Set before Ray starts, so its workers inherit them; values set by the user stay.
 QUIET = {
@@ -52,14 +56,65 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmet
 
 
 def start_or_join(cpus: float) -> None:
-    """Join the cluster of this job, or start one on this machine with at least these CPUs."""
+    """Join the cluster of this job, or start one on this machine with at least these CPUs.
+
+    Raises:
+        ConfigError: the cluster of RAY_ADDRESS does not answer, or Ray cannot start here.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not ray.is_initialized():
-        on_cluster = "RAY_ADDRESS" in os.environ
+        address = os.environ.get("RAY_ADDRESS", "").strip()
+        if not address:
+            os.environ.pop("RAY_ADDRESS", None)
+        on_cluster = address not in ("", "local")
+        if on_cluster and address != "auto":
+            _check_address(address)
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
         local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
-        ray.init(address=None if on_cluster else "local", logging_level="error", log_to_driver=False, **local)
+        try:
+            ray.init(address=None if on_cluster else "local", logging_level="error", log_to_driver=False, **local)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _start_error(address, error) from error
+
+
+def _check_address(address: str) -> None:
+    """Check that something answers at RAY_ADDRESS: Ray itself waits for a quarter of an hour.
+
+    Raises:
+        ConfigError: nothing does, or it is no address of a cluster.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    found = address
+    if host and "/" not in host and port.isdecimal() and int(port) < 1 << 16:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            found = f"{address}, where nothing answers ({error.strerror or error})"
+        else:
+            return
+    raise ConfigError("RAY_ADDRESS", found=found, expected=_ADDRESS, fix=_ADDRESS_FIX)
+
+
+def _start_error(address: str, error: Exception) -> ConfigError:
+    """Return the message for an error of `ray.init`."""
+    reason = " ".join(str(error).split())
+    if "AF_UNIX path" in reason:
+        name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+        return ConfigError(
+            name,
+            found=f"{os.environ.get(name, '')}, too long for the paths of Ray's sockets",
+            expected="a folder whose path has at most 35 characters",
+            fix="set RAY_TMPDIR=/tmp, or another short path on a local disk",
+        )
+    if address:
+        return ConfigError("RAY_ADDRESS", found=f"{address}: {reason}", expected=_ADDRESS, fix=_ADDRESS_FIX)
+    return ConfigError(
+        "Ray on this machine",
+        found=reason,
+        expected="a Ray that starts",
+        fix="end the Ray processes of earlier jobs (`ray stop`), and check memory and disk space for /tmp/ray",
+    )
 
 
 def configure_context(context: DataContext, cpus: float) -> None:

@@ -1,0 +1,87 @@
+"""Environment that `ray.init` meets: errors in seconds, with the variable, its value and what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lafs_ray.errors import ConfigError
+
+ray = pytest.importorskip("ray")
+
+
+def start(monkeypatch: pytest.MonkeyPatch, fails: Exception | None = None) -> list[dict[str, Any]]:
+    """Call `start_or_join` with a Ray that is not started, or fails; return the arguments of `ray.init`."""
+    from lafs_ray.engine import ray_session
+
+    calls: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> None:
+        calls.append(arguments)
+        if fails is not None:
+            raise fails
+
+    for name, value in ray_session.QUIET.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    ray_session.start_or_join(3)
+    return calls
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "127.0.0.1", "head:", ":6379", "127.0.0.1:99999", "dead"])
+def test_start__address_without_a_cluster(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """A dashboard's address, no address, and one where nothing answers are refused before Ray waits for them."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        if address == "dead":
+            address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConfigError, match="RAY_ADDRESS") as caught:
+            start(monkeypatch)
+    assert address in caught.value.found
+
+
+@pytest.mark.parametrize("address", ["", " ", "local"])
+def test_start__empty_address_is_none(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """An empty RAY_ADDRESS counts as unset: a Ray of this machine, with the CPUs needed."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    (arguments,) = start(monkeypatch)
+    assert arguments["address"] == "local"
+    assert arguments["num_cpus"] >= 3
+    assert os.environ.get("RAY_ADDRESS") == (address if address == "local" else None)
+
+
+def test_start__a_cluster_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address with a listener is left to Ray, and Ray's own error names the variable."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        (arguments,) = start(monkeypatch)
+        assert arguments["address"] is None
+        with pytest.raises(ConfigError, match="RAY_ADDRESS"):
+            start(monkeypatch, ConnectionError("no GCS here"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match="auto: Could not find"):
+        start(monkeypatch, ConnectionError("Could not find any running Ray instance."))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_start__long_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A TMPDIR that is too long for sockets is named, with what to set."""
+    from lafs_ray.engine.ray_session import start_or_join
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("a" * 60)))
+    try:
+        with pytest.raises(ConfigError, match="too long for the paths of Ray's sockets") as caught:
+            start_or_join(1)
+    finally:
+        ray.shutdown()
+    assert (caught.value.subject, "RAY_TMPDIR=/tmp" in caught.value.fix) == ("TMPDIR", True)
