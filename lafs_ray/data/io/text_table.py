@@ -12,6 +12,8 @@ from pyarrow import csv
 
 from lafs_ray.errors import DataError
 
+# What pyarrow raises for a damaged file; errors of reading are DataErrors by then.
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError)
 _TYPES = {pa.string(): "text", pa.int64(): "an integer", pa.float64(): "a number"}
 # pyarrow's messages, such as "In CSV column #1: Row #3: CSV conversion error to int64: …".
 _COLUMNS = re.compile(r"Row #(\d+): Expected \d+ columns, got (\d+): (.*)", re.DOTALL)
@@ -50,9 +52,9 @@ def read_text_table(
     try:
         try:
             table = read(use_threads=True)
-        except pa.ArrowInvalid:
+        except DAMAGE:
             table = read(use_threads=False)  # Only the serial reader numbers rows.
-    except pa.ArrowInvalid as error:
+    except DAMAGE as error:
         raise _bad_row(uri, str(error), columns, fix) from error
     return {name: table[name].to_numpy() for name in columns}
 

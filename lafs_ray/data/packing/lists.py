@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.errors import DataError
 
 LIST_SUFFIXES = (".csv", ".parquet")
@@ -56,9 +57,13 @@ def read_list(uri: str) -> ImageList:
             raise DataError(uri, found="an empty file", expected="one image per line", fix=_FIX)
         is_parquet = filesystem.file_name(uri).endswith(".parquet")
         try:
-            table = pq.read_table(file) if is_parquet else _read_csv(file)
-        except pa.ArrowInvalid as error:
+            return _columns(uri, pq.read_table(file) if is_parquet else _read_csv(file))
+        except DAMAGE as error:
             raise _bad(uri, str(error).strip()) from error
+
+
+def _columns(uri: str, table: pa.Table) -> ImageList:
+    """Check the columns of a list."""
     if table.num_rows == 0:
         raise _bad(uri, "no rows")
     if "path" not in table.column_names:
@@ -127,10 +132,7 @@ def _labels(uri: str, table: pa.Table) -> pa.Array:
 
 
 def _landmarks(uri: str, table: pa.Table) -> NDArray[np.float32]:
-    try:
-        columns = [table[name].cast(pa.float32()).to_numpy() for name in _POINTS]
-    except pa.ArrowInvalid as error:
-        raise _bad(uri, str(error)) from error
+    columns = [table[name].cast(pa.float32()).to_numpy() for name in _POINTS]
     points = np.stack(columns, axis=1).astype(np.float32).reshape(-1, 5, 2)
     largest = float(np.nanmax(np.abs(points), initial=0))
     if 0 < largest <= _MAX_FRACTION:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lafs_ray.data.packing.lists import read_list
 from lafs_ray.data.packing.source_factory import open_source
 from lafs_ray.data.packing.sources import ImageFileSource, RecordSource
 from lafs_ray.errors import DataError
@@ -169,6 +170,25 @@ def test_list__refused(tmp_path: Path, text: str, found: str) -> None:
     error = refusal(tmp_path / "list.csv")
     assert found in error.found
     assert str(tmp_path / "list.csv") in error.subject
+
+
+def test_list__damaged_parquet(tmp_path: Path) -> None:
+    """A Parquet file with any byte changed, or columns of other types or repeated, is read or refused by name."""
+    path, names = tmp_path / "a.parquet", [f"{number}.jpg" for number in range(20)]
+    for columns in ([[{"a": 1}]], [[[1]]], [[b"\xff"]], [["a"], ["b"]]):
+        pq.write_table(pa.Table.from_arrays([pa.array(one) for one in columns], ["path"] * len(columns)), path)
+        with pytest.raises(DataError, match=r"a\.parquet"):
+            read_list(str(path))
+    pq.write_table(pa.table({"path": names, "label": range(20)}), path)
+    sound, num_refused = path.read_bytes(), 0
+    for position in range(0, len(sound), 3):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 0x55]) + sound[position + 1 :])
+        try:
+            read_list(str(path))
+        except DataError as error:
+            num_refused += 1
+            assert error.subject.startswith(str(path))  # noqa: PT017 - most positions are refused, not all
+    assert num_refused > 50
 
 
 def test_list__that_changes_stops(tmp_path: Path) -> None:
