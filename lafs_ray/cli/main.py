@@ -69,7 +69,7 @@ class _Output(io.FileIO):
 
 
 def _outlive_outputs() -> None:
-    """Let the job go on when its standard output or error is closed, full, or a pipe that nobody reads."""
+    """Let the job go on when its standard output or error is closed, full, or a pipe without a reader."""
     # A file opened later would get the number of a closed output, and what is printed.
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(free, True)
