@@ -1,6 +1,7 @@
 """Cache of the landmarks of every record of a set.
 
-    <folder>/part-00000-of-000NN.safetensors    `keys` int64 [B], `landmarks` float16 [B, N, 2]
+    <folder>/part-00000-of-000NN.safetensors    `keys` int64 [B], `checksums` uint32 [B] (CRC-32 of the rows of
+                                                `landmarks`), `landmarks` float16 [B, N, 2]
     <folder>/landmarks.json                     set, weights and parts; written last
 
 A part holds up to 16,384 consecutive records of one shard, in file order, and is written atomically: a killed job
@@ -10,13 +11,16 @@ Letters: B images, N landmarks.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
 from safetensors.numpy import save
 
 from lafs_ray.data.images import ColorOrder
@@ -27,12 +31,13 @@ from lafs_ray.data.packed_set import as_json, read_json
 from lafs_ray.errors import DataError
 
 STAMP = "landmarks.json"
-FORMAT, VERSION = "lafs_ray cached landmarks", 1
+FORMAT, VERSION = "lafs_ray cached landmarks", 2
 LANDMARK = np.dtype("<f2")
 
 # A minute of one core; 13 MB at 196 landmarks.
 PART_ROWS = 16_384
 _CONCURRENT_FILES = 16
+_DAMAGE = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class PartEntry:
     landmarks_offset: int
     damaged: int
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
 
 @dataclass(frozen=True, eq=False)
 class LandmarkCache:
@@ -107,23 +114,19 @@ class LandmarkCache:
         folder: of the parts.
         num_landmarks: N.
         parts: in the order of the images, all of which they cover.
+        checksums: CRC-32 of each image's landmarks, uint32 [images of the set].
     """
 
     folder: str
     num_landmarks: int
     parts: tuple[PartEntry, ...]
+    checksums: NDArray[np.uint32]
 
     def read(self, index: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Read the landmarks of these images, in this order, in pixels; NaN: a damaged record.
-
-        Args:
-            index: image numbers, int64 [B].
-
-        Returns:
-            float16 [B, N, 2].
+        """Read the landmarks of images int64 [B], in this order: float16 [B, N, 2] in pixels; NaN: a damaged record.
 
         Raises:
-            DataError: a part is missing or has changed since the cache was opened.
+            DataError: a part is missing or has changed since the cache was opened, or bytes have changed on the disk.
         """
         unique, inverse = np.unique(index, return_inverse=True)
         starts = np.array([part.first for part in self.parts])
@@ -132,6 +135,10 @@ class LandmarkCache:
         rows = np.empty((len(unique), self.num_landmarks, 2), dtype=LANDMARK)
         for row, data in zip(rows, read_ranges(ranges), strict=True):
             row.reshape(-1)[:] = np.frombuffer(data, LANDMARK)
+        for image, number, row in zip(unique.tolist(), numbers.tolist(), rows, strict=True):
+            if zlib.crc32(row.data) != self.checksums[image]:
+                uri = filesystem.join(self.folder, self.parts[number].name)
+                raise _damaged(uri, f"landmarks of record {image} that do not match their checksum")
         return rows[inverse.reshape(-1)]
 
     def _ranges(self, number: int, members: NDArray[np.int64]) -> ByteRanges:
@@ -147,11 +154,7 @@ def row_bytes(num_landmarks: int) -> int:
 
 
 def plan_parts(shard_starts: NDArray[np.int64]) -> list[Part]:
-    """Split the images of a set into parts.
-
-    Args:
-        shard_starts: as in `FaceSet`.
-    """
+    """Split the images of a set into parts; `shard_starts` as in `FaceSet`."""
     ranges = [
         (first, min(first + PART_ROWS, stop))
         for start, stop in zip(shard_starts[:-1].tolist(), shard_starts[1:].tolist(), strict=True)
@@ -176,38 +179,63 @@ def write_part(
     """
     damaged = int(np.isnan(landmarks).any(axis=(1, 2)).sum())
     stamp = {**asdict(cache_key), "first": part.first, "rows": len(keys), "damaged": damaged}
-    tensors: dict[str, NDArray[Any]] = {"keys": keys, "landmarks": landmarks.astype(LANDMARK)}
+    rows = np.ascontiguousarray(landmarks, LANDMARK)
+    checksums = np.array([zlib.crc32(row.data) for row in rows], np.uint32)
+    tensors: dict[str, NDArray[Any]] = {"keys": keys, "checksums": checksums, "landmarks": rows}
+    # Safetensors orders tensors by the size of their numbers: keys, checksums, landmarks.
+    checksum = _checksum(stamp, keys.tobytes() + checksums.tobytes())
     with filesystem.atomic_write(filesystem.join(folder, part.name)) as file:
-        file.write(save(tensors, {"lafs_ray": json.dumps(stamp)}))
+        file.write(save(tensors, {"lafs_ray": json.dumps({**stamp, "checksum": checksum})}))
+
+
+def _checksum(stamp: dict[str, Any], index: bytes) -> str:
+    return hashlib.blake2b(json.dumps(stamp).encode() + index, digest_size=16).hexdigest()
+
+
+def _read_index(uri: str) -> tuple[dict[str, Any], int, int, NDArray[np.uint32]]:
+    """Return stamp, offset of the landmarks, size and row checksums of a part, all of which its checksum covers.
+
+    Raises:
+        KeyError, TypeError, ValueError, RecursionError: the part is damaged or truncated.
+    """
+    with reading.open_input(uri) as file:
+        size = file.size()
+        begin = 8 + int.from_bytes(file.read_at(8, 0), "little")
+        header = json.loads(bytes(file.read_at(min(begin, size), 8))[: begin - 8])
+        start, stop = (begin + offset for offset in header["landmarks"]["data_offsets"])
+        if not begin <= start <= stop == size:
+            raise ValueError("another size than in the header")
+        index = bytes(file.read_at(start - begin, begin))
+    stamp: dict[str, Any] = json.loads(header["__metadata__"]["lafs_ray"])
+    if stamp.pop("checksum") != _checksum(stamp, index):
+        raise ValueError("header, keys or checksums that do not match their own checksum")
+    return stamp, start, size, np.frombuffer(index, "<u4", stamp["rows"], 8 * stamp["rows"])
 
 
 def read_entry(folder: str, cache_key: CacheKey, part: Part) -> PartEntry | None:
-    """Read the header of an existing part; None: it is damaged or truncated.
+    """Read an existing part and compare its checksums; None: it is damaged or truncated.
 
     Raises:
         DataError: it is of another set or other weights.
     """
     uri = filesystem.join(folder, part.name)
-    rows = part.stop - part.first
+    rows, width = part.stop - part.first, row_bytes(cache_key.num_landmarks)
     try:
-        with reading.open_input(uri) as file:
-            size = file.size()
-            header_bytes = int.from_bytes(file.read_at(8, 0), "little")
-            header = json.loads(bytes(file.read_at(min(header_bytes, size), 8)))
-        stamp = json.loads(header["__metadata__"]["lafs_ray"])
-        start, stop = (8 + header_bytes + offset for offset in header["landmarks"]["data_offsets"])
-        damaged = int(stamp["damaged"])
-    except (KeyError, TypeError, ValueError):
+        stamp, start, size, checksums = _read_index(uri)
+    except _DAMAGE:
         return None
     _check_key(uri, cache_key, stamp)
-    expected = (part.first, rows, rows * row_bytes(cache_key.num_landmarks), size)
-    if (stamp.get("first"), stamp.get("rows"), stop - start, stop) != expected:
+    if (stamp["first"], stamp["rows"], size - start) != (part.first, rows, rows * width):
         return None
-    return PartEntry(part.name, part.first, rows, size, start, damaged)
+    with reading.open_input(uri) as file:
+        data = memoryview(file.read_at(rows * width, start))
+    if [zlib.crc32(data[row * width : (row + 1) * width]) for row in range(rows)] != checksums.tolist():
+        return None
+    return PartEntry(part.name, part.first, rows, size, start, stamp["damaged"])
 
 
 def read_entries(folder: str, cache_key: CacheKey, parts: list[Part]) -> dict[Part, PartEntry]:
-    """Read the headers of the complete parts.
+    """Read the complete parts and compare their checksums.
 
     Raises:
         DataError: one is of another set or other weights.
@@ -220,14 +248,7 @@ def read_entries(folder: str, cache_key: CacheKey, parts: list[Part]) -> dict[Pa
 
 
 def write_stamp(folder: str, cache_key: CacheKey, entries: list[PartEntry], details: dict[str, str]) -> None:
-    """Mark a cache as complete.
-
-    Args:
-        folder: of the cache.
-        cache_key: what it is of.
-        entries: all its parts.
-        details: further values for the reader, such as the checkpoint's path.
-    """
+    """Mark a cache with all these parts as complete; `details` are for readers, such as the checkpoint's path."""
     content = {"format": FORMAT, "version": VERSION, **asdict(cache_key), **details}
     content["parts"] = [asdict(entry) for entry in entries]
     with filesystem.atomic_write(filesystem.join(folder, STAMP)) as file:
@@ -243,8 +264,8 @@ def open_landmarks(folder: str, cache_key: CacheKey, command: str) -> LandmarkCa
         command: to create them, for messages.
 
     Raises:
-        DataError: they are missing, incomplete, or of another set, weights or color order; a part is missing or
-            truncated, or images are not covered.
+        DataError: they are missing, incomplete, or of another set, weights or color order; a part is missing, truncated
+            or damaged, or images are not covered. Rows are compared with their checksums when they are read.
     """
     uri = filesystem.join(folder, STAMP)
     if not filesystem.exists(uri):
@@ -262,15 +283,29 @@ def open_landmarks(folder: str, cache_key: CacheKey, command: str) -> LandmarkCa
     fill = f"run {command.partition(' --out ')[0]} --out {other}"
     _check_key(uri, cache_key, content, f"{fill} and set landmarks.cache={other}")
     try:
-        entries = tuple(PartEntry(**entry) for entry in content["parts"])
-        covered = [(entry.first, entry.first + entry.rows) for entry in entries]
-    except (TypeError, KeyError) as error:
-        raise _bad_stamp(uri, f"missing or unknown keys ({error})", command) from error
+        entries = TypeAdapter(tuple[PartEntry, ...]).validate_json(json.dumps(content.get("parts")))
+    except ValueError as error:
+        raise _bad_stamp(uri, "parts with " + " ".join(str(error).split())[:200], command) from None
+    covered = [(entry.first, entry.first + entry.rows) for entry in entries]
     stops = [0, *(stop for _, stop in covered)]
     if [first for first, _ in covered] != stops[:-1] or stops[-1] != cache_key.images:
         raise _bad_stamp(uri, f"parts that do not cover {cache_key.images} records", command)
     _check_files(folder, entries, command)
-    return LandmarkCache(filesystem.absolute(folder), cache_key.num_landmarks, entries)
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+        checksums = list(pool.map(lambda entry: _read_checksums(folder, entry), entries))
+    return LandmarkCache(filesystem.absolute(folder), cache_key.num_landmarks, entries, np.concatenate(checksums))
+
+
+def _read_checksums(folder: str, entry: PartEntry) -> NDArray[np.uint32]:
+    """Return the row checksums of a part that matches its entry in the stamp."""
+    uri = filesystem.join(folder, entry.name)
+    try:
+        stamp, start, size, checksums = _read_index(uri)
+    except _DAMAGE as error:
+        raise _damaged(uri, f"a part with a damaged header or index: {type(error).__name__} {error}"[:200]) from None
+    if PartEntry(entry.name, stamp["first"], stamp["rows"], size, start, stamp["damaged"]) != entry:
+        raise _damaged(uri, f"another part than {STAMP} lists")
+    return checksums
 
 
 def _check_files(folder: str, entries: tuple[PartEntry, ...], command: str) -> None:
@@ -296,6 +331,11 @@ def _check_key(uri: str, cache_key: CacheKey, found: dict[str, Any], fix: str = 
             expected="landmarks of these faces by this landmark CNN",
             fix=fix,
         )
+
+
+def _damaged(uri: str, found: str) -> DataError:
+    fix = f"copy the file again; or delete it and {STAMP}, and run jobs/cache_landmarks.py again"
+    return DataError(uri, found=found, expected="the landmarks as they were written", fix=fix)
 
 
 def _bad_stamp(uri: str, found: str, command: str) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -175,3 +176,53 @@ def test_read__of_a_part_that_changes_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="part-00001") as raised:
         cache.read(np.array([35]))
     assert "when the set was opened" in raised.value.expected
+
+
+def test_one_flipped_bit_anywhere(tmp_path: Path) -> None:
+    """A flipped bit of a part or the stamp is named, or changes no landmarks; such a part is written again."""
+    write(str(tmp_path))
+    part = plan_parts(STARTS)[1]
+    generator, index, expected = np.random.default_rng(5), np.arange(100), values().astype(np.float16)
+    for name, fewest_refused in ((part.name, 350), (STAMP, 0)):
+        path = tmp_path / name
+        content, named, refused = path.read_bytes(), 0, 0
+        for position in generator.integers(len(content), size=400).tolist():
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << int(generator.integers(8))
+            path.write_bytes(damaged)
+            try:
+                np.testing.assert_array_equal(open_landmarks(str(tmp_path), KEY, COMMAND).read(index), expected)
+            except DataError as error:
+                named += str(tmp_path) in str(error)
+            with contextlib.suppress(DataError):  # Of other weights or faces, by one digit.
+                refused += part not in read_entries(str(tmp_path), KEY, plan_parts(STARTS))
+        path.write_bytes(content)
+        assert named > 200
+        assert refused >= fewest_refused
+
+
+def test_read__landmarks_that_change_after_opening(tmp_path: Path) -> None:
+    """The record is named whose landmarks on the disk are others than those written."""
+    write(str(tmp_path))
+    cache = open_landmarks(str(tmp_path), KEY, COMMAND)
+    path = tmp_path / "part-00001-of-00004.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-36:] = bytes(36)
+    path.write_bytes(content)
+    assert cache.read(np.array([62])).shape == (1, 9, 2)
+    with pytest.raises(DataError, match=r"part-00001.*\n.*record 63 that do not match their checksum"):
+        cache.read(np.array([3, 63, 62]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "../part-00001-of-00004.safetensors"}, {"rows": "32"}, {"landmarks_offset": 600}, {"first": 32.5}],
+)
+def test_open__stamp_of_other_types_or_places(tmp_path: Path, change: dict[str, object]) -> None:
+    """An entry that contradicts its part is refused: a wrong offset would train on other landmarks."""
+    write(str(tmp_path))
+    content = json.loads((tmp_path / STAMP).read_text())
+    content["parts"][1].update(change)
+    (tmp_path / STAMP).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=STAMP):
+        open_landmarks(str(tmp_path), KEY, COMMAND)
