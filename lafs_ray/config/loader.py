@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_serializer
+from yaml.constructor import ConstructorError
 
 from lafs_ray.errors import ConfigError
 
@@ -68,6 +69,7 @@ class Duration(Section):
 
 
 _LONGEST = 1e12
+_MOST_VALUES = 100_000
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(epoch|step|run)s?\s*")
 
 
@@ -103,31 +105,66 @@ RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_tuple)]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers such as 1e-3, and without the traps of YAML 1.1.
+    """YAML with the scalars of YAML 1.2's core schema, and without the traps of 1.1.
 
-    `1e-3` is a number (PyYAML reads a string), `no` and `on` are words (PyYAML reads booleans), and a key that appears
-    twice is an error (PyYAML keeps the last).
+    `1e-3` is a number (PyYAML reads a string), `010` is ten (eight), `1:30` a text (ninety), `no` and `on` are words
+    (booleans), and a key that appears twice is an error (the last one counts). Whatever cannot be built is a YAMLError.
     """
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build a value; PyYAML's constructors raise many kinds for one that they cannot build."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+            found = f"{str(node.value)[:40]!r} is no value of {node.tag.rpartition(':')[2][:40]!r}"
+            raise ConstructorError(None, None, found, node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a dictionary, refusing repeated keys."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key!r} appears twice in the block at line {line}")
+        """Build a dictionary, refusing repeated keys and merge keys."""
+        keys: set[Hashable] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == _MERGE:
+                raise ConstructorError(None, None, "merge keys (<<) are not supported", key_node.start_mark)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # Refused below.
+            if key in keys:
+                raise yaml.YAMLError(f"the key {key!r} appears twice in the block at line {node.start_mark.line + 1}")
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+
+
+_NULL, _MERGE, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "merge", "bool", "int", "float"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _FLOAT)]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (_NULL, _MERGE)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(_INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _FLOAT, re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
 )
+_Loader.add_constructor(_INT, _construct_int)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return the tree in a text; a YAMLError: it is not YAML, too deep, or large once aliases are replaced."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("values that are nested too deeply") from None
+    open_nodes, count = [tree], 0
+    while open_nodes:
+        node, count = open_nodes.pop(), count + 1
+        if count > _MOST_VALUES:
+            raise yaml.YAMLError(f"more than {_MOST_VALUES:,} values, aliases counted where they are used")
+        open_nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    return tree
 
 
 class _Dumper(yaml.SafeDumper):
@@ -152,7 +189,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         if not (Path(path).is_file() or Path(path).is_dir()) and Path(path).exists():
             raise OSError("a device, pipe or socket, which may never end")
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             path,
@@ -194,7 +231,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 fix="write the dotted key, an equals sign and the value, without spaces around it",
             )
         try:
-            overrides[key] = yaml.load(text, Loader=_Loader)
+            overrides[key] = _parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"argument {argument!r}",

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from lafs_ray.config.loader import (
     parse_overrides,
     read_yaml,
     resolve,
+    write_yaml,
 )
 from lafs_ray.errors import ConfigError
 
@@ -133,3 +135,81 @@ def test_differences__name_the_dotted_key_with_both_values():
     old = {"a": 1, "b": {"c": 2, "d": 3}}
     new = {"a": 1, "b": {"c": 5}, "e": 6}
     assert differences(old, new) == ["b.c: 2 -> 5", "b.d: 3 -> None", "e: None -> 6"]
+
+
+UNREADABLE = [
+    "9" * 5000,
+    "!!int abc",
+    "!!int ''",
+    "!!float abc",
+    "!!bool abc",
+    "!!map abc",
+    "!!seq abc",
+    "!!timestamp abc",
+    "!!python/object:os.system x",
+    "[" * 10_000,
+    "{a: " * 10_000,
+    "{[1]: 2}",
+    "{{}: 2}",
+    "{<<: {lr: 1e-3}}",
+]
+
+
+@pytest.mark.parametrize("text", UNREADABLE, ids=lambda text: text[:30])
+def test_read_yaml__value_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    """A value that PyYAML's constructors cannot build is a configuration error with its line, in overrides too."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"run:\n  name: debug\nbatch_size: {text}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml") as raised:
+        read_yaml(str(path))
+    assert "line 3" in raised.value.found or "nested" in raised.value.found
+    assert len(str(raised.value)) < 600
+    with pytest.raises(ConfigError, match="argument"):
+        parse_overrides([f"batch_size={text}"])
+
+
+def test_read_yaml__aliases_that_grow(tmp_path: Path) -> None:
+    """Aliases are read, but not when a kilobyte of them stands for millions of values."""
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &rate 1e-3\nb: [*rate, *rate]\n")
+    assert read_yaml(str(path)) == {"a": 1e-3, "b": [1e-3, 1e-3]}
+    bomb = ["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))]
+    for text in ("\n".join(bomb), "a: &a [*a]", "a: &a {b: *a}"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="more than 100,000 values"):
+            read_yaml(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0100", 100),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("-12", -12),
+        ("+7", 7),
+        ("1:30", "1:30"),
+        ("190:20:30", "190:20:30"),
+        ("0b11", "0b11"),
+        ("1_000", "1_000"),
+        ("1_0.5", "1_0.5"),
+        ("0x_", "0x_"),
+        ("0b_", "0b_"),
+        ("2024-01-01", "2024-01-01"),
+        ("2024-99-99", "2024-99-99"),
+        ("=", "="),
+        ("08", 8),
+        ("1e-3", 1e-3),
+        ("010.5", 10.5),
+        ("null", None),
+        ("~", None),
+        ("true", True),
+        ("yes", "yes"),
+    ],
+)
+def test_parse_overrides__scalars_of_yaml_1_2(text: str, value: object) -> None:
+    """Numbers are those of YAML 1.2's core schema: decimal, 0o and 0x; all else is text."""
+    (found,) = parse_overrides([f"a={text}"]).values()
+    assert (found, type(found)) == (value, type(value))
+    assert parse_overrides(["a=" + write_yaml({"a": value}).partition(": ")[2].strip()]) == {"a": value}
