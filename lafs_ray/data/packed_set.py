@@ -26,6 +26,9 @@ LABEL = np.dtype("<i4")
 MAX_LABELS = 1 << 24  # labels are float32 in the file
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 62)]
+# Without separators, so that a file is in the folder of its manifest.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -41,11 +44,11 @@ class ShardEntry:
         index_blake2b: checksum of the `.idx`.
     """
 
-    name: str
+    name: FileName
     images: Count
     size_bytes: Count
-    blake2b: str
-    index_blake2b: str
+    blake2b: Checksum
+    index_blake2b: Checksum
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -75,12 +78,12 @@ class Manifest:
     unlabeled: Count
     image_size: Count
     color_order: ColorOrder
-    seed: int
+    seed: Annotated[int, Field(strict=True)]
     left_out: dict[str, Any]
     encoded: int
     sources: tuple[dict[str, Any], ...]
     request: dict[str, Any]
-    checksums: dict[str, str]
+    checksums: dict[FileName, Checksum]
     shards: tuple[ShardEntry, ...]
     lafs_ray: str
 
@@ -125,7 +128,9 @@ def read_manifest(uri: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise _bad_manifest(uri, f"{where}: {first['msg']}") from None
+        raise _bad_manifest(uri, f"{ascii(where)[1:-1]}: {first['msg']}") from None
+    if LABELS not in manifest.checksums:
+        raise _bad_manifest(uri, f"checksums without {LABELS}")
     if sum(shard.images for shard in manifest.shards) != manifest.images:
         raise _bad_manifest(uri, f"{manifest.images} images, not the sum over its shards")
     return manifest

@@ -139,8 +139,11 @@ class PackDir:
         result = []
         for name in filesystem.list_names(self._plan.scratch):
             if re.fullmatch(r"shard-\d{5}\.done", name):
-                text, _, labels = filesystem.read_bytes(filesystem.join(self._plan.scratch, name)).partition(b"\n")
-                result.append(FinishedShard(int(name[6:11]), ShardEntry(**json.loads(text)), labels))
+                data = filesystem.read_bytes(filesystem.join(self._plan.scratch, name))
+                digest, _, content = data.partition(b"\n")
+                if digest == _digest(content):  # Else it is damaged: the shard is written again.
+                    text, _, labels = content.partition(b"\n")
+                    result.append(FinishedShard(int(name[6:11]), ShardEntry(**json.loads(text)), labels))
         return result
 
     def _listed_shards(self, manifest: Manifest) -> list[FinishedShard]:
@@ -158,14 +161,21 @@ class PackDir:
     def mark_finished(self, finished: FinishedShard) -> None:
         """Record that a shard is finished, so that a restart does not write it again."""
         uri = filesystem.join(self._plan.scratch, f"shard-{finished.shard:05}.done")
+        content = json.dumps(asdict(finished.entry)).encode() + b"\n" + finished.labels
         with filesystem.atomic_write(uri) as file:
-            file.write(json.dumps(asdict(finished.entry)).encode() + b"\n" + finished.labels)
+            file.write(_digest(content) + b"\n" + content)
 
     def clean_up(self) -> None:
         """Delete the request and the temporary files."""
         filesystem.delete(self._request_uri)
         if filesystem.exists(self._plan.scratch):
             filesystem.delete_tree(self._plan.scratch)
+
+
+def _digest(content: bytes) -> bytes:
+    hashed = checksum()
+    hashed.update(content)
+    return bytes(hashed.hexdigest().encode())
 
 
 def _check_same(out: str, found: dict[str, Any], request: dict[str, Any]) -> None:

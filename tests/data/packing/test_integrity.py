@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,38 @@ def test_verify__no_manifest(tmp_path: Path, intact: Path) -> None:
     (intact / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
         verify_set(str(intact), apply_in_process)
+
+
+def change(content: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("checksums",), 5),
+        (("checksums",), {"identities.csv": "0" * 32}),
+        (("checksums", "../../dev/zero"), "0" * 32),
+        (("checksums", "/etc/shadow"), "0" * 32),
+        (("checksums", ".."), "0" * 32),
+        (("checksums", "labels.npy"), "0"),
+        (("checksums", "labels.npy"), 7),
+        (("shards", 0, "name"), "../../etc/passwd"),
+        (("shards", 0, "name"), "a\nb.rec"),
+        (("shards", 0, "blake2b"), "\x1b[31m"),
+        (("shards", 0), []),
+        (("images",), 120.0),
+        (("seed",), "0"),
+    ],
+)
+def test_verify__manifest_of_other_types_or_places(intact: Path, path: tuple[Any, ...], value: Any) -> None:
+    """Names that leave the folder, and values of other types, are refused before any file is read."""
+    uri = intact / "manifest.json"
+    content = json.loads(uri.read_text())
+    change(content, path, value)
+    uri.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"manifest\.json\n.*(checksums|shards|images|seed)") as raised:
+        verify_set(str(intact), apply_in_process)
+    assert "manifest of version 1" in raised.value.expected

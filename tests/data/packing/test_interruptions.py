@@ -9,13 +9,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.packed_set import ShardEntry
 from lafs_ray.data.packing import session
 from lafs_ray.data.packing.images import ImageRules
+from lafs_ray.data.packing.options import PackPlan
+from lafs_ray.data.packing.pack_dir import FinishedShard, PackDir
 from lafs_ray.errors import DataError
 from tests.data.packing.sets import content, names_below, packed, refusal
 from tests.training.faces import NO_IMAGE, ROOT, break_frame, face_jpegs, write_face_set
@@ -259,3 +263,19 @@ def test_open_faces__incomplete_or_foreign_copy_of_a_set(tmp_path: Path, face_se
     shutil.copy(face_set_path, tmp_path / "set" / "more.rec")
     with pytest.raises(DataError, match="does not list"):
         open_faces(str(tmp_path / "set" / "more.rec"))
+
+
+def test_finished_shards__damaged_entry(tmp_path: Path) -> None:
+    """A flipped bit in the entry of a finished shard, its labels included: the shard counts as not written."""
+    plan = SimpleNamespace(scratch=str(tmp_path / "scratch"), out=str(tmp_path))
+    place = PackDir(cast(PackPlan, plan))
+    shard = FinishedShard(3, ShardEntry("train-00003-of-00004.rec", 5, 100, "0" * 32, "1" * 32), bytes(range(20)))
+    place.mark_finished(shard)
+    assert place.finished_shards() == [shard]
+    path = tmp_path / "scratch" / "shard-00003.done"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        assert place.finished_shards() == []
