@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lafs_ray.models.fvit import FViT
-from lafs_ray.models.patch_sampling import extract_patches, grid_patches
+from lafs_ray.models.patch_sampling import extract_patches, grid_patches, patch_mosaic
 
 
 class FaceEmbedder(nn.Module):
@@ -24,8 +24,18 @@ class FaceEmbedder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
+        return self.transformer.encode(self.tokens(images))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to tokens [B, n, p·p·3], the transformer's input."""
         if self.landmark_cnn is None:
-            tokens = grid_patches(images, self.patch_size)
-        else:
-            tokens = extract_patches(images, self.landmark_cnn(images), self.patch_size)
-        return self.transformer.encode(tokens)
+            return grid_patches(images, self.patch_size)
+        return extract_patches(images, self.landmark_cnn(images), self.patch_size)
+
+    def attention(self, images: Tensor, block: int = -1) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to attention weights [B, heads, n + 1, n + 1] (`FViT.token_attention`)."""
+        return self.transformer.token_attention(self.tokens(images), block)
+
+    def mosaic(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to the mosaic of their patches [B, 3, r·p, r·p] (`patch_mosaic`)."""
+        return patch_mosaic(self.tokens(images), self.patch_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -89,12 +90,36 @@ class FViT(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Embed tokens as `forward`, which subclasses override to take images."""
+        return self.mlp_head(self.transformer(self._with_positions(tokens))[:, 0])  # type: ignore[no-any-return]
+
+    def token_attention(self, tokens: Tensor, block: int = -1) -> Tensor:
+        """Return the attention weights of one block, as `forward` computes them; call it in eval mode.
+
+        Reference: DINO's `get_last_selfattention` (`vision_transformer.py`).
+
+        Args:
+            tokens: as for `forward`.
+            block: its index; negative ones count from the last.
+
+        Returns:
+            [B, heads, n + 1, n + 1], weights of keys (last axis) for each query; every row sums to 1. Index 0 is the
+            class token, i + 1 is token i.
+        """
+        layers = list(self.transformer.layers)
+        attending = layers[block]
+        x = self._with_positions(tokens)
+        for before in layers[: layers.index(attending)]:
+            x = before(x)
+        residual = cast("_Residual", cast("_Block", attending)[0])
+        return cast("_Attention", residual.fn.fn).weights(residual.fn.norm(x))
+
+    def _with_positions(self, tokens: Tensor) -> Tensor:
+        """Return the first block's input [B, n + 1, D], class token first."""
         batch, count, _ = tokens.shape
         assert count < self.pos_embedding.shape[1], (count, self.pos_embedding.shape[1] - 1)
         x = self.patch_to_embedding(tokens)
         x = torch.cat((self.cls_token.expand(batch, -1, -1), x), dim=1)
-        x = self.dropout(x + self.pos_embedding[:, : count + 1])
-        return self.mlp_head(self.transformer(x)[:, 0])  # type: ignore[no-any-return]
+        return self.dropout(x + self.pos_embedding[:, : count + 1])  # type: ignore[no-any-return]
 
     def _share_parts(self, fvit: FViT) -> None:
         """Share another transformer's modules."""
@@ -234,11 +259,20 @@ class _Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
+        mixed = attend(*self._projections(x), self.scale)
+        return self.to_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return softmax(QKᵀ·scale) [B, heads, n, n], which the fused kernel does not return."""
+        query, key, _ = self._projections(x)
+        return torch.softmax((query * self.scale) @ key.mT, dim=-1)
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, [B, heads, n, D] each."""
         batch, count, _ = x.shape
         qkv = self.to_qkv(x).reshape(batch, count, 3, self.heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(query, key, value, self.scale)
-        return self.to_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return query, key, value
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Patches of an image: at landmarks (sampled bilinearly, differentiable) and on the plain grid.
+"""Patches of an image: at landmarks (sampled bilinearly, differentiable) and on the plain grid; their mosaic.
 
 Published weights were trained with the sampling of `face_pre_pro/ViT_face.py`, where patches are transposed and half a
 pixel off; both are kept. One `grid_sample` over all landmarks replaces one call per landmark. Shape letters: B images,
@@ -6,6 +6,8 @@ C channels, N landmarks, p patch side, H and W image sides.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -61,3 +63,21 @@ def grid_patches(images: Tensor, patch_size: int) -> Tensor:
     rows, columns = height // patch_size, width // patch_size
     cells = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
+
+
+def patch_mosaic(tokens: Tensor, patch_size: int) -> Tensor:
+    """Arrange patches to a square image: patch k in row k // r, column k % r of the cells.
+
+    Patches stay as stored: those at landmarks are transposed, as in the reference (`face_pre_pro/ViT_face.py`).
+
+    Args:
+        tokens: [B, n, p·p·C]; the first r·r of them are used, r = ⌊√n⌋.
+        patch_size: p, in pixels.
+
+    Returns:
+        [B, C, r·p, r·p].
+    """
+    batch, count, _ = tokens.shape
+    side = math.isqrt(count)
+    cells = tokens[:, : side**2].reshape(batch, side, side, patch_size, patch_size, -1)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, side * patch_size, side * patch_size)

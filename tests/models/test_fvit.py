@@ -158,6 +158,24 @@ def test_attention__equals_its_definition() -> None:
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [0, 1, -1])
+def test_token_attention__weights_of_the_block(block: int) -> None:
+    """The weights that the block applies to its values: mixing with them gives the block's own output."""
+    torch.manual_seed(0)
+    model = FViT(TINY, 9, 12).eval()
+    attending, seen = model.transformer.layers[block][0].fn.fn, {}
+    attending.register_forward_hook(lambda _module, inputs, output: seen.update(x=inputs[0], output=output))
+    tokens = torch.randn(2, 5, 12)
+    model(tokens)
+    weights = model.token_attention(tokens, block)
+    assert weights.shape == (2, 2, 6, 6)
+    value = attending.to_qkv(seen["x"])[..., 32:].reshape(2, 6, 2, 8).transpose(1, 2)
+    mixed = (weights @ value).transpose(1, 2).flatten(2)
+    # float32: the fused kernel sums in another order.
+    torch.testing.assert_close(attending.to_out(mixed), seen["output"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 6), rtol=0, atol=1e-6)
+
+
 def test_fvit__too_many_tokens() -> None:
     """More tokens than positions are a bug, caught by an assertion."""
     with pytest.raises(AssertionError, match=r"10, 9"):

@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lafs_ray.models.patch_sampling import extract_patches, grid_patches
+from lafs_ray.models.patch_sampling import extract_patches, grid_patches, patch_mosaic
 from tests.golden_cases import GoldenCase, load_case, to_unit_range
 
 
 def _inputs(case: GoldenCase) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(to_unit_range(case.inputs["image_u8"]))
     return images, torch.from_numpy(case.inputs["landmarks"])
-
-
-def _tokens_to_mosaic(tokens: Tensor, patch_size: int) -> Tensor:
-    """[B, r·r, p·p·C] to [B, C, r·p, r·p], patch k in cell (k // r, k % r), as recorded."""
-    batch, count, _ = tokens.shape
-    side = round(count**0.5)
-    cells = tokens.reshape(batch, side, side, patch_size, patch_size, -1)
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, side * patch_size, side * patch_size)
 
 
 def _bilinear(image: Tensor, row: float, column: float) -> Tensor:
@@ -65,7 +57,7 @@ def test_extract_patches__gradients() -> None:
     """Gradients reach the image and the landmarks as in the reference."""
     case = load_case("a4_patches_grad")
     images, landmarks = (value.requires_grad_() for value in _inputs(case))
-    mosaic = _tokens_to_mosaic(extract_patches(images, landmarks, 8), 8)
+    mosaic = patch_mosaic(extract_patches(images, landmarks, 8), 8)
     mosaic.backward(torch.from_numpy(case.inputs["grad_out_mosaic"]))
     tol = case.meta["tol"]
     assert images.grad is not None
