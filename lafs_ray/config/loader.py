@@ -1,19 +1,18 @@
-"""The strict base of every section, YAML reading, overrides and error messages."""
+"""The strict base of every section, overrides and error messages."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_serializer
-from yaml.constructor import ConstructorError
 
+from lafs_ray.config.yaml_text import parse_yaml, read_yaml
 from lafs_ray.errors import ConfigError
 
 
@@ -69,7 +68,6 @@ class Duration(Section):
 
 
 _LONGEST = 1e12
-_MOST_VALUES = 100_000
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(epoch|step|run)s?\s*")
 
 
@@ -104,116 +102,6 @@ RealPair = Annotated[tuple[Real, Real], BeforeValidator(_parse_tuple)]
 RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_tuple)]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of YAML 1.2's core schema, and without the traps of 1.1.
-
-    `1e-3` is a number (PyYAML reads a string), `010` is ten (eight), `1:30` a text (ninety), `no` and `on` are words
-    (booleans), and a key that appears twice is an error (the last one counts). Whatever cannot be built is a YAMLError.
-    """
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build a value; PyYAML's constructors raise many kinds for one that they cannot build."""
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-            found = f"{str(node.value)[:40]!r} is no value of {node.tag.rpartition(':')[2][:40]!r}"
-            raise ConstructorError(None, None, found, node.start_mark) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a dictionary, refusing repeated keys and merge keys."""
-        keys: set[Hashable] = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key_node.tag == _MERGE:
-                raise ConstructorError(None, None, "merge keys (<<) are not supported", key_node.start_mark)
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                break  # Refused below.
-            if key in keys:
-                raise yaml.YAMLError(f"the key {key!r} appears twice in the block at line {node.start_mark.line + 1}")
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
-
-
-_NULL, _MERGE, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "merge", "bool", "int", "float"))
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in (_NULL, _MERGE)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"(?:true|false)$"), list("tf"))
-_Loader.add_implicit_resolver(_INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    _FLOAT, re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
-)
-_Loader.add_constructor(_INT, _construct_int)
-
-
-def _parse_yaml(text: str) -> Any:
-    """Return the tree in a text; a YAMLError: it is not YAML, too deep, or large once aliases are replaced."""
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise yaml.YAMLError("values that are nested too deeply") from None
-    open_nodes, count = [tree], 0
-    while open_nodes:
-        node, count = open_nodes.pop(), count + 1
-        if count > _MOST_VALUES:
-            raise yaml.YAMLError(f"more than {_MOST_VALUES:,} values, aliases counted where they are used")
-        open_nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    return tree
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back as it was: it quotes what that would take for a number."""
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-def write_yaml(tree: Mapping[str, Any]) -> str:
-    """A tree of settings as YAML, in its own order."""
-    text: str = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The tree of settings in a YAML file.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
-    """
-    try:
-        if not (Path(path).is_file() or Path(path).is_dir()) and Path(path).exists():
-            raise OSError("a device, pipe or socket, which may never end")
-        tree = _parse_yaml(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            path,
-            found="no such file",
-            expected="a YAML configuration",
-            fix="check the path; the ready-made ones are under configs/",
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            path,
-            found=" ".join(str(error).split()),
-            expected="a readable YAML file",
-            fix="correct the file at this place",
-        ) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            path,
-            found=f"a YAML {type(tree).__name__}",
-            expected="sections and keys, such as `data: {path: train.rec}`",
-            fix="see configs/pretrain/lafs.yaml for the form",
-        )
-    return tree
-
-
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """`["optim.lr=1e-3"]` as `{"optim.lr": 0.001}`; values are read as YAML.
 
@@ -231,7 +119,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 fix="write the dotted key, an equals sign and the value, without spaces around it",
             )
         try:
-            overrides[key] = _parse_yaml(text)
+            overrides[key] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"argument {argument!r}",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from lafs_ray.config.loader import apply_overrides, write_yaml
+from lafs_ray.config.loader import apply_overrides
+from lafs_ray.config.yaml_text import write_yaml
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.analysis import comparable_study, draw_plots, importances
 from lafs_ray.tuning.confirmation import Confirmation

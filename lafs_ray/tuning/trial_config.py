@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.config.loader import apply_overrides, read_yaml, resolve
+from lafs_ray.config.loader import apply_overrides, resolve
 from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.yaml_text import read_yaml
 from lafs_ray.data.io import filesystem
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.search_space import Settings, flatten

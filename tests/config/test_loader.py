@@ -12,10 +12,9 @@ from lafs_ray.config.loader import (
     differences,
     load,
     parse_overrides,
-    read_yaml,
     resolve,
-    write_yaml,
 )
+from lafs_ray.config.yaml_text import read_yaml, write_yaml
 from lafs_ray.errors import ConfigError
 
 

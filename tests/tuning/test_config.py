@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lafs_ray.config.finetune import FinetuneConfig
-from lafs_ray.config.loader import Tuning, load, read_yaml, resolve, write_yaml
+from lafs_ray.config.loader import Tuning, load, resolve
 from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.yaml_text import read_yaml, write_yaml
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.trial_config import Sweep, read_sweep, with_settings

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pyarrow import fs
 
 from lafs_ray.data.io import filesystem, reading
-from lafs_ray.data.io.reading import read_error, retry_transient
+from lafs_ray.data.io.retries import read_error, retry_transient
 from lafs_ray.errors import DataError
 
 # Opening a file on NFS, or in an object store, is mostly latency.

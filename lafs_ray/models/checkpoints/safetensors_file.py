@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.retries import read_error
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import Architecture, build_embedder
 from lafs_ray.models.checkpoints.state_dicts import (
@@ -183,7 +184,7 @@ def _read_header(uri: str) -> Mapping[str, str]:
         with filesystem.local_file(uri) as path, safe_open(path, "pt") as file:
             return file.metadata() or {}
     except OSError as error:
-        raise reading.read_error(uri, error) from error
+        raise read_error(uri, error) from error
     except DataError:
         raise
     except Exception as error:  # safetensors' own exception, which has no place in its stubs

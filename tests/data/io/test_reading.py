@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from lafs_ray.config.loader import read_yaml
-from lafs_ray.data.io import filesystem, listing, reading
+from lafs_ray.config.yaml_text import read_yaml
+from lafs_ray.data.io import filesystem, listing, reading, retries
 from lafs_ray.errors import ConfigError, DataError
 
 
@@ -47,7 +47,7 @@ def test_read_ranges__coalesced_reads_equal_single_reads(tmp_path: Path, monkeyp
 def test_network_disk__stale_handles_are_reopened(on_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ESTALE and EIO of NFS are retried with a new handle; six in a row are an error."""
     waits: list[float] = []
-    monkeypatch.setattr(reading.time, "sleep", waits.append)
+    monkeypatch.setattr(retries.time, "sleep", waits.append)
     path = on_disk / "a.rec"
 
     class Handle:
