@@ -1,4 +1,4 @@
-"""Report a pretraining run: metric curves, landmarks on faces and pair accuracy, in one folder.
+"""Report a run: metric curves, landmarks on faces and pair accuracy, in one folder.
 
 python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
 """
@@ -21,7 +21,7 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write curves.png, landmarks.png and accuracy.txt, and print the last."""
+    """Write curves.png, accuracy.txt and, of a network with landmarks, landmarks.png; print the accuracy."""
     parser = argparse.ArgumentParser(description=str(__doc__))
     for name in ("run", "faces", "pairs", "out"):
         parser.add_argument(name)
@@ -33,24 +33,24 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_for_inference(options.run)
     network = trained.embedder()
     embeddings = {
-        "before pretraining": local_embedding(trained.embedder(trained=False)),
-        "after pretraining": local_embedding(network),
+        "before training": local_embedding(trained.embedder(trained=False)),
+        "after training": local_embedding(network),
     }
     faces = open_faces(options.faces)
-    some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
-    images = np.stack([decode_image(data, color_order="rgb") for data in some.images])
-    landmarks = apply_network(network.landmark_cnn, images)
+    pictures = {}
+    if network.landmark_cnn is not None:
+        some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
+        images = np.stack([decode_image(data, color_order="rgb") for data in some.images])
+        landmarks = apply_network(network.landmark_cnn, images)
+        pictures["landmarks.png"] = as_png(landmark_overlay(images, landmarks))
     curves = learning_curves(read_metrics(filesystem.join(options.run, "metrics.jsonl")))
     result = evaluate_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
     text = f"{result}\n"
-    for name, content in (
-        ("curves.png", as_png(curves)),
-        ("landmarks.png", as_png(landmark_overlay(images, landmarks))),
-        ("accuracy.txt", text.encode()),
-    ):
+    pictures["curves.png"] = as_png(curves)
+    for name, content in {**pictures, "accuracy.txt": text.encode()}.items():
         with filesystem.atomic_write(files[name]) as file:
             file.write(content)
-    print(f"{text}curves.png and landmarks.png are in {options.out}")
+    print(f"{text}{' and '.join(sorted(pictures))} in {options.out}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lafs_ray.evaluation.verification import RocCurve
 _COLUMNS = 6
 _ROC_POINTS = 5000
 
-# Panels of the SSL diagnostics: title, and the metrics drawn into it.
+# Panels of a run: title, and the metrics drawn into it. The last five are of pretraining alone.
 _PANELS = (
     ("loss (nats)", ("loss",)),
     ("entropy (nats)", ("teacher_entropy", "student_entropy")),
@@ -27,14 +27,17 @@ _PANELS = (
 
 
 def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot loss and SSL diagnostics over the steps of a pretraining run.
+    """Plot the loss over the steps of a run; of a pretraining run the SSL diagnostics as well.
 
     Args:
         lines: of its metrics.jsonl.
     """
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    panels = [(title, names) for title, names in _PANELS if all(name in line for name in names for line in lines)]
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4 * columns, 3.25 * rows), layout="constrained")
     steps = [line["step"] for line in lines]
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+    for axes, (title, names) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
         for name in names:
             axes.plot(steps, [line[name] for line in lines], label=name.partition("_")[0])
         axes.set_title(title)

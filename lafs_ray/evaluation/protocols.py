@@ -20,7 +20,14 @@ from lafs_ray.evaluation.embed import PixelRange, center, chunks, embed_faces, f
 from lafs_ray.evaluation.neighbors import neighbor_accuracies
 from lafs_ray.evaluation.results import EvalResult, ResultRow
 from lafs_ray.evaluation.templates import TEMPLATE_FARS, TestMode, image_features, pair_scores, template_features
-from lafs_ray.evaluation.verification import kfold_accuracy, pair_distances, raw_pixel_embeddings, roc_curve, tar_at_far
+from lafs_ray.evaluation.verification import (
+    carries_far,
+    kfold_accuracy,
+    pair_distances,
+    raw_pixel_embeddings,
+    roc_curve,
+    tar_at_far,
+)
 from lafs_ray.models.embedder import FaceEmbedder
 
 Device = Literal["cpu", "cuda"]
@@ -71,7 +78,11 @@ def _pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> R
     both_kinds = 0 < np.count_nonzero(same) < len(same)
     curve = roc_curve(-distances, same) if both_kinds else None
     metrics["AUC"] = curve.area if curve else None
+    num_different = int(np.count_nonzero(~same))
     for far in PAIR_FARS:
+        if not carries_far(num_different, far):
+            metrics[f"TAR@{far:g}"] = None
+            continue
         try:
             found = tar_at_far(distances, same, far)
         except DataError:
@@ -143,6 +154,7 @@ def evaluate_templates(protocol: Templates, embeddings: Embeddings, *, modes: Se
         "num_images": protocol.faces.num_images,
         "num_templates": len(np.unique(protocol.templates)),
         "num_pairs": len(protocol.same),
+        "num_same": int(np.count_nonzero(protocol.same)),
     }
     return EvalResult("templates", protocol.uri, counts, rows)
 
@@ -157,7 +169,11 @@ def _template_row(
     curve = roc_curve(scores, protocol.same)
     metrics: dict[str, float | None] = {}
     details: dict[str, Any] = {"mode": str(mode)}
+    num_different = int(np.count_nonzero(~protocol.same))
     for far in TEMPLATE_FARS:
-        metrics[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
+        if carries_far(num_different, far):
+            metrics[f"TAR@{far:g}"], details[f"TAR@{far:g} far"] = curve.tar_at(far)
+        else:
+            metrics[f"TAR@{far:g}"] = None
     metrics["AUC"] = curve.area
     return ResultRow(f"{name} {mode}", centered, metrics, details, curve)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.verification import RocCurve
+from lafs_ray.evaluation.verification import RocCurve, carries_far
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,19 @@ class EvalResult:
 
     def __str__(self) -> str:
         sizes = [f"{value} {name.removeprefix('num_')}" for name, value in self.counts.items()]
-        return "\n".join([f"{self.uri}: {', '.join(sizes)}", *table(self.rows)])
+        return "\n".join([f"{self.uri}: {', '.join(sizes)}", *table(self.rows), *self.caveats])
+
+    @property
+    def caveats(self) -> list[str]:
+        """What the counts do not carry, as lines."""
+        missing = [name for name, value in self.rows[0].metrics.items() if value is None and name.startswith("TAR@")]
+        if not missing:
+            return []
+        different = self.counts["num_pairs"] - self.counts["num_same"]
+        names = [name for name in missing if not carries_far(different, float(name.removeprefix("TAR@")))]
+        if not names:
+            return []
+        return [f"–: {different} different pairs carry no {', '.join(names)}; a FAR needs 3 / FAR of them"]
 
     def content(self) -> dict[str, Any]:
         """Return the input and its rows as plain values."""

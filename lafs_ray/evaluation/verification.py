@@ -22,6 +22,16 @@ Float64s = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 
+# Rule of three (Hanley & Lippman-Hand, JAMA 1983): a rate of which n trials show no case is below 3 / n with 95 %
+# confidence. With fewer trials than 3 / rate, the rate cannot be told from zero.
+_RULE_OF_THREE = 3
+
+
+def carries_far(num_different: int, far: float) -> bool:
+    """Return whether so many different pairs carry a false accept rate: at least 3 / FAR, 3,000 for 0.001."""
+    return num_different * far >= _RULE_OF_THREE * (1 - 1e-9)
+
+
 def _thresholds(per_unit: int) -> Float64s:
     """Return thresholds 0 … 4 (the largest squared distance on the sphere) in steps 1/per_unit."""
     return np.arange(0, 4, 1 / per_unit)

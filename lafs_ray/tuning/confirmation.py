@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lafs_ray.data.io import filesystem
+from lafs_ray.evaluation.statistics import paired_t_test
 from lafs_ray.tuning.preflight import no_results_error
 from lafs_ray.tuning.results import Report, Trial
 from lafs_ray.tuning.search_space import Settings
@@ -105,7 +106,7 @@ class Confirmation:
 
 
 def comparison(winner: Sequence[float], default: Sequence[float]) -> list[str]:
-    """Return lines with mean ± standard deviation of both and of their paired differences.
+    """Return lines with mean ± standard deviation of both and of their paired differences, and a test of these.
 
     Args:
         winner: a metric for each seed; more is better.
@@ -113,10 +114,19 @@ def comparison(winner: Sequence[float], default: Sequence[float]) -> list[str]:
     """
     differences = [a - b for a, b in zip(winner, default, strict=True)]
     better = sum(one > 0 for one in differences)
+    test = paired_t_test(differences)
+    if test is None:
+        verdict = "one seed carries no interval: nothing can be said about the difference"
+    else:
+        verdict = (
+            f"95 % interval {test.low:.4f} to {test.high:.4f}, p = {test.p_value:.2g} (paired t-test): "
+            f"{'' if test.is_significant else 'not '}significant"
+        )
     return [
         f"winner: {mean_and_std(winner)}",
         f"default: {mean_and_std(default)}",
         f"winner - default: {mean_and_std(differences)}, {better} of {len(differences)} seeds better",
+        verdict,
     ]
 
 

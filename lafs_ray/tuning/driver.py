@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from lafs_ray.tuning.preflight import no_results_error
 from lafs_ray.tuning.results import Report, Trial, best, table, to_parquet
 from lafs_ray.tuning.search import propose
 from lafs_ray.tuning.search_space import Settings
+from lafs_ray.tuning.significance import doubts, eval_sample
 from lafs_ray.tuning.sweep_dir import SweepDir
 from lafs_ray.tuning.trial import TrialBatch, TrialSpec
 from lafs_ray.tuning.trial_config import Sweep
@@ -139,11 +140,14 @@ class Driver:
         if found:
             logger.info("\nimportance (PED-ANOVA)")
             logger.info("\n".join(f"{value:6.2f}  {key}" for key, value in found.items()))
-        commands = _write_winner(self.sweep, winner, len(trials))
+        found_doubts = doubts(trials, winner, eval_sample(config.objective))
+        commands = _write_winner(self.sweep, winner, len(trials), found_doubts)
         unfinished = [trial for trial in trials if trial.status in ("waiting", "running")]
         if unfinished:
             logger.info(f"\nunfinished trials: {len(unfinished)}; raise budget.hours to continue")
         logger.info("\n".join(["", f"winner: trial {winner.number}", *commands]))
+        for doubt in found_doubts:
+            logger.warning("winner not significant: %s", doubt)
         if config.confirm.enabled and not unfinished:
             Confirmation(self.sweep, winner.settings, self.attempt).run(self._run_batch)
 
@@ -173,7 +177,7 @@ def _make_spec(sweep: Sweep, attempt: str, number: int, settings: Settings | Non
     )
 
 
-def _write_winner(sweep: Sweep, winner: Trial, num_trials: int) -> list[str]:
+def _write_winner(sweep: Sweep, winner: Trial, num_trials: int, found_doubts: Sequence[str]) -> list[str]:
     """Write the winner's configuration as files that run unchanged; return the commands."""
     config, sweep_dir = sweep.config, SweepDir(sweep)
     name = f"{config.name}_winner"
@@ -191,6 +195,7 @@ def _write_winner(sweep: Sweep, winner: Trial, num_trials: int) -> list[str]:
             f"{config.objective.metric} {winner.objective:.4f}",
             f"# over seeds {', '.join(map(str, config.objective.seeds))}. Status: {winner.status}.",
             f"# Command:  {commands[-1]}",
+            *(f"# Not significant: {doubt}" for doubt in found_doubts),
         ]
         if config.scheduler.kind == "pbt":
             copies = winner.reports[-1].generation

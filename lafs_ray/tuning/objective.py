@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lafs_ray.config.train import OnlineEval
 from lafs_ray.data.eval_sets import open_pairs
@@ -12,7 +13,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.engine.online_eval import check_online_eval, evaluate_sets
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.protocols import Device
-from lafs_ray.evaluation.verification import kfold_accuracy, tar_at_far
+from lafs_ray.evaluation.verification import carries_far, kfold_accuracy, tar_at_far
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.tuning.config import Objective
 
@@ -66,9 +67,21 @@ def check_eval_sets(objective: Objective) -> None:
         kfold_accuracy(distances, same)
         if objective.metric == "tar_at_far":
             tar_at_far(distances, same, objective.far)
+            _require_far(same, objective.far)
     except DataError as error:
         parts = {"found": error.found, "expected": error.expected, "fix": error.fix}
         raise DataError(f"{objective.pairs}: {error.subject}", **parts) from None
+
+
+def _require_far(same: NDArray[np.bool_], far: float) -> None:
+    num_different = int(np.count_nonzero(~same))
+    if not carries_far(num_different, far):
+        raise DataError(
+            "verification pairs",
+            found=f"{num_different} different pairs for far {far:g}",
+            expected=f"{round(3 / far)} or more: fewer cannot tell that rate from zero",
+            fix="raise objective.far, add pairs, or choose metric: pair_accuracy",
+        )
 
 
 def _files(objective: Objective) -> OnlineEval:

@@ -5,7 +5,13 @@ import pytest
 from numpy.typing import NDArray
 
 from lafs_ray.errors import DataError
-from lafs_ray.evaluation.verification import kfold_accuracy, pair_distances, raw_pixel_embeddings, tar_at_far
+from lafs_ray.evaluation.verification import (
+    carries_far,
+    kfold_accuracy,
+    pair_distances,
+    raw_pixel_embeddings,
+    tar_at_far,
+)
 from tests.golden_cases import GoldenCase, load_case
 
 # The golden case's own tolerance: sums of 32 float64 products in another order.
@@ -124,3 +130,10 @@ def test_raw_pixel_embeddings__have_no_mean() -> None:
     assert embedding.shape == (4, 8 * 8 * 3)
     # A mean over 192 numbers below 256 leaves a residue of a few units in the last place.
     assert np.abs(embedding.mean(axis=1)).max() < 1e-12
+
+
+def test_carries_far__rule_of_three() -> None:
+    """LFW's 3,000 different pairs carry FAR 0.001; 100 carry neither 0.01 nor 0.001, but 0.1."""
+    assert carries_far(3000, 1e-3)
+    assert not carries_far(2999, 1e-3)
+    assert [carries_far(100, far) for far in (1e-3, 1e-2, 1e-1)] == [False, False, True]

@@ -48,6 +48,10 @@ def test_check_sweep__a_metric_that_pairs_do_not_define(tmp_path: Path, face_set
     tar = {"metric": "tar_at_far", "far": 0.1, "pairs": ten}
     message = refused(tmp_path, face_set_path, objective=tar)
     assert "ten.bin: verification pairs, fold 0: found 1 same and 0 different" in message
+    twenty = str(tmp_path / "twenty.bin")
+    write_pairs(twenty, face_jpegs(40, seed=1), [True, False] * 10)
+    message = refused(tmp_path, face_set_path, objective={**tar, "pairs": twenty})
+    assert "twenty.bin: verification pairs: found 10 different pairs for far 0.1; expected 30 or more" in message
     write_pairs(str(tmp_path / "few.bin"), face_jpegs(8, seed=1), [True, False] * 2)
     message = refused(tmp_path, face_set_path, objective={"pairs": str(tmp_path / "few.bin")})
     assert "few.bin: verification pairs: found 4 pairs for 10 folds" in message

@@ -93,4 +93,7 @@ def test_comparison__is_paired() -> None:
         "winner: 0.6000 ± 0.1000",
         "default: 0.5667 ± 0.0577",
         "winner - default: 0.0333 ± 0.1155, 2 of 3 seeds better",
+        "95 % interval -0.2535 to 0.3202, p = 0.67 (paired t-test): not significant",
     ]
+    assert comparison([0.6, 0.7, 0.65], [0.5, 0.6, 0.55])[-1].endswith(": significant")
+    assert comparison([0.6], [0.5])[-1].startswith("one seed carries no interval")
