@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lafs_ray.config.loader import AnnealingField, Duration, DurationField, Real, RealPair, Section, Tuning
+from lafs_ray.config.paths import AbsolutePath
 from lafs_ray.config.train import Data, Positive, Rate, TrainConfig
 
 
@@ -60,8 +61,11 @@ class Start(Section):
 class FinetuneLandmarks(Section):
     """Positions of the patches."""
 
-    source: Literal["cnn", "grid"] = "cnn"
-    """cnn: at predicted landmarks; grid: plain patches (DINO-face)."""
+    source: Literal["cnn", "template", "grid"] = "cnn"
+    """cnn: at predicted landmarks; template: at the same positions in every face; grid: plain patches (DINO-face)."""
+    template: AbsolutePath | None = None
+    """Positions of source template, as in pretraining; null: those that start.transformer was pretrained with, else
+    the square grid."""
 
 
 class Regularizer(Section):
@@ -213,6 +217,30 @@ class FinetuneConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _template_is_without_cnn(self) -> FinetuneConfig:
+        landmarks, start = self.landmarks, self.start
+        if landmarks.source != "template":
+            if landmarks.template is not None:
+                raise ValueError(
+                    f"landmarks.template: {landmarks.template}, but landmarks.source={landmarks.source}; "
+                    "set landmarks.source=template, or leave it out"
+                )
+            return self
+        if start.transformer is None:
+            self.model.require_square(landmarks.template)
+        if start.landmarks is not None:
+            raise ValueError(
+                f"start.landmarks: {start.landmarks}, but landmarks.source=template has no landmark CNN; set one of "
+                "the two"
+            )
+        if self.regularizer.strength > 0:
+            raise ValueError(
+                f"regularizer.strength: {self.regularizer.strength:g}, but landmarks.source=template has no "
+                "landmark CNN to regularize; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixup_has_pairs(self) -> FinetuneConfig:
         for workers in self.compute.worker_counts if self.mixup.probability > 0 else ():
             if (size := self.batch_size // (workers * self.accumulation)) % 2:
@@ -225,9 +253,10 @@ class FinetuneConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _frozen_parts_exist(self) -> FinetuneConfig:
-        if self.landmarks.source == "grid" and self.freeze.landmarks.amount > 0:
+        source = self.landmarks.source
+        if source != "cnn" and self.freeze.landmarks.amount > 0:
             raise ValueError(
-                f"freeze.landmarks: {self.freeze.landmarks}, but landmarks.source=grid has no "
+                f"freeze.landmarks: {self.freeze.landmarks}, but landmarks.source={source} has no "
                 "landmark CNN; set it to 0 epochs"
             )
         return self

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, RealTriple, Section, Tuning
+from lafs_ray.config.paths import AbsolutePath
 from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
 
-LandmarkSource = Literal["per_view", "per_image", "cached", "grid"]
+LandmarkSource = Literal["per_view", "per_image", "cached", "template", "grid"]
 
 
 class PretrainLandmarks(Section):
@@ -21,13 +22,16 @@ class PretrainLandmarks(Section):
 
     source: LandmarkSource = "per_view"
     """per_view: predicted on each clean view (reference); per_image: predicted once on the whole face and mapped into
-    each view; cached: the same, predicted before by jobs/cache_landmarks.py; grid: no landmarks, plain patches
-    (DINO-face)."""
+    each view; cached: the same, predicted before by jobs/cache_landmarks.py; template: the same positions in every
+    aligned face, without a landmark CNN; grid: no landmarks, plain patches (DINO-face)."""
     weights: str | None = None
     """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required unless source is
-    grid."""
+    template or grid."""
     cache: str | None = None
     """Folder of cached landmarks; null: next to the set, the default of jobs/cache_landmarks.py."""
+    template: AbsolutePath | None = None
+    """Positions of source template: a .npy, .csv or .parquet file of x and y in pixels, or a folder of cached
+    landmarks, whose mean is taken; null: a square grid from brows to chin."""
     noise_px: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 5.0
     """Standard deviation of the landmark perturbation, in pixels."""
     local_tokens: Annotated[Positive, Tuning.MUTABLE] = 36
@@ -200,17 +204,20 @@ class PretrainConfig(TrainConfig):
         local, total = self.landmarks.local_tokens, self.model.num_landmarks
         if self.landmarks.source == "grid":
             self._grid_fits(local, total)
+        elif self.landmarks.source == "template":
+            self.model.require_square(self.landmarks.template)
         elif self.landmarks.weights is None:
             raise ValueError(
                 "landmarks.weights: required, the landmark CNN comes from stage 1; give its "
-                "checkpoint, or landmarks.source=grid to pretrain without landmarks"
+                "checkpoint, or without one landmarks.source=template (fixed positions), "
+                "or landmarks.source=grid to pretrain without landmarks"
             )
         elif self.landmarks.source == "cached" and self.landmarks.weights == "untrained":
             raise ValueError(
                 "landmarks.source: cached, but landmarks.weights=untrained; only landmarks of a "
                 "stage-1 checkpoint are cached"
             )
-        elif local > total and not self.landmarks.replacement:
+        if self.landmarks.source != "grid" and local > total and not self.landmarks.replacement:
             raise ValueError(
                 f"landmarks.local_tokens: {local} of {total} landmarks (model.num_landmarks) "
                 "cannot be sampled without replacement; reduce it or set landmarks.replacement=true"
@@ -218,6 +225,16 @@ class PretrainConfig(TrainConfig):
         if self.landmarks.source != "grid" and local > total:
             raise ValueError(
                 f"landmarks.local_tokens: {local} tokens, but the model has positions for {total} (model.num_landmarks)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _template_is_used(self) -> PretrainConfig:
+        landmarks = self.landmarks
+        if landmarks.template is not None and landmarks.source != "template":
+            raise ValueError(
+                f"landmarks.template: {landmarks.template}, but landmarks.source={landmarks.source}; "
+                "set landmarks.source=template, or leave it out"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -72,6 +73,15 @@ class Model(Section):
     """Channel multiplier of mobilenetv3; 1.0 as published."""
     landmark_start: Literal["grid", "random"] = "grid"
     """Initial landmarks of an untrained CNN: near a regular grid, or random (reference)."""
+
+    def require_square(self, template: str | None) -> None:
+        """Raise a ValueError if the built-in template, a square grid, has no such number of positions."""
+        total = self.num_landmarks
+        if template is None and (side := math.isqrt(total)) ** 2 != total:
+            raise ValueError(
+                f"model.num_landmarks: {total}, but the built-in template is a square grid; set {side**2} or "
+                f"{(side + 1) ** 2}, or name your own positions: landmarks.template"
+            )
 
     def require_grid(self) -> None:
         """Raise a ValueError unless `num_landmarks` plain patches cover the image."""

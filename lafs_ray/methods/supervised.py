@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from lafs_ray.methods.mixup import mix, neighbors
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES
 from lafs_ray.models.fvit import GridFViT, PartFViT
-from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, normalize_pixels
+from lafs_ray.models.landmark_cnn import LandmarkNetwork, normalize_pixels
+from lafs_ray.models.landmark_template import FixedPositions
 from lafs_ray.models.margin import MixedLabels
 from lafs_ray.models.partial_fc import PartialFC
 
@@ -73,9 +74,7 @@ class Supervised:
             gradients. None: no regularizer.
     """
 
-    def __init__(
-        self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkCNN | TimmLandmarks | None = None
-    ) -> None:
+    def __init__(self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkNetwork | None = None) -> None:
         self.trainable = SupervisedNetwork(model, head)
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
 
@@ -109,7 +108,7 @@ class Supervised:
         with _eval_mode(*self._frozen_modules(hparams)):
             loss, is_nearest, landmarks = network(images, labels)
         metrics = {"accuracy": is_nearest.float().mean()}
-        if landmarks is not None:
+        if landmarks is not None and not isinstance(self.trainable.model.output_layer, FixedPositions):
             eval_landmarks = self._eval_landmarks(images)
             metrics["landmark_spread"] = eval_landmarks.std(dim=0, correction=0).mean()
             if self.anchor is not None:

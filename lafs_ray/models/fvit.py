@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, predict_landmarks
+from lafs_ray.models.landmark_cnn import LandmarkNetwork, predict_landmarks
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 
 
@@ -140,7 +140,7 @@ class PartFViT(FViT):
         patch_size: p, in pixels.
     """
 
-    def __init__(self, landmark_cnn: LandmarkCNN | TimmLandmarks, fvit: FViT, patch_size: int = 8) -> None:
+    def __init__(self, landmark_cnn: LandmarkNetwork, fvit: FViT, patch_size: int = 8) -> None:
         nn.Module.__init__(self)
         assert fvit.patch_to_embedding.in_features == 3 * patch_size**2, patch_size
         self.patch_size = patch_size

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lafs_ray.compat import import_timm
 from lafs_ray.errors import ConfigError
+from lafs_ray.models.landmark_template import TEMPLATE, FixedPositions, TemplateLandmarks
 
 # Kernel, expanded channels, output channels, squeeze-excite, hard-swish, stride: MobileNetV3 paper, Table 1.
 _BLOCKS = (
@@ -86,6 +87,9 @@ def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tens
     Returns:
         float32 [B, N, 2], pixels, (x, y).
     """
+    if isinstance(head, FixedPositions):
+        positions: Tensor = head(images)
+        return positions
     features = trunk(images)
     if features.ndim == 4:
         features = features.mean(dim=(-2, -1))
@@ -149,8 +153,12 @@ class TimmLandmarks(nn.Module):
         return predict_landmarks(self.stn, self.output_layer, images)
 
 
-def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0) -> LandmarkCNN | TimmLandmarks:
-    """Build the landmark CNN `mobilenetv3` (published) or `timm/<name>`.
+LandmarkNetwork = LandmarkCNN | TimmLandmarks | TemplateLandmarks
+"""What maps images to landmarks; each has parts `stn` and `output_layer`."""
+
+
+def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0) -> LandmarkNetwork:
+    """Build the landmark CNN `mobilenetv3` (published) or `timm/<name>`, or a `template`, all of whose positions are 0.
 
     Args:
         name: which network.
@@ -162,6 +170,8 @@ def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0) -> Lan
     """
     if name == _BUILT_IN:
         return LandmarkCNN(num_landmarks, width=width)
+    if name == TEMPLATE:
+        return TemplateLandmarks(num_landmarks)
     if not name.startswith(_TIMM_PREFIX):
         raise ConfigError(
             "landmark CNN",

@@ -142,6 +142,14 @@ def _num_classes(config: TrainConfig, faces: FaceSet, labels: NDArray[np.int64])
     num_classes = expected if expected is not None else highest + 1
     # Records without a label are damaged ones: `Preprocessor` replaces and reports them.
     unlabeled = int((labels < 0).sum())
+    if highest < 0:
+        raise DataError(
+            config.data.path,
+            found=f"no labels: none of {len(labels)} records has an identity",
+            expected="labeled faces; stages 1 and 3 learn from identities",
+            fix="start with stage 2, which needs no labels: python jobs/pretrain.py configs/pretrain/cpu.yaml "
+            "data.path=… has fixed landmarks (landmarks.source=template), so needs no stage 1 either",
+        )
     if highest < 0 or highest >= num_classes or unlabeled > config.data.max_bad_records:
         raise DataError(
             config.data.path,

@@ -11,6 +11,7 @@ images, V views, N landmarks, n tokens of a local view, p patch side, S image si
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.models.landmark_cnn import MIDDLE, fuse_batch_norms, normalize_pixels
+from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
@@ -42,7 +44,7 @@ class MultiViewTransform:
     Args:
         settings: of the views.
         landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is used. None exactly if the
-            source is `cached` or `grid`.
+            source is `cached` or `grid`; with `template` a `TemplateLandmarks`.
         seed: the run's seed.
         device: where pixels are processed, `cpu` or `cuda`.
         chunk: images processed at once on CPU, where the views of eight still fit the cache. Changes speed, never
@@ -63,7 +65,11 @@ class MultiViewTransform:
         self.seed = seed
         self.device = torch.device(device)
         self.chunk = chunk
-        self._predictor = None if landmarker is None else LandmarkPredictor(landmarker, self.device)
+        self._predictor: LandmarkPredictor | nn.Module | None = None
+        if isinstance(landmarker, TemplateLandmarks):
+            self._predictor = copy.deepcopy(landmarker).to(self.device)
+        elif landmarker is not None:
+            self._predictor = LandmarkPredictor(landmarker, self.device)
 
     @torch.no_grad()
     def __call__(
@@ -163,14 +169,15 @@ class MultiViewTransform:
         assert (cached is not None) == (source == "cached"), source
         if cached is not None:
             return torch.as_tensor(cached).to(self.device, torch.float32)
-        if source == "per_image":
+        if source in ("per_image", "template"):
             return self.predict_landmarks(images.permute(0, 3, 1, 2))
         return None
 
     def predict_landmarks(self, planes: Tensor) -> Tensor:
         """Predict landmarks [M, N, 2] of images [M, 3, S, S] in 0…255."""
         assert self._predictor is not None
-        return self._predictor(planes)
+        landmarks: Tensor = self._predictor(planes)
+        return landmarks
 
 
 class LandmarkPredictor:

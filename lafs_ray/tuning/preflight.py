@@ -20,7 +20,7 @@ from lafs_ray.tuning.validation import edge_settings, find_errors, known_setting
 # Keys that decide which files and networks a run reads; the others only change its length.
 _INPUTS = (
     *("data.", "start.", "model.", "regularizer.strength"),
-    *("landmarks.weights", "landmarks.source", "landmarks.cache"),
+    *("landmarks.weights", "landmarks.source", "landmarks.cache", "landmarks.template"),
 )
 # Different inputs that are opened, at most.
 _MAX_OPENED = 20

@@ -20,7 +20,10 @@ Tree = dict[str, Any]
 
 # Values that are no paths.
 _KEYWORDS = ("untrained",)
-_PATHS = ("data.path", "start.transformer", "start.landmarks", "landmarks.weights", "landmarks.cache")
+_PATHS = (
+    *("data.path", "start.transformer", "start.landmarks"),
+    *("landmarks.weights", "landmarks.cache", "landmarks.template"),
+)
 # Placeholder for a trial's checkpoint until there is one.
 TRIAL_CHECKPOINT = "<the trial's checkpoint>"
 

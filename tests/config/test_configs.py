@@ -76,6 +76,12 @@ def test_presets__differ_where_the_released_code_deviates():
         ({"head": {"num_prototypes": 0}}, "head.num_prototypes: 0"),
         ({"compute": {"workers": 3}}, "1024 is not a multiple of 3 workers × 1 micro-batches = 3"),
         ({"landmarks": {"source": "grid", "local_tokens": 35}}, "square number"),
+        (
+            {"landmarks": {"source": "template"}, "model": {"num_landmarks": 195}},
+            "square grid; set 169 or 196, or name",
+        ),
+        ({"landmarks": {"source": "template", "local_tokens": 197}}, "197 of 196 landmarks .* without replacement"),
+        ({"landmarks": {"source": "per_view", "weights": "a", "template": "b.npy"}}, "but landmarks.source=per_view"),
         ({"landmarks": {"source": "grid"}, "model": {"num_landmarks": 100}}, r"\(112 // 8\)² = 196"),
         ({"compute": {"device": "cpu"}, "crops": {"device": "cuda"}}, "crops.device: cuda needs compute.device=cuda"),
         ({"duration": "20 epochs"}, "dino.teacher_temp.warmup_epochs: 30 of a run of 20 epochs"),
@@ -89,7 +95,7 @@ def test_impossible_values__are_refused_with_key_and_numbers(changes, message):
         pretrain(**changes)
 
 
-GRID = {"source": "grid"}
+GRID, TEMPLATE = {"source": "grid"}, {"source": "template"}
 STRONG = {"strength": 1.0}
 
 
@@ -122,6 +128,14 @@ STRONG = {"strength": 1.0}
         ({"landmarks": GRID, "start": {"landmarks": "runs/x"}}, "start.landmarks: runs/x, but landmarks.source=grid"),
         ({"landmarks": GRID, "model": {"num_landmarks": 100}}, r"\(112 // 8\)² = 196"),
         ({"landmarks": GRID, "freeze": {"landmarks": "1 run"}}, "freeze.landmarks: 1 run, but landmarks.source=grid"),
+        ({"landmarks": TEMPLATE, "start": {"landmarks": "runs/x"}}, "runs/x, but landmarks.source=template"),
+        ({"landmarks": TEMPLATE, "freeze": {"landmarks": "1 run"}}, "1 run, but landmarks.source=template"),
+        (
+            {"landmarks": TEMPLATE, "regularizer": STRONG, "start": {"transformer": "a"}},
+            "no landmark CNN to regularize",
+        ),
+        ({"landmarks": TEMPLATE, "model": {"num_landmarks": 50}}, "square grid; set 49 or 64"),
+        ({"landmarks": {"template": "b.npy"}}, "b.npy, but landmarks.source=cnn"),
         (
             {"mixup": {"probability": 0.1}, "batch_size": 6, "compute": {"workers": 2}},
             "a micro-batch has 3: batch_size 6 over 2 workers × 1 micro-batches",

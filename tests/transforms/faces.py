@@ -13,7 +13,9 @@ from torch import nn
 
 from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
+from lafs_ray.data.landmark_template import grid_template
 from lafs_ray.models.landmark_cnn import LandmarkCNN
+from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.training.tasks import pretrain
 from lafs_ray.transforms.params import ViewSettings
 
@@ -51,3 +53,10 @@ def lively_cnn(num_landmarks: int = 196, width: float = 0.25) -> LandmarkCNN:
         network.train()(images)
         network.output_layer[1].weight.mul_(20)
     return network.eval()
+
+
+def grid_landmarks(num_landmarks: int) -> TemplateLandmarks:
+    """The built-in template as a network; rounded to half a pixel, which float16 holds exactly."""
+    network = TemplateLandmarks(num_landmarks)
+    network.output_layer.positions.copy_(torch.from_numpy((grid_template(num_landmarks) * 2).round() / 2))
+    return network

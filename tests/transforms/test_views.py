@@ -23,15 +23,17 @@ from lafs_ray.transforms.views import (
     map_landmarks,
     supervised_view,
 )
-from tests.transforms.faces import REMAP_STEPS, lively_cnn, smooth_images, view_settings
+from tests.transforms.faces import REMAP_STEPS, grid_landmarks, lively_cnn, smooth_images, view_settings
 
-SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "grid")
+SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "template", "grid")
 ZEROS = np.zeros(16, dtype=np.int64)
 KEYS = np.arange(16, dtype=np.int64)
 
 
 def transform_of(settings: ViewSettings, **arguments: object) -> MultiViewTransform:
-    cnn = None if settings.source in ("cached", "grid") else lively_cnn()
+    cnn: nn.Module | None = None if settings.source in ("cached", "grid") else lively_cnn()
+    if settings.source == "template":
+        cnn = grid_landmarks(settings.num_landmarks)
     return MultiViewTransform(settings, cnn, 0, **arguments)  # type: ignore[arg-type]
 
 
@@ -76,7 +78,9 @@ def test_tokens__of_a_record_in_any_batch(source: LandmarkSource) -> None:
     """A record's tokens are equal bit by bit alone, in any batch and in any chunk."""
     settings = view_settings(source=source)
     # The full width: small matrices would hide kernels that change with the batch.
-    cnn = None if source in ("cached", "grid") else lively_cnn(width=1.0)
+    cnn: nn.Module | None = None if source in ("cached", "grid") else lively_cnn(width=1.0)
+    if source == "template":
+        cnn = grid_landmarks(settings.num_landmarks)
     images, count = smooth_images(5), 5
     names = (ZEROS[:count] + 2, ZEROS[:count] + 1, KEYS[:count], *cached(settings, images))
     together = MultiViewTransform(settings, cnn, 7)(images, *names)
@@ -292,3 +296,15 @@ def test_tokens__on_cuda_equal_those_on_cpu(source: LandmarkSource) -> None:
         # rounds; TF32 in the CNN moves a landmark by some hundredths of a pixel.
         assert difference.mean() < 1.0, name
         assert np.quantile(difference, 0.99) <= 6, name
+
+
+def test_tokens__of_a_template_are_those_of_its_cached_positions() -> None:
+    """Positions of a template move with each crop and flip as the landmarks of a face do, noise included."""
+    images = smooth_images(3)
+    network = grid_landmarks(196)
+    names = (ZEROS[:3], ZEROS[:3], KEYS[:3])
+    tokens = MultiViewTransform(view_settings(source="template"), network, 0)(images, *names)
+    positions = network(torch.zeros(3, 3, 112, 112)).numpy().astype(np.float16)
+    expected = MultiViewTransform(view_settings(source="cached"), None, 0)(images, *names, positions)
+    for name, value in tokens.items():
+        assert np.array_equal(value, expected[name]), name

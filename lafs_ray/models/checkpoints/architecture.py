@@ -18,7 +18,8 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
-from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, build_landmark_cnn, infer_width
+from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
+from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
 
 PUBLISHED_HEAD_DIM = 64
 
@@ -34,7 +35,7 @@ class Architecture:
         num_tokens: N, landmarks or cells of the grid.
         transformer: its size; None where there is only a landmark CNN.
         patch_size: p, in pixels; None without a transformer.
-        landmark_cnn: `mobilenetv3` or `timm/<name>`; None where there is none.
+        landmark_cnn: `mobilenetv3`, `timm/<name>` or `template` (fixed positions); None where there is none.
         landmark_cnn_width: factor on its channels.
         grid: whether tokens are the plain grid's, so that no landmark CNN is missing.
     """
@@ -54,7 +55,7 @@ class Architecture:
         size, rates = self.transformer, {"dropout": 0.0, "drop_path": 0.0}
         return FViT(size, self.num_tokens, token_dim, **rates, init_std=init_std)
 
-    def build_landmark_cnn(self) -> LandmarkCNN | TimmLandmarks:
+    def build_landmark_cnn(self) -> LandmarkNetwork:
         """Build the landmark CNN with new weights."""
         assert self.landmark_cnn is not None
         return build_landmark_cnn(self.landmark_cnn, self.num_tokens, self.landmark_cnn_width)
@@ -71,7 +72,9 @@ class Architecture:
                 f"transformer: width {size.width}, depth {size.depth}, "
                 f"heads {size.heads} × {size.head_dim}, MLP {size.mlp_width}"
             )
-        if self.landmark_cnn is not None:
+        if self.landmark_cnn == TEMPLATE:
+            lines.append("landmarks: a template, the same positions in every face")
+        elif self.landmark_cnn is not None:
             lines.append(f"landmark CNN: {self.landmark_cnn}, width {self.landmark_cnn_width:g}")
         return lines
 
@@ -124,6 +127,7 @@ def infer_architecture(
         CheckpointError: there is neither a transformer nor a landmark CNN, or their shapes contradict each other.
     """
     landmarks, width = _landmark_cnn(state, source)
+    kind = TEMPLATE if TEMPLATE_TENSOR in state else "mobilenetv3"
     if _QKV.format(0) not in state:
         if landmarks is None:
             raise CheckpointError(
@@ -132,7 +136,7 @@ def infer_architecture(
                 expected="names such as " + _QKV.format(0) + " or stn.features.0.0.weight",
                 fix=_FIX,
             )
-        return Architecture(landmarks, landmark_cnn="mobilenetv3", landmark_cnn_width=width)
+        return Architecture(landmarks, landmark_cnn=kind, landmark_cnn_width=width)
     size, num_tokens, patch_size = _transformer(state, source, head_dim)
     if landmarks is not None and landmarks != num_tokens:
         raise CheckpointError(
@@ -154,7 +158,7 @@ def infer_architecture(
         num_tokens,
         size,
         patch_size,
-        landmark_cnn="mobilenetv3" if has_cnn else None,
+        landmark_cnn=kind if has_cnn else None,
         landmark_cnn_width=width if has_cnn else 1.0,
         grid=grid,
     )
@@ -162,6 +166,8 @@ def infer_architecture(
 
 def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None, float]:
     """Return the number of landmarks (None: no landmark CNN) and the width."""
+    if TEMPLATE_TENSOR in state:
+        return _shape(state, TEMPLATE_TENSOR, source, 2)[0], 1.0
     if not any(name.startswith("stn.") for name in state):
         return None, 1.0
     width = infer_width(state)

@@ -26,6 +26,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
 )
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.landmark_template import TEMPLATE, is_template
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
 
@@ -164,12 +165,13 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
         state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
     model = config.model
     has_cnn = any(name.startswith(LANDMARK_PREFIXES) for name in state.backbone)
+    landmark_cnn = TEMPLATE if is_template(state.backbone) else model.landmark_cnn
     architecture = Architecture(
         model.num_landmarks,
         FVIT_SIZES[model.size],
         model.patch_size,
-        landmark_cnn=model.landmark_cnn if has_cnn else None,
-        landmark_cnn_width=model.landmark_cnn_width if has_cnn else 1.0,
+        landmark_cnn=landmark_cnn if has_cnn else None,
+        landmark_cnn_width=model.landmark_cnn_width if has_cnn and landmark_cnn != TEMPLATE else 1.0,
         grid=not has_cnn,
     )
     step, seed = content["step"], config.run.seed

@@ -31,6 +31,7 @@ from lafs_ray.data.landmark_cache import (
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
 from lafs_ray.models.checkpoints.state_dicts import hash_tensors, load_weights
+from lafs_ray.models.landmark_template import is_template
 from lafs_ray.training.input_pipeline import read_ahead
 from lafs_ray.training.tasks.init_weights import InitWeights, read_pretrained
 from lafs_ray.transforms.views import LandmarkPredictor
@@ -78,10 +79,10 @@ def read_landmark_cnn(path: str) -> tuple[nn.Module, str]:
         CheckpointError: the file is missing or damaged, or holds no landmark CNN.
     """
     source = read_pretrained("the landmark CNN", path)
-    if not source.landmarks:
+    if not source.landmarks or is_template(source.landmarks):
         raise CheckpointError(
             path,
-            found="no landmark CNN",
+            found="template landmarks, which need no cache" if source.landmarks else "no landmark CNN",
             expected="a stage-1 run, or another checkpoint with a landmark CNN",
             fix="use the checkpoint that landmarks.weights will name",
         )

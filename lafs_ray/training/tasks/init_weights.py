@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
+from lafs_ray.data.landmark_template import grid_template, read_template
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
 from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
 
@@ -38,9 +40,9 @@ class InitWeights:
 
     Args:
         landmarks: of the landmark CNN: frozen in pretraining; in finetuning its initial weights and the regularizer's
-            anchor. None: over the grid, or from scratch.
+            anchor; or the positions of a template. None: over the grid, or from scratch.
         transformer: of the fViT; None: from scratch.
-        landmarks_hash: of the landmark weights, if they came from a file.
+        landmarks_hash: of the landmark weights or positions, unless the CNN is untrained.
         transformer_hash: of the transformer's.
     """
 
@@ -126,6 +128,9 @@ def read_pretrained(key: str, path: str) -> Pretrained:
 def _load_pretraining(config: PretrainConfig) -> InitWeights:
     if config.landmarks.source == "grid":
         return InitWeights()
+    if config.landmarks.source == "template":
+        template = _template_arrays(config, None)
+        return InitWeights(landmarks=template, landmarks_hash=_hash(template))
     path = config.landmarks.weights
     assert path is not None, "the configuration requires it"
     seed_weights(config.run.seed)
@@ -136,9 +141,21 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     return InitWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
 
 
+def _template_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretrained | None) -> Arrays:
+    """Return the positions of a template: configured, those that the transformer was pretrained with, or the grid."""
+    path, count = config.landmarks.template, config.model.num_landmarks
+    if path is not None:
+        return {TEMPLATE_TENSOR: read_template(path, count)}
+    if pretrained is not None and is_template(pretrained.landmarks):
+        return {TEMPLATE_TENSOR: pretrained.landmarks[TEMPLATE_TENSOR].numpy()}
+    return {TEMPLATE_TENSOR: grid_template(count)}
+
+
 def _finetuning_landmarks(config: FinetuneConfig, pretrained: Pretrained | None) -> Arrays | None:
-    """Return the landmark CNN's weights; None over the grid and where it starts untrained."""
+    """Return the landmark CNN's weights or the template; None over the grid and where the CNN starts untrained."""
     start = config.start
+    if config.landmarks.source == "template":
+        return _template_arrays(config, pretrained)
     if config.landmarks.source == "grid" or start.landmarks == UNTRAINED:
         return None
     if start.landmarks is not None:
@@ -183,6 +200,13 @@ def transpose_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
 
 def _landmark_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretrained, key: str, path: str) -> Arrays:
     """Check the landmark CNN's weights against the configured network."""
+    if is_template(pretrained.landmarks):
+        raise ConfigError(
+            f"{key}={path}",
+            found="a run on template landmarks, which has no landmark CNN",
+            expected=f"a landmark CNN, or landmarks.source=template instead of {config.landmarks.source}",
+            fix="set landmarks.source=template to use its positions, or name a run with a landmark CNN",
+        )
     network = build_landmark_network(config)
     keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width")
     _load(network, pretrained.landmarks, pretrained.architecture, f"{key}={path}", keys)

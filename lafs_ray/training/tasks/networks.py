@@ -7,7 +7,8 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES, FViT
-from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, build_landmark_cnn, start_on_grid_
+from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, start_on_grid_
+from lafs_ray.models.landmark_template import TemplateLandmarks
 
 _INIT_STREAM = 0x696E6974
 
@@ -17,11 +18,13 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(seed ^ _INIT_STREAM)
 
 
-def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> LandmarkCNN | TimmLandmarks:
-    """Build the landmark CNN, initialized from torch's current generator."""
+def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> LandmarkNetwork:
+    """Build the landmark CNN, initialized from torch's current generator; or the template that stands in its place."""
     model = config.model
+    if config.landmarks.source == "template":
+        return TemplateLandmarks(model.num_landmarks)
     network = build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
-    if model.landmark_start == "grid":
+    if model.landmark_start == "grid" and not isinstance(network, TemplateLandmarks):
         start_on_grid_(network)
     return network
 

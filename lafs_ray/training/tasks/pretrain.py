@@ -32,7 +32,7 @@ def view_settings(model: Model, views: Views, landmarks: PretrainLandmarks) -> V
         num_landmarks=model.num_landmarks,
         num_global=NUM_GLOBAL_VIEWS,
         **dict(views),
-        **landmarks.model_dump(exclude={"weights", "cache"}),
+        **landmarks.model_dump(exclude={"weights", "cache", "template"}),
     )
 
 

@@ -30,6 +30,10 @@ KINDS: dict[str, tuple[type[Any], list[str]]] = {
             "landmarks.weights=untrained",
         ],
     ),
+    "template": (
+        PretrainConfig,
+        ["run.name=net", "duration=1 steps", "optim.warmup=0 steps", "landmarks.source=template"],
+    ),
     "grid": (PretrainConfig, ["run.name=net", "duration=1 steps", "optim.warmup=0 steps", "landmarks.source=grid"]),
 }
 

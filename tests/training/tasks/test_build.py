@@ -66,7 +66,7 @@ WARM = ["duration=3 epochs", "dino.teacher_temp.start=0.04", "dino.teacher_temp.
 RENAMED = {"num_landmarks": "num_tokens"}
 PASSED_ON: list[tuple[type[Section], Any, set[str]]] = [
     (Views, ViewSettings, set()),
-    (PretrainLandmarks, ViewSettings, {"weights", "cache"}),
+    (PretrainLandmarks, ViewSettings, {"weights", "cache", "template"}),
     (Dino, Lafs, {"teacher_temp", "teacher_momentum"}),
     (Head, DINOHead, set()),
     (MarginLoss, PartialFC, set()),

@@ -38,7 +38,7 @@ def settings_of(config: PretrainConfig) -> ViewSettings:
 def test_view_settings__every_key_of_views_and_landmarks_counts() -> None:
     """Changing any field of views or landmarks changes the ViewSettings: none is unused."""
     assert VIEWS.keys() == Views.model_fields.keys()
-    assert LANDMARKS.keys() == PretrainLandmarks.model_fields.keys() - {"weights", "cache"}
+    assert LANDMARKS.keys() == PretrainLandmarks.model_fields.keys() - {"weights", "cache", "template"}
     base = settings_of(pretrain("views.num_local=2"))
     changed = [f"views.{name}={value}" for name, value in VIEWS.items()]
     changed += [f"landmarks.{name}={value}" for name, value in LANDMARKS.items()]
