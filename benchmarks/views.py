@@ -35,8 +35,9 @@ from lafs_ray.data.images import decode_image
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.params import sample_view_params
-from lafs_ray.transforms.views import LandmarkPredictor, MultiViewTransform, extract_tokens, map_landmarks
+from lafs_ray.transforms.views import MultiViewTransform, extract_tokens, map_landmarks
 
 BATCH = 32
 CROP = "crop, resize, flip (10 views)"

@@ -169,8 +169,17 @@ class SupervisedOptimizer(Section):
     """Final learning rate of the cosine."""
     warmup: DurationField = Duration(amount=5.0, unit="epochs")
     """Linear warm-up from 0."""
+    handover: Literal["exact", "released"] = "exact"
+    """After the warm-up, the cosine falls from lr (exact), or from 2 / (1 + cos(π / T)) times lr, where T steps are
+    left (released code: 1 + 1.8e-4 for 116 steps, 1.017 for 12)."""
     weight_decay: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.1
     """Weight decay; none on biases and norms."""
+
+    @model_validator(mode="after")
+    def _handover_follows_a_warmup(self) -> SupervisedOptimizer:
+        if self.handover == "released" and self.warmup.amount == 0:
+            raise ValueError("handover: released, but warmup is 0 epochs - there is no handover; write exact")
+        return self
 
 
 class FinetuneConfig(TrainConfig):

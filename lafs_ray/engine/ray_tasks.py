@@ -8,7 +8,7 @@ from typing import Any
 from lafs_ray.data.landmark_cache import Part
 from lafs_ray.data.packing.session import Apply
 from lafs_ray.training.tasks.build_landmark_cache import CacheJob, make_part
-from lafs_ray.transforms.views import LandmarkPredictor
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 
 def apply_on_ray(workers: int, *, uses_gpu: bool = False) -> Apply:

@@ -235,6 +235,7 @@ class CosineSchedule:
         total_steps: steps of the whole run, warm-up included.
         warmup_steps: steps of the warm-up; 0 begins at `base`, 1 spends one step at `start`.
         start: value at step 0 of the warm-up.
+        top: value from which the cosine falls; None: `base`.
     """
 
     base: float
@@ -242,6 +243,7 @@ class CosineSchedule:
     total_steps: int
     warmup_steps: int = 0
     start: float = 0.0
+    top: float | None = None
 
     def __post_init__(self) -> None:
         assert self.total_steps > 0, f"a run of {self.total_steps} steps has no schedule"
@@ -255,7 +257,26 @@ class CosineSchedule:
         if step < self.warmup_steps:
             return _linear(self.start, self.base, step, self.warmup_steps)
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        return self.final + 0.5 * (self.base - self.final) * (1.0 + math.cos(math.pi * progress))
+        top = self.base if self.top is None else self.top
+        return self.final + 0.5 * (top - self.final) * (1.0 + math.cos(math.pi * progress))
+
+
+def released_top(base: float, final: float, cosine_steps: int) -> float:
+    """Return the value from which the released finetuning's cosine falls, slightly above `base`.
+
+    torch's CosineAnnealingLR multiplies the last rate by a ratio of cosines. The released warm-up (`warmup_scheduler`
+    0.3) hands `base` over as the rate at step 1 of the cosine instead of step 0, so all rates after the warm-up are
+    2 / (1 + cos(π / T)) times as far above `final` (tests/golden/f7_finetune_schedule): 1 + 1.8e-4 at T = 116 steps,
+    1.017 at 12.
+
+    Args:
+        base: value at the end of the warm-up.
+        final: value at the end of the cosine.
+        cosine_steps: T, steps after the warm-up; with 1 or less none of them follows the cosine.
+    """
+    if cosine_steps < 2:
+        return base
+    return final + (base - final) * 2.0 / (1.0 + math.cos(math.pi / cosine_steps))
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,8 @@ images, V views, N landmarks, n tokens of a local view, p patch side, S image si
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -22,20 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lafs_ray.models.landmark_cnn import MIDDLE, fuse_batch_norms, normalize_pixels
+from lafs_ray.models.landmark_cnn import MIDDLE
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
-
-# The last group is padded with zeros. On one core an image costs 10 % less in groups of 16 than of 8, as much as of 32;
-# alone it costs three times as much.
-LANDMARK_GROUP = 16
-
-# Parameters of glibc's `mallopt` and values in bytes: the largest block that is not mapped separately (glibc's
-# maximum), and the freed memory at the top of the heap that is kept.
-_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 32 << 20
-_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES = -1, 256 << 20
 
 
 class MultiViewTransform:
@@ -93,10 +82,25 @@ class MultiViewTransform:
             `global_tokens` uint8 [B, V_g, N, p·p·3] and `local_tokens` uint8 [B, V_l, n, p·p·3]:
             arrays if `device` is the CPU, else tensors on the device.
         """
+        return self.tokens(images, sample_view_params(self.settings, self.seed, epoch, shard, key), landmarks)
+
+    @torch.no_grad()
+    def tokens(
+        self,
+        images: NDArray[np.uint8] | Tensor,
+        params: ViewParams,
+        landmarks: NDArray[np.float16] | Tensor | None = None,
+    ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
+        """Return the tokens of B ≥ 1 faces as a call, with crops, colors, noise and indices given instead of sampled.
+
+        Args:
+            images: uint8 [B, S, S, 3], RGB.
+            params: of their views.
+            landmarks: as in a call.
+        """
         pixels = to_tensor(images).to(self.device)
         size = self.settings.image_size
         assert pixels.shape[1:] == (size, size, 3), pixels.shape
-        params = sample_view_params(self.settings, self.seed, epoch, shard, key)
         on_images = self._landmarks_on_images(pixels, landmarks)
         length = self.chunk if self.device.type == "cpu" else len(pixels)
         chunks = []
@@ -135,11 +139,40 @@ class MultiViewTransform:
             changed = augment.change_appearance(clean, part)
             if settings.source == "grid":
                 patches = _rounded(grid_patches(changed, settings.patch_size))
+                patches = patches.reshape(*part.flips.shape, *patches.shape[1:])
             else:
-                landmarks = self._landmarks(clean, on_images, part, size, is_local=is_local)
-                patches = extract_tokens(changed, landmarks.flatten(0, 1), settings.patch_size)
-            tokens.append(patches.reshape(*part.flips.shape, *patches.shape[1:]))
+                patches = self.view_tokens(clean, changed, part, on_images, size, is_local=is_local)
+            tokens.append(patches)
         return tokens[0], tokens[1]
+
+    @torch.no_grad()
+    def view_tokens(
+        self,
+        clean: Tensor,
+        changed: Tensor,
+        params: ViewParams,
+        on_images: Tensor | None = None,
+        size: int | None = None,
+        *,
+        is_local: bool,
+    ) -> Tensor:
+        """Return tokens of V views of B images from their pixels, with given noise and indices of landmarks.
+
+        Args:
+            clean: [B·V, 3, S, S] in 0…255, crops that the landmark CNN sees.
+            changed: the same with changed appearance, from which patches are sampled.
+            params: of these views.
+            on_images: landmarks of whole images [B, N, 2], mapped to the views instead of predicted on `clean`.
+            size: S, by default that of the images.
+            is_local: whether the views keep only the landmarks of `params.local_indices`.
+
+        Returns:
+            uint8 [B, V, n, p·p·3].
+        """
+        size = self.settings.image_size if size is None else size
+        landmarks = self._landmarks(clean, on_images, params, size, is_local=is_local)
+        patches = extract_tokens(changed, landmarks.flatten(0, 1), self.settings.patch_size)
+        return patches.reshape(*params.flips.shape, *patches.shape[1:])
 
     def _landmarks(
         self, clean: Tensor, on_images: Tensor | None, params: ViewParams, size: int, *, is_local: bool
@@ -178,65 +211,6 @@ class MultiViewTransform:
         assert self._predictor is not None
         landmarks: Tensor = self._predictor(planes)
         return landmarks
-
-
-class LandmarkPredictor:
-    """Landmark prediction without gradients.
-
-    Args:
-        network: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; copied.
-        device: runs the network.
-    """
-
-    def __init__(self, network: nn.Module, device: torch.device | str = "cpu") -> None:
-        self._network = fuse_batch_norms(network).to(device)
-        if torch.device(device).type == "cpu":
-            keep_freed_memory()
-
-    @torch.no_grad()
-    def __call__(self, planes: Tensor) -> Tensor:
-        """Predict landmarks [M, N, 2] of images [M, 3, S, S] in 0…255 on the device."""
-        found = []
-        with single_threaded():
-            for start in range(0, len(planes), LANDMARK_GROUP):
-                group = planes[start : start + LANDMARK_GROUP]
-                scaled = normalize_pixels(group)
-                missing = LANDMARK_GROUP - len(group)
-                if missing:
-                    scaled = torch.cat((scaled, scaled.new_zeros(missing, *scaled.shape[1:])))
-                scaled = scaled.contiguous(memory_format=torch.channels_last)
-                found.append(self._network(scaled)[: len(group)])
-        return torch.cat(found)
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Run the body's torch operators on the calling thread alone.
-
-    oneDNN splits a convolution's sums by threads where it has AVX2 or AVX-512 without Zen's kernels: two threads move
-    landmarks by some 3e-5 px, enough to flip bytes of tokens.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Keep up to 256 MB of freed memory in the process; return whether the C library supports it.
-
-    The network's feature maps have a few MB. glibc returns such blocks to the system and gets them back page by page,
-    for up to a fifth of the network's time.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    is_set = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
-    return bool(is_set and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
 
 
 def supervised_view(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lafs_ray.models.landmark_cnn import build_landmark_cnn, fuse_batch_norms
-from lafs_ray.transforms.views import LandmarkPredictor
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from tests.transforms.faces import lively_cnn, smooth_images
 
 
@@ -45,7 +45,7 @@ def test_landmark_predictor__timm_model() -> None:
 
 REUSE = """
 import resource, torch
-from lafs_ray.transforms.views import keep_freed_memory
+from lafs_ray.transforms.landmark_predictor import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -15,14 +15,9 @@ from lafs_ray.models.landmark_cnn import fuse_batch_norms
 from lafs_ray.models.patch_sampling import extract_patches
 from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.transforms.augment_uint8 import change_appearance, crop_views
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.params import ViewSettings, sample_view_params
-from lafs_ray.transforms.views import (
-    LandmarkPredictor,
-    MultiViewTransform,
-    extract_tokens,
-    map_landmarks,
-    supervised_view,
-)
+from lafs_ray.transforms.views import MultiViewTransform, extract_tokens, map_landmarks, supervised_view
 from tests.transforms.faces import REMAP_STEPS, grid_landmarks, lively_cnn, smooth_images, view_settings
 
 SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "template", "grid")
@@ -59,6 +54,19 @@ def test_tokens__have_the_shapes_of_the_paper(source: LandmarkSource) -> None:
     assert all(isinstance(value, np.ndarray) for value in tokens.values())
     assert all(value.dtype == np.uint8 for value in tokens.values())
     assert all(value.std() > 10 for value in tokens.values())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_tokens__of_given_draws(source: LandmarkSource) -> None:
+    """Given the parameters that a call samples, the tokens are those of the call; other noise gives others."""
+    images, settings = smooth_images(2), view_settings(source=source)
+    names, known = (ZEROS[:2], ZEROS[:2], KEYS[:2]), cached(settings, images)
+    transform, params = transform_of(settings), sample_view_params(settings, 0, *names)
+    sampled, given = transform(images, *names, *known), transform.tokens(images, params, *known)
+    still = replace(params, landmark_noise_px=np.zeros_like(params.landmark_noise_px))
+    for name, value in transform.tokens(images, still, *known).items():
+        assert np.array_equal(sampled[name], given[name])
+        assert np.array_equal(sampled[name], value) is (source == "grid")
 
 
 @pytest.mark.parametrize("source", SOURCES)

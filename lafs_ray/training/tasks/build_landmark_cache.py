@@ -34,7 +34,7 @@ from lafs_ray.models.checkpoints.state_dicts import hash_tensors, load_weights
 from lafs_ray.models.landmark_template import is_template
 from lafs_ray.training.input_pipeline import read_ahead
 from lafs_ray.training.tasks.init_weights import InitWeights, read_pretrained
-from lafs_ray.transforms.views import LandmarkPredictor
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
 logger = logging.getLogger(__name__)
 

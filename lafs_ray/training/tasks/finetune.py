@@ -11,7 +11,7 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import Augmentation, FinetuneConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.mixup import MixupSchedule
-from lafs_ray.methods.optim import CosineSchedule, Staircase, layer_of, parameter_groups
+from lafs_ray.methods.optim import CosineSchedule, Staircase, layer_of, parameter_groups, released_top
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
 from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
 from lafs_ray.models.partial_fc import PartialFC
@@ -135,7 +135,9 @@ def supervised_hparams(config: FinetuneConfig, sampler: EpochSampler) -> Callabl
     warmup = optim.warmup.steps(per_epoch, total)
     # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the cosine ends one step
     # after the run (tests/golden/f7_finetune_schedule).
-    lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0)
+    is_released = optim.handover == "released" and warmup > 0
+    top = released_top(optim.lr, optim.min_lr, total - warmup) if is_released else None
+    lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0, top=top)
     weight = Staircase(
         tuple((end.steps(per_epoch, total), regularizer.strength * value) for end, value in regularizer.table)
     )
