@@ -1,4 +1,4 @@
-"""Evaluate a frozen network on pairs, identities and templates.
+"""Evaluate a frozen network on pairs, identities, templates and in identification.
 
 python jobs/evaluate.py runs/lafs lfw.bin agedb_30.bin --identities val.rec --templates ijb/IJBC
 """
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--identities", nargs="+", default=[], help="labeled sets (.rec): nearest neighbors")
     add("--k", dest="ks", nargs="+", type=int, default=[1], help="neighbors for k-NN (1)")
     add("--templates", nargs="+", default=[], help="folders of IJB-B/C in insightface's layout")
+    add("--identification", nargs="+", default=[], help="folders of 1:N protocols: IJB-B/C, TinyFace or lists")
     add("--modes", nargs="+", default=["F1N1D1"], help="F flip, N keep norm, D detector (F1N1D1)")
     add("--baselines", action="store_true", help="also raw pixels and the untrained network")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (rgb)")

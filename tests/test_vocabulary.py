@@ -87,6 +87,8 @@ SOURCES = (
 LEGITIMATE = (
     # Names of the released code, which recorded cases keep.
     r"\"(?:not_)?regularised\"",
+    # TinyFace's folder of query images.
+    r"(?<=[\"`/ ])Probe(?=[\"`/,])",
 )
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a frozen network on pair files, labeled sets and template protocols.
+"""Evaluation of a frozen network on pair files, labeled sets, template and identification protocols.
 
 In this process or on Ray workers, with equal results.
 """
@@ -11,6 +11,7 @@ from functools import partial
 
 from lafs_ray.cli.main import require_persistent_path
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
+from lafs_ray.data.identification import open_identification
 from lafs_ray.data.ijb import open_templates
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
@@ -20,6 +21,7 @@ from lafs_ray.evaluation.neighbors import check_possible
 from lafs_ray.evaluation.protocols import (
     Device,
     Embeddings,
+    evaluate_identification,
     evaluate_identities,
     evaluate_pairs,
     evaluate_templates,
@@ -41,8 +43,9 @@ class Request:
         pairs: pair files.
         identities: labeled sets.
         templates: folders of template protocols.
+        identification: folders of identification protocols.
         ks: numbers of neighbors for k-NN on labeled sets.
-        modes: test modes of template protocols, such as F1N1D1.
+        modes: test modes of template and identification protocols, such as F1N1D1.
         baselines: whether raw pixels (pairs) and the untrained network are evaluated as well.
         color_order: what pair files and labeled sets decode to.
         pixel_range: input range of the network, see `apply_network`.
@@ -56,6 +59,7 @@ class Request:
     pairs: Sequence[str] = ()
     identities: Sequence[str] = ()
     templates: Sequence[str] = ()
+    identification: Sequence[str] = ()
     ks: Sequence[int] = (1,)
     modes: Sequence[str] = ("F1N1D1",)
     baselines: bool = False
@@ -76,7 +80,7 @@ def evaluate(request: Request) -> None:
     _check(request)
     if request.out is not None:
         require_persistent_path("--out", request.out)
-        inputs = [*request.pairs, *request.identities, *request.templates]
+        inputs = [*request.pairs, *request.identities, *request.templates, *request.identification]
         files = [one for one in (request.checkpoint, *inputs) if not filesystem.is_folder(one)]
         for name in ("results.json", *picture_names([*request.pairs, *request.templates])):
             filesystem.require_output(filesystem.join(request.out, name), force=request.force, inputs=files)
@@ -102,11 +106,11 @@ def evaluate(request: Request) -> None:
 
 
 def _check(request: Request) -> None:
-    if not (request.pairs or request.identities or request.templates):
+    if not (request.pairs or request.identities or request.templates or request.identification):
         raise ConfigError(
             "inputs",
             found="none",
-            expected="pair files, --identities or --templates",
+            expected="pair files, --identities, --templates or --identification",
             fix="give something to evaluate on, such as lfw.bin",
         )
     if request.workers < 0:
@@ -126,6 +130,8 @@ def _jobs(request: Request) -> Iterator[Callable[[Embeddings], EvalResult]]:
         yield partial(evaluate_identities, faces, ks=request.ks)
     for folder in request.templates:
         yield partial(evaluate_templates, open_templates(folder), modes=modes)
+    for folder in request.identification:
+        yield partial(evaluate_identification, open_identification(folder), modes=modes)
 
 
 def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:

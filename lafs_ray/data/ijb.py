@@ -29,31 +29,42 @@ _IMAGES = {"name": pa.string(), **dict.fromkeys([*_POINTS, "score"], pa.float64(
 _MEDIAS = {"name": pa.string(), "template": pa.int64(), "media": pa.int64()}
 _PAIRS = {"template": pa.int64(), "other template": pa.int64(), "same": pa.int64()}
 _NAMED = 5
+_MEDIA_LIST = "_face_tid_mid.txt"
+_FIX = "correct the row; the three lists must be of one protocol"
 
 Int64s = NDArray[np.int64]
 Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Templates:
-    """A template protocol: a template is the images of one identity in one scene.
+class TemplateImages:
+    """Images of templates: a template is the images of one identity in one scene.
 
     Args:
-        uri: its folder.
         faces: the images, aligned by their landmarks.
         scores: face detection scores, float64 [N].
         templates: template of each image, int64 [N].
         medias: photograph or video of each image, int64 [N].
+    """
+
+    faces: EvalFaces
+    scores: NDArray[np.float64]
+    templates: Int64s
+    medias: Int64s
+
+
+@dataclass(frozen=True, eq=False)
+class Templates(TemplateImages):
+    """A template protocol, 1:1.
+
+    Args:
+        uri: its folder.
         first: first template of each pair, int64 [P].
         second: second template of each pair, int64 [P].
         same: whether a pair shows one identity, bool [P].
     """
 
     uri: str
-    faces: EvalFaces
-    scores: NDArray[np.float64]
-    templates: Int64s
-    medias: Int64s
     first: Int64s
     second: Int64s
     same: NDArray[np.bool_]
@@ -69,28 +80,38 @@ def open_templates(folder: str) -> Templates:
         DataError: a list or picture is missing; a row has other columns (file and row); the lists contradict each
             other; a pair names a template without images.
     """
-    images_uri = _find(folder, "_name_5pts_score.txt")
-    medias_uri = _find(folder, "_face_tid_mid.txt")
+    images = open_template_images(folder)
     pairs_uri = _find(folder, "_template_pair_label.txt")
-    images, medias = _read(images_uri, _IMAGES), _read(medias_uri, _MEDIAS)
+    pairs = read_list(pairs_uri, _PAIRS)
+    _check_pairs(pairs_uri, pairs, _find(folder, _MEDIA_LIST), images.templates)
+    return Templates(
+        images.faces,
+        images.scores,
+        images.templates,
+        images.medias,
+        uri=folder,
+        first=pairs["template"],
+        second=pairs["other template"],
+        same=pairs["same"] == 1,
+    )
+
+
+def open_template_images(folder: str) -> TemplateImages:
+    """Read the lists of images and media, and check them against each other and the pictures.
+
+    Raises:
+        DataError: as `open_templates`.
+    """
+    images_uri, medias_uri = _find(folder, "_name_5pts_score.txt"), _find(folder, _MEDIA_LIST)
+    images, medias = read_list(images_uri, _IMAGES), read_list(medias_uri, _MEDIAS)
     _check_same_images(images_uri, images["name"], medias_uri, medias["name"])
-    pairs = _read(pairs_uri, _PAIRS)
-    _check_pairs(pairs_uri, pairs, medias_uri, medias["template"])
     landmarks = np.stack([images[name] for name in _POINTS], axis=1).reshape(-1, 5, 2)
     _check_finite(images_uri, landmarks, images["score"])
     pictures = filesystem.join(folder, "loose_crop")
     names = images["name"].tolist()
     _check_pictures(images_uri, pictures, names)
-    return Templates(
-        uri=folder,
-        faces=EvalFaces(ImageFiles(pictures, names, landmarks)),
-        scores=images["score"],
-        templates=medias["template"],
-        medias=medias["media"],
-        first=pairs["template"],
-        second=pairs["other template"],
-        same=pairs["same"] == 1,
-    )
+    faces = EvalFaces(ImageFiles(pictures, names, landmarks))
+    return TemplateImages(faces, images["score"], medias["template"], medias["media"])
 
 
 def _find(folder: str, ending: str) -> str:
@@ -109,11 +130,15 @@ def _find(folder: str, ending: str) -> str:
     return found[0]
 
 
-def _read(uri: str, columns: dict[str, pa.DataType]) -> Columns:
+def read_list(uri: str, columns: dict[str, pa.DataType], fix: str = _FIX) -> Columns:
+    """Read a list whose columns are separated by white space of any kind.
+
+    Raises:
+        DataError: see `read_text_table`.
+    """
     data = filesystem.read_bytes(uri)
     if any(white in data for white in (b"\t", b"  ", b" \n", b"\r")):
         data = b"\n".join(b" ".join(line.split()) for line in data.splitlines())
-    fix = "correct the row; the three lists must be of one protocol"
     return read_text_table(uri, io.BytesIO(data), columns, delimiter=" ", fix=fix)
 
 

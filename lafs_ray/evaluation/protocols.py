@@ -1,4 +1,4 @@
-"""The three evaluation protocols: pairs, nearest-neighbor identities and IJB templates.
+"""The four evaluation protocols: pairs, nearest-neighbor identities, IJB templates (1:1) and identification (1:N).
 
 Every embedding is evaluated twice: plain, as the protocols have it, and centered (`embed.center`),
 which is the fair comparison for a network that has seen no labels.
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.eval_sets import EvalFaces, LabeledSet, PairSet
+from lafs_ray.data.identification import Identification, SearchList
 from lafs_ray.data.ijb import Templates
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import PixelRange, center, chunks, embed_faces, flip_sum
+from lafs_ray.evaluation.identification import FPIRS, RANKS, SearchResult, search
 from lafs_ray.evaluation.neighbors import neighbor_accuracies
 from lafs_ray.evaluation.results import EvalResult, ResultRow
 from lafs_ray.evaluation.templates import TEMPLATE_FARS, TestMode, image_features, pair_scores, template_features
@@ -39,6 +41,7 @@ Truths = NDArray[np.bool_]
 
 RAW_PIXELS = "raw pixels"
 PAIR_FARS = (1e-3, 1e-2, 1e-1)
+_LIST_COLUMNS = ("templates", "identities")
 
 
 def local_embedding(
@@ -177,3 +180,66 @@ def _template_row(
             metrics[f"TAR@{far:g}"] = None
     metrics["AUC"] = curve.area
     return ResultRow(f"{name} {mode}", centered, metrics, details, curve)
+
+
+def evaluate_identification(
+    protocol: Identification, embeddings: Embeddings, *, modes: Sequence[TestMode]
+) -> EvalResult:
+    """Compute rank-k and TPIR at FPIR for each embedding, plain and centered: means over the galleries.
+
+    Args:
+        protocol: the lists and faces.
+        embeddings: by name.
+        modes: test modes, as of templates.
+
+    Raises:
+        DataError: an image is damaged.
+    """
+    rows: list[ResultRow] = []
+    for name, embed in embeddings.items():
+        vectors = embed(protocol.images.faces)
+        rows += [_search_row(name, vectors, protocol, mode, centered) for mode in modes for centered in (False, True)]
+    known = np.concatenate([gallery.identities for gallery in protocol.galleries])
+    counts = {
+        "num_images": protocol.images.faces.num_images,
+        "num_galleries": len(protocol.galleries),
+        "num_gallery_templates": len(known),
+        "num_queries": len(protocol.queries.templates),
+        "num_queries_without_mate": int(rows[0].details["num_without_mate"]),
+    }
+    return EvalResult("identification", protocol.uri, counts, rows)
+
+
+def _search_row(
+    name: str, vectors: NDArray[np.float32], protocol: Identification, mode: TestMode, centered: bool
+) -> ResultRow:
+    """Search all galleries with embeddings [N, 2, D]."""
+    images, queries = protocol.images, protocol.queries
+    features = image_features(vectors, images.scores, mode, centered=centered)
+    pooled, numbers = template_features(features, images.templates, images.medias)
+    query_rows = pooled[np.searchsorted(numbers, queries.templates)]
+
+    def run(*galleries: SearchList) -> SearchResult:
+        templates, identities = (np.concatenate([getattr(g, name) for g in galleries]) for name in _LIST_COLUMNS)
+        return search(query_rows, queries.identities, pooled[np.searchsorted(numbers, templates)], identities)
+
+    found = [run(gallery) for gallery in protocol.galleries]
+    by_gallery = [_search_metrics(one) for one in found]
+    metrics: dict[str, float | None] = {}
+    for metric in by_gallery[0]:
+        values = [one[metric] for one in by_gallery]
+        metrics[metric] = None if None in values else float(np.mean([v for v in values if v is not None]))
+    details = {
+        "mode": str(mode),
+        "galleries": {gallery.name: one for gallery, one in zip(protocol.galleries, by_gallery, strict=True)},
+        # As insightface's `ijb_1n.py` ranks; its FPIR counts pairs, not searches, and is not computed.
+        "joint_gallery": _search_metrics(run(*protocol.galleries)),
+        # The smallest one decides which FPIR the counts carry.
+        "num_without_mate": min(len(one.ranks) - one.num_mated for one in found),
+    }
+    return ResultRow(f"{name} {mode}", centered, metrics, details)
+
+
+def _search_metrics(found: SearchResult) -> dict[str, float | None]:
+    rates = {f"rank-{k}": found.rank_rate(k) for k in RANKS}
+    return {**rates, **{f"TPIR@{fpir:g}": found.tpir_at(fpir) for fpir in FPIRS}}

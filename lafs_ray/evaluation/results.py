@@ -46,7 +46,7 @@ class EvalResult:
     """Metrics of all embeddings on one input.
 
     Args:
-        protocol: pairs, identities or templates.
+        protocol: pairs, identities, templates or identification.
         uri: the input.
         counts: its sizes.
         rows: one for each embedding, plain and centered.
@@ -64,14 +64,19 @@ class EvalResult:
     @property
     def caveats(self) -> list[str]:
         """What the counts do not carry, as lines."""
-        missing = [name for name, value in self.rows[0].metrics.items() if value is None and name.startswith("TAR@")]
-        if not missing:
-            return []
-        different = self.counts["num_pairs"] - self.counts["num_same"]
-        names = [name for name in missing if not carries_far(different, float(name.removeprefix("TAR@")))]
-        if not names:
-            return []
-        return [f"–: {different} different pairs carry no {', '.join(names)}; a FAR needs 3 / FAR of them"]
+        kinds = (
+            ("TAR", "FAR", "different pairs", self.counts.get("num_pairs", 0) - self.counts.get("num_same", 0)),
+            ("TPIR", "FPIR", "queries without mate", self.counts.get("num_queries_without_mate", 0)),
+        )
+        lines = []
+        for rate, error_rate, cases, count in kinds:
+            missing = [n for n, value in self.rows[0].metrics.items() if value is None and n.startswith(f"{rate}@")]
+            names = [name for name in missing if not carries_far(count, float(name.partition("@")[2]))]
+            if names:
+                lines.append(
+                    f"–: {count} {cases} carry no {', '.join(names)}; a {error_rate} needs 3 / {error_rate} of them"
+                )
+        return lines
 
     def content(self) -> dict[str, Any]:
         """Return the input and its rows as plain values."""

@@ -18,6 +18,7 @@ import torch
 from lafs_ray.cli.evaluate import Request, evaluate
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import UserError
+from tests.data.test_identification import write_ijb
 from tests.data.test_ijb import write_protocol
 from tests.training.faces import NO_IMAGE, ROOT, face_jpegs, run, tiny, write_face_set
 
@@ -91,6 +92,21 @@ def test_evaluate__everything_at_once(
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["results.json", "roc_IJBX.png", "roc_lfw.png"]
     assert (tmp_path / "out" / "roc_lfw.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate__identification(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Metrics are means over the galleries; each gallery and both together are in results.json."""
+    write_ijb(tmp_path / "IJBX")
+    evaluate(Request(checkpoint=trained, identification=[str(tmp_path / "IJBX")], out=str(tmp_path / "out")))
+    printed = capsys.readouterr().out
+    assert "8 images, 2 galleries, 2 gallery_templates, 2 queries, 1 queries_without_mate" in printed
+    assert "–: 1 queries without mate carry no TPIR@0.01, TPIR@0.1; a FPIR needs 3 / FPIR of them" in printed
+    (found,) = results(tmp_path / "out")["results"]
+    row = found["rows"][0]
+    # One entry a gallery: the one query that has a mate finds it first.
+    assert (row["rank-1"], row["rank-5"], row["TPIR@0.1"]) == (1.0, 1.0, None)
+    assert set(row["galleries"]) == {"ijbx_1N_gallery_G1", "ijbx_1N_gallery_G2"}
+    assert row["joint_gallery"]["rank-5"] == 1.0
 
 
 def test_evaluate__trained_network_alone_and_the_reference_range(trained: str, tmp_path: Path) -> None:
