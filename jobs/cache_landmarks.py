@@ -3,6 +3,11 @@
 python jobs/cache_landmarks.py runs/part_fvit packed --workers 8
 python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=packed landmarks.source=cached \
     landmarks.weights=runs/part_fvit
+
+With --from POINTS.parquet, the landmarks of another tool (docs/data.md):
+python jobs/cache_landmarks.py --from points.parquet packed --out landmarks
+python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=packed landmarks.source=cached \
+    landmarks.weights=null landmarks.cache=landmarks
 """
 
 from collections.abc import Sequence

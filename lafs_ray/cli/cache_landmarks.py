@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.data.external_landmarks import ExternalOptions, import_landmarks
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import CacheKey
+from lafs_ray.data.points_table import PointsTable
 from lafs_ray.engine.console import LineHandler, log_to
 from lafs_ray.engine.ray_tasks import cache_on_ray
 from lafs_ray.errors import ConfigError
@@ -31,9 +34,20 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
         UserError: an error in the arguments, the checkpoint or the data.
     """
     options = _parse(description, arguments)
-    for name, value in (("--workers", options.workers), ("--max-bad", options.max_bad)):
-        if value < 0:
-            raise ConfigError(name, found=str(value), expected="0 or more", fix=f"choose another {name}")
+    for name in ("workers", "max_bad", "max_missing"):
+        if (value := getattr(options, name)) < 0:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(option, found=str(value), expected="0 or more", fix=f"choose another {option}")
+    if options.points is not None:
+        _import(options)
+        return
+    if options.checkpoint is None:
+        raise ConfigError(
+            "checkpoint",
+            found=f"only {options.faces}",
+            expected="a landmark CNN and a set, or --from POINTS.parquet and a set",
+            fix="name the stage-1 run or checkpoint first",
+        )
     network, weights = read_landmark_cnn(options.checkpoint)
     faces = open_faces(filesystem.absolute(options.faces), options.color_order, IMAGE_SIZE)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
@@ -49,14 +63,41 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     print(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")  # noqa: T201
 
 
+def _import(options: argparse.Namespace) -> None:
+    """Make the cache of landmarks that another tool has found."""
+    if options.checkpoint is not None:
+        raise ConfigError(
+            "--from",
+            found=f"{options.points}, and a checkpoint: {options.checkpoint}",
+            expected="landmarks of a tool, or of a landmark CNN",
+            fix="leave out one of the two",
+        )
+    table = PointsTable(filesystem.absolute(options.points))
+    faces = open_faces(filesystem.absolute(options.faces), options.color_order, IMAGE_SIZE)
+    tool = re.sub(r"[^A-Za-z0-9]+", "-", options.tool or table.tool or "tool")
+    name = f"landmarks-{tool}-{faces.fingerprint[:8]}"
+    folder = options.out or filesystem.join(filesystem.parent(faces.shard_uris[0]), name)
+    folder = filesystem.absolute(folder)
+    how = ExternalOptions(options.tool, options.tool_version, options.images, options.max_missing)
+    with log_to(LineHandler()):
+        count, missing = import_landmarks(faces, options.color_order, table, folder, how)
+    filled = f"; {missing:,} without got the mean of the others" if missing else ""
+    print(f"{folder}: {count} landmarks of {faces.num_images:,} records{filled}")  # noqa: T201
+
+
 def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("checkpoint", help="the later landmarks.weights: a stage-1 run or checkpoint")
+    add("checkpoint", nargs="?", help="the later landmarks.weights: a stage-1 run or checkpoint")
     add("faces", help="the set, as data.path")
     add("--out", metavar="FOLDER", help="for landmarks.cache (default: a folder beside the set)")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="as data.color_order")
     add("--workers", type=int, default=0, help="Ray actors; 0: this process (default)")
     add("--device", default="cpu", help="cpu, or cuda: a GPU for each worker (default cpu)")
     add("--max-bad", type=int, default=100, help="tolerated damaged records (default 100)")
-    return parser.parse_args(arguments)
+    add("--from", dest="points", metavar="POINTS.parquet", help="instead of a checkpoint: landmarks of another tool")
+    add("--tool", help="with --from: its name, unless the file's metadata has it")
+    add("--tool-version", help="with --from: its version")
+    add("--images", metavar="FOLDER", help="with --from: the image files that the column path names")
+    add("--max-missing", type=int, default=0, help="with --from: records that may have none and get the mean (0)")
+    return parser.parse_intermixed_args(arguments)

@@ -26,9 +26,10 @@ class PretrainLandmarks(Section):
     aligned face, without a landmark CNN; grid: no landmarks, plain patches (DINO-face)."""
     weights: str | None = None
     """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required unless source is
-    template or grid."""
+    template or grid, or cache names landmarks of another tool."""
     cache: str | None = None
-    """Folder of cached landmarks; null: next to the set, the default of jobs/cache_landmarks.py."""
+    """Folder of cached landmarks, of a landmark CNN or of another tool; null: next to the set, the default of
+    jobs/cache_landmarks.py."""
     template: AbsolutePath | None = None
     """Positions of source template: a .npy, .csv or .parquet file of x and y in pixels, or a folder of cached
     landmarks, whose mean is taken; null: a square grid from brows to chin."""
@@ -206,6 +207,13 @@ class PretrainConfig(TrainConfig):
             self._grid_fits(local, total)
         elif self.landmarks.source == "template":
             self.model.require_square(self.landmarks.template)
+        elif self.landmarks.source == "cached" and self.landmarks.weights is None:
+            if self.landmarks.cache is None:
+                raise ValueError(
+                    "landmarks.weights, landmarks.cache: one is required with landmarks.source=cached: the landmark "
+                    "CNN whose landmarks were cached, or the folder of another tool's landmarks "
+                    "(jobs/cache_landmarks.py --from)"
+                )
         elif self.landmarks.weights is None:
             raise ValueError(
                 "landmarks.weights: required, the landmark CNN comes from stage 1; give its "

@@ -247,7 +247,7 @@ def read_entries(folder: str, cache_key: CacheKey, parts: list[Part]) -> dict[Pa
         return {p: entry for p, entry in zip(existing, entries, strict=True) if entry is not None}
 
 
-def write_stamp(folder: str, cache_key: CacheKey, entries: list[PartEntry], details: dict[str, str]) -> None:
+def write_stamp(folder: str, cache_key: CacheKey, entries: list[PartEntry], details: dict[str, Any]) -> None:
     """Mark a cache with all these parts as complete; `details` are for readers, such as the checkpoint's path."""
     content = {"format": FORMAT, "version": VERSION, **asdict(cache_key), **details}
     content["parts"] = [asdict(entry) for entry in entries]

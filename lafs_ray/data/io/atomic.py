@@ -26,7 +26,7 @@ from lafs_ray.data.io import reading
 from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
 NEW_PATH = "a path that does not exist yet"
 
@@ -46,7 +46,7 @@ def atomic_write(uri: str) -> Iterator[BinaryIO]:
             yield file
         return
     with tempfile.TemporaryFile() as spool:
-        with write_errors(tempfile.gettempdir(), only=_DISK_FULL):
+        with write_errors(tempfile.gettempdir(), only=DISK_FULL):
             yield spool
             spool.flush()
         _upload(spool, filesystem, path, uri)
@@ -163,7 +163,7 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
     except OSError as error:
         if only is not None and error.errno not in only:
             raise
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             found, fix = "disk full", "free some space, or write to another disk"
         elif error.errno == errno.EROFS:
             found, fix = "a read-only file system", "choose another path"

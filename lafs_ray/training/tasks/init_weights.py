@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
+from lafs_ray.data.external_landmarks import open_external
 from lafs_ray.data.landmark_template import grid_template, read_template
-from lafs_ray.errors import CheckpointError, ConfigError
+from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
@@ -131,7 +132,13 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     if config.landmarks.source == "template":
         template = _template_arrays(config, None)
         return InitWeights(landmarks=template, landmarks_hash=_hash(template))
-    path = config.landmarks.weights
+    path, cache = config.landmarks.weights, config.landmarks.cache
+    if config.landmarks.source == "cached" and path is None:
+        assert cache is not None, "the configuration requires it"
+        external = open_external(cache)
+        _require_count(config, cache, len(external.mean))
+        # Faces outside of the set have no landmarks: they are embedded at the mean.
+        return InitWeights(landmarks={TEMPLATE_TENSOR: external.mean}, landmarks_hash=external.weights)
     assert path is not None, "the configuration requires it"
     seed_weights(config.run.seed)
     if path == UNTRAINED:
@@ -139,6 +146,16 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     pretrained = read_pretrained("landmarks.weights", path)
     landmarks = _landmark_arrays(config, pretrained, "landmarks.weights", path)
     return InitWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
+
+
+def _require_count(config: PretrainConfig, cache: str, count: int) -> None:
+    if count != config.model.num_landmarks:
+        raise DataError(
+            cache,
+            found=f"{count} landmarks",
+            expected=f"{config.model.num_landmarks} (model.num_landmarks)",
+            fix=f"set model.num_landmarks={count}, or name another landmarks.cache",
+        )
 
 
 def _template_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretrained | None) -> Arrays:
@@ -203,7 +220,7 @@ def _landmark_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretra
     if is_template(pretrained.landmarks):
         raise ConfigError(
             f"{key}={path}",
-            found="a run on template landmarks, which has no landmark CNN",
+            found="a run on a template or on landmarks of another tool, without a landmark CNN",
             expected=f"a landmark CNN, or landmarks.source=template instead of {config.landmarks.source}",
             fix="set landmarks.source=template to use its positions, or name a run with a landmark CNN",
         )

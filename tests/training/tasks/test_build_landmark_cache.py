@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.landmark_cache import Part
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.models.landmark_cnn import LandmarkCNN
+from lafs_ray.training.checkpoint.inference import load_for_inference
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.tasks import build_landmark_cache as training_landmarks
@@ -233,3 +236,41 @@ def test_open_faces__with_landmarks_has_no_subset(faces: str, tmp_path: Path, we
     assert open_faces(faces).subset(np.array([1, 2])).num_images == 2
     with pytest.raises(AssertionError, match="have the numbers of the full set"):
         inputs.faces.subset(np.array([1, 2]))
+
+
+def test_external__landmarks_need_no_network(tmp_path: Path, faces: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Landmarks of another tool are trained on without a landmark CNN; the checkpoint embeds at their mean."""
+    points = np.random.default_rng(0).uniform(20, 100, (120, 49, 2)).astype(np.float32)
+    rows = pa.table({"landmarks": points.tolist(), "key": np.arange(1, 121)})
+    pq.write_table(rows, tmp_path / "points.parquet")
+    folder = str(tmp_path / "cache")
+    source = ("--from", str(tmp_path / "points.parquet"))
+    with pytest.raises(ConfigError, match="--tool, --tool-version"):
+        cache(*source, faces, "--out", folder)
+    cache(*source, "--tool", "t", "--tool-version", "1", faces, "--out", folder)
+    assert f"{folder}: 49 landmarks of 120 records" in capsys.readouterr().out
+    settings = ["landmarks.source=cached", "landmarks.weights=null", f"landmarks.cache={folder}"]
+    done = run(tiny(tmp_path / "runs", faces, "duration=2 steps", *settings))
+    batch = next(iter(local_stream(done.inputs.faces, done.inputs.sampler, done.inputs.preprocessor(), 0, 1)))
+    assert batch.columns["global_tokens"].shape[1] == 2
+    weights = load_for_inference(done.inputs.folder().uri)
+    found = weights.state.backbone["output_layer.positions"].numpy()
+    assert found == pytest.approx(points.mean(axis=0), abs=1e-3)  # float32 sums
+    with pytest.raises(DataError, match="49 landmarks"):
+        prepare_run(tiny(tmp_path / "runs", faces, "run.name=x", "model.num_landmarks=64", *settings))
+    with pytest.raises(ConfigError, match=r"landmarks.weights, landmarks.cache: one is required"):
+        tiny(tmp_path, faces, "landmarks.source=cached", "landmarks.weights=null")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["cnn.pth", "set", "--from", "p.parquet"], "landmarks of a tool, or of a landmark CNN"),
+        (["set"], "a landmark CNN and a set, or --from"),
+        (["--from", "p.parquet", "set", "--max-missing", "-1"], "--max-missing"),
+    ],
+)
+def test_job__contradicting_arguments(arguments: list[str], words: str) -> None:
+    """A checkpoint and a table, or neither, are refused before anything is read."""
+    with pytest.raises(ConfigError, match=words):
+        cache(*arguments)

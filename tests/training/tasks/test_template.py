@@ -73,7 +73,7 @@ def test_run__continued_with_another_template(pretrained: Result, unlabeled: str
 def test_landmark_cnn__of_a_template_run(pretrained: Result, unlabeled: str, tmp_path: Path) -> None:
     """A run on a template is no landmark CNN: refused as landmarks.weights and for a cache."""
     path = pretrained.inputs.folder().uri
-    with pytest.raises(ConfigError, match="no landmark CNN"):
+    with pytest.raises(ConfigError, match="without a landmark CNN"):
         check_run(tiny(tmp_path, unlabeled, f"landmarks.weights={path}"))
     with pytest.raises(CheckpointError, match="need no cache"):
         read_landmark_cnn(path)
