@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
+from lafs_ray.cli.align_options import add_align_arguments, pack_aligned, used_align_arguments
 from lafs_ray.cli.main import require_persistent_path
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.inspection import inspect_faces
 from lafs_ray.data.packing.integrity import verify_set
@@ -38,21 +42,12 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
             print(line)  # noqa: T201
     else:
         require_persistent_path("OUT", options.paths[-1])
-        pack_options = PackOptions(
-            sources=tuple(options.paths[:-1]),
-            out=options.paths[-1],
-            num_shards=options.shards,
-            shard_bytes=num_bytes("--shard-size", options.shard_size),
-            seed=options.seed,
-            color_order=options.color_order,
-            landmarks=options.landmarks,
-            rules=ImageRules(options.size, options.resize, options.quality, options.check),
-            max_bad=options.max_bad,
-            memory_bytes=num_bytes("--memory", options.memory),
-            workers=options.workers,
-            scratch=options.scratch,
-        )
-        manifest = pack_faces(pack_options, apply)
+        if options.align:
+            pack_aligned(options, pack_options(options), apply)
+            return
+        rules = ImageRules(options.size, options.resize, options.quality, options.check)
+        packing = replace(pack_options(options), landmarks=options.landmarks, rules=rules, max_bad=options.max_bad)
+        manifest = pack_faces(packing, apply)
         num_bad, errors = manifest.left_out["images"], manifest.left_out["first"][:_MAX_ERRORS]
         print(  # noqa: T201
             f"{manifest.images} images of {manifest.identities} identities in "
@@ -65,10 +60,8 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
             print(f"  and {num_bad - len(errors)} more, see manifest.json")  # noqa: T201
 
 
-def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="sources, then the output folder")
+def add_set_arguments(add: Callable[..., Any]) -> None:
+    """Add the arguments that any packed set has, by a parser's `add_argument`."""
     add("--shards", type=int, help="number of shards (default: derived from --shard-size)")
     add("--shard-size", default="1G", help="approximate size of a shard (default 1G)")
     add("--seed", type=int, default=0, help="of the shuffled order (default 0)")
@@ -76,16 +69,45 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
     add("--memory", default="2G", help="for images, all workers together (default 2G)")
     add("--scratch", help="folder for temporary files, as large as the set (default: in OUT)")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the sources")
+    add("--quality", type=int, default=95, help="of re-encoded JPEGs (default 95)")
+
+
+def pack_options(options: argparse.Namespace) -> PackOptions:
+    """Return the options of a packing from the arguments of `add_set_arguments`.
+
+    Raises:
+        ConfigError: a size has another form.
+    """
+    return PackOptions(
+        sources=tuple(options.paths[:-1]),
+        out=options.paths[-1],
+        num_shards=options.shards,
+        shard_bytes=num_bytes("--shard-size", options.shard_size),
+        seed=options.seed,
+        color_order=options.color_order,
+        rules=ImageRules(quality=options.quality),
+        memory_bytes=num_bytes("--memory", options.memory),
+        workers=options.workers,
+        scratch=options.scratch,
+    )
+
+
+def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help="sources, then the output folder")
     add("--size", type=int, default=112, help="side of the images in pixels (default 112)")
     add("--resize", action="store_true", help="resize square images of another size")
     add("--landmarks", help="list (path, x1, y1 … x5, y5) to align the images of a folder")
-    add("--quality", type=int, default=95, help="of re-encoded JPEGs (default 95)")
     add("--check", action="store_true", help="decode every image")
+    add("--align", action="store_true", help="detect the faces of photos and align them")
+    add_align_arguments(add)
+    add_set_arguments(add)
     add("--max-bad", type=int, default=100, help="records that may be left out (default 100)")
     add("--verify", metavar="SET", help="check a packed set against its manifest")
     add("--inspect", metavar="PATH", help="describe .rec files")
-    add("--sheet", help="with --inspect: file of the contact sheet (default: contact_sheet.png)")
-    add("--force", action="store_true", help="with --inspect: replace the contact sheet")
+    add("--sheet", help="with --inspect or --align: file of the contact sheet")
+    add("--force", action="store_true", help="replace the contact sheet and the report")
     options = parser.parse_intermixed_args(arguments)
     modes = (options.verify is not None) + (options.inspect is not None)
     if modes > 1 or (modes and options.paths) or (not modes and len(options.paths) < 2):
@@ -95,7 +117,25 @@ def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
             expected="SOURCE … OUT, or --verify SET, or --inspect PATH",
             fix="python jobs/pack.py --help",
         )
+    _check_align(options, is_packing=not modes)
     return options
+
+
+def _check_align(options: argparse.Namespace, *, is_packing: bool) -> None:
+    given = used_align_arguments(options)
+    if options.align:
+        other = {"--resize": options.resize, "--landmarks": options.landmarks, "--size": options.size != IMAGE_SIZE}
+        given = [name for name, is_given in other.items() if is_given]
+        if not is_packing:
+            given.append("--verify or --inspect")
+    if given:
+        expected = f"only photos and the folder of the set: faces are aligned to {IMAGE_SIZE}x{IMAGE_SIZE}"
+        raise ConfigError(
+            "arguments",
+            found=f"{', '.join(given)} {'with' if options.align else 'without'} --align",
+            expected=expected if options.align else "an argument of --align together with it",
+            fix=f"remove {given[0]}" + ("" if options.align else ", or add --align"),
+        )
 
 
 def num_bytes(name: str, text: str) -> int:

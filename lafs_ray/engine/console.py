@@ -85,12 +85,16 @@ class BarHandler(LineHandler):
 
 def terminal_handler(inputs: RunInputs) -> LineHandler:
     """Return a bar where the standard output is a terminal with room for it, else lines."""
+    return BarHandler(inputs) if has_room() else LineHandler()
+
+
+def has_room() -> bool:
+    """Return whether the standard output is a terminal with room for a progress bar."""
     if not sys.stdout.isatty():
-        return LineHandler()
+        return False
     # Some terminals (of containers, of `script`) report 0 × 0: tqdm draws nothing there.
     size = os.get_terminal_size(1)
-    has_room = size.columns >= _LEAST_COLUMNS and size.lines >= _LEAST_LINES
-    return BarHandler(inputs) if has_room else LineHandler()
+    return size.columns >= _LEAST_COLUMNS and size.lines >= _LEAST_LINES
 
 
 @contextlib.contextmanager

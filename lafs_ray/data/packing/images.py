@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.align import align_face
+from lafs_ray.data.align import align_photo
 from lafs_ray.data.images import decode_image, decode_resized, encode_jpeg, image_format, image_size, jpeg_damage
 from lafs_ray.errors import DataError
 
@@ -53,7 +53,7 @@ def fit_image(data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any
         # OpenCV's channel order on both ways keeps the file's own.
         pixels = decode_image(data, color_order="bgr", size=None)
         _check_landmarks(pixels, landmarks)
-        return encode_jpeg(align_face(pixels, landmarks), rules.quality), True
+        return encode_jpeg(align_photo(pixels, landmarks), rules.quality), True
     size = image_size(data) if image_format(data) in ("JPEG", "PNG") else None
     if size is None or jpeg_damage(data):
         # Raises with the reason, except for formats that only OpenCV reads.

@@ -111,17 +111,17 @@ class PackPlan:
         return filesystem.join(filesystem.absolute(self.options.scratch), f"pack-{digest.hexdigest()}")
 
 
-def make_plan(options: PackOptions) -> PackPlan:
-    """Validate the options and open the sources.
+def make_plan(options: PackOptions, sources: tuple[ImageSource, ...] | None = None) -> PackPlan:
+    """Validate the options and open the sources, unless they are given.
 
     Raises:
         DataError: an option is out of range or contradicts another; a source is missing, unreadable or given twice; the
             set would lie inside it.
     """
-    _check_ranges(options)
+    check_options(options)
     out = filesystem.absolute(options.out)
-    _check_out(options, out)
-    sources = tuple(open_source(path, options.landmarks) for path in options.sources)
+    if sources is None:
+        sources = tuple(open_source(path, options.landmarks) for path in options.sources)
     _check_sources(options, sources)
     starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
     size_bytes = sum(source.size_bytes for source in sources)
@@ -148,6 +148,16 @@ def make_plan(options: PackOptions) -> PackPlan:
         "images": asdict(options.rules),
     }
     return PackPlan(options, out, sources, starts, size_bytes, num_shards, request)
+
+
+def check_options(options: PackOptions) -> None:
+    """Check what can be checked without opening the sources.
+
+    Raises:
+        DataError: an option is out of range; the set would lie inside a source.
+    """
+    _check_ranges(options)
+    _check_out(options, filesystem.absolute(options.out))
 
 
 def _check_ranges(options: PackOptions) -> None:

@@ -24,6 +24,7 @@ from lafs_ray.data.packing.sorted_runs import (
     sort_records,
     too_many_bad,
 )
+from lafs_ray.data.packing.sources import ImageSource
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import DataError
 
@@ -40,14 +41,21 @@ def apply_in_process(task: Callable[[Any, Any], Any], shared: Any, items: Sequen
     return (task(shared, item) for item in items)
 
 
-def pack_faces(options: PackOptions, apply: Apply = apply_in_process) -> Manifest:
+def pack_faces(
+    options: PackOptions, apply: Apply = apply_in_process, sources: tuple[ImageSource, ...] | None = None
+) -> Manifest:
     """Pack the sources, or continue an interrupted packing of the same request.
+
+    Args:
+        options: of the packing.
+        apply: runs the tasks.
+        sources: what to read instead of opening `options.sources`, one for each.
 
     Raises:
         DataError: an option is impossible; a source is missing or changes; the folder is in use or holds another set;
             there are too many bad records; the disk is full.
     """
-    plan = make_plan(options)
+    plan = make_plan(options, sources)
     size, shards = f"{plan.size_bytes / 1e6:,.1f} MB", count_of(plan.num_shards, "shard")
     logger.info("%d images, %s, to %s in %s", plan.num_records, size, shards, plan.out)
     with locked(plan.out):
