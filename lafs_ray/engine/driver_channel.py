@@ -30,6 +30,7 @@ class DriverChannel:
         self._evaluating: set[int] = set()
         self._request = RunRequest.NOTHING
         self._error: UserError | None = None
+        self._failed_alone = False
 
     def log(self, record: logging.LogRecord) -> None:
         """Keep a log record for the driver."""
@@ -69,9 +70,19 @@ class DriverChannel:
             self._request = RunRequest.NOTHING
         return request
 
-    def fail(self, error: UserError) -> None:
-        """Keep the first user's error, which no restart can fix."""
+    def fail(self, error: UserError, *, alone: bool) -> None:
+        """Keep the first user's error, which no restart can fix.
+
+        Args:
+            error: of a rank.
+            alone: whether the other ranks do not know of it, and may be waiting for this one.
+        """
         self._error = self._error or error
+        self._failed_alone |= alone
+
+    def failed_alone(self) -> bool:
+        """Return whether a rank failed of which the others do not know."""
+        return self._failed_alone
 
     def error(self) -> UserError | None:
         """Return the error kept, if any."""

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -29,20 +28,20 @@ from lafs_ray.config.train import OnlineEval, TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.engine.console import log_to
 from lafs_ray.engine.driver_channel import ChannelHandler, DriverChannel, RequestListener
+from lafs_ray.engine.follower import Follower
 from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evaluate_checkpoint
 from lafs_ray.engine.prometheus import Gauges
 from lafs_ray.engine.ray_ingest import Shared, rank_stream, share
 from lafs_ray.engine.ray_session import QUIET
-from lafs_ray.engine.resources import connect, leaving_nodes
+from lafs_ray.engine.resources import connect
 from lafs_ray.engine.signals import StopRequest, stop_request
-from lafs_ray.errors import find_user_error
+from lafs_ray.errors import TrainingError, UserError, find_user_error
+from lafs_ray.training.distributed import SharedFailure
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_rank
 
 logger = logging.getLogger(__name__)
-
-_POLL_S = 0.5
 
 
 def run_on_ray(inputs: RunInputs) -> None:
@@ -71,33 +70,39 @@ def _fit(inputs: RunInputs, evaluator: OnlineEvaluator | None, request: StopRequ
     # On the driver's node: elsewhere the loss of a worker's node could end the run with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel = ray.remote(num_cpus=0, scheduling_strategy=here)(DriverChannel).remote()
-    ended = threading.Event()
-    arguments = channel, evaluator, request, ended
-    follower = threading.Thread(target=_follow, args=arguments, daemon=True)
-    follower.start()
+    if evaluator is not None:
+        evaluator.catch_up()
+    follower = Follower(channel, evaluator, request)
     try:
-        _trainer(inputs, channel).fit()
+        with follower:
+            _trainer(inputs, channel, follower).fit()
     except Exception as error:
-        user_error = ray.get(channel.error.remote()) or find_user_error(error)
+        user_error = _user_error(channel) or find_user_error(error)
         if user_error is not None:
             raise user_error from None
-        raise
-    finally:
-        ended.set()
-        follower.join(timeout=10)
-    user_error = ray.get(channel.error.remote())
-    if user_error is not None:
+        if follower.failure is None:
+            raise
+    if (user_error := _user_error(channel)) is not None:
         raise user_error
+    if follower.failure is not None:
+        raise follower.failure
 
 
-def _trainer(inputs: RunInputs, channel: Any) -> TorchTrainer:
+def _user_error(channel: Any) -> UserError | None:
+    with contextlib.suppress(ray.exceptions.RayError):  # its process may have died
+        found: UserError | None = ray.get(channel.error.remote(), timeout=30)
+        return found
+    return None
+
+
+def _trainer(inputs: RunInputs, channel: Any, follower: Follower) -> TorchTrainer:
     config, compute = inputs.config, inputs.config.compute
     fewest, workers = compute.min_workers, compute.workers
     uses_gpu = compute.device == "cuda"
     threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
     # A new name for each start: no old record of Ray's can interfere with resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return _Trainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config={"inputs": share(inputs), "channel": channel},
         scaling_config=ScalingConfig(
@@ -115,39 +120,24 @@ def _trainer(inputs: RunInputs, channel: Any) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=config.compute.max_failures, controller_failure_limit=3),
             worker_runtime_env={"env_vars": {**QUIET, **threads}},
         ),
-        torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo", timeout_s=int(config.compute.timeout_s)),
+        torch_config=TorchConfig(
+            # With gloo beside NCCL, ranks share failures without waiting for their GPUs.
+            backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo",
+            timeout_s=int(config.compute.timeout_s),
+        ),
     )
+    trainer.follower = follower
+    return trainer
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
     """Ours: Ctrl-C is a `StopRequest`; Ray's handler would kill workers that have not saved."""
 
+    follower: Follower
+
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave the handler that is there."""
-
-
-def _follow(channel: Any, evaluator: OnlineEvaluator | None, request: StopRequest, ended: threading.Event) -> None:
-    """Log the workers' records, evaluate their checkpoints and pass on signals until they end."""
-    if evaluator is not None:
-        evaluator.catch_up()
-    leaving: set[str] = set()
-    while True:
-        last = ended.wait(_POLL_S)
-        for record in ray.get(channel.drain_log.remote()):
-            logging.getLogger(record.name).handle(record)
-        if request.signum is not None:
-            channel.request.remote(RunRequest.STOP)
-        elif new := leaving_nodes() - leaving:
-            logger.warning("nodes that are about to leave: %d; saving now", len(new))
-            leaving |= new
-            channel.request.remote(RunRequest.SAVE)
-        if evaluator is not None:
-            for step in ray.get(channel.drain_saved.remote()):
-                evaluator.saved(step)
-            evaluator.collect()
-            channel.set_evaluating.remote(evaluator.running)
-        if last:
-            return
+        """Leave the handler that is there; the controller can end all workers."""
+        self.follower.controller = controller
 
 
 def _evaluate_on_ray(config: TrainConfig) -> StartEvaluation:
@@ -177,11 +167,18 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     try:
         _train_worker(loop_config["inputs"], channel)
     except Exception as error:
+        # Those that all ranks raise are shared; of others, the ranks that wait for this one know nothing.
+        is_shared = isinstance(error, (SharedFailure, TrainingError))
         user_error = find_user_error(error)
-        if user_error is None:
-            raise
-        # A restart would meet the same error: keep it, end this rank, and let the others follow.
-        ray.get(channel.fail.remote(user_error))
+        if user_error is not None:
+            # A restart would meet the same error: keep it, end this rank, and let the others follow.
+            ray.get(channel.fail.remote(user_error, alone=not is_shared))
+            return
+        rank = ray.train.get_context().get_world_rank()
+        if rank == 0 or not is_shared:
+            with log_to(ChannelHandler(channel)):
+                logger.warning("rank %d failed: %s: %s", rank, type(error).__name__, " ".join(str(error).split())[:500])
+        raise
 
 
 def _train_worker(shared: Shared, channel: Any) -> None:
@@ -218,5 +215,3 @@ def _train_worker(shared: Shared, channel: Any) -> None:
                 run_request=(lambda: RunRequest.NOTHING) if listener is None else listener.take,
             ),
         )
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -155,13 +155,16 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
             )
 
 
+def can_see_leaving_nodes() -> bool:
+    """Return whether this Ray has the private interface that `leaving_nodes` reads."""
+    state = getattr(getattr(ray._private, "state", None), "state", None)
+    return callable(getattr(state, "get_draining_nodes", None))
+
+
 def leaving_nodes() -> set[str]:
     """Return nodes about to be removed (`ray drain-node`, spot notices of the autoscaler)."""
     # What Ray Train itself calls; its public form is a collective operation of the workers.
-    try:
-        return set(ray._private.state.state.get_draining_nodes())
-    except Exception:  # the head may be busy: the next poll finds the notice as well
-        return set()
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def connect(config: TrainConfig) -> None:

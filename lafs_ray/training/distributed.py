@@ -1,17 +1,19 @@
 """Collective operations of the training loop, beside those of DDP and Partial FC.
 
 Ranks must save at the same step, but a signal or a preemption notice reaches one of them at any time, so requests are
-reduced in every step.
+reduced in every step. So are failures: a rank that left alone would leave the others waiting for compute.timeout_s.
 """
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lafs_ray.errors import find_user_error
 from lafs_ray.training.run_request import RunRequest
 
 
@@ -51,6 +53,47 @@ class RequestReducer:
             return pair[0], RunRequest.NOTHING
         before[1].synchronize()
         return pair[0], RunRequest(int(before[0]))
+
+
+class SharedFailure(Exception):
+    """What one of several ranks met, raised on all of them at the same step.
+
+    Args:
+        error: of the first rank that failed; it is the exception's `__cause__` as well.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = self.__cause__ = error
+
+
+def share_failure(error: Exception | None) -> Exception | None:
+    """Return the failure of the first rank that has one, on every rank; a collective operation on CPUs.
+
+    Args:
+        error: of this rank, None if there is none.
+
+    Returns:
+        None if no rank failed. On a single rank its own error, on several a `SharedFailure`.
+    """
+    if count_ranks() == 1:
+        return error
+    failed = torch.full((), float(error is not None))
+    dist.all_reduce(failed, dist.ReduceOp.MAX)
+    if not failed:
+        return None
+    gathered: list[bytes | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, None if error is None else _packed(error, dist.get_rank()))
+    first = next(one for one in gathered if one is not None)
+    return SharedFailure(
+        error if error is not None and gathered.index(first) == dist.get_rank() else pickle.loads(first)
+    )
+
+
+def _packed(error: Exception, rank: int) -> bytes:
+    """Return an exception for other ranks: a user's error as it is, others as text."""
+    user_error = find_user_error(error)
+    return pickle.dumps(user_error or RuntimeError(f"rank {rank} failed: {type(error).__name__}: {error}"))
 
 
 def gather_lines(lines: set[str]) -> set[str]:

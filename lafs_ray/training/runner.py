@@ -22,7 +22,7 @@ from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.compile import compile_training, slow_arithmetic
-from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines
+from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines, share_failure
 from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import Meter
@@ -75,8 +75,9 @@ def run_rank(
 
     Raises:
         TrainingError: a step was not finite, or the networks collapse; see `Monitor`.
+        SharedFailure: another error of one of several ranks, on all of them, after saving; see `train`.
     """
-    config, length = inputs.config, inputs.length
+    config, length, hooks = inputs.config, inputs.length, hooks or Hooks()
     torch.set_num_threads(config.compute.cpus_per_worker)
     what = config, inputs.sampler, inputs.num_classes, inputs.init_weights
     training = build_training(*what, device, rank, count_ranks())
@@ -88,7 +89,7 @@ def run_rank(
         compile_training(training, config)
     training.network = wrap(training.network)
     with Monitor(config, length, inputs.folder().uri, first_step, rank) as monitor:
-        recorder = Recorder(inputs, training, first_step, hooks or Hooks(), monitor)
+        recorder = Recorder(inputs, training, first_step, hooks, monitor)
         if first_step == length.total_steps:
             return
         try:
@@ -102,8 +103,10 @@ def run_rank(
                     report_every=config.log.every_steps,
                     save=recorder.save,
                     save_every=length.save_every,
-                    poll_request=recorder.run_request,
+                    poll_request=hooks.run_request,
+                    check=recorder.check,
                 )
+                recorder.finish()
         except NonFinite as found:
             raise monitor.explain(found, inputs.faces.shard_uris) from None
 
@@ -147,7 +150,8 @@ class Hooks:
 class Recorder:
     """Reports and checkpoints of one rank; only rank 0 writes and logs.
 
-    At the end of its `with` block the last checkpoint is written, or its failure is raised.
+    What rank 0 alone meets here is raised by `check`, so that the other ranks do not wait for it. `finish` waits for
+    the last checkpoint; where an error ends the `with` block, its end does.
 
     Args:
         inputs: of the run.
@@ -167,6 +171,7 @@ class Recorder:
         self._fingerprints = set(training.fingerprints)
         self._log: MetricsLog | None = None
         self._writer: CheckpointWriter | None = None
+        self._failure: Exception | None = None
         if training.rank == 0:
             self._log = MetricsLog(filesystem.join(self._folder.uri, "metrics.jsonl"), first_step)
             self._writer = CheckpointWriter(self._write, inputs.config.checkpoints.retry_s)
@@ -185,20 +190,38 @@ class Recorder:
         try:
             self._after_write(self._writer.close(hurry=kind is not None))
         except UserError as error:
-            if kind is None:
-                raise
             # The error that ends the run matters more than the loss of the last checkpoint.
             logger.warning("the last checkpoint was not written: %s", error)
 
-    def run_request(self) -> RunRequest:
-        """Return whether to save or stop now; also collects the result of the writer.
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written; a collective operation.
 
         Raises:
-            UserError: a checkpoint could not be written.
+            UserError, SharedFailure: it could not be written.
         """
+        self._attempt(lambda: self._after_write(self._writer.wait() if self._writer is not None else None))
+        if (shared := share_failure(self._failure)) is not None:
+            raise shared
+
+    def check(self) -> None:
+        """Collect the result of the writer; called between steps.
+
+        Raises:
+            UserError: a checkpoint or a report could not be written.
+        """
+        if self._failure is not None:
+            # Once: the loop saves, and what fails then must not hide it.
+            failure, self._failure = self._failure, None
+            raise failure
         if self._writer is not None:
             self._after_write(self._writer.collect())
-        return self._hooks.run_request()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Do what rank 0 alone does, and keep the first exception for `check`."""
+        try:
+            action()
+        except Exception as error:  # of any kind: the other ranks wait
+            self._failure = self._failure or error
 
     def report(self, line: dict[str, Any]) -> None:
         """Write a line of metrics and pass it to the monitor; a collective operation.
@@ -214,10 +237,14 @@ class Recorder:
         damaged = sorted(training.skipped - self._reported)
         self._reported.update(training.skipped)
         if self._log is not None:
-            self._check_best()
-            self._log.write(self._last)
-            self._hooks.on_report(dict(self._last))
+            self._attempt(self._write_report)
         self._monitor.report(dict(self._last), damaged)
+
+    def _write_report(self) -> None:
+        assert self._log is not None, "only rank 0 writes"
+        self._check_best()
+        self._log.write(self._last)
+        self._hooks.on_report(dict(self._last))
 
     def _compare_fingerprints(self) -> None:
         """Log once that crops come from a machine whose bits differ from those before."""
@@ -248,7 +275,8 @@ class Recorder:
         """Begin to write a checkpoint, a collective operation, and call `after_save`."""
         if self._writer is not None:
             # Before the copy is made: memory holds one, and `after_write` is called before `protected_steps`.
-            self._after_write(self._writer.wait())
+            writer = self._writer
+            self._attempt(lambda: self._after_write(writer.wait()))
         state = self._training.state_dict()
         if self._writer is not None:
             landmarks = self._inputs.frozen_landmarks()

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from lafs_ray.errors import CheckpointError, DataError, TrainingError
 from lafs_ray.methods.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
 from lafs_ray.training.checkpoint.sharded_state import cpu_copy, gather_state, load_gathered
-from lafs_ray.training.distributed import RequestReducer, count_ranks, is_first
+from lafs_ray.training.distributed import RequestReducer, count_ranks, is_first, share_failure
 from lafs_ray.training.input_pipeline import StepBatch
+from lafs_ray.training.micro_batches import TensorBatch, split, to_device
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.run_request import RunRequest
 
 _STEP_STREAM = 0x73746570
 
-TensorBatch = dict[str, Tensor]
 DeviceTransform = Callable[[TensorBatch], TensorBatch]
 
 
@@ -153,6 +153,7 @@ def train(
     save: Callable[[int], None],
     save_every: int,
     poll_request: Callable[[], RunRequest] = lambda: RunRequest.NOTHING,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Train on `batches` until they end, or until a rank is requested to stop.
 
@@ -167,31 +168,56 @@ def train(
         save: gets the number of steps done; called on every rank at once.
         save_every: steps between checkpoints.
         poll_request: returns this rank's request; called in every step, before the optimizer.
+        check: raises what this rank met since the last step without leaving the others; called between steps.
 
     Raises:
         NonFinite: a loss or gradient was; the state before that step has been reported and saved.
         TrainingError: `report` ends the run; the step it reported has been saved.
+        SharedFailure: a rank had no batch for a step, or its `check` failed: the steps before have been reported and
+            saved, and all ranks end here. On a single rank the error itself is raised.
     """
     output: _Output | None = None
+    done = epoch = 0
     waited_since = time.perf_counter()
-    for batch in batches:
+    while True:
+        batch, failure = _next_batch(training, batches, check)
         wait_s = time.perf_counter() - waited_since
+        if (shared := share_failure(failure)) is not None:
+            if output is not None:
+                output.report(done, epoch)
+                output.save(done)
+            raise shared
+        if batch is None:
+            return
         if output is None:
             output = _Output(training, meter, report, save, batch.step)
-        count_skipped(training, batch)
         training.fingerprints |= batch.fingerprints
         hparams = training.hparams(batch.step)
         metrics = train_step(training, batch, hparams, poll_request)
         meter.add(metrics, wait_s, batch.work_s, training.guard.skip_update)
-        done = batch.step + 1
+        done, epoch = batch.step + 1, batch.epoch
         saves = done % save_every == 0 or done == last_step or training.request > 0
         if saves or done % report_every == 0:
-            output.report(done, batch.epoch)
+            output.report(done, epoch)
         if saves:
             output.save(done)
         if training.request is RunRequest.STOP:
             return
         waited_since = time.perf_counter()
+
+
+def _next_batch(
+    training: TrainState, batches: Iterator[StepBatch], check: Callable[[], None]
+) -> tuple[StepBatch | None, Exception | None]:
+    """Return the next batch, None at the end, or what keeps this rank from having it."""
+    try:
+        check()
+        batch = next(batches, None)
+        if batch is not None:
+            count_skipped(training, batch)
+    except Exception as error:  # of any kind: the other ranks wait
+        return None, error
+    return batch, None
 
 
 class _Output:
@@ -303,36 +329,19 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]).generate_state(1)[0])
 
 
-def split(batch: StepBatch, parts: int) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Return the micro-batches of a step, in row order."""
-    rows = len(next(iter(batch.columns.values())))
-    assert rows % parts == 0, f"{rows} rows in {parts} micro-batches"
-    size = rows // parts
-    return [
-        {name: column[start : start + size] for name, column in batch.columns.items()} for start in range(0, rows, size)
-    ]
-
-
-def to_device(columns: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> TensorBatch:
-    """Return columns as tensors on the training device; copies to a GPU are asynchronous."""
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in columns.items()}
-    if device.type == "cpu":
-        return tensors
-    return {n: t.pin_memory().to(device, non_blocking=True) for n, t in tensors.items()}
-
-
 def count_skipped(training: TrainState, batch: StepBatch) -> None:
     """Add a batch's damaged records to those of the run.
 
     Raises:
         DataError: there are more than `max_bad_records`.
     """
-    training.skipped.update(batch.skipped)
-    if len(training.skipped) > training.max_bad_records:
-        shown = sorted(training.skipped)[:10]
+    skipped = training.skipped.union(batch.skipped)
+    if len(skipped) > training.max_bad_records:
+        shown = sorted(skipped)[:10]
         raise DataError(
             "damaged records",
-            found="\n    ".join([f"{len(training.skipped)} so far:", *shown]),
+            found="\n    ".join([f"{len(skipped)} so far:", *shown]),
             expected=f"at most {training.max_bad_records} (data.max_bad_records)",
             fix="repair or replace the files named, or raise data.max_bad_records",
         )
+    training.skipped = skipped

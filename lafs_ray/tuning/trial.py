@@ -183,6 +183,8 @@ class _Trial:
     def _on_checkpoint(self, run: _SeedRun, step: int) -> None:
         """Evaluate and report a checkpoint, unless an earlier process did."""
         spec, record = self._spec, self.record
+        if step % run.inputs.length.save_every and step != run.inputs.length.total_steps:
+            return  # Saved because a node was about to leave, or before an error.
         number = run.first_report - 1 + -(-step // run.inputs.length.save_every)
         if number <= record.last_report:
             return

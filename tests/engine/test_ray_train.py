@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lafs_ray.config.train import OnlineEval
+from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.engine.online_eval import evaluate_checkpoint
 from lafs_ray.errors import ConfigError
@@ -123,15 +125,29 @@ def test_finished_run__ends_at_once_and_changes_nothing(uninterrupted: Path, fac
     assert metrics(uninterrupted) == before
 
 
-def test_user_error_of_a_worker__is_printed_without_traceback(tmp_path: Path) -> None:
-    """Records that do not decode are found in the actors; the message crosses three processes."""
+def test_user_error_of_a_worker__ends_all_after_saving(tmp_path: Path) -> None:
+    """One rank finds too many damaged records between reports: the message crosses three processes, the steps before
+    are saved. A rank that waited for the other would do so for compute.timeout_s, 600 s."""
+    damaged = {*range(0, 120, 10)}
     data = tmp_path / "train.rec"
-    write_face_set(data, replaced=dict.fromkeys(range(0, 120, 2), NO_IMAGE))
-    done = run(tmp_path, data, "data.max_bad_records=5", "compute.max_failures=1")
+    write_face_set(data, replaced=dict.fromkeys(damaged, NO_IMAGE))
+    sampler = EpochSampler(120, 8, 0, tiny(tmp_path, str(data)).data.chunk_records)
+
+    def met(rank: int, steps: int) -> int:
+        blocks = [block for blocks in sampler.blocks(0, steps, rank, 2) for block in blocks]
+        return len(damaged.intersection(*[np.concatenate([sampler.indices(block).ravel() for block in blocks])]))
+
+    ended = next(steps for steps in range(1, 15) if max(met(0, steps), met(1, steps)) > 2)
+    assert met(0, ended) != met(1, ended), "one rank alone"
+    step = ended - 1
+    assert step > 0
+    done = run(tmp_path, data, "data.max_bad_records=2", "checkpoints.every=24 steps", "log.every_steps=24")
     assert done.returncode == 2, done.stderr[-3000:]
     assert "damaged records" in done.stderr
-    assert "at most 5 (data.max_bad_records)" in done.stderr
+    assert "at most 2 (data.max_bad_records)" in done.stderr
     assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path / "run" / "checkpoints") == [f"step-{step:08}.pt"]
+    assert [line["step"] for line in metrics(tmp_path)] == [step]
 
 
 def test_join_cluster__shows_the_arithmetic(

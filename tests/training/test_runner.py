@@ -126,13 +126,15 @@ def test_run__damaged_records_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_run__more_damaged_records_than_allowed(tmp_path: Path) -> None:
-    """The limit ends a run in its words, and a restart does not reset the count."""
+    """The limit ends a run in its words, after saving the steps before; a restart does not reset the count."""
     write_face_set(tmp_path / "a.rec", 4, 10, replaced=dict.fromkeys((5, 17, 23), NO_IMAGE))
-    settings = ["duration=5 steps", "checkpoints.every=1 steps", "data.max_bad_records=2"]
+    settings = ["duration=5 steps", "checkpoints.every=5 steps", "data.max_bad_records=2"]
     config = tiny(tmp_path, tmp_path / "a.rec", *settings)
     for _ in range(2):
         with pytest.raises(DataError, match="3 so far"):
             run(config)
+        (saved,) = (tmp_path / "debug" / "checkpoints").iterdir()
+        assert 0 < int(saved.stem.removeprefix("step-")) < 5
 
 
 def test_run__supervised_with_a_damaged_record(tmp_path: Path) -> None:

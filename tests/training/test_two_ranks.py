@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lafs_ray.training.distributed import gather_lines
+from lafs_ray.errors import DataError
+from lafs_ray.training.distributed import SharedFailure, gather_lines
+from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.train_loop import train
@@ -19,6 +22,8 @@ from tests.training.builds import built, pretrain
 from tests.training.monitoring.test_metrics import GO, step
 from tests.training.test_compile import trained
 from tests.training.test_train_loop import batch, training
+
+OTHER = "rank 1 failed: ZeroDivisionError: x / 0"
 
 
 def metered(rank: int, num_ranks: int) -> list[Any]:
@@ -74,10 +79,52 @@ def recomputed(rank: int, num_ranks: int) -> list[Any]:
     return found
 
 
+def failing(rank: int, num_ranks: int) -> list[Any]:
+    """What one rank alone meets: no batch for step 4, a mistake of the program, a report that cannot be written."""
+    mistake = DataError("damaged records", found="3 so far", expected="at most 2", fix="repair them")
+    found = []
+    for failing_rank, error, at_check in (
+        (1, mistake, False),
+        (1, ZeroDivisionError("x / 0"), False),
+        (0, mistake, True),
+    ):
+        run_, saved, reported = training(), [], []
+
+        def batches(
+            fails: bool = rank == failing_rank and not at_check, error: Exception = error
+        ) -> Iterator[StepBatch]:
+            for number in range(10):
+                if fails and number == 4:
+                    raise error
+                yield batch(number, 1.0)
+
+        def check(fails: bool = rank == failing_rank and at_check, run_: Any = run_, error: Exception = error) -> None:
+            if fails and ("begin_step", 3) in run_.task.calls:
+                raise error
+
+        try:
+            train(
+                run_,
+                batches(),
+                Meter(num_ranks),
+                last_step=10,
+                report=lambda line, reported=reported: reported.append(line["step"]),
+                report_every=10,
+                save=saved.append,
+                save_every=10,
+                check=check,
+            )
+        except SharedFailure as failure:
+            found.append([type(failure.error).__name__, str(failure), saved, reported, len(run_.task.calls)])
+    return found
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What both functions return on each rank."""
-    return on_ranks(tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ()))
+    return on_ranks(
+        tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ()), (2, failing, ())
+    )
 
 
 def test_meter__means_and_lines_of_both(results: list[list[Any]]) -> None:
@@ -109,3 +156,13 @@ def test_activation_checkpointing__under_ddp(results: list[list[Any]]) -> None:
     first, second = (each[0] for each in results[2])
     assert not torch.equal(first[::2], second[::2])
     assert torch.equal(first[1::2], second[1::2])
+
+
+def test_failure_of_one_rank__ends_both_after_saving(results: list[list[Any]]) -> None:
+    """Both ranks report and save the four steps done, make no fifth one, and raise what one of them met."""
+    for rank, (no_batch, mistake, unwritten) in enumerate(results[3]):
+        for kind, text, saved, reported, calls in (no_batch, unwritten):
+            assert (kind, saved, reported) == ("DataError", [4], [4])
+            assert text.startswith("damaged records\n  found:    3 so far")
+            assert calls == 4 * 4
+        assert mistake[:3] == (["ZeroDivisionError", "x / 0", [4]] if rank else ["RuntimeError", OTHER, [4]])

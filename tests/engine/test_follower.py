@@ -1,0 +1,129 @@
+"""The driver's thread beside a run, and Ray's private interfaces that it rests on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lafs_ray.engine.signals import StopRequest
+from lafs_ray.errors import DataError
+from tests.training.faces import logged, tiny
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[None]:
+    """A Ray of this machine."""
+    from lafs_ray.engine.ray_session import start_or_join
+
+    start_or_join(4)
+    yield
+    ray.shutdown()
+
+
+def leave_alone(loop_config: dict[str, Any]) -> None:
+    """Rank 1 meets a user's error outside the training loop; rank 0 waits for it."""
+    import torch.distributed as dist
+
+    if ray.train.get_context().get_world_rank() == 0:
+        dist.barrier()
+        return
+    error = DataError("a.pt", found="no file on this node", expected="a checkpoint", fix="copy it")
+    ray.get(loop_config["channel"].fail.remote(error, alone=True))
+
+
+@pytest.mark.slow
+def test_rank_that_fails_alone__ends_the_others(
+    started: None, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that waits in a collective operation does not keep the run from ending with the other's message; nothing
+    is restarted."""
+    from lafs_ray.engine import ray_train
+    from lafs_ray.training.prepare import prepare_run
+
+    inputs = prepare_run(tiny(tmp_path, face_set_path, "compute.workers=2", "compute.max_failures=3"))
+    monkeypatch.setattr(ray_train, "train_worker", leave_alone)
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="no file on this node"):
+        ray_train._fit(inputs, None, StopRequest())
+    # compute.timeout_s is 600: this is a hang's sign, not a limit on speed.
+    assert time.monotonic() - begin < 200
+
+
+class Channel:
+    """A DriverChannel in this process, some of whose methods fail."""
+
+    def __init__(self, *broken: str) -> None:
+        self.broken, self.requests = broken, []
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            @staticmethod
+            def remote(*arguments: Any) -> Any:
+                if name in self.broken:
+                    raise ZeroDivisionError(name)
+                if name == "request":
+                    self.requests.extend(arguments)
+                return [] if name.startswith("drain") else False
+
+        return Method
+
+
+def follow(monkeypatch: pytest.MonkeyPatch, channel: Channel, polls: float = 0.2) -> Any:
+    from lafs_ray.engine import follower as module
+
+    monkeypatch.setattr(module, "_POLL_S", 0.01)
+    monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
+    follower = module.Follower(channel, None, StopRequest())
+    with follower:
+        time.sleep(polls)
+    return follower
+
+
+def test_thread_that_fails__stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exception is logged, kept for the main thread, and the run is requested to save and stop."""
+    from lafs_ray.training.run_request import RunRequest
+
+    channel = Channel("drain_log")
+    with logged() as lines:
+        follower = follow(monkeypatch, channel)
+    assert isinstance(follower.failure, ZeroDivisionError)
+    assert lines == ["the run is no longer followed, so it saves and stops: ZeroDivisionError('drain_log')"]
+    assert channel.requests == [RunRequest.STOP]
+
+
+def test_notices__that_cannot_be_read_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray without the private interface is named at the start; errors of it only when they last."""
+    from lafs_ray.engine import follower as module
+
+    monkeypatch.setattr(module, "_UNREADABLE_POLLS", 3)
+    monkeypatch.setattr(module, "leaving_nodes", lambda: 1 / 0)
+    with logged() as lines:
+        assert follow(monkeypatch, Channel(), 0.5).failure is None
+    assert lines == ["notices of leaving nodes cannot be read for now: ZeroDivisionError('division by zero')"]
+    monkeypatch.setattr(module, "can_see_leaving_nodes", lambda: False)
+    with logged() as lines:
+        follow(monkeypatch, Channel())
+    assert [line.startswith(f"Ray {ray.__version__} shows no notices of leaving nodes") for line in lines] == [True]
+
+
+def test_private_interfaces__are_those_of_the_installed_ray(started: None) -> None:
+    """Notices come from a function that returns a dictionary by node; Ctrl-C and the end of all workers rest on two
+    methods of Ray Train."""
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    from lafs_ray.engine.resources import can_see_leaving_nodes, leaving_nodes
+
+    assert can_see_leaving_nodes()
+    assert isinstance(ray._private.state.state.get_draining_nodes(), dict)
+    assert leaving_nodes() == set()
+    assert callable(TorchTrainer._register_sigint_handler)
+    assert callable(TrainController.abort)
