@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from lafs_ray.cli.main import run
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError
+from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM
 from lafs_ray.models.checkpoints.convert import write_published
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         left_out = write_published(out, conversion.weights)
     lines = conversion.lines() + [f"omitted: {names}: {why}" for names, why in left_out.items()]
-    print("\n".join([*lines, f"written: {out}, {filesystem.file_size(out):,} bytes"]))
+    show("\n".join([*lines, f"written: {out}, {filesystem.file_size(out):,} bytes"]))
 
 
 if __name__ == "__main__":

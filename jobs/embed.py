@@ -13,6 +13,7 @@ from lafs_ray.data.eval_sets import open_images
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip, write_embeddings
+from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import describe_network
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         metadata,
     )
     size, width = filesystem.file_size(options.out), metadata["embedding_dim"]
-    print(
+    show(
         f"{options.out}: {outcome.num_rows:,} faces, vectors of {width}, {size:,} bytes; "
         f"{len(outcome.left_out)} left out"
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lafs_ray.cli.main import require_persistent_path, run
 from lafs_ray.data.io import filesystem
+from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.export import FILES, TOLERANCE, export_embedder, require_format
 from lafs_ray.training.checkpoint.inference import load_for_inference
 
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str]) -> None:
         files[name] = filesystem.join(options.out, FILES[name])
         filesystem.require_output(files[name], force=options.force, inputs=[options.checkpoint])
     weights = load_for_inference(options.checkpoint)
-    print("\n".join([f"source: {weights.source}", *weights.architecture.lines()]))
+    show("\n".join([f"source: {weights.source}", *weights.architecture.lines()]))
     for name, uri in files.items():
         difference = export_embedder(weights, uri, name, kind=options.input)
         size = filesystem.file_size(uri)
-        print(f"{uri}: {size:,} bytes; differs by {difference:.1e} (allowed {TOLERANCE:.0e})")
+        show(f"{uri}: {size:,} bytes; differs by {difference:.1e} (allowed {TOLERANCE:.0e})")
 
 
 if __name__ == "__main__":

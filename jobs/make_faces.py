@@ -12,6 +12,7 @@ import cv2
 
 from lafs_ray.cli.main import run
 from lafs_ray.data.io import filesystem
+from lafs_ray.messages import show
 from lafs_ray.synthetic import datasets
 
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     sheet = datasets.contact_sheet(args.seed, range(min(identities, 12)), min(images, 10))
     with filesystem.atomic_write(filesystem.join(args.out, "contact_sheet.png")) as file:
         file.write(cv2.imencode(".png", sheet[:, :, ::-1])[1].tobytes())
-    print(f"{num_images} images in {args.out}: {rate:.0f} images/minute")
+    show(f"{num_images} images in {args.out}: {rate:.0f} images/minute")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.plots import as_png, landmark_overlay, learning_curves
 from lafs_ray.evaluation.protocols import evaluate_pairs, local_embedding
+from lafs_ray.messages import show
 from lafs_ray.training.checkpoint.inference import load_for_inference
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     for name, content in {**pictures, "accuracy.txt": text.encode()}.items():
         with filesystem.atomic_write(files[name]) as file:
             file.write(content)
-    print(f"{text}{' and '.join(sorted(pictures))} in {options.out}")
+    show(f"{text}{' and '.join(sorted(pictures))} in {options.out}")
 
 
 if __name__ == "__main__":

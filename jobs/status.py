@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from lafs_ray.cli.main import run
+from lafs_ray.messages import show
 from lafs_ray.training.monitoring.status import read_status
 
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="all fields, as JSON")
     options = parser.parse_args(arguments)
     status = read_status(options.run)
-    print(status.as_json() if options.json else status)
+    show(status.as_json() if options.json else status)
 
 
 if __name__ == "__main__":

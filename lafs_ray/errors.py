@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lafs_ray.messages import printable
+
 
 class UserError(Exception):
     """An error in the user's input, in four parts.
@@ -24,7 +26,9 @@ class UserError(Exception):
         self.subject, self.found, self.expected, self.fix = subject, found, expected, fix
 
     def __str__(self) -> str:
-        return f"{self.subject}\n  found:    {self.found}\n  expected: {self.expected}\n  to do:    {self.fix}"
+        # A line break in a file's name must not begin a line of ours.
+        subject = self.subject.replace("\n", "\\n")
+        return printable(f"{subject}\n  found:    {self.found}\n  expected: {self.expected}\n  to do:    {self.fix}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions; the default does not keep keyword-only arguments.

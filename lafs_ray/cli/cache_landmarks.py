@@ -16,6 +16,7 @@ from lafs_ray.data.points_table import PointsTable
 from lafs_ray.engine.console import LineHandler, log_to
 from lafs_ray.engine.ray_tasks import cache_on_ray
 from lafs_ray.errors import ConfigError
+from lafs_ray.messages import show
 from lafs_ray.training.checkpoint.inference import inference_device
 from lafs_ray.training.tasks.build_landmark_cache import (
     Apply,
@@ -60,7 +61,7 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
         apply = partial(cache_on_ray, workers=options.workers)
     with log_to(LineHandler()):
         cache_landmarks(job, apply, max_bad=options.max_bad, source=options.checkpoint)
-    print(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")  # noqa: T201
+    show(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")
 
 
 def _import(options: argparse.Namespace) -> None:

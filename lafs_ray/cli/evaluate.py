@@ -29,6 +29,7 @@ from lafs_ray.evaluation.protocols import (
 )
 from lafs_ray.evaluation.results import EvalResult, picture_names, write_results
 from lafs_ray.evaluation.templates import parse_mode
+from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.training.checkpoint.checkpoint_file import versions
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
@@ -91,7 +92,7 @@ def evaluate(request: Request) -> None:
     results = []
     for job in jobs:
         results.append(job(embeddings))
-        print(results[-1], flush=True)  # noqa: T201
+        show(results[-1])
     if request.out is not None:
         header = {
             "checkpoint": trained.source,

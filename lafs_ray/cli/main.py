@@ -14,6 +14,7 @@ from typing import Any
 from lafs_ray.data.io import filesystem
 from lafs_ray.engine.signals import Stopped
 from lafs_ray.errors import ConfigError, find_user_error
+from lafs_ray.messages import PrintableFormatter, show, show_bug
 
 _UPLOADED = "/runtime_resources/working_dir_files/"
 
@@ -33,20 +34,23 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) ->
         traceback.
     """
     _outlive_outputs()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = show_bug
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)  # noqa: T201
+        show(interrupted, file=sys.stderr)
         return 130
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)  # noqa: T201
+        show(stopped, file=sys.stderr)
         return 128 + stopped.signum
     except Exception as error:
         user_error = find_user_error(error)
         if user_error is None:
             raise
-        print(f"error: {user_error}", file=sys.stderr)  # noqa: T201
+        show(f"error: {user_error}", file=sys.stderr)
         return 2
     finally:
         sys.stdout.flush()
@@ -64,7 +68,7 @@ class _Output(io.FileIO):
             # Libraries and child processes write to the descriptor as well.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if error.errno != errno.EPIPE:
-                print(f"warning: the output is lost from here: {error.strerror}", file=sys.stderr)  # noqa: T201
+                show(f"warning: the output is lost from here: {error.strerror}", file=sys.stderr)
             return len(data)
 
 

@@ -19,6 +19,7 @@ from lafs_ray.data.packing.options import PackOptions
 from lafs_ray.data.packing.session import apply_in_process, count_of, pack_faces
 from lafs_ray.engine.ray_tasks import apply_on_ray
 from lafs_ray.errors import ConfigError
+from lafs_ray.messages import show
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -36,10 +37,10 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
     options = _parse(description, arguments)
     apply = apply_in_process if options.workers == 0 else apply_on_ray(options.workers)
     if options.verify is not None:
-        print(verify_set(options.verify, apply))  # noqa: T201
+        show(verify_set(options.verify, apply))
     elif options.inspect is not None:
         for line in inspect_faces(options.inspect, sheet=options.sheet, check_all=options.check, force=options.force):
-            print(line)  # noqa: T201
+            show(line)
     else:
         require_persistent_path("OUT", options.paths[-1])
         if options.align:
@@ -49,15 +50,15 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
         packing = replace(pack_options(options), landmarks=options.landmarks, rules=rules, max_bad=options.max_bad)
         manifest = pack_faces(packing, apply)
         num_bad, errors = manifest.left_out["images"], manifest.left_out["first"][:_MAX_ERRORS]
-        print(  # noqa: T201
+        show(
             f"{manifest.images} images of {manifest.identities} identities in "
             f"{count_of(len(manifest.shards), 'shard')}; {manifest.encoded} re-encoded, {num_bad} "
             "left out"
         )
         for line in errors:
-            print(f"  left out: {line}")  # noqa: T201
+            show(f"  left out: {line}")
         if num_bad > len(errors):
-            print(f"  and {num_bad - len(errors)} more, see manifest.json")  # noqa: T201
+            show(f"  and {num_bad - len(errors)} more, see manifest.json")
 
 
 def add_set_arguments(add: Callable[..., Any]) -> None:

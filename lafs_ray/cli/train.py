@@ -13,6 +13,7 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.engine.console import log_to, terminal_handler
 from lafs_ray.engine.online_eval import OnlineEvaluator, check_online_eval, evaluate_in_process, evaluated_steps
 from lafs_ray.engine.signals import stop_request
+from lafs_ray.messages import show
 from lafs_ray.training.prepare import RunInputs, check_run, prepare_run
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_local, training_device
@@ -39,13 +40,12 @@ def describe(inputs: RunInputs) -> None:
     identities = ""
     if inputs.num_identities is not None:
         identities = f" of {inputs.num_identities} identities"
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")  # noqa: T201
-    print(  # noqa: T201
+    show(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+    show(
         f"{config.run.name}: {inputs.faces.num_images} faces{identities}, "
         f"{length.steps_per_epoch} {'step' if length.steps_per_epoch == 1 else 'steps'} per epoch, "
         f"{length.total_steps} {'step' if length.total_steps == 1 else 'steps'}; "
-        f"results in {inputs.folder().uri}",
-        flush=True,
+        f"results in {inputs.folder().uri}"
     )
 
 
@@ -65,7 +65,7 @@ def dry_run(inputs: RunInputs) -> None:
         line = f"the run would continue at step {steps[-1]} of {last}"
     else:
         line = f"the run would begin at step 0 of {last}"
-    print(line, flush=True)  # noqa: T201
+    show(line)
 
 
 def launch(config: TrainConfig) -> None:
@@ -85,7 +85,7 @@ def launch(config: TrainConfig) -> None:
         if not is_finished(inputs):
             _train(inputs)
     newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
-    print(f"{config.run.name} is finished: {newest}", flush=True)  # noqa: T201
+    show(f"{config.run.name} is finished: {newest}")
 
 
 def _train(inputs: RunInputs) -> None:

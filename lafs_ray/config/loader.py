@@ -10,10 +10,11 @@ from enum import Enum
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_serializer
 
 from lafs_ray.config.yaml_text import parse_yaml, read_yaml
 from lafs_ray.errors import ConfigError
+from lafs_ray.messages import has_secret
 
 
 class Section(BaseModel):
@@ -27,6 +28,17 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, str) and "://" in one and has_secret(one):
+                raise ValueError(
+                    "credentials in a URI, which would get into config.json, checkpoints and logs; "
+                    "put them into the environment or the storage's own configuration"
+                )
+        return value
 
 
 SectionT = TypeVar("SectionT", bound=Section)

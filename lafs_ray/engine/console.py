@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from lafs_ray.messages import printable
 from lafs_ray.training.monitoring.monitor import metrics_text
 from lafs_ray.training.prepare import RunInputs
 
@@ -35,7 +36,7 @@ class LineHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic fr
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return f"{level}{super().format(record)}"
+        return printable(f"{level}{super().format(record)}")
 
 
 class BarHandler(LineHandler):
@@ -67,7 +68,7 @@ class BarHandler(LineHandler):
             self._bar = tqdm(
                 total=self._total,
                 initial=report["step"],
-                desc=self._name,
+                desc=printable(self._name),
                 unit="step",
                 file=self.stream,
                 dynamic_ncols=True,

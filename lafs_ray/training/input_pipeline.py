@@ -203,6 +203,16 @@ def collate(step: int, blocks: Sequence[ShuffleBlock], parts: Sequence[Columns])
     return StepBatch(step, blocks[0].epoch, columns, skipped, fingerprints, work_s)
 
 
+def split(batch: StepBatch, parts: int) -> list[Columns]:
+    """Return the micro-batches of a step, in row order."""
+    rows = len(next(iter(batch.columns.values())))
+    assert rows % parts == 0, f"{rows} rows in {parts} micro-batches"
+    size = rows // parts
+    return [
+        {name: column[start : start + size] for name, column in batch.columns.items()} for start in range(0, rows, size)
+    ]
+
+
 def rows_of_step(block: ShuffleBlock, columns: Columns, step: int) -> Columns:
     """Return the rows of one step out of a block's columns."""
     first = (step - block.steps[0]) * block.rows_per_step

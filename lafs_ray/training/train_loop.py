@@ -20,14 +20,14 @@ from lafs_ray.errors import CheckpointError, DataError, TrainingError
 from lafs_ray.methods.optim import RowAdamW, clip_each_, gradient_norms, set_hyperparameters
 from lafs_ray.training.checkpoint.sharded_state import cpu_copy, gather_state, load_gathered
 from lafs_ray.training.distributed import RequestReducer, count_ranks, is_first, share_failure
-from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.micro_batches import TensorBatch, split, to_device
+from lafs_ray.training.input_pipeline import StepBatch, split
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
 from lafs_ray.training.run_request import RunRequest
 
 _STEP_STREAM = 0x73746570
 
+TensorBatch = dict[str, Tensor]
 DeviceTransform = Callable[[TensorBatch], TensorBatch]
 
 
@@ -173,8 +173,8 @@ def train(
     Raises:
         NonFinite: a loss or gradient was; the state before that step has been reported and saved.
         TrainingError: `report` ends the run; the step it reported has been saved.
-        SharedFailure: a rank had no batch for a step, or its `check` failed: the steps before have been reported and
-            saved, and all ranks end here. On a single rank the error itself is raised.
+        SharedFailure: a rank had no batch, or its `check` failed; the steps before are saved. A single rank raises the
+            error itself.
     """
     output: _Output | None = None
     done = epoch = 0
@@ -182,11 +182,12 @@ def train(
     while True:
         batch, failure = _next_batch(training, batches, check)
         wait_s = time.perf_counter() - waited_since
-        if (shared := share_failure(failure)) is not None:
+        failure = failure if training.reducer is None else share_failure(failure)
+        if failure is not None:
             if output is not None:
                 output.report(done, epoch)
                 output.save(done)
-            raise shared
+            raise failure
         if batch is None:
             return
         if output is None:
@@ -212,24 +213,15 @@ def _next_batch(
     """Return the next batch, None at the end, or what keeps this rank from having it."""
     try:
         check()
-        batch = next(batches, None)
-        if batch is not None:
+        if (batch := next(batches, None)) is not None:
             count_skipped(training, batch)
+        return batch, None
     except Exception as error:  # of any kind: the other ranks wait
         return None, error
-    return batch, None
 
 
 class _Output:
-    """Reports and checkpoints of a run, each step at most once.
-
-    Args:
-        training: the run on this rank.
-        meter: of its metrics.
-        report: gets a report.
-        save: gets the number of steps done.
-        first_step: where the run continues.
-    """
+    """Reports and checkpoints of a run from `first_step` on, each step at most once."""
 
     def __init__(
         self,
@@ -327,6 +319,14 @@ def train_step(
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of a step's dropout: another one for every (seed, step, rank)."""
     return int(np.random.SeedSequence([_STEP_STREAM, seed, step, rank]).generate_state(1)[0])
+
+
+def to_device(columns: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> TensorBatch:
+    """Return columns as tensors on the training device; copies to a GPU are asynchronous."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in columns.items()}
+    if device.type == "cpu":
+        return tensors
+    return {n: t.pin_memory().to(device, non_blocking=True) for n, t in tensors.items()}
 
 
 def count_skipped(training: TrainState, batch: StepBatch) -> None:

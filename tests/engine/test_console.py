@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import pickle
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,12 +95,12 @@ class Local:
 def test_follow__logs_what_workers_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver logs the workers' messages and reports in order, with levels and arguments."""
     pytest.importorskip("ray")
-    from lafs_ray.engine import ray_train
+    from lafs_ray.engine import driver_channel, follower
 
-    monkeypatch.setattr(ray_train.ray, "get", lambda value: value)
-    monkeypatch.setattr(ray_train, "leaving_nodes", set)
-    channel, ended = ray_train.DriverChannel(), threading.Event()
-    with log_to(ray_train.ChannelHandler(Local(channel))):
+    monkeypatch.setattr(follower.ray, "get", lambda value: value)
+    monkeypatch.setattr(follower, "leaving_nodes", set)
+    channel = driver_channel.DriverChannel()
+    with log_to(driver_channel.ChannelHandler(Local(channel))):
         logger.info("continuing %s", "debug")
         show(dict(REPORT))
         logger.warning("full")
@@ -109,8 +108,7 @@ def test_follow__logs_what_workers_log(capsys: pytest.CaptureFixture[str], monke
     assert [getattr(record, "report", None) for record in sent] == [None, REPORT, None]
     for record in sent:
         channel.log(record)
-    ended.set()
-    with log_to(LineHandler()):
-        ray_train._follow(Local(channel), None, StopRequest(), ended)
+    with log_to(LineHandler()), follower.Follower(Local(channel), None, StopRequest()):
+        pass
     assert capsys.readouterr().out == "continuing debug\nstep 40\nwarning: full\n"
     assert channel.drain_log() == []

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lafs_ray.methods.optim import parameter_groups
-from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.micro_batches import split
+from lafs_ray.training.input_pipeline import StepBatch, split
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.train_loop import TrainState, step_seed, train, train_step
 from tests.training.faces import run, tiny

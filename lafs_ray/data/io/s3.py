@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pyarrow import fs
 
 from lafs_ray.errors import DataError
+from lafs_ray.messages import has_secret, mask_secrets
 
 MAX_ATTEMPTS = 6
 # pyarrow documents the second one as ignored on Linux; it is not (tests/data/io/test_s3.py).
@@ -32,13 +33,18 @@ def resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
         DataError: the scheme is unknown, the URI malformed, or the storage unreachable.
     """
     try:
+        if has_secret(uri):
+            raise ValueError(
+                "credentials in the URI, which would get into logs and checkpoints; put them into the "
+                "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or into ~/.aws/credentials"
+            )
         if uri.startswith("s3://"):
             return _s3_client(uri)
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, str(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            _without_credentials(uri),
+            mask_secrets(uri),
             found=str(error),
             expected="a local path, or a URI such as s3://bucket/key, gs://bucket/key, file:///dir",
             fix="correct the scheme (and percent-encode spaces), or check the credentials",
@@ -49,28 +55,16 @@ def _s3_client(uri: str) -> tuple[fs.S3FileSystem, str]:
     """Return the client for a URI, shared by those of other buckets and keys; and the path.
 
     Raises:
-        ValueError: credentials in the URI, an unknown option, or an invalid value.
+        ValueError: an unknown option, or an invalid value.
         OSError: the bucket's region cannot be looked up.
     """
     parts = urlsplit(uri)
-    if "@" in parts.netloc:
-        raise ValueError(
-            "credentials in the URI, which would get into logs and checkpoints; put them into "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials"
-        )
     if not parts.netloc:
         raise ValueError("no bucket")
     query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     options = tuple(sorted(query))
     path = unquote(parts.netloc + parts.path)
     return _client(options, _region(parts.netloc, _settings(options))), path
-
-
-def _without_credentials(uri: str) -> str:
-    """Return the URI without credentials, for messages."""
-    scheme, mark, rest = uri.partition("://")
-    secret, at, place = rest.partition("@")
-    return f"{scheme}{mark}…@{place}" if at and "/" not in secret else uri
 
 
 @lru_cache(maxsize=64)

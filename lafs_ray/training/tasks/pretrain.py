@@ -17,10 +17,9 @@ from lafs_ray.methods.lafs import Lafs, LafsNetwork, LafsSchedules
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.input_pipeline import Transform
-from lafs_ray.training.micro_batches import TensorBatch
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.networks import build_transformer
-from lafs_ray.training.train_loop import DeviceTransform
+from lafs_ray.training.train_loop import DeviceTransform, TensorBatch
 from lafs_ray.transforms.params import ViewSettings
 from lafs_ray.transforms.views import MultiViewTransform
 
