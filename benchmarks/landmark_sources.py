@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import few_shot
 from benchmarks.views import cpu_name
-from lafs_ray.cli.cache_landmarks import cache_job
+from lafs_ray.cli.commands import execute
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
     labeled: dict[str, Any] = {"num_identities": options.identities, "images_per_identity": 5, "seed": 13}
     datasets.write_faces(str(work / "neighbors"), **labeled, workers=1)
     options.neighbors = str(work / "neighbors" / "train.rec")
-    cache_job("", [options.stage_1, options.faces])
+    execute("cache-landmarks", [options.stage_1, options.faces])
     results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
     for seed in range(options.seeds):
         for source in SOURCES:

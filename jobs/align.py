@@ -1,18 +1,19 @@
 """Detect the faces of photos and align them to 112 × 112, as a packed set or as a list of points.
 
-python jobs/align.py photos faces --workers 8 python jobs/align.py photos --points points.parquet
+python jobs/align.py photos faces --workers 8
+python jobs/align.py photos --points points.parquet
 """
 
 from collections.abc import Sequence
 
-from lafs_ray.cli.align import align_job
-from lafs_ray.cli.main import run
+from lafs_ray.cli.commands import execute
+from lafs_ray.cli.main import run_job
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Align photos."""
-    align_job(str(__doc__), arguments)
+    """Run `lafs align` with these arguments."""
+    execute("align", arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main, "interrupted; the same command continues where it stopped"))
+    raise SystemExit(run_job("align"))

@@ -5,15 +5,14 @@ python jobs/pretrain.py configs/pretrain/lafs.yaml data.path=train.rec landmarks
 
 from collections.abc import Sequence
 
-from lafs_ray.cli.main import run
-from lafs_ray.cli.train import train_command
-from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.cli.commands import execute
+from lafs_ray.cli.main import run_job
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train with the configuration, or continue the run of that name."""
-    train_command(PretrainConfig, str(__doc__), arguments)
+    """Run `lafs pretrain` with these arguments."""
+    execute("pretrain", arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run_job("pretrain"))

@@ -55,6 +55,19 @@ class TrainingError(UserError):
     """Training cannot continue, such as after repeated non-finite losses."""
 
 
+class Stopped(Exception):
+    """A signal ended a run before its last step; it has saved.
+
+    Args:
+        signum: the signal.
+        message: for the terminal.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 def find_user_error(error: BaseException) -> UserError | None:
     """Return the `UserError` inside an exception; Ray wraps those of workers in several layers."""
     return next((found for found in _layers(error, 8) if isinstance(found, UserError)), None)

@@ -106,7 +106,7 @@ def test_design__lists_every_module_once() -> None:
         if len(cells) != 3 or not MODULE.findall(cells[1]):
             continue
         layer = cells[0].strip("`") or layer
-        folder = "" if layer == "bottom" else f"{layer}/"
+        folder = "" if layer in ("top", "bottom") else f"{layer}/"
         listed += [f"{folder}{name}" for name in MODULE.findall(cells[1])]
     package = ROOT / "lafs_ray"
     modules = [str(file.relative_to(package)) for file in package.rglob("*.py") if file.name != "__init__.py"]

@@ -36,13 +36,13 @@ SWEEP = " ".join(f"settings.{one}" for one in shlex.split(TRAIN)).replace(" step
 
 # Beginning of a command → what is appended to it; the first that fits.
 SMALL = {
-    "python jobs/make_faces.py": "--identities 4 --images 4 --pairs 20",
-    "python jobs/pack.py": "--workers 0",
-    "python jobs/cache_landmarks.py": "--workers 0",
-    "python jobs/finetune.py": TRAIN,
-    "python jobs/pretrain.py": PRETRAIN,
-    "python jobs/sweep.py": f"--dry-run objective.reports=2 {SWEEP}",
-    "python jobs/": "",
+    "lafs make-faces": "--identities 4 --images 4 --pairs 20",
+    "lafs pack": "--workers 0",
+    "lafs cache-landmarks": "--workers 0",
+    "lafs finetune": TRAIN,
+    "lafs pretrain": PRETRAIN,
+    "lafs sweep": f"--dry-run objective.reports=2 {SWEEP}",
+    "lafs ": "",
 }
 
 
@@ -59,13 +59,11 @@ def commands() -> list[str]:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that has what README's commands name: a set, pairs, photos, weights."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("jobs", "configs", "lafs_ray"):
-        (folder / name).symlink_to(ROOT / name)
-    shell(folder, "python jobs/make_faces.py . --identities 12 --images 4 --pairs 20")
+    shell(folder, "lafs make-faces . --identities 12 --images 4 --pairs 20")
     (folder / "photos").mkdir()
     for number, jpeg in enumerate(face_jpegs(6)):
         (folder / "photos" / f"{number}.jpg").write_bytes(jpeg)
-    shell(folder, "python jobs/make_faces.py others --identities 4 --images 2 --pairs 20 --seed 9")
+    shell(folder, "lafs make-faces others --identities 4 --images 2 --pairs 20 --seed 9")
     (folder / "pairs.bin").rename(folder / "lfw.bin")
     (folder / "others" / "pairs.bin").rename(folder / "select.bin")
     write_protocol(folder / "ijb" / "IJBC")

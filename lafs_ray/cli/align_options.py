@@ -1,10 +1,8 @@
-"""Arguments of alignment, common to `jobs/align.py` and `jobs/pack.py --align`."""
+"""Options of alignment, common to `lafs align` and `lafs pack --align`."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
-from typing import Any
 
 from lafs_ray.data.aligning.outcome import describe
 from lafs_ray.data.aligning.photos import PhotoRules
@@ -15,22 +13,13 @@ from lafs_ray.data.packing.session import Apply, count_of
 from lafs_ray.engine.console import log_to
 from lafs_ray.engine.progress_bar import CountHandler
 from lafs_ray.errors import ConfigError
+from lafs_ray.messages import show
 
-_DEFAULTS = FaceRules()
 _LIMITS = (("--min-eyes", "min_eyes", 0.0, 1e4), ("--min-score", "min_score", 0.0, 1.0))
 
 
-def add_align_arguments(add: Callable[..., Any]) -> None:
-    """Add the arguments to a parser by its `add_argument`."""
-    add("--detector", metavar="NAME", help="mtcnn (default), or the path of a YuNet .onnx file")
-    add("--faces", choices=["largest", "central", "every"], help="of several in a photo (default largest)")
-    add("--min-eyes", type=float, metavar="PX", help=f"least distance of the eyes (default {_DEFAULTS.min_eye_px:g})")
-    add("--min-score", type=float, metavar="S", help=f"least score of a face (default {_DEFAULTS.min_score:g})")
-    add("--report", metavar="LIST", help="what became of every photo, as .csv or .parquet")
-
-
 def used_align_arguments(options: Namespace) -> list[str]:
-    """Return the arguments of `add_align_arguments` that were given."""
+    """Return the arguments of alignment that were given."""
     names = ("detector", "faces", "min_eyes", "min_score", "report")
     return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
 
@@ -71,11 +60,11 @@ def pack_aligned(options: Namespace, pack: PackOptions, apply: Apply) -> None:
     manifest = outcome.manifest
     assert manifest is not None, "a set was written"
     shards = count_of(len(manifest.shards), "shard")
-    print(f"{manifest.images} images of {manifest.identities} identities in {shards}, {REPORT} beside them")  # noqa: T201
+    show(f"{manifest.images} images of {manifest.identities} identities in {shards}, {REPORT} beside them")
 
 
 def print_outcome(outcome: Outcome, options: AlignOptions) -> None:
     """Print what became of the photos."""
     if outcome.counts is not None:
         for line in describe(outcome.counts, options.rules.faces):
-            print(line)  # noqa: T201
+            show(line)

@@ -1,10 +1,9 @@
-"""Command line of the landmark cache."""
+"""`lafs cache-landmarks`: the landmarks of a set, computed once."""
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Sequence
+from argparse import Namespace
 from functools import partial
 
 from lafs_ray.config import IMAGE_SIZE
@@ -28,13 +27,12 @@ from lafs_ray.training.tasks.build_landmark_cache import (
 )
 
 
-def cache_job(description: str, arguments: Sequence[str]) -> None:
+def cache_job(options: Namespace) -> None:
     """Compute and store the landmarks of a set.
 
     Raises:
         UserError: an error in the arguments, the checkpoint or the data.
     """
-    options = _parse(description, arguments)
     for name in ("workers", "max_bad", "max_missing"):
         if (value := getattr(options, name)) < 0:
             option = f"--{name.replace('_', '-')}"
@@ -64,7 +62,7 @@ def cache_job(description: str, arguments: Sequence[str]) -> None:
     show(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")
 
 
-def _import(options: argparse.Namespace) -> None:
+def _import(options: Namespace) -> None:
     """Make the cache of landmarks that another tool has found."""
     if options.checkpoint is not None:
         raise ConfigError(
@@ -83,22 +81,4 @@ def _import(options: argparse.Namespace) -> None:
     with log_to(LineHandler()):
         count, missing = import_landmarks(faces, options.color_order, table, folder, how)
     filled = f"; {missing:,} without got the mean of the others" if missing else ""
-    print(f"{folder}: {count} landmarks of {faces.num_images:,} records{filled}")  # noqa: T201
-
-
-def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("checkpoint", nargs="?", help="the later landmarks.weights: a stage-1 run or checkpoint")
-    add("faces", help="the set, as data.path")
-    add("--out", metavar="FOLDER", help="for landmarks.cache (default: a folder beside the set)")
-    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="as data.color_order")
-    add("--workers", type=int, default=0, help="Ray actors; 0: this process (default)")
-    add("--device", default="cpu", help="cpu, or cuda: a GPU for each worker (default cpu)")
-    add("--max-bad", type=int, default=100, help="tolerated damaged records (default 100)")
-    add("--from", dest="points", metavar="POINTS.parquet", help="instead of a checkpoint: landmarks of another tool")
-    add("--tool", help="with --from: its name, unless the file's metadata has it")
-    add("--tool-version", help="with --from: its version")
-    add("--images", metavar="FOLDER", help="with --from: the image files that the column path names")
-    add("--max-missing", type=int, default=0, help="with --from: records that may have none and get the mean (0)")
-    return parser.parse_intermixed_args(arguments)
+    show(f"{folder}: {count} landmarks of {faces.num_images:,} records{filled}")

@@ -5,11 +5,12 @@ In this process or on Ray workers, with equal results.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from lafs_ray.cli.main import require_persistent_path
+from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.identification import open_identification
 from lafs_ray.data.ijb import open_templates
@@ -70,6 +71,11 @@ class Request:
     workers: int = 0
     out: str | None = None
     force: bool = False
+
+
+def evaluate_command(options: Namespace) -> None:
+    """Evaluate as the command line requests."""
+    evaluate(Request(**vars(options)))
 
 
 def evaluate(request: Request) -> None:

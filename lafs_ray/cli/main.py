@@ -1,4 +1,4 @@
-"""Common parts of the command lines: error messages, exit codes, Ctrl-C, arguments."""
+"""Common parts of the command lines: error messages, exit codes, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import io
 import logging
 import os
 import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from lafs_ray.data.io import filesystem
-from lafs_ray.engine.signals import Stopped
-from lafs_ray.errors import ConfigError, find_user_error
+from lafs_ray.cli.commands import COMMANDS, execute
+from lafs_ray.errors import Stopped, find_user_error
 from lafs_ray.messages import PrintableFormatter, show, show_bug
-
-_UPLOADED = "/runtime_resources/working_dir_files/"
 
 _CONTINUES = "interrupted; the same command continues from the last checkpoint"
 
@@ -95,38 +92,7 @@ def _outlive_outputs() -> None:
             setattr(sys, name, wrapped)
 
 
-def parse(description: str, arguments: Sequence[str], examples: str, dry_run: str) -> Namespace:
-    """Parse the command line of a job with a configuration: `config`, `overrides`, `dry_run`.
-
-    Args:
-        description: of the job.
-        arguments: of the command line.
-        examples: the folder of its configurations.
-        dry_run: help text, after "check the configuration and all inputs, then".
-    """
-    parser = ArgumentParser(description=description)
-    parser.add_argument("config", help=f"a YAML file, such as those under {examples}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
-    parser.add_argument(
-        "--dry-run", action="store_true", help=f"check the configuration and all inputs, then {dry_run}"
-    )
-    return parser.parse_intermixed_args(arguments)
-
-
-def require_persistent_path(key: str, uri: str) -> None:
-    """Refuse to write where Ray unpacked the uploaded working directory of a job.
-
-    Args:
-        key: the setting or argument of the path.
-        uri: the path.
-
-    Raises:
-        ConfigError: it lies there; Ray deletes that folder after the job.
-    """
-    if _UPLOADED in filesystem.absolute(uri):
-        raise ConfigError(
-            key,
-            found=f"{uri}, below the folder that `ray job submit --working-dir` made on the head",
-            expected="a path that remains after the job and that all nodes can access",
-            fix="give a URI such as s3://bucket/runs, or the absolute path of a shared folder",
-        )
+def run_job(name: str) -> int:
+    """Run a command as `python jobs/<name>.py`, with the arguments of the command line; return the exit code."""
+    program = f"python jobs/{os.path.basename(sys.argv[0])}"
+    return run(partial(execute, name, program=program), COMMANDS[name].interrupted)

@@ -1,16 +1,14 @@
-"""Command line of `jobs/pack.py`."""
+"""`lafs pack`: pack, verify or inspect a set."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
-from collections.abc import Callable, Sequence
+from argparse import Namespace
 from dataclasses import replace
-from typing import Any
 
-from lafs_ray.cli.align_options import add_align_arguments, pack_aligned, used_align_arguments
-from lafs_ray.cli.main import require_persistent_path
+from lafs_ray.cli.align_options import pack_aligned, used_align_arguments
+from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.inspection import inspect_faces
@@ -27,14 +25,14 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_ERRORS = 10
 
 
-def pack_job(description: str, arguments: Sequence[str]) -> None:
+def pack_job(options: Namespace) -> None:
     """Pack, verify or inspect a set.
 
     Raises:
         UserError: the arguments or the data are wrong, or the verification fails.
     """
     logging.getLogger("lafs_ray").setLevel(logging.INFO)
-    options = _parse(description, arguments)
+    _check_modes(options)
     apply = apply_in_process if options.workers == 0 else apply_on_ray(options.workers)
     if options.verify is not None:
         show(verify_set(options.verify, apply))
@@ -61,20 +59,8 @@ def pack_job(description: str, arguments: Sequence[str]) -> None:
             show(f"  and {num_bad - len(errors)} more, see manifest.json")
 
 
-def add_set_arguments(add: Callable[..., Any]) -> None:
-    """Add the arguments that any packed set has, by a parser's `add_argument`."""
-    add("--shards", type=int, help="number of shards (default: derived from --shard-size)")
-    add("--shard-size", default="1G", help="approximate size of a shard (default 1G)")
-    add("--seed", type=int, default=0, help="of the shuffled order (default 0)")
-    add("--workers", type=int, default=0, help="concurrent Ray tasks; 0: this process (default)")
-    add("--memory", default="2G", help="for images, all workers together (default 2G)")
-    add("--scratch", help="folder for temporary files, as large as the set (default: in OUT)")
-    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the sources")
-    add("--quality", type=int, default=95, help="of re-encoded JPEGs (default 95)")
-
-
-def pack_options(options: argparse.Namespace) -> PackOptions:
-    """Return the options of a packing from the arguments of `add_set_arguments`.
+def pack_options(options: Namespace) -> PackOptions:
+    """Return the options of a packing, or of an alignment into a set, from the command line.
 
     Raises:
         ConfigError: a size has another form.
@@ -93,36 +79,23 @@ def pack_options(options: argparse.Namespace) -> PackOptions:
     )
 
 
-def _parse(description: str, arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="sources, then the output folder")
-    add("--size", type=int, default=112, help="side of the images in pixels (default 112)")
-    add("--resize", action="store_true", help="resize square images of another size")
-    add("--landmarks", help="list (path, x1, y1 … x5, y5) to align the images of a folder")
-    add("--check", action="store_true", help="decode every image")
-    add("--align", action="store_true", help="detect the faces of photos and align them")
-    add_align_arguments(add)
-    add_set_arguments(add)
-    add("--max-bad", type=int, default=100, help="records that may be left out (default 100)")
-    add("--verify", metavar="SET", help="check a packed set against its manifest")
-    add("--inspect", metavar="PATH", help="describe .rec files")
-    add("--sheet", help="with --inspect or --align: file of the contact sheet")
-    add("--force", action="store_true", help="replace the contact sheet and the report")
-    options = parser.parse_intermixed_args(arguments)
+def _check_modes(options: Namespace) -> None:
+    given = [*options.paths]
+    for name in ("verify", "inspect"):
+        if (value := getattr(options, name)) is not None:
+            given += [f"--{name}", value]
     modes = (options.verify is not None) + (options.inspect is not None)
     if modes > 1 or (modes and options.paths) or (not modes and len(options.paths) < 2):
         raise ConfigError(
             "arguments",
-            found=" ".join(arguments) or "none",
+            found=" ".join(given) or "none",
             expected="SOURCE … OUT, or --verify SET, or --inspect PATH",
-            fix="python jobs/pack.py --help",
+            fix="see the examples of `lafs pack --help`",
         )
     _check_align(options, is_packing=not modes)
-    return options
 
 
-def _check_align(options: argparse.Namespace, *, is_packing: bool) -> None:
+def _check_align(options: Namespace, *, is_packing: bool) -> None:
     given = used_align_arguments(options)
     if options.align:
         other = {"--resize": options.resize, "--landmarks": options.landmarks, "--size": options.size != IMAGE_SIZE}

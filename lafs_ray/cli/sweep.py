@@ -1,14 +1,14 @@
-"""Command line of a sweep: read, validate, describe and run it."""
+"""`lafs sweep`: read, validate, describe and run a sweep."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from argparse import Namespace
 
 import yaml
 
-from lafs_ray.cli.main import parse
 from lafs_ray.config.loader import load
+from lafs_ray.config.presets import config_file
 from lafs_ray.engine.console import LineHandler, log_to
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.driver import Driver
@@ -19,14 +19,13 @@ from lafs_ray.tuning.trial_config import Sweep, read_sweep
 logger = logging.getLogger(__name__)
 
 
-def start_sweep(description: str, arguments: Sequence[str]) -> None:
+def start_sweep(options: Namespace) -> None:
     """Run the sweep that the command line describes.
 
     Raises:
         UserError: an error in the arguments, the configuration, the data or the sweep's directory.
     """
-    options = parse(description, arguments, "configs/sweep/", "describe the trials, and exit")
-    sweep = read_sweep(load(SweepConfig, options.config, options.overrides))
+    sweep = read_sweep(load(SweepConfig, config_file("sweep", options.config), options.overrides))
     fingerprints = check_sweep(sweep)
     with log_to(LineHandler()):
         describe(sweep)

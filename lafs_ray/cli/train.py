@@ -1,14 +1,17 @@
-"""Command line of a training job: in this process for debugging, or on Ray."""
+"""`lafs pretrain` and `lafs finetune`: in this process for debugging, or on Ray."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from argparse import Namespace
 
 import yaml
 
-from lafs_ray.cli.main import parse, require_persistent_path
+from lafs_ray.cli.persistent_path import require_persistent_path
+from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import load
+from lafs_ray.config.presets import config_file
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.engine.console import log_to, terminal_handler
 from lafs_ray.engine.online_eval import OnlineEvaluator, check_online_eval, evaluate_in_process, evaluated_steps
@@ -19,14 +22,17 @@ from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_local, training_device
 
 
-def train_command(kind: type[TrainConfig], description: str, arguments: Sequence[str]) -> None:
-    """Run the training job that a command line describes.
+def pretrain(options: Namespace) -> None:
+    """Pretrain with the configuration, or continue the run of that name."""
+    _train_command(load(PretrainConfig, config_file("pretrain", options.config), options.overrides), options)
 
-    Raises:
-        UserError: an error in the arguments, the configuration, the data or the run's folder.
-    """
-    options = parse(description, arguments, "configs/", "print the length of the run, and exit")
-    config = load(kind, options.config, options.overrides)
+
+def finetune(options: Namespace) -> None:
+    """Train on labels with the configuration, or continue the run of that name."""
+    _train_command(load(FinetuneConfig, config_file("finetune", options.config), options.overrides), options)
+
+
+def _train_command(config: TrainConfig, options: Namespace) -> None:
     if options.dry_run:
         check_online_eval(config.online_eval)
         dry_run(check_run(config))

@@ -22,14 +22,14 @@ class PretrainLandmarks(Section):
 
     source: LandmarkSource = "per_view"
     """per_view: predicted on each clean view (reference); per_image: predicted once on the whole face and mapped into
-    each view; cached: the same, predicted before by jobs/cache_landmarks.py; template: the same positions in every
+    each view; cached: the same, predicted before by lafs cache-landmarks; template: the same positions in every
     aligned face, without a landmark CNN; grid: no landmarks, plain patches (DINO-face)."""
     weights: str | None = None
     """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required unless source is
     template or grid, or cache names landmarks of another tool."""
     cache: str | None = None
     """Folder of cached landmarks, of a landmark CNN or of another tool; null: next to the set, the default of
-    jobs/cache_landmarks.py."""
+    lafs cache-landmarks."""
     template: AbsolutePath | None = None
     """Positions of source template: a .npy, .csv or .parquet file of x and y in pixels, or a folder of cached
     landmarks, whose mean is taken; null: a square grid from brows to chin."""
@@ -212,7 +212,7 @@ class PretrainConfig(TrainConfig):
                 raise ValueError(
                     "landmarks.weights, landmarks.cache: one is required with landmarks.source=cached: the landmark "
                     "CNN whose landmarks were cached, or the folder of another tool's landmarks "
-                    "(jobs/cache_landmarks.py --from)"
+                    "(lafs cache-landmarks --from)"
                 )
         elif self.landmarks.weights is None:
             raise ValueError(

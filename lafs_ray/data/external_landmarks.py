@@ -86,7 +86,7 @@ def open_external(folder: str) -> ExternalLandmarks:
         raise DataError(
             folder,
             found="the cache of a landmark CNN" if "checkpoint" in content else "no landmarks of another tool",
-            expected="a folder that jobs/cache_landmarks.py --from POINTS.parquet has written, as landmarks.weights "
+            expected="a folder that lafs cache-landmarks --from POINTS.parquet has written, as landmarks.weights "
             "names no landmark CNN",
             fix="set landmarks.weights to the checkpoint that was cached" if content else "correct landmarks.cache",
         ) from None

@@ -334,7 +334,7 @@ def _check_key(uri: str, cache_key: CacheKey, found: dict[str, Any], fix: str = 
 
 
 def _damaged(uri: str, found: str) -> DataError:
-    fix = f"copy the file again; or delete it and {STAMP}, and run jobs/cache_landmarks.py again"
+    fix = f"copy the file again; or delete it and {STAMP}, and run `lafs cache-landmarks` again"
     return DataError(uri, found=found, expected="the landmarks as they were written", fix=fix)
 
 

@@ -97,7 +97,7 @@ def _mean_of_cache(folder: str) -> NDArray[np.float64]:
     except (*_DAMAGE, SafetensorError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            folder, found=reason, expected="a complete landmark cache", fix="run jobs/cache_landmarks.py again"
+            folder, found=reason, expected="a complete landmark cache", fix="run lafs cache-landmarks again"
         ) from None
     return mean
 

@@ -137,7 +137,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def _bad_manifest(uri: str, found: str) -> DataError:
-    expected = f"a manifest of version {VERSION}, as jobs/pack.py writes it"
+    expected = f"a manifest of version {VERSION}, as `lafs pack` writes it"
     return DataError(uri, found=found, expected=expected, fix="copy the file again, or pack again")
 
 
@@ -249,7 +249,7 @@ def _manifest_in(folder: str) -> Manifest | None:
             folder,
             found=f"{CLAIM} without {MANIFEST}",
             expected="a completely packed set",
-            fix="run the jobs/pack.py command again: it continues where it stopped",
+            fix="run the `lafs pack` command again: it continues where it stopped",
         )
     return None
 

@@ -57,7 +57,7 @@ def _in_folder(folder: str) -> tuple[str, ...]:
         found = f"{count}, none of them .rec" if names else "an empty folder"
         if not names and next(list_tree(folder), None):
             found = "only subfolders, no .rec"
-        fix = "give the folder of the .rec; to train on images, run jobs/pack.py first"
+        fix = "give the folder of the .rec; to train on images, run `lafs pack` first"
         raise DataError(folder, found=found, expected="at least one .rec file", fix=fix)
     return tuple(filesystem.join(folder, name) for name in records)
 

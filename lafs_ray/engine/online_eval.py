@@ -173,7 +173,7 @@ class OnlineEvaluator:
         if self._running is not None:
             logger.warning(
                 "evaluation of step %d abandoned: not finished after %g s (online_eval.wait_s); "
-                "evaluate the checkpoint with jobs/evaluate.py",
+                "evaluate the checkpoint with `lafs evaluate`",
                 self._running[0],
                 self._wait_s,
             )

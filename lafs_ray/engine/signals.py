@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from lafs_ray.errors import Stopped
 from lafs_ray.training.prepare import RunInputs
 
 
@@ -64,16 +65,3 @@ def stop_request(*signals: signal.Signals) -> Iterator[StopRequest]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-class Stopped(Exception):
-    """A signal ended a run before its last step; it has saved.
-
-    Args:
-        signum: the signal.
-        message: for the terminal.
-    """
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum

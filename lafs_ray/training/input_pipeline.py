@@ -168,7 +168,7 @@ class Preprocessor:
                 where,
                 found="a sound record that was damaged when landmarks were cached",
                 expected="landmarks of every sound record",
-                fix="delete the cached landmarks and run jobs/cache_landmarks.py again",
+                fix="delete the cached landmarks and run `lafs cache-landmarks` again",
             )
         return face, ""
 

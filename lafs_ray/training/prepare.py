@@ -147,7 +147,7 @@ def _num_classes(config: TrainConfig, faces: FaceSet, labels: NDArray[np.int64])
             config.data.path,
             found=f"no labels: none of {len(labels)} records has an identity",
             expected="labeled faces; stages 1 and 3 learn from identities",
-            fix="start with stage 2, which needs no labels: python jobs/pretrain.py configs/pretrain/cpu.yaml "
+            fix="start with stage 2, which needs no labels: lafs pretrain cpu "
             "data.path=… has fixed landmarks (landmarks.source=template), so needs no stage 1 either",
         )
     if highest < 0 or highest >= num_classes or unlabeled > config.data.max_bad_records:

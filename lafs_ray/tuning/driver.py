@@ -189,7 +189,7 @@ def _write_winner(sweep: Sweep, winner: Trial, num_trials: int, found_doubts: Se
         files["winner_finetune.yaml"] = ("finetune", apply_overrides(sweep.finetune, settings))
     commands = []
     for file, (task, content) in files.items():
-        commands.append(f"python jobs/{task}.py {filesystem.join(sweep_dir.uri, file)}")
+        commands.append(f"lafs {task} {filesystem.join(sweep_dir.uri, file)}")
         lines = [
             f"# Winner of the sweep {config.name}: trial {winner.number} of {num_trials}, "
             f"{config.objective.metric} {winner.objective:.4f}",

@@ -10,6 +10,7 @@ from typing import Any
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import apply_overrides, resolve
+from lafs_ray.config.presets import config_file
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.yaml_text import read_yaml
 from lafs_ray.data.io import filesystem
@@ -96,10 +97,10 @@ def read_sweep(config: SweepConfig) -> Sweep:
     Raises:
         ConfigError: one is missing or not YAML.
     """
-    base = with_settings(read_yaml(config.base), config.settings)
+    base = with_settings(read_yaml(config_file(config.task, config.base)), config.settings)
     finetune = None
     if config.finetune is not None:
-        finetune = with_settings(read_yaml(config.finetune.base), config.finetune.settings)
+        finetune = with_settings(read_yaml(config_file("finetune", config.finetune.base)), config.finetune.settings)
     return Sweep(config, base, finetune, os.getcwd())
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.cli.align import align_job
-from lafs_ray.cli.pack import pack_job
+from lafs_ray.cli.commands import execute
 from lafs_ray.errors import ConfigError, UserError
 from tests.data.aligning.test_session import mixed_folder, write_photos
 from tests.data.detection.photos import mtcnn, mtcnn_folder, yunet_file
@@ -23,7 +22,7 @@ def test_align__prints_what_became_of_the_photos(
 ) -> None:
     """Counts of each kind, then the set."""
     mixed_folder(tmp_path / "photos")
-    align_job("", [str(tmp_path / "photos"), str(tmp_path / "set"), "--min-eyes", "12"])
+    execute("align", [str(tmp_path / "photos"), str(tmp_path / "set"), "--min-eyes", "12"])
     shown = capsys.readouterr().out
     for line in (
         "4 faces of 4 of 7 photos\n",
@@ -41,8 +40,8 @@ def test_align__prints_what_became_of_the_photos(
 def test_pack_align__writes_what_align_writes(tmp_path: Path, mtcnn: None) -> None:
     """The same command under two names."""
     write_photos(tmp_path / "photos", ["a/0.png", "b/1.png"])
-    align_job("", [str(tmp_path / "photos"), str(tmp_path / "one")])
-    pack_job("", [str(tmp_path / "photos"), str(tmp_path / "two"), "--align"])
+    execute("align", [str(tmp_path / "photos"), str(tmp_path / "one")])
+    execute("pack", [str(tmp_path / "photos"), str(tmp_path / "two"), "--align"])
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
@@ -63,7 +62,7 @@ def test_align__wrong_arguments(
     """Refused before anything is read."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as raised:
-        align_job("", arguments)
+        execute("align", arguments)
     assert words in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -80,7 +79,7 @@ def test_align__wrong_arguments(
 def test_pack_align__arguments_that_exclude_each_other(arguments: list[str], words: str) -> None:
     """An argument that would have no effect is refused."""
     with pytest.raises(ConfigError) as raised:
-        pack_job("", arguments)
+        execute("pack", arguments)
     assert words in str(raised.value)
 
 
@@ -98,10 +97,10 @@ def test_align__by_a_yunet_file(tmp_path: Path, yunet_file: Path, capsys: pytest
     write_photos(tmp_path / "photos", ["0.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="images"):
-        align_job("", [str(tmp_path / "empty"), str(tmp_path / "set"), "--detector", str(yunet_file)])
+        execute("align", [str(tmp_path / "empty"), str(tmp_path / "set"), "--detector", str(yunet_file)])
     assert not (tmp_path / "set").exists()
     points = str(tmp_path / "points.csv")
-    align_job("", [str(tmp_path / "photos"), "--points", points, "--detector", str(yunet_file)])
+    execute("align", [str(tmp_path / "photos"), "--points", points, "--detector", str(yunet_file)])
     shown = capsys.readouterr().out
     assert "1 face of 1 of 1 photo" in shown
     assert f"--landmarks {points}" in shown
@@ -119,6 +118,6 @@ def ray_session() -> Iterator[None]:
 def test_align__two_workers_write_the_bytes_of_one(tmp_path: Path, mtcnn: None, ray_session: None) -> None:
     """Workers get the detector from the driver: they need no package, and write the same set."""
     write_photos(tmp_path / "photos", [f"{number:02}.png" for number in range(40)])
-    align_job("", [str(tmp_path / "photos"), str(tmp_path / "one")])
-    align_job("", [str(tmp_path / "photos"), str(tmp_path / "two"), "--workers", "2"])
+    execute("align", [str(tmp_path / "photos"), str(tmp_path / "one")])
+    execute("align", [str(tmp_path / "photos"), str(tmp_path / "two"), "--workers", "2"])
     assert content(tmp_path / "two") == content(tmp_path / "one")

@@ -172,7 +172,7 @@ def test_open_faces__paths_without_records(tmp_path: Path) -> None:
     (tmp_path / "photos" / "person").mkdir(parents=True)
     (tmp_path / "photos" / "person" / "1.jpg").write_bytes(b"")
     assert refusal(tmp_path / "photos").found == "only subfolders, no .rec"
-    assert "jobs/pack.py" in refusal(tmp_path / "photos").fix
+    assert "lafs pack" in refusal(tmp_path / "photos").fix
 
 
 def test_open_faces__index_without_records(tmp_path: Path) -> None:

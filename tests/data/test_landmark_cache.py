@@ -29,7 +29,7 @@ from tests.object_store import ObjectStore
 
 STARTS = np.array([0, 70, 100], dtype=np.int64)
 KEY = CacheKey("w" * 32, "f" * 32, "rgb", 9, 100)
-COMMAND = "python jobs/cache_landmarks.py W S"
+COMMAND = "lafs cache-landmarks W S"
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ import pytest
 
 from lafs_ray.cli.main import run
 from lafs_ray.cli.train import launch
-from lafs_ray.engine.signals import Stopped, stop_request
+from lafs_ray.engine.signals import stop_request
+from lafs_ray.errors import Stopped
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
 from tests.training.faces import run as run_in_process
 from tests.training.faces import tiny, without_times

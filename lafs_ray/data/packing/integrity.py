@@ -56,7 +56,7 @@ def verify_set(path: str, apply: Apply) -> str:
             path,
             found=f"{count_of(len(bad), 'bad file')}:{lines}",
             expected=f"{count_of(len(manifest.shards), 'shard')} as in {MANIFEST}",
-            fix="copy these files again; where the set was packed, the same jobs/pack.py command "
+            fix="copy these files again; where the set was packed, the same `lafs pack` command "
             "writes damaged shards again",
         )
     return (

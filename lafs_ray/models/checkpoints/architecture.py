@@ -103,7 +103,7 @@ def build_embedder(architecture: Architecture, source: str, *, seed: int = 0, in
             source,
             found="a transformer on landmarks, without a landmark CNN",
             expected="both: published pretraining checkpoints leave out the CNN",
-            fix="convert it again with jobs/convert_weights.py … --landmarks STAGE_1_CHECKPOINT",
+            fix="convert it again with `lafs convert … --landmarks STAGE_1_CHECKPOINT`",
         )
     torch.manual_seed(seed)
     transformer = architecture.build_transformer(init_std)

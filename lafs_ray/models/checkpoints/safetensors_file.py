@@ -149,7 +149,7 @@ def read_weights(uri: str) -> NetworkWeights | None:
             uri,
             found=f"format {header[_FORMAT_KEY]!r} in its header",
             expected=f"a weights file of format {FORMAT!r}",
-            fix="convert the original checkpoint again: python jobs/convert_weights.py",
+            fix="convert the original checkpoint again with `lafs convert`",
         )
     try:
         architecture = TypeAdapter(Architecture).validate_json(header["architecture"])
@@ -158,7 +158,7 @@ def read_weights(uri: str) -> NetworkWeights | None:
         raise CheckpointError(
             uri,
             found="an invalid header: " + " ".join(str(error).split())[:200],
-            expected="the header that jobs/convert_weights.py writes",
+            expected="the header that `lafs convert` writes",
             fix="convert the weights again",
         ) from None
     tensors = read_checkpoint(uri)

@@ -100,7 +100,7 @@ def load_for_inference(path: str, role: Role = "teacher") -> NetworkWeights:
         opened.uri,
         found=f"a checkpoint that was not written by lafs_ray; keys {keys}",
         expected="a run, its checkpoint (step-*.pt), or a weights file (.safetensors)",
-        fix=f"convert a published one: python jobs/convert_weights.py {opened.uri} OUT.safetensors",
+        fix=f"convert a published one: lafs convert {opened.uri} OUT.safetensors",
     )
 
 

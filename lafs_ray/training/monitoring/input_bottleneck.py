@@ -52,7 +52,7 @@ def slow_stage(report: Mapping[str, float], config: TrainConfig) -> str:
             f"reading. An image occupies a read task for {read_ms:.1f} ms, so {rate:.0f} images/s "
             f"for each worker need {needed} reads at once ({needed * CPUS_PER_READ:g} CPUs); there "
             f"are {READS_AT_ONCE}. Fewer and longer reads help more than CPUs: pack the set "
-            "(jobs/pack.py), then set data.chunk_records=256."
+            "(`lafs pack`), then set data.chunk_records=256."
         )
     else:
         needed = max(math.ceil(busy / _BUSY), actors + 1)

@@ -230,7 +230,7 @@ def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, init_weights: 
     )
     folder = cache or default_folder(faces, init_weights.landmarks_hash)
     source = config.landmarks.weights or "--from POINTS.parquet"
-    command = f"python jobs/cache_landmarks.py {source} {data.path}"
+    command = f"lafs cache-landmarks {source} {data.path}"
     command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
     command += f" --out {cache}" if cache else ""
     return replace(faces, landmarks=open_landmarks(folder, cache_key, command))

@@ -106,7 +106,7 @@ def test_load_for_inference__published_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=str(path)) as caught:
         load_embedder(str(path))
     assert "keys teacher, epoch" in caught.value.found
-    assert f"python jobs/convert_weights.py {path}" in caught.value.fix
+    assert f"lafs convert {path}" in caught.value.fix
 
 
 class _Code:

@@ -28,7 +28,7 @@ def test_slow_stage__reading() -> None:
     text = advice(read_ms=20.0, preprocess_ms=1.0)
     assert "Slow stage: reading. An image occupies a read task for 20.0 ms" in text
     assert "need 10 reads at once (2.5 CPUs); there are 4" in text
-    assert "jobs/pack.py" in text
+    assert "lafs pack" in text
 
 
 def test_slow_stage__the_slower_of_two() -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lafs_ray.cli import cache_landmarks as cli
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import landmark_cache
@@ -109,8 +110,7 @@ def test_job__killed_goes_on_with_the_missing_parts(
             yield part
         raise KeyboardInterrupt
 
-    engine = main_of("cache_landmarks").__globals__["cache_job"].__globals__
-    monkeypatch.setitem(engine, "cache_in_process", stops)
+    monkeypatch.setattr(cli, "cache_in_process", stops)
     with pytest.raises(KeyboardInterrupt):
         cache(weights, faces, "--out", str(tmp_path / "a"))
     assert not (tmp_path / "a" / "landmarks.json").exists()
@@ -119,7 +119,7 @@ def test_job__killed_goes_on_with_the_missing_parts(
         made.extend(part.name for part in parts)
         return cache_in_process(job, parts)
 
-    monkeypatch.setitem(engine, "cache_in_process", watched)
+    monkeypatch.setattr(cli, "cache_in_process", watched)
     cache(weights, faces, "--out", str(tmp_path / "a"))
     assert made == [f"part-0000{number}-of-00003.safetensors" for number in range(3)]
     cache(weights, faces, "--out", str(tmp_path / "b"))
@@ -194,7 +194,7 @@ def test_run__without_fitting_landmarks(tmp_path: Path, faces: str, weights: str
     """None, those of other weights, of another set and of another color order are refused."""
     with pytest.raises(DataError, match="no cached landmarks") as raised:
         prepare_run(tiny(tmp_path, faces, *settings("cached", weights)))
-    assert raised.value.fix == f"run python jobs/cache_landmarks.py {weights} {faces}"
+    assert raised.value.fix == f"run lafs cache-landmarks {weights} {faces}"
     folder = tmp_path / "cache"
     cache(weights, faces, "--out", str(folder))
     where = f"landmarks.cache={folder}"

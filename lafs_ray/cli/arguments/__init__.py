@@ -1,0 +1,1 @@
+"""Arguments of every command; light imports only, so that help and completion are quick."""

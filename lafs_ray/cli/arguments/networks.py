@@ -1,0 +1,85 @@
+"""Arguments of the commands that use or convert a trained network."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+_SOURCE = "a run directory, a checkpoint, or a weights file"
+
+
+def evaluate(parser: ArgumentParser) -> None:
+    """Add the arguments of an evaluation."""
+    add = parser.add_argument
+    add("checkpoint", help=_SOURCE)
+    add("pairs", nargs="*", help="insightface pair files (.bin)")
+    add("--identities", nargs="+", default=[], metavar="SET", help="labeled sets (.rec): nearest neighbors")
+    add("--k", dest="ks", nargs="+", type=int, default=[1], metavar="N", help="neighbors for k-NN (default 1)")
+    add("--templates", nargs="+", default=[], metavar="FOLDER", help="IJB-B/C in insightface's layout")
+    add("--identification", nargs="+", default=[], metavar="FOLDER", help="1:N protocols: IJB-B/C, TinyFace or lists")
+    add(
+        "--modes",
+        nargs="+",
+        default=["F1N1D1"],
+        help="test modes of both: F flip, N keep norm, D detector score, each 0 or 1 (default F1N1D1)",
+    )
+    add("--baselines", action="store_true", help="also raw pixels and the untrained network")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (default rgb)")
+    add(
+        "--range",
+        dest="pixel_range",
+        choices=["training", "reference"],
+        default="training",
+        help="of the network's input: training, -1…1 (default); reference, -0.5…0.5 as the released code evaluates",
+    )
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where the network computes (default cpu)")
+    add("--workers", type=int, default=0, metavar="N", help="Ray workers that embed; 0: this process (default)")
+    add("--out", metavar="FOLDER", help="folder or URI for results.json and ROC pictures")
+    add("--force", action="store_true", help="replace the files of an earlier evaluation")
+
+
+def embed(parser: ArgumentParser) -> None:
+    """Add the arguments of embedding a set."""
+    add = parser.add_argument
+    add("checkpoint", help=_SOURCE)
+    add("faces", help="a folder of image files, or .rec files as data.path")
+    add("out", help="the Parquet file")
+    add("--flip", action="store_true", help="add the mirror image's embedding")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the decoded images (default rgb)")
+    add("--resize", action="store_true", help="scale square images to 112x112")
+    add("--max-bad-records", type=int, default=100, metavar="N", help="tolerated damaged faces (default 100)")
+    add("--device", default="cpu", help="where the network computes: cpu or cuda (default cpu)")
+    add("--batch-size", type=int, default=64, metavar="N", help="faces at once (default 64)")
+    add("--force", action="store_true", help="replace OUT")
+
+
+def export(parser: ArgumentParser) -> None:
+    """Add the arguments of an export."""
+    add = parser.add_argument
+    add("checkpoint", help=_SOURCE)
+    add("out", help="folder of the exported files")
+    add("--formats", default="safetensors", help="some of safetensors,onnx,torch_export (default safetensors)")
+    add(
+        "--input",
+        choices=["float32", "uint8"],
+        default="float32",
+        help="input of onnx and torch_export: NCHW in [-1, 1] (default), or NHWC pixels 0…255",
+    )
+    add("--force", action="store_true", help="overwrite existing files")
+
+
+def convert(parser: ArgumentParser) -> None:
+    """Add the arguments of a conversion."""
+    add = parser.add_argument
+    add("source", help="run, its checkpoint, weights file, published checkpoint")
+    add("out", help=".safetensors: a weights file; .pth: published names")
+    add(
+        "--role",
+        choices=["teacher", "student"],
+        default="teacher",
+        help="which network of a pretraining (default teacher)",
+    )
+    add("--landmarks", metavar="CHECKPOINT", help="stage-1 checkpoint with the landmark CNN to add")
+    add("--heads", action="store_true", help="keep DINO head and class weight")
+    add("--grid", action="store_true", help="trained on grid patches (DINO-face)")
+    add("--head-dim", type=int, default=64, metavar="WIDTH", help="width of an attention head (default 64)")
+    add("--force", action="store_true", help="overwrite OUT")

@@ -1,0 +1,36 @@
+"""Arguments of the commands about runs, settings and the command line itself."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def status(parser: ArgumentParser) -> None:
+    """Add the arguments of a run's status."""
+    parser.add_argument("run", help="the folder of a run, a path or a URI")
+    parser.add_argument("--json", action="store_true", help="all fields, as JSON")
+
+
+def report(parser: ArgumentParser) -> None:
+    """Add the arguments of a run's report."""
+    parser.add_argument("run", help="the folder of a pretraining run")
+    parser.add_argument("faces", help="faces to draw landmarks on, as data.path")
+    parser.add_argument("pairs", help="pair file (.bin) for the accuracy before and after")
+    parser.add_argument("out", help="the output folder")
+    parser.add_argument("--force", action="store_true", help="replace an earlier report")
+
+
+def config(parser: ArgumentParser) -> None:
+    """Add the arguments of the list of settings."""
+    parser.add_argument("key", nargs="?", default="", help="a setting, a section, or a part of a name (default: all)")
+    parser.add_argument(
+        "--job", choices=["pretrain", "finetune", "sweep"], help="settings of this job only (default: all jobs)"
+    )
+    parser.add_argument("--presets", action="store_true", help="list the presets instead")
+
+
+def completion(parser: ArgumentParser) -> None:
+    """Add the arguments of shell completion."""
+    parser.add_argument("shell", choices=SHELLS, help="the shell that the script is for")

@@ -1,0 +1,57 @@
+"""The built wheel, in an environment of its own outside the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.training.faces import ROOT, TINY_PRETRAIN
+
+
+def command(folder: Path, *line: str) -> str:
+    """Run a command without this checkout on its path; return what it printed."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel, and with this environment's packages after it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    # From a copy: setuptools writes build folders beside the sources, which other tests run in.
+    source = folder / "source"
+    for name in ("lafs_ray", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    command(folder, *pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", "dist", str(source))
+    command(folder, sys.executable, "-m", "venv", "--without-pip", "environment")
+    python = folder / "environment" / "bin" / "python"
+    (wheel,) = (folder / "dist").glob("*.whl")
+    command(folder, *pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
+    packages = command(folder, str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    # A .pth file adds the folder, not what its own .pth files add, such as this checkout.
+    (Path(packages) / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    return python.parent
+
+
+@pytest.mark.slow
+def test_wheel__trains_outside_the_checkout(binaries: Path, tmp_path: Path) -> None:
+    """`lafs` renders faces, pretrains with a preset and prints the status, from the wheel alone."""
+    lafs = str(binaries / "lafs")
+    where = command(tmp_path, str(binaries / "python"), "-c", "import lafs_ray; print(lafs_ray.__file__)")
+    assert Path(where.strip()).is_relative_to(binaries.parent)
+    assert "few_shot" in command(tmp_path, lafs, "config", "--presets")
+    command(tmp_path, lafs, "make-faces", "faces", "--identities", "4", "--images", "4")
+    command(tmp_path, lafs, "pretrain", "debug", "data.path=faces/train.rec", *TINY_PRETRAIN, "duration=2 steps")
+    assert "finished (all 2 steps)" in command(tmp_path, lafs, "status", "runs/debug")
