@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lafs_ray.data.images import ColorOrder
-from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io import filesystem, json_text, reading
 from lafs_ray.errors import DataError
 
 MANIFEST, CLAIM, LABELS, IDENTITIES = "manifest.json", "pack.json", "labels.npy", "identities.csv"
@@ -106,8 +106,8 @@ def read_json(uri: str) -> dict[str, Any]:
         DataError: the file is missing, or holds something else.
     """
     try:
-        content = json.loads(filesystem.read_bytes(uri))
-    except (ValueError, RecursionError) as error:
+        content = json_text.read_json(uri)
+    except ValueError as error:
         raise _bad_manifest(uri, f"not JSON ({error})") from error
     if not isinstance(content, dict):
         raise _bad_manifest(uri, f"JSON of a {type(content).__name__}, not of an object")

@@ -8,24 +8,50 @@ other images in the other set.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, PositiveInt, TypeAdapter
 
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.json_text import checked, read_json
 from lafs_ray.data.verification_pairs import read_pairs
 from lafs_ray.errors import UserError
+from lafs_ray.training.checkpoint.run_description import read_description
 from lafs_ray.tuning.config import EvalSets
 from lafs_ray.tuning.trial_config import Sweep
 
 # Records of a set whose images are compared. If a hundredth of the other set's images are among them, the sample has
 # one with probability 1 - 0.99^2048, almost 1.
 NUM_SAMPLED = 2048
+
+
+_Number = Annotated[int, Field(ge=0, le=100_000_000)]
+
+
+class _Range(BaseModel):
+    first: _Number
+    stop: _Number
+    step: PositiveInt
+
+
+class _GeneratedPairs(BaseModel):
+    """Description that jobs/generate_faces.py writes beside a pair file."""
+
+    seed: int
+    identities: _Range
+
+
+class _Generated(BaseModel):
+    """The same for a training set, `generated.json` in its folder."""
+
+    seed: int
+    first_identity: _Number
+    num_identities: _Number
 
 
 @dataclass(frozen=True)
@@ -56,15 +82,13 @@ class FaceFile:
         if not filesystem.exists(description):
             return None
         try:
-            content = json.loads(filesystem.read_bytes(description))
+            content = read_json(description)
             if self.is_pairs:
-                identities = content["identities"]
-                numbers = range(identities["first"], identities["stop"], identities["step"])
-            else:
-                first = content["first_identity"]
-                numbers = range(first, first + content["num_identities"])
-            return int(content["seed"]), numbers
-        except (ValueError, KeyError, TypeError):
+                pairs = checked(TypeAdapter(_GeneratedPairs), content)
+                return pairs.seed, range(pairs.identities.first, pairs.identities.stop, pairs.identities.step)
+            found = checked(TypeAdapter(_Generated), content)
+            return found.seed, range(found.first_identity, found.first_identity + found.num_identities)
+        except ValueError:
             return None
 
     @cached_property
@@ -130,9 +154,8 @@ def training_sets(sweep: Sweep) -> Iterator[FaceFile]:
 def _read_run_config(path: str) -> Mapping[str, Any]:
     """Return the configuration of a run's directory; empty if it is not one of ours."""
     try:
-        content = json.loads(filesystem.read_bytes(filesystem.join(path, "config.json")))
-        return dict(content["config"])
-    except (UserError, ValueError, KeyError, TypeError):
+        return dict(read_description(path)["config"])
+    except (UserError, ValueError):
         return {}
 
 

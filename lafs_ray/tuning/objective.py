@@ -45,7 +45,7 @@ def objective_value(checkpoint: str, objective: Objective, device: Device) -> fl
     if value is None or not math.isfinite(value):
         raise DataError(
             checkpoint,
-            found=f"{metric} {value}",
+            found=f"no finite {metric} of this step" if value is None else f"{metric} {value}",
             expected="a finite metric",
             fix="these settings diverge; narrow the space if many trials do",
         )

@@ -17,15 +17,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter
 
 from lafs_ray.config.loader import differences
 from lafs_ray.data.io import filesystem
-from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.tuning.results import Report, Trial
+from lafs_ray.data.io.json_text import checked, damaged, read_json, write_json
+from lafs_ray.errors import ConfigError
+from lafs_ray.tuning.results import Trial
 from lafs_ray.tuning.trial_config import Sweep
 
 # Settings that may change when a sweep is continued.
 _CHANGEABLE = ("budget", "confirm", "storage")
+
+
+class _Spent(BaseModel):
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+
+
+_TRIAL, _SPENT, _OBJECT = TypeAdapter(Trial), TypeAdapter(_Spent), TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -48,21 +59,13 @@ class TrialDir:
         if not filesystem.exists(uri):
             return None
         try:
-            content = json.loads(filesystem.read_bytes(uri))
-            reports = tuple(Report(**line) for line in content.pop("reports"))
-            return Trial(reports=reports, **content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                uri,
-                found=str(error),
-                expected="JSON as the sweep wrote it",
-                fix=f"delete {self.uri} to run this trial again",
-            ) from None
+            return checked(_TRIAL, read_json(uri))
+        except ValueError as error:
+            raise damaged(uri, error, f"delete {self.uri} to run this trial again") from None
 
     def write(self, trial: Trial) -> None:
         """Write the trial's record atomically."""
-        with filesystem.atomic_write(filesystem.join(self.uri, "trial.json")) as file:
-            file.write(json.dumps(asdict(trial)).encode())
+        write_json(filesystem.join(self.uri, "trial.json"), asdict(trial))
 
 
 class SweepDir:
@@ -95,11 +98,16 @@ class SweepDir:
         uri = filesystem.join(self.uri, "spent.json")
         if not filesystem.exists(uri):
             return 0.0
-        return float(json.loads(filesystem.read_bytes(uri))["seconds"])
+        try:
+            return checked(_SPENT, read_json(uri)).seconds
+        except ValueError as error:
+            raise damaged(
+                uri, error, 'write {"seconds": S} into it, S the seconds spent so far, or delete it'
+            ) from None
 
     def write_spent_s(self, seconds: float) -> None:
         """Write the seconds of all starts together."""
-        self.write("spent.json", json.dumps({"seconds": seconds}).encode())
+        write_json(filesystem.join(self.uri, "spent.json"), {"seconds": seconds})
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of results atomically."""
@@ -126,9 +134,9 @@ class SweepDir:
         uri = filesystem.join(self.uri, "sweep.json")
         if filesystem.exists(uri):
             try:
-                old = json.loads(filesystem.read_bytes(uri))
-            except ValueError:
-                old = {}
+                old = checked(_OBJECT, read_json(uri))
+            except ValueError as error:
+                raise damaged(uri, error, "choose another name") from None
             found = differences(old, json.loads(json.dumps(description)))
             if found:
                 raise ConfigError(
@@ -144,4 +152,4 @@ class SweepDir:
                 expected="an empty directory, or the directory of this sweep",
                 fix="choose another name or storage",
             )
-        self.write("sweep.json", json.dumps(description, indent=2).encode())
+        write_json(uri, description)

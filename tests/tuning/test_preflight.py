@@ -12,6 +12,7 @@ import pytest
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import ConfigError
+from lafs_ray.training.checkpoint.run_description import write_description
 from lafs_ray.tuning.preflight import check_sweep
 from tests.training.faces import face_jpegs, write_face_set
 from tests.tuning.sweeps import pair_file, sweep
@@ -128,8 +129,9 @@ def test_check_sweep__identities_of_the_run_that_trials_start_from(tmp_path: Pat
         (tmp_path / name).mkdir()
         weights = None if start is None else str(tmp_path / start)
         path = face_set_path if start else str(old / "train.rec")
-        config = {"data": {"path": path}, "landmarks": {"weights": weights}}
-        (tmp_path / name / "config.json").write_text(json.dumps({"config": config}))
+        config = {"data": {"path": path}, "landmarks": {"weights": weights}, "run": {}}
+        config |= {"batch_size": 4, "log": {"every_steps": 1}}
+        write_description(str(tmp_path / name), {"kind": "PretrainConfig", "faces": "", "config": config})
     image = open_faces(str(old / "train.rec")).read(np.array([0])).images[0]
     write_pairs(str(tmp_path / "a.bin"), [image, *face_jpegs(19, seed=9)], [True, False] * 5)
     one = sweep(

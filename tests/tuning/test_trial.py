@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.training.checkpoint.metrics_log import as_line
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.config import Objective, SweepConfig
 from lafs_ray.tuning.objective import objective_value
@@ -184,11 +186,29 @@ def test_trial__pretraining_evaluated_after_finetuning(tmp_path: Path, face_set_
 def test_objective_value__a_loss_that_is_not_finite(tmp_path: Path) -> None:
     """Settings that diverge are an error that names the checkpoint and the loss."""
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 4, "loss": NaN}\n')
+    line = {"step": 4, "epoch": 0, "loss": math.nan, "lr": 0.1, "images_per_s": 1.0, "wait_share": 0.0}
+    (tmp_path / "run" / "metrics.jsonl").write_text(as_line(line))
     uri = str(tmp_path / "run" / "checkpoints" / "step-00000004.pt")
-    with pytest.raises(DataError, match="loss nan") as caught:
+    with pytest.raises(DataError, match="no finite loss of this step") as caught:
         objective_value(uri, Objective(metric="loss"), "cpu")
     assert "narrow the space" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["trials/0000/trial.json", "spent.json", "sweep.json"])
+@pytest.mark.parametrize(
+    "content",
+    ["5", "[]", '{"seconds": NaN}', '{"number": 0, "settings": 5}', "[" * 100_000, "", '{"reports": [{"value": "a"}]}'],
+)
+def test_sweep_dir__files_of_another_shape(tmp_path: Path, face_set_path: str, name: str, content: str) -> None:
+    """A file of a sweep that is not as the sweep wrote it is named, with what to do."""
+    folder = SweepDir(sweep(tmp_path, face_set_path))
+    path = Path(folder.uri) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    reads = {"spent.json": folder.read_spent_s, "sweep.json": lambda: folder.claim({})}
+    with pytest.raises((DataError, ConfigError), match=f"{name}|holds another sweep"):
+        reads.get(name, folder.trial(0).read)()
+    assert path.read_text() == content
 
 
 def test_sweep_dir__another_sweep_is_refused(tmp_path: Path, face_set_path: str) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from lafs_ray.training.checkpoint.checkpoint_file import (
     save_checkpoint,
 )
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.checkpoint.run_description import DESCRIPTION, read_description, write_description
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,7 @@ class RunDir:
             ConfigError: the folder holds another run, or files that are no run.
         """
         description = self.check(origin)
-        with filesystem.atomic_write(filesystem.join(self.uri, "config.json")) as file:
-            file.write(json.dumps(description, indent=2).encode())
+        write_description(self.uri, description)
 
     def check(self, origin: Origin) -> dict[str, Any]:
         """Check that the folder is this run's own, or could become so.
@@ -90,14 +88,14 @@ class RunDir:
             "faces": self._fingerprint,
             **asdict(origin),
         }
-        config_uri = filesystem.join(self.uri, "config.json")
-        if filesystem.exists(config_uri):
-            with contextlib.suppress(ValueError):
-                content = json.loads(filesystem.read_bytes(config_uri))
-                if isinstance(content, dict) and {"kind", "faces", "config"} <= content.keys():
-                    self._compare(content, description)
-                    return description
-            found = "a config.json that is not of a run"
+        if filesystem.exists(filesystem.join(self.uri, DESCRIPTION)):
+            try:
+                content = read_description(self.uri)
+            except ValueError as error:
+                found = f"a config.json that is not of a run ({error})"
+            else:
+                self._compare(content, description)
+                return description
         elif any(not name.startswith(".") for name in filesystem.list_names(self.uri)):
             found = "files, but no config.json of a run"
         else:
@@ -187,7 +185,7 @@ class RunDir:
             line["step"]: sign * line[settings.keep_best]
             for name in ("metrics.jsonl", "eval.jsonl")
             for line in read_metrics(filesystem.join(self.uri, name))
-            if math.isfinite(line.get(settings.keep_best, math.nan))
+            if line.get(settings.keep_best) is not None
         }
         known = values.keys() & set(steps)
         return max(known, key=lambda step: (values[step], step), default=None)

@@ -29,6 +29,9 @@ _SETTLING_STEPS = 20
 PATIENCE = 5
 
 
+_USED = ("teacher_entropy", "embedding_std", "used_prototypes", "center_norm", "kl", "teacher_temp")
+
+
 @dataclass(frozen=True)
 class Sign:
     """A sign of collapse.
@@ -66,9 +69,9 @@ class CollapseMonitor:
         """Return the signs in a report, given those before it; none during the warm-up.
 
         Args:
-            report: a line of metrics.jsonl of a pretraining run.
+            report: a line of metrics.jsonl of a pretraining run; no sign is found in one without its metrics.
         """
-        if report["step"] < self._first_step:
+        if report["step"] < self._first_step or any(report.get(name) is None for name in _USED):
             return []
         found = self._signs(report)
         self._streaks = {name: self._streaks.get(name, 0) + 1 for name in found}

@@ -11,7 +11,8 @@ from typing import Any
 from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path, checkpoint_steps
-from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.checkpoint.metrics_log import read_lines
+from lafs_ray.training.checkpoint.run_description import read_description
 from lafs_ray.training.monitoring import nonfinite_report
 from lafs_ray.training.monitoring.monitor import DAMAGED, WARNINGS, duration
 
@@ -40,6 +41,7 @@ class Status:
         damaged: a line for each damaged record met.
         bad_step: path of the report of the last non-finite step, if the run stopped there.
         evaluation: the last line of eval.jsonl.
+        left_out: a text for each line of these files that is not as a run writes it.
     """
 
     run: str
@@ -56,10 +58,11 @@ class Status:
     damaged: list[str]
     bad_step: str | None
     evaluation: dict[str, Any] | None
+    left_out: list[str]
 
     def as_json(self) -> str:
         """Return all fields as JSON."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
         return "\n".join(f"{label:12}{text}" if label else text for label, text in _lines(self))
@@ -79,7 +82,10 @@ def read_status(run: str, now: float | None = None) -> Status:
     description = _read_description(run)
     config, total = description["config"], description["length"]["total_steps"]
     metrics = filesystem.join(run, "metrics.jsonl")
-    reports, step, age, step_s = read_metrics(metrics), 0, None, None
+    names = ("metrics.jsonl", WARNINGS, "eval.jsonl")
+    logs = [read_lines(filesystem.join(run, name)) for name in names]
+    reports, warnings, evaluations = (lines for lines, _ in logs)
+    step, age, step_s = 0, None, None
     if reports:
         step = reports[-1]["step"]
         written = filesystem.file_stamp(metrics)[1] / 1e9
@@ -97,8 +103,6 @@ def read_status(run: str, now: float | None = None) -> Status:
     else:
         patience = max(_PATIENCE * config["log"]["every_steps"] * step_s, _MIN_PATIENCE_S)
         state = "running" if age < patience else "silent"
-    warnings = read_metrics(filesystem.join(run, WARNINGS))
-    evaluations = read_metrics(filesystem.join(run, "eval.jsonl"))
     return Status(
         run=run,
         kind="pretraining" if description["kind"] == "PretrainConfig" else "supervised",
@@ -114,6 +118,7 @@ def read_status(run: str, now: float | None = None) -> Status:
         damaged=[line["text"] for line in warnings if line["kind"] == DAMAGED],
         bad_step=bad,
         evaluation=evaluations[-1] if evaluations else None,
+        left_out=[text for _, texts in logs for text in texts],
     )
 
 
@@ -132,12 +137,12 @@ def _read_description(run: str) -> dict[str, Any]:
             fix = f"give one of the runs in it: {names}"
     else:
         try:
-            content = json.loads(filesystem.read_bytes(filesystem.join(run, "config.json")))
-        except ValueError:
-            content = None
-        if isinstance(content, dict) and {"kind", "config", "length"} <= content.keys():
-            return content
-        found = "a config.json that is not of a run"
+            content = read_description(run)
+            if content.get("length") is not None:
+                return content
+            found = "a config.json without the run's length"
+        except ValueError as error:
+            found = f"a config.json that is not of a run ({error})"
     raise ConfigError(run, found=found, expected="the folder of a run", fix=fix)
 
 
@@ -148,6 +153,11 @@ def _bad_step(run: str, step: int) -> str | None:
         if name.startswith(nonfinite_report.PREFIX) and number.isdigit() and int(number) > step:
             return filesystem.join(run, name)
     return None
+
+
+def as_number(value: float | None) -> str:
+    """Return four decimals, or a dash for a metric that is not defined."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _lines(status: Status) -> list[tuple[str, str]]:
@@ -172,10 +182,13 @@ def _lines(status: Status) -> list[tuple[str, str]]:
     lines.append(("checkpoint", status.checkpoint or "none yet"))
     if (evaluation := status.evaluation) is not None:
         names = [name for name in evaluation if name not in ("step", "eval_s")]
-        metrics = ", ".join(f"{name} {evaluation[name]:.4f}" for name in names)
+        metrics = ", ".join(f"{name} {as_number(evaluation[name])}" for name in names)
         lines.append(("evaluation", f"of step {evaluation['step']}: {metrics}"))
     if status.bad_step is not None:
         lines.append(("not finite", status.bad_step))
+    lines += [("left out", text) for text in status.left_out[:_SHOWN]]
+    if len(status.left_out) > _SHOWN:
+        lines.append(("left out", f"{len(status.left_out) - _SHOWN} more lines"))
     lines += [("warning", f"step {w['step']}, {w['kind']}: {w['text']}") for w in status.warnings]
     if status.damaged:
         count = len(status.damaged)

@@ -245,7 +245,7 @@ def test_held__clears_what_killed_processes_left(tmp_path: Path, face_set_path: 
 
 def test_log__disk_that_refuses_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that could not be appended are written by the next flush, each once and in order."""
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "log.jsonl"
     log = MetricsLog(str(path), 0)
     log.write({"step": 1})
     with monkeypatch.context() as patched:

@@ -76,7 +76,7 @@ def written(path: Path) -> list[int]:
 @pytest.mark.parametrize("is_uri", [False, True])
 def test_log__lines_are_there_at_once_and_after_a_flush(tmp_path: Path, is_uri: bool) -> None:
     """A line on a disk can be read when it is written; a flush changes nothing of it."""
-    path = tmp_path / "run" / "metrics.jsonl"
+    path = tmp_path / "run" / "log.jsonl"
     log = MetricsLog(path.as_uri() if is_uri else str(path), 0)
     log.write({"step": 1, "loss": 0.1})
     assert written(path) == [1]
@@ -89,7 +89,7 @@ def test_log__lines_are_there_at_once_and_after_a_flush(tmp_path: Path, is_uri: 
 
 def test_log__drops_later_lines_on_resume(tmp_path: Path) -> None:
     """Lines after the step where a run continues come again, so the old ones go."""
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "log.jsonl"
     log = MetricsLog(str(path), 0)
     for number in range(1, 8):
         log.write({"step": number})
@@ -103,7 +103,7 @@ def test_log__drops_later_lines_on_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ['{"step": 3, "lo', '{"step": 3}', "\xff\xfe", '{"step": 3}\n\n'])
 def test_log__survives_a_cut_last_line(tmp_path: Path, end: str) -> None:
     """A line truncated by a crash is dropped; a complete one without its line end is kept."""
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + end.encode("latin-1"))
     log = MetricsLog(str(path), 3)
     log.write({"step": 4})
@@ -113,4 +113,4 @@ def test_log__survives_a_cut_last_line(tmp_path: Path, end: str) -> None:
 
 def test_read_metrics__missing_file(tmp_path: Path) -> None:
     """No file, no lines."""
-    assert read_metrics(str(tmp_path / "metrics.jsonl")) == []
+    assert read_metrics(str(tmp_path / "log.jsonl")) == []

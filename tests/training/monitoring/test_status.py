@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError
+from lafs_ray.training.checkpoint.metrics_log import MetricsLog, read_metrics
 from lafs_ray.training.monitoring.status import read_status
 from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import NO_IMAGE, run, tiny, write_face_set
@@ -106,3 +110,69 @@ def test_read_status__what_is_no_run(stopped: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match="not of a run"):
         read_status(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "reason"),
+    [
+        ("metrics.jsonl", "5", "not an object"),
+        ("metrics.jsonl", '{"epoch": 1}', "step: Field required"),
+        ("metrics.jsonl", '{"step": 7, "epoch": 1, "loss": NaN, "lr": 0, "images_per_s": 1, "wait_share": 0}', "loss"),
+        ("metrics.jsonl", '{"step": 7, "epoch": 1, "loss": 1, "lr": 0, "images_per_s": 0, "wait_share": 0}', "images"),
+        ("metrics.jsonl", '{"step": true}', "step"),
+        ("metrics.jsonl", "[" * 100_000, "nested too deeply"),
+        ("warnings.jsonl", '{"step": 1, "kind": 5, "text": "x"}', "kind"),
+        ("warnings.jsonl", '{"step": 1}', "kind"),
+        ("eval.jsonl", '{"step": 6, "pair_accuracy": "high"}', "pair_accuracy"),
+        ("eval.jsonl", '{"step": 6, "pair_accuracy": 1e999}', "pair_accuracy"),
+        ("eval.jsonl", "\\x1b]0;owned\\x07", "Expecting value"),
+    ],
+)
+def test_read_status__lines_of_another_shape(stopped: Path, name: str, line: str, reason: str) -> None:
+    """They are named and left out; everything else is as without them, and JSON stays JSON."""
+    whole, path = read_status(str(stopped), now=0.0), stopped / name
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes((before or b"") + line.encode() + b"\n" + b'{"step": 0, "kin')
+    try:
+        status = read_status(str(stopped), now=0.0)
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+    (text,) = status.left_out
+    assert text.startswith(f"{name}, line ")
+    assert reason in text
+    assert replace(status, left_out=[]) == whole
+    assert f"left out    {name}, line" in str(status)
+    json.loads(status.as_json(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"config": 5}, "config: not an object"),
+        ({"length": [1]}, "length: not an object"),
+        ({"length": {"total_steps": "12"}}, "length.total_steps"),
+        ({"length": None}, "without the run's length"),
+        ({"kind": 5}, "kind"),
+    ],
+)
+def test_read_status__config_of_another_shape(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    """config.json that is not of a run is refused by the place that is wrong."""
+    config = {"data": {"path": "a.rec"}, "batch_size": 8, "log": {"every_steps": 1}, "landmarks": {}, "run": {}}
+    sound = {"kind": "PretrainConfig", "faces": "f", "config": config, "length": {"total_steps": 12}}
+    (tmp_path / "config.json").write_text(json.dumps(sound))
+    assert read_status(str(tmp_path)).state == "not started"
+    for text in (json.dumps({**sound, **change}), "[" * 100_000, "5", "\xff"):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match=reason if text[0] == "{" else "not of a run") as caught:
+            read_status(str(tmp_path))
+        assert len(str(caught.value)) < 1000
+
+
+def test_read_metrics__one_wrong_line_among_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only that line is left out, with a warning; numbers that JSON does not have are stored as null."""
+    log = MetricsLog(str(tmp_path / "log.jsonl"), 0)
+    log.write({"step": 1, "kl": math.inf})
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text() + 'oops\n{"step": 2}\n')
+    assert read_metrics(str(path)) == [{"step": 1, "kl": None}, {"step": 2}]
+    assert "log.jsonl, line 2: Expecting value" in caplog.text

@@ -1,0 +1,78 @@
+"""`config.json` of a run: what the run is. Its types are checked here, whoever reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
+
+from lafs_ray.data.io import filesystem, json_text
+
+DESCRIPTION = "config.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Log(_Part):
+    every_steps: PositiveInt
+
+
+class _Data(_Part):
+    path: str
+
+
+class _Landmarks(_Part):
+    weights: str | None = None
+
+
+class _Start(_Part):
+    transformer: str | None = None
+    landmarks: str | None = None
+
+
+class _Settings(_Part):
+    """What readers of a run's folder use of its settings; a file of an older version may lack others."""
+
+    data: _Data
+    batch_size: PositiveInt
+    log: _Log
+    landmarks: _Landmarks
+    run: dict[str, Any]
+    start: _Start | None = None
+
+
+class _Length(_Part):
+    total_steps: PositiveInt
+
+
+class _Description(_Part):
+    kind: str
+    faces: str
+    config: _Settings
+    length: _Length | None = None
+
+
+_DESCRIPTION = TypeAdapter(_Description)
+
+
+def read_description(run: str) -> dict[str, Any]:
+    """Read what a run is: kind, faces, config, hashes of initial weights, length.
+
+    Args:
+        run: its folder.
+
+    Raises:
+        DataError: the file is missing.
+        ValueError: it is not of a run.
+    """
+    content = json_text.read_json(filesystem.join(run, DESCRIPTION))
+    json_text.checked(_DESCRIPTION, content)
+    return dict(content)
+
+
+def write_description(run: str, description: Mapping[str, Any]) -> None:
+    """Write what a run is, atomically."""
+    json_text.write_json(filesystem.join(run, DESCRIPTION), description)
