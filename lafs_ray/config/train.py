@@ -14,6 +14,7 @@ from lafs_ray.config.paths import AbsolutePath
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
+TokenFeatures = Literal["pixels", "orientations"]
 
 # Ray's rule for the values of labels, and for the part of a key after its slash.
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
@@ -61,6 +62,9 @@ class Model(Section):
     """Landmarks, hence tokens, of a whole face; 14 x 14 in the paper."""
     patch_size: Annotated[int, Field(ge=2, le=56)] = 8
     """Side of the patch around each landmark, in pixels."""
+    token_features: TokenFeatures = "pixels"
+    """Numbers of a token: the pixels of its patch (the paper's), or histograms of 8 gradient directions in the patch's
+    2 x 2 cells, which change less with light and are learned from with few faces; patch_size must then be even."""
     dropout: Annotated[Rate, Tuning.MUTABLE] = 0.1
     """Dropout of embedding, attention output and MLP."""
     drop_path: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.1
@@ -82,6 +86,15 @@ class Model(Section):
                 f"model.num_landmarks: {total}, but the built-in template is a square grid; set {side**2} or "
                 f"{(side + 1) ** 2}, or name your own positions: landmarks.template"
             )
+
+    @model_validator(mode="after")
+    def _cells_are_whole(self) -> Model:
+        if self.token_features == "orientations" and self.patch_size % 2:
+            raise ValueError(
+                f"patch_size: {self.patch_size}, but token_features=orientations has 2 x 2 cells in a patch; "
+                f"set an even number, such as {self.patch_size + 1}"
+            )
+        return self
 
     def require_grid(self) -> None:
         """Raise a ValueError unless `num_landmarks` plain patches cover the image."""

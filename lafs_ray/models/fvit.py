@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lafs_ray.config.train import TokenFeatures
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, predict_landmarks
-from lafs_ray.models.patch_sampling import extract_patches, grid_patches
+from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FViT(nn.Module):
     Args:
         size: widths, depth and heads.
         num_tokens: N, the largest number of tokens.
-        token_dim: numbers in a token (p·p·3).
+        token_dim: numbers in a token (`models.tokens.token_dim`); p·p·3 for pixels.
         dropout: rate on the embedded tokens, after attention's projection and after both layers of the MLP.
         drop_path: rate of stochastic depth, the same in every block.
         init_std: standard deviation of the initial positions and class token. Reference: 1, which suits supervised
@@ -136,14 +137,17 @@ class PartFViT(FViT):
 
     Args:
         landmark_cnn: with parts `stn` and `output_layer`.
-        fvit: for tokens of p·p·3 numbers.
+        fvit: for tokens of these features.
         patch_size: p, in pixels.
+        token_features: numbers of a token.
     """
 
-    def __init__(self, landmark_cnn: LandmarkNetwork, fvit: FViT, patch_size: int = 8) -> None:
+    def __init__(
+        self, landmark_cnn: LandmarkNetwork, fvit: FViT, patch_size: int = 8, token_features: TokenFeatures = "pixels"
+    ) -> None:
         nn.Module.__init__(self)
-        assert fvit.patch_to_embedding.in_features == 3 * patch_size**2, patch_size
-        self.patch_size = patch_size
+        assert fvit.patch_to_embedding.in_features == token_dim(patch_size, token_features), patch_size
+        self.patch_size, self.token_features = patch_size, token_features
         # The published order: optimizer states number parameters by it.
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.stn, self.output_layer = landmark_cnn.stn, landmark_cnn.output_layer
@@ -162,25 +166,26 @@ class PartFViT(FViT):
 
         `landmarks` and `embed` are `forward` for callers that need the landmarks too.
         """
-        return self.encode(extract_patches(images, landmarks, self.patch_size))
+        return self.encode(tokens_at(images, landmarks, self.patch_size, self.token_features))
 
 
 class GridFViT(FViT):
     """Image to embedding over plain grid patches, without landmarks (DINO-face); one flat module.
 
     Args:
-        fvit: for tokens of p·p·3 numbers; shared, not copied.
+        fvit: for tokens of these features; shared, not copied.
         patch_size: p, in pixels.
+        token_features: numbers of a token.
     """
 
-    def __init__(self, fvit: FViT, patch_size: int = 8) -> None:
+    def __init__(self, fvit: FViT, patch_size: int = 8, token_features: TokenFeatures = "pixels") -> None:
         nn.Module.__init__(self)
-        self.patch_size = patch_size
+        self.patch_size, self.token_features = patch_size, token_features
         self._share_parts(fvit)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
-        return self.encode(grid_patches(images, self.patch_size))
+        return self.encode(grid_tokens(images, self.patch_size, self.token_features))
 
 
 def drop_path(branch: Tensor, rate: float, *, training: bool) -> Tensor:

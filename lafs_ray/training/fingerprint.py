@@ -18,6 +18,7 @@ from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings
+from lafs_ray.transforms.orientation_uint8 import sample_orientations
 from lafs_ray.transforms.views import MultiViewTransform
 
 _NUM_IMAGES = 2
@@ -36,6 +37,7 @@ def crop_fingerprint() -> str:
     digest = hashlib.blake2b(landmarks.numpy().tobytes(), digest_size=4)
     for name in sorted(tokens):
         digest.update(np.ascontiguousarray(tokens[name]).tobytes())
+    digest.update(sample_orientations(images, landmarks.numpy(), Model().patch_size).tobytes())
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.config.pretrain import LandmarkSource
+from lafs_ray.config.train import TokenFeatures
 
 CROP_ATTEMPTS = 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -39,6 +40,7 @@ class ViewSettings:
     Attributes:
         image_size: side of images and views, in pixels.
         patch_size: side p of a patch, in pixels.
+        token_features: numbers of a token: `pixels` of its patch, or `orientations`.
         num_landmarks: N; with source `grid` the number of cells, (image_size / p)².
         num_global: views that keep all landmarks; the teacher sees these.
         num_local: views that keep `local_tokens` landmarks.
@@ -68,6 +70,7 @@ class ViewSettings:
 
     image_size: int
     patch_size: int
+    token_features: TokenFeatures
     num_landmarks: int
     num_global: int
     num_local: int

@@ -5,7 +5,7 @@ and its pixels alone: on CPU bit by bit, in any batch, because every operation w
 Convolutions change their order of summation with the batch size and, on some CPUs, with the number of threads, so the
 landmark CNN runs on groups of one size and on one thread; cached landmarks equal those of a run. Tokens are uint8, 130
 KB per image: t means t / 127.5 - 1, at most half a step of 8 bits from the reference's float tokens. Shape letters: B
-images, V views, N landmarks, n tokens of a local view, p patch side, S image side.
+images, V views, N landmarks, n tokens of a local view, p patch side, P numbers in a token, S image side.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from lafs_ray.models.landmark_cnn import MIDDLE
 from lafs_ray.models.landmark_template import TemplateLandmarks
+from lafs_ray.models.orientation_tokens import grid_centers, orientation_tokens
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
+from lafs_ray.transforms.orientation_uint8 import sample_orientations
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
 
 
@@ -79,7 +81,7 @@ class MultiViewTransform:
             landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
 
         Returns:
-            `global_tokens` uint8 [B, V_g, N, p·p·3] and `local_tokens` uint8 [B, V_l, n, p·p·3]:
+            `global_tokens` uint8 [B, V_g, N, P] and `local_tokens` uint8 [B, V_l, n, P]:
             arrays if `device` is the CPU, else tensors on the device.
         """
         return self.tokens(images, sample_view_params(self.settings, self.seed, epoch, shard, key), landmarks)
@@ -137,7 +139,7 @@ class MultiViewTransform:
             part = params.views(slice(first, last) if is_local else slice(0, first))
             clean = augment.crop_views(images, part.boxes, part.flips, size)
             changed = augment.change_appearance(clean, part)
-            if settings.source == "grid":
+            if settings.source == "grid" and settings.token_features == "pixels":
                 patches = _rounded(grid_patches(changed, settings.patch_size))
                 patches = patches.reshape(*part.flips.shape, *patches.shape[1:])
             else:
@@ -167,11 +169,16 @@ class MultiViewTransform:
             is_local: whether the views keep only the landmarks of `params.local_indices`.
 
         Returns:
-            uint8 [B, V, n, p·p·3].
+            uint8 [B, V, n, P].
         """
         size = self.settings.image_size if size is None else size
-        landmarks = self._landmarks(clean, on_images, params, size, is_local=is_local)
-        patches = extract_tokens(changed, landmarks.flatten(0, 1), self.settings.patch_size)
+        settings = self.settings
+        if settings.source == "grid":
+            landmarks = grid_centers(size, settings.patch_size).to(changed.device).expand(len(changed), -1, -1)
+        else:
+            landmarks = self._landmarks(clean, on_images, params, size, is_local=is_local).flatten(0, 1)
+        extract = extract_tokens if settings.token_features == "pixels" else extract_orientations
+        patches = extract(changed, landmarks, settings.patch_size)
         return patches.reshape(*params.flips.shape, *patches.shape[1:])
 
     def _landmarks(
@@ -287,6 +294,18 @@ def extract_tokens(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
     # so adding 128 and truncating rounds them into 0…255.
     samples = extract_patches(views - MIDDLE, landmarks, patch_size)
     return samples.add_(MIDDLE + 0.5).to(torch.uint8)
+
+
+def extract_orientations(views: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
+    """Describe the patches around landmarks as 8-bit orientation tokens, uint8 [M, n, 32].
+
+    Arguments as in `extract_tokens`; definition: `models.orientation_tokens`.
+    """
+    if views.dtype == torch.uint8:
+        pixels = views.permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.from_numpy(sample_orientations(pixels, landmarks.numpy(), patch_size))
+    tokens = orientation_tokens(views / MIDDLE - 1, landmarks, patch_size)
+    return tokens.add_(1).mul_(MIDDLE).add_(0.5).to(torch.uint8)
 
 
 def to_tensor(images: NDArray[np.uint8] | Tensor) -> Tensor:

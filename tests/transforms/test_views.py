@@ -70,6 +70,20 @@ def test_tokens__of_given_draws(source: LandmarkSource) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_tokens__of_orientations(source: LandmarkSource) -> None:
+    """They have 32 numbers from every source, and are the same bits in any batch and chunk."""
+    settings = view_settings(source=source, token_features="orientations")
+    images = smooth_images(3)
+    names, known = (ZEROS[:3], ZEROS[:3], KEYS[:3]), cached(settings, images)
+    tokens = transform_of(settings)(images, *names, *known)
+    assert tokens["global_tokens"].shape == (3, 2, 196, 32)
+    assert tokens["local_tokens"].shape == (3, 8, 36, 32)
+    assert all(value.std() > 10 for value in tokens.values())
+    one = transform_of(settings, chunk=1)(images[2:], *(name[2:] for name in names), *(n[2:] for n in known))
+    assert all(np.array_equal(one[name], tokens[name][2:]) for name in tokens)
+
+
+@pytest.mark.parametrize("source", SOURCES)
 def test_tokens__without_local_views(source: LandmarkSource) -> None:
     """With num_local = 0 there are the global tokens, and local ones of no view."""
     images, settings = smooth_images(2), view_settings(source=source, num_local=0)

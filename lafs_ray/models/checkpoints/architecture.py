@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.train import TokenFeatures
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
 from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
+from lafs_ray.models.tokens import token_dim
 
 PUBLISHED_HEAD_DIM = 64
 
@@ -38,6 +40,7 @@ class Architecture:
         landmark_cnn: `mobilenetv3`, `timm/<name>` or `template` (fixed positions); None where there is none.
         landmark_cnn_width: factor on its channels.
         grid: whether tokens are the plain grid's, so that no landmark CNN is missing.
+        token_features: numbers of a token; published networks read pixels.
     """
 
     num_tokens: int
@@ -46,14 +49,15 @@ class Architecture:
     landmark_cnn: str | None = None
     landmark_cnn_width: float = 1.0
     grid: bool = False
+    token_features: TokenFeatures = "pixels"
 
     def build_transformer(self, init_std: float = 0.02) -> FViT:
         """Build the transformer with new weights; for inference, so without dropout."""
         assert self.transformer is not None
         assert self.patch_size is not None
-        token_dim = 3 * self.patch_size**2
+        numbers = token_dim(self.patch_size, self.token_features)
         size, rates = self.transformer, {"dropout": 0.0, "drop_path": 0.0}
-        return FViT(size, self.num_tokens, token_dim, **rates, init_std=init_std)
+        return FViT(size, self.num_tokens, numbers, **rates, init_std=init_std)
 
     def build_landmark_cnn(self) -> LandmarkNetwork:
         """Build the landmark CNN with new weights."""
@@ -66,6 +70,8 @@ class Architecture:
         if self.patch_size is not None:
             kind = "cells of a grid" if self.grid else "landmarks"
             tokens = f"{self.num_tokens} {kind}, patches of {self.patch_size} px"
+            if self.token_features != "pixels":
+                tokens += f", {self.token_features}"
         lines = [f"tokens: {tokens}"]
         if (size := self.transformer) is not None:
             lines.append(
@@ -109,7 +115,7 @@ def build_embedder(architecture: Architecture, source: str, *, seed: int = 0, in
     transformer = architecture.build_transformer(init_std)
     cnn = None if architecture.grid else architecture.build_landmark_cnn()
     assert architecture.patch_size is not None
-    return FaceEmbedder(transformer, cnn, architecture.patch_size).eval()
+    return FaceEmbedder(transformer, cnn, architecture.patch_size, architecture.token_features).eval()
 
 
 def infer_architecture(

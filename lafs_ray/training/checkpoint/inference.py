@@ -173,6 +173,7 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
         landmark_cnn=landmark_cnn if has_cnn else None,
         landmark_cnn_width=model.landmark_cnn_width if has_cnn and landmark_cnn != TEMPLATE else 1.0,
         grid=not has_cnn,
+        token_features=model.token_features,
     )
     step, seed = content["step"], config.run.seed
     return NetworkWeights(architecture, state, source, layout, step, seed, model.init_std)

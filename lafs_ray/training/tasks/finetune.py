@@ -34,6 +34,7 @@ def single_view_settings(augmentation: Augmentation) -> ViewSettings:
     return ViewSettings(
         image_size=IMAGE_SIZE,
         patch_size=IMAGE_SIZE,
+        token_features="pixels",
         num_landmarks=1,
         num_global=1,
         num_local=0,
@@ -88,12 +89,12 @@ def build_supervised(
     model: PartFViT | GridFViT
     if config.landmarks.source == "grid":
         transformer = build_transformer(config)
-        model = GridFViT(transformer, config.model.patch_size)
+        model = GridFViT(transformer, config.model.patch_size, config.model.token_features)
     else:
         landmark_network, transformer = build_landmark_network(config), build_transformer(config)
         if init_weights.landmarks is not None:
             landmark_network.load_state_dict(as_tensors(init_weights.landmarks))
-        model = PartFViT(landmark_network, transformer, config.model.patch_size)
+        model = PartFViT(landmark_network, transformer, config.model.patch_size, config.model.token_features)
     if init_weights.transformer is not None:
         transformer.load_state_dict(as_tensors(init_weights.transformer))
     head = PartialFC(

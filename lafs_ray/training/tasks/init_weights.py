@@ -195,14 +195,27 @@ def _finetuning_landmarks(config: FinetuneConfig, pretrained: Pretrained | None)
 def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: str) -> Arrays:
     """Check the transformer's weights, and adapt them to the patches of this run."""
     network = build_transformer(config)
-    keys = ("size", "num_landmarks", "patch_size")
+    keys = ("size", "num_landmarks", "patch_size", "token_features")
     made = pretrained.architecture
+    if made is not None and made.token_features == config.model.token_features != "pixels":
+        _require_patch_size(config, made, path)
     _load(network, pretrained.transformer, made, f"start.transformer={path}", keys)
-    if pretrained.on_grid != (config.landmarks.source == "grid"):
+    if config.model.token_features == "pixels" and pretrained.on_grid != (config.landmarks.source == "grid"):
         weight = network.patch_to_embedding.weight
         with torch.no_grad():
             weight.copy_(transpose_patch_embedding(weight, config.model.patch_size))
     return as_arrays(network)
+
+
+def _require_patch_size(config: FinetuneConfig, made: Architecture, path: str) -> None:
+    """Raise a CheckpointError where tokens have the same shape and come from patches of another size."""
+    if made.patch_size != config.model.patch_size:
+        raise CheckpointError(
+            f"start.transformer={path}",
+            found=f"{made.token_features} of patches of {made.patch_size} px",
+            expected=f"patches of {config.model.patch_size} px (model.patch_size)",
+            fix=f"set model.patch_size={made.patch_size}",
+        )
 
 
 def transpose_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:

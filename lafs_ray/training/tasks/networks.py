@@ -9,6 +9,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES, FViT
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, start_on_grid_
 from lafs_ray.models.landmark_template import TemplateLandmarks
+from lafs_ray.models.tokens import token_dim
 
 _INIT_STREAM = 0x696E6974
 
@@ -35,7 +36,7 @@ def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
     fvit = FViT(
         FVIT_SIZES[model.size],
         num_tokens=model.num_landmarks,
-        token_dim=3 * model.patch_size**2,
+        token_dim=token_dim(model.patch_size, model.token_features),
         dropout=model.dropout,
         drop_path=model.drop_path,
         init_std=model.init_std,

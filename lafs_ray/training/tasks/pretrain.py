@@ -29,6 +29,7 @@ def view_settings(model: Model, views: Views, landmarks: PretrainLandmarks) -> V
     return ViewSettings(
         image_size=IMAGE_SIZE,
         patch_size=model.patch_size,
+        token_features=model.token_features,
         num_landmarks=model.num_landmarks,
         num_global=NUM_GLOBAL_VIEWS,
         **dict(views),

@@ -24,6 +24,7 @@ from lafs_ray.models.fvit import FViTSize
 SIZE = FViTSize(width=24, depth=1, heads=2, head_dim=8, mlp_width=16)
 ON_LANDMARKS = Architecture(49, SIZE, 16, "mobilenetv3", 0.25)
 ON_GRID = Architecture(49, SIZE, 16, grid=True)
+ORIENTATIONS = Architecture(49, SIZE, 16, grid=True, token_features="orientations")
 ENDINGS = {"torch_export": "pt2", "onnx": "onnx"}
 
 
@@ -52,8 +53,8 @@ def opened(path: Path) -> tuple[Callable[[torch.Tensor], NDArray[np.float32]], d
 # Tracing the landmark CNN takes 10 s and more; ONNX begins with the same trace, so once is enough.
 @pytest.mark.parametrize(
     ("name", "architecture", "kind"),
-    [("onnx", ON_LANDMARKS, "float32"), ("torch_export", ON_GRID, "uint8")],
-    ids=["onnx", "torch_export"],
+    [("onnx", ON_LANDMARKS, "float32"), ("torch_export", ON_GRID, "uint8"), ("onnx", ORIENTATIONS, "uint8")],
+    ids=["onnx", "torch_export", "orientations"],
 )
 def test_export_embedder__for_other_programs(
     tmp_path: Path, name: str, architecture: Architecture, kind: export.Input

@@ -1,0 +1,92 @@
+"""Orientation tokens: histograms of gradient directions in the 2×2 cells of the patch at each landmark.
+
+A linear patch embedding cannot make them from pixels: they need a rectification and a pooling inside the patch. As in
+SIFT, HOG and DAISY (eight directions, square-rooted), so that light changes them little. Differentiable in images and
+landmarks. Shape letters: B images, N landmarks, p patch side, H and W image sides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_DIRECTIONS, CELLS_PER_SIDE = 8, 2
+ORIENTATION_DIM = NUM_DIRECTIONS * CELLS_PER_SIDE**2
+"""Numbers in a token: cells row by row, the directions of each."""
+
+LUMA = (0.299, 0.587, 0.114)
+# Of gradients and histograms, for pixels in 0…255: below them, what is there is noise of the camera and of JPEG.
+SMALLEST_SQUARE, SMALLEST_SUM = 1e-3, 32.0
+# The square root starts here, where its slope is 50.
+ROOT_OFFSET = 1e-4
+_MIDDLE = 127.5
+
+
+def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
+    """Describe the p×p patch around every landmark.
+
+    Definition, with cells of c = p / 2 pixels and directions d of angle a = d · 45°:
+
+        along = cos(a) · gx + sin(a) · gy                            (Sobel gradients of the luma, 3×3)
+        map_d = max(along, 0)³ / (gx² + gy²)                         (0 outside the image)
+        cell_d = mean of map_d over the c×c pixels of the cell       (bilinear between whole positions)
+        token = √(cell / (Σ cell + 32))                              (sum over the token's 32 numbers)
+
+    The patch lies as in `extract_patches`.
+
+    Args:
+        images: float [B, 3, H, W] in [-1, 1].
+        landmarks: float [B, N, 2], pixels, (x, y); positions outside the image are allowed.
+        patch_size: p, in pixels, even.
+
+    Returns:
+        float32 [B, N, 32] in [-1, 1]: the token t of 0…1 as 2·t - 1.
+    """
+    assert patch_size % CELLS_PER_SIDE == 0, patch_size
+    batch, count = landmarks.shape[:2]
+    cell = patch_size // CELLS_PER_SIDE
+    # A window of the padded maps that starts at row i holds the rows from i - cell on.
+    padded = F.pad(direction_maps(images.float()), (cell, cell, cell, cell))
+    means = F.avg_pool2d(padded, cell, stride=1)
+    starts = torch.arange(CELLS_PER_SIDE, device=images.device, dtype=torch.float32) * cell
+    down, right = torch.meshgrid(starts, starts, indexing="ij")
+    offsets = torch.stack((right, down), dim=-1).reshape(1, 1, -1, 2)
+    index = landmarks.float().unsqueeze(2) + offsets + (cell - patch_size / 2 - 0.5)
+    size = index.new_tensor((means.shape[3], means.shape[2]))
+    grid = (2 * index + 1) / size - 1
+    cells = F.grid_sample(means, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    histograms = cells.permute(0, 2, 3, 1).reshape(batch, count, ORIENTATION_DIM)
+    shares = histograms / (histograms.sum(-1, keepdim=True) + SMALLEST_SUM)
+    return 2 * ((shares + ROOT_OFFSET).sqrt() - math.sqrt(ROOT_OFFSET)) - 1
+
+
+def direction_maps(images: Tensor) -> Tensor:
+    """Return how strongly each pixel's gradient points into each direction: float [B, 8, H, W].
+
+    Args:
+        images: float [B, 3, H, W] in [-1, 1].
+    """
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    luma = F.pad((images * _MIDDLE * weights).sum(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    smooth, slope = images.new_tensor((1.0, 2.0, 1.0)), images.new_tensor((-1.0, 0.0, 1.0))
+    kernels = torch.stack((torch.outer(smooth, slope), torch.outer(slope, smooth))).unsqueeze(1)
+    gradient = F.conv2d(luma, kernels)
+    angles = torch.arange(NUM_DIRECTIONS, device=images.device) * (2 * math.pi / NUM_DIRECTIONS)
+    directions = torch.stack((angles.cos(), angles.sin()), dim=1).to(images).view(-1, 2, 1, 1)
+    along = F.conv2d(gradient, directions).relu()
+    return along**3 / (gradient.square().sum(1, keepdim=True) + SMALLEST_SQUARE)
+
+
+def grid_centers(size: int, patch_size: int) -> Tensor:
+    """Return landmarks whose patches are those of the plain grid, row by row: float32 [(S/p)², 2].
+
+    Args:
+        size: S, side of the image in pixels; a multiple of `patch_size`.
+        patch_size: p, in pixels.
+    """
+    steps = torch.arange(0, size, patch_size, dtype=torch.float32) + (patch_size / 2 + 0.5)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.stack((x, y), dim=-1).reshape(-1, 2)
