@@ -104,6 +104,12 @@ COMMANDS = {
         execute="lafs_ray.cli.embed:embed_faces",
         examples=("runs/debug faces/train.rec embeddings.parquet --flip",),
     ),
+    "whiten": Command(
+        summary="Whiten a network's embeddings on faces without labels; write it with its whitening.",
+        arguments=networks.whiten,
+        execute="lafs_ray.cli.whiten:whiten_network",
+        examples=("runs/debug faces/train.rec whitened.safetensors --components 16",),
+    ),
     "export": Command(
         summary="Export the face embedder of a run, checkpoint or weights file for other programs.",
         arguments=networks.export,

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
@@ -20,6 +21,8 @@ from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.embed import PixelRange
 from lafs_ray.evaluation.neighbors import check_possible
 from lafs_ray.evaluation.protocols import (
+    RAW_PIXELS,
+    WHITENED,
     Device,
     Embeddings,
     evaluate_identification,
@@ -30,10 +33,13 @@ from lafs_ray.evaluation.protocols import (
 )
 from lafs_ray.evaluation.results import EvalResult, picture_names, write_results
 from lafs_ray.evaluation.templates import parse_mode
+from lafs_ray.evaluation.whitening import WhiteningOptions, embed_pixels, fit_pixels, whitened_network
 from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.training.checkpoint.checkpoint_file import versions
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
+
+_TRAINED = "trained network"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class Request:
         ks: numbers of neighbors for k-NN on labeled sets.
         modes: test modes of template and identification protocols, such as F1N1D1.
         baselines: whether raw pixels (pairs) and the untrained network are evaluated as well.
+        whiten: how a further, whitened row of each embedding is made; None: no such row.
         color_order: what pair files and labeled sets decode to.
         pixel_range: input range of the network, see `apply_network`.
         device: where it computes.
@@ -65,6 +72,7 @@ class Request:
     ks: Sequence[int] = (1,)
     modes: Sequence[str] = ("F1N1D1",)
     baselines: bool = False
+    whiten: WhiteningOptions | None = None
     color_order: ColorOrder = "rgb"
     pixel_range: PixelRange = "training"
     device: Device = "cpu"
@@ -75,7 +83,10 @@ class Request:
 
 def evaluate_command(options: Namespace) -> None:
     """Evaluate as the command line requests."""
-    evaluate(Request(**vars(options)))
+    values = vars(options)
+    faces, readout, components = (values.pop(name) for name in ("whiten", "readout", "components"))
+    whiten = None if faces is None else WhiteningOptions(faces, readout, components)
+    evaluate(Request(**values, whiten=whiten))
 
 
 def evaluate(request: Request) -> None:
@@ -107,6 +118,7 @@ def evaluate(request: Request) -> None:
             "pixel_range": request.pixel_range,
             "color_order": request.color_order,
             "device": request.device,
+            "whitening": None if request.whiten is None else asdict(request.whiten),
             "versions": versions(),
         }
         write_results(request.out, header, results)
@@ -142,11 +154,20 @@ def _jobs(request: Request) -> Iterator[Callable[[Embeddings], EvalResult]]:
 
 
 def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
-    networks = {"trained network": trained.embedder()}
+    networks = {_TRAINED: trained.embedder()}
     if request.baselines:
         networks = {"untrained network": trained.embedder(trained=False), **networks}
+    embeddings: Embeddings = {}
+    if request.whiten is not None:
+        options: dict[str, Any] = {"color_order": request.color_order}
+        if request.baselines:
+            embeddings[RAW_PIXELS + WHITENED] = partial(embed_pixels, fit_pixels(request.whiten, **options))
+        options |= {"device": request.device, "pixel_range": request.pixel_range}
+        for name in list(networks):
+            is_trained = name == _TRAINED
+            networks[name + WHITENED] = whitened_network(trained, request.whiten, trained=is_trained, **options)
     if request.workers == 0:
-        return {
+        return embeddings | {
             name: local_embedding(network, request.device, request.pixel_range, progress=True)
             for name, network in networks.items()
         }
@@ -154,7 +175,7 @@ def _embeddings(request: Request, trained: NetworkWeights) -> Embeddings:
     from lafs_ray.engine.ray_embed import connect_for, embed_on_ray
 
     connect_for(request.workers, request.device)
-    return {
+    return embeddings | {
         name: partial(
             embed_on_ray, network, workers=request.workers, device=request.device, pixel_range=request.pixel_range
         )

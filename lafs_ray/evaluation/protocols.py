@@ -6,6 +6,7 @@ which is the fair comparison for a network that has seen no labels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -40,6 +41,8 @@ Float64s = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 RAW_PIXELS = "raw pixels"
+WHITENED = ", whitened"
+"""Ends the names of whitened embeddings. Their mean is subtracted already, so they are evaluated as they are."""
 PAIR_FARS = (1e-3, 1e-2, 1e-1)
 _LIST_COLUMNS = ("templates", "identities")
 
@@ -50,6 +53,11 @@ def local_embedding(
     """Return an `Embed` that runs the network in this process, optionally with a progress bar."""
     options: dict[str, Any] = {"device": device, "pixel_range": pixel_range}
     return partial(embed_faces, network.to(device), progress=progress, **options)
+
+
+def _centerings(name: str) -> tuple[bool, ...]:
+    """Return whether the mean is subtracted in each row of an embedding of that name."""
+    return (False,) if name.endswith(WHITENED) else (False, True)
 
 
 def evaluate_pairs(source: PairSet, embeddings: Embeddings, *, raw_pixels: bool = False) -> EvalResult:
@@ -67,7 +75,8 @@ def evaluate_pairs(source: PairSet, embeddings: Embeddings, *, raw_pixels: bool 
     rows = _raw_pixel_rows(source) if raw_pixels else []
     for name, embed in embeddings.items():
         plain = flip_sum(embed(source.faces))
-        for centered, vectors in ((False, plain), (True, center(plain))):
+        for centered in _centerings(name):
+            vectors = center(plain) if centered else plain
             rows.append(_pair_row(name, centered, pair_distances(vectors), same))
     counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
     return EvalResult("pairs", source.uri, counts, rows)
@@ -131,7 +140,8 @@ def evaluate_identities(source: LabeledSet, embeddings: Embeddings, *, ks: Seque
     rows, counts = list[ResultRow](), dict[str, int]()
     for name, embed in embeddings.items():
         plain = flip_sum(embed(source.faces))
-        for centered, vectors in ((False, plain), (True, center(plain))):
+        for centered in _centerings(name):
+            vectors = center(plain) if centered else plain
             found, counts = neighbor_accuracies(vectors, source.labels, ks)
             metrics = zip((f"{k}-NN" for k in ks), found, strict=True)
             rows.append(ResultRow(name, centered, dict(metrics), counts))
@@ -152,7 +162,8 @@ def evaluate_templates(protocol: Templates, embeddings: Embeddings, *, modes: Se
     rows: list[ResultRow] = []
     for name, embed in embeddings.items():
         vectors = embed(protocol.faces)
-        rows += [_template_row(name, vectors, protocol, mode, centered) for mode in modes for centered in (False, True)]
+        cases = itertools.product(modes, _centerings(name))
+        rows += [_template_row(name, vectors, protocol, *case) for case in cases]
     counts = {
         "num_images": protocol.faces.num_images,
         "num_templates": len(np.unique(protocol.templates)),
@@ -198,7 +209,8 @@ def evaluate_identification(
     rows: list[ResultRow] = []
     for name, embed in embeddings.items():
         vectors = embed(protocol.images.faces)
-        rows += [_search_row(name, vectors, protocol, mode, centered) for mode in modes for centered in (False, True)]
+        cases = itertools.product(modes, _centerings(name))
+        rows += [_search_row(name, vectors, protocol, *case) for case in cases]
     known = np.concatenate([gallery.identities for gallery in protocol.galleries])
     counts = {
         "num_images": protocol.images.faces.num_images,

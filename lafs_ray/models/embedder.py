@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lafs_ray.config.train import TokenFeatures
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.patch_sampling import patch_mosaic
+from lafs_ray.models.readout import Readout, Whitening, read_out
 from lafs_ray.models.tokens import grid_tokens, tokens_at
 
 
@@ -18,6 +19,8 @@ class FaceEmbedder(nn.Module):
         landmark_cnn: images to landmarks; None: plain grid patches (DINO-face).
         patch_size: p, in pixels.
         token_features: numbers of a token.
+        readout: which outputs make the embedding.
+        whitening: applied to it; None: the embedding is what was read.
     """
 
     def __init__(
@@ -26,14 +29,26 @@ class FaceEmbedder(nn.Module):
         landmark_cnn: nn.Module | None,
         patch_size: int,
         token_features: TokenFeatures = "pixels",
+        readout: Readout = "class",
+        whitening: Whitening | None = None,
     ) -> None:
         super().__init__()
         self.transformer, self.landmark_cnn = transformer, landmark_cnn
         self.patch_size, self.token_features = patch_size, token_features
+        self.readout: Readout = readout
+        self.whitening = whitening
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
-        return self.transformer.encode(self.tokens(images))
+        vectors = self.read(images)
+        return vectors if self.whitening is None else self.whitening(vectors)
+
+    def read(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [-1, 1] to what the readout reads, before any whitening."""
+        tokens = self.tokens(images)
+        if self.readout == "class":
+            return self.transformer.encode(tokens)
+        return read_out(self.transformer.outputs(tokens), self.readout)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to tokens [B, n, P], the transformer's input."""

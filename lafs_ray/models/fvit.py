@@ -93,6 +93,10 @@ class FViT(nn.Module):
         """Embed tokens as `forward`, which subclasses override to take images."""
         return self.mlp_head(self.transformer(self._with_positions(tokens))[:, 0])  # type: ignore[no-any-return]
 
+    def outputs(self, tokens: Tensor) -> Tensor:
+        """Return all normalized outputs [B, n + 1, D] of tokens; the first is the class token of `encode`."""
+        return self.mlp_head(self.transformer(self._with_positions(tokens)))  # type: ignore[no-any-return]
+
     def token_attention(self, tokens: Tensor, block: int = -1) -> Tensor:
         """Return the attention weights of one block, as `forward` computes them; call it in eval mode.
 

@@ -86,7 +86,8 @@ def change_pixels(views: Pixels, params: ViewParams) -> Pixels:
     for row, view in enumerate(views):
         if jitters[row]:
             for operation in orders[row]:
-                view = _JITTER[operation](view, factors[row][operation])
+                if factors[row][operation] != _NEUTRAL[operation]:
+                    view = _JITTER[operation](view, factors[row][operation])
         if grays[row]:
             # One channel until the end: blur and solarize would give three equal ones.
             view = _pixels(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))
@@ -129,6 +130,8 @@ def shift_hue(view: Pixels, shift: float) -> Pixels:
 
 
 _JITTER = {BRIGHTNESS: brighten, CONTRAST: contrast, SATURATION: saturate, HUE: shift_hue}
+# Factors that change nothing: those of an operation with a strength of 0.
+_NEUTRAL = {BRIGHTNESS: 1.0, CONTRAST: 1.0, SATURATION: 1.0, HUE: 0.0}
 
 
 def blur(view: Pixels, kernel: NDArray[np.float64]) -> Pixels:

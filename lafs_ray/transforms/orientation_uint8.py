@@ -65,8 +65,11 @@ def _direction_maps(view: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArr
     slopes = [
         cv2.Sobel(gray, cv2.CV_32F, *order, ksize=3, borderType=cv2.BORDER_REPLICATE) for order in ((1, 0), (0, 1))
     ]
-    gradient = cv2.merge(slopes)
-    along = np.asarray(cv2.transform(gradient, _DIRECTIONS), dtype=np.float32)
+    along = np.asarray(cv2.transform(cv2.merge(slopes), _DIRECTIONS), dtype=np.float32)
     squares = slopes[0] * slopes[0] + slopes[1] * slopes[1] + np.float32(SMALLEST_SQUARE)
-    cubes = along * along * along / squares[..., None]
-    return np.maximum(cubes, 0), np.maximum(-cubes, 0)
+    cubes = along * along
+    cubes *= along
+    cubes *= (1 / squares)[..., None]
+    forward = np.maximum(cubes, 0)
+    np.subtract(forward, cubes, out=cubes)
+    return forward, cubes

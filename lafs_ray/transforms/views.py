@@ -24,7 +24,7 @@ from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.models.orientation_tokens import grid_centers, orientation_tokens
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
 from lafs_ray.transforms import augment_float, augment_uint8
-from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, keep_freed_memory
 from lafs_ray.transforms.orientation_uint8 import sample_orientations
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
 
@@ -56,6 +56,8 @@ class MultiViewTransform:
         self.seed = seed
         self.device = torch.device(device)
         self.chunk = chunk
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._predictor: LandmarkPredictor | nn.Module | None = None
         if isinstance(landmarker, TemplateLandmarks):
             self._predictor = copy.deepcopy(landmarker).to(self.device)

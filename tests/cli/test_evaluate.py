@@ -18,6 +18,7 @@ import torch
 from lafs_ray.cli.evaluate import Request, evaluate
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import UserError
+from lafs_ray.evaluation.whitening import WhiteningOptions
 from tests.data.test_identification import write_ijb
 from tests.data.test_ijb import write_protocol
 from tests.training.faces import NO_IMAGE, ROOT, face_jpegs, run, tiny, write_face_set
@@ -92,6 +93,18 @@ def test_evaluate__everything_at_once(
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["results.json", "roc_IJBX.png", "roc_lfw.png"]
     assert (tmp_path / "out" / "roc_lfw.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate__whitened_rows(trained: str, pairs: str, tmp_path: Path) -> None:
+    """Pixels and both networks get one whitened row each, plain; how they were fitted is stored."""
+    write_face_set(tmp_path / "unlabeled.rec", 10, 3)
+    whiten = WhiteningOptions(str(tmp_path / "unlabeled.rec"), "mean", 8)
+    evaluate(Request(checkpoint=trained, pairs=[pairs], baselines=True, whiten=whiten, out=str(tmp_path / "out")))
+    found = results(tmp_path / "out")
+    assert found["whitening"] == {"faces": whiten.faces, "readout": "mean", "components": 8}
+    rows = [row["embedding"] for row in found["results"][0]["rows"] if row["embedding"].endswith(", whitened")]
+    assert rows == ["raw pixels, whitened", "untrained network, whitened", "trained network, whitened"]
+    assert all(row["AUC"] == 1.0 for row in found["results"][0]["rows"])
 
 
 def test_evaluate__identification(trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,8 @@ def evaluate(parser: ArgumentParser) -> None:
         help="test modes of both: F flip, N keep norm, D detector score, each 0 or 1 (default F1N1D1)",
     )
     add("--baselines", action="store_true", help="also raw pixels and the untrained network")
+    add("--whiten", metavar="FACES", help="add whitened rows, fitted on these faces without labels")
+    _add_whitening(parser)
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (default rgb)")
     add(
         "--range",
@@ -35,6 +37,29 @@ def evaluate(parser: ArgumentParser) -> None:
     add("--workers", type=int, default=0, metavar="N", help="Ray workers that embed; 0: this process (default)")
     add("--out", metavar="FOLDER", help="folder or URI for results.json and ROC pictures")
     add("--force", action="store_true", help="replace the files of an earlier evaluation")
+
+
+def whiten(parser: ArgumentParser) -> None:
+    """Add the arguments of whitening a network."""
+    add = parser.add_argument
+    add("checkpoint", help=_SOURCE)
+    add("faces", help="a folder of aligned image files, or .rec files; at most 10,000 of them are used")
+    add("out", help="the weights file (.safetensors)")
+    _add_whitening(parser)
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the decoded images (default rgb)")
+    add("--force", action="store_true", help="replace OUT")
+
+
+def _add_whitening(parser: ArgumentParser) -> None:
+    """Add the options of a whitening."""
+    add = parser.add_argument
+    add(
+        "--readout",
+        choices=["class", "mean", "all"],
+        default="all",
+        help="what is whitened: class token, mean of the other outputs, or all outputs side by side (default)",
+    )
+    add("--components", type=int, default=200, metavar="N", help="numbers of a whitened embedding (default 200)")
 
 
 def embed(parser: ArgumentParser) -> None:

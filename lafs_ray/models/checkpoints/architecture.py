@@ -21,6 +21,7 @@ from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
 from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
+from lafs_ray.models.readout import Readout, Whitening, readout_dim
 from lafs_ray.models.tokens import token_dim
 
 PUBLISHED_HEAD_DIM = 64
@@ -41,6 +42,8 @@ class Architecture:
         landmark_cnn_width: factor on its channels.
         grid: whether tokens are the plain grid's, so that no landmark CNN is missing.
         token_features: numbers of a token; published networks read pixels.
+        readout: which outputs of the transformer make the embedding.
+        whitened_dim: components of the embedding's whitening; None: it has none.
     """
 
     num_tokens: int
@@ -50,6 +53,18 @@ class Architecture:
     landmark_cnn_width: float = 1.0
     grid: bool = False
     token_features: TokenFeatures = "pixels"
+    readout: Readout = "class"
+    whitened_dim: int | None = None
+
+    @property
+    def read_dim(self) -> int:
+        """Numbers that the readout reads; 0 without a transformer."""
+        return readout_dim(self.readout, self.num_tokens, self.transformer.width) if self.transformer else 0
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers of an embedding; 0 without a transformer."""
+        return self.whitened_dim or self.read_dim
 
     def build_transformer(self, init_std: float = 0.02) -> FViT:
         """Build the transformer with new weights; for inference, so without dropout."""
@@ -58,6 +73,10 @@ class Architecture:
         numbers = token_dim(self.patch_size, self.token_features)
         size, rates = self.transformer, {"dropout": 0.0, "drop_path": 0.0}
         return FViT(size, self.num_tokens, numbers, **rates, init_std=init_std)
+
+    def build_whitening(self) -> Whitening | None:
+        """Build the whitening, unfitted."""
+        return None if self.whitened_dim is None else Whitening(self.read_dim, self.whitened_dim)
 
     def build_landmark_cnn(self) -> LandmarkNetwork:
         """Build the landmark CNN with new weights."""
@@ -78,6 +97,9 @@ class Architecture:
                 f"transformer: width {size.width}, depth {size.depth}, "
                 f"heads {size.heads} × {size.head_dim}, MLP {size.mlp_width}"
             )
+        if self.readout != "class" or self.whitened_dim is not None:
+            whitened = "" if self.whitened_dim is None else f", whitened to {self.whitened_dim} components"
+            lines.append(f"embedding: readout {self.readout}{whitened}")
         if self.landmark_cnn == TEMPLATE:
             lines.append("landmarks: a template, the same positions in every face")
         elif self.landmark_cnn is not None:
@@ -115,7 +137,8 @@ def build_embedder(architecture: Architecture, source: str, *, seed: int = 0, in
     transformer = architecture.build_transformer(init_std)
     cnn = None if architecture.grid else architecture.build_landmark_cnn()
     assert architecture.patch_size is not None
-    return FaceEmbedder(transformer, cnn, architecture.patch_size, architecture.token_features).eval()
+    options = architecture.token_features, architecture.readout, architecture.build_whitening()
+    return FaceEmbedder(transformer, cnn, architecture.patch_size, *options).eval()
 
 
 def infer_architecture(

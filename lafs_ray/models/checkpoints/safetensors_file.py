@@ -33,8 +33,10 @@ from lafs_ray.models.checkpoints.state_dicts import (
     unreadable,
 )
 from lafs_ray.models.embedder import FaceEmbedder
+from lafs_ray.models.readout import Readout, Whitening
 
 FORMAT = "1"
+WHITENING_PREFIX = "whitening."
 _FORMAT_KEY, _CHECKSUM = "lafs_ray_weights", "checksum"
 
 
@@ -68,17 +70,39 @@ class NetworkWeights:
         """Build the network that embeds faces, in eval mode.
 
         Args:
-            trained: whether the transformer gets its weights; else it stays as initialized.
+            trained: whether the transformer gets its weights; else it stays as initialized, without whitening.
 
         Raises:
             CheckpointError: a part is missing, or tensors are not of the architecture.
         """
-        network = build_embedder(self.architecture, self.source, seed=self.seed, init_std=self.init_std)
+        architecture = self.architecture if trained else replace(self.architecture, whitened_dim=None)
+        network = build_embedder(architecture, self.source, seed=self.seed, init_std=self.init_std)
         if trained:
             load_weights(network.transformer, self.state.backbone)
         if network.landmark_cnn is not None:
             load_weights(network.landmark_cnn, self.state.backbone)
+        if network.whitening is not None:
+            load_weights(network.whitening, part_of(self.state.backbone, WHITENING_PREFIX))
         return network
+
+    def read_by(self, readout: Readout) -> NetworkWeights:
+        """Return the same network with another readout, and without whitening."""
+        kept = {n: v for n, v in self.state.backbone.items() if not n.startswith(WHITENING_PREFIX)}
+        architecture = replace(self.architecture, readout=readout, whitened_dim=None)
+        return replace(self, architecture=architecture, state=replace(self.state, backbone=kept))
+
+    def whitened(self, whitening: Whitening) -> NetworkWeights:
+        """Return the network with its readout whitened."""
+        fitted = {WHITENING_PREFIX + name: tensor for name, tensor in whitening.state_dict().items()}
+        architecture = replace(self.architecture, whitened_dim=whitening.matrix.shape[1])
+        return replace(
+            self, architecture=architecture, state=replace(self.state, backbone={**self.state.backbone, **fitted})
+        )
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def describe_network(weights: NetworkWeights) -> dict[str, str]:
@@ -96,7 +120,7 @@ def describe_network(weights: NetworkWeights) -> dict[str, str]:
         "input_range": "[-1, 1]",
         "normalization": "x / 127.5 - 1 for pixels x in 0…255",
         "patch_size": str(architecture.patch_size or ""),
-        "embedding_dim": str(architecture.transformer.width if architecture.transformer else ""),
+        "embedding_dim": str(architecture.embedding_dim or ""),
         "source": weights.source,
         "step": "" if weights.step is None else str(weights.step),
         "weights_hash": hash_tensors(weights.state.backbone),

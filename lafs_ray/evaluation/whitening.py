@@ -1,0 +1,217 @@
+"""Whitening of embeddings, fitted on faces without labels; and whitened pixels, the baseline of two seconds.
+
+Self-supervised embeddings spread over few directions, which outweigh all others in a cosine. PCA whitening gives the
+strongest K directions of a set of faces equal weight. No label is read. Shape letters: N faces, D width, K components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lafs_ray.data.eval_sets import EvalFaces, open_images
+from lafs_ray.data.images import ColorOrder
+from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.evaluation.embed import chunks, embed_chunk
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
+from lafs_ray.models.embedder import FaceEmbedder
+from lafs_ray.models.readout import Readout, Whitening
+
+MAX_FACES = 10_000
+# Of the vectors that a whitening is fitted on, mirror images included: float32.
+_MAX_BYTES = 1 << 30
+_CHUNK = 64
+_PIXELS_SIDE = 32
+
+
+@dataclass(frozen=True)
+class FaceSample:
+    """Faces spread evenly over a set, to fit a whitening on.
+
+    Args:
+        path: a folder of image files, or `.rec` files.
+        faces: the set.
+        starts: first faces of the chunks of `_CHUNK` that are taken.
+    """
+
+    path: str
+    faces: EvalFaces
+    starts: tuple[int, ...]
+
+    @property
+    def num_faces(self) -> int:
+        """Number of faces in the sample."""
+        return sum(min(_CHUNK, self.faces.num_images - start) for start in self.starts)
+
+
+def sample_faces(path: str, dim: int, color_order: ColorOrder = "rgb") -> FaceSample:
+    """Open a set and choose at most 10,000 of its faces, fewer where their vectors would not fit 1 GB.
+
+    Args:
+        path: a folder of aligned image files, or `.rec` files.
+        dim: D.
+        color_order: what the images decode to.
+
+    Raises:
+        DataError: there are no faces.
+    """
+    faces = EvalFaces(open_images(path), color_order)
+    most = min(MAX_FACES, _MAX_BYTES // (2 * 4 * dim))
+    chunks = -(-faces.num_images // _CHUNK)
+    taken = np.unique(np.linspace(0, chunks - 1, min(chunks, max(most // _CHUNK, 1))).astype(int))
+    return FaceSample(path, faces, tuple((taken * _CHUNK).tolist()))
+
+
+def fit_whitening(vectors: NDArray[np.floating[Any]], components: int, subject: str) -> Whitening:
+    """Fit a whitening on vectors [M, D]: their mean, and K principal directions divided by their deviations.
+
+    Raises:
+        ConfigError: there are fewer vectors or numbers than components, or the vectors hardly differ in some.
+    """
+    count, dim = vectors.shape
+    if not 1 <= components <= min(dim, count - 1):
+        raise ConfigError(
+            "components of the whitening",
+            found=str(components),
+            expected=f"1 to {min(dim, count - 1)}: {subject} gives {count} vectors of {dim} numbers",
+            fix="reduce --components, or give more faces",
+        )
+    rows = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+    mean = rows.mean(dim=0)
+    rows -= mean
+    # The smaller of the two products has the same eigenvalues.
+    if dim <= count:
+        variances, directions = torch.linalg.eigh((rows.T @ rows).double() / (count - 1))
+    else:
+        variances, weights = torch.linalg.eigh((rows @ rows.T).double() / (count - 1))
+        directions = (rows.T @ weights.float()).double() / (variances.clamp(min=1e-30) * (count - 1)).sqrt()
+    variances, directions = variances.flip(0)[:components], directions.flip(1)[:, :components]
+    # float32 sums leave noise of this size in directions that have no variance.
+    if not variances[-1] > 1e-6 * variances[0]:
+        rank = int((variances > 1e-6 * variances[0]).sum())
+        raise ConfigError(
+            "components of the whitening",
+            found=str(components),
+            expected=f"at most {rank}: vectors of {subject} do not differ in more directions",
+            fix=f"set --components {rank} or less",
+        )
+    fitted = Whitening(dim, components)
+    fitted.mean.copy_(mean)
+    fitted.matrix.copy_(directions / variances.sqrt())
+    return fitted.requires_grad_(requires_grad=False)
+
+
+@dataclass(frozen=True)
+class WhiteningOptions:
+    """How embeddings are whitened.
+
+    Args:
+        faces: set without labels that it is fitted on: a folder of image files, or `.rec` files.
+        readout: which outputs of the transformer are whitened.
+        components: K.
+    """
+
+    faces: str
+    readout: Readout = "all"
+    components: int = 200
+
+
+def whitened_network(
+    weights: NetworkWeights,
+    options: WhiteningOptions,
+    *,
+    trained: bool = True,
+    color_order: ColorOrder = "rgb",
+    **run: Any,
+) -> FaceEmbedder:
+    """Fit a whitening on a network's readout, and return the network with it.
+
+    Args:
+        weights: of the network.
+        options: of the whitening.
+        trained: whether the transformer has its weights.
+        color_order: what the faces decode to.
+        run: `device` and `pixel_range` of `apply_network`.
+
+    Raises:
+        UserError: the set cannot be read, or has too few faces.
+    """
+    read = weights.read_by(options.readout)
+    network = read.embedder(trained=trained).to(run.get("device", "cpu"))
+    sample = sample_faces(options.faces, read.architecture.read_dim, color_order)
+    vectors = network_vectors(network, sample, **run)
+    network.whitening = fit_whitening(vectors, options.components, options.faces).to(run.get("device", "cpu"))
+    return network
+
+
+def network_vectors(network: Any, sample: FaceSample, **options: Any) -> NDArray[np.float32]:
+    """Return the vectors of a sample's faces and mirror images, float32 [2·N, D].
+
+    Args:
+        network: as for `apply_network`.
+        sample: the faces.
+        options: as for `apply_network`.
+
+    Raises:
+        DataError: a face is missing or does not decode, or a vector is not finite.
+    """
+    parts = [embed_chunk(network, _read(sample, start), **options) for start in sample.starts]
+    return _finite(np.concatenate(parts), sample)
+
+
+def pixel_vectors(sample: FaceSample) -> NDArray[np.float32]:
+    """Return the gray pixels of a sample's faces and mirror images, float32 [2·N, 1024]."""
+    return _finite(np.concatenate([small_faces(_read(sample, start)) for start in sample.starts]), sample)
+
+
+def small_faces(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return gray faces of 32×32 pixels and their mirror images, mean 0 and deviation 1: float32 [B, 2, 1024].
+
+    The middle 96×88 pixels of 112×112 are kept: hair and background are outside.
+    """
+    small = np.empty((len(images), 2, _PIXELS_SIDE, _PIXELS_SIDE), dtype=np.float32)
+    for image, target in zip(images, small, strict=True):
+        gray = cv2.cvtColor(np.ascontiguousarray(image[8:104, 12:100]), cv2.COLOR_RGB2GRAY)
+        target[0] = cv2.resize(gray, (_PIXELS_SIDE, _PIXELS_SIDE), interpolation=cv2.INTER_AREA)
+        target[1] = target[0][:, ::-1]
+    vectors = small.reshape(len(images), 2, -1)
+    vectors -= vectors.mean(axis=2, keepdims=True)
+    vectors /= np.maximum(vectors.std(axis=2, keepdims=True), 1e-3)
+    return vectors
+
+
+def fit_pixels(options: WhiteningOptions, color_order: ColorOrder = "rgb") -> Whitening:
+    """Fit the whitening of gray pixels, the baseline.
+
+    Raises:
+        UserError: as `whitened_network`.
+    """
+    sample = sample_faces(options.faces, _PIXELS_SIDE**2, color_order)
+    return fit_whitening(pixel_vectors(sample), options.components, options.faces)
+
+
+def embed_pixels(whitening: Whitening, source: EvalFaces) -> NDArray[np.float32]:
+    """Return whitened gray pixels of faces and their mirror images, float32 [N, 2, K]."""
+    parts = [torch.from_numpy(small_faces(source.read(*rows))) for rows in chunks(source.num_images)]
+    return np.concatenate([whitening(part).numpy() for part in parts])
+
+
+def _read(sample: FaceSample, start: int) -> NDArray[np.uint8]:
+    return sample.faces.read(start, min(start + _CHUNK, sample.faces.num_images))
+
+
+def _finite(vectors: NDArray[np.float32], sample: FaceSample) -> NDArray[np.float32]:
+    flat = vectors.reshape(-1, vectors.shape[-1])
+    if not np.isfinite(flat).all():
+        raise DataError(
+            f"embeddings of {sample.path}",
+            found="nan or infinity",
+            expected="finite numbers",
+            fix="the network has diverged: take an earlier checkpoint",
+        )
+    return flat
