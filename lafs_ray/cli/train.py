@@ -13,6 +13,7 @@ from lafs_ray.config.loader import load
 from lafs_ray.config.presets import config_file
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
+from lafs_ray.data.alignment_check import check_set
 from lafs_ray.engine.console import log_to, terminal_handler
 from lafs_ray.engine.online_eval import OnlineEvaluator, check_online_eval, evaluate_in_process, evaluated_steps
 from lafs_ray.engine.signals import stop_request
@@ -41,7 +42,7 @@ def _train_command(config: TrainConfig, options: Namespace) -> None:
 
 
 def describe(inputs: RunInputs) -> None:
-    """Print the resolved settings and the size of a run."""
+    """Print the resolved settings and the size of a run, and a warning if its faces are not aligned."""
     config, length = inputs.config, inputs.length
     identities = ""
     if inputs.num_identities is not None:
@@ -53,6 +54,8 @@ def describe(inputs: RunInputs) -> None:
         f"{length.total_steps} {'step' if length.total_steps == 1 else 'steps'}; "
         f"results in {inputs.folder().uri}"
     )
+    if warning := check_set(inputs.faces).warning(config.data.path):
+        show(f"warning: {warning}")
 
 
 def dry_run(inputs: RunInputs) -> None:

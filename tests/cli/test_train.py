@@ -83,3 +83,14 @@ def test_dry_run__folder_of_another_run(finished: PretrainConfig, tmp_path: Path
     shutil.rmtree(tmp_path / "debug" / "checkpoints")
     with pytest.raises(ConfigError, match="it has no checkpoint, so its folder may be deleted"):
         dry_run(check_run(other))
+
+
+def test_dry_run__faces_that_are_not_aligned(
+    tmp_path: Path, face_set_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A set of random pictures gets a warning with the remedy before the run; the line after it stays the last."""
+    assert last_line(capsys, tiny(tmp_path, face_set_path)).startswith("the run would begin")
+    dry_run(check_run(tiny(tmp_path, face_set_path)))
+    shown = capsys.readouterr().out
+    assert f"warning: {face_set_path}: the faces are NOT aligned" in shown
+    assert "lafs align" in shown

@@ -6,7 +6,8 @@ file, labels are read from all records). Images are checked on an evenly spaced 
 Color order: skin of every tone reflects more red than green, and more green than blue. In the
 center of each of 500 images, pixels with red > green > blue are compared with pixels with blue > green > red
 (differences above 8 levels, at least 5 % of the pixels). The fraction of images that agree is the confidence. Gray
-images do not count; blue light or face paint may mislead.
+images do not count; blue light or face paint may mislead. Alignment is checked on the same images
+(`lafs_ray.data.alignment_check`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data.alignment_check import REMEDY, alignment_from, correlations_of
 from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
 from lafs_ray.data.images import ColorOrder, decode_image, image_format
 from lafs_ray.data.io import filesystem
@@ -44,6 +46,7 @@ class _ImageStats:
     formats: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     skin_orders: Counter[ColorOrder | None] = field(default_factory=Counter)
+    alignments: list[NDArray[np.float64]] = field(default_factory=list)
 
 
 def inspect_faces(path: str, *, sheet: str | None, check_all: bool, force: bool = False) -> Iterator[str]:
@@ -69,6 +72,10 @@ def inspect_faces(path: str, *, sheet: str | None, check_all: bool, force: bool 
     total = faces.num_images
     stats = _check_images(faces, np.arange(total) if check_all else spread(total, _SAMPLE_IMAGES))
     yield from _describe_images(stats, total)
+    alignment = alignment_from(stats.alignments)
+    yield f"alignment          {alignment.describe()}"
+    if alignment.is_aligned is False:
+        yield f"  to do            {REMEDY}"
     order, line = _guess_color_order(stats.skin_orders)
     yield line
     if faces.color_order is not None:
@@ -129,6 +136,7 @@ def _check_images(faces: FaceSet, index: NDArray[np.int64]) -> _ImageStats:
             pixels = _check_image(stats, faces, rows, row)
             if pixels is not None and number in color_sample:
                 stats.skin_orders[skin_color_order(pixels)] += 1
+                stats.alignments.append(correlations_of(pixels))
     return stats
 
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lafs_ray.data.alignment_check import check_encoded
 from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packed_set import MAX_LABELS, Manifest
 from lafs_ray.data.packing.lock import locked
@@ -21,6 +22,7 @@ from lafs_ray.data.packing.sorted_runs import (
     first_errors,
     missing_ranges,
     read_runs,
+    sample_images,
     sort_records,
     too_many_bad,
 )
@@ -34,6 +36,8 @@ Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 """Run `task(shared, item)` for every item, anywhere and in any order, and yield the results."""
 
 _TASKS_PER_WORKER = 4
+# Read one by one before pass 1, in seconds even from an object store.
+_SAMPLE_IMAGES = 64
 
 
 def apply_in_process(task: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any]) -> Iterator[Any]:
@@ -86,6 +90,7 @@ class _Packing:
             # A process killed after writing the manifest did not clean up.
             self.folder.clean_up()
             return manifest
+        self._check_alignment()
         missing = [shard for shard in range(self.plan.num_shards) if shard not in shards]
         for shard in missing:
             # A damaged shard must not look complete until it is written again.
@@ -96,6 +101,15 @@ class _Packing:
         manifest = write_metadata(inputs, [shards[shard] for shard in sorted(shards)])
         self.folder.clean_up()
         return manifest
+
+    def _check_alignment(self) -> None:
+        """Warn, before hours of packing, if a sample of the images is not aligned."""
+        plan = self.plan
+        if plan.options.rules.resize:
+            logger.info("--resize scales images, it does not align faces")
+        alignment = check_encoded(sample_images(plan, _SAMPLE_IMAGES))
+        if warning := alignment.warning("the images"):
+            logger.warning(warning)
 
     def _name(self, shard: int) -> str:
         return shard_name(shard, self.plan.num_shards)

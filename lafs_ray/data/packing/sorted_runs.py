@@ -8,6 +8,7 @@ atomically, so any that exists is complete, whichever process and memory limit p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -23,6 +24,7 @@ from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.data.packing.options import PackPlan
 from lafs_ray.data.packing.sources import ImageRow
+from lafs_ray.data.record_index import spread
 from lafs_ray.data.subset import splitmix64
 from lafs_ray.errors import DataError
 
@@ -136,6 +138,19 @@ def _rows(plan: PackPlan, first: int, stop: int) -> Iterator[tuple[int, ImageRow
         if low < high:
             for row in source.read(low - start, high - start):
                 yield number, row
+
+
+def sample_images(plan: PackPlan, most: int) -> Iterator[bytes]:
+    """Read an evenly spaced sample of records as they will be stored; bad records are passed over.
+
+    Raises:
+        DataError: a source has changed.
+    """
+    for number in spread(plan.num_records, most).tolist():
+        for _, row in _rows(plan, number, number + 1):
+            if not row.error:
+                with contextlib.suppress(DataError):
+                    yield fit_image(row.image, plan.options.rules, row.landmarks)[0]
 
 
 def _write(plan: PackPlan, buffer: _RunBuffer, stop: int) -> SortedRun:
