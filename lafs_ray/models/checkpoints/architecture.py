@@ -17,6 +17,7 @@ from torch import Tensor
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.train import TokenFeatures
 from lafs_ray.errors import CheckpointError
+from lafs_ray.models.checkpoints.state_dicts import check_weights
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
@@ -141,6 +142,41 @@ def build_embedder(architecture: Architecture, source: str, *, seed: int = 0, in
     return FaceEmbedder(transformer, cnn, architecture.patch_size, *options).eval()
 
 
+_LARGEST = {
+    **{"num_tokens": 1 << 16, "patch_size": IMAGE_SIZE, "landmark_cnn_width": 64},
+    **{"width": 1 << 16, "depth": 512, "heads": 1024, "head_dim": 1 << 14, "mlp_width": 1 << 18},
+}
+
+
+def require_sizes(architecture: Architecture, source: str) -> None:
+    """Check that all sizes are positive and of a network that could exist; it may still be another than the weights'.
+
+    Raises:
+        CheckpointError: naming the first that is not.
+    """
+    sizes = {**vars(architecture), **(vars(architecture.transformer) if architecture.transformer else {})}
+    for name, largest in _LARGEST.items():
+        value = sizes.get(name)
+        if value is not None and not 0 < value <= largest:
+            raise CheckpointError(
+                f"{source}, architecture", found=f"{name} {value}", expected=f"more than 0, at most {largest}", fix=_FIX
+            )
+
+
+def require_fit(architecture: Architecture, state: Mapping[str, Tensor], source: str) -> None:
+    """Check that tensors are those of an architecture, before a network of its size is built.
+
+    Raises:
+        CheckpointError: sizes are impossible, or tensors are missing or of other shapes.
+    """
+    require_sizes(architecture, source)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        if architecture.transformer is not None:
+            check_weights(architecture.build_transformer(), state)
+        if architecture.landmark_cnn is not None:
+            check_weights(architecture.build_landmark_cnn(), state)
+
+
 def infer_architecture(
     state: Mapping[str, Tensor], source: str, *, head_dim: int = PUBLISHED_HEAD_DIM, grid: bool = False
 ) -> Architecture:
@@ -183,7 +219,7 @@ def infer_architecture(
             fix="leave out --grid: this transformer was trained on landmarks",
         )
     has_cnn = landmarks is not None and not grid
-    return Architecture(
+    architecture = Architecture(
         num_tokens,
         size,
         patch_size,
@@ -191,6 +227,8 @@ def infer_architecture(
         landmark_cnn_width=width if has_cnn else 1.0,
         grid=grid,
     )
+    require_sizes(architecture, source)
+    return architecture
 
 
 def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None, float]:
@@ -214,7 +252,7 @@ def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int) -> tup
     """Return size, N and p."""
     _, positions, width = _shape(state, "pos_embedding", source, 3)
     token_dim = _shape(state, "patch_to_embedding.weight", source, 2)[1]
-    patch_size = math.isqrt(token_dim // 3)
+    patch_size = max(math.isqrt(token_dim // 3), 1)
     if 3 * patch_size**2 != token_dim:
         raise CheckpointError(
             f"{source}, patch_to_embedding.weight",
@@ -223,7 +261,7 @@ def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int) -> tup
             fix=_FIX,
         )
     inner = _shape(state, _QKV.format(0), source, 2)[0] / 3
-    if inner % head_dim:
+    if head_dim < 1 or inner % head_dim:
         raise CheckpointError(
             f"{source}, {_QKV.format(0)}",
             found=f"a total head width of {inner:g}, not a multiple of {head_dim}",

@@ -21,7 +21,7 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.retries import read_error
 from lafs_ray.errors import CheckpointError, DataError
-from lafs_ray.models.checkpoints.architecture import Architecture, build_embedder
+from lafs_ray.models.checkpoints.architecture import Architecture, build_embedder, require_fit
 from lafs_ray.models.checkpoints.state_dicts import (
     LAYOUTS,
     PublishedLayout,
@@ -194,6 +194,7 @@ def read_weights(uri: str) -> NetworkWeights | None:
             fix="copy the file again, or convert the original checkpoint again",
         )
     state, source = published_state(tensors), header.get("source", uri)
+    require_fit(architecture, state.backbone, uri)
     step = header.get("step", "")
     return NetworkWeights(architecture, state, source, layout, int(step) if step.isdecimal() else None)
 

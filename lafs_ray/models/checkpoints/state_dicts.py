@@ -7,24 +7,21 @@ published ones, so only prefixes change. `PublishedLayout` keeps the prefixes, f
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, UserError
+from lafs_ray.models.checkpoints.torch_file import load_torch
 
 Role = Literal["teacher", "student"]
 """Which network of a pretraining checkpoint."""
@@ -244,42 +241,21 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def check_archive(file: str | io.BytesIO) -> None:
-    """Compare the checksums of a file that `torch.save` wrote, which `torch.load` ignores.
-
-    Raises:
-        ValueError: the content of a member has changed. Files of torch 1.5 and older have no checksums.
-    """
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} does not match")
-
-
 def _read_torch(path: str) -> Any:
-    check_archive(path)
-    scalar = np.float64(0).__reduce__()[0]
-    # The released code stores its arguments, and learning rates as NumPy scalars; NumPy 1 and 2 pickle these under
-    # different names.
-    allowed: list[Any] = [
-        argparse.Namespace,
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8")),
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-    ]
-    with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:
+        return load_torch(file)
 
 
 def _refused(uri: str, error: pickle.UnpicklingError) -> CheckpointError:
     # Not torch's own message: it recommends the option that would run the code.
     name = re.search(r"GLOBAL (\S+)", str(error))
-    unnamed = f"{filesystem.file_size(uri):,} bytes of pickled content, damaged or not plain values"
+    found = f"{filesystem.file_size(uri):,} bytes of pickled content, damaged or not plain values"
+    if name is not None:
+        is_code = not name[1].startswith("torch.")
+        found = f"the object {name[1]}, which " + ("could run code when loaded" if is_code else "is no plain tensor")
     return CheckpointError(
         uri,
-        found=f"the object {name[1]}, which could run code when loaded" if name else unnamed,
+        found=found,
         expected="tensors, numbers, strings, lists and dictionaries",
         fix="if you trust its origin, load it elsewhere and save only the state_dict()",
     )

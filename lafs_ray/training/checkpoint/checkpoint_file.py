@@ -18,7 +18,7 @@ import torch
 from lafs_ray import __version__
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
-from lafs_ray.models.checkpoints.state_dicts import check_archive
+from lafs_ray.models.checkpoints.torch_file import load_torch
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -90,10 +90,7 @@ def load_checkpoint(uri: str) -> dict[str, Any]:
     if not filesystem.exists(uri):
         raise CheckpointError(uri, found="no such file", expected="a checkpoint", fix=fix)
     try:
-        file = io.BytesIO(filesystem.read_bytes(uri))
-        check_archive(file)
-        file.seek(0)
-        content = torch.load(file, "cpu", weights_only=True)
+        content = load_torch(io.BytesIO(filesystem.read_bytes(uri)))
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(uri, found=reason, expected="a complete checkpoint", fix=fix) from None

@@ -235,3 +235,10 @@ def test_from_published__heads_of_another_width() -> None:
     size = converted(small("backbone_with_land_false"), head_dim=16).weights.architecture.transformer
     assert size is not None
     assert (size.heads, size.head_dim) == (4, 16)
+
+
+@pytest.mark.parametrize("head_dim", [0, -16, 7])
+def test_from_published__impossible_head_dim(head_dim: int) -> None:
+    """A head's width that no number of heads fills is refused, zero and negative ones too."""
+    with pytest.raises(CheckpointError, match=f"not a multiple of {head_dim}"):
+        converted(small("backbone_with_land_false"), head_dim=head_dim)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +118,39 @@ def test_embedder__tensors_of_another_architecture(tmp_path: Path) -> None:
     other = NetworkWeights(Architecture(49, FViTSize(16, 1, 2, 8, 99), 16, "mobilenetv3", 0.25), weights().state, "a")
     with pytest.raises(CheckpointError, match=r"\[12, 16\] in the checkpoint, \[99, 16\]"):
         other.embedder()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"depth": 0}, "depth 0"),
+        ({"depth": 100_000}, "depth 100000"),
+        ({"head_dim": -64}, "head_dim -64"),
+        ({"heads": 0}, "heads 0"),
+        ({"width": 1 << 40}, "width 1099511627776"),
+        ({"mlp_width": 1 << 17}, "tensors do not match"),
+        ({"depth": 500, "width": 1 << 15}, "tensors do not match"),
+        ({"num_tokens": 0}, "num_tokens 0"),
+        ({"num_tokens": 1 << 50}, "num_tokens 1125899906842624"),
+        ({"patch_size": 1 << 20}, "patch_size 1048576"),
+        ({"landmark_cnn_width": 1e9}, "landmark_cnn_width 1000000000.0"),
+        ({"landmark_cnn_width": math.nan}, "landmark_cnn_width nan"),
+    ],
+)
+def test_read_weights__sizes_that_are_not_of_the_tensors(tmp_path: Path, change: dict[str, Any], found: str) -> None:
+    """A header with impossible sizes, or those of a larger network, is refused before that network is built."""
+    sound = weights()
+    assert sound.architecture.transformer is not None
+    sizes = vars(sound.architecture.transformer)
+    inner = FViTSize(**{name: change.get(name, value) for name, value in sizes.items()})
+    outer = {name: value for name, value in change.items() if name not in sizes}
+    other = replace(sound, architecture=replace(sound.architecture, transformer=inner, **outer))
+    write_weights(str(tmp_path / "a.safetensors"), other)
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match=re.escape(found)):
+        read_weights(str(tmp_path / "a.safetensors"))
+    # Building only the largest on the device meta takes 3 s; with memory it could not be built.
+    assert time.process_time() - begin < 30
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 1 / 3, 0.35, 0.5, 0.75, 1.0, 1.3, 2.0])
