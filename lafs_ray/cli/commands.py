@@ -136,6 +136,12 @@ COMMANDS = {
         execute="lafs_ray.cli.report:write_report",
         examples=("runs/debug faces/train.rec faces/pairs.bin report",),
     ),
+    "audit": Command(
+        summary="Audit a set by its embeddings: leaks into test sets, wrong labels, copies, balance.",
+        arguments=runs.audit,
+        execute="lafs_ray.cli.audit:audit_command",
+        examples=("embeddings.parquet --out audit",),
+    ),
     "config": Command(
         summary="List settings with their default and meaning, or the presets.",
         arguments=runs.config,

@@ -45,7 +45,13 @@ def pack_job(options: Namespace) -> None:
             pack_aligned(options, pack_options(options), apply)
             return
         rules = ImageRules(options.size, options.resize, options.quality, options.check)
-        packing = replace(pack_options(options), landmarks=options.landmarks, rules=rules, max_bad=options.max_bad)
+        packing = replace(
+            pack_options(options),
+            landmarks=options.landmarks,
+            exclude=options.exclude,
+            rules=rules,
+            max_bad=options.max_bad,
+        )
         manifest = pack_faces(packing, apply)
         num_bad, errors = manifest.left_out["images"], manifest.left_out["first"][:_MAX_ERRORS]
         show(

@@ -148,7 +148,9 @@ class PairImages:
 
     def read(self, start: int, stop: int) -> list[EncodedImage]:
         """See `ImageSource.read`."""
-        return [EncodedImage(n, self.images[n], f"{self.path}, image {n} of pair {n // 2}") for n in range(start, stop)]
+        return [
+            EncodedImage(str(n), self.images[n], f"{self.path}, image {n} of pair {n // 2}") for n in range(start, stop)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,13 +256,15 @@ def open_labeled(path: str, color_order: ColorOrder = "rgb") -> LabeledSet:
     return LabeledSet(path, EvalFaces(RecordImages(path, faces), color_order), labels)
 
 
-def open_images(path: str) -> RecordImages | ImageFiles:
-    """Open a folder of image files, or a set as `open_faces` takes it.
+def open_images(path: str) -> RecordImages | ImageFiles | PairImages:
+    """Open a folder of image files, a pair file (.bin), or a set as `open_faces` takes it.
 
     Raises:
         DataError: nothing is there, the folder holds neither images nor `.rec`, or a `.rec` is damaged beyond its
             records.
     """
+    if path.endswith(".bin"):
+        return PairImages(path, read_pairs(path).images)
     is_folder = filesystem.is_folder(path)
     if not is_folder or any(name.endswith(".rec") for name in filesystem.list_names(path)):
         return RecordImages(path, open_faces(path))

@@ -12,6 +12,7 @@ def pack(parser: ArgumentParser) -> None:
     add("--size", type=int, default=112, metavar="PIXELS", help="side of the images in pixels (default 112)")
     add("--resize", action="store_true", help="resize square images of another size")
     add("--landmarks", metavar="LIST", help="list (path, x1, y1 … x5, y5) to align the images of a folder")
+    add("--exclude", metavar="LIST", help="records to leave out: shard, key (.csv, .parquet), as lafs audit writes")
     add("--check", action="store_true", help="decode every image")
     add("--align", action="store_true", help="detect the faces of photos and align them")
     _add_alignment(parser)

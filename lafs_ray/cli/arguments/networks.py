@@ -66,7 +66,7 @@ def embed(parser: ArgumentParser) -> None:
     """Add the arguments of embedding a set."""
     add = parser.add_argument
     add("checkpoint", help=_SOURCE)
-    add("faces", help="a folder of image files, or .rec files as data.path")
+    add("faces", help="a folder of image files, .rec files as data.path, or a pair file (.bin)")
     add("out", help="the Parquet file")
     add("--flip", action="store_true", help="add the mirror image's embedding")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the decoded images (default rgb)")

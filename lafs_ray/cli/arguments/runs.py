@@ -22,6 +22,19 @@ def report(parser: ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an earlier report")
 
 
+def audit(parser: ArgumentParser) -> None:
+    """Add the arguments of an audit."""
+    add = parser.add_argument
+    add("embeddings", help="Parquet file of the training set, from lafs embed")
+    add("--against", nargs="+", default=[], metavar="PARQUET", help="test sets, embedded by the same network")
+    add("--out", required=True, metavar="FOLDER", help="for the page, the findings and the list to leave out")
+    add("--no-faces", action="store_true", help="do not read the pictures: no copies, no sheets")
+    add("--exact", action="store_true", help="compare all vectors, however many there are")
+    add("--scratch", metavar="FOLDER", help="for vectors and index; with --workers on several machines, a shared one")
+    add("--workers", type=int, default=0, metavar="N", help="Ray tasks that search; 0: this process (default)")
+    add("--force", action="store_true", help="replace the files of an earlier audit")
+
+
 def config(parser: ArgumentParser) -> None:
     """Add the arguments of the list of settings."""
     parser.add_argument("key", nargs="?", default="", help="a setting, a section, or a part of a name (default: all)")

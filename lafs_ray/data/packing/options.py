@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.packing.exclusion import exclude_records
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.source_factory import open_source
 from lafs_ray.data.packing.sources import ImageSource
@@ -39,6 +40,7 @@ class PackOptions:
         seed: of the shuffled order.
         color_order: of the sources.
         landmarks: list of landmarks for a folder of images.
+        exclude: list of records to leave out; None: none.
         rules: required image size, and allowed conversions.
         max_bad: bad records that may be left out.
         memory_bytes: for the images in memory, all workers together.
@@ -53,6 +55,7 @@ class PackOptions:
     seed: int = 0
     color_order: ColorOrder = "rgb"
     landmarks: str | None = None
+    exclude: str | None = None
     rules: ImageRules = field(default_factory=ImageRules)
     max_bad: int = 100
     memory_bytes: int = 2 << 30
@@ -123,6 +126,8 @@ def make_plan(options: PackOptions, sources: tuple[ImageSource, ...] | None = No
     if sources is None:
         sources = tuple(open_source(path, options.landmarks) for path in options.sources)
     _check_sources(options, sources)
+    if options.exclude is not None:
+        sources = exclude_records(sources, options.exclude)
     starts = np.cumsum([0, *(source.num_records for source in sources)]).astype(np.int64)
     size_bytes = sum(source.size_bytes for source in sources)
     num_shards = options.num_shards or max(math.ceil(size_bytes / options.shard_bytes), 1)

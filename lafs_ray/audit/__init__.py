@@ -1,0 +1,1 @@
+"""Audit of face sets by their embeddings: leaks between sets, wrong labels, duplicates, balance."""

@@ -1,0 +1,166 @@
+"""An audit from the embeddings to its findings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lafs_ray.audit.calibration import Threshold
+from lafs_ray.audit.duplicates import Copies, find_copies
+from lafs_ray.audit.embeddings import EmbeddedSet, Floats, read_embeddings
+from lafs_ray.audit.findings import COPIES, LABELS, LEAKS, Finding
+from lafs_ray.audit.identities import (
+    Identities,
+    compare_identities,
+    same_identities,
+    split_identities,
+    strays,
+    wrong_labels,
+)
+from lafs_ray.audit.leaks import SharedIdentities, shared_identities
+from lafs_ray.audit.nearest import Apply, Gallery
+from lafs_ray.audit.pictures import Pictures, read_pictures
+from lafs_ray.data.eval_sets import open_images
+
+logger = logging.getLogger(__name__)
+
+_NEIGHBORS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class AuditedSet:
+    """One set with everything that was computed of it.
+
+    Args:
+        embedded: its embeddings.
+        identities: None without labels.
+        pictures: None where they were not read.
+    """
+
+    embedded: EmbeddedSet
+    identities: Identities | None
+    pictures: Pictures | None
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Findings of an audit.
+
+    Args:
+        train: the set that was audited.
+        tests: those that it must not overlap with.
+        findings: by kind, those of one kind for each test set.
+        shared: candidates of shared identities, for each test set.
+        approximate: whether neighbors are approximate.
+    """
+
+    train: AuditedSet
+    tests: tuple[AuditedSet, ...]
+    findings: tuple[Finding, ...]
+    shared: tuple[SharedIdentities, ...]
+    approximate: bool
+
+    @property
+    def thresholds(self) -> dict[str, Threshold | None]:
+        """Calibrated on the training set: of an image and a center, and of two centers."""
+        found = self.train.identities
+        if found is None:
+            return {}
+        return {"image and center": found.image_threshold, "two centers": found.center_threshold}
+
+
+def run_audit(
+    train: str, tests: Sequence[str], folder: str, apply: Apply, *, read_faces: bool = True, exact: bool = False
+) -> Audit:
+    """Audit a training set, alone and against test sets.
+
+    Args:
+        train: Parquet file of its embeddings.
+        tests: those of test sets, made by the same network.
+        folder: for temporary files: vectors, thumbnails and index, on a disk that all workers reach.
+        apply: runs the tasks of a search, here or on Ray.
+        read_faces: whether the pictures are read as well.
+        exact: never search approximately.
+
+    Raises:
+        DataError: a file is missing or damaged, or the faces are not those that were embedded.
+    """
+    embedded, mean = read_embeddings(train, f"{folder}/train.raw")
+    gallery = Gallery(embedded.vectors, folder, exact)
+    logger.info("%s: %d embeddings of %d", train, embedded.num_rows, embedded.vectors.width)
+    neighbors = gallery.search(embedded.vectors, _NEIGHBORS, apply)
+    identities = compare_identities(embedded, neighbors, folder, apply)
+    pictures = _pictures(embedded, _subfolder(folder, "train"), None) if read_faces else None
+    audited = AuditedSet(embedded, identities, pictures)
+    findings, others, shared = [*_label_findings(audited)], [], []
+    descriptors = None
+    if pictures is not None:
+        logger.info("%s: near-duplicates", train)
+        descriptors = Gallery(pictures.descriptors, _subfolder(folder, "descriptors"), exact)
+        copies = find_copies(pictures, None, neighbors, descriptors, folder, apply)
+        findings += _of_copies(COPIES, embedded, embedded, copies)
+    for number, uri in enumerate(tests):
+        place = _subfolder(folder, f"test{number}")
+        test, _ = read_embeddings(uri, f"{place}/vectors.raw", mean)
+        logger.info("%s: %d embeddings against the training set", uri, test.num_rows)
+        near = gallery.search(test.vectors, _NEIGHBORS, apply)
+        own = Gallery(test.vectors, place, exact).search(test.vectors, _NEIGHBORS, apply)
+        other = AuditedSet(
+            test,
+            compare_identities(test, own, place, apply),
+            _pictures(test, place, None if pictures is None else pictures.mean) if read_faces else None,
+        )
+        if pictures is not None and other.pictures is not None and descriptors is not None:
+            copies = find_copies(pictures, other.pictures, near, descriptors, place, apply)
+            findings += _of_copies(LEAKS, embedded, test, copies)
+        candidates = shared_identities(embedded, test, (identities, other.identities), near, place, apply)
+        kept = candidates.flagged
+        findings.append(
+            Finding(LEAKS[2], embedded, candidates.train[kept], test, candidates.test[kept], candidates.scores[kept])
+        )
+        others.append(other)
+        shared.append(candidates)
+    return Audit(audited, tuple(others), tuple(findings), tuple(shared), gallery.is_approximate)
+
+
+def _subfolder(folder: str, name: str) -> str:
+    path = os.path.join(folder, name)
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def _pictures(embedded: EmbeddedSet, folder: str, mean: Floats | None) -> Pictures | None:
+    if not embedded.faces:
+        logger.warning("%s does not name its faces: pictures are not compared", embedded.uri)
+        return None
+    logger.info("%s: reading %d pictures of %s", embedded.uri, embedded.num_rows, embedded.faces)
+    return read_pictures(embedded, open_images(embedded.faces), folder, mean)
+
+
+def _of_copies(kinds: tuple[str, ...], first: EmbeddedSet, second: EmbeddedSet, copies: Copies) -> Iterator[Finding]:
+    for kind, kept in zip(kinds, (copies.identical, ~copies.identical), strict=False):
+        order = np.argsort(-copies.scores[kept], kind="stable")
+        yield Finding(
+            kind, first, copies.first[kept][order], second, copies.second[kept][order], copies.scores[kept][order]
+        )
+
+
+def _label_findings(audited: AuditedSet) -> Iterator[Finding]:
+    found, embedded = audited.identities, audited.embedded
+    if found is None:
+        return
+    firsts = np.zeros(len(found.labels), np.int64)
+    known = np.flatnonzero(found.index >= 0)[::-1]
+    firsts[found.index[known]] = known
+    rows, others, scores = wrong_labels(found)
+    yield Finding(LABELS[0], embedded, rows, embedded, firsts[others] if len(others) else others, scores)
+    rows, none, scores = strays(found)
+    yield Finding(LABELS[1], embedded, rows, embedded, none, scores)
+    first, second, scores = same_identities(found)
+    yield Finding(LABELS[2], embedded, firsts[first], embedded, firsts[second], scores)
+    identities, examples, scores = split_identities(embedded, found)
+    yield Finding(LABELS[3], embedded, firsts[identities], embedded, examples, scores)
