@@ -84,8 +84,8 @@ class Request:
 def evaluate_command(options: Namespace) -> None:
     """Evaluate as the command line requests."""
     values = vars(options)
-    faces, readout, components = (values.pop(name) for name in ("whiten", "readout", "components"))
-    whiten = None if faces is None else WhiteningOptions(faces, readout, components)
+    faces, *how = (values.pop(name) for name in ("whiten", "readout", "components", "neighbors"))
+    whiten = None if faces is None else WhiteningOptions(faces, *how)
     evaluate(Request(**values, whiten=whiten))
 
 

@@ -17,7 +17,7 @@ def whiten_network(options: Namespace) -> None:
     require_persistent_path("OUT", options.out)
     filesystem.require_output(options.out, force=options.force, inputs=(options.checkpoint, options.faces))
     weights = load_for_inference(options.checkpoint)
-    how = WhiteningOptions(options.faces, options.readout, options.components)
+    how = WhiteningOptions(options.faces, options.readout, options.components, options.neighbors)
     fitted = whitened_network(weights, how, color_order=options.color_order).whitening
     assert fitted is not None
     result = weights.read_by(options.readout).whitened(fitted).without_heads()

@@ -6,7 +6,9 @@ strongest K directions of a set of faces equal weight. No label is read. Shape l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -18,14 +20,22 @@ from lafs_ray.data.eval_sets import EvalFaces, open_images
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.embed import chunks, embed_chunk
+from lafs_ray.evaluation.mined_pairs import discriminate
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.readout import Readout, Whitening
 
-MAX_FACES = 10_000
+MAX_FACES, MAX_MINED_FACES = 10_000, 50_000
+BASE_COMPONENTS = 400
+"""Components of the whitening in which neighbors are mined."""
+
+# Images, uint8 [B, S, S, 3], to vectors of them and of their mirror images, float32 [B, 2, D].
+Describe = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
 # Of the vectors that a whitening is fitted on, mirror images included: float32.
 _MAX_BYTES = 1 << 30
 _CHUNK = 64
+_VECTORS_PER_COMPONENT = 20
 _PIXELS_SIDE = 32
 
 
@@ -49,19 +59,20 @@ class FaceSample:
         return sum(min(_CHUNK, self.faces.num_images - start) for start in self.starts)
 
 
-def sample_faces(path: str, dim: int, color_order: ColorOrder = "rgb") -> FaceSample:
-    """Open a set and choose at most 10,000 of its faces, fewer where their vectors would not fit 1 GB.
+def sample_faces(path: str, dim: int, color_order: ColorOrder = "rgb", *, most: int = MAX_FACES) -> FaceSample:
+    """Open a set and choose some of its faces, fewer where their vectors would not fit 1 GB.
 
     Args:
         path: a folder of aligned image files, or `.rec` files.
         dim: D.
         color_order: what the images decode to.
+        most: largest number of faces.
 
     Raises:
         DataError: there are no faces.
     """
     faces = EvalFaces(open_images(path), color_order)
-    most = min(MAX_FACES, _MAX_BYTES // (2 * 4 * dim))
+    most = min(most, _MAX_BYTES // (2 * 4 * dim))
     chunks = -(-faces.num_images // _CHUNK)
     taken = np.unique(np.linspace(0, chunks - 1, min(chunks, max(most // _CHUNK, 1))).astype(int))
     return FaceSample(path, faces, tuple((taken * _CHUNK).tolist()))
@@ -114,11 +125,13 @@ class WhiteningOptions:
         faces: set without labels that it is fitted on: a folder of image files, or `.rec` files.
         readout: which outputs of the transformer are whitened.
         components: K.
+        neighbors: whether pairs of neighbors are mined, and the directions in which they differ get less weight.
     """
 
     faces: str
     readout: Readout = "all"
     components: int = 200
+    neighbors: bool = False
 
 
 def whitened_network(
@@ -142,31 +155,42 @@ def whitened_network(
         UserError: the set cannot be read, or has too few faces.
     """
     read = weights.read_by(options.readout)
-    network = read.embedder(trained=trained).to(run.get("device", "cpu"))
-    sample = sample_faces(options.faces, read.architecture.read_dim, color_order)
-    vectors = network_vectors(network, sample, **run)
-    network.whitening = fit_whitening(vectors, options.components, options.faces).to(run.get("device", "cpu"))
+    device = run.get("device", "cpu")
+    network = read.embedder(trained=trained).to(device)
+    whitening = _fit(partial(embed_chunk, network, **run), read.architecture.read_dim, options, color_order)
+    network.whitening = whitening.to(device)
     return network
 
 
-def network_vectors(network: Any, sample: FaceSample, **options: Any) -> NDArray[np.float32]:
-    """Return the vectors of a sample's faces and mirror images, float32 [2·N, D].
+def _fit(describe: Describe, dim: int, options: WhiteningOptions, color_order: ColorOrder) -> Whitening:
+    """Fit the whitening of D numbers that describe a face."""
+    sample = sample_faces(options.faces, dim, color_order)
+    vectors = np.concatenate([_described(describe, sample, start) for start in sample.starts]).reshape(-1, dim)
+    if not options.neighbors:
+        return fit_whitening(vectors, options.components, options.faces)
+    base_dim = max(options.components, min(BASE_COMPONENTS, dim, len(vectors) // _VECTORS_PER_COMPONENT))
+    base = fit_whitening(vectors, base_dim, options.faces)
+    sample = sample_faces(options.faces, base_dim, color_order, most=MAX_MINED_FACES)
+    # The mean of a face and its mirror image, as in the flip test.
+    rows = (torch.from_numpy(_described(describe, sample, start)).mean(dim=1) for start in sample.starts)
+    return discriminate(base, torch.cat([base(part) for part in rows]), options.components, options.faces)
 
-    Args:
-        network: as for `apply_network`.
-        sample: the faces.
-        options: as for `apply_network`.
+
+def _described(describe: Describe, sample: FaceSample, start: int) -> NDArray[np.float32]:
+    """Describe a chunk of a sample: float32 [B, 2, D].
 
     Raises:
-        DataError: a face is missing or does not decode, or a vector is not finite.
+        DataError: a face is missing or does not decode, or a number is not finite.
     """
-    parts = [embed_chunk(network, _read(sample, start), **options) for start in sample.starts]
-    return _finite(np.concatenate(parts), sample)
-
-
-def pixel_vectors(sample: FaceSample) -> NDArray[np.float32]:
-    """Return the gray pixels of a sample's faces and mirror images, float32 [2·N, 1024]."""
-    return _finite(np.concatenate([small_faces(_read(sample, start)) for start in sample.starts]), sample)
+    vectors = describe(sample.faces.read(start, min(start + _CHUNK, sample.faces.num_images)))
+    if not np.isfinite(vectors).all():
+        raise DataError(
+            f"embeddings of {sample.path}",
+            found="nan or infinity",
+            expected="finite numbers",
+            fix="the network has diverged: take an earlier checkpoint",
+        )
+    return vectors
 
 
 def small_faces(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -191,27 +215,10 @@ def fit_pixels(options: WhiteningOptions, color_order: ColorOrder = "rgb") -> Wh
     Raises:
         UserError: as `whitened_network`.
     """
-    sample = sample_faces(options.faces, _PIXELS_SIDE**2, color_order)
-    return fit_whitening(pixel_vectors(sample), options.components, options.faces)
+    return _fit(small_faces, _PIXELS_SIDE**2, options, color_order)
 
 
 def embed_pixels(whitening: Whitening, source: EvalFaces) -> NDArray[np.float32]:
     """Return whitened gray pixels of faces and their mirror images, float32 [N, 2, K]."""
     parts = [torch.from_numpy(small_faces(source.read(*rows))) for rows in chunks(source.num_images)]
     return np.concatenate([whitening(part).numpy() for part in parts])
-
-
-def _read(sample: FaceSample, start: int) -> NDArray[np.uint8]:
-    return sample.faces.read(start, min(start + _CHUNK, sample.faces.num_images))
-
-
-def _finite(vectors: NDArray[np.float32], sample: FaceSample) -> NDArray[np.float32]:
-    flat = vectors.reshape(-1, vectors.shape[-1])
-    if not np.isfinite(flat).all():
-        raise DataError(
-            f"embeddings of {sample.path}",
-            found="nan or infinity",
-            expected="finite numbers",
-            fix="the network has diverged: take an earlier checkpoint",
-        )
-    return flat

@@ -22,6 +22,9 @@ LUMA = (0.299, 0.587, 0.114)
 SMALLEST_SQUARE, SMALLEST_SUM = 1e-3, 32.0
 # The square root starts here, where its slope is 50.
 ROOT_OFFSET = 1e-4
+# Tokens have a mean near 0, or all of them would be alike to an untrained transformer. Four numbers in 100,000
+# of real faces are beyond the range.
+MIDDLE_ROOT, GAIN = ORIENTATION_DIM**-0.5, 2.4
 _MIDDLE = 127.5
 
 
@@ -33,7 +36,8 @@ def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Te
         along = cos(a) · gx + sin(a) · gy                            (Sobel gradients of the luma, 3×3)
         map_d = max(along, 0)³ / (gx² + gy²)                         (0 outside the image)
         cell_d = mean of map_d over the c×c pixels of the cell       (bilinear between whole positions)
-        token = √(cell / (Σ cell + 32))                              (sum over the token's 32 numbers)
+        share = √(cell / (Σ cell + 32))                              (sum over the token's 32 numbers)
+        token = 2.4 · (share - √(1/32)), within [-1, 1]              (0 where all shares are equal)
 
     The patch lies as in `extract_patches`.
 
@@ -43,7 +47,7 @@ def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Te
         patch_size: p, in pixels, even.
 
     Returns:
-        float32 [B, N, 32] in [-1, 1]: the token t of 0…1 as 2·t - 1.
+        float32 [B, N, 32] in [-1, 1].
     """
     assert patch_size % CELLS_PER_SIDE == 0, patch_size
     batch, count = landmarks.shape[:2]
@@ -62,7 +66,9 @@ def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Te
     cells = F.grid_sample(means, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     histograms = cells.permute(0, 2, 3, 1).reshape(batch, count, ORIENTATION_DIM)
     shares = histograms / (histograms.sum(-1, keepdim=True) + SMALLEST_SUM)
-    return 2 * ((shares + ROOT_OFFSET).sqrt() - math.sqrt(ROOT_OFFSET)) - 1
+    roots = (shares + ROOT_OFFSET).sqrt() - math.sqrt(ROOT_OFFSET)
+    tokens: Tensor = (GAIN * (roots - MIDDLE_ROOT)).clamp(-1, 1)
+    return tokens
 
 
 def direction_maps(images: Tensor) -> Tensor:

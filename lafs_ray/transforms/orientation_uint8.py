@@ -13,8 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.models.landmark_cnn import MIDDLE
 from lafs_ray.models.orientation_tokens import (
     CELLS_PER_SIDE,
+    GAIN,
+    MIDDLE_ROOT,
     NUM_DIRECTIONS,
     ORIENTATION_DIM,
     ROOT_OFFSET,
@@ -36,7 +39,7 @@ def sample_orientations(views: NDArray[np.uint8], landmarks: NDArray[np.float32]
         patch_size: p, in pixels, even.
 
     Returns:
-        uint8 [M, n, 32]: the token t of 0…1 as 255·t.
+        uint8 [M, n, 32]: u stands for u / 127.5 - 1, as in tokens of pixels.
     """
     cell = patch_size // CELLS_PER_SIDE
     starts = np.arange(CELLS_PER_SIDE, dtype=np.float32) * np.float32(cell)
@@ -55,7 +58,8 @@ def sample_orientations(views: NDArray[np.uint8], landmarks: NDArray[np.float32]
     histograms = np.maximum(cells.reshape(*landmarks.shape[:2], ORIENTATION_DIM), 0)
     shares = histograms / (histograms.sum(axis=-1, keepdims=True) + np.float32(SMALLEST_SUM))
     roots = np.sqrt(shares + np.float32(ROOT_OFFSET)) - np.float32(math.sqrt(ROOT_OFFSET))
-    tokens: NDArray[np.uint8] = np.rint(roots * np.float32(255)).astype(np.uint8)
+    scaled = (roots - np.float32(MIDDLE_ROOT)) * np.float32(GAIN * MIDDLE) + np.float32(MIDDLE)
+    tokens: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
     return tokens
 
 

@@ -101,7 +101,7 @@ def test_evaluate__whitened_rows(trained: str, pairs: str, tmp_path: Path) -> No
     whiten = WhiteningOptions(str(tmp_path / "unlabeled.rec"), "mean", 8)
     evaluate(Request(checkpoint=trained, pairs=[pairs], baselines=True, whiten=whiten, out=str(tmp_path / "out")))
     found = results(tmp_path / "out")
-    assert found["whitening"] == {"faces": whiten.faces, "readout": "mean", "components": 8}
+    assert found["whitening"] == {"faces": whiten.faces, "readout": "mean", "components": 8, "neighbors": False}
     rows = [row["embedding"] for row in found["results"][0]["rows"] if row["embedding"].endswith(", whitened")]
     assert rows == ["raw pixels, whitened", "untrained network, whitened", "trained network, whitened"]
     assert all(row["AUC"] == 1.0 for row in found["results"][0]["rows"])

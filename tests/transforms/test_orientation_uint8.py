@@ -29,9 +29,9 @@ def test_sample_orientations__is_the_definition_in_8_bits(patch_size: int) -> No
     assert found.shape == (4, 25, 32)
     difference = np.abs(found - expected)
     # Half a step of rounding; half a gray value in each of nine pixels of weak gradients.
-    assert difference.mean() < 0.6
-    assert np.quantile(difference, 0.99) < 8
-    assert difference.max() < 24
+    assert difference.mean() < 1
+    assert np.quantile(difference, 0.99) < 10
+    assert difference.max() < 30
 
 
 def test_sample_orientations__of_a_view_in_any_batch_and_number_of_threads() -> None:

@@ -60,6 +60,7 @@ def _add_whitening(parser: ArgumentParser) -> None:
         help="what is whitened: class token, mean of the other outputs, or all outputs side by side (default)",
     )
     add("--components", type=int, default=200, metavar="N", help="numbers of a whitened embedding (default 200)")
+    add("--neighbors", action="store_true", help="learn from mined neighbors, where identities recur")
 
 
 def embed(parser: ArgumentParser) -> None:
