@@ -131,15 +131,35 @@ class PlainAttention(nn.Module):
         return self.to_out(mixed)  # type: ignore[no-any-return]
 
 
+class PlainResidual(nn.Module):
+    """x + a branch with dropout, whole samples of which are set to zero; over one of ours."""
+
+    def __init__(self, ours: Any, drop_path: float) -> None:
+        super().__init__()
+        self.fn, self.dropout, self.keep = ours.fn, nn.Dropout(ours.dropout_rate), 1 - drop_path
+
+    def forward(self, x: Tensor, *_: Tensor | bool | None) -> Tensor:
+        """[B, n, D] to the same shape, always all tokens."""
+        branch = self.dropout(self.fn(x))
+        if self.training and self.keep < 1:
+            branch = branch / self.keep * branch.new_empty(len(x), 1, 1).bernoulli_(self.keep)
+        return x + branch  # type: ignore[no-any-return]
+
+
 class PlainNetwork(nn.Module):
     """Backbone once for each view, head once for all; takes a `LafsNetwork` over."""
 
     def __init__(self, network: LafsNetwork) -> None:
         super().__init__()
         self.backbone, self.head = network.backbone, network.head
-        blocks: Any = self.backbone.transformer.layers
-        for attention, _ in blocks:
-            attention.fn.fn = PlainAttention(attention.fn.fn)
+        transformer: Any = self.backbone.transformer
+        rate, transformer.depth.rate = transformer.depth.rate, 0.0
+        self.backbone.dropout = nn.Dropout(self.backbone.dropout.rate)
+        for block in transformer.layers:
+            attention, mlp = (branch.fn for branch in block)
+            attention.fn = PlainAttention(attention.fn)
+            mlp.fn.net[2] = nn.Dropout(mlp.fn.net[2].rate)
+            block[0], block[1] = PlainResidual(block[0], rate), PlainResidual(block[1], rate)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Views of [B, n, P] to scores [V·B, K]."""

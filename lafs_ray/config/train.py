@@ -69,6 +69,9 @@ class Model(Section):
     """Dropout of embedding, attention output and MLP."""
     drop_path: Annotated[Real, Field(ge=0.0, lt=1.0), Tuning.MUTABLE] = 0.1
     """Stochastic depth of both residual branches of every block."""
+    drop_path_per_sample: bool = False
+    """Whether each sample is dropped on its own, as in the released code, or a fixed number for each branch, whose
+    branch is not computed then (DINOv2)."""
     init_std: Annotated[Real, Field(gt=0.0)] = 0.02
     """Standard deviation of initial positions and class token: 0.02 as in DINO; the released code has 1."""
     landmark_cnn: Annotated[str, Field(pattern=r"^(mobilenetv3|timm/.+)$")] = "mobilenetv3"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lafs_ray.config.train import TokenFeatures
+from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, predict_landmarks
 from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
 
@@ -48,6 +49,7 @@ class FViT(nn.Module):
         token_dim: numbers in a token (`models.tokens.token_dim`); p·p·3 for pixels.
         dropout: rate on the embedded tokens, after attention's projection and after both layers of the MLP.
         drop_path: rate of stochastic depth, the same in every block.
+        drop_path_per_sample: see `StochasticDepth`.
         init_std: standard deviation of the initial positions and class token. Reference: 1, which suits supervised
             training; without labels the embedding then hardly depends on the face at the start (its standard deviation
             is 0.04; 0.4 for 0.02), and self-distillation collapses to the uniform distribution.
@@ -61,6 +63,7 @@ class FViT(nn.Module):
         *,
         dropout: float = 0.1,
         drop_path: float = 0.1,
+        drop_path_per_sample: bool = False,
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -68,14 +71,14 @@ class FViT(nn.Module):
         self.pos_embedding = nn.Parameter(init_std * torch.randn(1, num_tokens + 1, width))
         self.cls_token = nn.Parameter(init_std * torch.randn(1, 1, width))
         self.patch_to_embedding = nn.Linear(token_dim, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         blocks = []
         for _ in range(size.depth):
-            attention = _Attention(width, size.heads, size.head_dim, dropout)
-            branch = _Residual(width, attention, drop_path)
-            mlp = _Residual(width, _MLP(width, size.mlp_width, dropout), drop_path)
-            blocks.append(_Block([branch, mlp]))
-        self.transformer = Transformer(blocks)
+            attention = _Attention(width, size.heads, size.head_dim)
+            mlp = _MLP(width, size.mlp_width, dropout)
+            blocks.append(_Block([_Residual(width, branch, dropout) for branch in (attention, mlp)]))
+        depth = StochasticDepth(2 * size.depth, drop_path, per_sample=drop_path_per_sample)
+        self.transformer = Transformer(blocks, depth)
         self.mlp_head = nn.Sequential(nn.LayerNorm(width))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -91,7 +94,8 @@ class FViT(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Embed tokens as `forward`, which subclasses override to take images."""
-        return self.mlp_head(self.transformer(self._with_positions(tokens))[:, 0])  # type: ignore[no-any-return]
+        x = self.transformer(self._with_positions(tokens), class_only=True)
+        return self.mlp_head(x[:, 0])  # type: ignore[no-any-return]
 
     def outputs(self, tokens: Tensor) -> Tensor:
         """Return all normalized outputs [B, n + 1, D] of tokens; the first is the class token of `encode`."""
@@ -192,15 +196,6 @@ class GridFViT(FViT):
         return self.encode(grid_tokens(images, self.patch_size, self.token_features))
 
 
-def drop_path(branch: Tensor, rate: float, *, training: bool) -> Tensor:
-    """Stochastic depth: zero whole samples [B, …] at `rate`, scale the others by 1/(1-rate)."""
-    if not training or rate == 0.0:
-        return branch
-    keep = 1.0 - rate
-    mask = branch.new_empty((len(branch),) + (1,) * (branch.ndim - 1)).bernoulli_(keep)
-    return branch * (mask / keep)
-
-
 class Transformer(nn.Module):
     """A sequence of blocks.
 
@@ -209,42 +204,62 @@ class Transformer(nn.Module):
     activations of one block instead of all; results are bitwise the same.
 
     Args:
-        blocks: maps [B, n, D] to [B, n, D].
+        blocks: map [B, n, D] to [B, n, D], with what their two branches are dropped for.
+        depth: draws that.
     """
 
     recompute = False
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], depth: StochasticDepth) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
+        self.depth = depth
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n, D] to [B, n, D]."""
+    def forward(self, x: Tensor, *, class_only: bool = False) -> Tensor:
+        """[B, n, D] to [B, n, D], or to [B, 1, D]: with `class_only` the last block computes no other token."""
         recompute = self.recompute and torch.is_grad_enabled()
-        for block in self.layers:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        drawn = self.depth(x)
+        last = len(self.layers) - 1
+        for i, block in enumerate(self.layers):
+            args = (x, drawn[2 * i], drawn[2 * i + 1], class_only and i == last)
+            x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
         return x
 
 
 class _Block(nn.ModuleList):
     """Attention, then the MLP; a list, for the published names."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        for branch in self:
-            x = branch(x)
-        return x
+    def forward(
+        self, x: Tensor, path: Tensor | None = None, mlp_path: Tensor | None = None, class_only: bool = False
+    ) -> Tensor:
+        attention, mlp = self
+        return mlp(attention(x, path, class_only), mlp_path)  # type: ignore[no-any-return]
 
 
 class _Residual(nn.Module):
-    """x + drop_path(fn(norm(x)))."""
+    """x + dropout(fn(norm(x))), for all samples or for some."""
 
-    def __init__(self, width: int, branch: nn.Module, drop_path_rate: float) -> None:
+    def __init__(self, width: int, branch: nn.Module, dropout_rate: float) -> None:
         super().__init__()
         self.fn = _PreNorm(width, branch)
-        self.drop_path_rate = drop_path_rate
+        self.dropout_rate = dropout_rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + drop_path(self.fn(x), self.drop_path_rate, training=self.training)
+    def forward(self, x: Tensor, path: Tensor | None = None, class_only: bool = False) -> Tensor:
+        """Map [B, n, D] to the same, or to [B, 1, D].
+
+        Args:
+            x: the class token first.
+            path: an element of what `StochasticDepth` returns.
+            class_only: compute the class token alone; the branch is attention.
+        """
+        rate, training = self.dropout_rate, self.training
+        residual = x[:, :1] if class_only else x
+        if path is None:
+            return add_dropped(residual, self.fn(x, class_only), rate, training=training)
+        if path.is_floating_point():
+            return residual + drop_path(dropout(self.fn(x, class_only), rate, training=training), path)
+        branch = dropout(self.fn(x.index_select(0, path), class_only), rate, training=training)
+        return residual.index_add(0, path, branch.to(x.dtype), alpha=len(x) / len(path))
 
 
 class _PreNorm(nn.Module):
@@ -253,22 +268,24 @@ class _PreNorm(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.fn = branch
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, class_only: bool = False) -> Tensor:
+        x = self.norm(x)
+        return self.fn(x, class_only=True) if class_only else self.fn(x)  # type: ignore[no-any-return]
 
 
 class _Attention(nn.Module):
     """Self-attention; `to_qkv` holds queries, keys, values in this order, each split into heads."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
         self.scale = width**-0.5
         self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width), nn.Dropout(dropout))
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = attend(*self._projections(x), self.scale)
+    def forward(self, x: Tensor, *, class_only: bool = False) -> Tensor:
+        query, key, value = self._class_projections(x) if class_only else self._projections(x)
+        mixed = attend(query, key, value, self.scale)
         return self.to_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def weights(self, x: Tensor) -> Tensor:
@@ -279,9 +296,18 @@ class _Attention(nn.Module):
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, [B, heads, n, D] each."""
         batch, count, _ = x.shape
-        qkv = self.to_qkv(x).reshape(batch, count, 3, self.heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
+        # Unbound before the transposition: backward then writes the gradient of qkv once, in its own order.
+        query, key, value = self.to_qkv(x).view(batch, count, 3, self.heads, self.head_dim).unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _class_projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the class token's query [B, heads, 1, D], and all keys and values."""
+        batch, count, _ = x.shape
+        inner = self.heads * self.head_dim
+        weight = self.to_qkv.weight
+        query = F.linear(x[:, :1], weight[:inner]).view(batch, 1, self.heads, self.head_dim)
+        key, value = F.linear(x, weight[inner:]).view(batch, count, 2, self.heads, self.head_dim).unbind(2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -298,9 +324,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 class _MLP(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
-        )
+        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)  # type: ignore[no-any-return]

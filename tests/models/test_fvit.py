@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, GridFViT, PartFViT, attend, drop_path
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, GridFViT, PartFViT, attend
 from lafs_ray.models.landmark_cnn import LandmarkCNN, build_landmark_cnn
 from lafs_ray.models.patch_sampling import extract_patches
 from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels, to_unit_range
@@ -166,7 +166,8 @@ def test_token_attention__weights_of_the_block(block: int) -> None:
     attending, seen = model.transformer.layers[block][0].fn.fn, {}
     attending.register_forward_hook(lambda _module, inputs, output: seen.update(x=inputs[0], output=output))
     tokens = torch.randn(2, 5, 12)
-    model(tokens)
+    # `forward` computes no more than the class token in the last block.
+    model.transformer(model._with_positions(tokens))
     weights = model.token_attention(tokens, block)
     assert weights.shape == (2, 2, 6, 6)
     value = attending.to_qkv(seen["x"])[..., 32:].reshape(2, 6, 2, 8).transpose(1, 2)
@@ -206,22 +207,21 @@ def test_fvit__rates(option: str) -> None:
         assert not torch.equal(moving(tokens), moving(tokens))
 
 
-def test_drop_path__whole_samples_and_mean() -> None:
-    """Samples are dropped whole, at the rate, the rest scaled so that the mean stays."""
-    torch.manual_seed(0)
-    out = drop_path(torch.ones(20_000, 2, 3), 0.2, training=True)
-    first = out[:, 0, 0]
-    assert torch.equal(out, first[:, None, None].expand_as(out))
-    assert set(first.unique().tolist()) == {0.0, 1.25}
-    # Five standard errors of a share of 0.2 in 20,000 draws.
-    assert (first == 0).float().mean().item() == pytest.approx(0.2, abs=0.015)
-
-
-@pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.5, False)])
-def test_drop_path__off(rate: float, training: bool) -> None:
-    """At rate 0 and in evaluation the branch passes untouched."""
-    branch = torch.randn(4, 2)
-    assert drop_path(branch, rate, training=training) is branch
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_fvit__same_class_token_and_gradients_without_the_others(per_sample: bool) -> None:
+    """The last block computes the class token alone: embedding and all gradients are those of the whole block."""
+    model = FViT(TINY, 9, 12, dropout=0.0, drop_path=0.3, drop_path_per_sample=per_sample).double()
+    tokens = torch.randn(8, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for class_only in (True, False):
+        model.zero_grad()
+        torch.manual_seed(3)
+        x = model.transformer(model._with_positions(tokens), class_only=class_only)
+        embedding = model.mlp_head(x[:, 0])
+        embedding.square().sum().backward()
+        found.append([embedding, *(parameter.grad for parameter in model.parameters())])
+    # float64: sums of other lengths are taken in another order.
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 
 
 def _part_fvit() -> PartFViT:

@@ -72,8 +72,7 @@ class Architecture:
         assert self.transformer is not None
         assert self.patch_size is not None
         numbers = token_dim(self.patch_size, self.token_features)
-        size, rates = self.transformer, {"dropout": 0.0, "drop_path": 0.0}
-        return FViT(size, self.num_tokens, numbers, **rates, init_std=init_std)
+        return FViT(self.transformer, self.num_tokens, numbers, dropout=0.0, drop_path=0.0, init_std=init_std)
 
     def build_whitening(self) -> Whitening | None:
         """Build the whitening, unfitted."""

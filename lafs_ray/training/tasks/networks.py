@@ -39,6 +39,7 @@ def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
         token_dim=token_dim(model.patch_size, model.token_features),
         dropout=model.dropout,
         drop_path=model.drop_path,
+        drop_path_per_sample=model.drop_path_per_sample,
         init_std=model.init_std,
     )
     fvit.transformer.recompute = config.compute.activation_checkpointing
