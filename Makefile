@@ -7,7 +7,7 @@ TORCH := 2.13.0
 TORCHVISION := 0.28.0
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fast test-cpus test-lowest lint format docs environment node-environment mxnet-environment clean
+.PHONY: help demo test test-fast test-cpus test-lowest lint format docs site environment node-environment mxnet-environment clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -104,6 +104,9 @@ format: environment  ## format the code and fix what the linter can
 
 docs: environment  ## write docs/config.md from the configuration classes
 	$(BIN)/python -m docs.config_docs > docs/config.md
+
+site: environment  ## build the documentation as a web site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:  ## remove what `make demo` made
 	rm -rf demo

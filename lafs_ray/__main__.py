@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from lafs_ray.interrupt import exit_at_once
 
 
 def main() -> int:
     """Run the command line; return the exit code."""
-    try:
+    with exit_at_once():
         from lafs_ray.cli.lafs import lafs
         from lafs_ray.cli.main import run
-    except KeyboardInterrupt:
-        from lafs_ray.messages import show
-
-        show("interrupted", file=sys.stderr)
-        return 130
     return run(lafs)
 
 

@@ -133,7 +133,7 @@ def test_keys__exist(path: Path) -> None:
     known = keys(PretrainConfig) | keys(FinetuneConfig)
     sections = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
     named = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:[=:][^`]*)?`", prose(path))
-    files = (".py", ".md", ".json", ".jsonl", ".yaml", ".npy", ".bin", ".rec", ".idx", ".csv")
+    files = (".py", ".md", ".json", ".jsonl", ".yaml", ".npy", ".bin", ".rec", ".idx", ".csv", ".safetensors")
     missing = [
         name for name in named if name.split(".")[0] in sections and name not in known and not name.endswith(files)
     ]

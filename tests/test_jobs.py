@@ -207,8 +207,8 @@ def test_job__diverges(tmp_path: Path, face_set_path: str) -> None:
 
 
 def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
-    """Ctrl-C ends a run with code 130 and one line; no half-written file stays behind."""
-    settings = ["duration=500 steps", "checkpoints.every=1 steps"]
+    """Ctrl-C saves and ends a run in debug mode, with code 130; what it says is true; no half-written file is left."""
+    settings = ["duration=500 steps", "checkpoints.every=2 steps"]
     process = subprocess.Popen(
         [sys.executable, *arguments("pretrain", tmp_path, face_set_path, *settings)],
         cwd=ROOT,
@@ -228,11 +228,35 @@ def test_job__ctrl_c(tmp_path: Path, face_set_path: str) -> None:
         process.kill()
     assert process.returncode == 130, errors
     assert "Traceback" not in output + errors
-    assert errors == "interrupted; the same command continues from the last checkpoint\n"
     names = os.listdir(tmp_path / "debug" / "checkpoints")
-    assert len(names) == 2
     assert all(name.endswith(".pt") and name.startswith("step-") for name in names)
+    step = int(max(names).removeprefix("step-").removesuffix(".pt"))
+    assert errors.splitlines()[-1] == f"stopped by SIGINT, saved after step {step} of 500; the same command continues"
+    assert "state       stopped (last report " in job("jobs/status.py", str(tmp_path / "debug")).stdout
     torch.load(checkpoint.parent / max(names), weights_only=True)
+
+
+def test_job__ctrl_c_while_python_imports(tmp_path: Path, face_set_path: str) -> None:
+    """Before a run begins, Ctrl-C ends it with code 130 and one line, whatever is being imported."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments("pretrain", tmp_path, face_set_path)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+    while "libtorch" not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert len(errors.splitlines()) <= 2
+    assert "Traceback" not in errors
 
 
 @pytest.fixture(scope="module")

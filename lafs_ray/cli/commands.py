@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lafs_ray.cli.arguments import data, networks, runs, training
+from lafs_ray.interrupt import exit_at_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class Command:
     interrupted: str = "interrupted; nothing was written"
 
 
-_CONTINUES = "interrupted; the same command continues from the last checkpoint"
+# From the beginning of the run on, `launch` says what is saved.
+_BEFORE = "interrupted before the run began; the same command begins or continues it"
 
 COMMANDS = {
     "make-faces": Command(
@@ -61,7 +63,7 @@ COMMANDS = {
             "debug data.path=faces/train.rec",
             "lafs data.path=packed landmarks.weights=untrained batch_size=128 --dry-run",
         ),
-        interrupted=_CONTINUES,
+        interrupted=_BEFORE,
     ),
     "finetune": Command(
         summary="Train Part fViT on labeled faces: from scratch (stage 1), or from pretrained weights (stage 3).",
@@ -72,7 +74,7 @@ COMMANDS = {
             "full data.path=packed start.transformer=runs/debug model.size=tiny model.landmark_cnn_width=0.25 "
             "batch_size=48 --dry-run",
         ),
-        interrupted=_CONTINUES,
+        interrupted=_BEFORE,
     ),
     "cache-landmarks": Command(
         summary="Compute the landmarks of every face of a set once, for pretraining with landmarks.source=cached.",
@@ -114,7 +116,7 @@ COMMANDS = {
         summary="Export the face embedder of a run, checkpoint or weights file for other programs.",
         arguments=networks.export,
         execute="lafs_ray.cli.export:export_network",
-        examples=("runs/debug exported --formats safetensors,onnx,torch_export",),
+        examples=("runs/debug exported --formats safetensors,timm,onnx", "runs/debug exported --formats huggingface"),
         interrupted="interrupted; the files named above are complete",
     ),
     "convert": Command(
@@ -182,4 +184,6 @@ def execute(name: str, arguments: Sequence[str], program: str | None = None) -> 
     """
     options: Namespace = build_parser(name, program or f"lafs {name}").parse_intermixed_args(arguments)
     module, _, function = COMMANDS[name].execute.partition(":")
-    getattr(importlib.import_module(module), function)(options)
+    with exit_at_once(COMMANDS[name].interrupted):
+        command = getattr(importlib.import_module(module), function)
+    command(options)

@@ -15,7 +15,7 @@ from lafs_ray.cli.commands import COMMANDS, execute
 from lafs_ray.errors import Stopped, find_user_error
 from lafs_ray.messages import PrintableFormatter, show, show_bug
 
-_CONTINUES = "interrupted; the same command continues from the last checkpoint"
+_CONTINUES = "interrupted; the same command continues"
 
 
 def run(main: Callable[[Sequence[str]], None], interrupted: str = _CONTINUES) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from argparse import Namespace
-
-import yaml
+from collections.abc import Iterator
 
 from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.config.finetune import FinetuneConfig
@@ -13,10 +13,13 @@ from lafs_ray.config.loader import load
 from lafs_ray.config.presets import config_file
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.yaml_text import write_yaml
 from lafs_ray.data.alignment_check import check_set
 from lafs_ray.engine.console import log_to, terminal_handler
 from lafs_ray.engine.online_eval import OnlineEvaluator, check_online_eval, evaluate_in_process, evaluated_steps
 from lafs_ray.engine.signals import stop_request
+from lafs_ray.errors import Stopped
+from lafs_ray.interrupt import exit_at_once
 from lafs_ray.messages import show
 from lafs_ray.training.prepare import RunInputs, check_run, prepare_run
 from lafs_ray.training.run_request import RunRequest
@@ -36,18 +39,18 @@ def finetune(options: Namespace) -> None:
 def _train_command(config: TrainConfig, options: Namespace) -> None:
     if options.dry_run:
         check_online_eval(config.online_eval)
-        dry_run(check_run(config))
+        dry_run(check_run(config, extend=options.extend))
     else:
-        launch(config)
+        launch(config, extend=options.extend)
 
 
 def describe(inputs: RunInputs) -> None:
-    """Print the resolved settings and the size of a run, and a warning if its faces are not aligned."""
+    """Print the settings that differ from the defaults, the size of a run, and a warning if faces are not aligned."""
     config, length = inputs.config, inputs.length
     identities = ""
     if inputs.num_identities is not None:
         identities = f" of {inputs.num_identities} identities"
-    show(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+    show(write_yaml(config.model_dump(mode="json", exclude_defaults=True)).rstrip())
     show(
         f"{config.run.name}: {inputs.faces.num_images} faces{identities}, "
         f"{length.steps_per_epoch} {'step' if length.steps_per_epoch == 1 else 'steps'} per epoch, "
@@ -56,6 +59,8 @@ def describe(inputs: RunInputs) -> None:
     )
     if warning := check_set(inputs.faces).warning(config.data.path):
         show(f"warning: {warning}")
+    for line in inputs.init_weights.report:
+        show(line)
 
 
 def dry_run(inputs: RunInputs) -> None:
@@ -77,8 +82,12 @@ def dry_run(inputs: RunInputs) -> None:
     show(line)
 
 
-def launch(config: TrainConfig) -> None:
+def launch(config: TrainConfig, *, extend: bool = False) -> None:
     """Check a training job's inputs, then run it to its end.
+
+    Args:
+        config: of the run.
+        extend: whether the run in the folder may become longer, and its schedule another.
 
     Raises:
         UserError: an error in the configuration, the data or the run's folder.
@@ -88,9 +97,9 @@ def launch(config: TrainConfig) -> None:
         training_device(config)
     require_persistent_path("run.storage", config.run.storage)
     check_online_eval(config.online_eval)
-    inputs = prepare_run(config)
+    inputs = prepare_run(config, extend=extend)
     describe(inputs)
-    with inputs.folder().lock(), log_to(terminal_handler(inputs)):
+    with inputs.folder().lock(), log_to(terminal_handler(inputs)), _interruption(inputs):
         if not is_finished(inputs):
             _train(inputs)
     newest = inputs.folder().checkpoint_uri(inputs.length.total_steps)
@@ -102,9 +111,26 @@ def _train(inputs: RunInputs) -> None:
         run_in_process(inputs)
         return
     # Imported here: in debug mode, Ray need not be installed.
-    from lafs_ray.engine.ray_train import run_on_ray
+    with exit_at_once(_state_of(inputs)):
+        from lafs_ray.engine.ray_train import run_on_ray
 
     run_on_ray(inputs)
+
+
+@contextlib.contextmanager
+def _interruption(inputs: RunInputs) -> Iterator[None]:
+    """Turn a Ctrl-C that no handler took into `Stopped`, with what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, _state_of(inputs)) from None
+
+
+def _state_of(inputs: RunInputs) -> str:
+    steps, total = inputs.folder().steps(), inputs.length.total_steps
+    if not steps:
+        return "interrupted; nothing is saved yet, so the same command begins again"
+    return f"interrupted; saved after step {steps[-1]} of {total}, where the same command continues"
 
 
 def is_finished(inputs: RunInputs) -> bool:
@@ -122,13 +148,13 @@ def run_in_process(inputs: RunInputs) -> None:
     """Train to the end of the run without Ray, with its online evaluation (debug mode).
 
     Raises:
-        Stopped: SIGTERM was received; the run has saved.
+        Stopped: SIGTERM or Ctrl-C was received; the run has saved.
     """
     evaluator = None
     if inputs.config.online_eval.enabled:
         evaluator = OnlineEvaluator(inputs, evaluate_in_process(inputs.config))
-    # Ctrl-C is not handled: in a debugger it has to act at once.
-    with stop_request(signal.SIGTERM) as request:
+    # The second Ctrl-C acts at once; so does the first in pdb, which has a handler of its own.
+    with stop_request(signal.SIGTERM, signal.SIGINT) as request:
         hooks = Hooks(
             after_write=evaluator.saved if evaluator is not None else lambda _: None,
             run_request=lambda: RunRequest.NOTHING if request.signum is None else RunRequest.STOP,

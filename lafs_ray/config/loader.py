@@ -206,6 +206,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
+        # A section that an older version did not have, or whose settings are all none.
+        before = {} if before is None and isinstance(after, dict) else before
         if isinstance(before, dict) and isinstance(after, dict):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
@@ -225,6 +227,10 @@ def _explain(kind: type[Section], error: Any) -> str:
         return f"{path}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{path}: required, but not given"
+    section = section_at(kind, location)
+    if error["type"] in ("model_type", "model_attributes_type") and section is not None:
+        keys = ", ".join(f"{path}.{name}" for name in section.model_fields)
+        return f"{path}: {error['input']!r}, but it is a section; set its keys: {keys}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message

@@ -43,6 +43,23 @@ class PretrainLandmarks(Section):
     """Whether a local view samples landmarks with replacement, as the released code does."""
 
 
+class PretrainStart(Section):
+    """Pretrained weights to continue from, in a run of its own; none is from scratch."""
+
+    student: str | None = None
+    """Pretraining run or checkpoint (ours, published or converted) whose student continues: its transformer, and its
+    head where num_prototypes and widths are the same. model.size, num_landmarks and patch_size are those of a run
+    unless set, and so is landmarks.weights."""
+    teacher: str | None = None
+    """Checkpoint of the teacher, with its center; null: that of start.student."""
+
+    @model_validator(mode="after")
+    def _teacher_has_a_student(self) -> PretrainStart:
+        if self.teacher is not None and self.student is None:
+            raise ValueError("teacher: needs start.student, which is trained; name it, the same file if it has both")
+        return self
+
+
 class Views(Section):
     """Crops and appearance of global and local views; the paper's numbers."""
 
@@ -187,6 +204,8 @@ class PretrainConfig(TrainConfig):
     """Global batch: faces in one optimizer step, over all workers and micro-batches."""
     landmarks: Annotated[PretrainLandmarks, Tuning.DEFINES_LOSS] = PretrainLandmarks()
     """Landmarks and their augmentation."""
+    start: PretrainStart = PretrainStart()
+    """Pretrained weights."""
     views: Annotated[Views, Tuning.DEFINES_LOSS, Tuning.MUTABLE] = Views()
     """Views and their augmentation."""
     crops: Annotated[Crops, Tuning.OPERATIONAL] = Crops()
@@ -214,7 +233,7 @@ class PretrainConfig(TrainConfig):
                     "CNN whose landmarks were cached, or the folder of another tool's landmarks "
                     "(lafs cache-landmarks --from)"
                 )
-        elif self.landmarks.weights is None:
+        elif self.landmarks.weights is None and self.start.student is None:
             raise ValueError(
                 "landmarks.weights: required, the landmark CNN comes from stage 1; give its "
                 "checkpoint, or without one landmarks.source=template (fixed positions), "

@@ -54,25 +54,30 @@ class BarHandler(LineHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Move the bar to a report, or print a line above it."""
-        report = getattr(record, "report", None)
+        report, first_step = getattr(record, "report", None), getattr(record, "first_step", None)
         if report is not None:
             self._move(report)
+        elif first_step is not None:
+            self._begin(first_step)
         elif self._bar is None:
             super().emit(record)
         else:
             self._bar.write(self.format(record), file=self.stream)
 
-    def _move(self, report: dict[str, Any]) -> None:
-        # The first report makes the bar, so that its time left counts from there.
+    def _begin(self, step: int) -> None:
+        # After the first step, or a report: the time left counts from there, without the start-up.
         if self._bar is None:
             self._bar = tqdm(
                 total=self._total,
-                initial=report["step"],
+                initial=step,
                 desc=printable(self._name),
                 unit="step",
                 file=self.stream,
                 dynamic_ncols=True,
             )
+
+    def _move(self, report: dict[str, Any]) -> None:
+        self._begin(report["step"])
         self._bar.update(report["step"] - self._bar.n)
         self._bar.set_postfix_str(metrics_text(report))
 

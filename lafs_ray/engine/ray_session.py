@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -11,6 +12,9 @@ import ray.train
 from ray.data import DataContext
 
 from lafs_ray.errors import ConfigError
+from lafs_ray.interrupt import delayed
+
+logger = logging.getLogger(__name__)
 
 _NO_PROGRESS_TIMEOUT_S = 300
 _CONNECT_TIMEOUT_S = 5.0
@@ -72,8 +76,14 @@ def start_or_join(cpus: float) -> None:
             _check_address(address)
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
         local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
+        logger.info("joining the Ray cluster at %s" if on_cluster else "starting Ray on this machine%s", address)
         try:
-            ray.init(address=None if on_cluster else "local", logging_level="error", log_to_driver=False, **local)
+            with delayed("interrupted: waiting for Ray to start, then ending; once more ends at once"):
+                context = ray.init(
+                    address=None if on_cluster else "local", logging_level="error", log_to_driver=False, **local
+                )
+            dashboard = getattr(context, "dashboard_url", None)
+            logger.info("Ray is there%s", f" (dashboard http://{dashboard})" if dashboard else "")
         except (OSError, ValueError, RuntimeError) as error:
             raise _start_error(address, error) from error
 

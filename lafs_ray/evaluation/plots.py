@@ -55,13 +55,31 @@ def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[A
         images: uint8 [B, S, S, 3] RGB.
         landmarks: [B, N, 2] in pixels, (x, y).
     """
+    return _overlay(images, landmarks, np.broadcast_to(np.arange(landmarks.shape[1]), landmarks.shape[:2]), "hsv", 9)
+
+
+def attention_overlay(
+    images: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]]
+) -> Figure:
+    """Draw on faces what the class token attends to: the brighter a point, the larger its weight.
+
+    Args:
+        images: uint8 [B, S, S, 3] RGB.
+        landmarks: [B, N, 2] in pixels, (x, y).
+        weights: [B, N], attention of the class token to each.
+    """
+    return _overlay(images, landmarks, weights, "inferno", 25)
+
+
+def _overlay(
+    images: NDArray[np.uint8], points: NDArray[Any], values: NDArray[Any], colors: str, point_size: int
+) -> Figure:
     rows = -(-len(images) // _COLUMNS)
     figure = Figure(figsize=(2 * _COLUMNS, 2 * rows), layout="constrained")
-    for axes, image, points in zip(
-        figure.subplots(rows, _COLUMNS, squeeze=False).flat, images, landmarks, strict=False
-    ):
+    all_axes = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    for axes, image, at, value in zip(all_axes, images, points, values, strict=False):
         axes.imshow(image)
-        axes.scatter(points[:, 0], points[:, 1], c=np.arange(len(points)), cmap="hsv", s=9)
+        axes.scatter(at[:, 0], at[:, 1], c=value, cmap=colors, s=point_size)
         axes.set_xlim(-0.5, image.shape[1] - 0.5)
         axes.set_ylim(image.shape[0] - 0.5, -0.5)
     for axes in figure.axes:

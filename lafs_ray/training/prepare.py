@@ -27,6 +27,7 @@ from lafs_ray.training.monitoring.tensorboard import require_tensorboard
 from lafs_ray.training.run_length import Length, build_sampler, run_length
 from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
+from lafs_ray.training.tasks.continue_pretraining import adopt_settings, with_start
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors, load_init_weights
 
 
@@ -42,6 +43,7 @@ class RunInputs:
         num_classes: identities of the whole set of a labeled run.
         num_identities: identities among `faces`; None if the set does not list them.
         init_weights: weights from other runs.
+        extend: whether the run in the folder may become longer, and its schedule another.
     """
 
     config: TrainConfig
@@ -51,6 +53,7 @@ class RunInputs:
     num_classes: int | None
     num_identities: int | None
     init_weights: InitWeights
+    extend: bool = False
 
     def preprocessor(self) -> Preprocessor:
         """Return what decodes and transforms; every ingest process builds its own."""
@@ -67,7 +70,7 @@ class RunInputs:
 
     def folder(self) -> RunDir:
         """Return the run's folder."""
-        return RunDir(self.config, self.faces.fingerprint)
+        return RunDir(self.config, self.faces.fingerprint, extend=self.extend)
 
     def origin(self) -> Origin:
         """Return the hashes of the weights read, and the run's length."""
@@ -75,13 +78,13 @@ class RunInputs:
         return Origin(start.landmarks_hash, start.transformer_hash, asdict(self.length))
 
 
-def prepare_run(config: TrainConfig) -> RunInputs:
+def prepare_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     """Run `check_run`, then claim the run's folder and record the subset there.
 
     Raises:
         UserError: as in `check_run`, or the folder belongs to another run.
     """
-    inputs = check_run(config)
+    inputs = check_run(config, extend=extend)
     config, folder = inputs.config, inputs.folder()
     folder.claim(inputs.origin())
     if isinstance(config, FinetuneConfig) and config.data.subset is not None:
@@ -91,12 +94,18 @@ def prepare_run(config: TrainConfig) -> RunInputs:
     return inputs
 
 
-def check_run(config: TrainConfig) -> RunInputs:
+def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     """Open the set, sample its subset, read pretrained weights and validate all of them.
+
+    Args:
+        config: of the run; what it takes from the checkpoint of `start.student` is filled in.
+        extend: whether the run in the folder may become longer, and its schedule another.
 
     Raises:
         UserError: one of them is missing, damaged or contradicts the configuration.
     """
+    if isinstance(config, PretrainConfig):
+        config = adopt_settings(config)
     color_order = config.data.color_order
     faces = open_faces(config.data.path, color_order, IMAGE_SIZE)
     if config.log.tensorboard:
@@ -120,8 +129,9 @@ def check_run(config: TrainConfig) -> RunInputs:
     sampler = build_sampler(config, faces)
     length, init_weights = run_length(config, sampler), load_init_weights(config)
     if isinstance(config, PretrainConfig):
+        init_weights = with_start(config, init_weights)
         faces = with_cached_landmarks(config, faces, init_weights)
-    return RunInputs(config, faces, sampler, length, num_classes, num_identities, init_weights)
+    return RunInputs(config, faces, sampler, length, num_classes, num_identities, init_weights, extend)
 
 
 def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ stream of batches.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,7 @@ def run_rank(
             with recorder:
                 train(
                     training,
-                    stream(first_step, length.total_steps),
+                    _announced(stream(first_step, length.total_steps), config, rank),
                     Meter(config.batch_size),
                     last_step=length.total_steps,
                     report=recorder.report,
@@ -109,6 +110,16 @@ def run_rank(
                 recorder.finish()
         except NonFinite as found:
             raise monitor.explain(found, inputs.faces.shard_uris) from None
+
+
+def _announced(batches: Iterator[StepBatch], config: TrainConfig, rank: int) -> Iterator[StepBatch]:
+    """Pass batches on, and log on rank 0 that the first step is done: the first report may be far away."""
+    started = time.monotonic()
+    for number, batch in enumerate(batches):
+        if number == 1 and rank == 0 and config.log.every_steps > 1:
+            took = time.monotonic() - started
+            logger.info("the first step took %.1f s", took, extra={"first_step": batch.step})
+        yield batch
 
 
 def restore(training: TrainState, folder: RunDir, rank: int) -> int:

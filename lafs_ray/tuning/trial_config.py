@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 # Values that are no paths.
 _KEYWORDS = ("untrained",)
 _PATHS = (
-    *("data.path", "start.transformer", "start.landmarks"),
+    *("data.path", "start.transformer", "start.landmarks", "start.student", "start.teacher"),
     *("landmarks.weights", "landmarks.cache", "landmarks.template"),
 )
 # Placeholder for a trial's checkpoint until there is one.

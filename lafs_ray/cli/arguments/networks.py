@@ -83,7 +83,10 @@ def export(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", help=_SOURCE)
     add("out", help="folder of the exported files")
-    add("--formats", default="safetensors", help="some of safetensors,onnx,torch_export (default safetensors)")
+    formats = "safetensors,timm,onnx,torch_export,huggingface"
+    add("--formats", default="safetensors", metavar="NAMES", help=f"some of {formats} (default safetensors)")
+    add("--license", metavar="ID", help="of the model card of huggingface, such as mit (default: not stated)")
+    add("--data", metavar="TEXT", help="of the model card: what the network was trained on (default: not stated)")
     add(
         "--input",
         choices=["float32", "uint8"],
@@ -107,5 +110,10 @@ def convert(parser: ArgumentParser) -> None:
     add("--landmarks", metavar="CHECKPOINT", help="stage-1 checkpoint with the landmark CNN to add")
     add("--heads", action="store_true", help="keep DINO head and class weight")
     add("--grid", action="store_true", help="trained on grid patches (DINO-face)")
-    add("--head-dim", type=int, default=64, metavar="WIDTH", help="width of an attention head (default 64)")
+    add(
+        "--head-dim",
+        type=int,
+        metavar="WIDTH",
+        help="width of an attention head (default: as recorded in the file; else of our size of these shapes; else 64)",
+    )
     add("--force", action="store_true", help="overwrite OUT")

@@ -8,16 +8,26 @@ from argparse import ArgumentParser
 def pretrain(parser: ArgumentParser) -> None:
     """Add the arguments of pretraining."""
     _configured(parser, "pretrain", "print the length of the run, and exit")
+    _extendable(parser)
 
 
 def finetune(parser: ArgumentParser) -> None:
     """Add the arguments of supervised training."""
     _configured(parser, "finetune", "print the length of the run, and exit")
+    _extendable(parser)
 
 
 def sweep(parser: ArgumentParser) -> None:
     """Add the arguments of a sweep."""
     _configured(parser, "sweep", "describe the trials, and exit")
+
+
+def _extendable(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="make the run of this name longer, or change its schedule: duration, optim.*, dino.teacher_temp.*, …",
+    )
 
 
 def _configured(parser: ArgumentParser, task: str, dry_run: str) -> None:

@@ -1,8 +1,8 @@
 """A network's architecture: stored in our files, inferred from shapes for published ones.
 
 Shapes determine nearly everything, except heads and their width (only the product is in a shape), landmarks or grid,
-and the side of the images; published networks have heads of 64, landmarks, and 112 pixels. Shape letters: N landmarks,
-p patch side, D width.
+and the side of the images; published networks have heads of 64, landmarks, and 112 pixels. A transformer with the
+shapes of one of our sizes has the heads of that size. Shape letters: N landmarks, p patch side, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lafs_ray.config.train import TokenFeatures
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.state_dicts import check_weights
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.fvit import FViT, FViTSize
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
 from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
 from lafs_ray.models.readout import Readout, Whitening, readout_dim
@@ -177,14 +177,14 @@ def require_fit(architecture: Architecture, state: Mapping[str, Tensor], source:
 
 
 def infer_architecture(
-    state: Mapping[str, Tensor], source: str, *, head_dim: int = PUBLISHED_HEAD_DIM, grid: bool = False
+    state: Mapping[str, Tensor], source: str, *, head_dim: int | None = None, grid: bool = False
 ) -> Architecture:
     """Infer an architecture from the shapes of a backbone's tensors.
 
     Args:
         state: tensors under `PartFViT`'s names; others are ignored.
         source: the file they are from, for messages.
-        head_dim: width of an attention head; shapes do not determine it.
+        head_dim: width of an attention head; None: that of our size of these shapes, else as published.
         grid: whether tokens are cells of the plain grid; shapes do not determine it.
 
     Raises:
@@ -247,7 +247,7 @@ def _landmark_cnn(state: Mapping[str, Tensor], source: str) -> tuple[int | None,
     return _shape(state, "output_layer.1.weight", source, 2)[0] // 2, width
 
 
-def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int) -> tuple[FViTSize, int, int]:
+def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int | None) -> tuple[FViTSize, int, int]:
     """Return size, N and p."""
     _, positions, width = _shape(state, "pos_embedding", source, 3)
     token_dim = _shape(state, "patch_to_embedding.weight", source, 2)[1]
@@ -260,6 +260,12 @@ def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int) -> tup
             fix=_FIX,
         )
     inner = _shape(state, _QKV.format(0), source, 2)[0] / 3
+    depth = 0
+    while _QKV.format(depth) in state:
+        depth += 1
+    mlp_width = _shape(state, "transformer.layers.0.1.fn.fn.net.0.weight", source, 2)[0]
+    if head_dim is None:
+        head_dim = _known_head_dim(width, depth, inner, mlp_width)
     if head_dim < 1 or inner % head_dim:
         raise CheckpointError(
             f"{source}, {_QKV.format(0)}",
@@ -267,12 +273,15 @@ def _transformer(state: Mapping[str, Tensor], source: str, head_dim: int) -> tup
             expected="heads × head width; shapes do not determine the two factors",
             fix="set the width of a head: --head-dim",
         )
-    depth = 0
-    while _QKV.format(depth) in state:
-        depth += 1
-    mlp_width = _shape(state, "transformer.layers.0.1.fn.fn.net.0.weight", source, 2)[0]
     size = FViTSize(width, depth, int(inner) // head_dim, head_dim, mlp_width)
     return size, positions - 1, patch_size
+
+
+def _known_head_dim(width: int, depth: int, inner: float, mlp_width: int) -> int:
+    for size in FVIT_SIZES.values():
+        if (size.width, size.depth, size.heads * size.head_dim, size.mlp_width) == (width, depth, inner, mlp_width):
+            return size.head_dim
+    return PUBLISHED_HEAD_DIM
 
 
 def _shape(state: Mapping[str, Tensor], name: str, source: str, ndim: int) -> tuple[int, ...]:

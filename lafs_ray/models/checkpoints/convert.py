@@ -7,6 +7,7 @@ available. So every unexpected name is reported or refused, never dropped.
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
-from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM, Architecture, infer_architecture
+from lafs_ray.models.checkpoints.architecture import Architecture, infer_architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import (
     LANDMARK_PREFIXES,
@@ -30,6 +31,8 @@ from lafs_ray.models.checkpoints.state_dicts import (
 )
 
 _MAX_NAMES = 4
+# Of a published file that we wrote: shapes do not determine the width of a head.
+_HEAD_DIM = "lafs_ray.head_dim"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def from_published(
     source: str,
     *,
     role: Role = "teacher",
-    head_dim: int = PUBLISHED_HEAD_DIM,
+    head_dim: int | None = None,
     grid: bool = False,
     heads: bool = False,
 ) -> Conversion:
@@ -81,7 +84,7 @@ def from_published(
         checkpoint: what `read_checkpoint` returned.
         source: the file, for messages and the weights' header.
         role: which network of a pretraining checkpoint.
-        head_dim: width of an attention head.
+        head_dim: width of an attention head; None: as the file records it, else as `infer_architecture` assumes.
         grid: whether the transformer was trained on plain grid patches.
         heads: keep DINO head and class weight.
 
@@ -90,6 +93,8 @@ def from_published(
             different prefixes.
     """
     container, tensors = network_tensors(checkpoint, role)
+    recorded = _recorded_head_dim(checkpoint if container is None else checkpoint[container])
+    head_dim = recorded if head_dim is None else head_dim
     state = published_state(checkpoint, role)
     architecture = infer_architecture(state.backbone, source, head_dim=head_dim, grid=grid)
     own = _own_names(architecture, state.backbone)
@@ -112,7 +117,10 @@ def from_published(
     ignored |= _other_keys(checkpoint, container)
     assumed = f"images of {IMAGE_SIZE} px, RGB in [-1, 1]"
     if architecture.transformer is not None:
-        assumed = f"heads of {head_dim}, tokens from {'a grid' if grid else 'landmarks'}, {assumed}"
+        heads_of = f"heads of {architecture.transformer.head_dim}"
+        if recorded == architecture.transformer.head_dim:
+            heads_of += " (recorded in the file)"
+        assumed = f"{heads_of}, tokens from {'a grid' if grid else 'landmarks'}, {assumed}"
     return Conversion(weights, _missing(architecture), ignored, assumed)
 
 
@@ -181,12 +189,22 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
         left_out["stn.*, output_layer.*"] = (
             "the landmark CNN, which published pretraining checkpoints keep in their stage-1 file"
         )
-    tensors = layout.named(state)
+    tensors: OrderedDict[str, Tensor] = OrderedDict(layout.named(state))
+    if weights.architecture.transformer is not None:
+        # What a module's state_dict() has beside its tensors: load_state_dict, strict too, passes it by.
+        tensors._metadata = {_HEAD_DIM: weights.architecture.transformer.head_dim}  # type: ignore[attr-defined]
     buffer = io.BytesIO()  # torch's own file writer hides the cause of an error
     torch.save(tensors if layout.container is None else {layout.container: tensors}, buffer)
     with filesystem.atomic_write(uri) as file:
         file.write(buffer.getbuffer())
     return left_out
+
+
+def _recorded_head_dim(state: Mapping[str, Any]) -> int | None:
+    """Return the width of a head that `write_published` recorded; None: another program wrote the file."""
+    metadata = getattr(state, "_metadata", None)
+    found = metadata.get(_HEAD_DIM) if isinstance(metadata, dict) else None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _own_names(architecture: Architecture, state: Mapping[str, Tensor]) -> list[str]:

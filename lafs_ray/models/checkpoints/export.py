@@ -25,6 +25,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, describe_network, encode_weights
 from lafs_ray.models.checkpoints.state_dicts import published_state
+from lafs_ray.models.checkpoints.timm_names import from_timm
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.landmark_cnn import normalize_pixels
 from lafs_ray.synthetic.datasets import contact_sheet
@@ -32,7 +33,13 @@ from lafs_ray.synthetic.datasets import contact_sheet
 Input = Literal["float32", "uint8"]
 Run = Callable[[Tensor], Tensor]
 
-FILES = {"safetensors": "embedder.safetensors", "onnx": "embedder.onnx", "torch_export": "embedder.pt2"}
+FILES = {
+    "safetensors": "embedder.safetensors",
+    "timm": "embedder_timm.safetensors",
+    "onnx": "embedder.onnx",
+    "torch_export": "embedder.pt2",
+}
+HUGGING_FACE = "huggingface"
 TOLERANCE = 1e-4
 """Largest allowed difference of an embedding, relative to its largest absolute value.
 
@@ -76,7 +83,8 @@ def require_format(name: str) -> None:
         ConfigError: otherwise, with the packages to install.
     """
     if name not in FILES:
-        raise ConfigError("--formats", found=repr(name), expected=f"some of {', '.join(FILES)}", fix="correct it")
+        known = ", ".join([*FILES, HUGGING_FACE])
+        raise ConfigError("--formats", found=repr(name), expected=f"some of {known}", fix="correct it")
     absent = [p for p in _EXTRA if name == "onnx" and importlib.util.find_spec(p) is None]
     if absent:
         raise ConfigError(
@@ -108,7 +116,7 @@ def export_embedder(
     """
     require_format(name)
     network = weights.embedder().requires_grad_(requires_grad=False)
-    module = ExportedEmbedder(network, "float32" if name == "safetensors" else kind)
+    module = ExportedEmbedder(network, "float32" if name in ("safetensors", "timm") else kind)
     header = {
         **describe_network(weights),
         "input": _INPUTS[kind],
@@ -173,6 +181,14 @@ def _safetensors(module: ExportedEmbedder, weights: NetworkWeights, header: Mapp
     return content, again.embedder()
 
 
+def _timm(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]) -> tuple[bytes, Run]:
+    del module, header  # the file has its own description
+    content, size = encode_weights(weights.without_heads(), "timm"), weights.architecture.transformer
+    assert size is not None, "embedders have a transformer"
+    state = published_state(from_timm(load_safetensors(content), size))
+    return content, NetworkWeights(weights.architecture, state, weights.source).embedder()
+
+
 def _torch_export(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]) -> tuple[bytes, Run]:
     del weights
     buffer = io.BytesIO()
@@ -215,6 +231,7 @@ def _onnx(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str
 
 _MAKERS: dict[str, Callable[[ExportedEmbedder, NetworkWeights, Mapping[str, str]], tuple[bytes, Run]]] = {
     "safetensors": _safetensors,
+    "timm": _timm,
     "onnx": _onnx,
     "torch_export": _torch_export,
 }

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from safetensors import safe_open
@@ -32,11 +33,13 @@ from lafs_ray.models.checkpoints.state_dicts import (
     read_checkpoint,
     unreadable,
 )
+from lafs_ray.models.checkpoints.timm_names import from_timm, to_timm
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.readout import Readout, Whitening
 
 FORMAT = "1"
 WHITENING_PREFIX = "whitening."
+Names = Literal["published", "timm"]
 _FORMAT_KEY, _CHECKSUM = "lafs_ray_weights", "checksum"
 
 
@@ -52,6 +55,7 @@ class NetworkWeights:
         step: optimizer steps of training; None: unknown.
         seed: initializes an untrained network for comparison.
         init_std: standard deviation of that network's initial positions.
+        settings: of the run that trained it; None: unknown.
     """
 
     architecture: Architecture
@@ -61,6 +65,7 @@ class NetworkWeights:
     step: int | None = None
     seed: int = 0
     init_std: float = 0.02
+    settings: Mapping[str, Any] | None = None
 
     def without_heads(self) -> NetworkWeights:
         """Return the backbone alone."""
@@ -138,13 +143,17 @@ def write_weights(uri: str, weights: NetworkWeights) -> None:
         file.write(content)
 
 
-def encode_weights(weights: NetworkWeights) -> bytes:
-    """Return the bytes of a weights file."""
+def encode_weights(weights: NetworkWeights, names: Names = "published") -> bytes:
+    """Return the bytes of a weights file, its tensors under the published names or under timm's."""
+    named = LAYOUTS[None].named(weights.state)
+    if names == "timm":
+        named = to_timm(named, weights.architecture)
     tensors = {
         name: tensor.detach().cpu().clone().contiguous()  # safetensors refuses shared memory
-        for name, tensor in LAYOUTS[None].named(weights.state).items()
+        for name, tensor in named.items()
     }
     header = {_FORMAT_KEY: FORMAT, **describe_network(weights), "published_layout": json.dumps(asdict(weights.layout))}
+    header |= {"names": names} if names != "published" else {}
     return save(tensors, {**header, _CHECKSUM: _checksum(tensors, header)})
 
 
@@ -193,6 +202,8 @@ def read_weights(uri: str) -> NetworkWeights | None:
             expected="the file as it was written",
             fix="copy the file again, or convert the original checkpoint again",
         )
+    if header.get("names") == "timm" and architecture.transformer is not None:
+        tensors = from_timm(tensors, architecture.transformer)
     state, source = published_state(tensors), header.get("source", uri)
     require_fit(architecture, state.backbone, uri)
     step = header.get("step", "")

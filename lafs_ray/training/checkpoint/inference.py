@@ -13,7 +13,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
-from lafs_ray.models.checkpoints.architecture import PUBLISHED_HEAD_DIM, Architecture
+from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.convert import Conversion, add_landmark_cnn, from_published, report_conversion
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights
 from lafs_ray.models.checkpoints.state_dicts import (
@@ -109,7 +109,7 @@ def convert(
     *,
     role: Role = "teacher",
     landmarks: str | None = None,
-    head_dim: int = PUBLISHED_HEAD_DIM,
+    head_dim: int | None = None,
     grid: bool = False,
     heads: bool = False,
 ) -> Conversion:
@@ -119,7 +119,7 @@ def convert(
         path: as in `open_checkpoint`.
         role: which network of a pretraining checkpoint.
         landmarks: a checkpoint of any kind whose landmark CNN is added.
-        head_dim: width of an attention head of a published checkpoint.
+        head_dim: width of an attention head of a published checkpoint; None: as recorded or assumed.
         grid: whether a published transformer was trained on plain grid patches.
         heads: keep DINO head and class weight.
 
@@ -176,7 +176,8 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
         token_features=model.token_features,
     )
     step, seed = content["step"], config.run.seed
-    return NetworkWeights(architecture, state, source, layout, step, seed, model.init_std)
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    return NetworkWeights(architecture, state, source, layout, step, seed, model.init_std, settings)
 
 
 def _supervised_state(trainable: Mapping[str, Tensor]) -> PublishedState:

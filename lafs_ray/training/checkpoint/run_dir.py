@@ -12,9 +12,10 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from lafs_ray.config.loader import differences
 from lafs_ray.config.train import TrainConfig
@@ -32,6 +33,14 @@ from lafs_ray.training.checkpoint.run_description import DESCRIPTION, read_descr
 logger = logging.getLogger(__name__)
 
 _LOCK = ".lock"
+_GLANCE_S = 0.2
+
+# What --extend may change: the length of a run, and schedules, which are functions of it.
+_SCHEDULE = (
+    *("duration:", "optim.lr:", "optim.min_lr:", "optim.warmup:", "optim.weight_decay:", "optim.weight_decay_end:"),
+    *("optim.clip_grad:", "dino.teacher_temp.", "dino.teacher_momentum:", "dino.freeze_last_layer_epochs:"),
+    *("regularizer.", "freeze."),
+)
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
 _FREE_SECTIONS = ("compute", "ingest", "log", "monitoring", "checkpoints", "crops", "online_eval")
@@ -58,10 +67,11 @@ class RunDir:
     Args:
         config: the run's configuration; `run.storage` and `run.name` give the folder.
         fingerprint: of the set of faces, see `FaceSet.fingerprint`.
+        extend: whether the run may become longer, and its schedule another, than its folder says.
     """
 
-    def __init__(self, config: TrainConfig, fingerprint: str) -> None:
-        self._config, self._fingerprint = config, fingerprint
+    def __init__(self, config: TrainConfig, fingerprint: str, *, extend: bool = False) -> None:
+        self._config, self._fingerprint, self._extend = config, fingerprint, extend
         self.uri = filesystem.join(config.run.storage, config.run.name)
 
     def claim(self, origin: Origin) -> None:
@@ -94,8 +104,7 @@ class RunDir:
             except ValueError as error:
                 found = f"a config.json that is not of a run ({error})"
             else:
-                self._compare(content, description)
-                return description
+                return {**description, **self._extensions(content, self._compare(content, description))}
         elif any(not name.startswith(".") for name in filesystem.list_names(self.uri)):
             found = "files, but no config.json of a run"
         else:
@@ -107,27 +116,46 @@ class RunDir:
             fix="choose another run.name or run.storage",
         )
 
-    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+        """Return the changes of the schedule that `extend` allows.
+
+        Raises:
+            ConfigError: there are other differences, or these are not allowed.
+        """
         found = [] if old["kind"] == new["kind"] else [f"kind: {old['kind']} -> {new['kind']}"]
         if old["faces"] != new["faces"]:
             found.append(f"data.path: another set of faces ({old['faces']} -> {new['faces']})")
-        has_start = "start" in new["config"]
+        is_pretraining = "dino" in new["config"]
         for part, key in (
-            ("landmarks", "start.landmarks" if has_start else "landmarks.weights"),
-            ("transformer", "start.transformer"),
+            ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks"),
+            ("transformer", "start.student" if is_pretraining else "start.transformer"),
         ):
             if old.get(part) != new[part]:
                 hashes = f"{old.get(part)} -> {new[part]}"
                 found.append(f"{key}: the file holds other weights now ({hashes})")
-        found += differences(_binding(old["config"]), _binding(new["config"]))
+        changed = differences(_binding(old["config"]), _binding(new["config"]))
+        allowed = [line for line in changed if line.startswith(_SCHEDULE)]
+        found += [line for line in changed if not (self._extend and line in allowed)]
         if found:
+            extending = "; --extend changes only the length and the schedule" if self._extend else ""
             raise ConfigError(
                 f"run folder {self.uri} holds another run",
                 found="\n    ".join(["these differences (old -> new):", *found]),
-                expected="the settings that the run was started with",
+                expected=f"the settings that the run was started with{extending}",
                 fix="choose another run.name, or restore these settings"
+                + ("; --extend makes the run longer or changes its schedule" if found == allowed else "")
                 + ("" if self.steps() else "; it has no checkpoint, so its folder may be deleted"),
             )
+        return allowed
+
+    def _extensions(self, old: Mapping[str, Any], changes: list[str]) -> dict[str, Any]:
+        """Return the record of all extensions of the run: from which step on, and what changed."""
+        before = old.get("extensions")
+        extensions = [*before] if isinstance(before, list) else []
+        if changes:
+            steps = self.steps()
+            extensions.append({"after_step": steps[-1] if steps else 0, "changes": changes})
+        return {"extensions": extensions} if extensions else {}
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints present, oldest first."""
@@ -209,7 +237,7 @@ class RunDir:
             file = open(lock, "wb")  # noqa: SIM115 - the `with` below would translate errors of training
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError:
                 raise ConfigError(
                     f"run folder {self.uri}",
@@ -245,6 +273,33 @@ class RunDir:
                 fix="delete the folder's checkpoints to start from the beginning",
             )
         return None
+
+
+def is_locked(run: str) -> bool | None:
+    """Return whether a process is training the run of a folder; None where that cannot be found out."""
+    path = reading.local_path(run)
+    try:
+        with open(os.path.join(path or "", _LOCK), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock: an older run, or an object store
+        return None
+    return False
+
+
+def _lock(file: BinaryIO) -> None:
+    """Take the lock; `is_locked` of another process may have it for a moment.
+
+    Raises:
+        BlockingIOError: another process trains the run.
+        OSError: this file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_GLANCE_S)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _delete_partial(folder: str) -> None:

@@ -13,6 +13,7 @@ from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path, checkpoint_steps
 from lafs_ray.training.checkpoint.metrics_log import read_lines
 from lafs_ray.training.checkpoint.run_description import read_description
+from lafs_ray.training.checkpoint.run_dir import is_locked
 from lafs_ray.training.monitoring import nonfinite_report
 from lafs_ray.training.monitoring.monitor import DAMAGED, WARNINGS, duration
 
@@ -29,7 +30,8 @@ class Status:
     Args:
         run: its folder.
         kind: pretraining or supervised.
-        state: not started; running; silent, which means stopped or hanging; not finite, stopped there; finished.
+        state: not started; running; stopped, no process trains it; silent, which means stopped or hanging; not finite,
+            stopped there; finished.
         step: of the last report; 0 before the first.
         total_steps: of the run.
         last: the last report.
@@ -103,6 +105,8 @@ def read_status(run: str, now: float | None = None) -> Status:
     else:
         patience = max(_PATIENCE * config["log"]["every_steps"] * step_s, _MIN_PATIENCE_S)
         state = "running" if age < patience else "silent"
+    if state in ("running", "silent") and is_locked(run) is False:
+        state = "stopped"
     return Status(
         run=run,
         kind="pretraining" if description["kind"] == "PretrainConfig" else "supervised",
@@ -166,6 +170,7 @@ def _lines(status: Status) -> list[tuple[str, str]]:
     meaning = {
         "not started": "no report yet",
         "running": age,
+        "stopped": f"{age}; the same command continues it from step {status.checkpoint_step}",
         "silent": f"{age}: stopped or hanging; the same command continues it",
         "not finite": "stopped at a non-finite loss or gradient",
         "finished": f"all {status.total_steps} steps",

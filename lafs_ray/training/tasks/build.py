@@ -11,6 +11,7 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.optim import RowAdamW, parameter_groups
 from lafs_ray.training.input_pipeline import Transform
+from lafs_ray.training.tasks.continue_pretraining import load_start
 from lafs_ray.training.tasks.finetune import build_supervised, finetune_transform, supervised_groups, supervised_hparams
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
@@ -61,7 +62,9 @@ def build_training(
     task: TrainTask
     transform: DeviceTransform = unchanged
     if isinstance(config, PretrainConfig):
-        task, hparams = build_lafs(config, device), pretrain_hparams(config, sampler)
+        lafs, hparams = build_lafs(config, device), pretrain_hparams(config, sampler)
+        load_start(lafs, init_weights)
+        task = lafs
         groups = parameter_groups(task.trainable, hparams(0)["weight_decay"])
         if config.crops.device == "cuda":
             network = frozen_landmark_network(config, init_weights)

@@ -44,13 +44,19 @@ class InitWeights:
             anchor; or the positions of a template. None: over the grid, or from scratch.
         transformer: of the fViT; None: from scratch.
         landmarks_hash: of the landmark weights or positions, unless the CNN is untrained.
-        transformer_hash: of the transformer's.
+        transformer_hash: of the transformer's; of a pretraining that continues another, of student and teacher.
+        student: of a pretraining's student; names that it lacks start from scratch.
+        method: of its teacher (`teacher.*`) and center (`center.*`), likewise.
+        report: what of these was taken and what not, and why; a line for each part.
     """
 
     landmarks: Arrays | None = None
     transformer: Arrays | None = None
     landmarks_hash: str | None = None
     transformer_hash: str | None = None
+    student: Arrays | None = None
+    method: Arrays | None = None
+    report: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: st
     made = pretrained.architecture
     if made is not None and made.token_features == config.model.token_features != "pixels":
         _require_patch_size(config, made, path)
-    _load(network, pretrained.transformer, made, f"start.transformer={path}", keys)
+    load_configured(network, pretrained.transformer, made, f"start.transformer={path}", keys)
     if config.model.token_features == "pixels" and pretrained.on_grid != (config.landmarks.source == "grid"):
         weight = network.patch_to_embedding.weight
         with torch.no_grad():
@@ -239,14 +245,14 @@ def _landmark_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretra
         )
     network = build_landmark_network(config)
     keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width")
-    _load(network, pretrained.landmarks, pretrained.architecture, f"{key}={path}", keys)
+    load_configured(network, pretrained.landmarks, pretrained.architecture, f"{key}={path}", keys)
     return as_arrays(network)
 
 
-def _load(
+def load_configured(
     network: nn.Module, state: Mapping[str, Tensor], made: Architecture | None, subject: str, keys: Sequence[str]
 ) -> None:
-    """Load a state into a network.
+    """Load a state into a network of the configuration.
 
     Args:
         network: as configured.

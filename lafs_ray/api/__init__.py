@@ -1,0 +1,1 @@
+"""The Python interface, for scripts and notebooks: `import lafs_ray` exports it."""
