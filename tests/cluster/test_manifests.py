@@ -196,6 +196,26 @@ def test_aws__roles_reach_the_bucket_and_no_other(aws: Any) -> None:
     assert blocked == {"BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"}
 
 
+def test_aws__what_changes_instances_has_a_condition() -> None:
+    """On all resources the head may only read, launch and look up; tags, stops and starts are of this cluster."""
+
+    class Loader(yaml.SafeLoader):
+        """Reads CloudFormation's tags as plain values."""
+
+    Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
+    template = yaml.load((ROOT / "configs/cluster/aws-account.yaml").read_text(), Loader)
+    (policy,) = template["Resources"]["HeadRole"]["Properties"]["Policies"]
+    statements = policy["PolicyDocument"]["Statement"]
+    free = {action for one in statements if "Condition" not in one for action in one["Action"]}
+    assert free == {"ec2:Describe*", "ec2:RunInstances", "ssm:GetParameters", "iam:GetInstanceProfile"}
+    tagging = [one for one in statements if "ec2:CreateTags" in one["Action"]]
+    assert len(tagging) == 2
+    for one in tagging:
+        assert one["Action"] == ["ec2:CreateTags"]
+        assert one["Resource"].endswith(":instance/*")
+        assert "lafs" in one["Condition"]["StringEquals"].values()
+
+
 # Fields of KubeRay v1.7.0, helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml, by the path of their owner. Not the
 # whole schema: that of pods is Kubernetes' own, and 1.4 MB.
 KUBERAY = {
@@ -241,6 +261,7 @@ def test_rayjob__has_the_fields_of_kuberay_and_no_others() -> None:
     manifest = read(RAYJOB)
     assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
     assert unknown_fields(manifest) == []
+    assert manifest["metadata"]["namespace"] == "lafs-ray"
     manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]["replika"] = 1
     assert unknown_fields(manifest) == ["spec.rayClusterSpec.workerGroupSpecs.replika"]
 
@@ -259,6 +280,19 @@ def test_rayjob__is_closed_and_its_groups_hold_what_its_job_asks_for(tmp_path: P
     assert cluster["networkPolicy"]["mode"] == "DenyAllIngress"
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert cluster["rayVersion"] == ray.__version__
+    groups_of_pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    pods = [spec["submitterPodTemplate"]["spec"], *(group["template"]["spec"] for group in groups_of_pods)]
+    for pod in pods:
+        # What Kubernetes' restricted standard requires; images by digest.
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "@sha256:" in container["image"]
     groups = {
         group["labels"]["pool"]: {
             resource: group["minReplicas"] * int(limits[name])
