@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import socket
+from typing import Any
 
 import ray
 import ray.train
@@ -32,6 +33,10 @@ QUIET = {
     # Ray's default is the number of cores, with a warning for every few processes beyond it.
     "RAY_worker_maximum_startup_concurrency": "64",
 }
+
+# For a Ray of this machine alone. The first one makes 127.0.0.1 the node's address, and to that address Ray binds all
+# its servers; else they listen on all interfaces. gloo does so by the second one.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = "") -> None:
@@ -77,6 +82,8 @@ def start_or_join(cpus: float) -> None:
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
         local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
         logger.info("joining the Ray cluster at %s" if on_cluster else "starting Ray on this machine%s", address)
+        if not on_cluster:
+            _bind_to_loopback()
         try:
             with delayed("interrupted: waiting for Ray to start, then ending; once more ends at once"):
                 context = ray.init(
@@ -86,6 +93,15 @@ def start_or_join(cpus: float) -> None:
             logger.info("Ray is there%s", f" (dashboard http://{dashboard})" if dashboard else "")
         except (OSError, ValueError, RuntimeError) as error:
             raise _start_error(address, error) from error
+
+
+def _bind_to_loopback() -> None:
+    for name, value in _LOOPBACK.items():
+        os.environ.setdefault(name, value)
+    # Ray has read the variable when it was imported.
+    constants: Any = getattr(ray._private, "ray_constants", None)
+    if os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0" and hasattr(constants, "ENABLE_RAY_CLUSTER"):
+        constants.ENABLE_RAY_CLUSTER = False
 
 
 def _check_address(address: str) -> None:

@@ -1,4 +1,4 @@
-"""The driver's thread beside a run, and Ray's private interfaces that it rests on."""
+"""The driver's thread beside a run, Ray's private interfaces that a run rests on, and what listens."""
 
 from __future__ import annotations
 
@@ -112,6 +112,24 @@ def test_notices__that_cannot_be_read_are_named_once(monkeypatch: pytest.MonkeyP
     with logged() as lines:
         follow(monkeypatch, Channel())
     assert [line.startswith(f"Ray {ray.__version__} shows no notices of leaving nodes") for line in lines] == [True]
+
+
+def test_local_ray__listens_on_loopback_alone(started: None) -> None:
+    """No process of a Ray without a cluster listens on another interface, agents and metrics included."""
+    import psutil  # Ray brings it along.
+
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    assert any("raylet" in one.name() for one in ours)
+    listening = {
+        (one.name(), connection.laddr.ip, connection.laddr.port)
+        for one in ours
+        if one.is_running()
+        for connection in one.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) > 8
+    assert {address for _, address, _ in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+    assert ray.util.get_node_ip_address() == "127.0.0.1"
 
 
 def test_private_interfaces__are_those_of_the_installed_ray(started: None) -> None:
