@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -34,10 +35,37 @@ SETTINGS = [f"duration={STEPS} steps", "checkpoints.every=4 steps", "compute.wor
 HANG_S = 30
 
 
+# In every process of the cluster: the next fsync of a checkpoint fails once the file EIO is there.
+EIO = """
+import errno, os
+fsync = os.fsync
+def fails(descriptor):
+    if ".pt." in os.readlink(f"/proc/self/fd/{descriptor}"):
+        try:
+            os.unlink(os.path.join(os.path.dirname(__file__), "EIO"))
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+    fsync(descriptor)
+os.fsync = fails
+"""
+
+
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a file EIO makes the disk refuse a checkpoint."""
+    folder = tmp_path_factory.mktemp("disk")
+    (folder / "sitecustomize.py").write_text(EIO)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nodes(disk: Path) -> Iterator[Nodes]:
     """A cluster for all jobs of this module, with room for three workers."""
-    nodes = Nodes(9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{disk}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        nodes = Nodes(9)
     yield nodes
     nodes.cluster.shutdown()
 
@@ -107,6 +135,13 @@ def lose_storage(job: Job, folder: Path) -> float:
     return job.wait_for(r"checkpoint of step \d+ written on attempt", refused) - refused
 
 
+def fail_fsync(job: Job, disk: Path) -> float:
+    """Let the disk refuse the next checkpoint at its last step, fsync."""
+    (disk / "EIO").touch()
+    refused = job.wait_for(r"checkpoint of step \d+ not written .*Input/output error.*trying again", time.monotonic())
+    return job.wait_for(r"checkpoint of step \d+ written on attempt 2", refused) - refused
+
+
 @dataclass
 class Battered:
     """What a run went through.
@@ -123,7 +158,7 @@ class Battered:
 
 
 @pytest.fixture(scope="module")
-def battered(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Battered:
+def battered(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_path: str, disk: Path) -> Battered:
     """One run that meets one fault after the other: starting Ray for each would take minutes."""
     folder = tmp_path_factory.mktemp("battered")
     patience = [f"compute.timeout_s={HANG_S}", "checkpoints.retry_s=20"]
@@ -133,7 +168,8 @@ def battered(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory, face_set_pa
             (2, "ingest actor killed", kill_ingest),
             (9, "worker killed", kill_worker),
             (14, "storage fails", partial(lose_storage, folder=folder)),
-            (22, "worker hangs", hang_worker),
+            (18, "EIO from fsync", partial(fail_fsync, disk=disk)),
+            (26, "worker hangs", hang_worker),
         ]
         since = 0.0
         for step, fault, happen in faults:
@@ -182,6 +218,13 @@ def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None
     assert re.search(r"checkpoint of step \d+ written on attempt \d+", battered.output)
 
 
+def test_disk_refuses_a_checkpoint__it_is_written_again(battered: Battered) -> None:
+    """EIO from the fsync of a checkpoint: tried again, no worker restarts, no partial file is left."""
+    refused = re.search(r"checkpoint of step \d+ not written \(.*Input/output error", battered.output)
+    assert refused
+    assert "continuing run" not in battered.output[refused.start() :].partition("written on attempt")[0]
+
+
 def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut_checkpoint(
     nodes: Nodes, tmp_path: Path, face_set_path: str, uninterrupted: Path
 ) -> None:
@@ -205,10 +248,37 @@ def test_sigterm__saves_at_once_and_the_same_command_continues_even_behind_a_cut
     with nodes.job(command(tmp_path, face_set_path, *SETTINGS)) as job:
         logger.info("checkpoint truncated: trains after %.1f s", recovered(job, since))
         assert job.end() == 0, job.output
-    assert f"passing over a damaged checkpoint: {newest}" in job.output
+    assert f"skipped a damaged checkpoint: {newest}" in job.output
     before = (int(stopped[1]) - 1) // 4 * 4
     assert f"continuing run at step {before} of {STEPS}" in job.output
     assert metrics(tmp_path) == metrics(uninterrupted)
+
+
+def test_set_changes_while_one_rank_reads__all_end_after_saving(
+    nodes: Nodes, tmp_path: Path, face_set_path: str
+) -> None:
+    """A user's error that one rank meets first ends all ranks within seconds, not after compute.timeout_s, with its
+    message and a checkpoint of the last step; nothing is restarted."""
+    data = tmp_path / "train.rec"
+    for suffix in (".rec", ".idx"):
+        shutil.copy(Path(face_set_path).with_suffix(suffix), data.with_suffix(suffix))
+    rarely = [*SETTINGS, "checkpoints.every=200 steps", "compute.timeout_s=500"]
+    with nodes.job(command(tmp_path, data, *rarely)) as job:
+        beyond(job, 5)
+        since = time.monotonic()
+        with data.open("ab") as file:
+            file.write(b"\0" * 4)
+        assert job.end() == 2, job.output
+        logger.info(
+            "a rank meets a user's error: all ended after %.1f s, read ahead included", time.monotonic() - since
+        )
+        job.assert_nothing_left()
+    assert str(data) in job.output
+    assert "to do:" in job.output
+    assert "continuing run" not in job.output
+    assert "Traceback" not in job.output
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved.name == f"step-{metrics(tmp_path)[-1]['step']:08}.pt"
 
 
 def test_run_on_three_workers__continues_on_two(nodes: Nodes, tmp_path: Path, face_set_path: str) -> None:

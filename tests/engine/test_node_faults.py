@@ -92,7 +92,7 @@ def test_node_leaves__saved_at_once(nodes: Nodes, tmp_path: Path, face_set_path:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *drain]
         done = subprocess.run(ray, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        noticed = job.wait_for("nodes of the cluster will leave: saving at once", since)
+        noticed = job.wait_for("nodes that are about to leave: 1; saving now", since)
         checkpoints = tmp_path / "run" / "checkpoints"
         until(lambda: checkpoints.exists() and list(checkpoints.glob("*.pt")), "a checkpoint")
         logger.info("node leaves: saved %.1f s after the notice", time.monotonic() - noticed)
