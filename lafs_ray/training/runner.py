@@ -301,6 +301,7 @@ class Recorder:
         self._log.flush()
         keep = self._inputs.config.checkpoints.keep
         self._folder.save(step, state, keep, self._hooks.protected_steps())
+        self._folder.restore(self._inputs.origin())
 
     def _after_write(self, step: int | None) -> None:
         if step is not None:

@@ -78,6 +78,7 @@ class SweepDir:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self.uri = filesystem.join(sweep.config.storage, sweep.config.name)
+        filesystem.require_names(filesystem.join(self.uri, "trials", "0000", "s0", "checkpoints", "step-00000000.pt"))
 
     def trial(self, number: int) -> TrialDir:
         """Return the directory of a trial."""

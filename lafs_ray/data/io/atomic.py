@@ -28,6 +28,8 @@ from lafs_ray.errors import DataError
 _COPY_BYTES = 8 << 20
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM}
+# Of Linux; a path gets the name of a file while it is written.
+_MOST_NAME, _MOST_PATH = 255, 4000
 NEW_PATH = "a path that does not exist yet"
 
 
@@ -169,6 +171,8 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
             found, fix = "a read-only file system", "choose another path"
         elif error.errno == errno.EFBIG:
             found, fix = "a file too large for this system", "raise `ulimit -f`, or write to another file system"
+        elif error.errno == errno.ENAMETOOLONG:
+            found, fix = "a name that is too long for this file system", "choose a shorter name"
         elif error.errno in _NO_PERMISSION:
             found, fix = "no permission to write", "check the folder's owner and mode"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
@@ -176,6 +180,28 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
         else:
             found, fix = str(error), "check the path and that the storage is reachable"
         raise DataError(uri, found=found, expected="a writable path", fix=fix) from error
+
+
+def require_names(uri: str) -> None:
+    """Check that a file system takes the names in a path, that of a file while it is written included.
+
+    Raises:
+        DataError: one is too long.
+    """
+    path = reading.local_path(uri)
+    if path is None:
+        return
+    *folders, name = path.split("/")
+    names = [*folders, f".{name}.0123456789ab.partial"]
+    longest = max(names, key=lambda part: len(os.fsencode(part)))
+    for what, found, most in (("name", longest, _MOST_NAME), ("path", path, _MOST_PATH)):
+        if (length := len(os.fsencode(found))) > most:
+            raise DataError(
+                f"{uri[:200]}…",
+                found=f"a {what} of {length} bytes",
+                expected=f"at most {most}, which file systems take",
+                fix="choose a shorter one",
+            )
 
 
 def require_regular(uri: str, path: str) -> None:

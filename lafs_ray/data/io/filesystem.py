@@ -16,6 +16,7 @@ from lafs_ray.config.paths import absolute as absolute
 from lafs_ray.data.io import reading
 from lafs_ray.data.io.atomic import NEW_PATH
 from lafs_ray.data.io.atomic import atomic_write as atomic_write
+from lafs_ray.data.io.atomic import require_names as require_names
 from lafs_ray.data.io.atomic import require_regular as require_regular
 from lafs_ray.data.io.atomic import write_errors as write_errors
 from lafs_ray.data.io.retries import retry_transient
@@ -128,6 +129,7 @@ def require_output(uri: str, *, force: bool = False, inputs: Sequence[str] = ())
         DataError: it exists and is an input, no regular file, or there without `force`.
     """
     path = reading.local_path(uri)
+    require_names(uri)
     if path is not None:
         require_regular(uri, path)
     if not exists(uri):

@@ -41,9 +41,9 @@ def newest_checkpoint(path: str) -> str:
     Raises:
         CheckpointError: the folder holds no checkpoint.
     """
-    if not filesystem.exists(filesystem.join(path, "config.json")):
-        return path
     steps = checkpoint_steps(path)
+    if not steps and not filesystem.exists(filesystem.join(path, "config.json")):
+        return path
     if not steps:
         raise CheckpointError(
             path,

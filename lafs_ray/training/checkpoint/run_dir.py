@@ -83,6 +83,16 @@ class RunDir:
         description = self.check(origin)
         write_description(self.uri, description)
 
+    def restore(self, origin: Origin) -> None:
+        """Write config.json again if it, or the whole folder, was deleted while the run goes on.
+
+        Raises:
+            DataError: the storage refuses it.
+        """
+        if not filesystem.exists(self._file):
+            write_description(self.uri, self._description(origin))
+            logger.warning("%s had disappeared: it is written again; earlier checkpoints may be gone", self._file)
+
     def check(self, origin: Origin) -> dict[str, Any]:
         """Check that the folder is this run's own, or could become so.
 
@@ -92,19 +102,18 @@ class RunDir:
         Raises:
             ConfigError: the folder holds another run, or files that are no run.
         """
-        description = {
-            "kind": type(self._config).__name__,
-            "config": self._config.model_dump(mode="json"),
-            "faces": self._fingerprint,
-            **asdict(origin),
-        }
-        if filesystem.exists(filesystem.join(self.uri, DESCRIPTION)):
+        filesystem.require_names(filesystem.join(self.uri, "checkpoints", "step-00000000.pt"))
+        description = self._description(origin)
+        if filesystem.exists(self._file):
             try:
                 content = read_description(self.uri)
             except ValueError as error:
                 found = f"a config.json that is not of a run ({error})"
             else:
                 return {**description, **self._extensions(content, self._compare(content, description))}
+        elif (stored := self._description_in_checkpoint(description)) is not None:
+            logger.warning("%s is missing: it is written again, as the newest checkpoint describes the run", self._file)
+            return {**description, **self._extensions(stored, self._compare(stored, description))}
         elif any(not name.startswith(".") for name in filesystem.list_names(self.uri)):
             found = "files, but no config.json of a run"
         else:
@@ -115,6 +124,26 @@ class RunDir:
             expected="an empty folder, or the folder of this run",
             fix="choose another run.name or run.storage",
         )
+
+    @property
+    def _file(self) -> str:
+        return filesystem.join(self.uri, DESCRIPTION)
+
+    def _description(self, origin: Origin) -> dict[str, Any]:
+        return {
+            "kind": type(self._config).__name__,
+            "config": self._config.model_dump(mode="json"),
+            "faces": self._fingerprint,
+            **asdict(origin),
+        }
+
+    def _description_in_checkpoint(self, default: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return kind, settings and faces of the newest checkpoint that loads, and the rest from `default`."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointError):
+                content = load_checkpoint(self.checkpoint_uri(step))
+                return {**default, **{name: content[name] for name in ("kind", "config", "faces")}}
+        return None
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         """Return the changes of the schedule that `extend` allows.

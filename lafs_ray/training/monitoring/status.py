@@ -135,6 +135,8 @@ def _read_description(run: str) -> dict[str, Any]:
     elif not filesystem.exists(filesystem.join(run, "config.json")):
         found = "no config.json in it"
         path = reading.local_path(run)
+        if checkpoint_steps(run):
+            fix = "run its training command again: it writes config.json as the newest checkpoint describes the run"
         below = sorted(Path(path).glob("*/config.json")) if path is not None else []
         if below:
             names = ", ".join(str(one.parent) for one in below[:_SHOWN])

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, load_checkpoint, newest_checkpoint
 from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
+from lafs_ray.training.monitoring.status import read_status
 from lafs_ray.training.prepare import prepare_run
+from lafs_ray.training.runner import Hooks, run_local
 from tests.training.faces import run, tiny
 
 STATE = {"model": {"weight": torch.arange(2000.0)}}
@@ -321,3 +324,63 @@ def test_lock__is_a_link(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a link"), place.lock():
         pass
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_run__folder_that_disappears(tmp_path: Path, face_set_path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder deleted during a run is complete again at the end: config.json, all reports, the last checkpoint."""
+    config = tiny(tmp_path, face_set_path, "duration=6 steps", "checkpoints.every=2 steps")
+    whole = run(config)
+    place, hooks = (
+        Path(whole.inputs.folder().uri),
+        Hooks(after_write=lambda _: shutil.rmtree(place, ignore_errors=True)),
+    )
+    before = json.loads((place / "config.json").read_text())
+    shutil.rmtree(place)
+    inputs = prepare_run(config)
+    run_local(inputs, hooks)
+    assert "had disappeared: it is written again" in caplog.text
+    # After the last write it was deleted once more: what was there is what the end of the run stored.
+    assert not place.exists()
+    inputs = prepare_run(config)
+    run_local(inputs)
+    assert json.loads((place / "config.json").read_text()) == before
+
+
+def test_run__without_config_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The newest checkpoint describes the run: the same command restores the file, another one is refused."""
+    place = folder(tmp_path)
+    place.claim(Origin())
+    content = (Path(place.uri) / "config.json").read_bytes()
+    place.save(7, STATE, keep=2)
+    os.unlink(Path(place.uri) / "config.json")
+    assert newest_checkpoint(place.uri) == place.checkpoint_uri(7)
+    with pytest.raises(ConfigError, match="run its training command again"):
+        read_status(place.uri)
+    with pytest.raises(ConfigError, match="holds another run"):
+        folder(tmp_path, "optim.lr=9").claim(Origin())
+    assert not (Path(place.uri) / "config.json").exists()
+    folder(tmp_path).claim(Origin())
+    assert "config.json is missing: it is written again" in caplog.text
+    assert (Path(place.uri) / "config.json").read_bytes() == content
+    place.restore(Origin())
+    os.unlink(Path(place.uri) / "config.json")
+    place.restore(Origin())
+    assert (Path(place.uri) / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("run.name=" + "r" * 256, "a name of 256 bytes"),
+        ("run.storage=/tmp/" + "ü" * 130, "a name of 260 bytes"),
+        ("run.storage=/tmp" + "/deep" * 900, "a path of 4"),
+    ],
+    ids=["name", "storage", "path"],
+)
+def test_check__names_that_no_file_system_takes(tmp_path: Path, override: str, found: str) -> None:
+    """A dry run refuses them as well; the longest name that is allowed can be written."""
+    with pytest.raises(DataError, match=found):
+        folder(tmp_path, override).check(Origin())
+    longest = folder(tmp_path, f"run.name={'r' * 255}")
+    longest.claim(Origin())
+    assert longest.check(Origin())["faces"] == "f" * 8
