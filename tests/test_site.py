@@ -24,13 +24,6 @@ def test_site__builds(tmp_path: Path) -> None:
     assert "https://fonts" not in (tmp_path / "index.html").read_text()
 
 
-def test_nav__has_every_document() -> None:
-    """Every document is in the navigation, once."""
-    text = (ROOT / "mkdocs.yml").read_text()
-    listed = [word for word in text.replace(":", " ").split() if word.endswith(".md") and "/" not in word]
-    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
-
-
 def test_citation__names_the_paper() -> None:
     """CITATION.cff is YAML of the citation file format, with the paper to cite."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -55,3 +55,8 @@ def test_wheel__trains_outside_the_checkout(binaries: Path, tmp_path: Path) -> N
     command(tmp_path, lafs, "make-faces", "faces", "--identities", "4", "--images", "4")
     command(tmp_path, lafs, "pretrain", "debug", "data.path=faces/train.rec", *TINY_PRETRAIN, "duration=2 steps")
     assert "finished (all 2 steps)" in command(tmp_path, lafs, "status", "runs/debug")
+    example = (
+        "import numpy as np, lafs_ray; model = lafs_ray.load('runs/debug'); "
+        "print(model.embed(np.zeros((2, 112, 112, 3), np.uint8)).shape)"
+    )
+    assert command(tmp_path, str(binaries / "python"), "-c", example).endswith("(2, 128)\n")

@@ -100,6 +100,13 @@ COMMANDS = {
         execute="lafs_ray.cli.evaluate:evaluate_command",
         examples=("runs/debug faces/pairs.bin --identities faces/train.rec --out results",),
     ),
+    "inputs": Command(
+        summary="Which color order and value range a checkpoint expects, by the accuracy that each gives on pairs.",
+        arguments=networks.inputs,
+        execute="lafs_ray.cli.inputs:print_inputs",
+        examples=("runs/debug faces/pairs.bin",),
+        interrupted="interrupted",
+    ),
     "embed": Command(
         summary="Embed a folder of aligned faces, or a .rec, into a Parquet file.",
         arguments=networks.embed,

@@ -133,6 +133,12 @@ class Log(Section):
     tensorboard: bool = False
     """Whether metrics are written to TensorBoard event files in <run>/tensorboard as well; needs pip install
     'lafs-ray[tensorboard]'."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the metrics as well; needs pip install 'lafs-ray[wandb]'. Without a
+    network: WANDB_MODE=offline."""
+    mlflow: str | None = None
+    """Tracking URI of MLflow that gets the metrics as well, such as http://host:5000 or sqlite:///mlflow.db; needs pip
+    install 'lafs-ray[mlflow]'."""
 
 
 class Monitoring(Section):

@@ -23,7 +23,7 @@ from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
 from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import Preprocessor
-from lafs_ray.training.monitoring.tensorboard import require_tensorboard
+from lafs_ray.training.monitoring.trackers import require_trackers
 from lafs_ray.training.run_length import Length, build_sampler, run_length
 from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
@@ -108,8 +108,7 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
         config = adopt_settings(config)
     color_order = config.data.color_order
     faces = open_faces(config.data.path, color_order, IMAGE_SIZE)
-    if config.log.tensorboard:
-        require_tensorboard()
+    require_trackers(config)
     num_classes = None
     num_identities = faces.num_identities
     if isinstance(config, FinetuneConfig):

@@ -63,6 +63,17 @@ def _add_whitening(parser: ArgumentParser) -> None:
     add("--neighbors", action="store_true", help="learn from mined neighbors, where identities recur")
 
 
+def inputs(parser: ArgumentParser) -> None:
+    """Add the arguments of trying inputs."""
+    add = parser.add_argument
+    add("checkpoint", help=f"{_SOURCE}, or a published checkpoint (.pth)")
+    add("pairs", help="insightface pair file (.bin)")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="what the pair file decodes to (default rgb)")
+    add("--landmarks", metavar="CHECKPOINT", help="stage-1 checkpoint with the landmark CNN, where it is missing")
+    add("--grid", action="store_true", help="a published transformer was trained on grid patches")
+    add("--device", default="cpu", help="where the network computes: cpu or cuda (default cpu)")
+
+
 def embed(parser: ArgumentParser) -> None:
     """Add the arguments of embedding a set."""
     add = parser.add_argument

@@ -1,4 +1,4 @@
-"""Monitoring of a run: log lines, warnings, TensorBoard, and the report of a non-finite step.
+"""Monitoring of a run: log lines, warnings, trackers, and the report of a non-finite step.
 
 Reports are equal on all ranks, so all ranks decide alike, and a run that stops does so on all at once. Only rank 0 logs
 and writes: `<run>/warnings.jsonl`, one line for each warning and damaged record; `<run>/not-finite-NNNNNNNN.json`, the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lafs_ray.config.pretrain import PretrainConfig
@@ -21,7 +22,7 @@ from lafs_ray.training.monitoring import nonfinite_report
 from lafs_ray.training.monitoring.collapse import PATIENCE, CollapseMonitor, advice, collapsed
 from lafs_ray.training.monitoring.input_bottleneck import WAITING_REPORTS, slow_stage
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
-from lafs_ray.training.monitoring.tensorboard import TensorBoardLog
+from lafs_ray.training.monitoring.trackers import Tracker, open_trackers
 from lafs_ray.training.run_length import Length
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Monitor:
         rank: this rank.
 
     Raises:
-        ConfigError: log.tensorboard is set and its package is not installed.
+        ConfigError: a tracker's package is not installed, or its service does not answer.
     """
 
     def __init__(self, config: TrainConfig, length: Length, uri: str, first_step: int, rank: int) -> None:
@@ -66,13 +67,12 @@ class Monitor:
         self._warned: set[str] = set()
         self._num_waiting = 0
         self._warnings: MetricsLog | None = None
-        self._tensorboard: TensorBoardLog | None = None
+        self._trackers: dict[str, Tracker] = {}
         self._uploaded = time.monotonic()
         if self._is_first:
             if filesystem.exists(filesystem.join(uri, WARNINGS)):
                 self._open_warnings()
-            if config.log.tensorboard:
-                self._tensorboard = TensorBoardLog(filesystem.join(uri, "tensorboard"), first_step)
+            self._trackers = open_trackers(config, uri, first_step)
         self._collapse: CollapseMonitor | None = None
         if isinstance(config, PretrainConfig) and config.monitoring.collapse != "off":
             self._collapse = CollapseMonitor(config, length.steps_per_epoch, length.total_steps)
@@ -84,8 +84,8 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._tensorboard is not None:
-            self._attempt("TensorBoard", self._tensorboard.close)
+        for name, tracker in self._trackers.items():
+            self._attempt(name, tracker.close)
 
     def report(self, line: dict[str, Any], damaged: Sequence[str] = ()) -> None:
         """Check a report; every rank calls it with the same line.
@@ -102,7 +102,7 @@ class Monitor:
                 logger.warning("skipped a damaged record: %s", record)
                 self._record(line["step"], DAMAGED, record)
             logger.info(self._progress(line), extra={"report": line})
-            self._write_tensorboard(line)
+            self._track(line)
             self._check_input(line)
         self._check_collapse(line)
 
@@ -149,20 +149,29 @@ class Monitor:
         if lasting and config.monitoring.collapse == "stop":
             raise collapsed(line["step"], config, lasting, hint)
 
-    def _write_tensorboard(self, line: Mapping[str, Any]) -> None:
-        if self._tensorboard is None:
-            return
-        self._tensorboard.write(line)
-        if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
-            self._uploaded = time.monotonic()
-            self._attempt("TensorBoard", self._tensorboard.flush)
+    def _track(self, line: Mapping[str, Any]) -> None:
+        flushes = time.monotonic() - self._uploaded > _UPLOAD_EVERY_S
+        self._uploaded = time.monotonic() if flushes else self._uploaded
+        for name, tracker in self._trackers.items():
+            self._attempt(name, partial(tracker.write, line))
+            if flushes:
+                self._attempt(name, tracker.flush)
 
     def _attempt(self, subject: str, action: Callable[[], None]) -> None:
         """Call what may fail without ending the run."""
         try:
             action()
-        except DataError as error:
-            logger.warning("%s: %s", subject, error)
+        except Exception as error:  # services raise kinds of their own
+            if not isinstance(error, DataError) and subject not in self._trackers:
+                raise
+            self._warn_of(subject, error)
+
+    def _warn_of(self, subject: str, error: Exception) -> None:
+        """Log a failure; of a tracker, which fails at each report, once for each kind."""
+        kind = f"{subject}: {type(error).__name__}"
+        if subject not in self._trackers or kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s: %s", subject, " ".join(str(error).split()) or type(error).__name__)
 
     def _warn_once(self, step: int, kind: str, text: str) -> None:
         if kind not in self._warned:
