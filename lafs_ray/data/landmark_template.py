@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from safetensors.numpy import load
 
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.parquet_table import read_parquet
 from lafs_ray.data.landmark_cache import STAMP
 from lafs_ray.data.packed_set import read_json
 from lafs_ray.errors import DataError
@@ -142,7 +142,7 @@ def _from_csv(content: bytes) -> NDArray[Any]:
 
 
 def _from_parquet(content: bytes) -> NDArray[Any]:
-    return _columns(pq.read_table(io.BytesIO(content)))
+    return _columns(read_parquet(io.BytesIO(content)))
 
 
 def _columns(table: pa.Table) -> NDArray[Any]:

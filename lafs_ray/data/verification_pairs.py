@@ -71,33 +71,57 @@ class _Array:
     numbers: NDArray[Any] = np.empty(0, np.float64)
     content: bytes = b""
 
+    def __init__(self, budget: _Budget) -> None:
+        self._budget = budget
+
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, _, raw = state
+        self._budget.spend(raw)
         self.numbers = kind.numbers(raw)
         # Copied once per array: a list may refer to the same one a million times.
         self.content = self.numbers.tobytes()
         if shape != (len(self.numbers),):
-            raise ValueError(f"an array of shape {shape}")
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
+            # Not repr in general: a tuple may hold itself many times over.
+            is_plain = len(shape) <= 8 and all(type(side) is int and abs(side) < 1 << 62 for side in shape)
+            raise ValueError(f"an array of shape {shape if is_plain else 'unknown'}")
 
 
 def _scalar(kind: _DType, raw: object) -> Any:
     return kind.numbers(raw)[0].item()
 
 
-def _from_buffer(raw: object, kind: _DType, shape: tuple[int, ...], _: str) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, kind, False, raw))
-    return array
+class _Budget:
+    """Bytes that a file may make of its texts: as many as it has, since each is written for one image.
 
+    Args:
+        size: of the file, in bytes.
+    """
 
-def _encode(text: str, encoding: object) -> bytes:
-    if _name(encoding) not in ("latin1", "latin-1"):
-        raise ValueError(f"text in {_name(encoding)}")
-    return text.encode("latin-1")
+    def __init__(self, size: int) -> None:
+        self._left = 2 * size
+
+    def spend(self, raw: object) -> None:
+        """Count one conversion of bytes or text."""
+        self._left -= len(raw) if isinstance(raw, bytes | bytearray | str) else 0
+        if self._left < 0:
+            raise ValueError("the same bytes in more images than the file has room for")
+
+    def array(self, *_: object) -> _Array:
+        """Return an array that a pickle fills later."""
+        return _Array(self)
+
+    def from_buffer(self, raw: object, kind: _DType, shape: tuple[int, ...], _: str) -> _Array:
+        """Return an array with its content."""
+        array = _Array(self)
+        array.__setstate__((1, shape, kind, False, raw))
+        return array
+
+    def encode(self, text: str, encoding: object) -> bytes:
+        """Return the bytes that a protocol without bytes stored as text."""
+        if _name(encoding) not in ("latin1", "latin-1"):
+            raise ValueError(f"text in {_name(encoding)[:40]}")
+        self.spend(text)
+        return text.encode("latin-1")
 
 
 class _Constructor:
@@ -117,29 +141,32 @@ class _Constructor:
 
 # Globals in harmless files of old writers: Python 3 wrote bytes through _codecs.encode up to protocol 2; numpy bools
 # and arrays come from scripts that kept the labels in an array.
-_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _encode,
-    "numpy.dtype": _DType,
-    "numpy.ndarray": _reconstruct,
-    "numpy.core.multiarray._reconstruct": _reconstruct,
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy.core.numeric._frombuffer": _from_buffer,
-}
+def _constructors(budget: _Budget) -> dict[str, Callable[..., Any]]:
+    return {
+        "_codecs.encode": budget.encode,
+        "numpy.dtype": _DType,
+        "numpy.ndarray": budget.array,
+        "numpy.core.multiarray._reconstruct": budget.array,
+        "numpy.core.multiarray.scalar": _scalar,
+        "numpy.core.numeric._frombuffer": budget.from_buffer,
+    }
 
 
+_FREE_OPCODES = 1_000_000
 _MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
 class _PairsUnpickler(pickle.Unpickler):
     """Unpickler of plain values; any global without a substitute raises before it is imported."""
 
-    def __init__(self, file: io.BytesIO, uri: str) -> None:
-        super().__init__(file, encoding="bytes")
+    def __init__(self, data: bytes, uri: str) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
         self._uri = uri
+        self._constructors = _constructors(_Budget(len(data)))
 
     def find_class(self, module: str, name: str) -> Any:
         # numpy 2 moved the private half of numpy.core to numpy._core.
-        build = _CONSTRUCTORS.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))
+        build = self._constructors.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))
         if build is None:
             raise DataError(
                 self._uri,
@@ -159,7 +186,7 @@ def read_pairs(uri: str) -> Pairs:
     data = filesystem.read_bytes(uri)
     try:
         _check_opcodes(data)
-        content = _PairsUnpickler(io.BytesIO(data), uri).load()
+        content = _PairsUnpickler(data, uri).load()
     except DataError:
         raise
     except Exception as error:
@@ -170,7 +197,8 @@ def read_pairs(uri: str) -> Pairs:
         found = f"a pickle of a {type(content).__name__}"
         raise DataError(uri, found=found, expected=_FORMAT, fix=_FIX)
     images, same = _plain_list(uri, content[0]), _plain_list(uri, content[1])
-    return _validated(uri, [_image(uri, i, image) for i, image in enumerate(images)], same)
+    copies: dict[int, bytes] = {}
+    return _validated(uri, [_image(uri, i, image, copies) for i, image in enumerate(images)], same)
 
 
 def _check_opcodes(data: bytes) -> None:
@@ -179,7 +207,11 @@ def _check_opcodes(data: bytes) -> None:
     The memo is an array that grows to the highest index used, up to 2^32; every writer numbers its entries from 0.
     `genops` itself checks lengths against the rest of the file.
     """
+    # An opcode of one byte takes up to 80 bytes of memory; an image takes a few, besides its content.
+    most = _FREE_OPCODES + len(data) // 20
     for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > most:
+            raise ValueError(f"more than {most:,} instructions")
         if opcode.name in _MEMO_OPCODES and isinstance(argument, int) and argument > number:
             raise ValueError(f"memo index {argument} in instruction {number}")
 
@@ -194,14 +226,21 @@ def _plain_list(uri: str, value: object) -> Sequence[Any]:
     raise DataError(uri, found=found, expected=_FORMAT, fix=_FIX)
 
 
-def _image(uri: str, number: int, value: object) -> bytes:
+def _image(uri: str, number: int, value: object, copies: dict[int, bytes]) -> bytes:
     if isinstance(value, _Array) and value.numbers.dtype == np.uint8:
         return value.content
     if isinstance(value, bytes | bytearray):
-        return bytes(value)
+        # Copied once: a list may refer to the same one a million times.
+        return value if isinstance(value, bytes) else _copied(value, copies)
     raise DataError(
         f"{uri}, image {number}", found=f"a {type(value).__name__}", expected="the bytes of an encoded image", fix=_FIX
     )
+
+
+def _copied(value: bytearray, copies: dict[int, bytes]) -> bytes:
+    if id(value) not in copies:
+        copies[id(value)] = bytes(value)
+    return copies[id(value)]
 
 
 def _validated(uri: str, images: list[bytes], same: Sequence[Any]) -> Pairs:

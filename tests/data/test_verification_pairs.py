@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,35 @@ def test_write_pairs__counts_that_disagree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 images and 1 pair labels"):
         write_pairs(str(tmp_path / "a.bin"), IMAGES[:3], [True])
     assert os.listdir(tmp_path) == []
+
+
+def _bomb(kind: str) -> bytes:
+    """Half a megabyte that stands for gigabytes: the same bytes converted, or referred to, again and again."""
+    raw = b"a" * (1 << 18)
+    text = b"X" + len(raw).to_bytes(4, "little") + raw + b"q\x01"
+    if kind == "encode":
+        once = b"c_codecs\nencode\nq\x00" + text + b"X\x06\0\0\0latin1q\x02" + b"]q\x03("
+        return b"\x80\x02" + once + b"h\x00h\x01h\x02\x86R" * 40_000 + b"e]\x86."
+    if kind == "bytearray":
+        return b"\x80\x05(\x96" + len(raw).to_bytes(8, "little") + raw + b"q\x010](" + b"h\x01" * 40_000 + b"e]\x86."
+    if kind == "lists":
+        return b"\x80\x02](" + b"]" * 1_500_000 + b"e]\x86."
+    dtype = b"cnumpy\ndtype\nq\x04(X\x02\0\0\0u1K\x00K\x01tRq\x05"
+    state = b"(K\x01" + b"J" + len(raw).to_bytes(4, "little") + b"\x85h\x05\x89h\x01tq\x06"
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07"
+    return b"\x80\x02" + text + dtype + state + array + b"](" + b"h\x07)Rh\x06b" * 40_000 + b"e]\x86."
+
+
+@pytest.mark.parametrize("kind", ["encode", "array", "bytearray", "lists"])
+def test_read_pairs__small_files_that_stand_for_large_ones(tmp_path: Path, kind: str) -> None:
+    """Refused within the memory of the file's own size."""
+    path = tmp_path / "bomb.bin"
+    path.write_bytes(_bomb(kind))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError):
+            read_pairs(str(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * path.stat().st_size + (100 << 20)

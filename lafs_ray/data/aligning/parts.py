@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from lafs_ray.data.aligning.photos import PhotoResult, PhotoRules, align_faces
 from lafs_ray.data.detection.base import Backend, detector_of
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.parquet_table import read_parquet
 from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.data.packing.sources import ImageRow, ImageSource
 from lafs_ray.errors import DataError
@@ -206,7 +207,7 @@ def read_part(folder: str, part: Part, columns: Sequence[str]) -> pa.Table:
     uri = filesystem.join(folder, part.name)
     with reading.open_input(uri) as file:
         try:
-            return pq.read_table(file, columns=list(columns))
+            return read_parquet(file, columns)
         except DAMAGE as error:
             found = " ".join(str(error).split())
             fix = "delete this file; the same command writes it again"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.parquet_table import read_parquet
 from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.errors import DataError
 
@@ -57,7 +57,7 @@ def read_list(uri: str) -> ImageList:
             raise DataError(uri, found="an empty file", expected="one image per line", fix=_FIX)
         is_parquet = filesystem.file_name(uri).endswith(".parquet")
         try:
-            return _columns(uri, pq.read_table(file) if is_parquet else _read_csv(file))
+            return _columns(uri, read_parquet(file) if is_parquet else _read_csv(file))
         except DAMAGE as error:
             raise _bad(uri, str(error).strip()) from error
 
