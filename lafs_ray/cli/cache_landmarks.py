@@ -7,6 +7,7 @@ from argparse import Namespace
 from functools import partial
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.data.bad_records import parse_max_bad
 from lafs_ray.data.external_landmarks import ExternalOptions, import_landmarks
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
@@ -33,7 +34,7 @@ def cache_job(options: Namespace) -> None:
     Raises:
         UserError: an error in the arguments, the checkpoint or the data.
     """
-    for name in ("workers", "max_bad", "max_missing"):
+    for name in ("workers", "max_missing"):
         if (value := getattr(options, name)) < 0:
             option = f"--{name.replace('_', '-')}"
             raise ConfigError(option, found=str(value), expected="0 or more", fix=f"choose another {option}")
@@ -47,6 +48,7 @@ def cache_job(options: Namespace) -> None:
             expected="a landmark CNN and a set, or --from POINTS.parquet and a set",
             fix="name the stage-1 run or checkpoint first",
         )
+    max_bad = parse_max_bad("--max-bad", options.max_bad)
     network, weights = read_landmark_cnn(options.checkpoint)
     faces = open_faces(filesystem.absolute(options.faces), options.color_order, IMAGE_SIZE)
     num_landmarks = len(network.state_dict()["output_layer.1.bias"]) // 2
@@ -58,7 +60,7 @@ def cache_job(options: Namespace) -> None:
     if options.workers:
         apply = partial(cache_on_ray, workers=options.workers)
     with log_to(LineHandler()):
-        cache_landmarks(job, apply, max_bad=options.max_bad, source=options.checkpoint)
+        cache_landmarks(job, apply, max_bad=max_bad.of(faces.num_images), source=options.checkpoint)
     show(f"{folder}: {num_landmarks} landmarks of {faces.num_images:,} records")
 
 

@@ -7,6 +7,7 @@ from argparse import Namespace
 from functools import partial
 
 from lafs_ray.cli.persistent_path import require_persistent_path
+from lafs_ray.data.bad_records import parse_max_bad
 from lafs_ray.data.eval_sets import open_images
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import apply_network
@@ -21,6 +22,7 @@ def embed_faces(options: Namespace) -> None:
     require_persistent_path("OUT", options.out)
     filesystem.require_output(options.out, force=options.force, inputs=(options.faces, options.checkpoint))
     logging.getLogger("lafs_ray").setLevel(logging.INFO)
+    max_bad = parse_max_bad("--max-bad-records", options.max_bad_records)
     device, source = inference_device(options.device), open_images(options.faces)
     weights = load_for_inference(options.checkpoint)
     network = weights.embedder().to(device)
@@ -37,7 +39,7 @@ def embed_faces(options: Namespace) -> None:
         options.out,
         source,
         with_flip(embed) if options.flip else embed,
-        Decoding(options.color_order, options.resize, options.max_bad_records),
+        Decoding(options.color_order, options.resize, max_bad.of(source.num_images)),
         metadata,
     )
     size, width = filesystem.file_size(options.out), metadata["embedding_dim"]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from lafs_ray.cli.align_options import pack_aligned, used_align_arguments
 from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.data.bad_records import parse_max_bad
 from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.inspection import inspect_faces
 from lafs_ray.data.packing.integrity import verify_set
@@ -50,14 +51,15 @@ def pack_job(options: Namespace) -> None:
             landmarks=options.landmarks,
             exclude=options.exclude,
             rules=rules,
-            max_bad=options.max_bad,
+            max_bad=parse_max_bad("--max-bad", options.max_bad),
         )
         manifest = pack_faces(packing, apply)
         num_bad, errors = manifest.left_out["images"], manifest.left_out["first"][:_MAX_ERRORS]
+        size = sum(shard.size_bytes for shard in manifest.shards)
         show(
             f"{manifest.images} images of {manifest.identities} identities in "
-            f"{count_of(len(manifest.shards), 'shard')}; {manifest.encoded} re-encoded, {num_bad} "
-            "left out"
+            f"{count_of(len(manifest.shards), 'shard')}, {size / 1e6:,.1f} MB; {manifest.encoded} re-encoded, "
+            f"{num_bad} left out"
         )
         for line in errors:
             show(f"  left out: {line}")

@@ -23,7 +23,7 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.align import POSITIONS_PX
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.images import decode_image
-from lafs_ray.data.record_index import spread
+from lafs_ray.data.shard import spread
 from lafs_ray.errors import DataError
 
 ALIGNED = 0.18

@@ -6,6 +6,7 @@ raises; none is skipped or replaced.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,10 +19,12 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.images import ColorOrder, decode_image
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import read_files
+from lafs_ray.data.io.walk import IMAGE_ENDINGS, find_images
+from lafs_ray.data.record_files import is_set
 from lafs_ray.data.verification_pairs import read_pairs
 from lafs_ray.errors import DataError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,17 +268,17 @@ def open_images(path: str) -> RecordImages | ImageFiles | PairImages:
     """
     if path.endswith(".bin"):
         return PairImages(path, read_pairs(path).images)
-    is_folder = filesystem.is_folder(path)
-    if not is_folder or any(name.endswith(".rec") for name in filesystem.list_names(path)):
+    if not filesystem.is_folder(path) or is_set(path):
         return RecordImages(path, open_faces(path))
-    names = filesystem.list_names(path, recursive=True)
-    images = tuple(name for name in names if name.lower().endswith(IMAGE_ENDINGS))
+    images, passed_over = find_images(path)
+    for line in passed_over.lines():
+        logger.warning("%s: %s", path, line)
     if not images:
-        count = f"{len(names)} file{'s' * (len(names) != 1)}, none of them an image"
+        count = sum(passed_over.counts.values())
         raise DataError(
             path,
-            found=count if names else "an empty folder",
+            found=f"{count} file{'s' * (count != 1)}, none of them an image" if count else "an empty folder",
             expected=f"files ending in {', '.join(IMAGE_ENDINGS)}, or .rec files",
             fix="give the folder of the aligned faces",
         )
-    return ImageFiles(path, images)
+    return ImageFiles(path, tuple(image.name for image in images))

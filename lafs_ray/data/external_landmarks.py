@@ -26,7 +26,7 @@ from lafs_ray.data.landmark_cache import STAMP, CacheKey, plan_parts, read_entri
 from lafs_ray.data.match_records import Find, record_finder
 from lafs_ray.data.packed_set import read_json
 from lafs_ray.data.points_table import PointRows, PointsTable
-from lafs_ray.data.record_index import spread
+from lafs_ray.data.shard import spread
 from lafs_ray.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

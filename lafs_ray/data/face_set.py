@@ -10,6 +10,7 @@ import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,12 @@ from lafs_ray.data import recordio
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.reading import ByteRanges, read_ranges
+from lafs_ray.data.label_numbers import LabelNumbers
 from lafs_ray.data.landmark_cache import LandmarkCache
 from lafs_ray.data.packed_set import PackedLabels, find_packed
 from lafs_ray.data.record_files import find_record_files
-from lafs_ray.data.record_index import Identities, open_shard, spread
+from lafs_ray.data.record_index import open_shard
+from lafs_ray.data.shard import Identities, spread
 from lafs_ray.errors import DataError
 
 _SAMPLED_IDENTITIES = 64
@@ -66,6 +69,7 @@ class FaceSet:
         shard_versions: ETag of each object; empty strings on a disk.
         color_order: of the images, from the manifest of a packed set; None: not known.
         landmarks: cached landmarks of every image; None: not used.
+        label_numbers: of each shard, what labels are numbered as; empty: labels are those of the records.
     """
 
     shard_uris: tuple[str, ...]
@@ -79,6 +83,7 @@ class FaceSet:
     shard_versions: tuple[str, ...]
     color_order: ColorOrder | None = None
     landmarks: LandmarkCache | None = None
+    label_numbers: tuple[LabelNumbers, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -130,11 +135,21 @@ class FaceSet:
         return FaceRows(
             shard=shards[inverse].astype(np.int32),
             key=self.keys[index],
-            label=np.array([label for label, _, _ in rows], dtype=np.int64),
+            label=self._numbered(np.array([label for label, _, _ in rows], dtype=np.int64), shards[inverse]),
             images=[image for _, image, _ in rows],
             errors=[error for _, _, error in rows],
             landmarks=landmarks,
         )
+
+    def _numbered(self, labels: NDArray[np.int64], shards: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return labels of records in these shards as `label_numbers` has them."""
+        if not self.label_numbers:
+            return labels
+        numbers: NDArray[np.int64] = labels.copy()
+        for shard in np.unique(shards).tolist():
+            members = shards == shard
+            numbers[members] = self.label_numbers[shard].of(labels[members])
+        return numbers
 
     def subset(self, index: NDArray[np.int64]) -> FaceSet:
         """Return the set of these images alone, renumbered; identities stay those of the full set.
@@ -167,23 +182,37 @@ class FaceSet:
     def labels(self) -> NDArray[np.int64]:
         """Return the label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
 
-        They come from identity records, or a packed set's `labels.npy`, without reading images, if the records of 64
-        images per shard agree. Otherwise, and in a plain file, all are read.
+        They come from identity records, or a packed set's `labels.npy`, if the records of 64 images per shard agree.
+        Otherwise, and in a plain file, all are read, as are those near ends of ranges that are rounded.
         """
         columns = []
+        if self.label_numbers:
+            counts = np.diff(self.shard_starts)
+            shards = np.repeat(np.arange(len(counts)), counts)
+            return self._numbered(replace(self, label_numbers=()).labels(), shards)
         for shard, table in enumerate(self.identities):
             first, stop = self.shard_starts[shard : shard + 2].tolist()
             if table is not None:
-                labels = table.labels(self.keys[first:stop])
+                labels = self._table_labels(table, first, stop)
                 sample = spread(stop - first, _SAMPLED_IDENTITIES)
                 if np.array_equal(self.read(first + sample).label, labels[sample]):
                     columns.append(labels)
                     continue
-            columns += [
-                self.read(np.arange(begin, min(begin + _ROWS_PER_READ, stop))).label
-                for begin in range(first, stop, _ROWS_PER_READ)
-            ]
+            columns.append(self._read_labels(np.arange(first, stop)))
         return np.concatenate(columns)
+
+    def _table_labels(self, table: Identities | PackedLabels, first: int, stop: int) -> NDArray[np.int64]:
+        """Return the labels that a shard's table gives to its images, int64 [stop - first]."""
+        keys = self.keys[first:stop]
+        labels = table.labels(keys)
+        if isinstance(table, Identities) and len(uncertain := np.flatnonzero(table.uncertain(keys))):
+            labels[uncertain] = self._read_labels(first + uncertain)
+        return labels
+
+    def _read_labels(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Read the labels of these images from their records, int64 [n]."""
+        parts = range(0, len(index), _ROWS_PER_READ)
+        return np.concatenate([self.read(index[begin : begin + _ROWS_PER_READ]).label for begin in parts])
 
 
 def _parse_image(record: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:

@@ -15,6 +15,7 @@ Letters: N images, M templates.
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from lafs_ray.data.eval_sets import IMAGE_ENDINGS, EvalFaces, ImageFiles
+from lafs_ray.data.eval_sets import EvalFaces, ImageFiles
 from lafs_ray.data.ijb import TemplateImages, open_template_images, read_list
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.text_table import DAMAGE
+from lafs_ray.data.io.walk import find_images
 from lafs_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Int64s = NDArray[np.int64]
 
@@ -153,8 +157,13 @@ def _open_tinyface(uri: str, folder: str) -> Identification:
 
 
 def _image_names(folder: str, part: str) -> list[str]:
-    names = filesystem.list_names(filesystem.join(folder, part), recursive=True)
-    return sorted(name for name in names if name.lower().endswith(IMAGE_ENDINGS))
+    where = filesystem.join(folder, part)
+    if not filesystem.is_folder(where):
+        return []
+    images, passed_over = find_images(where)
+    for line in passed_over.lines():
+        logger.warning("%s: %s", where, line)
+    return sorted(image.name for image in images)
 
 
 def _leading_number(folder: str, part: str, name: str) -> int:

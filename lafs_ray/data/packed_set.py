@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem, json_text, reading
+from lafs_ray.data.io.walk import require_no_dead_link
 from lafs_ray.errors import DataError
 
 MANIFEST, CLAIM, LABELS, IDENTITIES = "manifest.json", "pack.json", "labels.npy", "identities.csv"
@@ -242,6 +243,7 @@ def find_packed(path: str, uris: Sequence[str], sizes: Sequence[int]) -> PackedS
 
 def _manifest_in(folder: str) -> Manifest | None:
     uri = filesystem.join(folder, MANIFEST)
+    require_no_dead_link(uri)
     if filesystem.exists(uri):
         return read_manifest(uri)
     if filesystem.exists(filesystem.join(folder, CLAIM)):

@@ -245,14 +245,14 @@ def read_index(uri: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return table["key"], table["offset"]
 
 
-_INDEX_FIX = "copy the .idx again, or delete it: the .rec is then scanned once to find its records"
+_INDEX_FIX = "copy .rec and .idx again from one place"
 
 
-def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
+def scan_records(uri: str) -> Iterator[tuple[int, int, Header, int]]:
     """Find every record of a file without an index, reading 8 MiB at a time.
 
     Yields:
-        Offset, size in bytes with framing and padding, and header of each record.
+        Offset, size in bytes with framing and padding, header, and payload size in bytes of each record.
 
     Raises:
         DataError: a record is damaged or truncated; those after it cannot be found.
@@ -271,6 +271,6 @@ def scan_records(uri: str) -> Iterator[tuple[int, int, Header]]:
                     if position == 0 or base + len(buffer) == file_size:
                         raise
                     break  # Truncated by the read: the next one begins with it.
-                header, _ = unpack(body, f"{uri} at offset {offset}")
-                yield offset, after - position, header
+                header, payload = unpack(body, f"{uri} at offset {offset}")
+                yield offset, after - position, header, len(payload)
                 offset, position = base + after, after

@@ -15,6 +15,7 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import FinetuneConfig, Subset
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
+from lafs_ray.data.classes import number_classes
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.sampler import EpochSampler
@@ -112,8 +113,9 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     num_classes = None
     num_identities = faces.num_identities
     if isinstance(config, FinetuneConfig):
-        labels = faces.labels()
-        num_classes = _num_classes(config, faces, labels)
+        labeled = number_classes(config.data.path, faces)
+        faces, labels, num_classes = labeled.faces, labeled.labels, labeled.num_classes
+        _check_labels(config, labels)
         if config.compute.workers > num_classes:
             raise ConfigError(
                 "compute.workers",
@@ -146,12 +148,10 @@ def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> 
     return fraction_of_images(faces, subset.fraction, subset.seed, subset.order)
 
 
-def _num_classes(config: TrainConfig, faces: FaceSet, labels: NDArray[np.int64]) -> int:
-    highest, expected = int(labels.max()), faces.num_identities
-    num_classes = expected if expected is not None else highest + 1
+def _check_labels(config: TrainConfig, labels: NDArray[np.int64]) -> None:
     # Records without a label are damaged ones: `Preprocessor` replaces and reports them.
     unlabeled = int((labels < 0).sum())
-    if highest < 0:
+    if unlabeled == len(labels):
         raise DataError(
             config.data.path,
             found=f"no labels: none of {len(labels)} records has an identity",
@@ -159,12 +159,10 @@ def _num_classes(config: TrainConfig, faces: FaceSet, labels: NDArray[np.int64])
             fix="start with stage 2, which needs no labels: lafs pretrain cpu "
             "data.path=… has fixed landmarks (landmarks.source=template), so needs no stage 1 either",
         )
-    if highest < 0 or highest >= num_classes or unlabeled > config.data.max_bad_records:
+    if unlabeled > config.data.max_bad_records:
         raise DataError(
             config.data.path,
-            found=f"labels up to {highest}; {unlabeled} of {len(labels)} records have none",
-            expected=f"labels from 0 to {max(num_classes, 1) - 1}, missing in at most "
-            f"{config.data.max_bad_records} records (data.max_bad_records)",
-            fix="number the identities from 0 without gaps, or repair the set's header",
+            found=f"{unlabeled} of {len(labels)} records have no label",
+            expected=f"a label in all but {config.data.max_bad_records} records (data.max_bad_records)",
+            fix="give each identity a number from 0, or leave those records out",
         )
-    return num_classes

@@ -35,13 +35,13 @@ def test_open_faces__insightface_layout(copied: Path, with_index: bool) -> None:
 
 
 def test_open_faces__plain_file_without_index() -> None:
-    """Every record is an image; keys count the records; a vector label gives its first element."""
+    """Every record is an image; keys are the records' ids; a vector label gives its first element."""
     expected = json.loads((PLAIN.parent / "meta.json").read_text())["records"]
     faces = open_faces(PLAIN.as_uri())
     rows = all_rows(faces)
     labels = [r["label"][0] if isinstance(r["label"], list) else r["label"] for r in expected]
     assert faces.num_identities is None
-    assert rows.key.tolist() == list(range(10))
+    assert rows.key.tolist() == [10 * number for number in range(10)]
     assert rows.label.tolist() == faces.labels().tolist() == labels
     digests = [hashlib.sha256(image).hexdigest() for image in rows.images]
     assert digests == [r["payload_sha256"] for r in expected]

@@ -104,9 +104,9 @@ def test_scan_records__any_piece_size(name: str, piece_bytes: int, monkeypatch: 
     path = GOLDEN / name
     scanned = list(recordio.scan_records(path.as_uri()))
     records = parse(path)
-    assert [offset for offset, _, _ in scanned] == [offset for offset, _ in records]
-    assert [header for _, _, header in scanned] == [recordio.unpack(b)[0] for _, b in records]
-    ends = [offset + size for offset, size, _ in scanned]
+    assert [offset for offset, *_ in scanned] == [offset for offset, _ in records]
+    assert [header for _, _, header, _ in scanned] == [recordio.unpack(b)[0] for _, b in records]
+    ends = [offset + size for offset, size, *_ in scanned]
     assert ends == [*(offset for offset, _ in records[1:]), path.stat().st_size]
 
 

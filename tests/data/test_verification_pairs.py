@@ -5,6 +5,8 @@ import os
 import pickle
 import struct
 import tracemalloc
+from array import array
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,18 @@ from lafs_ray.errors import DataError
 from tests.golden_cases import load_case
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "i1_verification_bin" / "ver.bin"
-IMAGES = [b"one", b"two", b"three \xff\x00", b"four"]
+IMAGES = [b"one", b"two", b"three \x00\xff", b"four"]
 
 
 def write(path: Path, content: Any, protocol: int = 4) -> str:
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return str(path)
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
 
 
 def refusal(path: Path | str) -> DataError:
@@ -61,10 +69,20 @@ def test_write_pairs__equals_the_original(tmp_path: Path) -> None:
         (IMAGES, np.array([True, False])),
         (IMAGES, np.array([1, 0])),
         ([np.frombuffer(image, np.uint8) for image in IMAGES], [True, False]),
+        ([np.frombuffer(image, np.uint8)[:, None] for image in IMAGES], np.array([[True], [False]])),
+        ([np.frombuffer(image, np.uint8)[None] for image in IMAGES], np.array([[1.0, 0.0]])),
+        ([bytearray(image) for image in IMAGES], [1.0, 0.0]),
+        (_objects(IMAGES), _objects([True, False])),
+        (_objects(IMAGES).reshape(2, 2), np.array([1.0, 0.0], ">f4")),
+        (np.array(IMAGES), np.array([1, 0], ">i2")),
+        ([np.void(image) for image in IMAGES], [np.float32(1), np.float64(0)]),
+        ([np.bytes_(image) for image in IMAGES], bytearray([1, 0])),
+        ([array("B", image) for image in IMAGES], deque([True, False])),
+        ([tuple(IMAGES[:2]), IMAGES[2:]], (True, False)),
     ],
 )
 def test_read_pairs__all_protocols(tmp_path: Path, images: Any, same: Any, protocol: int) -> None:
-    """Bytes or uint8 arrays, bools, ints or numpy's, in every pickle protocol: the same pairs."""
+    """Whatever plain container holds the bytes and the truths, in every pickle protocol: the same pairs."""
     pairs = read_pairs(write(tmp_path / "a.bin", (images, same), protocol))
     assert pairs.images == IMAGES
     assert pairs.same.tolist() == [True, False]
@@ -123,19 +141,35 @@ def test_read_pairs__constructors_cannot_be_altered(tmp_path: Path) -> None:
     assert "attributes of a constructor" in refusal(tmp_path / "a.bin").found
 
 
+def test_read_pairs__views_of_memory(tmp_path: Path) -> None:
+    """Protocol 5 writes a memoryview as its bytes."""
+    images = [pickle.PickleBuffer(memoryview(image)) for image in IMAGES]
+    assert read_pairs(write(tmp_path / "a.bin", (images, [True, False]), 5)).images == IMAGES
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize(
-    ("array", "found"),
+    ("values", "found"),
     [
-        (np.array([None, None]), "an array of dtype O8"),
-        (np.array([1.0, 0.0]), "an array of dtype f8"),
+        (np.array([None, None]), "None as pair label"),
+        (np.array([1.0, 0.5]), "0.5 as pair label"),
         (np.ones((2, 2), bool), "an array of shape (2, 2)"),
-        (np.array([1, 0], ">i8"), "big-endian numbers"),
+        (np.array(["one", "two"]), "an array of dtype U3"),
+        (np.array([1, 0], [("a", "i4"), ("b", "i4")]), "a bytes as pair label"),
+        (np.array([1j, 0]), "an array of dtype c16"),
     ],
 )
-def test_read_pairs__arrays_of_other_kinds(tmp_path: Path, array: Any, found: str) -> None:
-    """Arrays of objects, floats, two dimensions or foreign byte order are refused."""
-    path = write(tmp_path / "a.bin", (IMAGES, array), 2)
+def test_read_pairs__arrays_of_other_kinds(tmp_path: Path, values: Any, found: str, protocol: int) -> None:
+    """Arrays of texts, fractions, records or two dimensions are refused."""
+    path = write(tmp_path / "a.bin", (IMAGES, values), protocol)
     assert found in refusal(path).found
+
+
+@pytest.mark.parametrize("name", ["bytearray", "bytes"])
+def test_read_pairs__allocates_nothing_by_a_number(tmp_path: Path, name: str) -> None:
+    """A bytearray of a terabyte in a few bytes of pickle is refused before it is made."""
+    (tmp_path / "a.bin").write_bytes(b"cbuiltins\n%s\n(I1000000000000\ntR." % name.encode())
+    assert "bytes of a int" in refusal(tmp_path / "a.bin").found
 
 
 @pytest.mark.parametrize(
@@ -185,15 +219,18 @@ def _bomb(kind: str) -> bytes:
         return b"\x80\x02" + once + b"h\x00h\x01h\x02\x86R" * 40_000 + b"e]\x86."
     if kind == "bytearray":
         return b"\x80\x05(\x96" + len(raw).to_bytes(8, "little") + raw + b"q\x010](" + b"h\x01" * 40_000 + b"e]\x86."
+    if kind == "deque":
+        copies = b"ccollections\ndeque\nh\x01\x85R" * 20_000
+        return b"\x80\x02(](" + b"K\x01" * 100_000 + b"eq\x01](" + copies + b"e]t."
     if kind == "lists":
         return b"\x80\x02](" + b"]" * 1_500_000 + b"e]\x86."
     dtype = b"cnumpy\ndtype\nq\x04(X\x02\0\0\0u1K\x00K\x01tRq\x05"
     state = b"(K\x01" + b"J" + len(raw).to_bytes(4, "little") + b"\x85h\x05\x89h\x01tq\x06"
-    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07"
-    return b"\x80\x02" + text + dtype + state + array + b"](" + b"h\x07)Rh\x06b" * 40_000 + b"e]\x86."
+    start = b"cnumpy.core.multiarray\n_reconstruct\nq\x07"
+    return b"\x80\x02" + text + dtype + state + start + b"](" + b"h\x07)Rh\x06b" * 40_000 + b"e]\x86."
 
 
-@pytest.mark.parametrize("kind", ["encode", "array", "bytearray", "lists"])
+@pytest.mark.parametrize("kind", ["encode", "array", "bytearray", "deque", "lists"])
 def test_read_pairs__small_files_that_stand_for_large_ones(tmp_path: Path, kind: str) -> None:
     """Refused within the memory of the file's own size."""
     path = tmp_path / "bomb.bin"

@@ -101,8 +101,8 @@ def records(data: bytes) -> str:
         assert not sound, "a sound file refused"
         return "refused"
     assert whole, "a scan skipped damage"
-    assert [offset for offset, _, _ in scanned] == [offset for offset, _ in expected]
-    for (_, _, header), (_, body) in zip(scanned, expected, strict=True):
+    assert [offset for offset, *_ in scanned] == [offset for offset, _ in expected]
+    for (_, _, header, _), (_, body) in zip(scanned, expected, strict=True):
         assert repr(header) == repr(unpack(body)[0])
     return _as_set(path, dict(expected))
 

@@ -76,7 +76,7 @@ def test_mxnet_files__are_read_by_us(folder: Path) -> None:
             header, payload = unpack(body)
             assert bits(header.label) == bits(record.label), seed
             assert (header.id, header.id2, bytes(payload)) == record[2:], seed
-        assert [offset for offset, _, _ in scan_records(str(path))] == [o for o, _ in found]
+        assert [offset for offset, *_ in scan_records(str(path))] == [o for o, _ in found]
         if expected:
             keys, offsets = read_index(str(path.with_suffix(".idx")))
             assert keys.tolist() == [record.key for record in expected]

@@ -83,7 +83,7 @@ def embed(parser: ArgumentParser) -> None:
     add("--flip", action="store_true", help="add the mirror image's embedding")
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the decoded images (default rgb)")
     add("--resize", action="store_true", help="scale square images to 112x112")
-    add("--max-bad-records", type=int, default=100, metavar="N", help="tolerated damaged faces (default 100)")
+    add("--max-bad-records", default="100", metavar="N", help="tolerated damaged faces: 100 (default), or a share: 1%%")
     add("--device", default="cpu", help="where the network computes: cpu or cuda (default cpu)")
     add("--batch-size", type=int, default=64, metavar="N", help="faces at once (default 64)")
     add("--force", action="store_true", help="replace OUT")

@@ -18,6 +18,7 @@ from lafs_ray.data.aligning.parts import AlignJob, Counts, FinishedPart, finishe
 from lafs_ray.data.aligning.photos import PhotoRules
 from lafs_ray.data.aligning.sheet import write_sheet
 from lafs_ray.data.aligning.source import aligned_sources
+from lafs_ray.data.bad_records import MaxBad
 from lafs_ray.data.detection.backends import open_backend
 from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.packed_set import CLAIM, MANIFEST, Manifest, as_json, read_json, read_manifest
@@ -105,7 +106,7 @@ def align_to_set(options: AlignOptions, pack: PackOptions, apply: Apply) -> Outc
         finished = _align(options, job, request, apply)
         write_report(filesystem.join(out, REPORT), job, finished, as_json(request))
         _write_extras(options, job, finished)
-    pack = dataclasses.replace(pack, color_order="rgb", rules=ImageRules(), max_bad=0)
+    pack = dataclasses.replace(pack, color_order="rgb", rules=ImageRules(), max_bad=MaxBad(0))
     manifest = pack_faces(pack, apply, aligned_sources(job, finished))
     filesystem.delete_tree(job.folder)
     return Outcome(_sum(finished), manifest)

@@ -26,7 +26,7 @@ _COPY_BYTES = 8 << 20
 # What commands read in a folder of faces or of a run; their own outputs may lie beside it.
 _READ_IN_FOLDERS = (
     *(".rec", ".idx", ".bin", "/manifest.json", ".pt", ".jsonl", "/config.json"),
-    *(".jpg", ".jpeg", ".png", ".bmp", ".webp"),
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp"),
 )
 
 
@@ -187,6 +187,9 @@ def list_names(folder: str, *, recursive: bool = False) -> list[str]:
     if not exists(folder):
         return []
     filesystem, path = reading.resolve(folder)
+    if isinstance(filesystem, fs.LocalFileSystem) and not recursive:
+        # pyarrow fails on a name that is not UTF-8.
+        return retry_transient(lambda: sorted(one.name for one in os.scandir(path) if one.is_file()), folder)
     selector = fs.FileSelector(path, recursive=recursive)
     infos = retry_transient(lambda: filesystem.get_file_info(selector), folder)
     prefix = path.rstrip("/") + "/"

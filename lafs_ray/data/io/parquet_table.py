@@ -56,6 +56,8 @@ def _plain_bytes(column: pa.Array) -> int:
     """Return the memory that a column takes without a dictionary."""
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
+    if pa.types.is_primitive(column.type.value_type):
+        return 8 * len(column)
     lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
     return int(pc.sum(lengths).as_py() or 0) + 8 * len(column)
 

@@ -48,8 +48,14 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     A path without a scheme is local; a relative one is made absolute.
 
     Raises:
-        DataError: the scheme is unknown, the URI malformed, or the storage unreachable.
+        DataError: the scheme is unknown, the URI malformed, the path not UTF-8, or the storage unreachable.
     """
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(uri).decode("utf-8", "backslashreplace")
+        expected, fix = "paths in UTF-8", "rename the file or folder"
+        raise DataError(name, found="a name that is not UTF-8", expected=expected, fix=fix) from None
     if is_uri(uri):
         return resolve_uri(uri)
     return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))

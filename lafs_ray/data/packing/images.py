@@ -1,7 +1,8 @@
 """Image checks, alignment and resizing during packing.
 
 The bytes of a JPEG or PNG of the right size are kept; its size is read from the header in microseconds. With `check`,
-every image is also decoded. Only an image to be aligned or resized is re-encoded, as JPEG in the same color order.
+every image is also decoded. An image to be aligned or resized, and one in another format (BMP, WebP), which readers of
+`.rec` need not know, is re-encoded as JPEG in the same color order.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def fit_image(data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any
         landmarks: five points (x, y) in pixels to align by, [5, 2]; None: aligned already.
 
     Raises:
-        DataError: it is not a JPEG or PNG, does not decode, or has a size that the rules forbid.
+        DataError: it is no image, does not decode, or has a size that the rules forbid.
     """
     side = rules.size
     if landmarks is not None:
@@ -54,12 +55,14 @@ def fit_image(data: bytes, rules: ImageRules, landmarks: NDArray[np.floating[Any
         pixels = decode_image(data, color_order="bgr", size=None)
         _check_landmarks(pixels, landmarks)
         return encode_jpeg(align_photo(pixels, landmarks), rules.quality), True
-    size = image_size(data) if image_format(data) in ("JPEG", "PNG") else None
+    size = image_size(data)
     if size is None or jpeg_damage(data):
         # Raises with the reason, except for formats that only OpenCV reads.
         decode_image(data, color_order="bgr", size=None)
         raise _bad_image(f"{len(data)} bytes that begin with 0x{data[:4].hex()}", side)
     if size == (side, side):
+        if image_format(data) not in ("JPEG", "PNG"):
+            return encode_jpeg(decode_image(data, color_order="bgr", size=side), rules.quality), True
         if rules.check:
             decode_image(data, color_order="rgb", size=side)
         return data, False

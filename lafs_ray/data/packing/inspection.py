@@ -26,7 +26,7 @@ from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
 from lafs_ray.data.images import ColorOrder, decode_image, image_format
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import PackedLabels
-from lafs_ray.data.record_index import Identities, spread
+from lafs_ray.data.shard import Identities, spread
 from lafs_ray.errors import DataError
 
 _SAMPLE_IMAGES = 2000
@@ -109,7 +109,8 @@ def _describe_labels(labels: NDArray[np.int64], num_listed: int | None) -> Itera
     yield f"without label      {len(labels) - len(known)}"
     if not len(known):
         return
-    counts = np.bincount(known)
+    # Not by bincount: a label may be the id of a catalogue.
+    _, counts = np.unique(known, return_counts=True)
     yield f"labels             {known.min()} to {known.max()}"
     yield f"images/identity    {_quantiles(counts[counts > 0])}"
     same = float((labels[1:] == labels[:-1]).mean()) if len(labels) > 1 else 0.0

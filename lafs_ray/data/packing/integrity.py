@@ -89,7 +89,7 @@ def _find_problem(uri: str, entry: ShardEntry, labels: NDArray[np.int32] | None)
         return "missing" if not filesystem.exists(uri) else "its .idx is missing"
     if (size := filesystem.file_size(uri)) != entry.size_bytes:
         return f"{size} bytes, expected {entry.size_bytes}"
-    found = [(offset, int(header.first_label)) for offset, _, header in scan_records(uri)]
+    found = [(offset, int(header.first_label)) for offset, _, header, _ in scan_records(uri)]
     if len(found) != entry.images:
         return f"{len(found)} images, expected {entry.images}"
     keys, offsets = read_index(index_uri(uri))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.data.bad_records import MaxBad
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packing.exclusion import exclude_records
@@ -57,7 +58,7 @@ class PackOptions:
     landmarks: str | None = None
     exclude: str | None = None
     rules: ImageRules = field(default_factory=ImageRules)
-    max_bad: int = 100
+    max_bad: MaxBad = field(default_factory=MaxBad)
     memory_bytes: int = 2 << 30
     workers: int = 0
     scratch: str | None = None
@@ -89,6 +90,11 @@ class PackPlan:
     size_bytes: int
     num_shards: int
     request: dict[str, Any]
+
+    @property
+    def max_bad(self) -> int:
+        """Bad records that may be left out."""
+        return self.options.max_bad.of(self.num_records)
 
     @property
     def num_records(self) -> int:
@@ -172,7 +178,6 @@ def _check_ranges(options: PackOptions) -> None:
         ("--shard-size", options.shard_bytes, 1 << 10, 1 << 50),
         ("--size", options.rules.size, 1, 10_000),
         ("--quality", options.rules.quality, 1, 100),
-        ("--max-bad", options.max_bad, 0, 1 << 50),
         ("--workers", options.workers, 0, 10_000),
         ("--memory", options.memory_bytes, max(options.workers, 1) * MIN_WORKER_BYTES, 1 << 60),
     ]

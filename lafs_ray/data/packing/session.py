@@ -12,7 +12,7 @@ from typing import Any
 
 from lafs_ray.data.alignment_check import check_encoded
 from lafs_ray.data.io import filesystem, reading
-from lafs_ray.data.packed_set import MAX_LABELS, Manifest
+from lafs_ray.data.packed_set import Manifest
 from lafs_ray.data.packing.lock import locked
 from lafs_ray.data.packing.options import PackOptions, PackPlan, make_plan
 from lafs_ray.data.packing.pack_dir import FinishedShard, PackDir, is_intact, shard_name
@@ -26,6 +26,7 @@ from lafs_ray.data.packing.sorted_runs import (
     sort_records,
     too_many_bad,
 )
+from lafs_ray.data.packing.source_labels import number_labels
 from lafs_ray.data.packing.sources import ImageSource
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import DataError
@@ -96,7 +97,7 @@ class _Packing:
             # A damaged shard must not look complete until it is written again.
             filesystem.delete(filesystem.join(self.plan.out, self._name(shard)))
         runs = self._sort(missing)
-        inputs = MergeInputs(self.plan, runs, self._first_labels(runs))
+        inputs = MergeInputs(self.plan, runs, number_labels(self.plan, runs))
         shards |= self._merge(inputs, missing)
         manifest = write_metadata(inputs, [shards[shard] for shard in sorted(shards)])
         self.folder.clean_up()
@@ -151,7 +152,7 @@ class _Packing:
         return [(begin, min(begin + step, stop)) for first, stop in ranges for begin in range(first, stop, step)]
 
     def _check_bad(self, runs: Sequence[SortedRun], *, is_final: bool) -> None:
-        allowed, num_bad = self.plan.options.max_bad, sum(run.num_bad for run in runs)
+        allowed, num_bad = self.plan.max_bad, sum(run.num_bad for run in runs)
         num_read = sum(run.stop - run.first for run in runs)
         are_all_bad = num_bad == num_read and (is_final or num_bad > allowed)
         if are_all_bad:
@@ -185,21 +186,6 @@ class _Packing:
                     f"as the {plan.size_bytes / 1e6:,.0f} MB of images",
                     fix="free disk space, or set another folder for temporary files with --scratch",
                 )
-
-    def _first_labels(self, runs: Sequence[SortedRun]) -> tuple[int, ...]:
-        """Return the first label of each source, then the number of all labels."""
-        first = [0]
-        for number, source in enumerate(self.plan.sources):
-            max_label = max((run.max_labels[number] for run in runs), default=-1)
-            first.append(first[-1] + max(source.num_identities or 0, max_label + 1))
-        if first[-1] > MAX_LABELS:
-            raise DataError(
-                "identities",
-                found=f"{first[-1]} in all sources",
-                expected=f"at most {MAX_LABELS}: labels are float32 in the file",
-                fix="omit the labels, or pack fewer sources",
-            )
-        return tuple(first)
 
     def _merge(self, inputs: MergeInputs, missing: Sequence[int]) -> dict[int, FinishedShard]:
         """Run pass 2 for the missing shards."""

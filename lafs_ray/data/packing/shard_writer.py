@@ -19,6 +19,7 @@ from lafs_ray.data.packed_set import IDENTITIES, LABEL, LABELS, MANIFEST, Manife
 from lafs_ray.data.packing.options import PackPlan
 from lafs_ray.data.packing.pack_dir import FinishedShard, file_digest, shard_name
 from lafs_ray.data.packing.sorted_runs import SortedRun, first_errors, read_rows
+from lafs_ray.data.packing.source_labels import SourceLabels
 from lafs_ray.data.recordio import Body, Header, RecordWriter, pack
 from lafs_ray.errors import DataError
 
@@ -33,12 +34,12 @@ class MergeInputs:
     Args:
         plan: of the packing.
         runs: all of them, in the order of their records.
-        first_labels: first label of each source, then the number of all labels.
+        labels: of the sources.
     """
 
     plan: PackPlan
     runs: tuple[SortedRun, ...]
-    first_labels: tuple[int, ...]
+    labels: SourceLabels
 
 
 def write_shard(inputs: MergeInputs, shard: int) -> FinishedShard:
@@ -51,8 +52,7 @@ def write_shard(inputs: MergeInputs, shard: int) -> FinishedShard:
     name = shard_name(shard, plan.num_shards)
     rows, run_numbers = _read_shard_rows(inputs.runs, shard)
     source = np.searchsorted(plan.starts, rows["number"], side="right") - 1
-    shifted = rows["label"] + np.array(inputs.first_labels, np.int64)[source]
-    labels = np.where(rows["label"] < 0, -1, shifted).astype(LABEL)
+    labels = inputs.labels.of(rows["label"], source).astype(LABEL)
     images = _read_images(inputs, shard, rows, run_numbers)
     with RecordWriter(filesystem.join(plan.out, name)) as writer:
         for key, (label, number, image) in enumerate(
@@ -124,7 +124,7 @@ def write_metadata(inputs: MergeInputs, shards: Sequence[FinishedShard]) -> Mani
     Raises:
         DataError: the disk is full, or the folder is not writable.
     """
-    plan, runs, first_labels = inputs.plan, inputs.runs, inputs.first_labels
+    plan, runs, first_labels = inputs.plan, inputs.runs, inputs.labels.first
     labels = np.frombuffer(b"".join(shard.labels for shard in shards), LABEL)
     buffer = io.BytesIO()
     np.save(buffer, labels)
@@ -163,11 +163,10 @@ def write_metadata(inputs: MergeInputs, shards: Sequence[FinishedShard]) -> Mani
 
 def _identity_table(inputs: MergeInputs, labels: NDArray[np.int32]) -> bytes:
     """Return a CSV with source, name and number of images of each label."""
-    total, uris, names = inputs.first_labels[-1], list[str](), list[str]()
-    label_ranges = pairwise(inputs.first_labels)
-    for source, (first, stop) in zip(inputs.plan.sources, label_ranges, strict=True):
-        uris += [source.uri] * (stop - first)
-        names += source.names if source.names is not None else map(str, range(stop - first))
+    total, uris, names = inputs.labels.first[-1], list[str](), list[str]()
+    for source, of_source in zip(inputs.plan.sources, inputs.labels.names, strict=True):
+        uris += [source.uri] * len(of_source)
+        names += of_source
     columns = {
         "label": np.arange(total),
         "source": pa.array(uris, pa.string()),

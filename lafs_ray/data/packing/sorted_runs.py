@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.packed_set import MAX_LABELS
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.data.packing.options import PackPlan
 from lafs_ray.data.packing.sources import ImageRow
-from lafs_ray.data.record_index import spread
+from lafs_ray.data.shard import spread
 from lafs_ray.data.subset import splitmix64
 from lafs_ray.errors import DataError
 
@@ -47,7 +48,6 @@ class SortedRun:
         stop: number after its last.
         row_starts: first row of each shard, then the number of rows; [shards + 1].
         byte_starts: first byte of each shard, then the bytes of all images; [shards + 1].
-        max_labels: highest label of each source, as numbered there; -1: none.
         num_reencoded: images that were re-encoded.
         num_bad: records left out.
         errors: the first of them, one line each.
@@ -58,7 +58,6 @@ class SortedRun:
     stop: int
     row_starts: list[int]
     byte_starts: list[int]
-    max_labels: list[int]
     num_reencoded: int
     num_bad: int
     errors: list[str]
@@ -67,18 +66,21 @@ class SortedRun:
 class _RunBuffer:
     """Records of one run in memory."""
 
-    def __init__(self, first: int, num_sources: int) -> None:
+    def __init__(self, first: int) -> None:
         self.first = first
         self.rows: list[tuple[int, int, int, int]] = []
         self.images: list[bytes] = []
         self.num_bytes, self.num_reencoded = 0, 0
-        self.max_labels = [-1] * num_sources
         self.errors: list[str] = []
 
-    def add(self, position: int, number: int, source: int, row: ImageRow, rules: ImageRules) -> None:
+    def add(self, position: int, number: int, row: ImageRow, rules: ImageRules) -> None:
         if row.error:
             has_name = row.error.startswith(row.name)
             self.errors.append(row.error if has_name else f"{row.name}: {row.error}")
+            return
+        if row.label >= MAX_LABELS:
+            expected = f"labels below {MAX_LABELS}: larger ones are rounded in a .rec, and two identities may share one"
+            self.errors.append(f"{row.name}: found the label {row.label}; expected {expected}")
             return
         try:
             image, is_reencoded = fit_image(row.image, rules, row.landmarks)
@@ -89,7 +91,6 @@ class _RunBuffer:
         self.images.append(image)
         self.num_bytes += len(image) + _ROW_OVERHEAD
         self.num_reencoded += is_reencoded
-        self.max_labels[source] = max(self.max_labels[source], row.label)
 
 
 def sort_records(plan: PackPlan, record_range: tuple[int, int]) -> list[SortedRun]:
@@ -101,19 +102,19 @@ def sort_records(plan: PackPlan, record_range: tuple[int, int]) -> list[SortedRu
     first, stop = record_range
     permutation = FeistelPermutation(plan.num_records, plan.options.seed)
     runs: list[SortedRun] = []
-    buffer = _RunBuffer(first, len(plan.sources))
+    buffer = _RunBuffer(first)
     num_bad = 0
-    for number, (source, row) in enumerate(_rows(plan, first, stop), first):
+    for number, row in enumerate(_rows(plan, first, stop), first):
         if (offset := (number - first) % 4096) == 0:
             positions = permutation.positions(number, min(number + 4096, stop)).tolist()
         before = len(buffer.errors)
-        buffer.add(positions[offset], number, source, row, plan.options.rules)
+        buffer.add(positions[offset], number, row, plan.options.rules)
         num_bad += len(buffer.errors) - before
-        if num_bad > plan.options.max_bad:
-            raise too_many_bad(num_bad, number + 1 - first, plan.options.max_bad, buffer.errors)
+        if num_bad > plan.max_bad:
+            raise too_many_bad(num_bad, number + 1 - first, plan.max_bad, buffer.errors)
         if buffer.num_bytes >= plan.options.task_bytes:
             runs.append(_write(plan, buffer, number + 1))
-            buffer = _RunBuffer(number + 1, len(plan.sources))
+            buffer = _RunBuffer(number + 1)
     if buffer.first < stop:
         runs.append(_write(plan, buffer, stop))
     return runs
@@ -130,14 +131,13 @@ def too_many_bad(count: int, num_read: int, allowed: int, errors: Sequence[str])
     )
 
 
-def _rows(plan: PackPlan, first: int, stop: int) -> Iterator[tuple[int, ImageRow]]:
-    """Yield (number of the source, record) of a range that may span several sources."""
+def _rows(plan: PackPlan, first: int, stop: int) -> Iterator[ImageRow]:
+    """Yield the records of a range that may span several sources."""
     for number, source in enumerate(plan.sources):
         start, end = plan.starts[number : number + 2].tolist()
         low, high = max(first, start), min(stop, end)
         if low < high:
-            for row in source.read(low - start, high - start):
-                yield number, row
+            yield from source.read(low - start, high - start)
 
 
 def sample_images(plan: PackPlan, most: int) -> Iterator[bytes]:
@@ -147,7 +147,7 @@ def sample_images(plan: PackPlan, most: int) -> Iterator[bytes]:
         DataError: a source has changed.
     """
     for number in spread(plan.num_records, most).tolist():
-        for _, row in _rows(plan, number, number + 1):
+        for row in _rows(plan, number, number + 1):
             if not row.error:
                 with contextlib.suppress(DataError):
                     yield fit_image(row.image, plan.options.rules, row.landmarks)[0]
@@ -165,7 +165,6 @@ def _write(plan: PackPlan, buffer: _RunBuffer, stop: int) -> SortedRun:
         stop=stop,
         row_starts=row_starts.tolist(),
         byte_starts=ends[row_starts].tolist(),
-        max_labels=buffer.max_labels,
         num_reencoded=buffer.num_reencoded,
         num_bad=len(buffer.errors),
         errors=buffer.errors[:_MAX_ERRORS],
@@ -207,6 +206,11 @@ def read_rows(file: Any, run: SortedRun, shard: int) -> NDArray[Any]:
     first, stop = run.row_starts[shard : shard + 2]
     begin = run.byte_starts[-1] + ROW.itemsize * first
     return np.frombuffer(file.read_at(ROW.itemsize * (stop - first), begin), ROW)
+
+
+def read_all_rows(file: Any, run: SortedRun) -> NDArray[Any]:
+    """Read the rows of all shards from an opened run; dtype `ROW`."""
+    return np.frombuffer(file.read_at(ROW.itemsize * run.row_starts[-1], run.byte_starts[-1]), ROW)
 
 
 def first_errors(runs: Sequence[SortedRun]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.listing import list_tree
-from lafs_ray.data.packing.lists import LIST_SUFFIXES, numbered, read_list
-from lafs_ray.data.packing.sources import ImageFileSource, ImageSource, RecordSource
+from lafs_ray.data.io.walk import IMAGE_ENDINGS, find_images
+from lafs_ray.data.packing.labels import numbered
+from lafs_ray.data.packing.lists import LIST_SUFFIXES, read_list
+from lafs_ray.data.packing.sources import ImageFileSource, ImageSource, RecordSource, file_stamps
+from lafs_ray.data.record_files import is_set
 from lafs_ray.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-# The files of a list are not opened before packing.
-_ESTIMATED_IMAGE_BYTES = 16_000
+logger = logging.getLogger(__name__)
 
 
 def open_source(path: str, landmarks: str | None = None) -> ImageSource:
@@ -34,7 +35,7 @@ def open_source(path: str, landmarks: str | None = None) -> ImageSource:
     uri = filesystem.absolute(path)
     is_list = filesystem.file_name(uri).endswith(LIST_SUFFIXES)
     is_folder = not is_list and filesystem.is_folder(uri)
-    if is_folder and not any(name.endswith(".rec") for name in filesystem.list_names(uri)):
+    if is_folder and not is_set(uri):
         return _open_folder(uri, landmarks)
     if not uri.endswith(".rec") and not set(uri) & set("*?[") and not filesystem.exists(uri):
         expected = "a .rec file or pattern, a folder of images, or a list (.csv, .parquet)"
@@ -73,16 +74,16 @@ def _open_folder(uri: str, landmarks: str | None) -> ImageFileSource:
     Raises:
         DataError: there are no images, or some in subfolders and some outside.
     """
-    found = [file for file in list_tree(uri) if file[0].lower().endswith(IMAGE_SUFFIXES)]
+    found, passed_over = find_images(uri)
+    for line in passed_over.lines():
+        logger.warning("%s: %s", uri, line)
     if not found:
-        expected = f"images ({', '.join(IMAGE_SUFFIXES)}) or .rec files in it"
+        expected = f"images ({', '.join(IMAGE_ENDINGS)}) or .rec files in it"
         raise DataError(uri, found="none of either", expected=expected, fix="check the path")
-    # By class, then by name; "/" would sort "a-b/1" before "a/1".
-    found.sort(key=lambda file: file[0].split("/"))
-    classes = [name.split("/", 1)[0] if "/" in name else "" for name, _, _ in found]
-    _check_classes(uri, classes, [name for name, _, _ in found])
-    files = pa.array([name for name, _, _ in found], pa.large_string())
-    stamps = np.array([file[1:] for file in found], np.int64)
+    classes = [file.name.split("/", 1)[0] if "/" in file.name else "" for file in found]
+    _check_classes(uri, classes, [file.name for file in found])
+    files = pa.array([file.name for file in found], pa.large_string())
+    stamps = np.array([(file.size, file.modified_ns) for file in found], np.int64)
     labels, names = numbered(pa.array(classes, pa.large_string()))
     if names == [""]:
         labels, names = labels - 1, []
@@ -117,9 +118,14 @@ def _check_classes(uri: str, classes: list[str], files: list[str]) -> None:
 
 
 def _find_landmarks(landmarks: str, files: pa.Array) -> NDArray[np.float32]:
-    """Return the landmarks of each file, [n, 5, 2]; nan where the list has none."""
+    """Return the landmarks of each file, [n, 5, 2]; nan where the list has none.
+
+    Raises:
+        DataError: the list has no landmarks, none of these files, or a path twice.
+    """
     rows = read_list(landmarks)
-    indices = pc.index_in(files, value_set=rows.paths)
+    paths = pc.replace_substring_regex(rows.paths, r"^(\./)+", "")
+    indices = pc.index_in(files, value_set=paths)
     if rows.landmarks is None or indices.null_count == len(files):
         found = "no landmarks" if rows.landmarks is None else f"paths such as {rows.paths[0]}"
         raise DataError(
@@ -128,6 +134,18 @@ def _find_landmarks(landmarks: str, files: pa.Array) -> NDArray[np.float32]:
             expected=f"columns path, x1, y1 … x5, y5, with paths such as {files[0]}",
             fix="write paths relative to the folder of images",
         )
+    counts = pc.value_counts(paths)
+    if repeated := [one["values"] for one in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]:
+        raise DataError(
+            landmarks,
+            found=f"{len(repeated)} path{'s' * (len(repeated) > 1)} more than once, such as {repeated[0]}",
+            expected="one face for each image of a folder",
+            fix="remove the rows of other faces; to pack several faces of an image, pack a list with landmarks",
+        )
+    unused = np.flatnonzero(pc.is_in(paths, value_set=files).to_numpy(zero_copy_only=False) == 0)
+    if len(unused):
+        example = paths[int(unused[0])].as_py()
+        logger.warning("%s: %d of %d rows are of no image, such as %s", landmarks, len(unused), len(paths), example)
     points = np.full((len(files), 5, 2), np.nan, np.float32)
     known = indices.is_valid().to_numpy(zero_copy_only=False)
     points[known] = rows.landmarks[indices.drop_null().to_numpy()]
@@ -139,19 +157,24 @@ def _open_list(uri: str) -> ImageFileSource:
     stamp, rows = filesystem.file_stamp(uri), read_list(uri)
     labels, names = np.full(len(rows.paths), -1, np.int32), list[str]()
     if rows.labels is not None:
-        labels, names = numbered(rows.labels)
+        labels, names = numbered(rows.labels, by_number=True)
+    base = filesystem.parent(uri)
+    stamps, size_bytes = file_stamps(base, rows.paths)
+    if (repeats := len(rows.paths) - len(pc.unique(rows.paths))) and rows.landmarks is None:
+        logger.warning("%s: %d row%s of an image that an earlier row has", uri, repeats, "s" * (repeats > 1))
     return ImageFileSource(
         uri=uri,
         kind="list",
         num_records=len(rows.paths),
-        size_bytes=len(rows.paths) * _ESTIMATED_IMAGE_BYTES,
+        size_bytes=size_bytes,
         fingerprint=_hash(filesystem.read_bytes(uri)),
         num_identities=len(names),
         names=names,
         has_landmarks=rows.landmarks is not None,
-        base=filesystem.parent(uri),
+        base=base,
         files=rows.paths,
         labels=labels,
         landmarks=rows.landmarks,
+        stamps=stamps,
         list_stamp=stamp,
     )

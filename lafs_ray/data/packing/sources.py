@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.listing import read_files
+from lafs_ray.data.shard import spread
 from lafs_ray.errors import DataError
 
 _RECORDS_PER_READ = 1024
 # All of them may be in memory at once, and unaligned photographs have megabytes.
 _FILES_PER_READ = 64
+_CONCURRENT_FILES, _SAMPLED_FILES = 16, 256
 
 
 class ImageRow(NamedTuple):
@@ -52,7 +55,7 @@ class ImageSource(ABC):
         uri: absolute path or URI.
         kind: `records`, `folder` or `list`.
         num_records: images, damaged ones included.
-        size_bytes: of all images; an estimate for a list.
+        size_bytes: of all images; an estimate for a list of objects in a store.
         fingerprint: hash that changes with the files (for a list: with the list).
         num_identities: labels are below it; None: known after reading all records.
         names: name of each label; None: labels have only numbers.
@@ -125,7 +128,7 @@ class ImageFileSource(ImageSource):
         files: file names.
         labels: int32 [n]; -1: none.
         landmarks: float32 [n, 5, 2], nan where an image has none; None: the images are aligned.
-        stamps: size in bytes and modification time in ns of each file, int64 [n, 2]; None: a list.
+        stamps: size in bytes and modification time in ns of each file, int64 [n, 2]; None: not known.
         list_stamp: the same of the list; None: a folder.
     """
 
@@ -169,3 +172,28 @@ class ImageFileSource(ImageSource):
             found = filesystem.file_stamp(name)
         if found != tuple(stamp):
             raise _changed(name, found, (stamp[0], stamp[1]))
+
+
+def file_stamps(base: str, files: pa.Array) -> tuple[NDArray[np.int64] | None, int]:
+    """Return size and modification time of files, as `ImageFileSource.stamps`, and the bytes of all.
+
+    On a disk every file is looked up; a missing one has 0 and 0. In an object store a few are, and their mean counts.
+    """
+    is_local = reading.local_path(base) is not None and not any(map(reading.is_uri, files.to_pylist()))
+    some = np.arange(len(files)) if is_local else spread(len(files), _SAMPLED_FILES)
+
+    def stamp(number: int) -> tuple[int, int]:
+        file = files[number].as_py()
+        path = file if reading.is_uri(file) or file[0] == "/" else filesystem.join(base, file)
+        try:
+            if is_local:
+                status = os.stat(path)
+                return status.st_size, status.st_mtime_ns
+            return filesystem.file_stamp(path)
+        except (OSError, DataError):
+            return 0, 0
+
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+        stamps = np.array(list(pool.map(stamp, some.tolist())), np.int64)
+    size_bytes = int(stamps[:, 0].sum()) * len(files) // len(some)
+    return (stamps if is_local else None), size_bytes

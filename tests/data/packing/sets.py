@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lafs_ray.data.bad_records import MaxBad
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.packed_set import Manifest
 from lafs_ray.data.packing.options import PackOptions
@@ -23,7 +24,9 @@ SMALL_RUNS = 60_000
 
 
 def packed(sources: Sequence[Path | str], out: Path, apply: Apply = apply_in_process, **options: Any) -> Manifest:
-    """Pack, by default in this process."""
+    """Pack, by default in this process; `max_bad` may be a number."""
+    if isinstance(options.get("max_bad"), int):
+        options["max_bad"] = MaxBad(options["max_bad"])
     return pack_faces(PackOptions(tuple(map(str, sources)), str(out), **options), apply)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.data.align import POSITIONS_PX
-from lafs_ray.data.images import image_size
+from lafs_ray.data.images import image_format, image_size
 from lafs_ray.data.packing.images import ImageRules, fit_image
 from lafs_ray.errors import DataError
 from tests.training.faces import NO_IMAGE, face_jpegs, pixels_of
@@ -100,3 +100,14 @@ def test_fit_image__aligned() -> None:
     inner = np.abs(pixels_of(data).astype(int) - face)[8:-8, 8:-8]
     # Two bilinear interpolations of a smooth image and JPEG's chroma subsampling.
     assert inner.mean() < 3
+
+
+@pytest.mark.parametrize("ending", [".bmp", ".webp"])
+def test_fit_image__other_formats_become_jpeg(ending: str) -> None:
+    """BMP and WebP of the right size are re-encoded, since readers of .rec know JPEG and PNG."""
+    pixels = pixels_of(face_jpegs(1)[0])
+    data, encoded = fit_image(bytes(cv2.imencode(ending, pixels)[1].tobytes()), RULES, None)
+    assert encoded
+    assert image_format(data) == "JPEG"
+    # Two lossy encodings of a smooth image: a few levels in the mean.
+    assert np.abs(pixels_of(data).astype(int) - pixels[..., ::-1]).mean() < 4

@@ -154,7 +154,7 @@ def test_list__with_landmarks(tmp_path: Path) -> None:
         ("a.jpg,1,2\n", "3 columns"),
         ("path,label\n", "no rows"),
         ("path,label\na.jpg\n", "Expected 2 columns, got 1"),
-        ("a.jpg,1.5\n", "labels of type double"),
+        ("a.jpg,1.5\n", "the label '1.5'"),
         ("path,x1,y1\na.jpg,1,2\n", "2 of 10 landmark columns: x1, y1"),
         ("a.jpg,1," + ",".join("abcdefghij") + "\n", "invalid value 'a'"),
         ("a.jpg,1," + ",".join(["0.5"] * 10) + "\n", "landmarks up to 0.5: fractions"),
