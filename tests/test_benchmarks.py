@@ -13,6 +13,10 @@ import torch
 
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.synthetic import datasets
+from tests.data.aligning.test_session import write_photos
+from tests.data.detection.photos import true_points, yunet_file
+
+__all__ = ["yunet_file"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,6 +122,31 @@ def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
     assert list(rows) == ["per_view", "per_image", "cached"], printed
     # The prototypes of an untrained head tell faces apart by hundredths.
     assert abs(float(rows["per_image"]) - float(rows["cached"])) < 0.01
+
+
+def test_align__faces_error_and_times(tmp_path: Path, yunet_file: Path) -> None:
+    """Photos are searched, points compared with reference points, and times printed with their ratios."""
+    names = [f"{number}.png" for number in range(3)]
+    write_photos(tmp_path / "photos", names)
+    rows = [[name, *true_points(60 + number, 64, 112).ravel()] for number, name in enumerate(names)]
+    lines = [",".join(map(str, row)) for row in [["file", *range(10)], *rows]]
+    (tmp_path / "points.csv").write_text("\n".join(lines))
+    reference = ("--points", str(tmp_path / "points.csv"), "--five", "0 1 2 3 4")
+    size = ("--repeats", "1", "--timed", "4", "--detector", str(yunet_file))
+    printed = output("align", str(tmp_path / "photos"), *reference, *size)
+    assert "3 of 3 photos with a face" in printed
+    error = re.search(r"^mean error of the five points (\d+\.\d\d)% ", printed, re.MULTILINE)
+    assert error is not None, printed
+    assert float(error[1]) < 4  # A pixel of the close-up is 2.5 % of the distance.
+    assert re.search(r"4 photos: [\d.]+ ms a photo from file to set, [\d,]+ an hour", printed), printed
+    assert re.search(r"ratio of the job \d+\.\d\d; .* ratio \d+\.\d\d$", printed, re.MULTILINE), printed
+
+
+def test_alignment__a_line_for_each_set(tmp_path: Path) -> None:
+    """Generated faces are aligned, in every sample of thirty."""
+    datasets.write_faces(str(tmp_path / "faces"), num_identities=16, images_per_identity=3, seed=0)
+    printed = output("alignment", str(tmp_path / "faces" / "train.rec"), "--images", "40")
+    assert re.search(r"^ +40 +0\.\d\d .* 100\.0% aligned .*train\.rec$", printed, re.MULTILINE), printed
 
 
 def test_pack__ratios_memory_and_order() -> None:

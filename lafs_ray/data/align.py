@@ -64,7 +64,10 @@ def align_face(
     Raises:
         DataError: the landmarks are one point, or not finite.
     """
-    matrix = estimate_similarity(landmarks, subject)
+    return _warp(picture, estimate_similarity(landmarks, subject))
+
+
+def _warp(picture: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
     face = cv2.warpAffine(picture, matrix, (IMAGE_SIZE, IMAGE_SIZE), flags=cv2.INTER_LINEAR)
     return np.asarray(face, dtype=np.uint8)
 
@@ -92,7 +95,7 @@ def align_photo(
     height, width = photo.shape[:2]
     size = width // factor, height // factor
     if factor < 2 or min(size) < 1:
-        return align_face(photo, landmarks, subject)
+        return _warp(photo, matrix)
     # Whole blocks of factor × factor pixels; their centers have whole coordinates in the reduced photo.
     photo = np.asarray(cv2.resize(photo[: size[1] * factor, : size[0] * factor], size, interpolation=cv2.INTER_AREA))
     return align_face(photo, (landmarks + 0.5) / factor - 0.5, subject)

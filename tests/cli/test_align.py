@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lafs_ray.cli.commands import execute
+from lafs_ray.data.aligning import parts
 from lafs_ray.errors import ConfigError, UserError
 from tests.data.aligning.test_session import mixed_folder, write_photos
 from tests.data.detection.photos import mtcnn, mtcnn_folder, yunet_file
@@ -115,8 +116,11 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.mark.ray
-def test_align__two_workers_write_the_bytes_of_one(tmp_path: Path, mtcnn: None, ray_session: None) -> None:
+def test_align__two_workers_write_the_bytes_of_one(
+    tmp_path: Path, mtcnn: None, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Workers get the detector from the driver: they need no package, and write the same set."""
+    monkeypatch.setattr(parts, "_LEAST_PHOTOS", 16)
     write_photos(tmp_path / "photos", [f"{number:02}.png" for number in range(40)])
     execute("align", [str(tmp_path / "photos"), str(tmp_path / "one")])
     execute("align", [str(tmp_path / "photos"), str(tmp_path / "two"), "--workers", "2"])

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lafs_ray.data.align import POSITIONS_PX, align_face, estimate_similarity
+from lafs_ray.data.align import POSITIONS_PX, align_face, align_photo, estimate_similarity
 from lafs_ray.errors import DataError
 from tests.training.faces import face_jpegs, pixels_of
 
@@ -61,3 +61,24 @@ def test_align_face__one_point(value: float) -> None:
     with pytest.raises(DataError, match=r"5\.jpg") as raised:
         align_face(np.zeros((9, 9, 3), np.uint8), np.full((5, 2), value), "5.jpg")
     assert "five different points" in raised.value.expected
+
+
+@pytest.mark.parametrize("side", [100, 190, 500, 1120])
+def test_align_photo__large_faces_are_not_aliased(side: int) -> None:
+    """A face of any size becomes the face itself; stripes of a pixel become gray in more than twice the size."""
+    face = pixels_of(face_jpegs(1)[0])
+    way = cv2.INTER_AREA if side < 112 else cv2.INTER_LINEAR
+    photo = np.asarray(cv2.resize(face, (side, side), interpolation=way), np.uint8)
+    landmarks = (POSITIONS_PX + 0.5) * side / 112 - 0.5
+    # Two interpolations; at the border, black enters.
+    np.testing.assert_allclose(align_photo(photo, landmarks)[2:-2, 2:-2], face[2:-2, 2:-2], atol=12)
+    stripes = np.zeros((side, side, 3), np.uint8)
+    stripes[:, ::2] = 200
+    deviation = align_photo(stripes, landmarks)[4:-4, 4:-4].std()
+    assert deviation < 1 if side >= 500 else deviation > 1
+
+
+def test_align_photo__points_outside() -> None:
+    """Points far from a thin photo are no error of the warp: the face is black."""
+    thin = np.full((1, 3000, 3), 90, np.uint8)
+    assert align_photo(thin, POSITIONS_PX * 20).shape == (112, 112, 3)

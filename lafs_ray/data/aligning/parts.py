@@ -42,7 +42,7 @@ ROWS = pa.schema(
 """A row for each face that is kept, and one for each photo without."""
 
 _SUMMARY = b"lafs_ray.part"
-_MOST_PHOTOS, _LEAST_PHOTOS, _PARTS = 512, 16, 100
+_MOST_PHOTOS, _LEAST_PHOTOS, _PARTS = 512, 64, 100
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _SCORE, _OVERLAP, _MOST_FACES = 0.6, 0.3, 500
 # A face is located again in a picture of this side, of which its box takes half.
 _CLOSE_UP_PX, _CLOSE_UP_BOXES = 256, 2.0
 _GRAY = (128, 128, 128)
+# LOG_LEVEL_ERROR, which OpenCV 4 does not name.
+_ERRORS = 2
 
 
 class Yunet:
@@ -90,9 +92,11 @@ class Yunet:
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     """Keep OpenCV from printing about backends that it does not use."""
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    # OpenCV 5 moved the functions.
+    log: Any = cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2
+    before = log.getLogLevel()
+    log.setLogLevel(_ERRORS)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        log.setLogLevel(before)
