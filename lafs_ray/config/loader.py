@@ -125,7 +125,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or not key:
             raise ConfigError(
-                f"argument {argument!r}",
+                f"argument {argument[:200]!r}",
                 found="no key=value",
                 expected="an override such as optim.lr=1e-3",
                 fix="write the dotted key, an equals sign and the value, without spaces around it",
@@ -134,8 +134,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             overrides[key] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"argument {argument!r}",
-                found=" ".join(str(error).split()),
+                f"argument {argument[:200]!r}",
+                found=" ".join(str(error).split())[:400],
                 expected="a value in YAML's notation",
                 fix="quote the value",
             ) from None
@@ -234,7 +234,7 @@ def _explain(kind: type[Section], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: {error['input']!r} - {message[0].lower()}{message[1:]}"
+    return f"{path}: {repr(error['input'])[:200]} - {message[0].lower()}{message[1:]}"
 
 
 def section_at(kind: type[Section], path: Sequence[str]) -> type[Section] | None:

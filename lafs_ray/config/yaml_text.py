@@ -116,7 +116,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             path,
-            found=" ".join(str(error).split()),
+            found=" ".join(str(error).split())[:400],
             expected="a readable YAML file",
             fix="correct the file at this place",
         ) from None

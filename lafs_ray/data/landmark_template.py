@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ brows, eyes, nose, mouth and chin; hair, ears and background are outside.
 # Parts of a landmark cache that are read for its mean: 262,144 faces, spread over the set.
 _MAX_PARTS = 16
 _ENDINGS = (".npy", ".csv", ".parquet")
-_DAMAGE = (ValueError, OSError, EOFError, pa.ArrowException, KeyError, TypeError)
+_DAMAGE = (ValueError, OSError, EOFError, pa.ArrowException, KeyError, TypeError, TokenError, MemoryError)
 _FIX = "write one row of x and y in pixels for each landmark, or leave out landmarks.template for the built-in grid"
 
 

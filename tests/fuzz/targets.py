@@ -123,7 +123,7 @@ def _as_set(path: Path, bodies: dict[int, bytes]) -> str:
 
 
 # Spaces around a number do no harm: mxnet's reader takes them too.
-_LINE = re.compile(rb" *(-?\d{1,19}) *\t *(-?\d{1,19}) *")
+_LINE = re.compile(rb" *(-?0*\d{1,19}) *\t *(-?0*\d{1,19}) *")
 
 
 def index(data: bytes) -> str:

@@ -32,6 +32,7 @@ LANDMARK_PREFIXES = ("stn.", "output_layer.")
 _WRAPPERS = ("module.", "backbone.", "encoder.")
 _CONTAINERS = ("state_dict", "model")
 _MAX_LISTED = 12
+_MAX_LINES, _MAX_CHARACTERS = 40, 160
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         state: name to tensor; further names are ignored, since a published file holds other networks too.
 
     Raises:
-        CheckpointError: before anything is copied, naming every tensor that is missing or differs in shape.
+        CheckpointError: before anything is copied, naming the tensors that are missing or differ in shape.
     """
     module.load_state_dict({name: state[name] for name in check_weights(module, state)})
 
@@ -176,7 +177,7 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         unexpected = [name for name in state if name not in own]
         raise CheckpointError(
             f"weights for {type(module).__name__}",
-            found=f"{len(lines)} of {len(own)} tensors do not match\n    " + "\n    ".join(lines),
+            found=f"{len(lines)} of {len(own)} tensors do not match\n    " + "\n    ".join(_shortened(lines)),
             expected="every tensor of the model, in the same shape; unexpected tensors: "
             + (_listed(unexpected) or "none"),
             fix="build the model in the size of the checkpoint",
@@ -265,6 +266,11 @@ def _first_line(error: Exception) -> str:
     """Return type and first sentence; libraries append advice for their own developers."""
     sentence = str(error).split("\n")[0].split(". ")[0]
     return f"{type(error).__name__} {sentence}".strip()
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    rest = [f"… and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
+    return [line[:_MAX_CHARACTERS] for line in lines[:_MAX_LINES]] + rest
 
 
 def _listed(names: list[str]) -> str:
