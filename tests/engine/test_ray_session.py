@@ -34,13 +34,14 @@ def start(monkeypatch: pytest.MonkeyPatch, fails: Exception | None = None) -> li
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "127.0.0.1", "head:", ":6379", "127.0.0.1:99999", "dead"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "127.0.0.1", "head:", ":6379", "127.0.0.1:99999", "dead", "ray://dead"]
+)
 def test_start__address_without_a_cluster(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """A dashboard's address, no address, and one where nothing answers are refused before Ray waits for them."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        if address == "dead":
-            address = f"127.0.0.1:{unused.getsockname()[1]}"
+        address = address.replace("dead", f"127.0.0.1:{unused.getsockname()[1]}")
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ConfigError, match="RAY_ADDRESS") as caught:
             start(monkeypatch)
