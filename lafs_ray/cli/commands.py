@@ -48,6 +48,12 @@ COMMANDS = {
         examples=("faces/train.rec packed", "--verify packed", "--inspect faces/train.rec"),
         interrupted="interrupted; the same command continues where it stopped",
     ),
+    "pairs": Command(
+        summary="Make a verification file (.bin) from LFW's pairs.txt and a folder, or from a labeled set.",
+        arguments=data.pairs,
+        execute="lafs_ray.cli.pairs:make_pairs",
+        examples=("faces/train.rec pairs.bin --pairs 40 --folds 10",),
+    ),
     "align": Command(
         summary="Detect the faces of photos and align them to 112 × 112, as a packed set or as a list of points.",
         arguments=data.align,

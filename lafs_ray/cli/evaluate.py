@@ -57,6 +57,7 @@ class Request:
         baselines: whether raw pixels (pairs) and the untrained network are evaluated as well.
         whiten: how a further, whitened row of each embedding is made; None: no such row.
         color_order: what pair files and labeled sets decode to.
+        resize: whether square images of pair files are scaled to 112 pixels.
         pixel_range: input range of the network, see `apply_network`.
         device: where it computes.
         workers: Ray workers that embed; 0 is this process.
@@ -74,6 +75,7 @@ class Request:
     baselines: bool = False
     whiten: WhiteningOptions | None = None
     color_order: ColorOrder = "rgb"
+    resize: bool = False
     pixel_range: PixelRange = "training"
     device: Device = "cpu"
     workers: int = 0
@@ -142,7 +144,7 @@ def _jobs(request: Request) -> Iterator[Callable[[Embeddings], EvalResult]]:
     """Yield an evaluation for each input, which is opened and checked here."""
     order, modes = request.color_order, [parse_mode(text) for text in request.modes]
     for uri in request.pairs:
-        yield partial(evaluate_pairs, open_pairs(uri, order), raw_pixels=request.baselines)
+        yield partial(evaluate_pairs, open_pairs(uri, order, resize=request.resize), raw_pixels=request.baselines)
     for path in request.identities:
         faces = open_labeled(path, order)
         check_possible(faces.labels, request.ks)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.align import align_face
 from lafs_ray.data.face_set import FaceSet, open_faces
-from lafs_ray.data.images import ColorOrder, decode_image
+from lafs_ray.data.images import ColorOrder, decode_image, decode_resized
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import read_files
 from lafs_ray.data.io.walk import IMAGE_ENDINGS, find_images
@@ -163,10 +163,12 @@ class EvalFaces:
     Args:
         source: the encoded images.
         color_order: what decoding them gives.
+        resize: whether square images of another size are scaled.
     """
 
     source: ImageSource
     color_order: ColorOrder = "rgb"
+    resize: bool = False
 
     @property
     def num_images(self) -> int:
@@ -191,6 +193,8 @@ class EvalFaces:
             )
         size = 112 if image.landmarks is None else None
         try:
+            if self.resize and image.landmarks is None:
+                return decode_resized(image.data, color_order=self.color_order, size=112, always_bicubic=True)
             pixels = decode_image(image.data, color_order=self.color_order, size=size)
         except DataError as error:
             parts = {"found": error.found, "expected": error.expected, "fix": error.fix}
@@ -228,14 +232,14 @@ class LabeledSet:
     labels: NDArray[np.int64]
 
 
-def open_pairs(uri: str, color_order: ColorOrder = "rgb") -> PairSet:
-    """Open a pair file.
+def open_pairs(uri: str, color_order: ColorOrder = "rgb", *, resize: bool = False) -> PairSet:
+    """Open a pair file; `resize` scales its images to 112 pixels as the released evaluation does (bicubic).
 
     Raises:
         DataError: it is missing, damaged, no pair file, or its pickle refers to code.
     """
     pairs = read_pairs(uri)
-    return PairSet(uri, EvalFaces(PairImages(uri, pairs.images), color_order), pairs.same)
+    return PairSet(uri, EvalFaces(PairImages(uri, pairs.images), color_order, resize), pairs.same)
 
 
 def open_labeled(path: str, color_order: ColorOrder = "rgb") -> LabeledSet:

@@ -67,8 +67,16 @@ def decode_image(data: bytes, *, color_order: ColorOrder, size: int | None = IMA
     return rgb
 
 
-def decode_resized(data: bytes, *, color_order: ColorOrder, size: int) -> NDArray[np.uint8]:
+def decode_resized(
+    data: bytes, *, color_order: ColorOrder, size: int, always_bicubic: bool = False
+) -> NDArray[np.uint8]:
     """Decode a square picture of any size and scale it to uint8 [size, size, 3].
+
+    Args:
+        data: encoded image.
+        color_order: see `decode_image`.
+        size: side in pixels.
+        always_bicubic: interpolate when shrinking too, as the released evaluation does; otherwise areas are averaged.
 
     Raises:
         DataError: it does not decode, or is not square.
@@ -84,7 +92,7 @@ def decode_resized(data: bytes, *, color_order: ColorOrder, size: int) -> NDArra
         )
     if height == size:
         return pixels
-    interpolation = cv2.INTER_AREA if height > size else cv2.INTER_CUBIC
+    interpolation = cv2.INTER_AREA if height > size and not always_bicubic else cv2.INTER_CUBIC
     scaled: NDArray[np.uint8] = cv2.resize(pixels, (size, size), interpolation=interpolation)
     return scaled
 

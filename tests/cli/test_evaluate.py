@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from lafs_ray.cli.commands import execute
 from lafs_ray.cli.evaluate import Request, evaluate
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import UserError
@@ -44,6 +45,24 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def results(out: Path) -> dict[str, Any]:
     return json.loads((out / "results.json").read_text())
+
+
+def test_evaluate__from_the_folder_of_lfw_in_two_commands(trained: str, tmp_path: Path) -> None:
+    """`lafs pairs` on a folder with a list, then `lafs evaluate`: pictures of another size to metrics."""
+    lines = []
+    for number, image in enumerate(face_jpegs(40, size=(250, 250), seed=6)):
+        path = tmp_path / "lfw" / f"P_{number // 2}" / f"P_{number // 2}_{number % 2 + 1:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    for fold in range(10):
+        lines += [f"P_{2 * fold}\t1\t2", f"P_{2 * fold}\t1\tP_{2 * fold + 1}\t2"]
+    (tmp_path / "pairs.txt").write_text("10\t1\n" + "\n".join(lines) + "\n")
+    out = str(tmp_path / "lfw.bin")
+    execute("pairs", [str(tmp_path / "lfw"), out, "--list", str(tmp_path / "pairs.txt")])
+    execute("evaluate", [trained, out, "--resize", "--out", str(tmp_path / "out")])
+    assert results(tmp_path / "out")["results"][0]["num_pairs"] == 20
+    with pytest.raises(UserError, match="neither --list nor --pairs"):
+        execute("pairs", [str(tmp_path / "lfw"), out])
 
 
 def refusal(request: Request) -> UserError:

@@ -24,6 +24,18 @@ def pack(parser: ArgumentParser) -> None:
     add("--force", action="store_true", help="replace the contact sheet and the report")
 
 
+def pairs(parser: ArgumentParser) -> None:
+    """Add the arguments of making pairs."""
+    add = parser.add_argument
+    add("faces", help="a folder of images for --list, or a labeled set as data.path for --pairs")
+    add("out", help="the pair file (.bin)")
+    add("--list", metavar="PAIRS.txt", help="pairs in the format of LFW's pairs.txt")
+    add("--pairs", type=int, metavar="N", help="pairs to draw from a labeled set, half of them of one identity")
+    add("--folds", type=int, default=10, metavar="N", help="with --pairs: folds without a common identity (default 10)")
+    add("--seed", type=int, default=0, help="with --pairs: of the choice (default 0)")
+    add("--force", action="store_true", help="replace OUT")
+
+
 def align(parser: ArgumentParser) -> None:
     """Add the arguments of alignment."""
     add = parser.add_argument

@@ -12,6 +12,7 @@ def evaluate(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", help=_SOURCE)
     add("pairs", nargs="*", help="insightface pair files (.bin)")
+    add("--resize", action="store_true", help="scale square images of pair files to 112x112, bicubic")
     add("--identities", nargs="+", default=[], metavar="SET", help="labeled sets (.rec): nearest neighbors")
     add("--k", dest="ks", nargs="+", type=int, default=[1], metavar="N", help="neighbors for k-NN (default 1)")
     add("--templates", nargs="+", default=[], metavar="FOLDER", help="IJB-B/C in insightface's layout")
