@@ -131,7 +131,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
                 fix="write the dotted key, an equals sign and the value, without spaces around it",
             )
         try:
-            overrides[key] = parse_yaml(text)
+            # A name is text, as in a file.
+            overrides[key] = parse_yaml(f"name: {text}")["name"] if key.endswith(".name") else parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"argument {argument[:200]!r}",

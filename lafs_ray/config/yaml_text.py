@@ -44,6 +44,9 @@ class _Loader(yaml.SafeLoader):
             if key in keys:
                 raise yaml.YAMLError(f"the key {key!r} appears twice in the block at line {node.start_mark.line + 1}")
             keys.add(key)
+        for key_node, value_node in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.value == "name" and value_node.tag in (_BOOL, _INT, _FLOAT):
+                value_node.tag = "tag:yaml.org,2002:str"  # A name is text: 20241128, or 007.
         return super().construct_mapping(node, deep)
 
 
