@@ -50,12 +50,12 @@ $(MXNET_VENV)/.ready: Makefile
 	$(MXNET_VENV)/bin/python -c "import mxnet" 2> /dev/null
 	touch $@
 
-# A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.
-demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers → demo/report
+# A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.html.
+demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers → demo/report.html
 	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600
 	$(BIN)/python jobs/finetune.py configs/finetune/demo.yaml
 	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
-	$(BIN)/python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report --force
+	$(BIN)/python jobs/report.py demo/runs/lafs --pairs demo/faces/pairs.bin --out demo/report.html --force
 
 test: environment  ## run all tests (CPU, no network)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup

@@ -1,6 +1,7 @@
-"""Report a run: metric curves, landmarks on faces and pair accuracy, in one folder.
+"""Report runs, or a sweep, on one HTML page: settings, curves, accuracy, landmarks, attention.
 
-python jobs/report.py demo/runs/lafs demo/faces/train.rec demo/faces/pairs.bin demo/report
+python jobs/report.py demo/runs/lafs --pairs demo/faces/pairs.bin --out report.html
+python jobs/report.py runs/lafs runs/dino_face --faces val.rec --out both.html
 """
 
 from collections.abc import Sequence

@@ -146,10 +146,13 @@ COMMANDS = {
         interrupted="interrupted",
     ),
     "report": Command(
-        summary="Report a run: metric curves, landmarks on faces and pair accuracy, in one folder.",
+        summary="Report runs, or a sweep, on one HTML page: settings, curves, accuracy, landmarks, attention.",
         arguments=runs.report,
         execute="lafs_ray.cli.report:write_report",
-        examples=("runs/debug faces/train.rec faces/pairs.bin report",),
+        examples=(
+            "runs/debug --pairs faces/pairs.bin --out report.html",
+            "runs/debug runs/finetune_debug --out both.html",
+        ),
     ),
     "audit": Command(
         summary="Audit a set by its embeddings: leaks into test sets, wrong labels, copies, balance.",

@@ -1,46 +1,30 @@
-"""`lafs report`: metric curves, landmarks and pair accuracy of a pretraining run."""
+"""`lafs report`: one HTML page about runs, or about a sweep."""
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 
-import numpy as np
-
-from lafs_ray.data.eval_sets import open_pairs
-from lafs_ray.data.face_set import open_faces
-from lafs_ray.data.images import decode_image
+from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.embed import apply_network
-from lafs_ray.evaluation.plots import as_png, landmark_overlay, learning_curves
-from lafs_ray.evaluation.protocols import evaluate_pairs, local_embedding
 from lafs_ray.messages import show
-from lafs_ray.training.checkpoint.inference import load_for_inference
-from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.report.session import ReportRequest, report_page
 
 
 def write_report(options: Namespace) -> None:
-    """Write curves.png, accuracy.txt and, of a network with landmarks, landmarks.png; print the accuracy."""
-    files = {name: filesystem.join(options.out, name) for name in ("curves.png", "landmarks.png", "accuracy.txt")}
-    for uri in files.values():
-        filesystem.require_output(uri, force=options.force, inputs=[options.pairs])
-    trained = load_for_inference(options.run)
-    network = trained.embedder()
-    embeddings = {
-        "before training": local_embedding(trained.embedder(trained=False)),
-        "after training": local_embedding(network),
-    }
-    faces = open_faces(options.faces)
-    pictures = {}
-    if network.landmark_cnn is not None:
-        some = faces.read(np.linspace(0, faces.num_images - 1, 18).astype(np.int64))
-        images = np.stack([decode_image(data, color_order="rgb") for data in some.images])
-        landmarks = apply_network(network.landmark_cnn, images)
-        pictures["landmarks.png"] = as_png(landmark_overlay(images, landmarks))
-    curves = learning_curves(read_metrics(filesystem.join(options.run, "metrics.jsonl")))
-    result = evaluate_pairs(open_pairs(options.pairs), embeddings, raw_pixels=True)
-    text = f"{result}\n"
-    pictures["curves.png"] = as_png(curves)
-    for name, content in {**pictures, "accuracy.txt": text.encode()}.items():
-        with filesystem.atomic_write(files[name]) as file:
-            file.write(content)
-    show(f"{text}{' and '.join(sorted(pictures))} in {options.out}")
+    """Write the page, and print where it is.
+
+    Raises:
+        UserError: an error in the arguments, or in what they name.
+    """
+    require_persistent_path("--out", options.out)
+    inputs = [path for path in (options.faces, options.pairs) if path is not None]
+    filesystem.require_output(options.out, force=options.force, inputs=inputs)
+    logging.getLogger("lafs_ray").setLevel(logging.INFO)
+    request = ReportRequest(
+        runs=options.runs, faces=options.faces, pairs=options.pairs, color_order=options.color_order
+    )
+    content = report_page(request)
+    with filesystem.atomic_write(options.out) as file:
+        file.write(content)
+    show(f"{options.out}: {len(content):,} bytes, one page that needs no other file")

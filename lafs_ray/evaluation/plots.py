@@ -1,9 +1,9 @@
-"""Plots of a run: metric curves, landmarks on faces, ROC curves; drawn without a display."""
+"""Pictures drawn without a display: landmarks and attention on faces, ROC curves."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,38 +14,6 @@ from lafs_ray.evaluation.verification import RocCurve
 
 _COLUMNS = 6
 _ROC_POINTS = 5000
-
-# Panels of a run: title, and the metrics drawn into it. The last five are of pretraining alone.
-_PANELS = (
-    ("loss (nats)", ("loss",)),
-    ("entropy (nats)", ("teacher_entropy", "student_entropy")),
-    ("KL teacher to student (nats)", ("kl",)),
-    ("center norm", ("center_norm",)),
-    ("used prototypes (share)", ("used_prototypes",)),
-    ("embedding std", ("embedding_std",)),
-)
-
-
-def learning_curves(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot the loss over the steps of a run; of a pretraining run the SSL diagnostics as well.
-
-    Args:
-        lines: of its metrics.jsonl.
-    """
-    panels = [(title, names) for title, names in _PANELS if all(name in line for name in names for line in lines)]
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 3.25 * rows), layout="constrained")
-    steps = [line["step"] for line in lines]
-    for axes, (title, names) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
-        for name in names:
-            axes.plot(steps, [line[name] for line in lines], label=name.partition("_")[0])
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        if len(names) > 1:
-            axes.legend()
-    return figure
 
 
 def landmark_overlay(images: NDArray[np.uint8], landmarks: NDArray[np.floating[Any]]) -> Figure:
@@ -87,28 +55,33 @@ def _overlay(
     return figure
 
 
-def roc_figure(title: str, curves: Mapping[str, RocCurve]) -> Figure:
-    """Plot ROC curves over a logarithmic FAR.
+def roc_figure(title: str, curves: Mapping[str, RocCurve], num_different: int) -> Figure:
+    """Plot ROC curves over a logarithmic FAR, as far as the counts reach, with the line of chance.
 
     Args:
         title: of the figure.
         curves: by name.
+        num_different: pairs of different identities; the lowest FAR drawn is one of them.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
+    lowest = 1 / num_different
+    chance = np.geomspace(lowest, 1, 100)
+    axes.plot(chance, chance, color="gray", linestyle="--", label="chance")
     for name, curve in curves.items():
         # IJB-C has a million points, more than a plot shows.
         count = len(curve.fpr)
         shown = np.unique(np.geomspace(1, count, _ROC_POINTS).astype(int)) - 1
         axes.plot(curve.fpr[shown], curve.tpr[shown], label=f"{name} (AUC {curve.area:.4f})")
-    axes.set_xscale("symlog", linthresh=1e-6)
-    axes.set_xlim(0, 1)
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("FAR")
+    axes.set_xlabel(f"FAR, from 1 of {num_different:,} different pairs")
     axes.set_ylabel("TAR")
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    # Below the plot: on it, it would cover curves.
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -113,13 +113,14 @@ def write_results(folder: str, header: Mapping[str, Any], results: Sequence[Eval
     """
     content = {**header, "results": [one.content() for one in results]}
     files = {"results.json": (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()}
-    drawn = [(one.uri, {row.title: row.curve for row in one.rows if row.curve is not None}) for one in results]
-    drawn = [(uri, curves) for uri, curves in drawn if curves]
-    for (uri, curves), name in zip(drawn, picture_names([uri for uri, _ in drawn]), strict=True):
+    drawn = [(one, {row.title: row.curve for row in one.rows if row.curve is not None}) for one in results]
+    drawn = [(one, curves) for one, curves in drawn if curves]
+    for (one, curves), name in zip(drawn, picture_names([one.uri for one, _ in drawn]), strict=True):
         # Imported here: training workers would wait half a second for matplotlib.
         from lafs_ray.evaluation.plots import as_png, roc_figure
 
-        files[name] = as_png(roc_figure(uri, curves))
+        title = f"{one.uri.rstrip('/').rpartition('/')[2]}: {one.counts['num_pairs']:,} pairs"
+        files[name] = as_png(roc_figure(title, curves, one.counts["num_pairs"] - one.counts["num_same"]))
     for name, data in files.items():
         with filesystem.atomic_write(filesystem.join(folder, name)) as file:
             file.write(data)

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 # Quantile of the normal distribution for two-sided 95 %.
 Z_95 = 1.959964
 
@@ -18,6 +21,20 @@ def rate_error(rate: float, count: int) -> float:
     """
     clipped = min(max(rate, 0.5 / count), 1 - 0.5 / count)
     return math.sqrt(clipped * (1 - clipped) / count)
+
+
+def bootstrap_interval(values: NDArray[np.float64], samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean (percentiles).
+
+    Args:
+        values: of independent cases, such as 1 for a pair decided rightly, [n].
+        samples: number of resamplings.
+        seed: of these.
+    """
+    generator, count = np.random.default_rng(seed), len(values)
+    means = [values[generator.integers(0, count, count)].mean() for _ in range(samples)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,19 @@ def kfold_accuracy(distances: Float64s, same: Truths, folds: int = 10) -> FoldAc
     return FoldAccuracy(float(per_fold.mean()), float(per_fold.std()), per_fold, np.array(chosen))
 
 
+def kfold_correct(distances: Float64s, same: Truths, folds: int = 10) -> Truths:
+    """Return whether each pair is decided rightly by the threshold of the other folds, see `kfold_accuracy`; bool [P].
+
+    Raises:
+        DataError: fewer pairs than folds.
+    """
+    thresholds = kfold_accuracy(distances, same, folds).thresholds
+    right = np.zeros(len(same), dtype=bool)
+    for (_, test), threshold in zip(_folds(len(same), folds), thresholds, strict=True):
+        right[test] = (distances[test] < threshold) == same[test]
+    return right
+
+
 def tar_at_far(distances: Float64s, same: Truths, far: float, folds: int = 10) -> TarAtFar:
     """Compute the true accept rate at the threshold that gives `far` on the other folds.
 

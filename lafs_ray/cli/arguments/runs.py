@@ -14,12 +14,14 @@ def status(parser: ArgumentParser) -> None:
 
 
 def report(parser: ArgumentParser) -> None:
-    """Add the arguments of a run's report."""
-    parser.add_argument("run", help="the folder of a pretraining run")
-    parser.add_argument("faces", help="faces to draw landmarks on, as data.path")
-    parser.add_argument("pairs", help="pair file (.bin) for the accuracy before and after")
-    parser.add_argument("out", help="the output folder")
-    parser.add_argument("--force", action="store_true", help="replace an earlier report")
+    """Add the arguments of a report."""
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="folders of runs, shown beside each other; or of one sweep")
+    add("--faces", metavar="SET", help="faces to draw on, as data.path (default: the first run's training set)")
+    add("--pairs", metavar="FILE", help="pair file (.bin) to evaluate (default: online_eval.pairs of the first run)")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of --faces and --pairs (default rgb)")
+    add("--out", default="report.html", metavar="FILE", help="the page (default report.html)")
+    add("--force", action="store_true", help="replace an earlier report")
 
 
 def audit(parser: ArgumentParser) -> None:
