@@ -10,7 +10,7 @@ import numpy as np
 
 from lafs_ray.report.html import escape
 
-_WIDTH, _HEIGHT = 380, 240
+_WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 40
 _MAX_POINTS = 600
 _NUM_COLORS = 8
@@ -188,12 +188,12 @@ class _Frame:
                 path = f'<path d="M{x:.1f} {_TOP}V{bottom}" style="stroke:var(--warn);stroke-dasharray:2 3"/>'
                 parts.append(f"<g><title>{escape(name)}</title>{path}</g>")
         if axes.level:
+            # The name stands below the line where there is no room above it.
             y = self.at_y(axes.level[0])
             parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" style="stroke:var(--faint);stroke-dasharray:5 4"/>')
-            parts.append(
-                f'<text x="{right - 3}" y="{max(y - 4, _TOP + 10):.1f}" text-anchor="end" style="fill:var(--faint)">'
-                f"{escape(axes.level[1])}</text>"
-            )
+            below = y - 4 if y > _TOP + 14 else y + 13
+            place = f'x="{right - 3}" y="{below:.1f}" text-anchor="end" style="fill:var(--faint)"'
+            parts.append(f"<text {place}>{escape(axes.level[1])}</text>")
         return "".join(parts)
 
     def line(self, x: np.ndarray, y: np.ndarray, color: str, dashed: bool) -> str:

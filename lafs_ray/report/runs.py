@@ -108,12 +108,12 @@ def _defaults(kind: type[BaseModel]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found[name] = _defaults(annotation)
-        elif field.is_required():
-            found[name] = None
-        else:
+        if not field.is_required():
             found[name] = _plain(field.get_default(call_default_factory=True))
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found[name] = _defaults(annotation)
+        else:
+            found[name] = None
     return found
 
 

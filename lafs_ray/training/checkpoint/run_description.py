@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
 from lafs_ray.data.io import filesystem, json_text
+from lafs_ray.training.checkpoint.environment import environment
 
 DESCRIPTION = "config.json"
 
@@ -74,5 +75,5 @@ def read_description(run: str) -> dict[str, Any]:
 
 
 def write_description(run: str, description: Mapping[str, Any]) -> None:
-    """Write what a run is, atomically."""
-    json_text.write_json(filesystem.join(run, DESCRIPTION), description)
+    """Write what a run is, and what it is started on, atomically."""
+    json_text.write_json(filesystem.join(run, DESCRIPTION), {**description, "environment": environment()})

@@ -27,7 +27,6 @@ from lafs_ray.training.checkpoint.checkpoint_file import (
     load_checkpoint,
     save_checkpoint,
 )
-from lafs_ray.training.checkpoint.environment import environment
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.checkpoint.run_description import DESCRIPTION, read_description, write_description
 
@@ -82,7 +81,7 @@ class RunDir:
             ConfigError: the folder holds another run, or files that are no run.
         """
         description = self.check(origin)
-        write_description(self.uri, {**description, "environment": environment()})
+        write_description(self.uri, description)
 
     def restore(self, origin: Origin) -> None:
         """Write config.json again if it, or the whole folder, was deleted while the run goes on.
