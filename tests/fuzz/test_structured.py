@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.readers import TARGETS
-from tests.fuzz.structured_run import FINE, outcome_of, made
+from tests.fuzz.structured_run import FINE, made, outcome_of
 
 _INPUTS = 20
 # Inputs that ended in another exception, or in a message of pages, before their readers were fixed.
