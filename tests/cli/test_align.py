@@ -107,6 +107,18 @@ def test_align__by_a_yunet_file(tmp_path: Path, yunet_file: Path, capsys: pytest
     assert f"--landmarks {points}" in shown
 
 
+def test_photos_without_labels__to_lafs_in_two_commands(
+    tmp_path: Path, mtcnn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two commands of the README, made small: photos are aligned, then LAFS trains on template landmarks."""
+    write_photos(tmp_path / "photos", [f"{number}.png" for number in range(16)])
+    faces = str(tmp_path / "faces")
+    execute("align", [str(tmp_path / "photos"), faces])
+    small = ["duration=1 steps", "optim.warmup=1 steps", "batch_size=8", "compute.workers=0", "head.num_prototypes=64"]
+    execute("pretrain", ["cpu", f"data.path={faces}", f"run.storage={tmp_path / 'runs'}", *small])
+    assert "lafs_cpu is finished" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     ray = pytest.importorskip("ray")

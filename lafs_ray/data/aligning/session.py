@@ -26,7 +26,7 @@ from lafs_ray.data.packing.images import ImageRules
 from lafs_ray.data.packing.integrity import verify_set
 from lafs_ray.data.packing.lock import locked
 from lafs_ray.data.packing.options import PackOptions, check_options
-from lafs_ray.data.packing.session import Apply, pack_faces
+from lafs_ray.data.packing.session import Apply, count_of, pack_faces
 from lafs_ray.data.packing.source_factory import open_source
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import ConfigError, DataError, UserError
@@ -225,7 +225,7 @@ def _align(options: AlignOptions, job: AlignJob, request: dict[str, Any], apply:
         known = pool.map(partial(finished_part, job.folder), [part for part in parts if part.name in names])
     finished = {one.part: one for one in known if one is not None}
     if finished:
-        logger.info("%d finished parts kept", len(finished))
+        logger.info("%s kept", count_of(len(finished), "finished part"))
     done = sum(one.counts.photos for one in finished.values())
     progress = options.progress("photos", sum(source.num_records for source in job.sources), done)
     for one in apply(write_part, job, [part for part in parts if part not in finished]):
