@@ -79,6 +79,7 @@ class Duration(Section):
         return str(self)
 
 
+_MOST_ERRORS = 40
 _LONGEST = 1e12
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*(epoch|step|run)s?\s*")
 
@@ -188,6 +189,8 @@ def validation_errors(kind: type[SectionT], tree: Mapping[str, Any]) -> list[str
 def config_error(source: str, errors: Sequence[str], expected: str) -> ConfigError:
     """Return one exception for all configuration errors of a source."""
     count = "1 configuration error" if len(errors) == 1 else f"{len(errors)} configuration errors"
+    if len(errors) > _MOST_ERRORS:
+        errors = [*errors[:_MOST_ERRORS], f"… and {len(errors) - _MOST_ERRORS} more"]
     return ConfigError(
         f"{source}: {count}",
         found="\n    ".join(["", *errors]) if len(errors) > 1 else errors[0],
