@@ -7,7 +7,7 @@ TORCH := 2.13.0
 TORCHVISION := 0.28.0
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fast test-cpus test-lowest lint format docs site environment node-environment mxnet-environment clean
+.PHONY: help demo test test-fast test-cpus test-lowest lint format docs site environment node-environment mxnet-environment mediapipe-environment clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -50,6 +50,20 @@ $(MXNET_VENV)/.ready: Makefile
 	$(MXNET_VENV)/bin/python -c "import mxnet" 2> /dev/null
 	touch $@
 
+# MediaPipe, to find landmarks (jobs/mediapipe_landmarks.py): an environment of its own, as it needs numpy < 2. The
+# package is installed without torch.
+MEDIAPIPE_VENV := .venv-mediapipe
+
+mediapipe-environment: $(MEDIAPIPE_VENV)/.ready  ## make .venv-mediapipe, for jobs/mediapipe_landmarks.py
+
+$(MEDIAPIPE_VENV)/.ready: Makefile
+	rm -rf $(MEDIAPIPE_VENV)
+	$(PYTHON) -m venv $(MEDIAPIPE_VENV)
+	$(MEDIAPIPE_VENV)/bin/python $(PIP) mediapipe==0.10.21 "numpy<2" pyarrow pydantic pyyaml safetensors
+	$(MEDIAPIPE_VENV)/bin/python $(PIP) --no-deps -e .
+	$(MEDIAPIPE_VENV)/bin/python -c "import mediapipe, lafs_ray.data.mediapipe_landmarks" 2> /dev/null
+	touch $@
+
 # A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.html.
 demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers → demo/report.html
 	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600
@@ -61,7 +75,7 @@ test: environment  ## run all tests (CPU, no network)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-fast: environment  ## run the tests that start no Ray and take no minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet and not mediapipe"
 
 # Kernels of other CPUs, and other numbers of threads: what must be equal is equal under each of them.
 NUMERIC := tests/transforms tests/methods $(wildcard tests/models/test_*.py) tests/training/test_fingerprint.py

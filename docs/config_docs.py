@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lafs_ray.config.describe import Setting, settings
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.tuning.config import SweepConfig
 
@@ -26,6 +27,7 @@ def describe() -> str:
     for title, kind in (
         ("Pretraining (`lafs pretrain`)", PretrainConfig),
         ("Supervised training: stage 1 and finetuning (`lafs finetune`)", FinetuneConfig),
+        ("Landmark regression (`lafs train-landmarks`)", LandmarkConfig),
         ("Sweeps (`lafs sweep`)", SweepConfig),
     ):
         rows = "\n".join(map(_row, settings(kind)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import Section
 from lafs_ray.config.pretrain import PretrainConfig
 
@@ -130,7 +131,7 @@ def keys(section: type[Section], prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("path", documents())
 def test_keys__exist(path: Path) -> None:
     """A dotted name in backticks that begins with a section is a key of a configuration."""
-    known = keys(PretrainConfig) | keys(FinetuneConfig)
+    known = keys(PretrainConfig) | keys(FinetuneConfig) | keys(LandmarkConfig)
     sections = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
     named = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:[=:][^`]*)?`", prose(path))
     files = (".py", ".md", ".json", ".jsonl", ".yaml", ".npy", ".bin", ".rec", ".idx", ".csv", ".safetensors")

@@ -38,7 +38,7 @@ COMMANDS = {
         summary="Render synthetic faces: a training set, verification pairs of other identities, contact sheet.",
         arguments=data.make_faces,
         execute="lafs_ray.cli.make_faces:make_faces",
-        examples=("faces --identities 20 --images 10 --pairs 60 --pair-identities 10",),
+        examples=("faces --identities 20 --images 10 --landmarks 196 --pairs 60 --pair-identities 10",),
         interrupted="interrupted; the same command starts over",
     ),
     "pack": Command(
@@ -86,8 +86,22 @@ COMMANDS = {
         summary="Compute the landmarks of every face of a set once, for pretraining with landmarks.source=cached.",
         arguments=data.cache_landmarks,
         execute="lafs_ray.cli.cache_landmarks:cache_job",
-        examples=("runs/finetune_debug packed",),
+        examples=("runs/finetune_debug packed", "--from faces/landmarks-196.parquet faces/train.rec --out landmarks"),
         interrupted="interrupted; the same command continues with the missing parts",
+    ),
+    "train-landmarks": Command(
+        summary="Train a landmark CNN on given landmarks, without identity labels: in the place of stage 1.",
+        arguments=training.train_landmarks,
+        execute="lafs_ray.cli.train:train_landmarks",
+        examples=("cpu data.path=faces/train.rec landmarks.cache=landmarks",),
+        interrupted=_BEFORE,
+    ),
+    "landmark-error": Command(
+        summary="Measure a landmark CNN: mean distance from given landmarks, in percent of the eyes' distance.",
+        arguments=data.landmark_error,
+        execute="lafs_ray.cli.landmark_error:error_job",
+        examples=("runs/landmarks", "runs/landmarks faces/train.rec landmarks"),
+        interrupted="interrupted",
     ),
     "sweep": Command(
         summary="Tune the hyperparameters of a training run with Ray Tune; the same command continues.",

@@ -9,13 +9,19 @@ from argparse import Namespace
 from lafs_ray.config import presets
 from lafs_ray.config.describe import Setting, settings
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import Section
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.messages import show
 from lafs_ray.tuning.config import SweepConfig
 
-KINDS: dict[str, type[Section]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sweep": SweepConfig}
+KINDS: dict[str, type[Section]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "landmarks": LandmarkConfig,
+    "sweep": SweepConfig,
+}
 
 
 def print_settings(options: Namespace) -> None:

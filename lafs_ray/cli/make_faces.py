@@ -10,16 +10,21 @@ import cv2
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.messages import show
-from lafs_ray.synthetic import datasets
+from lafs_ray.synthetic import datasets, landmark_table
+from lafs_ray.synthetic.landmarks import layout_positions
 
 
 def make_faces(options: Namespace) -> None:
-    """Write train*.rec, property, contact_sheet.png and, with --pairs, pairs.bin into OUT."""
+    """Write train*.rec, property, contact_sheet.png and, if requested, pairs.bin and landmarks-*.parquet into OUT."""
     logging.getLogger("lafs_ray").setLevel(logging.INFO)
     identities, images, start = options.identities, options.images, time.perf_counter()
     common = {"seed": options.seed, "workers": options.workers}
     size = {"num_identities": identities, "images_per_identity": images, "num_shards": options.shards}
+    if options.landmarks is not None:
+        layout_positions(options.landmarks)
     datasets.write_faces(options.out, **size, **common)
+    if options.landmarks is not None:
+        landmark_table.write_landmarks(options.out, options.landmarks, images_per_identity=images, **common)
     if options.pairs:
         others = range(identities, identities + options.pair_identities)
         pairs = filesystem.join(options.out, "pairs.bin")

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import load
 from lafs_ray.config.presets import config_file
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.train import ON_CPU, TrainConfig
 from lafs_ray.config.yaml_text import write_yaml
 from lafs_ray.data.alignment_check import check_set
 from lafs_ray.engine.console import log_to, terminal_handler
@@ -23,7 +24,7 @@ from lafs_ray.interrupt import exit_at_once
 from lafs_ray.messages import show
 from lafs_ray.training.prepare import RunInputs, check_run, prepare_run
 from lafs_ray.training.run_request import RunRequest
-from lafs_ray.training.runner import Hooks, run_local, training_device
+from lafs_ray.training.runner import Hooks, has_gpu, run_local, training_device
 
 
 def pretrain(options: Namespace) -> None:
@@ -34,6 +35,11 @@ def pretrain(options: Namespace) -> None:
 def finetune(options: Namespace) -> None:
     """Train on labels with the configuration, or continue the run of that name."""
     _train_command(load(FinetuneConfig, config_file("finetune", options.config), options.overrides), options)
+
+
+def train_landmarks(options: Namespace) -> None:
+    """Train a landmark CNN on given landmarks, or continue the run of that name."""
+    _train_command(load(LandmarkConfig, config_file("landmarks", options.config), options.overrides), options)
 
 
 def _train_command(config: TrainConfig, options: Namespace) -> None:
@@ -80,6 +86,9 @@ def dry_run(inputs: RunInputs) -> None:
     else:
         line = f"the run would begin at step 0 of {last}"
     show(line)
+    if (device := inputs.config.compute.device) != "cpu" and not has_gpu():
+        where = "in this process" if inputs.config.compute.workers == 0 else "unless a Ray cluster has some"
+        show(f"compute.device={device}, but this machine has no GPU: the run fails {where}; without one, set {ON_CPU}")
 
 
 def launch(config: TrainConfig, *, extend: bool = False) -> None:

@@ -6,9 +6,10 @@ The defaults are stage 1; `configs/finetune/full.yaml` and `few_shot.yaml` are f
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lafs_ray.config.loader import AnnealingField, Duration, DurationField, Real, RealPair, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
@@ -152,12 +153,22 @@ class Freeze(Section):
     """How long the transformer is frozen; with both, only the class centers are trained."""
 
 
+def _parse_rate(value: Any) -> Any:
+    value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if value != "paper" and not (isinstance(value, float) and value > 0):
+        raise ValueError("write a number greater than 0, or paper")
+    return value
+
+
+PeakRate = Annotated[float | Literal["paper"], BeforeValidator(_parse_rate)]
+
+
 class SupervisedOptimizer(Section):
     """AdamW and its schedule."""
 
-    lr: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 1e-3
-    """Peak learning rate, not scaled by the batch; the paper's rule is 1e-3 · accumulation / 480 · 336 · √(batch_size /
-    accumulation / 336)."""
+    lr: Annotated[PeakRate, Tuning.MUTABLE] = 1e-3
+    """Peak learning rate: a number, which is not scaled by the batch, or paper: the published rule, 1e-3 ·
+    accumulation / 480 · 336 · √(batch_size / accumulation / 336), which follows the batch."""
     layer_decay: Annotated[Real, Field(gt=0.0, le=1.0)] = 1.0
     """Layer-wise lr decay: factor from each block to the one before it; landmark CNN, patch embedding, class token and
     positions precede the first block. The paper uses 0.58 for finetuning."""
@@ -207,6 +218,13 @@ class FinetuneConfig(TrainConfig):
     """Frozen parts."""
     optim: SupervisedOptimizer = SupervisedOptimizer()
     """Optimizer."""
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate; by the rule of the released code where it is `paper`."""
+        if self.optim.lr != "paper":
+            return self.optim.lr
+        return 1e-3 * self.accumulation / 480 * 336 * math.sqrt(self.batch_size / self.accumulation / 336)
 
     @model_validator(mode="after")
     def _grid_is_without_landmarks(self) -> FinetuneConfig:

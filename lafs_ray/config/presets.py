@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lafs_ray.errors import ConfigError
 
-TASKS = ("pretrain", "finetune", "sweep")
+TASKS = ("pretrain", "finetune", "landmarks", "sweep")
 
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel inside the package, in a checkout beside it.

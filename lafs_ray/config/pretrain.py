@@ -236,7 +236,7 @@ class PretrainConfig(TrainConfig):
         elif self.landmarks.weights is None and self.start.student is None:
             raise ValueError(
                 "landmarks.weights: required, the landmark CNN comes from stage 1; give its "
-                "checkpoint, or without one landmarks.source=template (fixed positions), "
+                "checkpoint, or without one landmarks.source=template (fixed positions; docs/routes.md), "
                 "or landmarks.source=grid to pretrain without landmarks"
             )
         elif self.landmarks.source == "cached" and self.landmarks.weights == "untrained":

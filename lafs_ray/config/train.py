@@ -23,6 +23,9 @@ NodeLabels = dict[
     Annotated[str, Field(pattern=rf"^{_LABEL}$")],
 ]
 
+ON_CPU = "compute.device=cpu compute.precision=float32"
+"""The two settings of a machine without a GPU, for messages."""
+
 # CPUs that the ingest of a training worker reserves for reading, and those of one read task. Reading mostly waits for
 # storage; a whole CPU for each task would take CPUs from preprocessing.
 READING_CPUS, CPUS_PER_READ = 1.0, 0.25
@@ -80,6 +83,10 @@ class Model(Section):
     """Channel multiplier of mobilenetv3; 1.0 as published."""
     landmark_start: Literal["grid", "random"] = "grid"
     """Initial landmarks of an untrained CNN: near a regular grid, or random (reference)."""
+
+    landmark_scaling: Literal["span", "direct"] = "span"
+    """Scaling of the landmark CNN's numbers: span, each face's landmarks span 0…111 pixels, as published; direct, as
+    the CNNs of jobs/train_landmarks.py, which learn given landmarks."""
 
     def require_square(self, template: str | None) -> None:
         """Raise a ValueError if the built-in template, a square grid, has no such number of positions."""

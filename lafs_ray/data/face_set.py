@@ -70,6 +70,7 @@ class FaceSet:
         color_order: of the images, from the manifest of a packed set; None: not known.
         landmarks: cached landmarks of every image; None: not used.
         label_numbers: of each shard, what labels are numbered as; empty: labels are those of the records.
+        landmark_rows: number of each image there, int64 [num_images]; None: its own, as of a whole set.
     """
 
     shard_uris: tuple[str, ...]
@@ -84,6 +85,7 @@ class FaceSet:
     color_order: ColorOrder | None = None
     landmarks: LandmarkCache | None = None
     label_numbers: tuple[LabelNumbers, ...] = ()
+    landmark_rows: NDArray[np.int64] | None = None
 
     @property
     def num_images(self) -> int:
@@ -117,7 +119,9 @@ class FaceSet:
             DataError: a file is missing, or has changed since the set was opened.
         """
         assert len(index) == 0 or 0 <= index.min() <= index.max() < self.num_images, "image number"
-        landmarks = None if self.landmarks is None else self.landmarks.read(index)
+        landmarks = None
+        if self.landmarks is not None:
+            landmarks = self.landmarks.read(index if self.landmark_rows is None else self.landmark_rows[index])
         unique, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, unique, side="right") - 1
         ranges = [self._ranges(n, unique[shards == n]) for n in np.unique(shards).tolist()]
@@ -158,7 +162,6 @@ class FaceSet:
             index: image numbers, ascending, int64 [n].
         """
         assert len(index) == 0 or (np.diff(index) > 0).all(), "image numbers ascend"
-        assert self.landmarks is None, "cached landmarks have the numbers of the full set"
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         digest.update(np.ascontiguousarray(index).data)
         return replace(
@@ -168,6 +171,7 @@ class FaceSet:
             sizes=self.sizes[index],
             keys=self.keys[index],
             fingerprint=digest.hexdigest(),
+            landmark_rows=index if self.landmark_rows is None else self.landmark_rows[index],
         )
 
     def _ranges(self, shard: int, members: NDArray[np.int64]) -> ByteRanges:

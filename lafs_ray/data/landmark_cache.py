@@ -255,6 +255,12 @@ def write_stamp(folder: str, cache_key: CacheKey, entries: list[PartEntry], deta
         file.write(as_json(content))
 
 
+def cached_weights(folder: str) -> str:
+    """Return the hash of the landmark CNN whose landmarks are cached, or of another tool's landmarks; empty: none."""
+    uri = filesystem.join(folder, STAMP)
+    return str(read_json(uri).get("weights", "")) if filesystem.exists(uri) else ""
+
+
 def open_landmarks(folder: str, cache_key: CacheKey, command: str) -> LandmarkCache:
     """Open the cached landmarks of a set.
 

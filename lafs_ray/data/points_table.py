@@ -5,7 +5,8 @@
     path         instead of key: the image file that was packed, relative to a folder
     image_crc32  optional, uint32: CRC-32 of the encoded image, to recognize another set with the same keys
 
-The file's metadata has `landmarks_tool` and `landmarks_tool_version`, unless options name them.
+The file's metadata has `landmarks_tool` and `landmarks_tool_version`, unless options name them. A folder of such files
+is read in the order of their names.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.data.io import reading
+from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.errors import DataError
 
@@ -50,10 +51,10 @@ class PointRows:
 
 
 class PointsTable:
-    """A Parquet file of points, read a few thousand rows at a time.
+    """A Parquet file of points, or a folder of them, read a few thousand rows at a time.
 
     Args:
-        uri: of the file.
+        uri: of the file or folder.
 
     Raises:
         DataError: it is missing, damaged, or has other columns.
@@ -61,13 +62,19 @@ class PointsTable:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        reading.open_input(uri).close()
-        try:
-            self._file = pq.ParquetFile(reading.open_input(uri))
-        except DAMAGE as error:
-            raise self._bad(" ".join(str(error).split())[:200]) from None
-        schema = self._file.schema_arrow
-        self.num_rows: int = self._file.metadata.num_rows
+        self._files = [uri]
+        if filesystem.is_folder(uri):
+            names = sorted(name for name in filesystem.list_names(uri) if name.endswith(".parquet"))
+            if not names:
+                raise self._bad("a folder without .parquet files")
+            self._files = [filesystem.join(uri, name) for name in names]
+        self.num_rows = 0
+        schema = self._open(self._files[0]).schema_arrow
+        for file in self._files:
+            one = self._open(file)
+            self.num_rows += int(one.metadata.num_rows)
+            if not one.schema_arrow.equals(schema, check_metadata=True):
+                raise self._bad(f"{filesystem.file_name(file)} with other columns or another tool than the first")
         self.columns = [name for name in ("key", "shard", "path", "image_crc32") if name in schema.names]
         if "landmarks" not in schema.names or not {"key", "path"} & set(self.columns):
             raise self._bad(f"columns {', '.join(schema.names[:12]) or 'none'}")
@@ -84,7 +91,7 @@ class PointsTable:
         """
         first, count = 0, None
         try:
-            for batch in self._file.iter_batches(_ROWS_PER_BATCH, columns=["landmarks", *self.columns]):
+            for batch in self._batches():
                 names = {name: batch.column(name) for name in self.columns}
                 is_found = batch.column("landmarks").is_valid().to_numpy(zero_copy_only=False)
                 landmarks = self._landmarks(batch.column("landmarks"), first, count)
@@ -93,6 +100,17 @@ class PointsTable:
                 first += batch.num_rows
         except DAMAGE as error:
             raise self._bad(" ".join(str(error).split())[:200]) from None
+
+    def _open(self, file: str) -> pq.ParquetFile:
+        content = reading.open_input(file)
+        try:
+            return pq.ParquetFile(content)
+        except DAMAGE as error:
+            raise self._bad(f"{filesystem.file_name(file)}: {' '.join(str(error).split())[:200]}") from None
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for file in self._files:
+            yield from self._open(file).iter_batches(_ROWS_PER_BATCH, columns=["landmarks", *self.columns])
 
     def _landmarks(self, column: pa.Array, first: int, count: int | None) -> NDArray[np.float32]:
         """Return the landmarks of the rows that have some, [n, N, 2]."""

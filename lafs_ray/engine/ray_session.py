@@ -12,6 +12,7 @@ import ray
 import ray.train
 from ray.data import DataContext
 
+from lafs_ray.config.train import ON_CPU
 from lafs_ray.errors import ConfigError
 from lafs_ray.interrupt import delayed
 
@@ -60,7 +61,9 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmet
                 f"the Ray cluster's {name}s",
                 found=f"{have:g}",
                 expected=f"at least {needed:g}: {arithmetic}",
-                fix="reduce these settings, or add nodes to the cluster",
+                fix=f"run where there are GPUs, or set {ON_CPU}"
+                if name == "GPU" and have == 0 and "compute." in arithmetic
+                else "reduce these settings, or add nodes to the cluster",
             )
 
 

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lafs_ray.config.train import TokenFeatures
 from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
-from lafs_ray.models.landmark_cnn import LandmarkNetwork, predict_landmarks
+from lafs_ray.models.landmark_cnn import LandmarkNetwork
+from lafs_ray.models.landmark_head import predict_landmarks
 from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
 
 

@@ -20,7 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lafs_ray.compat import import_timm
 from lafs_ray.errors import ConfigError
-from lafs_ray.models.landmark_template import TEMPLATE, FixedPositions, TemplateLandmarks
+from lafs_ray.models.landmark_head import Scaling, build_head, predict_landmarks
+from lafs_ray.models.landmark_template import TEMPLATE, TemplateLandmarks
 
 # Kernel, expanded channels, output channels, squeeze-excite, hard-swish, stride: MobileNetV3 paper, Table 1.
 _BLOCKS = (
@@ -53,51 +54,6 @@ def normalize_pixels(pixels: Tensor) -> Tensor:
     return pixels.float() / MIDDLE - 1.0
 
 
-def normalize_landmarks(raw: Tensor, image_side: int = 112) -> Tensor:
-    """Scale each image's numbers to span exactly 0…S-1 pixels, and pair them.
-
-    Minimum and maximum are taken over all 2N numbers, so x and y share one scale. An image whose numbers are all equal
-    gets zeros. Reference: 0/0, hence NaN in every weight one step later.
-
-    Args:
-        raw: [B, 2N], x and y alternating.
-        image_side: S, in pixels.
-
-    Returns:
-        float32 [B, N, 2], pixels, (x, y).
-    """
-    values = raw.float()
-    # Not aminmax, which torch 2.6 cannot differentiate.
-    low, high = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
-    span = high - low
-    unit = (values - low) / torch.where(span > 0, span, 1.0)
-    return (unit * (image_side - 1)).reshape(raw.shape[0], -1, 2)
-
-
-def predict_landmarks(trunk: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
-    """Run a trunk, average its feature map over the image, run the head and normalize.
-
-    The head runs in float32 even under autocast: half a bfloat16 step is 0.2 px at 111 px.
-
-    Args:
-        trunk: images to features [B, F] or [B, F, h, w].
-        head: features [B, F] to [B, 2N].
-        images: [B, 3, S, S] in [-1, 1].
-
-    Returns:
-        float32 [B, N, 2], pixels, (x, y).
-    """
-    if isinstance(head, FixedPositions):
-        positions: Tensor = head(images)
-        return positions
-    features = trunk(images)
-    if features.ndim == 4:
-        features = features.mean(dim=(-2, -1))
-    with torch.autocast(images.device.type, enabled=False):
-        raw = head(features.to(next(head.parameters()).dtype))
-    return normalize_landmarks(raw, image_side=images.shape[-1])
-
-
 class LandmarkCNN(nn.Module):
     """The published landmark CNN: trunk `stn`, head `output_layer` (dropout, linear).
 
@@ -105,12 +61,15 @@ class LandmarkCNN(nn.Module):
         num_landmarks: N.
         width: factor on all channel counts, which are rounded up to multiples of 8.
         dropout: rate before the head's linear layer.
+        scaling: of the head's numbers.
     """
 
-    def __init__(self, num_landmarks: int = 196, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self, num_landmarks: int = 196, *, width: float = 1.0, dropout: float = 0.5, scaling: Scaling = "span"
+    ) -> None:
         super().__init__()
         self.stn = _MobileNetV3Trunk(width)
-        self.output_layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.stn.out_channels, 2 * num_landmarks))
+        self.output_layer = build_head(scaling, dropout, self.stn.out_channels, num_landmarks)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
@@ -125,12 +84,21 @@ class TimmLandmarks(nn.Module):
         num_landmarks: N.
         image_side: S in pixels, for models with a fixed input size.
         dropout: rate before the head's linear layer.
+        scaling: of the head's numbers.
 
     Raises:
         ConfigError: timm does not know the name.
     """
 
-    def __init__(self, name: str, num_landmarks: int = 196, *, image_side: int = 112, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_landmarks: int = 196,
+        *,
+        image_side: int = 112,
+        dropout: float = 0.5,
+        scaling: Scaling = "span",
+    ) -> None:
         super().__init__()
         timm = import_timm()
         if not timm.is_model(name):
@@ -146,7 +114,7 @@ class TimmLandmarks(nn.Module):
         self.stn = timm.create_model(name, pretrained=False, num_classes=0, **size)
         # Some families widen once more after the last stage; older models have one number only.
         features = getattr(self.stn, "head_hidden_size", None) or self.stn.num_features
-        self.output_layer = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, 2 * num_landmarks))
+        self.output_layer = build_head(scaling, dropout, features, num_landmarks)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
@@ -157,19 +125,20 @@ LandmarkNetwork = LandmarkCNN | TimmLandmarks | TemplateLandmarks
 """What maps images to landmarks; each has parts `stn` and `output_layer`."""
 
 
-def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0) -> LandmarkNetwork:
+def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0, scaling: Scaling = "span") -> LandmarkNetwork:
     """Build the landmark CNN `mobilenetv3` (published) or `timm/<name>`, or a `template`, all of whose positions are 0.
 
     Args:
         name: which network.
         num_landmarks: N.
         width: factor on channel counts; only `mobilenetv3` has it.
+        scaling: of the head's numbers.
 
     Raises:
         ConfigError: the name is unknown, or a width is given for a timm model.
     """
     if name == _BUILT_IN:
-        return LandmarkCNN(num_landmarks, width=width)
+        return LandmarkCNN(num_landmarks, width=width, scaling=scaling)
     if name == TEMPLATE:
         return TemplateLandmarks(num_landmarks)
     if not name.startswith(_TIMM_PREFIX):
@@ -186,7 +155,7 @@ def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0) -> Lan
             expected="width 1.0: a timm model has the width of its name",
             fix=f"choose another timm model, or {_BUILT_IN!r} with this width",
         )
-    return TimmLandmarks(name.removeprefix(_TIMM_PREFIX), num_landmarks)
+    return TimmLandmarks(name.removeprefix(_TIMM_PREFIX), num_landmarks, scaling=scaling)
 
 
 class _MobileNetV3Trunk(nn.Module):

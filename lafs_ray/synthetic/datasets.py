@@ -97,7 +97,7 @@ def write_faces(
     _write_parameters(filesystem.join(folder, "generated.json"), parameters)
     render = partial(_render_identity, seed, images_per_identity)
     numbers = range(first_identity, first_identity + num_identities)
-    images = _map_in_order(render, numbers, workers=workers, unit="identities")
+    images = map_in_order(render, numbers, workers=workers, unit="identities")
     bounds = [num_identities * shard // num_shards for shard in range(num_shards + 1)]
     for shard, (first, stop) in enumerate(pairwise(bounds)):
         name = "train.rec" if num_shards == 1 else f"train-{shard:05}-of-{num_shards:05}.rec"
@@ -158,7 +158,7 @@ def write_pair_file(path: str, *, identities: range, num_pairs: int, seed: int, 
     other = (left + rng.integers(1, len(identities), size=num_pairs)) % len(identities)
     pairs = np.stack([left, np.where(same, left, other)], axis=1)
     items = list(enumerate(np.array(identities, dtype=np.int64)[pairs].ravel().tolist()))
-    images = _map_in_order(partial(_render_image, seed), items, workers=workers, unit="pair images")
+    images = map_in_order(partial(_render_image, seed), items, workers=workers, unit="pair images")
     write_pairs(path, list(images), same)
 
 
@@ -181,7 +181,7 @@ def _render_image(seed: int, item: tuple[int, int]) -> bytes:
     return encode_face(sample_identity(seed, number), sample_capture(seed, number, index))
 
 
-def _map_in_order(
+def map_in_order(
     task: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int, unit: str
 ) -> Iterator[_Result]:
     """Yield the results in the order of the items, computed by this process or by several."""

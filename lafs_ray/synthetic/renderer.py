@@ -68,6 +68,22 @@ def _camera(capture: Capture) -> tuple[Array, Array]:
     return matrix, shift.astype(np.float32)
 
 
+def project(geometry: Geometry, capture: Capture, points: Array) -> Array:
+    """Return where points of the frontal head are in the image, float32 [n,2] as (x, y); a pixel's middle is whole.
+
+    Args:
+        geometry: of the head.
+        capture: pose, expression and camera.
+        points: on the frontal head, [n,2].
+    """
+    depth = _depth_map(geometry, Features.of(geometry, capture), capture)
+    z = _sample(depth, points[None, :, 0], points[None, :, 1])[0]
+    turned = np.stack([points[:, 0], points[:, 1], z], axis=1) @ _rotation(capture).T
+    similarity, shift = _camera(capture)
+    projected: Array = (turned[:, :2] @ similarity.T + shift).astype(np.float32)
+    return projected
+
+
 def _depth_map(geometry: Geometry, features: Features, capture: Capture) -> Array:
     """Return the height of the head towards the camera over the canvas, 0 at the eyes, [96,96]."""
     grid = (np.arange(_DEPTH_SIDE, dtype=np.float32) + 0.5) * np.float32(_DEPTH_STEP)

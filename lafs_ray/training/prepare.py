@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import FinetuneConfig, Subset
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.classes import number_classes
@@ -30,6 +31,7 @@ from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
 from lafs_ray.training.tasks.continue_pretraining import adopt_settings, with_start
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors, load_init_weights
+from lafs_ray.training.tasks.landmarks import training_images
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class RunInputs:
 
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
         """Return the landmark CNN of a pretraining run; None if the run trains it or has none."""
-        if isinstance(self.config, FinetuneConfig) or self.init_weights.landmarks is None:
+        if not isinstance(self.config, PretrainConfig) or self.init_weights.landmarks is None:
             return None
         return as_tensors(self.init_weights.landmarks)
 
@@ -127,11 +129,15 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
             chosen = chosen_images(config.data.subset, faces, labels)
             faces, labels = faces.subset(chosen), labels[chosen]
         num_identities = len(np.unique(labels[labels >= 0]))
-    sampler = build_sampler(config, faces)
-    length, init_weights = run_length(config, sampler), load_init_weights(config)
+    init_weights = load_init_weights(config)
     if isinstance(config, PretrainConfig):
         init_weights = with_start(config, init_weights)
+    if isinstance(config, PretrainConfig | LandmarkConfig):
         faces = with_cached_landmarks(config, faces, init_weights)
+    if isinstance(config, LandmarkConfig):
+        faces = training_images(config, faces)
+    sampler = build_sampler(config, faces)
+    length = run_length(config, sampler)
     return RunInputs(config, faces, sampler, length, num_classes, num_identities, init_weights, extend)
 
 
@@ -156,8 +162,9 @@ def _check_labels(config: TrainConfig, labels: NDArray[np.int64]) -> None:
             config.data.path,
             found=f"no labels: none of {len(labels)} records has an identity",
             expected="labeled faces; stages 1 and 3 learn from identities",
-            fix="start with stage 2, which needs no labels: lafs pretrain cpu "
-            "data.path=… has fixed landmarks (landmarks.source=template), so needs no stage 1 either",
+            fix="without labels, start with stage 2, on landmarks of one of three kinds (docs/routes.md): fixed ones, "
+            "lafs pretrain lafs data.path=… landmarks.source=template; another tool's, lafs cache-landmarks --from …; "
+            "or those of a CNN that learns them on synthetic faces, lafs train-landmarks",
         )
     if unlabeled > config.data.max_bad_records:
         raise DataError(

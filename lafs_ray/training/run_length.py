@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.face_set import FaceSet
@@ -56,7 +57,7 @@ def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:
         _check_fits(
             "dino.teacher_temp.warmup_epochs", config.dino.teacher_temp.warmup_epochs, length.num_epochs, "epochs"
         )
-    if isinstance(config, PretrainConfig | FinetuneConfig):
+    if isinstance(config, PretrainConfig | FinetuneConfig | LandmarkConfig):
         warmup = config.optim.warmup.steps(per_epoch, total)
         _check_fits("optim.warmup", warmup, total, f"steps ({per_epoch} per epoch)")
     return length

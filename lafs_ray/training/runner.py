@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.train import ON_CPU, TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
@@ -37,6 +37,11 @@ from lafs_ray.training.train_loop import TrainState, train
 logger = logging.getLogger(__name__)
 
 
+def has_gpu() -> bool:
+    """Return whether PyTorch sees a GPU on this machine."""
+    return torch.cuda.is_available()
+
+
 def training_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
     """Return the device that this rank trains on.
 
@@ -45,12 +50,12 @@ def training_device(config: TrainConfig, local_rank: int = 0) -> torch.device:
     """
     if config.compute.device == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not has_gpu():
         raise ConfigError(
             "compute.device",
             found="cuda, but PyTorch sees no GPU here",
             expected="a machine with an NVIDIA GPU and a CUDA build of PyTorch",
-            fix="run there, or set compute.device=cpu compute.precision=float32 to debug",
+            fix=f"run there, or set {ON_CPU} (docs/routes.md has configurations for a CPU)",
         )
     return torch.device("cuda", local_rank)
 

@@ -18,7 +18,10 @@ _NUM_SAMPLED = 100
 # Points of a grid, at most.
 _MAX_GRID = 4096
 # A short finetuning takes over the trial's transformer and landmark CNN.
-_SHARED = ("size", "num_landmarks", "patch_size", "token_features", "landmark_cnn", "landmark_cnn_width")
+_SHARED = (
+    *("size", "num_landmarks", "patch_size", "token_features"),
+    *("landmark_cnn", "landmark_cnn_width", "landmark_scaling"),
+)
 
 
 def find_errors(sweep: Sweep) -> list[str]:

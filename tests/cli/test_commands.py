@@ -50,7 +50,7 @@ def test_examples__run(
     write_photos(tmp_path / "photos", ["0.png", "1.png"])
     for name, command in COMMANDS.items():
         for example in command.examples:
-            is_run = name in ("pretrain", "finetune") and "--dry-run" not in example
+            is_run = name in ("pretrain", "finetune", "train-landmarks") and "--dry-run" not in example
             lafs([name, *shlex.split(example), *(SHORT if is_run else [])])
     assert "state       finished (all 2 steps)" in capsys.readouterr().out
 

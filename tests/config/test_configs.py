@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from docs.config_docs import describe
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import Section, load, resolve, section_at
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
@@ -13,7 +14,7 @@ from lafs_ray.tuning.config import SweepConfig
 ROOT = Path(__file__).parents[2]
 # Those of clusters are Ray's and Kubernetes': tests/cluster/test_manifests.py.
 FILES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "cluster")
-KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sweep": SweepConfig}
+KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "landmarks": LandmarkConfig, "sweep": SweepConfig}
 MINIMAL = {"run": {"name": "x"}, "data": {"path": "a.rec"}, "landmarks": {"weights": "untrained"}}
 
 

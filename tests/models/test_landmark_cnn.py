@@ -10,13 +10,8 @@ import torch
 from torch import nn
 
 from lafs_ray.errors import ConfigError
-from lafs_ray.models.landmark_cnn import (
-    LandmarkCNN,
-    TimmLandmarks,
-    build_landmark_cnn,
-    normalize_landmarks,
-    start_on_grid_,
-)
+from lafs_ray.models.landmark_cnn import LandmarkCNN, TimmLandmarks, build_landmark_cnn, start_on_grid_
+from lafs_ray.models.landmark_head import normalize_landmarks
 from tests.golden_cases import ROOT, load_case, to_unit_range
 
 

@@ -91,6 +91,16 @@ def cache_landmarks(parser: ArgumentParser) -> None:
     )
 
 
+def landmark_error(parser: ArgumentParser) -> None:
+    """Add the arguments of the error of a landmark CNN."""
+    add = parser.add_argument
+    add("checkpoint", help="a run or checkpoint with a landmark CNN")
+    add("faces", nargs="?", help="the set, as data.path (default: what the run has held back)")
+    add("landmarks", nargs="?", help="folder of its cached landmarks")
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="as data.color_order (default rgb)")
+    add("--device", default="cpu", help="cpu or cuda (default cpu)")
+
+
 def make_faces(parser: ArgumentParser) -> None:
     """Add the arguments of synthetic faces."""
     add = parser.add_argument
@@ -100,5 +110,6 @@ def make_faces(parser: ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of identities, poses and light (default 0)")
     add("--shards", type=int, default=1, metavar="N", help="shards of the training set (default 1)")
     add("--workers", type=int, default=1, metavar="N", help="processes that render (default 1)")
+    add("--landmarks", metavar="LAYOUT", help="write true landmarks: facemesh (196), or a square number of a grid")
     add("--pairs", type=int, default=0, metavar="N", help="verification pairs of other identities (default 0: none)")
     add("--pair-identities", type=int, default=100, metavar="N", help="identities of these pairs (default 100)")

@@ -41,7 +41,9 @@ def config(parser: ArgumentParser) -> None:
     """Add the arguments of the list of settings."""
     parser.add_argument("key", nargs="?", default="", help="a setting, a section, or a part of a name (default: all)")
     parser.add_argument(
-        "--job", choices=["pretrain", "finetune", "sweep"], help="settings of this job only (default: all jobs)"
+        "--job",
+        choices=["pretrain", "finetune", "landmarks", "sweep"],
+        help="settings of this job only (default: all jobs)",
     )
     parser.add_argument("--presets", action="store_true", help="list the presets instead")
 

@@ -17,6 +17,11 @@ def finetune(parser: ArgumentParser) -> None:
     _extendable(parser)
 
 
+def train_landmarks(parser: ArgumentParser) -> None:
+    """Add the arguments of the regression of a landmark CNN."""
+    _configured(parser, "landmarks", "print the length of the run, and exit")
+
+
 def sweep(parser: ArgumentParser) -> None:
     """Add the arguments of a sweep."""
     _configured(parser, "sweep", "describe the trials, and exit")

@@ -21,6 +21,7 @@ from lafs_ray.models.checkpoints.state_dicts import check_weights
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
+from lafs_ray.models.landmark_head import DIRECT_TENSOR, Scaling
 from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
 from lafs_ray.models.readout import Readout, Whitening, readout_dim
 from lafs_ray.models.tokens import token_dim
@@ -41,6 +42,7 @@ class Architecture:
         patch_size: p, in pixels; None without a transformer.
         landmark_cnn: `mobilenetv3`, `timm/<name>` or `template` (fixed positions); None where there is none.
         landmark_cnn_width: factor on its channels.
+        landmark_scaling: of its numbers, `span` as published or `direct`.
         grid: whether tokens are the plain grid's, so that no landmark CNN is missing.
         token_features: numbers of a token; published networks read pixels.
         readout: which outputs of the transformer make the embedding.
@@ -52,6 +54,7 @@ class Architecture:
     patch_size: int | None = None
     landmark_cnn: str | None = None
     landmark_cnn_width: float = 1.0
+    landmark_scaling: Scaling = "span"
     grid: bool = False
     token_features: TokenFeatures = "pixels"
     readout: Readout = "class"
@@ -81,7 +84,7 @@ class Architecture:
     def build_landmark_cnn(self) -> LandmarkNetwork:
         """Build the landmark CNN with new weights."""
         assert self.landmark_cnn is not None
-        return build_landmark_cnn(self.landmark_cnn, self.num_tokens, self.landmark_cnn_width)
+        return build_landmark_cnn(self.landmark_cnn, self.num_tokens, self.landmark_cnn_width, self.landmark_scaling)
 
     def lines(self) -> list[str]:
         """Return a readable summary, one line for each part."""
@@ -103,7 +106,8 @@ class Architecture:
         if self.landmark_cnn == TEMPLATE:
             lines.append("landmarks: a template, the same positions in every face")
         elif self.landmark_cnn is not None:
-            lines.append(f"landmark CNN: {self.landmark_cnn}, width {self.landmark_cnn_width:g}")
+            scaling = "" if self.landmark_scaling == "span" else f", {self.landmark_scaling} landmarks"
+            lines.append(f"landmark CNN: {self.landmark_cnn}, width {self.landmark_cnn_width:g}{scaling}")
         return lines
 
 
@@ -192,6 +196,7 @@ def infer_architecture(
     """
     landmarks, width = _landmark_cnn(state, source)
     kind = TEMPLATE if TEMPLATE_TENSOR in state else "mobilenetv3"
+    scaling: Scaling = "direct" if DIRECT_TENSOR in state else "span"
     if _QKV.format(0) not in state:
         if landmarks is None:
             raise CheckpointError(
@@ -200,7 +205,7 @@ def infer_architecture(
                 expected="names such as " + _QKV.format(0) + " or stn.features.0.0.weight",
                 fix=_FIX,
             )
-        return Architecture(landmarks, landmark_cnn=kind, landmark_cnn_width=width)
+        return Architecture(landmarks, landmark_cnn=kind, landmark_cnn_width=width, landmark_scaling=scaling)
     size, num_tokens, patch_size = _transformer(state, source, head_dim)
     if landmarks is not None and landmarks != num_tokens:
         raise CheckpointError(
@@ -224,6 +229,7 @@ def infer_architecture(
         patch_size,
         landmark_cnn=kind if has_cnn else None,
         landmark_cnn_width=width if has_cnn else 1.0,
+        landmark_scaling=scaling if has_cnn else "span",
         grid=grid,
     )
     require_sizes(architecture, source)

@@ -29,6 +29,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
     published_state,
     split_name,
 )
+from lafs_ray.models.landmark_template import TEMPLATE
 
 _MAX_NAMES = 4
 # Of a published file that we wrote: shapes do not determine the width of a head.
@@ -165,7 +166,12 @@ def add_landmark_cnn(conversion: Conversion, other: NetworkWeights) -> Conversio
     cnn = {n: v for n, v in other.state.backbone.items() if n.startswith(LANDMARK_PREFIXES)}
     joined = replace(
         weights,
-        architecture=replace(ours, landmark_cnn=theirs.landmark_cnn, landmark_cnn_width=theirs.landmark_cnn_width),
+        architecture=replace(
+            ours,
+            landmark_cnn=theirs.landmark_cnn,
+            landmark_cnn_width=theirs.landmark_cnn_width,
+            landmark_scaling=theirs.landmark_scaling,
+        ),
         state=replace(weights.state, backbone=weights.state.backbone | cnn),
         source=f"{weights.source}; landmark CNN: {other.source}",
     )
@@ -179,6 +185,7 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
         Names that were left out, and why.
 
     Raises:
+        CheckpointError: the released code cannot have such landmarks.
         DataError: the place cannot be written to.
     """
     layout, state = weights.layout, weights.state
@@ -188,6 +195,15 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
         state = replace(state, backbone=backbone)
         left_out["stn.*, output_layer.*"] = (
             "the landmark CNN, which published pretraining checkpoints keep in their stage-1 file"
+        )
+    elif weights.architecture.landmark_cnn == TEMPLATE or weights.architecture.landmark_scaling == "direct":
+        raise CheckpointError(
+            weights.source,
+            found="landmarks that are not scaled to 0…111 pixels"
+            if weights.architecture.landmark_cnn != TEMPLATE
+            else "template landmarks",
+            expected="a landmark CNN of the published form, as the released code scales its landmarks",
+            fix="write a weights file: OUT.safetensors",
         )
     tensors: OrderedDict[str, Tensor] = OrderedDict(layout.named(state))
     if weights.architecture.transformer is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
@@ -26,6 +27,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
 )
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE, is_template
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
@@ -154,23 +156,29 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
             expected=f"format {FORMAT}",
             fix="read it with the version of lafs_ray that wrote it",
         )
+    config: PretrainConfig | FinetuneConfig | LandmarkConfig
     if content["kind"] == PretrainConfig.__name__:
-        config: PretrainConfig | FinetuneConfig = resolve(PretrainConfig, content["config"], uri)
+        config = resolve(PretrainConfig, content["config"], uri)
         network = content["method"]["teacher"] if role == "teacher" else content["model"]
         state = published_state({role: network}, role)
         state.backbone.update(content["landmarks"] or {})
         layout, source = LAYOUTS[role], f"{uri}, {role}"
+    elif content["kind"] == LandmarkConfig.__name__:
+        config = resolve(LandmarkConfig, content["config"], uri)
+        state, layout, source = PublishedState(dict(content["model"])), LAYOUTS[None], uri
     else:
         config = resolve(FinetuneConfig, content["config"], uri)
         state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
     model = config.model
     has_cnn = any(name.startswith(LANDMARK_PREFIXES) for name in state.backbone)
     landmark_cnn = TEMPLATE if is_template(state.backbone) else model.landmark_cnn
+    has_transformer = not isinstance(config, LandmarkConfig)
     architecture = Architecture(
         model.num_landmarks,
-        FVIT_SIZES[model.size],
-        model.patch_size,
+        FVIT_SIZES[model.size] if has_transformer else None,
+        model.patch_size if has_transformer else None,
         landmark_cnn=landmark_cnn if has_cnn else None,
+        landmark_scaling="direct" if DIRECT_TENSOR in state.backbone else "span",
         landmark_cnn_width=model.landmark_cnn_width if has_cnn and landmark_cnn != TEMPLATE else 1.0,
         grid=not has_cnn,
         token_features=model.token_features,

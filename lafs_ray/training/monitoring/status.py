@@ -19,6 +19,7 @@ from lafs_ray.training.monitoring.monitor import DAMAGED, WARNINGS, duration
 
 # A run is silent when its next report is later than this many intervals between reports.
 _PATIENCE = 4
+_KINDS = {"PretrainConfig": "pretraining", "LandmarkConfig": "landmark regression"}
 _MIN_PATIENCE_S = 120.0
 _SHOWN = 5
 
@@ -29,7 +30,7 @@ class Status:
 
     Args:
         run: its folder.
-        kind: pretraining or supervised.
+        kind: pretraining, landmark regression or supervised.
         state: not started; running; stopped, no process trains it; silent, which means stopped or hanging; not finite,
             stopped there; finished.
         step: of the last report; 0 before the first.
@@ -109,7 +110,7 @@ def read_status(run: str, now: float | None = None) -> Status:
         state = "stopped"
     return Status(
         run=run,
-        kind="pretraining" if description["kind"] == "PretrainConfig" else "supervised",
+        kind=_KINDS.get(description["kind"], "supervised"),
         state=state,
         step=step,
         total_steps=total,

@@ -1,4 +1,4 @@
-"""From a configuration to what the loop trains, for both kinds of run."""
+"""From a configuration to what the loop trains, for every kind of run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.sampler import EpochSampler
@@ -14,6 +15,7 @@ from lafs_ray.training.input_pipeline import Transform
 from lafs_ray.training.tasks.continue_pretraining import load_start
 from lafs_ray.training.tasks.finetune import build_supervised, finetune_transform, supervised_groups, supervised_hparams
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
+from lafs_ray.training.tasks.landmarks import build_regression, regression_hparams, regression_transform
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
 from lafs_ray.training.tasks.pretrain import build_lafs, device_transform, pretrain_hparams, pretrain_transform
 from lafs_ray.training.train_loop import DeviceTransform, TrainState, TrainTask, unchanged
@@ -34,6 +36,8 @@ def build_transform(config: TrainConfig, init_weights: InitWeights) -> Transform
     """Build the transform of CPU workers."""
     if isinstance(config, FinetuneConfig):
         return finetune_transform(config)
+    if isinstance(config, LandmarkConfig):
+        return regression_transform(config)
     assert isinstance(config, PretrainConfig)
     return pretrain_transform(config, frozen_landmark_network(config, init_weights))
 
@@ -69,6 +73,9 @@ def build_training(
         if config.crops.device == "cuda":
             network = frozen_landmark_network(config, init_weights)
             transform = device_transform(config, network, device)
+    elif isinstance(config, LandmarkConfig):
+        task, hparams = build_regression(config, init_weights, device), regression_hparams(config, sampler)
+        groups = parameter_groups(task.trainable, hparams(0)["weight_decay"])
     else:
         assert isinstance(config, FinetuneConfig)
         assert num_classes is not None, "supervised training needs labels"

@@ -14,6 +14,7 @@ from torch import nn
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.face_set import FaceRows, FaceSet
 from lafs_ray.data.images import decode_image
@@ -215,22 +216,26 @@ def first_damaged(job: CacheJob, part: Part) -> str:
     return f"none in {part.name}"
 
 
-def with_cached_landmarks(config: PretrainConfig, faces: FaceSet, init_weights: InitWeights) -> FaceSet:
+def with_cached_landmarks(
+    config: PretrainConfig | LandmarkConfig, faces: FaceSet, init_weights: InitWeights
+) -> FaceSet:
     """Return the set, with its cached landmarks if the run uses them.
 
     Raises:
         DataError: they are missing, incomplete, damaged, or of other weights or faces.
     """
-    if config.landmarks.source != "cached":
-        return faces
-    assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint"
+    source: str | None = None
+    if isinstance(config, PretrainConfig):
+        if config.landmarks.source != "cached":
+            return faces
+        source = config.landmarks.weights
+    assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint or a cache"
     data, cache = config.data, config.landmarks.cache
     cache_key = CacheKey(
         init_weights.landmarks_hash, faces.fingerprint, data.color_order, config.model.num_landmarks, faces.num_images
     )
     folder = cache or default_folder(faces, init_weights.landmarks_hash)
-    source = config.landmarks.weights or "--from POINTS.parquet"
-    command = f"lafs cache-landmarks {source} {data.path}"
+    command = f"lafs cache-landmarks {source or '--from POINTS.parquet'} {data.path}"
     command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
     command += f" --out {cache}" if cache else ""
     return replace(faces, landmarks=open_landmarks(folder, cache_key, command))

@@ -137,8 +137,8 @@ def supervised_hparams(config: FinetuneConfig, sampler: EpochSampler) -> Callabl
     # Reference: the peak is reached one step after the warm-up, unlike in pretraining, and the cosine ends one step
     # after the run (tests/golden/f7_finetune_schedule).
     is_released = optim.handover == "released" and warmup > 0
-    top = released_top(optim.lr, optim.min_lr, total - warmup) if is_released else None
-    lr = CosineSchedule(optim.lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0, top=top)
+    top = released_top(config.peak_lr, optim.min_lr, total - warmup) if is_released else None
+    lr = CosineSchedule(config.peak_lr, optim.min_lr, total + 1, warmup + 1 if warmup else 0, top=top)
     weight = Staircase(
         tuple((end.steps(per_epoch, total), regularizer.strength * value) for end, value in regularizer.table)
     )

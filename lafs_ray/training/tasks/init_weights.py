@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.external_landmarks import open_external
+from lafs_ray.data.landmark_cache import cached_weights
 from lafs_ray.data.landmark_template import grid_template, read_template
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
 from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
@@ -41,7 +44,8 @@ class InitWeights:
 
     Args:
         landmarks: of the landmark CNN: frozen in pretraining; in finetuning its initial weights and the regularizer's
-            anchor; or the positions of a template. None: over the grid, or from scratch.
+            anchor; the positions of a template; in a landmark regression the mean of the given ones. None: over the
+            grid, or from scratch.
         transformer: of the fViT; None: from scratch.
         landmarks_hash: of the landmark weights or positions, unless the CNN is untrained.
         transformer_hash: of the transformer's; of a pretraining that continues another, of student and teacher.
@@ -88,6 +92,9 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
     """
     if isinstance(config, PretrainConfig):
         return _load_pretraining(config)
+    if isinstance(config, LandmarkConfig):
+        mean = read_template(config.landmarks.cache, config.model.num_landmarks)
+        return InitWeights({TEMPLATE_TENSOR: mean}, landmarks_hash=cached_weights(config.landmarks.cache))
     assert isinstance(config, FinetuneConfig)
     path, pretrained, transformer = config.start.transformer, None, None
     if path is not None:
@@ -243,8 +250,17 @@ def _landmark_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretra
             expected=f"a landmark CNN, or landmarks.source=template instead of {config.landmarks.source}",
             fix="set landmarks.source=template to use its positions, or name a run with a landmark CNN",
         )
+    # `load_weights` leaves out what the network has not: the same numbers would be other landmarks.
+    scaling = "direct" if DIRECT_TENSOR in pretrained.landmarks else "span"
+    if scaling != config.model.landmark_scaling:
+        raise ConfigError(
+            f"{key}={path}",
+            found=f"a landmark CNN with landmark_scaling {scaling}",
+            expected=f"{config.model.landmark_scaling} (model.landmark_scaling)",
+            fix=f"set model.landmark_scaling={scaling}, or name another checkpoint",
+        )
     network = build_landmark_network(config)
-    keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width")
+    keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width", "landmark_scaling")
     load_configured(network, pretrained.landmarks, pretrained.architecture, f"{key}={path}", keys)
     return as_arrays(network)
 

@@ -24,7 +24,9 @@ def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> LandmarkN
     model = config.model
     if config.landmarks.source == "template":
         return TemplateLandmarks(model.num_landmarks)
-    network = build_landmark_cnn(model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width)
+    network = build_landmark_cnn(
+        model.landmark_cnn, model.num_landmarks, model.landmark_cnn_width, model.landmark_scaling
+    )
     if model.landmark_start == "grid" and not isinstance(network, TemplateLandmarks):
         start_on_grid_(network)
     return network

@@ -71,7 +71,11 @@ PASSED_ON: list[tuple[type[Section], Any, set[str]]] = [
     (Head, DINOHead, set()),
     (MarginLoss, PartialFC, set()),
     (Mixup, MixupSchedule, set()),
-    (Model, FViT, {"patch_size", "token_features", "landmark_cnn", "landmark_cnn_width", "landmark_start"}),
+    (
+        Model,
+        FViT,
+        {"patch_size", "token_features", "landmark_cnn", "landmark_cnn_width", "landmark_start", "landmark_scaling"},
+    ),
 ]
 
 

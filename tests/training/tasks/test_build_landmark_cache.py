@@ -19,7 +19,6 @@ from lafs_ray.cli import cache_landmarks as cli
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data import landmark_cache
-from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.landmark_cache import Part
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.models.landmark_cnn import LandmarkCNN
@@ -229,13 +228,16 @@ def test_read_landmark_cnn__without_one(tmp_path: Path, face_set_path: str) -> N
         read_landmark_cnn(done.inputs.folder().uri)
 
 
-def test_open_faces__with_landmarks_has_no_subset(faces: str, tmp_path: Path, weights: str) -> None:
-    """Numbers of a subset are not those of the cache: never mixed up."""
+def test_subset__with_landmarks_reads_those_of_its_images(faces: str, tmp_path: Path, weights: str) -> None:
+    """Numbers of a subset, and of a subset of it, are not those of the cache, and never mixed up."""
     cache(weights, faces)
-    inputs = prepare_run(tiny(tmp_path, faces, *settings("cached", weights)))
-    assert open_faces(faces).subset(np.array([1, 2])).num_images == 2
-    with pytest.raises(AssertionError, match="have the numbers of the full set"):
-        inputs.faces.subset(np.array([1, 2]))
+    whole = prepare_run(tiny(tmp_path, faces, *settings("cached", weights))).faces
+    expected = whole.read(np.array([7, 60, 119]))
+    part = whole.subset(np.array([3, 7, 8, 60, 119])).subset(np.array([1, 3, 4])).read(np.arange(3))
+    assert np.array_equal(part.key, expected.key)
+    assert part.landmarks is not None
+    assert expected.landmarks is not None
+    assert np.array_equal(part.landmarks, expected.landmarks)
 
 
 def test_external__landmarks_need_no_network(tmp_path: Path, faces: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,17 +144,26 @@ def test_presets__learning_rate_is_that_of_the_recorded_rule(preset: str) -> Non
     row = next(r for r in F7.meta["lr_table"] if (r["world_size"], r["batch"]) == (2, 200))
     assert (config.compute.workers, config.micro_batch) == (row["world_size"], row["batch"])
     assert (config.accumulation, row["base_lr"]) == (row["acc_step"], 1e-3)
-    # Written with three digits.
-    assert config.optim.lr == pytest.approx(row["lr"], rel=1e-3)
+    assert config.optim.lr == "paper"
+    assert config.peak_lr == pytest.approx(row["lr"], rel=1e-12)
 
 
 @pytest.mark.parametrize("row", F7.meta["lr_table"])
-def test_learning_rate__documented_rule(row: dict[str, float]) -> None:
-    """The rule in the words of optim.lr, in our terms, gives the recorded rates."""
-    accumulation = row["acc_step"]
-    batch_size = row["world_size"] * row["batch"] * accumulation
-    ours = row["base_lr"] * accumulation / 480 * 336 * math.sqrt(batch_size / accumulation / 336)
-    assert ours == pytest.approx(row["lr"], rel=1e-12)
+def test_learning_rate__published_rule(row: dict[str, float]) -> None:
+    """With optim.lr=paper the peak follows batch and accumulation as recorded, and is that of the schedule."""
+    accumulation = int(row["acc_step"])
+    batch_size = int(row["world_size"] * row["batch"] * accumulation)
+    config = finetune("optim.lr=paper", f"accumulation={accumulation}", f"batch_size={batch_size}")
+    assert config.peak_lr == pytest.approx(row["lr"] * 1e-3 / row["base_lr"], rel=1e-12)
+    peak = built(finetune("optim.lr=paper", "optim.warmup=0 steps"), 12).hparams(0)["lr"]
+    assert peak == finetune("optim.lr=paper").peak_lr
+
+
+@pytest.mark.parametrize("value", ["Paper", "0", "-1e-3", "true", "nan"])
+def test_learning_rate__that_is_none(value: str) -> None:
+    """Other words and numbers that are no rate are refused with the two possibilities."""
+    with pytest.raises(ConfigError, match="optim.lr.* number greater than 0, or paper"):
+        finetune(f"optim.lr={value}")
 
 
 @pytest.mark.parametrize("handover", ["exact", "released"])
