@@ -15,6 +15,7 @@ from lafs_ray.errors import ConfigError
 from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.mixup import MixupSchedule
+from lafs_ray.models.dropout import StochasticDepth
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.tasks.build import build_training
@@ -100,7 +101,7 @@ def signature(training: TrainState) -> str:
     plain = (training.accumulation, training.clip_grad, training.precision, training.seed)
     temps = (task.student_temp, task.center.momentum, task.freeze_last_layer_epochs)
     modules = list(task.trainable.modules())
-    rates = [m.drop_path_rate for m in modules if hasattr(m, "drop_path_rate")]
+    rates = [m.rate for m in modules if isinstance(m, StochasticDepth)]
     assert rates, "stochastic depth has another name now"
     return repr((weights, first, values, plain, temps, rates, task.teacher.training, modules))
 
