@@ -105,6 +105,25 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
 
 
+def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
+    """Baselines, a network before and after pretraining, and few labels; a second call computes nothing."""
+    faces, work = tmp_path / "faces", tmp_path / "work"
+    datasets.write_faces(str(faces / "people"), num_identities=32, images_per_identity=4, seed=0)
+    for name in ("lfw_dev_train.bin", "lfw_dev_test.bin"):
+        datasets.write_pair_file(str(faces / name), num_pairs=20, identities=range(32, 40), seed=0)
+    numbers = ("--seeds", "1", "--finetuning-seeds", "1", "--steps", "1", "--components", "8", "8", "--shots", "1")
+    command = ("real_faces", str(faces), str(work), *numbers, "--methods", "LAFS")
+    first, second = (output(*command, limit_s=300) for _ in range(2))
+    rows = re.findall(r"^\| ([^|]+) \| 0\.\d{4} \| [01]\.\d{4} \| [+-]0\.\d{3} ± 0\.\d{3} \|$", first, re.M)
+    assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
+    kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
+    networks = [f"LAFS, seed 0, {kind}" for kind in ("untrained", "frozen")]
+    assert rows[3:11] == [f"{network}: {kind}" for network in networks for kind in kinds]
+    assert rows[11:] == [f"1 labels, {arm}, seed 0" for arm in ("from scratch", "LAFS")]
+    assert second.splitlines()[-len(rows) - 4 :] == first.splitlines()[-len(rows) - 4 :]
+    assert "LAFS, seed 0, frozen: class   " not in second
+
+
 def test_landmark_sources__figures_for_each(tmp_path: Path) -> None:
     """Three runs that differ in the source of landmarks alone begin with nearly the same loss."""
     faces = tmp_path / "faces"
