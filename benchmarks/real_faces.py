@@ -1,13 +1,13 @@
 """What is learned on real faces: baselines, frozen networks and few labels, in one table.
 
-    python -m benchmarks.real_faces FACES WORK               LFW View 1, on which settings are chosen
-    python -m benchmarks.real_faces FACES WORK --view2       View 2, once the settings are fixed
+    python -m benchmarks.real_faces WORK --faces SETS --labeled SET --pairs FOLDER             LFW View 1
+    python -m benchmarks.real_faces WORK --faces SETS --labeled SET --pairs FOLDER --view2     View 2
 
-FACES has people/train.rec (labeled), unlabelled/train.rec, lfw_dev_train.bin, lfw_dev_test.bin and lfw.bin. Networks
-are trained by configs/pretrain/lafs_small_data.yaml on both sets without labels; whitenings are fitted on the same
-faces. Every run is one process of one thread; runs and results are kept in WORK, so an interrupted call continues.
-Accuracy is that of ten folds, over both files of View 1 in proportion to their pairs. Differences of two rows are over
-the same pairs, with the standard error of a paired bootstrap.
+Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER); View 2 (lfw.bin) is for the end.
+Networks are trained by configs/pretrain/lafs_small_data.yaml on SETS, whose labels are not read, and whitenings are
+fitted on the same faces. Few labels are those of SET. Every run is one process of one thread; runs and results are kept
+in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in proportion to
+their pairs. Differences of two rows are over the same pairs, with the standard error of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ METHODS: dict[str, Tree] = {
 }
 WITHOUT = "from scratch"
 FINETUNE: Tree = {
-    "batch_size": 64,
+    "batch_size": 32,
     "duration": "200 steps",
     "margin": {"scale": 16.0, "margin": 0.1},
     "optim": {"lr": 3e-3, "warmup": "0.25 run", "weight_decay": 0.05},
@@ -74,16 +74,13 @@ _RESAMPLES = 10_000
 class Plan:
     """Folders and numbers of the benchmark."""
 
-    faces: Path
     work: Path
+    faces: str
+    labeled: str
+    pairs: Path
     files: tuple[str, ...]
     steps: int | None
     components: tuple[int, int]
-
-    @property
-    def unlabeled(self) -> str:
-        """All faces, whose labels are not read."""
-        return str(self.faces / "*" / "train.rec")
 
     def run(self, name: str) -> Path:
         """Folder of a run."""
@@ -105,7 +102,7 @@ def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
     """Return accuracy, AUC and which pairs are decided correctly, over all pair files."""
     accuracies, areas, correct = [], [], []
     for file in plan.files:
-        pairs = open_pairs(str(plan.faces / file))
+        pairs = open_pairs(str(plan.pairs / file))
         distances = pair_distances(embed(pairs.faces))
         found = kfold_accuracy(distances, pairs.same)
         blocks = np.array_split(np.arange(len(distances)), len(found.thresholds))
@@ -150,7 +147,7 @@ def pretrain(plan: Plan, method: str, seed: int) -> str:
     """Pretrain without labels; return the run's folder."""
     name = f"{method.replace(' ', '_')}-{seed}"
     settings = {**METHODS[method], "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
-    settings |= {"data.path": plan.unlabeled, "checkpoints.keep": 1}
+    settings |= {"data.path": plan.faces, "checkpoints.keep": 1}
     if plan.steps is not None:
         settings |= {"duration": f"{plan.steps} steps", "optim.warmup": f"{plan.steps // 10} steps"}
     config = resolve(PretrainConfig, apply_overrides(read_yaml(str(PRESET)), settings), name)
@@ -164,7 +161,7 @@ def finetune(plan: Plan, arm: str, start: str | None, k: int, seed: int) -> str:
     base = read_yaml(str(PRESET))
     tree: Tree = {key: base[key] for key in ("model", "compute", "run")}
     settings = {**FINETUNE, "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
-    settings |= {"data.path": str(plan.faces / "people" / "train.rec"), "landmarks.source": "template"}
+    settings |= {"data.path": plan.labeled, "landmarks.source": "template"}
     settings |= {"data.subset.images_per_identity": k, "data.subset.seed": seed}
     if arm != WITHOUT:
         settings |= {key: value for key, value in METHODS[arm].items() if key != "landmarks.local_tokens"}
@@ -201,7 +198,7 @@ def whitening(plan: Plan, readout: Any = "all", *, neighbors: bool = False) -> W
     """Return how embeddings are whitened; the class token has 128 numbers, so fewer components."""
     components = plan.components[1] if neighbors else plan.components[0]
     components = min(components, 100) if readout != "all" else components
-    return WhiteningOptions(plan.unlabeled, readout, components, neighbors)
+    return WhiteningOptions(plan.faces, readout, components, neighbors)
 
 
 def pixels(plan: Plan, *, neighbors: bool) -> Embed:
@@ -271,8 +268,10 @@ def table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("faces", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--faces", required=True, metavar="SETS", help="a path or glob of .rec files")
+    parser.add_argument("--labeled", required=True, metavar="SET", help="a .rec file with labels")
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FOLDER", help="of the three pair files")
     parser.add_argument("--view2", action="store_true", help="evaluate on lfw.bin")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["LAFS", "DINO-face"])
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
@@ -285,7 +284,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     files, work = VIEW_2 if options.view2 else VIEW_1, options.work.absolute()
-    plan = Plan(options.faces.absolute(), work, files, options.steps, tuple(options.components))
+    sets = options.faces, options.labeled, options.pairs
+    plan = Plan(work, *sets, files, options.steps, tuple(options.components))
     rows = frozen_rows(plan, options.methods, options.seeds)
     rows += few_label_rows(plan, options.methods, options.shots, options.seeds, options.finetuning_seeds)
     print(f"\n{table(rows)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread", flush=True)

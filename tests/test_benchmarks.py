@@ -108,11 +108,13 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
 def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     """Baselines, a network before and after pretraining, and few labels; a second call computes nothing."""
     faces, work = tmp_path / "faces", tmp_path / "work"
-    datasets.write_faces(str(faces / "people"), num_identities=32, images_per_identity=4, seed=0)
+    datasets.write_faces(str(faces), num_identities=32, images_per_identity=4, seed=0)
     for name in ("lfw_dev_train.bin", "lfw_dev_test.bin"):
         datasets.write_pair_file(str(faces / name), num_pairs=20, identities=range(32, 40), seed=0)
     numbers = ("--seeds", "1", "--finetuning-seeds", "1", "--steps", "1", "--components", "8", "8", "--shots", "1")
-    command = ("real_faces", str(faces), str(work), *numbers, "--methods", "LAFS")
+    train = str(faces / "train.rec")
+    command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
+    command += ("--methods", "LAFS")
     first, second = (output(*command, limit_s=300) for _ in range(2))
     rows = re.findall(r"^\| ([^|]+) \| 0\.\d{4} \| [01]\.\d{4} \| [+-]0\.\d{3} ± 0\.\d{3} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
