@@ -54,7 +54,8 @@ def pretrain(*, data: str | Path, out: str | Path, preset: str | None = None, **
         data: the faces, as `data.path`.
         out: the run's folder: its name is `run.name`, its parent `run.storage`.
         preset: a preset such as debug, or a YAML file; None: the defaults, which are the `lafs` recipe.
-        settings: that differ, by section (`optim={"lr": 1e-3}`) or by dotted key (`**{"optim.lr": 1e-3}`).
+        settings: that differ, by section (`optim={"lr": 1e-3}`) or by dotted key (`**{"optim.lr": 1e-3}`); those of
+            section data by dotted key.
 
     Raises:
         UserError: an error in the settings or the data.
