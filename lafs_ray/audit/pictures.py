@@ -8,6 +8,7 @@ Letters: N pictures.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ def _in_order(embedded: EmbeddedSet, source: ImageSource) -> Iterator[tuple[int,
     row, wanted = 0, embedded.where(0)
     for start in range(0, source.num_images, _READ_AT_ONCE):
         for offset, image in enumerate(source.read(start, min(start + _READ_AT_ONCE, source.num_images))):
-            if (image.shard or "", str(image.key)) != wanted:
+            if str(image.key) != wanted[1] or not _is_named(image.shard or "", wanted[0]):
                 continue
             yield start + offset, image
             row += 1
@@ -111,6 +112,11 @@ def _in_order(embedded: EmbeddedSet, source: ImageSource) -> Iterator[tuple[int,
         expected="embeddings of the set, in its order",
         fix="embed the set again, or give its path with --faces",
     )
+
+
+def _is_named(path: str, name: str) -> bool:
+    """Return whether a shard is the one that was named when it was embedded, perhaps by a relative path."""
+    return path == name or path.endswith("/" + re.sub(r"^(\.{1,2}/)+", "", name))
 
 
 def _gray(data: bytes) -> NDArray[np.uint8]:
