@@ -20,6 +20,7 @@ def finetune(parser: ArgumentParser) -> None:
 def train_landmarks(parser: ArgumentParser) -> None:
     """Add the arguments of the regression of a landmark CNN."""
     _configured(parser, "landmarks", "print the length of the run, and exit")
+    _extendable(parser)
 
 
 def sweep(parser: ArgumentParser) -> None:
