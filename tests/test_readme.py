@@ -41,7 +41,7 @@ SMALL = {
     "lafs cache-landmarks": "--workers 0",
     "lafs finetune": TRAIN,
     "lafs pretrain": PRETRAIN,
-    "lafs sweep": f"--dry-run objective.reports=2 {SWEEP}",
+    "lafs sweep": f"--dry-run objective.reports=2 objective.metric=pair_accuracy {SWEEP}",
     "lafs ": "",
 }
 
