@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import io
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -44,7 +43,6 @@ from lafs_ray.tuning.sweep_dir import TrialDir
 from tests.fuzz import containers, inputs, structures, targets
 from tests.fuzz.structures import Mutator
 
-logging.disable(logging.CRITICAL)
 _ROOT = Path(__file__).parents[2]
 _MEMORY_DISK = "/dev/shm"
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import random
 import resource
@@ -63,6 +64,8 @@ def _child(target: str, seed: int, first: int, stop: int, write: int, running: P
     def slow(_signal: int, _frame: Any) -> None:
         raise _Slow
 
+    # Here and not on import: the tests share a process with others, which read the log.
+    logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPROF, slow)
     counts: Counter[str] = Counter()
     findings = []

@@ -226,7 +226,7 @@ def _check_opcodes(stream: BytesIO) -> None:
     opcodes: Iterable[tuple[Any, Any, Any]] = pickletools.genops(stream)
     for number, (opcode, argument, _) in enumerate(opcodes):
         if opcode.name not in _OPCODES:
-            raise ValueError(f"opcode {opcode.name} in a pickle")
+            raise pickle.UnpicklingError(f"opcode {opcode.name} in a pickle")
         # The memo is an array that grows to the highest index.
         if number > _MOST_OPCODES or (opcode.name.endswith("PUT") and argument > number):
             raise ValueError(f"too large a pickle: instruction {number}, argument {str(argument)[:20]}")
