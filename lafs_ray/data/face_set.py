@@ -216,7 +216,8 @@ class FaceSet:
     def _read_labels(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Read the labels of these images from their records, int64 [n]."""
         parts = range(0, len(index), _ROWS_PER_READ)
-        return np.concatenate([self.read(index[begin : begin + _ROWS_PER_READ]).label for begin in parts])
+        labels = [self.read(index[begin : begin + _ROWS_PER_READ]).label for begin in parts]
+        return np.concatenate(labels) if labels else np.empty(0, np.int64)
 
 
 def _parse_image(record: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:
