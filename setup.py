@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-TASKS = ("pretrain", "finetune", "sweep")
+TASKS = ("pretrain", "finetune", "landmarks", "sweep")
 
 
 class BuildWithPresets(build_py):

@@ -21,11 +21,13 @@ def stored_keys(keys: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def key_bounds(stored: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the lowest and the highest key that is stored as each of these numbers, int64 [n] each."""
-    low, high = stored.copy(), stored.copy()
-    largest = int(stored.max(initial=1))
-    for distance in range(1, int(np.spacing(KEY_DTYPE.type(largest))) + 1):
-        low[stored_keys(stored - distance) == stored] -= 1
-        high[stored_keys(stored + distance) == stored] += 1
+    rounded = stored.astype(KEY_DTYPE)
+    below = np.abs(rounded - np.nextafter(rounded, KEY_DTYPE.type(0))).astype(np.float64)
+    above = np.spacing(np.abs(rounded)).astype(np.float64)
+    # Half the distance to the neighbors; whether a tie rounds here depends on the neighbor.
+    low, high = stored - (below / 2).astype(np.int64), stored + (above / 2).astype(np.int64)
+    low += stored_keys(low) != stored
+    high -= stored_keys(high) != stored
     return low, high
 
 
