@@ -152,7 +152,7 @@ def test_pack__then_verify_and_train(tmp_path: Path, face_set_path: str) -> None
     out = tmp_path / "set"
     done = job("jobs/pack.py", face_set_path, str(out), "--shards", "2", "--check")
     assert done.returncode == 0, done.stderr
-    assert "120 images of 12 identities in 2 shards; 0 re-encoded, 0 left out" in done.stdout
+    assert "120 images of 12 identities in 2 shards, 0.5 MB; 0 re-encoded, 0 left out" in done.stdout
     verified = job("jobs/pack.py", "--verify", str(out))
     assert (verified.returncode, verified.stdout.startswith("verified 120 images")) == (0, True)
     sheet = str(tmp_path / "sheet.png")
