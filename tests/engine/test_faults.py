@@ -209,8 +209,7 @@ def test_worker_lost__continues_from_the_newest_checkpoint(battered: Battered, f
     restored = int(pieces[2 * number - 1])
     # A checkpoint may still have been on its way.
     assert 0 <= last - restored <= 2 * 4
-    # On a machine whose cores are taken 99 and 130 s were measured; a second timeout of Ray Train's would take 600 s.
-    assert battered.seconds[fault] < 500
+    assert battered.seconds[fault] < (90 if fault == "worker killed" else 90 + HANG_S)
 
 
 def test_storage_fails_for_a_while__training_goes_on(battered: Battered) -> None:

@@ -9,6 +9,7 @@ import pickletools
 import random
 import struct
 import zipfile
+import zlib
 
 from lafs_ray.data.recordio import encode_record
 from tests.fuzz.structures import EDGES, change_tree, exchange_numbers, splice
@@ -78,7 +79,7 @@ def members(data: bytes, other: bytes, rng: random.Random) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             content = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    except Exception:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError, RuntimeError):
         return exchange_numbers(data, other, rng)
     at = rng.randrange(len(content))
     pickled = next((number for number, (name, _) in enumerate(content) if name.endswith("data.pkl")), at)
