@@ -240,9 +240,22 @@ def read_index(uri: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     columns = {"key": pa.int64(), "offset": pa.int64()}
     with reading.open_input(uri) as file:
         table = read_text_table(uri, file, columns, delimiter="\t", fix=_INDEX_FIX)
+        _refuse_hexadecimal(uri, file)
     # Arrow would keep the parsed blocks for later: 180 MB for an index of 5 M rows.
     pa.default_memory_pool().release_unused()
     return table["key"], table["offset"]
+
+
+def _refuse_hexadecimal(uri: str, file: pa.NativeFile) -> None:
+    """Arrow reads 0x100 as 256; no writer of indexes writes that."""
+    file.seek(0)
+    row = 1
+    while chunk := file.read(_SCAN_BYTES):
+        at = chunk.lower().find(b"x")
+        if at >= 0:
+            row += chunk.count(b"\n", 0, at)
+            raise DataError(f"{uri}, row {row}", found="a hexadecimal number", expected="decimal ones", fix=_INDEX_FIX)
+        row += chunk.count(b"\n")
 
 
 _INDEX_FIX = "copy .rec and .idx again from one place"

@@ -141,6 +141,16 @@ def test_read_index__bad_line(line: str, found: str, tmp_path: Path) -> None:
     assert error.value.found == found
 
 
+@pytest.mark.parametrize("line", ["2\t0x100", "0X2\t8"])
+def test_read_index__hexadecimal(line: str, tmp_path: Path) -> None:
+    """A hexadecimal number, which Arrow would read, is no key and no offset; its row is named."""
+    path = tmp_path / "a.idx"
+    path.write_text(f"0\t0\n1\t4\n{line}\n3\t12\n")
+    with pytest.raises(DataError) as error:
+        recordio.read_index(str(path))
+    assert (error.value.subject, error.value.found) == (f"{path}, row 3", "a hexadecimal number")
+
+
 def test_read_index__empty_file(tmp_path: Path) -> None:
     """An empty index is refused, not read as a set without records."""
     (tmp_path / "a.idx").touch()

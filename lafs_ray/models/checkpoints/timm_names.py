@@ -75,11 +75,6 @@ def from_timm(state: Mapping[str, Tensor], size: FViTSize) -> dict[str, Tensor]:
     return backbone
 
 
-def is_timm(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state has timm's names."""
-    return _THEIR_PATCHES in state
-
-
 def _ratio(size: FViTSize) -> float:
     return math.sqrt(size.head_dim / size.width)
 

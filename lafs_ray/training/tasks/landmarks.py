@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.finetune import Augmentation
 from lafs_ray.config.landmarks import LandmarkConfig, RegressionAugmentation
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.sampler import EpochSampler
@@ -20,42 +22,22 @@ from lafs_ray.models.landmark_cnn import build_landmark_cnn
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR
 from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
+from lafs_ray.training.tasks.finetune import single_view_settings
 from lafs_ray.training.tasks.init_weights import InitWeights
 from lafs_ray.transforms.params import ViewSettings, sample_view_params
 from lafs_ray.transforms.views import map_landmarks, supervised_view
 
-_CROP_ASPECT = (3 / 4, 4 / 3)
 _BLUR_SIGMA_PX = (0.1, 2.0)
 _HELD_BACK_STREAM = 0x68656C64
 
 
 def regression_view_settings(augmentation: RegressionAugmentation) -> ViewSettings:
     """Return the settings of the one view."""
-    return ViewSettings(
-        image_size=IMAGE_SIZE,
-        patch_size=IMAGE_SIZE,
-        token_features="pixels",
-        num_landmarks=1,
-        num_global=1,
-        num_local=0,
-        crop_area=augmentation.crop_area,
-        crop_aspect=_CROP_ASPECT,
-        local_crop_area=augmentation.crop_area,
-        flip=0.0,
-        jitter=1.0,
-        brightness=augmentation.jitter,
-        contrast=augmentation.jitter,
-        saturation=augmentation.jitter,
-        hue=0.0,
-        gray=augmentation.gray,
-        blur=(augmentation.blur, 0.0, 0.0),
-        blur_sigma_px=_BLUR_SIGMA_PX,
-        solarize=0.0,
-        source="grid",
-        noise_px=0.0,
-        local_tokens=1,
-        shuffle=False,
-        replacement=False,
+    supervised = single_view_settings(
+        Augmentation(crop_area=augmentation.crop_area, jitter=augmentation.jitter, flip=0.0)
+    )
+    return replace(
+        supervised, hue=0.0, gray=augmentation.gray, blur=(augmentation.blur, 0.0, 0.0), blur_sigma_px=_BLUR_SIGMA_PX
     )
 
 
