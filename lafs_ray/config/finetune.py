@@ -155,8 +155,8 @@ class Freeze(Section):
 
 def _parse_rate(value: Any) -> Any:
     value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if value != "paper" and not (isinstance(value, float) and value > 0):
-        raise ValueError("write a number greater than 0, or paper")
+    if value != "paper" and not (isinstance(value, float) and 0 < value < math.inf):
+        raise ValueError(f"{value} - write a number greater than 0, or paper")
     return value
 
 

@@ -31,6 +31,10 @@ class Dropout(nn.Module):
         """Map [...] to the same shape."""
         return dropout(x, self.rate, training=self.training)
 
+    def extra_repr(self) -> str:
+        """Return the rate, for `repr`."""
+        return f"rate={self.rate}"
+
 
 def dropout(x: Tensor, rate: float, *, training: bool) -> Tensor:
     """Zero numbers of x [...] at `rate`, scale the others by 1/(1 - rate)."""
