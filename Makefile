@@ -71,18 +71,21 @@ demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers �
 	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
 	$(BIN)/python jobs/report.py demo/runs/lafs --pairs demo/faces/pairs.bin --out demo/report.html --force
 
+# Threads of several processes on few cores wait for each other in loops. `make test-cpus` has other numbers.
+ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+
 test: environment  ## run all tests (CPU, no network)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-fast: environment  ## run the tests that start no Ray and take no minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet and not mediapipe"
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet and not mediapipe"
 
 # Kernels of other CPUs, and other numbers of threads: what must be equal is equal under each of them.
 NUMERIC := tests/transforms tests/methods $(wildcard tests/models/test_*.py) tests/training/test_fingerprint.py
 test-cpus: environment  ## run the numeric tests as on CPUs with AVX2 only, and with AVX-512 but no AMX or bf16
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE \
 		$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not ray" $(NUMERIC)
-	ONEDNN_MAX_CPU_ISA=AVX512_CORE OPENCV_CPU_DISABLE=AVX2 OMP_NUM_THREADS=3 \
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE OPENCV_CPU_DISABLE=AVX2 OMP_NUM_THREADS=3 OMP_WAIT_POLICY=PASSIVE \
 		$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not ray" $(NUMERIC)
 
 # The oldest Python, torch and packages that pyproject.toml allows. Not in CI: this torch comes with

@@ -25,7 +25,9 @@ from lafs_ray.synthetic.datasets import contact_sheet
 FACES = contact_sheet(0, range(3), 1).reshape(3, 112, 112, 3)
 # Sums in another order give 1e-6; heads of another width 0.4.
 TOLERANCE = 1e-5
-SIZES = ("fvit_tiny", "fvit_small", "fvit_base")
+SIZES = ("fvit_tiny", "fvit_small", pytest.param("fvit_base", marks=pytest.mark.long))
+# An export traces the network twice, 20 s of a core.
+TRACED = ("fvit_tiny", *(pytest.param(name, marks=pytest.mark.long) for name in ("fvit_small", "fvit_base")))
 SMALL = {"num_tokens": 16, "patch_size": 8, "landmark_cnn_width": 0.25}
 
 
@@ -135,7 +137,7 @@ def test_timm_names__load_into_timm(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", TRACED)
 def test_onnx__gives_the_embeddings(name: str, tmp_path: Path) -> None:
     """onnxruntime computes the same embeddings from the exported file."""
     onnxruntime = pytest.importorskip("onnxruntime")

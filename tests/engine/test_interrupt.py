@@ -15,7 +15,7 @@ from tests.training.faces import ROOT, arguments
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("seconds", [0.2, 2.0])
+@pytest.mark.parametrize("seconds", [pytest.param(0.2, marks=pytest.mark.long), 2.0])
 def test_ctrl_c__while_ray_starts(tmp_path: Path, face_set_path: str, seconds: float) -> None:
     """The process ends with code 130 and says that nothing is saved; it neither crashes nor prints a traceback."""
     settings = ["compute.workers=1", "ingest.actors_per_worker=1", "ingest.cpus_per_actor=0.5"]

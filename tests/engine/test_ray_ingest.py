@@ -45,7 +45,7 @@ def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) 
         assert mine.work_s["preprocess_s"] > 0
 
 
-@pytest.mark.parametrize("actors", [1, 3])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
     actors: int, tmp_path: Path, face_set_path: str, ray_session: None
 ) -> None:

@@ -21,6 +21,7 @@ from lafs_ray.data.io.json_text import checked, parse_json, read_json, write_jso
         (b"\xff\xfe\xfa", "decode"),
         (b"", "Expecting value"),
     ],
+    ids=["lists", "objects", "many", "long", "digits", "latin-1", "empty"],
 )
 def test_parse_json__within_bounds(text: bytes, reason: str, tmp_path: Path) -> None:
     """Depth, length and number of objects are bounded, whatever the text; the same in a file."""
