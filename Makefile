@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
-PIP := -m pip install --quiet --disable-pip-version-check
+# Modules are compiled when first imported, not all 30,000 beforehand.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help demo test test-fast test-cpus test-lowest lint format docs site environment node-environment mxnet-environment mediapipe-environment clean
 .DEFAULT_GOAL := help

@@ -26,8 +26,6 @@ FACES = contact_sheet(0, range(3), 1).reshape(3, 112, 112, 3)
 # Sums in another order give 1e-6; heads of another width 0.4.
 TOLERANCE = 1e-5
 SIZES = ("fvit_tiny", "fvit_small", pytest.param("fvit_base", marks=pytest.mark.long))
-# An export traces the network twice, 20 s of a core.
-TRACED = ("fvit_tiny", *(pytest.param(name, marks=pytest.mark.long) for name in ("fvit_small", "fvit_base")))
 SMALL = {"num_tokens": 16, "patch_size": 8, "landmark_cnn_width": 0.25}
 
 
@@ -136,8 +134,8 @@ def test_timm_names__load_into_timm(name: str) -> None:
         torch.testing.assert_close(network(pixels), model(pixels), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.long  # an export traces the network twice; tests/models/checkpoints has a small one
+@pytest.mark.parametrize("name", SIZES)
 def test_onnx__gives_the_embeddings(name: str, tmp_path: Path) -> None:
     """onnxruntime computes the same embeddings from the exported file."""
     onnxruntime = pytest.importorskip("onnxruntime")
