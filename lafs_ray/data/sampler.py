@@ -7,6 +7,9 @@ through those before it.
 
 Trade: chunk_records = 1 is a perfect shuffle with one small read per record; 256 makes every block
 one contiguous read of about 2 MB, for sets that are already shuffled.
+
+Of several sets that are mixed (`Mix`), an epoch is as many places as all of them have images, and the places of all
+epochs are one sequence; which image comes at each is in `lafs_ray.data.mix_order`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lafs_ray.data.chunk_order import ChunkOrder
+from lafs_ray.data.mix_order import Mix, MixOrder
 
 BLOCK_ROWS = 32
 BLOCK_STEPS = 8
@@ -60,18 +66,21 @@ class EpochSampler:
     """Which records make up which batch.
 
     Args:
-        num_records: images in the set.
+        num_records: images in the set, or in all sets of a mix.
         global_batch: records in one optimizer step, over all ranks and micro-batches.
         seed: seed of the order.
         chunk_records: neighboring records that stay together in the order.
+        mix: sizes and shares of several sets; None: of one.
     """
 
     num_records: int
     global_batch: int
     seed: int
     chunk_records: int = 1
+    mix: Mix | None = None
 
     def __post_init__(self) -> None:
+        assert self.mix is None or sum(self.mix.sizes) == self.num_records, "the sets of a mix make up all images"
         assert self.num_records >= self.global_batch >= 1, "an epoch holds at least one step"
         assert self.chunk_records >= 1, "a chunk holds at least one record"
 
@@ -79,7 +88,8 @@ class EpochSampler:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch.
 
-        The last num_records mod global_batch records of the epoch's sequence are left out: others in every epoch.
+        The last num_records mod global_batch records of the epoch's sequence are left out: others in every epoch. In a
+        mix none are, as the next epoch continues the passes through its sets.
         """
         return self.num_records // self.global_batch
 
@@ -125,6 +135,14 @@ class EpochSampler:
 
     def indices(self, block: ShuffleBlock) -> NDArray[np.int64]:
         """Return the record indices of a block, int64 [steps, rows]."""
+        return self.sample(block)[0]
+
+    def sample(self, block: ShuffleBlock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the record indices of a block, and the number of each record's pass, int64 [steps, rows] each.
+
+        The pass is the epoch, or in a mix that of the record's own set, which may be passed through several times in an
+        epoch.
+        """
         # The whole block is shuffled, whatever part of it is needed.
         first_step, first_row = block.step_block * BLOCK_STEPS, block.row_block * BLOCK_ROWS
         num_steps = min(BLOCK_STEPS, self.steps_per_epoch - first_step)
@@ -132,52 +150,28 @@ class EpochSampler:
         start = first_step * self.global_batch + first_row * num_steps
         entropy = [_BLOCK_STREAM, self.seed, block.epoch, block.step_block, block.row_block]
         shuffled = start + np.random.default_rng(entropy).permutation(num_steps * num_rows)
-        whole = _chunk_order(self, block.epoch).records(shuffled).reshape(num_steps, num_rows)
         steps = np.array(block.steps) - block.epoch * self.steps_per_epoch - first_step
         rows = np.array(block.rows) - first_row
-        return whole[slice(*steps), slice(*rows)]
+        records, passes = self._records(block.epoch, shuffled)
+        needed = slice(*steps), slice(*rows)
+        return records.reshape(num_steps, num_rows)[needed], passes.reshape(num_steps, num_rows)[needed]
 
-
-class _ChunkOrder:
-    """The records of an epoch, chunk by chunk in random order.
-
-    The grid of chunks is shifted at random in each epoch, so that the same records do not always share a chunk. It
-    shortens only the first and the last chunk of the set, so where a chunk begins is arithmetic, and 4 bytes per chunk
-    are kept: 125 million chunks of a set of 500 million take
-    0.5 GB in every process that samples indices.
-    """
-
-    def __init__(self, sampler: EpochSampler, epoch: int) -> None:
-        self._size = sampler.chunk_records
-        generator = np.random.default_rng([_CHUNK_STREAM, sampler.seed, epoch])
-        shift = int(generator.integers(self._size))
-        self._begin = shift - self._size if shift else 0
-        count = -(-(sampler.num_records - self._begin) // self._size)
-        self._order = np.arange(count, dtype=np.int32 if count < 1 << 31 else np.int64)
-        generator.shuffle(self._order)
-        end = self._begin + count * self._size
-        # Positions of the two short chunks, and how many records each lacks. After a single chunk there is nothing to
-        # move up.
-        short = {0: -self._begin, count - 1: end - sampler.num_records} if count > 1 else {}
-        self._short = sorted(
-            (int(np.flatnonzero(self._order == chunk)[0]), missing) for chunk, missing in short.items()
-        )
-
-    def records(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the record at each place of the epoch's sequence, int64 [n]."""
-        # Where the place would be if all chunks had one size.
-        even = places.copy()
-        for position, missing in self._short:
-            even += missing * (even >= (position + 1) * self._size - missing)
-        position, within = np.divmod(even, self._size)
-        chunk = self._order[position].astype(np.int64)
-        found: NDArray[np.int64] = np.maximum(self._begin + chunk * self._size, 0) + within
-        return found
+    def _records(self, epoch: int, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the record at each place of an epoch's sequence, and its pass, int64 [n] each."""
+        if self.mix is None:
+            return _chunk_order(self, epoch).records(places), np.full(len(places), epoch, np.int64)
+        return _mix_order(self).records(places + epoch * self.steps_per_epoch * self.global_batch)
 
 
 @lru_cache(maxsize=2)
-def _chunk_order(sampler: EpochSampler, epoch: int) -> _ChunkOrder:
-    return _ChunkOrder(sampler, epoch)
+def _chunk_order(sampler: EpochSampler, epoch: int) -> ChunkOrder:
+    return ChunkOrder(sampler.num_records, sampler.chunk_records, [_CHUNK_STREAM, sampler.seed, epoch])
+
+
+@lru_cache(maxsize=2)
+def _mix_order(sampler: EpochSampler) -> MixOrder:
+    assert sampler.mix is not None, "several sets"
+    return MixOrder(sampler.mix, sampler.seed, sampler.chunk_records)
 
 
 def rank_batches(
