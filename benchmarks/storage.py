@@ -85,7 +85,7 @@ def sampler_of(faces: FaceSet, chunk_records: int) -> EpochSampler:
 
 def read(faces: FaceSet, sampler: EpochSampler, block: ShuffleBlock) -> Columns:
     """Read a block's records, as a read task does."""
-    return read_records(faces, sample_indices(sampler, block), block.epoch)
+    return read_records(faces, *sample_indices(sampler, block))
 
 
 def wait_for_reads(faces: FaceSet, blocks: int, training_s: float, chunk_records: int) -> float:

@@ -71,8 +71,7 @@ def read_in_order(faces: FaceSet, chunk_records: int, most: int) -> int:
     sampler, count = EpochSampler(faces.num_images, BATCH, 0, chunk_records), 0
     for blocks in sampler.blocks(0, sampler.steps_per_epoch):
         for block in blocks:
-            indices = sample_indices(sampler, block)
-            count += len(read_records(faces, indices, block.epoch)["key"])
+            count += len(read_records(faces, *sample_indices(sampler, block))["key"])
         if count >= most:
             break
     return count

@@ -25,6 +25,8 @@ from lafs_ray.evaluation.protocols import Embeddings, evaluate_identities, evalu
 from lafs_ray.evaluation.results import EvalResult
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 
+Faces = str | Path | Mapping[str, float] | Mapping[Path, float]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -47,11 +49,12 @@ class Run:
         return load(self.folder, device=device)
 
 
-def pretrain(*, data: str | Path, out: str | Path, preset: str | None = None, **settings: Any) -> Run:
+def pretrain(*, data: Faces, out: str | Path, preset: str | None = None, **settings: Any) -> Run:
     """Pretrain without labels, or continue the run in `out`.
 
     Args:
-        data: the faces, as `data.path`.
+        data: the faces, as `data.path`; or several sets by their shares, as `data.mix`:
+            `{"ms1mv3": 0.7, "photos": 0.3}`.
         out: the run's folder: its name is `run.name`, its parent `run.storage`.
         preset: a preset such as debug, or a YAML file; None: the defaults, which are the `lafs` recipe.
         settings: that differ, by section (`optim={"lr": 1e-3}`) or by dotted key (`**{"optim.lr": 1e-3}`); those of
@@ -60,12 +63,12 @@ def pretrain(*, data: str | Path, out: str | Path, preset: str | None = None, **
     Raises:
         UserError: an error in the settings or the data.
     """
-    return _train(PretrainConfig, "pretrain", str(data), str(out), preset, settings)
+    return _train(PretrainConfig, "pretrain", data, str(out), preset, settings)
 
 
-def finetune(*, data: str | Path, out: str | Path, preset: str | None = None, **settings: Any) -> Run:
+def finetune(*, data: Faces, out: str | Path, preset: str | None = None, **settings: Any) -> Run:
     """Train on labels, or continue the run in `out`; arguments as of `pretrain`, defaults as of stage 1."""
-    return _train(FinetuneConfig, "finetune", str(data), str(out), preset, settings)
+    return _train(FinetuneConfig, "finetune", data, str(out), preset, settings)
 
 
 def evaluate(
@@ -109,14 +112,20 @@ def _paths(given: Sequence[str | Path] | str | Path) -> list[str]:
 
 
 def _train(
-    kind: type[TrainConfig], task: str, data: str, out: str, preset: str | None, settings: Mapping[str, Any]
+    kind: type[TrainConfig], task: str, data: Faces, out: str, preset: str | None, settings: Mapping[str, Any]
 ) -> Run:
     folder = filesystem.absolute(out)
     tree = {} if preset is None else read_yaml(config_file(task, preset))
-    where = {"data.path": data, "run.name": os.path.basename(folder), "run.storage": filesystem.parent(folder)}
+    where = {**_faces(data), "run.name": os.path.basename(folder), "run.storage": filesystem.parent(folder)}
     config = resolve(kind, apply_overrides(tree, {**_dotted(settings), **where}), f"lafs_ray.{task}")
     launch(config)
     return Run(folder, config)
+
+
+def _faces(data: Faces) -> dict[str, Any]:
+    if isinstance(data, Mapping):
+        return {"data.mix": [{"path": str(path), "share": share} for path, share in data.items()]}
+    return {"data.path": str(data)}
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,21 +21,24 @@ def error_job(options: Namespace) -> None:
         UserError: an error in the arguments, the checkpoint, the faces or the landmarks.
     """
     device = str(inference_device(options.device))
-    color_order = options.color_order
     if options.faces is None:
         config = _regression_config(options.checkpoint)
-        faces, color_order = held_back_faces(config), config.data.color_order
-    elif options.landmarks is None:
+        held_back = held_back_faces(config)
+        for one in config.data.sets:
+            order = one.color_order or config.data.color_order
+            error = landmark_error(options.checkpoint, held_back[one.path], order, device)
+            show(error.text() if config.data.mix is None else f"{one.path}: {error.text()}")
+        return
+    if options.landmarks is None:
         raise ConfigError(
             "landmarks",
             found=f"only {options.faces}",
             expected="a set and the folder of its cached landmarks",
             fix="name both, or neither: the images that the run has held back",
         )
-    else:
-        folder = filesystem.absolute(options.landmarks)
-        faces = open_with_landmarks(filesystem.absolute(options.faces), color_order, folder)
-    show(landmark_error(options.checkpoint, faces, color_order, device).text())
+    folder = filesystem.absolute(options.landmarks)
+    faces = open_with_landmarks(filesystem.absolute(options.faces), options.color_order, folder)
+    show(landmark_error(options.checkpoint, faces, options.color_order, device).text())
 
 
 def _regression_config(run: str) -> LandmarkConfig:

@@ -63,8 +63,12 @@ def describe(inputs: RunInputs) -> None:
         f"{length.total_steps} {'step' if length.total_steps == 1 else 'steps'}; "
         f"results in {inputs.folder().uri}"
     )
-    if warning := check_set(inputs.faces).warning(config.data.path):
-        show(f"warning: {warning}")
+    for size in inputs.mixed_sets():
+        passes = f"{size.passes:.3g} {'pass' if size.passes == 1 else 'passes'}"
+        show(f"  {size.path}: {size.images:,} images, {size.share:.4g} of each batch on average, {passes} in the run")
+    for one, faces in zip(config.data.sets, inputs.sets, strict=True):
+        if warning := check_set(faces).warning(one.path):
+            show(f"warning: {warning}")
     for line in inputs.init_weights.report:
         show(line)
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lafs_ray.config.data import Data
 from lafs_ray.config.loader import AnnealingField, Duration, DurationField, Real, RealPair, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
-from lafs_ray.config.train import Data, Positive, Rate, TrainConfig
+from lafs_ray.config.train import Positive, Rate, TrainConfig
 
 
 class Subset(Section):
@@ -225,6 +226,11 @@ class FinetuneConfig(TrainConfig):
         if self.optim.lr != "paper":
             return self.optim.lr
         return 1e-3 * self.accumulation / 480 * 336 * math.sqrt(self.batch_size / self.accumulation / 336)
+
+    @model_validator(mode="after")
+    def _landmarks_are_not_cached(self) -> FinetuneConfig:
+        self.data.refuse_landmarks("supervised training uses no cached landmarks")
+        return self
 
     @model_validator(mode="after")
     def _grid_is_without_landmarks(self) -> FinetuneConfig:

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lafs_ray.config.data import Data
 from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
-from lafs_ray.config.train import Data, Model, Positive, Rate, TrainConfig
+from lafs_ray.config.train import Model, Positive, Rate, TrainConfig
 
 
 class RegressionData(Data):
@@ -30,9 +31,9 @@ class RegressionModel(Model):
 class GivenLandmarks(Section):
     """The landmarks to learn."""
 
-    cache: AbsolutePath
-    """Folder of cached landmarks of the set: of another tool or of synthetic faces (jobs/cache_landmarks.py --from), or
-    of another landmark CNN."""
+    cache: AbsolutePath | None = None
+    """Folder of cached landmarks of the set, required without data.mix: of another tool or of synthetic faces
+    (jobs/cache_landmarks.py --from), or of another landmark CNN."""
 
 
 class RegressionAugmentation(Section):
@@ -75,7 +76,7 @@ class LandmarkConfig(TrainConfig):
     """The faces."""
     model: RegressionModel = RegressionModel()
     """The landmark CNN."""
-    landmarks: Annotated[GivenLandmarks, Tuning.DEFINES_LOSS]
+    landmarks: Annotated[GivenLandmarks, Tuning.DEFINES_LOSS] = GivenLandmarks()
     """Landmarks to learn."""
     duration: DurationField = Duration(amount=30.0, unit="epochs")
     """Length of the run, in epochs or steps."""
@@ -85,6 +86,12 @@ class LandmarkConfig(TrainConfig):
     """View."""
     optim: RegressionOptimizer = RegressionOptimizer()
     """Optimizer."""
+
+    @model_validator(mode="after")
+    def _landmarks_are_given(self) -> LandmarkConfig:
+        self.data.refuse_cache(self.landmarks.cache)
+        self.data.require_landmarks(self.landmarks.cache)
+        return self
 
     @model_validator(mode="after")
     def _has_no_embedding(self) -> LandmarkConfig:

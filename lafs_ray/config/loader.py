@@ -98,7 +98,8 @@ def _parse_duration(value: Any) -> Any:
     return Duration(amount=float(match[1]), unit=unit)
 
 
-def _parse_tuple(value: Any) -> Any:
+def parse_tuple(value: Any) -> Any:
+    """Return a list of YAML as a tuple, for fields whose type is one; anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -109,10 +110,10 @@ def _parse_float(value: Any) -> Any:
 
 DurationField = Annotated[Duration, BeforeValidator(_parse_duration)]
 Real = Annotated[float, BeforeValidator(_parse_float)]
-_Annealed = Annotated[tuple[DurationField, Real], BeforeValidator(_parse_tuple)]
-AnnealingField = Annotated[tuple[_Annealed, ...], BeforeValidator(_parse_tuple)]
-RealPair = Annotated[tuple[Real, Real], BeforeValidator(_parse_tuple)]
-RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(_parse_tuple)]
+_Annealed = Annotated[tuple[DurationField, Real], BeforeValidator(parse_tuple)]
+AnnealingField = Annotated[tuple[_Annealed, ...], BeforeValidator(parse_tuple)]
+RealPair = Annotated[tuple[Real, Real], BeforeValidator(parse_tuple)]
+RealTriple = Annotated[tuple[Real, Real, Real], BeforeValidator(parse_tuple)]
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -145,17 +146,40 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the tree with dotted keys set; whether the keys exist is checked by `resolve`."""
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    """A copy of the tree with dotted keys set; whether the keys exist is checked by `resolve`.
+
+    A number is a place in a list: `data.mix.0.share`. One of `_ALTERNATIVES` replaces the other.
+    """
+    result = dict(tree)
     for dotted, value in overrides.items():
-        *path, last = dotted.split(".")
-        node = result
-        for name in path:
-            child = node.get(name)
-            node[name] = dict(child) if isinstance(child, dict) else {}
-            node = node[name]
-        node[last] = value
+        for one, other in _ALTERNATIVES:
+            replaced = dotted.removesuffix(one) + other
+            if value is not None and f".{dotted}".endswith(f".{one}") and replaced not in overrides:
+                result = _without(result, replaced.split("."))
+        result = _with(result, dotted.split("."), value)
     return result
+
+
+_ALTERNATIVES = (("data.path", "data.mix"), ("data.mix", "data.path"))
+
+
+def _with(node: Any, path: Sequence[str], value: Any) -> Any:
+    """Return a copy of a node of the tree with the value at a path below it."""
+    if not path:
+        return value
+    name, *rest = path
+    if isinstance(node, list | tuple) and name.isdecimal() and int(name) < len(node):
+        return [_with(one, rest, value) if place == int(name) else one for place, one in enumerate(node)]
+    children = dict(node) if isinstance(node, Mapping) else {}
+    return {**children, name: _with(children.get(name), rest, value)}
+
+
+def _without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of the tree without what is at a path."""
+    name, *rest = path
+    if rest and isinstance(tree.get(name), Mapping):
+        return {**tree, name: _without(tree[name], rest)}
+    return {key: one for key, one in tree.items() if rest or key != name}
 
 
 def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
@@ -243,14 +267,27 @@ def _explain(kind: type[Section], error: Any) -> str:
 
 def section_at(kind: type[Section], path: Sequence[str]) -> type[Section] | None:
     """The section class at a dotted path, None where the path leads to no section."""
-    for name in path:
+    names = list(path)
+    while names:
+        name = names.pop(0)
         if name not in kind.model_fields:
             return None
-        found = _section_in(kind.model_fields[name].annotation)
+        annotation = kind.model_fields[name].annotation
+        # A number is a place in a list of sections.
+        found = _section_in_list(annotation) if names and names[0].isdecimal() else _section_in(annotation)
         if found is None:
             return None
+        names = names[1:] if names and names[0].isdecimal() else names
         kind = found
     return kind
+
+
+def _section_in_list(annotation: Any) -> type[Section] | None:
+    if get_origin(annotation) is tuple:
+        return next(filter(None, map(_section_in, get_args(annotation))), None)
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return next(filter(None, map(_section_in_list, get_args(annotation))), None)
+    return None
 
 
 def _section_in(annotation: Any) -> type[Section] | None:

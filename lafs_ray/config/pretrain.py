@@ -227,7 +227,9 @@ class PretrainConfig(TrainConfig):
         elif self.landmarks.source == "template":
             self.model.require_square(self.landmarks.template)
         elif self.landmarks.source == "cached" and self.landmarks.weights is None:
-            if self.landmarks.cache is None:
+            if self.data.mix is not None:
+                self.data.require_landmarks(None)
+            elif self.landmarks.cache is None:
                 raise ValueError(
                     "landmarks.weights, landmarks.cache: one is required with landmarks.source=cached: the landmark "
                     "CNN whose landmarks were cached, or the folder of another tool's landmarks "
@@ -253,6 +255,13 @@ class PretrainConfig(TrainConfig):
             raise ValueError(
                 f"landmarks.local_tokens: {local} tokens, but the model has positions for {total} (model.num_landmarks)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _caches_are_of_their_sets(self) -> PretrainConfig:
+        self.data.refuse_cache(self.landmarks.cache)
+        if self.landmarks.source != "cached":
+            self.data.refuse_landmarks(f"landmarks.source={self.landmarks.source} uses none")
         return self
 
     @model_validator(mode="after")

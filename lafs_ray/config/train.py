@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.data import Data
 from lafs_ray.config.loader import Duration, DurationField, Real, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
 
@@ -40,20 +41,6 @@ class Run(Section):
     """Folder or URI in which `<name>/` keeps checkpoints, metrics and the resolved config; all nodes must reach it."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Seed of everything random: initial weights, order of records, augmentation, dropout."""
-
-
-class Data(Section):
-    """The faces to train on."""
-
-    path: Annotated[AbsolutePath, Tuning.OPERATIONAL]
-    """A .rec file, a folder of them, a glob, or a URI (s3://, gs://) of one."""
-    color_order: Annotated[Literal["rgb", "bgr"], Tuning.OPERATIONAL] = "rgb"
-    """Color order of the decoded JPEGs: rgb (insightface) or bgr (written by the reference's converter)."""
-    chunk_records: Positive = 4
-    """Neighboring records kept together in the order: 1 is a perfect shuffle, 256 suits shuffled sets on slow
-    storage."""
-    max_bad_records: Annotated[Count, Tuning.OPERATIONAL] = 100
-    """Damaged records that are skipped and logged before the run stops."""
 
 
 class Model(Section):

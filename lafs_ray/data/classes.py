@@ -86,3 +86,16 @@ def number_classes(path: str, faces: FaceSet) -> LabeledFaces:
     return LabeledFaces(
         replace(faces, label_numbers=(numbers,) * len(faces.shard_uris)), numbers.of(labels), len(known)
     )
+
+
+def number_classes_from(first: int, labeled: LabeledFaces) -> LabeledFaces:
+    """Return a set whose classes begin with a number, after those of other sets.
+
+    Args:
+        first: number of its first class.
+        labeled: the set with classes from 0; `num_classes` stays theirs.
+    """
+    faces, labels = labeled.faces, labeled.labels
+    numbers = faces.label_numbers or (LabelNumbers(np.arange(labeled.num_classes)),) * len(faces.shard_uris)
+    moved = tuple(replace(one, first=one.first + first) for one in numbers)
+    return replace(labeled, faces=replace(faces, label_numbers=moved), labels=np.where(labels < 0, -1, labels + first))

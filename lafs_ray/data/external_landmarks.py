@@ -61,12 +61,19 @@ class ExternalLandmarks:
     Args:
         weights: hash of the landmarks, in the place of that of a landmark CNN's weights.
         mean: of all faces, float32 [N, 2] in pixels.
-        source: the tool and its version.
+        tool: its name.
+        version: of the tool.
     """
 
     weights: str
     mean: NDArray[np.float32]
-    source: str
+    tool: str
+    version: str
+
+    @property
+    def source(self) -> str:
+        """The tool and its version."""
+        return f"{self.tool} {self.version}"
 
 
 def open_external(folder: str) -> ExternalLandmarks:
@@ -81,7 +88,7 @@ def open_external(folder: str) -> ExternalLandmarks:
         mean = np.array(content["mean"], np.float32)
         if mean.ndim != 2 or mean.shape[1] != 2 or not np.isfinite(mean).all():
             raise ValueError
-        return ExternalLandmarks(str(content["weights"]), mean, f"{content['tool']} {content['tool_version']}")
+        return ExternalLandmarks(str(content["weights"]), mean, str(content["tool"]), str(content["tool_version"]))
     except (KeyError, TypeError, ValueError):
         raise DataError(
             folder,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -110,17 +111,20 @@ def _too_few(
     )
 
 
-def write_subset(uri: str, faces: FaceSet) -> None:
+def write_subset(uri: str, sets: Sequence[FaceSet]) -> None:
     """Write the images of a subset to Parquet: columns file, key and label.
 
     Args:
         uri: the file, written atomically.
-        faces: the subset.
+        sets: the subset, of one set or several; files of several are named with their paths.
     """
-    names = [filesystem.file_name(shard) for shard in faces.shard_uris]
-    shards = np.repeat(np.arange(len(names), dtype=np.int32), np.diff(faces.shard_starts))
-    file_column = pa.DictionaryArray.from_arrays(pa.array(shards), pa.array(names))
-    table = pa.table({"file": file_column, "key": faces.keys, "label": faces.labels()})
+    tables = []
+    for faces in sets:
+        names = [filesystem.file_name(shard) if len(sets) == 1 else shard for shard in faces.shard_uris]
+        shards = np.repeat(np.arange(len(names), dtype=np.int32), np.diff(faces.shard_starts))
+        file_column = pa.DictionaryArray.from_arrays(pa.array(shards), pa.array(names))
+        tables.append(pa.table({"file": file_column, "key": faces.keys, "label": faces.labels()}))
+    table = pa.concat_tables(tables).unify_dictionaries() if len(sets) > 1 else tables[0]
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     with filesystem.atomic_write(uri) as file:

@@ -25,7 +25,7 @@ def read_records_of_block(rows: dict[str, Any], source: ray.ObjectRef, blocks: r
     """
     (number,), (faces, sampler), all_blocks = rows["item"], ray.get(source), ray.get(blocks)
     block = all_blocks[number]
-    records = read_records(faces, sample_indices(sampler, block), block.epoch)
+    records = read_records(faces, *sample_indices(sampler, block))
     # Arrow's own columns have one dimension; cached landmarks have three.
     wide = {name: ArrowTensorArray.from_numpy(records.pop(name)) for name in list(records) if records[name].ndim > 1}
     return pa.table({"block": np.full(block.num_records, number), **records, **wide})

@@ -8,6 +8,7 @@ from typing import Any
 
 from lafs_ray.report import html
 from lafs_ray.report.runs import RunRecord
+from lafs_ray.training.checkpoint.run_description import set_paths
 
 _SHORTEST = 12
 
@@ -18,7 +19,7 @@ def overview(runs: Sequence[RunRecord]) -> str:
         "kind": [run.kind for run in runs],
         "folder": [run.uri for run in runs],
         "steps": [_steps(run) for run in runs],
-        "faces": [str(run.config["data"]["path"]) for run in runs],
+        "faces": [", ".join(set_paths(run.config)) for run in runs],
         "fingerprint of the faces": [_short(run.description.get("faces")) for run in runs],
         "weights of the transformer": [_short(run.description.get("transformer")) for run in runs],
         "weights of the landmark CNN": [_short(run.description.get("landmarks")) for run in runs],

@@ -28,6 +28,7 @@ from lafs_ray.report.overview import overview
 from lafs_ray.report.progress import progress
 from lafs_ray.report.runs import RunRecord, is_run, read_run, short_names
 from lafs_ray.report.sweep import is_sweep, read_sweep_folder, sweep_sections
+from lafs_ray.training.checkpoint.run_description import set_paths
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _learned(request: ReportRequest, runs: list[RunRecord], networks: list[Netwo
 def _seen(request: ReportRequest, runs: list[RunRecord], networks: list[Network]) -> str:
     if not networks:
         return ""
-    path = request.faces or str(runs[0].config["data"]["path"])
+    path = request.faces or set_paths(runs[0].config)[0]
     try:
         faces = open_faces(path)
         source, labels = _some(path, faces, request.color_order)

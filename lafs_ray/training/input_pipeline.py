@@ -1,6 +1,6 @@
 """The way of a face from a record to a batch; read this file from top to bottom.
 
-    sample_indices   shuffle block → indices of its records
+    sample_indices   shuffle block → indices of its records, and their passes
     read_records     → stored bytes, from a disk or an object store
     decode           → faces: RGB pixels; a damaged record is replaced by another one
     transform        → views, and their tokens; supplied by the task, see `Transform`
@@ -8,7 +8,8 @@
 
 Debug mode calls them one after the other in one process (`local_stream`); Ray Data calls the first two in read tasks,
 `decode` and `transform` in actors, and `collate` in the training worker (`lafs_ray.engine.ray_ingest`). What becomes of
-a record depends on (seed, epoch, shard, key) alone, so both give the same batches, bit for bit.
+a record depends on (seed, epoch, shard, key) alone, so both give the same batches, bit for bit. Its epoch is the pass
+through its set: of several sets that are mixed, small ones are passed through more often than large ones.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.face_set import FaceSet
-from lafs_ray.data.images import decode_image
+from lafs_ray.data.images import ColorOrder, decode_image
+from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.sampler import EpochSampler, ShuffleBlock
 from lafs_ray.errors import DataError
 
@@ -41,13 +42,19 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def sample_indices(sampler: EpochSampler, block: ShuffleBlock) -> NDArray[np.int64]:
-    """Return the indices of a block's records in the set, step by step: int64 [steps · rows]."""
-    return sampler.indices(block).ravel()
+def sample_indices(sampler: EpochSampler, block: ShuffleBlock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return index and epoch of a block's records, step by step: int64 [steps · rows] each."""
+    indices, epochs = sampler.sample(block)
+    return indices.ravel(), epochs.ravel()
 
 
-def read_records(faces: FaceSet, indices: NDArray[np.int64], epoch: int) -> Columns:
+def read_records(faces: TrainingFaces, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> Columns:
     """Read the stored bytes of n records.
+
+    Args:
+        faces: the set.
+        indices: of the records, int64 [n].
+        epochs: of each, int64 [n].
 
     Returns:
         Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]), error (str as object [n], empty where
@@ -58,7 +65,7 @@ def read_records(faces: FaceSet, indices: NDArray[np.int64], epoch: int) -> Colu
     image = np.empty(len(indices), dtype=object)
     image[:] = rows.images
     records: Columns = {
-        "epoch": np.full(len(indices), epoch, dtype=np.int64),
+        "epoch": epochs,
         "shard": rows.shard.astype(np.int64),
         "key": rows.key,
         "label": rows.label,
@@ -81,20 +88,20 @@ In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and la
 class Preprocessor:
     """The two stages that take CPU time: `decode`, then the task's `transform`.
 
-    A damaged record is replaced by another one sampled from (seed, epoch, shard, key), so that every rank keeps the
-    same number of rows and a rerun chooses the same replacement.
+    A damaged record is replaced by another one of its set, sampled from (seed, epoch, shard, key), so that every rank
+    keeps the same number of rows and a rerun chooses the same replacement.
 
     Args:
         faces: the set, to read replacements from.
-        color_order: what the JPEGs decode to.
+        color_order: what the JPEGs decode to, unless `faces` are several sets, which have their own.
         seed: seed of the replacements.
         transform: see `Transform`.
         num_classes: a record whose label is not in 0…num_classes-1 counts as damaged; None: labels are not checked.
         fingerprint: `crop_fingerprint` of this machine; empty: unknown.
     """
 
-    faces: FaceSet
-    color_order: Literal["rgb", "bgr"]
+    faces: TrainingFaces
+    color_order: ColorOrder
     seed: int
     transform: Transform
     num_classes: int | None = None
@@ -134,15 +141,19 @@ class Preprocessor:
             return face, ""
         epoch, shard, key = (int(records[name][row]) for name in ("epoch", "shard", "key"))
         generator = np.random.default_rng([_SUBSTITUTE_STREAM, self.seed, epoch, shard, key])
-        for index in generator.integers(self.faces.num_images, size=_MAX_SUBSTITUTES):
-            face, _ = self._decode_row(read_records(self.faces, np.array([index]), epoch), 0)
+        first, count = 0, self.faces.num_images
+        if isinstance(self.faces, MixedFaces):
+            of_mix, first = self.faces.set_of(shard)
+            count = of_mix.faces.num_images
+        for index in first + generator.integers(count, size=_MAX_SUBSTITUTES):
+            face, _ = self._decode_row(read_records(self.faces, np.array([index]), np.array([epoch])), 0)
             if face is not None:
                 return face, problem
         raise DataError(
             problem,
             found=f"this record and {_MAX_SUBSTITUTES} others sampled in its place are damaged",
             expected="a set in which nearly all records are sound",
-            fix="check data.path and data.color_order, and that the images are 112×112 faces",
+            fix="check data.path or data.mix and data.color_order, and that the images are 112×112 faces",
         )
 
     def _decode_row(self, records: Columns, row: int) -> tuple[Columns | None, str]:
@@ -160,7 +171,7 @@ class Preprocessor:
             expected = f"expected 0 to {self.num_classes - 1}"
             return None, f"{where}: found label {face['label']}; {expected}"
         try:
-            face["image"] = decode_image(records["image"][row], color_order=self.color_order)
+            face["image"] = decode_image(records["image"][row], color_order=self._color_order_of(int(face["shard"])))
         except DataError as problem:
             return None, f"{where}: found {problem.found}; expected {problem.expected}"
         if "landmarks" in face and np.isnan(face["landmarks"]).any():
@@ -171,6 +182,9 @@ class Preprocessor:
                 fix="delete the cached landmarks and run `lafs cache-landmarks` again",
             )
         return face, ""
+
+    def _color_order_of(self, shard: int) -> ColorOrder:
+        return self.faces.set_of(shard)[0].color_order if isinstance(self.faces, MixedFaces) else self.color_order
 
 
 @dataclass(frozen=True)
@@ -220,7 +234,7 @@ def rows_of_step(block: ShuffleBlock, columns: Columns, step: int) -> Columns:
 
 
 def local_stream(
-    faces: FaceSet,
+    faces: TrainingFaces,
     sampler: EpochSampler,
     preprocess: Preprocessor,
     first: int,
@@ -235,7 +249,7 @@ def local_stream(
     """
 
     def read(blocks: Sequence[ShuffleBlock]) -> list[Columns]:
-        return [read_records(faces, sample_indices(sampler, b), b.epoch) for b in blocks]
+        return [read_records(faces, *sample_indices(sampler, block)) for block in blocks]
 
     for blocks, records in read_ahead(read, sampler.blocks(first, stop, rank, world)):
         for step in range(*blocks[0].steps):

@@ -17,6 +17,7 @@ from lafs_ray.data.packed_set import read_json
 from lafs_ray.errors import DataError
 from lafs_ray.methods.landmark_regression import EYE_DISTANCE_PX, landmark_errors
 from lafs_ray.training.tasks.build_landmark_cache import read_landmark_cnn
+from lafs_ray.training.tasks.given_landmarks import cache_folders
 from lafs_ray.training.tasks.landmarks import held_back_images
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 
@@ -66,22 +67,26 @@ def open_with_landmarks(path: str, color_order: ColorOrder, folder: str) -> Face
     return replace(faces, landmarks=open_landmarks(folder, key, command))
 
 
-def held_back_faces(config: LandmarkConfig) -> FaceSet:
-    """Return the images that a run does not train on, with the landmarks that it learns.
+def held_back_faces(config: LandmarkConfig) -> dict[str, FaceSet]:
+    """Return the images that a run does not train on, with the landmarks that it learns, by the path of their set.
 
     Raises:
-        DataError: set or landmarks are missing or damaged, or no image is held back.
+        DataError: a set or landmarks are missing or damaged, or no image is held back.
     """
-    faces = open_with_landmarks(config.data.path, config.data.color_order, config.landmarks.cache)
-    held_back = held_back_images(config, faces)
-    if len(held_back) == 0:
-        raise DataError(
-            "data.held_back",
-            found=f"{config.data.held_back:g} of {faces.num_images} images: none",
-            expected="images that the run does not train on",
-            fix="name a set of other faces and its landmarks",
-        )
-    return faces.subset(held_back)
+    found = {}
+    folders = cache_folders(config.data, config.landmarks.cache)
+    for one, folder in zip(config.data.sets, folders, strict=True):
+        faces = open_with_landmarks(one.path, one.color_order or config.data.color_order, folder)
+        held_back = held_back_images(config, one.path, faces)
+        if len(held_back) == 0:
+            raise DataError(
+                "data.held_back",
+                found=f"{config.data.held_back:g} of {faces.num_images} images: none",
+                expected="images that the run does not train on",
+                fix="name a set of other faces and its landmarks",
+            )
+        found[one.path] = faces.subset(held_back)
+    return found
 
 
 @torch.no_grad()

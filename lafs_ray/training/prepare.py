@@ -1,31 +1,30 @@
 """Fail fast: the inputs of a run are validated before workers are started.
 
-`check_run` opens the set, samples a subset and reads pretrained weights; `prepare_run` also claims the run's folder.
+`check_run` opens the sets, samples subsets and reads pretrained weights; `prepare_run` also claims the run's folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.config.finetune import FinetuneConfig, Subset
+from lafs_ray.config import MIX_PERIOD
+from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.data.classes import number_classes
-from lafs_ray.data.face_set import FaceSet, open_faces
+from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.sampler import EpochSampler
-from lafs_ray.data.subset import fraction_of_images, images_per_identity, write_subset
-from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
+from lafs_ray.data.subset import write_subset
+from lafs_ray.training.checkpoint.run_dir import MixedSetSize, Origin, RunDir
 from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import Preprocessor
 from lafs_ray.training.monitoring.trackers import require_trackers
+from lafs_ray.training.open_sets import join_sets, open_sets
 from lafs_ray.training.run_length import Length, build_sampler, run_length
 from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
@@ -40,17 +39,17 @@ class RunInputs:
 
     Args:
         config: the run's configuration.
-        faces: the opened set; of a few-shot run, its subset.
+        faces: the opened set, or sets; of a few-shot run, the subset.
         sampler: order of its records.
         length: of the run.
-        num_classes: identities of the whole set of a labeled run.
-        num_identities: identities among `faces`; None if the set does not list them.
+        num_classes: identities of the whole sets of a labeled run.
+        num_identities: identities among `faces`; None if a set does not list them.
         init_weights: weights from other runs.
         extend: whether the run in the folder may become longer, and its schedule another.
     """
 
     config: TrainConfig
-    faces: FaceSet
+    faces: TrainingFaces
     sampler: EpochSampler
     length: Length
     num_classes: int | None
@@ -65,6 +64,22 @@ class RunInputs:
         source = self.faces, config.data.color_order, config.run.seed
         return Preprocessor(*source, transform, self.num_classes, crop_fingerprint())
 
+    @property
+    def sets(self) -> tuple[FaceSet, ...]:
+        """The sets that `faces` are made of."""
+        faces = self.faces
+        return tuple(one.faces for one in faces.sets) if isinstance(faces, MixedFaces) else (faces,)
+
+    def mixed_sets(self) -> tuple[MixedSetSize, ...]:
+        """Return size and passes of each set of a mix; none of a single set."""
+        if not isinstance(self.faces, MixedFaces):
+            return ()
+        passes = self.faces.mix.passes(self.length.total_steps * self.config.batch_size)
+        return tuple(
+            MixedSetSize(one.path, one.faces.num_images, one.count / MIX_PERIOD, times)
+            for one, times in zip(self.faces.sets, passes, strict=True)
+        )
+
     def frozen_landmarks(self) -> dict[str, Tensor] | None:
         """Return the landmark CNN of a pretraining run; None if the run trains it or has none."""
         if not isinstance(self.config, PretrainConfig) or self.init_weights.landmarks is None:
@@ -78,7 +93,7 @@ class RunInputs:
     def origin(self) -> Origin:
         """Return the hashes of the weights read, and the run's length."""
         start = self.init_weights
-        return Origin(start.landmarks_hash, start.transformer_hash, asdict(self.length))
+        return Origin(start.landmarks_hash, start.transformer_hash, asdict(self.length), self.mixed_sets())
 
 
 def prepare_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
@@ -93,12 +108,12 @@ def prepare_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     if isinstance(config, FinetuneConfig) and config.data.subset is not None:
         uri = filesystem.join(folder.uri, "subset.parquet")
         if not filesystem.exists(uri):
-            write_subset(uri, inputs.faces)
+            write_subset(uri, inputs.sets)
     return inputs
 
 
 def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
-    """Open the set, sample its subset, read pretrained weights and validate all of them.
+    """Open the sets, sample their subsets, read pretrained weights and validate all of them.
 
     Args:
         config: of the run; what it takes from the checkpoint of `start.student` is filled in.
@@ -109,67 +124,25 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     """
     if isinstance(config, PretrainConfig):
         config = adopt_settings(config)
-    color_order = config.data.color_order
-    faces = open_faces(config.data.path, color_order, IMAGE_SIZE)
+    opened = open_sets(config)
     require_trackers(config)
-    num_classes = None
-    num_identities = faces.num_identities
-    if isinstance(config, FinetuneConfig):
-        labeled = number_classes(config.data.path, faces)
-        faces, labels, num_classes = labeled.faces, labeled.labels, labeled.num_classes
-        _check_labels(config, labels)
-        if config.compute.workers > num_classes:
-            raise ConfigError(
-                "compute.workers",
-                found=f"{config.compute.workers} workers for {num_classes} identities",
-                expected="at least one identity per worker, as workers share the class centers",
-                fix=f"reduce compute.workers to at most {num_classes}",
-            )
-        if config.data.subset is not None:
-            chosen = chosen_images(config.data.subset, faces, labels)
-            faces, labels = faces.subset(chosen), labels[chosen]
-        num_identities = len(np.unique(labels[labels >= 0]))
     init_weights = load_init_weights(config)
     if isinstance(config, PretrainConfig):
         init_weights = with_start(config, init_weights)
-    if isinstance(config, PretrainConfig | LandmarkConfig):
-        faces = with_cached_landmarks(config, faces, init_weights)
-    if isinstance(config, LandmarkConfig):
-        faces = training_images(config, faces)
+    faces = join_sets(config.data, _with_landmarks(config, opened.faces, init_weights))
     sampler = build_sampler(config, faces)
     length = run_length(config, sampler)
-    return RunInputs(config, faces, sampler, length, num_classes, num_identities, init_weights, extend)
+    return RunInputs(config, faces, sampler, length, opened.num_classes, opened.num_identities, init_weights, extend)
 
 
-def chosen_images(subset: Subset, faces: FaceSet, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers of the images that a few-shot run trains on, ascending.
-
-    Raises:
-        DataError: identities have too few images.
-    """
-    if subset.images_per_identity is not None:
-        count, short = subset.images_per_identity, subset.short_identities
-        return images_per_identity(faces, labels, count, subset.seed, short)
-    assert subset.fraction is not None, "the configuration requires one of the two"
-    return fraction_of_images(faces, subset.fraction, subset.seed, subset.order)
-
-
-def _check_labels(config: TrainConfig, labels: NDArray[np.int64]) -> None:
-    # Records without a label are damaged ones: `Preprocessor` replaces and reports them.
-    unlabeled = int((labels < 0).sum())
-    if unlabeled == len(labels):
-        raise DataError(
-            config.data.path,
-            found=f"no labels: none of {len(labels)} records has an identity",
-            expected="labeled faces; stages 1 and 3 learn from identities",
-            fix="without labels, start with stage 2, on landmarks of one of three kinds (docs/routes.md): fixed ones, "
-            "lafs pretrain lafs data.path=… landmarks.source=template; another tool's, lafs cache-landmarks --from …; "
-            "or those of a CNN that learns them on synthetic faces, lafs train-landmarks",
-        )
-    if unlabeled > config.data.max_bad_records:
-        raise DataError(
-            config.data.path,
-            found=f"{unlabeled} of {len(labels)} records have no label",
-            expected=f"a label in all but {config.data.max_bad_records} records (data.max_bad_records)",
-            fix="give each identity a number from 0, or leave those records out",
-        )
+def _with_landmarks(config: TrainConfig, opened: Sequence[FaceSet], init_weights: InitWeights) -> list[FaceSet]:
+    """Return the sets with cached landmarks where the run uses them, and without images that it holds back."""
+    sets = []
+    for one, faces in zip(config.data.sets, opened, strict=True):
+        found = faces
+        if isinstance(config, PretrainConfig | LandmarkConfig):
+            found = with_cached_landmarks(config, one, found, init_weights)
+        if isinstance(config, LandmarkConfig):
+            found = training_images(config, one.path, found)
+        sets.append(found)
+    return sets

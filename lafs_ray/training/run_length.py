@@ -9,7 +9,7 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.data.face_set import FaceSet
+from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 
@@ -28,20 +28,21 @@ class Length:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
 
-def build_sampler(config: TrainConfig, faces: FaceSet) -> EpochSampler:
+def build_sampler(config: TrainConfig, faces: TrainingFaces) -> EpochSampler:
     """Build the order of a run's records.
 
     Raises:
-        ConfigError: the batch is larger than the set.
+        ConfigError: the batch is larger than the set, or the sets together.
     """
     if config.batch_size > faces.num_images:
         raise ConfigError(
             "batch_size",
-            found=f"{config.batch_size}, but {config.data.path} has {faces.num_images} images",
+            found=f"{config.batch_size}, but {config.data.named} has {faces.num_images} images",
             expected="a batch no larger than the set",
             fix=f"reduce batch_size to at most {faces.num_images}",
         )
-    return EpochSampler(faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records)
+    mix = faces.mix if isinstance(faces, MixedFaces) else None
+    return EpochSampler(faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records, mix)
 
 
 def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:

@@ -21,7 +21,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.json_text import checked, read_json
 from lafs_ray.data.verification_pairs import read_pairs
 from lafs_ray.errors import UserError
-from lafs_ray.training.checkpoint.run_description import read_description
+from lafs_ray.training.checkpoint.run_description import read_description, set_paths
 from lafs_ray.tuning.config import EvalSets
 from lafs_ray.tuning.trial_config import Sweep
 
@@ -140,10 +140,11 @@ def training_sets(sweep: Sweep) -> Iterator[FaceFile]:
     seen: set[str] = set()
     while trees:
         source, tree = trees.pop(0)
-        path = tree.get("data", {}).get("path")
-        if path is not None and filesystem.absolute(path) not in seen:
-            seen.add(filesystem.absolute(path))
-            yield FaceFile(f"{source}: data.path", path)
+        paths = set_paths(tree)
+        for path in paths:
+            if filesystem.absolute(path) not in seen:
+                seen.add(filesystem.absolute(path))
+                yield FaceFile(f"{source}: {'data.path' if len(paths) == 1 else 'data.mix'}", path)
         start, landmarks = tree.get("start") or {}, tree.get("landmarks") or {}
         for run in (start.get("transformer"), start.get("landmarks"), landmarks.get("weights")):
             if run is not None and run not in seen and (config := _read_run_config(run)):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from lafs_ray.config.loader import config_error
-from lafs_ray.data.face_set import FaceSet
+from lafs_ray.data.mixed_faces import TrainingFaces
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.prepare import check_run
 from lafs_ray.training.run_length import build_sampler, run_length
@@ -35,14 +35,14 @@ def check_sweep(sweep: Sweep) -> dict[str, str]:
     Raises:
         ConfigError: naming all errors.
     """
-    opened: dict[str, FaceSet] = {}
+    opened: dict[str, TrainingFaces] = {}
     errors = find_errors(sweep) or [*_data_errors(sweep, opened)]
     if errors:
         raise config_error(f"sweep {sweep.config.name}", errors, "a sweep that can run to its end")
     return {name: faces.fingerprint for name, faces in opened.items()}
 
 
-def _data_errors(sweep: Sweep, opened: dict[str, FaceSet]) -> Iterator[str]:
+def _data_errors(sweep: Sweep, opened: dict[str, TrainingFaces]) -> Iterator[str]:
     config = sweep.config
     objectives = {"objective": config.objective, "confirm": config.confirm_objective}
     for section, objective in objectives.items():
@@ -75,10 +75,10 @@ def _data_errors(sweep: Sweep, opened: dict[str, FaceSet]) -> Iterator[str]:
         yield as_line(error)
 
 
-def _trial_errors(sweep: Sweep, default: FaceSet) -> Iterator[str]:
+def _trial_errors(sweep: Sweep, default: TrainingFaces) -> Iterator[str]:
     """Yield errors of single trials, each once: files, length, number of reports."""
     reported: set[str] = set()
-    opened: dict[str, FaceSet] = {}
+    opened: dict[str, TrainingFaces] = {}
     for settings in [{}, *edge_settings(sweep.config.space), *known_settings(sweep.config)]:
         config = sweep.run_config(settings, name="check", storage=sweep.config.storage, seed=0)
         decisive = {key: value for key, value in settings.items() if key.startswith(_INPUTS)}

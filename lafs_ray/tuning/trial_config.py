@@ -88,6 +88,10 @@ class Sweep:
             for path, value in flatten(tree).items()
             if path in _PATHS and isinstance(value, str) and value not in _KEYWORDS
         }
+        for number, one in enumerate(tree.get("data", {}).get("mix") or ()):
+            for key in ("path", "landmarks"):
+                if isinstance(one, Mapping) and isinstance(one.get(key), str):
+                    absolute[f"data.mix.{number}.{key}"] = filesystem.absolute(one[key], self.working_dir)
         return {**apply_overrides(tree, absolute), **run}
 
 

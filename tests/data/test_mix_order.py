@@ -130,10 +130,7 @@ def test_epochs__lose_nothing_between_them() -> None:
     # A shuffle block moves images by up to an epoch's end, and a pass begins anywhere.
     assert counts[:101].max() - counts[:101].min() <= 1
     assert counts[101:].max() - counts[101:].min() <= 1
-    assert mix.passes(len(images)) == (
-        36 * steps * 3072 / MIX_PERIOD / 101,
-        36 * steps * 1024 / MIX_PERIOD / 40,
-    )
+    assert mix.passes(len(images)) == (36 * steps * 3072 / MIX_PERIOD / 101, 36 * steps * 1024 / MIX_PERIOD / 40)
 
 
 def test_blocks__read_neighbors_of_each_set() -> None:

@@ -144,6 +144,6 @@ def test_write_subset__lists_file_key_and_label(tmp_path: Path) -> None:
     write_plain(tmp_path / "x.rec", LABELS)
     write_plain(tmp_path / "y.rec", LABELS)
     subset = open_faces(f"{tmp_path}/*.rec").subset(np.array([3, 13]))
-    write_subset(str(tmp_path / "subset.parquet"), subset)
+    write_subset(str(tmp_path / "subset.parquet"), [subset])
     rows = pq.read_table(tmp_path / "subset.parquet").to_pylist()
     assert rows == [{"file": "x.rec", "key": 3, "label": 2}, {"file": "y.rec", "key": 1, "label": 1}]

@@ -238,7 +238,7 @@ def test_local_stream__reads_the_next_block_while_one_is_used(
     sampler = EpochSampler(faces.num_images, 4, 5, chunk_records=4)
     read, second = [], threading.Event()
 
-    def noted(sampler: EpochSampler, block: ShuffleBlock) -> NDArray[np.int64]:
+    def noted(sampler: EpochSampler, block: ShuffleBlock) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         read.append(block.step_block)
         if block.step_block == 1:
             second.set()

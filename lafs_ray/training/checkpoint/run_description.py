@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, model_validator
 
 from lafs_ray.data.io import filesystem, json_text
 from lafs_ray.training.checkpoint.environment import environment
@@ -21,8 +21,20 @@ class _Log(_Part):
     every_steps: PositiveInt
 
 
-class _Data(_Part):
+class _MixedSet(_Part):
     path: str
+    share: float
+
+
+class _Data(_Part):
+    path: str | None = None
+    mix: list[_MixedSet] | None = None
+
+    @model_validator(mode="after")
+    def _has_faces(self) -> _Data:
+        if self.path is None and not self.mix:
+            raise ValueError("neither path nor mix")
+        return self
 
 
 class _Landmarks(_Part):
@@ -49,11 +61,16 @@ class _Length(_Part):
     total_steps: PositiveInt
 
 
+class _SetSize(_MixedSet):
+    passes: float
+
+
 class _Description(_Part):
     kind: str
     faces: str
     config: _Settings
     length: _Length | None = None
+    sets: list[_SetSize] = []
 
 
 _DESCRIPTION = TypeAdapter(_Description)
@@ -72,6 +89,12 @@ def read_description(run: str) -> dict[str, Any]:
     content = json_text.read_json(filesystem.join(run, DESCRIPTION))
     json_text.checked(_DESCRIPTION, content)
     return dict(content)
+
+
+def set_paths(config: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the faces that a run's settings name; none where they are of a part of a run."""
+    data = config.get("data") or {}
+    return [data["path"]] if data.get("path") is not None else [one["path"] for one in data.get("mix") or ()]
 
 
 def write_description(run: str, description: Mapping[str, Any]) -> None:

@@ -46,6 +46,27 @@ _SCHEDULE = (
 _FREE_SECTIONS = ("compute", "ingest", "log", "monitoring", "checkpoints", "crops", "online_eval")
 
 
+# Of each set of a mix likewise.
+_FREE_OF_SET = ("path", "landmarks")
+
+
+@dataclass(frozen=True)
+class MixedSetSize:
+    """One set of a run on several, for readers of its folder.
+
+    Args:
+        path: as configured.
+        images: in it.
+        share: of the images of each batch on average.
+        passes: through it in the run.
+    """
+
+    path: str
+    images: int
+    share: float
+    passes: float
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a run's folder is checked by, besides its configuration and set.
@@ -54,11 +75,13 @@ class Origin:
         landmarks: hash of the landmark weights read; their file may change, a run may not.
         transformer: hash of the transformer's weights read.
         length: of the run in steps, for readers of the folder without its faces.
+        sets: of a run on several, likewise.
     """
 
     landmarks: str | None = None
     transformer: str | None = None
     length: Mapping[str, int] | None = None
+    sets: tuple[MixedSetSize, ...] = ()
 
 
 class RunDir:
@@ -153,7 +176,8 @@ class RunDir:
         """
         found = [] if old["kind"] == new["kind"] else [f"kind: {old['kind']} -> {new['kind']}"]
         if old["faces"] != new["faces"]:
-            found.append(f"data.path: another set of faces ({old['faces']} -> {new['faces']})")
+            what = "data.mix: other sets" if new["config"]["data"].get("mix") else "data.path: another set"
+            found.append(f"{what} of faces ({old['faces']} -> {new['faces']})")
         is_pretraining = "dino" in new["config"]
         for part, key in (
             ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks"),
@@ -340,11 +364,14 @@ def _delete_partial(folder: str) -> None:
 def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide what a run computes.
 
-    Paths of faces, of cached landmarks and of the storage do not: fingerprints are compared.
+    Paths of faces, of cached landmarks and of the storage do not: fingerprints are compared, of several sets in their
+    order.
     """
     kept = {name: value for name, value in config.items() if name not in _FREE_SECTIONS}
     free = ("path", "max_bad_records", "cache")
     kept["data"] = {k: v for k, v in config["data"].items() if k not in free}
+    sets = enumerate(config["data"].get("mix") or ())
+    kept["data"]["mix"] = {str(n): {k: v for k, v in one.items() if k not in _FREE_OF_SET} for n, one in sets}
     kept["landmarks"] = {k: v for k, v in config["landmarks"].items() if k != "cache"}
     kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
     return kept

@@ -45,6 +45,7 @@ class Status:
         bad_step: path of the report of the last non-finite step, if the run stopped there.
         evaluation: the last line of eval.jsonl.
         left_out: a text for each line of these files that is not as a run writes it.
+        sets: of a run on several: path, images, share, and passes in the whole run.
     """
 
     run: str
@@ -62,6 +63,7 @@ class Status:
     bad_step: str | None
     evaluation: dict[str, Any] | None
     left_out: list[str]
+    sets: list[dict[str, Any]]
 
     def as_json(self) -> str:
         """Return all fields as JSON."""
@@ -124,6 +126,7 @@ def read_status(run: str, now: float | None = None) -> Status:
         bad_step=bad,
         evaluation=evaluations[-1] if evaluations else None,
         left_out=[text for _, texts in logs for text in texts],
+        sets=list(description.get("sets") or ()),
     )
 
 
@@ -187,6 +190,10 @@ def _lines(status: Status) -> list[tuple[str, str]]:
         ]
     if status.left_s is not None and status.state == "running":
         lines.append(("left", duration(status.left_s)))
+    done = status.step / status.total_steps
+    for one in status.sets:
+        passes = f"pass {one['passes'] * done:.3g} of {one['passes']:.3g}"
+        lines.append(("faces", f"{one['path']}: {one['share']:.4g} of each batch, {passes}"))
     lines.append(("checkpoint", status.checkpoint or "none yet"))
     if (evaluation := status.evaluation) is not None:
         names = [name for name in evaluation if name not in ("step", "eval_s")]

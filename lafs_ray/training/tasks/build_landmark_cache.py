@@ -14,6 +14,7 @@ from torch import nn
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.data import MixedSet
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.face_set import FaceRows, FaceSet
@@ -22,6 +23,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import (
     CacheKey,
     Part,
+    cached_weights,
     open_landmarks,
     plan_parts,
     read_entries,
@@ -217,9 +219,15 @@ def first_damaged(job: CacheJob, part: Part) -> str:
 
 
 def with_cached_landmarks(
-    config: PretrainConfig | LandmarkConfig, faces: FaceSet, init_weights: InitWeights
+    config: PretrainConfig | LandmarkConfig, one: MixedSet, faces: FaceSet, init_weights: InitWeights
 ) -> FaceSet:
-    """Return the set, with its cached landmarks if the run uses them.
+    """Return one of the run's sets, with its cached landmarks if the run uses them.
+
+    Args:
+        config: of the run.
+        one: the set, as configured.
+        faces: the set, opened.
+        init_weights: of the run.
 
     Raises:
         DataError: they are missing, incomplete, damaged, or of other weights or faces.
@@ -229,13 +237,13 @@ def with_cached_landmarks(
         if config.landmarks.source != "cached":
             return faces
         source = config.landmarks.weights
-    assert init_weights.landmarks_hash is not None, "the configuration requires a checkpoint or a cache"
-    data, cache = config.data, config.landmarks.cache
-    cache_key = CacheKey(
-        init_weights.landmarks_hash, faces.fingerprint, data.color_order, config.model.num_landmarks, faces.num_images
-    )
-    folder = cache or default_folder(faces, init_weights.landmarks_hash)
-    command = f"lafs cache-landmarks {source or '--from POINTS.parquet'} {data.path}"
-    command += f" --color-order {data.color_order}" if data.color_order != "rgb" else ""
+    cache, color_order = one.landmarks or config.landmarks.cache, one.color_order or config.data.color_order
+    # Landmarks of another tool are identified by themselves.
+    weights = init_weights.landmarks_hash if source is not None or cache is None else cached_weights(cache)
+    assert weights is not None, "the configuration requires a checkpoint or a cache"
+    cache_key = CacheKey(weights, faces.fingerprint, color_order, config.model.num_landmarks, faces.num_images)
+    folder = cache or default_folder(faces, weights)
+    command = f"lafs cache-landmarks {source or '--from POINTS.parquet'} {one.path}"
+    command += f" --color-order {color_order}" if color_order != "rgb" else ""
     command += f" --out {cache}" if cache else ""
     return replace(faces, landmarks=open_landmarks(folder, cache_key, command))

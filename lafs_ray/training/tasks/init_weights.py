@@ -18,10 +18,8 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.data.external_landmarks import open_external
-from lafs_ray.data.landmark_cache import cached_weights
 from lafs_ray.data.landmark_template import grid_template, read_template
-from lafs_ray.errors import CheckpointError, ConfigError, DataError
+from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
@@ -29,6 +27,7 @@ from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
 from lafs_ray.training.checkpoint.inference import open_checkpoint
+from lafs_ray.training.tasks.given_landmarks import external_mean, regression_mean
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
 
 Arrays = dict[str, NDArray[Any]]
@@ -93,8 +92,8 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
     if isinstance(config, PretrainConfig):
         return _load_pretraining(config)
     if isinstance(config, LandmarkConfig):
-        mean = read_template(config.landmarks.cache, config.model.num_landmarks)
-        return InitWeights({TEMPLATE_TENSOR: mean}, landmarks_hash=cached_weights(config.landmarks.cache))
+        given = regression_mean(config)
+        return InitWeights({TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
     assert isinstance(config, FinetuneConfig)
     path, pretrained, transformer = config.start.transformer, None, None
     if path is not None:
@@ -145,13 +144,10 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     if config.landmarks.source == "template":
         template = _template_arrays(config, None)
         return InitWeights(landmarks=template, landmarks_hash=_hash(template))
-    path, cache = config.landmarks.weights, config.landmarks.cache
+    path = config.landmarks.weights
     if config.landmarks.source == "cached" and path is None:
-        assert cache is not None, "the configuration requires it"
-        external = open_external(cache)
-        _require_count(config, cache, len(external.mean))
-        # Faces outside of the set have no landmarks: they are embedded at the mean.
-        return InitWeights(landmarks={TEMPLATE_TENSOR: external.mean}, landmarks_hash=external.weights)
+        given = external_mean(config)
+        return InitWeights(landmarks={TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
     assert path is not None, "the configuration requires it"
     seed_weights(config.run.seed)
     if path == UNTRAINED:
@@ -159,16 +155,6 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     pretrained = read_pretrained("landmarks.weights", path)
     landmarks = _landmark_arrays(config, pretrained, "landmarks.weights", path)
     return InitWeights(landmarks=landmarks, landmarks_hash=_hash(landmarks))
-
-
-def _require_count(config: PretrainConfig, cache: str, count: int) -> None:
-    if count != config.model.num_landmarks:
-        raise DataError(
-            cache,
-            found=f"{count} landmarks",
-            expected=f"{config.model.num_landmarks} (model.num_landmarks)",
-            fix=f"set model.num_landmarks={count}, or name another landmarks.cache",
-        )
 
 
 def _template_arrays(config: PretrainConfig | FinetuneConfig, pretrained: Pretrained | None) -> Arrays:

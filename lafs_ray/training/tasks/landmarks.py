@@ -85,8 +85,8 @@ def regression_hparams(config: LandmarkConfig, sampler: EpochSampler) -> Callabl
     return lambda step: {"lr": lr(step), "weight_decay": optim.weight_decay}
 
 
-def held_back_images(config: LandmarkConfig, faces: FaceSet) -> NDArray[np.int64]:
-    """Return the numbers of the images that the run does not train on, ascending.
+def held_back_images(config: LandmarkConfig, path: str, faces: FaceSet) -> NDArray[np.int64]:
+    """Return the numbers of the images of a set that the run does not train on, ascending.
 
     Raises:
         DataError: none would be left to train on.
@@ -94,7 +94,7 @@ def held_back_images(config: LandmarkConfig, faces: FaceSet) -> NDArray[np.int64
     count = round(config.data.held_back * faces.num_images)
     if count >= faces.num_images:
         raise DataError(
-            config.data.path,
+            path,
             found=f"{faces.num_images} images, of which {count} are held back",
             expected="images to train on",
             fix="reduce data.held_back",
@@ -103,6 +103,6 @@ def held_back_images(config: LandmarkConfig, faces: FaceSet) -> NDArray[np.int64
     return np.sort(generator.permutation(faces.num_images)[:count])
 
 
-def training_images(config: LandmarkConfig, faces: FaceSet) -> FaceSet:
-    """Return the set without the images that are held back."""
-    return faces.subset(np.setdiff1d(np.arange(faces.num_images), held_back_images(config, faces)))
+def training_images(config: LandmarkConfig, path: str, faces: FaceSet) -> FaceSet:
+    """Return a set without the images that are held back."""
+    return faces.subset(np.setdiff1d(np.arange(faces.num_images), held_back_images(config, path, faces)))
