@@ -38,7 +38,7 @@ class OpenedSets:
 def open_sets(config: TrainConfig) -> OpenedSets:
     """Open the sets of a run, and sample their subsets.
 
-    Identities of different sets are different people: the classes of each set follow those of the sets before it.
+    No identity is in two sets: the classes of each set follow those of the sets before it.
 
     Raises:
         UserError: one is missing, damaged or contradicts the configuration, or two are the same.

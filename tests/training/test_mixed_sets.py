@@ -120,7 +120,7 @@ def test_same_set_twice__is_refused(sets: tuple[Path, Path], tmp_path: Path) -> 
         check_run(tiny(tmp_path, "", *mixed(sets[0], sets[0].parent)))
 
 
-def test_labels__of_different_sets_are_different_people(sets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_labels__of_different_sets_are_different_identities(sets: tuple[Path, Path], tmp_path: Path) -> None:
     """12 identities and 4, whose labels are renumbered, make 16 classes, in records and in tables alike."""
     inputs = check_run(tiny(tmp_path, "", *mixed(*sets), kind=FinetuneConfig))
     assert (inputs.num_classes, inputs.num_identities) == (16, 16)
