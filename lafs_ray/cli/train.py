@@ -16,6 +16,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import ON_CPU, TrainConfig
 from lafs_ray.config.yaml_text import write_yaml
 from lafs_ray.data.alignment_check import check_set
+from lafs_ray.data.set_sample import row_group_note
 from lafs_ray.engine.console import log_to, terminal_handler
 from lafs_ray.engine.online_eval import OnlineEvaluator, check_online_eval, evaluate_in_process, evaluated_steps
 from lafs_ray.engine.signals import stop_request
@@ -69,6 +70,8 @@ def describe(inputs: RunInputs) -> None:
     for one, faces in zip(config.data.sets, inputs.sets, strict=True):
         if warning := check_set(faces).warning(one.path):
             show(f"warning: {warning}")
+        if note := row_group_note(faces.layouts, config.data.chunk_records):
+            show(f"note: {note}")
     for line in inputs.init_weights.report:
         show(line)
 

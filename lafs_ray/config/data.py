@@ -29,7 +29,8 @@ class Data(Section):
     """The faces to train on."""
 
     path: Annotated[AbsolutePath | None, Tuning.OPERATIONAL] = None
-    """A .rec file, a folder of them, a glob, or a URI (s3://, gs://) of one; either this or mix."""
+    """A .rec, a WebDataset .tar or a Parquet file with images, a folder of one kind, a glob, or a URI (s3://, gs://) of
+    one; either this or mix."""
     mix: Annotated[tuple[MixedSet, ...], BeforeValidator(parse_tuple), Field(min_length=1)] | None = None
     """Several sets in place of path: a list of {path, share}, optionally with color_order and landmarks (the folder of
     cached ones) of each (docs/data.md). Given on the command line, path and mix replace each other."""

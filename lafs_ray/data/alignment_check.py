@@ -23,7 +23,6 @@ from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.align import POSITIONS_PX
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.images import decode_image
-from lafs_ray.data.shard import spread
 from lafs_ray.errors import DataError
 
 ALIGNED = 0.18
@@ -117,7 +116,7 @@ def check_alignment(images: Iterable[NDArray[np.uint8]]) -> Alignment:
 
 def check_set(faces: FaceSet) -> Alignment:
     """Check an evenly spaced sample of a set; damaged records are passed over."""
-    rows = faces.read(spread(faces.num_images, SAMPLE_IMAGES))
+    rows = faces.read(faces.sample(SAMPLE_IMAGES))
     return check_encoded(data for data, error in zip(rows.images, rows.errors, strict=True) if not error)
 
 

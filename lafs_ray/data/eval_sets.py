@@ -20,7 +20,7 @@ from lafs_ray.data.images import ColorOrder, decode_image, decode_resized
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import read_files
 from lafs_ray.data.io.walk import IMAGE_ENDINGS, find_images
-from lafs_ray.data.record_files import is_set
+from lafs_ray.data.set_files import is_set
 from lafs_ray.data.verification_pairs import read_pairs
 from lafs_ray.errors import DataError
 

@@ -1,4 +1,4 @@
-"""A face set: one or more `.rec` files, their index read once, images read by number.
+"""A face set: one or more `.rec`, `.tar` or Parquet files, their index read once, images read by number.
 
 A `FaceSet` holds arrays and no open files, 24 bytes per image, so the processes of a node share one copy in Ray's
 object store. A damaged record is an error in its row and never raises: the caller decides how many are too many.
@@ -7,29 +7,28 @@ object store. A damaged record is an error in its row and never raises: the call
 from __future__ import annotations
 
 import hashlib
-import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data import recordio
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.data.io import filesystem
-from lafs_ray.data.io.reading import ByteRanges, read_ranges
+from lafs_ray.data.io.reading import ByteRanges
 from lafs_ray.data.label_numbers import LabelNumbers
 from lafs_ray.data.landmark_cache import LandmarkCache
-from lafs_ray.data.packed_set import PackedLabels, find_packed
-from lafs_ray.data.record_files import find_record_files
-from lafs_ray.data.record_index import open_shard
+from lafs_ray.data.packed_set import PackedLabels
+from lafs_ray.data.record_reader import ShardReads, read_shards
+from lafs_ray.data.set_kinds import open_shards
+from lafs_ray.data.set_sample import require_size, sample_images
 from lafs_ray.data.shard import Identities, spread
-from lafs_ray.errors import DataError
+from lafs_ray.data.shard_layout import Layout, ShardLabels
 
 _SAMPLED_IDENTITIES = 64
 _ROWS_PER_READ = 4096
-_CONCURRENT_SHARDS = 16
+_SIZED_IMAGES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class FaceRows:
 
     Args:
         shard: number of the file, int32 [n].
-        key: the record's key, int64 [n].
+        key: the record's key, int64 [n]; in a `.tar` or Parquet file its number there.
         label: the record's first label, int64 [n]; -1: damaged, or no integer ≥ 0.
         images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
         errors: why the record cannot be used; empty for a sound one.
@@ -58,19 +57,20 @@ class FaceSet:
     """Index of all images of a set, numbered shard by shard in file order.
 
     Args:
-        shard_uris: the `.rec` files.
+        shard_uris: the files.
         shard_sizes: their sizes in bytes.
         shard_starts: number of each shard's first image, then num_images; int64 [shards + 1].
-        offsets: byte offset of each record in its file, int64 [num_images].
-        sizes: bytes of each record with framing and padding, int64 [num_images].
+        offsets: byte offset of each record in its file, or number of its row, int64 [num_images].
+        sizes: bytes of each record with framing and padding, int64 [num_images]; of a row the mean in its row group.
         keys: of each record in its file, int64 [num_images].
-        identities: label table of each shard; None for a plain file outside a packed set.
+        identities: label table of each shard; None for a plain `.rec` outside a packed set.
         fingerprint: hash of file names, sizes and index; two equal ones are the same set.
         shard_versions: ETag of each object; empty strings on a disk.
         color_order: of the images, from the manifest of a packed set; None: not known.
         landmarks: cached landmarks of every image; None: not used.
         label_numbers: of each shard, what labels are numbered as; empty: labels are those of the records.
         landmark_rows: number of each image there, int64 [num_images]; None: its own, as of a whole set.
+        layouts: of each shard; empty: all are `.rec`.
     """
 
     shard_uris: tuple[str, ...]
@@ -79,13 +79,14 @@ class FaceSet:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     keys: NDArray[np.int64]
-    identities: tuple[Identities | PackedLabels | None, ...]
+    identities: tuple[Identities | PackedLabels | ShardLabels | None, ...]
     fingerprint: str
     shard_versions: tuple[str, ...]
     color_order: ColorOrder | None = None
     landmarks: LandmarkCache | None = None
     label_numbers: tuple[LabelNumbers, ...] = ()
     landmark_rows: NDArray[np.int64] | None = None
+    layouts: tuple[Layout | None, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -101,9 +102,9 @@ class FaceSet:
         # All shards of a packed set list the same labels: count them once.
         tables: dict[object, NDArray[np.int64]] = {}
         for table in self.identities:
-            if table is None:
+            if table is None or (isinstance(table, ShardLabels) and not len(table.listed)):
                 return None
-            same = table.uri if isinstance(table, PackedLabels) else table
+            same = table.uri if isinstance(table, PackedLabels) else getattr(table, "of_set", table)
             if same not in tables:
                 tables[same] = table.listed
         listed = list(tables.values())
@@ -124,17 +125,7 @@ class FaceSet:
             landmarks = self.landmarks.read(index if self.landmark_rows is None else self.landmark_rows[index])
         unique, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, unique, side="right") - 1
-        ranges = [self._ranges(n, unique[shards == n]) for n in np.unique(shards).tolist()]
-        parsed = [
-            _parse_image(record, self.shard_uris[shard], key, offset)
-            for record, shard, key, offset in zip(
-                read_ranges(ranges),
-                shards.tolist(),
-                self.keys[unique].tolist(),
-                self.offsets[unique].tolist(),
-                strict=True,
-            )
-        ]
+        parsed = read_shards([self._reads(n, unique[shards == n]) for n in np.unique(shards).tolist()])
         rows = [parsed[i] for i in inverse.tolist()]
         return FaceRows(
             shard=shards[inverse].astype(np.int32),
@@ -174,20 +165,28 @@ class FaceSet:
             landmark_rows=index if self.landmark_rows is None else self.landmark_rows[index],
         )
 
-    def _ranges(self, shard: int, members: NDArray[np.int64]) -> ByteRanges:
-        return ByteRanges(
+    def _reads(self, shard: int, members: NDArray[np.int64]) -> ShardReads:
+        ranges = ByteRanges(
             self.shard_uris[shard],
             self.offsets[members],
             self.sizes[members],
             self.shard_sizes[shard],
             self.shard_versions[shard],
         )
+        labels = self.identities[shard]
+        known = labels if isinstance(labels, ShardLabels) else None
+        return ShardReads(ranges, self.keys[members], self.layout_of(shard), known)
+
+    def layout_of(self, shard: int) -> Layout | None:
+        """Return how a shard stores images; None: RecordIO."""
+        return self.layouts[shard] if self.layouts else None
 
     def labels(self) -> NDArray[np.int64]:
         """Return the label of every image, int64 [num_images]; -1 as in `FaceRows.label`.
 
         They come from identity records, or a packed set's `labels.npy`, if the records of 64 images per shard agree.
-        Otherwise, and in a plain file, all are read, as are those near ends of ranges that are rounded.
+        Otherwise, and in a plain file, all are read, as are those near ends of ranges that are rounded. Those of `.tar`
+        and Parquet shards are known.
         """
         columns = []
         if self.label_numbers:
@@ -196,6 +195,9 @@ class FaceSet:
             return self._numbered(replace(self, label_numbers=()).labels(), shards)
         for shard, table in enumerate(self.identities):
             first, stop = self.shard_starts[shard : shard + 2].tolist()
+            if isinstance(table, ShardLabels):
+                columns.append(table.labels(self.keys[first:stop]))
+                continue
             if table is not None:
                 labels = self._table_labels(table, first, stop)
                 sample = spread(stop - first, _SAMPLED_IDENTITIES)
@@ -204,6 +206,22 @@ class FaceSet:
                     continue
             columns.append(self._read_labels(np.arange(first, stop)))
         return np.concatenate(columns)
+
+    @property
+    def label_names(self) -> Sequence[str] | None:
+        """Names of the labels 0…num_identities-1 of `.tar` or Parquet shards; None: labels are numbers there."""
+        table = self.identities[0]
+        return table.of_set.names if isinstance(table, ShardLabels) else None
+
+    @property
+    def label_place(self) -> str:
+        """Where labels are looked for, for messages."""
+        table = self.identities[0]
+        return table.of_set.place if isinstance(table, ShardLabels) else "the label of each record"
+
+    def sample(self, most: int) -> NDArray[np.int64]:
+        """Return up to `most` image numbers, evenly spaced; those in Parquet files from few row groups."""
+        return sample_images(self.shard_starts, self.offsets, self.layouts, most)
 
     def _table_labels(self, table: Identities | PackedLabels, first: int, stop: int) -> NDArray[np.int64]:
         """Return the labels that a shard's table gives to its images, int64 [stop - first]."""
@@ -220,27 +238,8 @@ class FaceSet:
         return np.concatenate(labels) if labels else np.empty(0, np.int64)
 
 
-def _parse_image(record: memoryview, uri: str, key: int, offset: int) -> tuple[int, bytes, str]:
-    """Return label, encoded image and error of one image record."""
-    where = f"{uri}, key {key}"
-    try:
-        body, end = recordio.decode_record(record, 0, base_offset=offset, source=where)
-        header, payload = recordio.unpack(body, f"{where} at offset {offset}")
-    except DataError as error:
-        return -1, b"", f"{error.subject}: found {error.found}; expected {error.expected}"
-    if end != len(record):
-        error_text = f"found a record of {end} bytes; expected {len(record)}, up to the next record"
-        return -1, b"", f"{where} at offset {offset}: {error_text}"
-    if not payload:
-        error_text = f"found no image (flag {header.flag}, 0 bytes); expected a JPEG or PNG"
-        return -1, b"", f"{where} at offset {offset}: {error_text}"
-    label = header.first_label
-    is_identity = math.isfinite(label) and 0 <= label < 1 << 62 and label == int(label)
-    return int(label) if is_identity else -1, bytes(payload), ""
-
-
 def open_faces(path: str, color_order: ColorOrder | None = None, image_size: int | None = None) -> FaceSet:
-    """Open a set: a `.rec` file, a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
+    """Open a set: a file (`.rec`, `.tar`, `.parquet`), a folder of them, or a pattern such as `s3://bucket/set/*.rec`.
 
     Reads the indexes, and a few records of each file to check that index and file match; a file without index is
     scanned.
@@ -251,50 +250,42 @@ def open_faces(path: str, color_order: ColorOrder | None = None, image_size: int
         image_size: expected side in pixels; None: not checked.
 
     Raises:
-        DataError: nothing is there; a file is empty, truncated or not RecordIO; file, index and the counts in
+        DataError: nothing is there; a file is empty, truncated or not of its kind; file, index and the counts in
             insightface's header, or in a packed set's manifest, contradict each other; or the manifest has the other
             color order or another size.
     """
-    uris = find_record_files(path)
-    # Opening a shard takes about 40 requests to an object store, nearly all of it latency.
-    with ThreadPoolExecutor(_CONCURRENT_SHARDS) as pool:
-        packed = find_packed(path, uris, list(pool.map(filesystem.file_size, uris)))
-    if color_order and packed.color_order not in (None, color_order):
-        raise DataError(
-            path,
-            found=f"images packed as {packed.color_order}, according to the manifest",
-            expected=f"data.color_order: {color_order}",
-            fix=f"set data.color_order={packed.color_order}, or pack again with --color-order",
-        )
-    if image_size and (others := packed.image_sizes - {image_size}):
-        sides = ", ".join(f"{side}x{side}" for side in sorted(others))
-        raise DataError(
-            path,
-            found=f"images of {sides}, according to the manifest",
-            expected=f"images of {image_size}x{image_size}",
-            fix=f"pack them again with --resize and without --size (default {image_size})",
-        )
-    with ThreadPoolExecutor(_CONCURRENT_SHARDS) as pool:
-        shards = list(pool.map(open_shard, uris))
+    opened = open_shards(path, color_order, image_size)
+    shards = opened.shards
     counts = [len(shard.keys) for shard in shards]
     digest = hashlib.blake2b(digest_size=16)
-    for shard in shards:
+    for shard, labels in zip(shards, opened.labels, strict=True):
         name = filesystem.file_name(shard.uri)
         digest.update(f"{name} {shard.size_bytes} {len(shard.keys)}\n".encode())
-        for column in (shard.offsets, shard.sizes, shard.keys):
+        columns = [
+            shard.offsets,
+            shard.sizes,
+            shard.keys,
+            *([labels.of_key] if isinstance(labels, ShardLabels) else []),
+        ]
+        for column in columns:
             digest.update(np.ascontiguousarray(column).data)
-    return FaceSet(
-        shard_uris=uris,
+    layouts = tuple(shard.layout for shard in shards)
+    faces = FaceSet(
+        shard_uris=tuple(shard.uri for shard in shards),
         shard_sizes=tuple(shard.size_bytes for shard in shards),
         shard_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         offsets=_concatenate([shard.offsets for shard in shards]),
         sizes=_concatenate([shard.sizes for shard in shards]),
         keys=_concatenate([shard.keys for shard in shards]),
-        identities=tuple(labels or shard.identities for shard, labels in zip(shards, packed.labels, strict=True)),
+        identities=opened.labels,
         fingerprint=digest.hexdigest(),
-        color_order=packed.color_order,
+        color_order=opened.color_order,
         shard_versions=tuple(shard.version for shard in shards),
+        layouts=layouts if any(layouts) else (),
     )
+    if image_size and faces.layouts:
+        require_size(path, faces.read(faces.sample(_SIZED_IMAGES)).images, image_size)
+    return faces
 
 
 def _concatenate(columns: list[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ from lafs_ray.data.io.listing import list_tree, read_files
 from lafs_ray.data.io.walk import IMAGE_ENDINGS
 from lafs_ray.data.points_table import TOOL, TOOL_VERSION
 from lafs_ray.data.progress import ProgressLog
+from lafs_ray.data.set_files import is_set
 from lafs_ray.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _mediapipe_version() -> str:
 
 
 def _open(path: str, out: str, color_order: ColorOrder, version: str) -> _Job:
-    if filesystem.is_folder(path) and not any(n.endswith(".rec") for n in filesystem.list_names(path)):
+    if filesystem.is_folder(path) and not is_set(path):
         files = tuple(sorted(name for name, _, _ in list_tree(path) if name.lower().endswith(IMAGE_ENDINGS)))
         if files:
             return _Job(None, path, files, out, color_order, version)

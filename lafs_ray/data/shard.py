@@ -1,4 +1,4 @@
-"""The records of one `.rec` file, and the identities that its own records list."""
+"""The records of one shard, and the identities that those of a `.rec` list."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.data import recordio
 from lafs_ray.data.io.reading import ByteRanges, read_ranges
+from lafs_ray.data.shard_layout import Layout
 
 # What insightface's record 0 and identity records hold keys in: from 2^24 on, odd ones are rounded.
 KEY_DTYPE = np.dtype(np.float32)
@@ -76,13 +77,14 @@ class Shard:
     """Records of one file in file order; in an opened set, only its images.
 
     Args:
-        uri: the `.rec` file.
+        uri: the file.
         size_bytes: of the file.
         keys: of the records, int64 [n].
         offsets: of the records in the file, int64 [n].
         sizes: of the records with framing and padding, int64 [n].
         identities: in insightface's layout.
         version: ETag of the object; empty on a disk.
+        layout: of its images; None: RecordIO.
     """
 
     uri: str
@@ -92,6 +94,7 @@ class Shard:
     sizes: NDArray[np.int64]
     identities: Identities | None = None
     version: str = ""
+    layout: Layout | None = None
 
     def headers(self, positions: NDArray[np.int64]) -> list[tuple[recordio.Header, int]]:
         """Return header and payload size in bytes of the records at these ascending positions.

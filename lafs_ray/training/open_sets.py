@@ -97,7 +97,7 @@ def _labeled(config: FinetuneConfig, opened: Sequence[FaceSet]) -> OpenedSets:
     num_classes = 0
     for one, faces in zip(config.data.sets, opened, strict=True):
         numbered = number_classes(one.path, faces)
-        _require_labels(one.path, numbered.labels)
+        _require_labels(one.path, numbered.labels, faces.label_place)
         if num_classes:
             numbered = number_classes_from(num_classes, numbered)
         num_classes += numbered.num_classes
@@ -121,13 +121,13 @@ def _labeled(config: FinetuneConfig, opened: Sequence[FaceSet]) -> OpenedSets:
     return OpenedSets(tuple(chosen), num_classes, num_identities)
 
 
-def _require_labels(path: str, labels: NDArray[np.int64]) -> None:
+def _require_labels(path: str, labels: NDArray[np.int64], place: str) -> None:
     if (labels >= 0).any():
         return
     raise DataError(
         path,
         found=f"no labels: none of {len(labels)} records has an identity",
-        expected="labeled faces; stages 1 and 3 learn from identities",
+        expected=f"labeled faces ({place}); stages 1 and 3 learn from identities",
         fix="without labels, start with stage 2, on landmarks of one of three kinds (docs/routes.md): fixed ones, "
         "lafs pretrain lafs data.path=… landmarks.source=template; another tool's, lafs cache-landmarks --from …; "
         "or those of a CNN that learns them on synthetic faces, lafs train-landmarks",

@@ -8,7 +8,12 @@ from argparse import ArgumentParser
 def pack(parser: ArgumentParser) -> None:
     """Add the arguments of packing, verification and inspection."""
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="sources (.rec files, folders, lists), then the output folder")
+    add(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="sources (.rec, .tar, Parquet, folders, lists), then the folder of the set",
+    )
     add("--size", type=int, default=112, metavar="PIXELS", help="side of the images in pixels (default 112)")
     add("--resize", action="store_true", help="resize square images of another size")
     add("--landmarks", metavar="LIST", help="list (path, x1, y1 … x5, y5) to align the images of a folder")
@@ -19,7 +24,7 @@ def pack(parser: ArgumentParser) -> None:
     _add_set(parser)
     add("--max-bad", default="100", metavar="N", help="records that may be left out: 100 (default), or a share: 1%%")
     add("--verify", metavar="SET", help="check a packed set against its manifest")
-    add("--inspect", metavar="PATH", help="describe .rec files")
+    add("--inspect", metavar="PATH", help="describe a set of .rec, .tar or Parquet files")
     add("--sheet", metavar="FILE", help="with --inspect or --align: file of the contact sheet")
     add("--force", action="store_true", help="replace the contact sheet and the report")
 
@@ -39,7 +44,7 @@ def pairs(parser: ArgumentParser) -> None:
 def align(parser: ArgumentParser) -> None:
     """Add the arguments of alignment."""
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="folders, lists or .rec of photos, then the folder of the set")
+    add("paths", nargs="*", metavar="PATH", help="folders, lists, .tar or .rec of photos, then the folder of the set")
     add("--points", metavar="LIST", help="write the points of one source instead of a set: .csv or .parquet")
     _add_alignment(parser)
     add("--sheet", metavar="FILE", help="picture of some photos of each kind (.png)")

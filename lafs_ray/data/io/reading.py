@@ -247,9 +247,9 @@ def read_ranges(files: Sequence[ByteRanges]) -> Iterator[memoryview]:
                     yield buffer[begin : begin + int(ranges.sizes[i])]
         except DataError:
             # A replaced file causes errors of all kinds: report the cause.
-            list(apply(_check_unchanged, files))
+            list(apply(check_unchanged, files))
             raise
-        list(apply(_check_unchanged, files))
+        list(apply(check_unchanged, files))
 
 
 def _coalesce(ranges: ByteRanges) -> list[range]:
@@ -278,10 +278,15 @@ def _read(ranges: ByteRanges, file: Any, group: range) -> memoryview:
     return memoryview(buffer)
 
 
-def _check_unchanged(ranges: ByteRanges) -> None:
+def check_unchanged(ranges: ByteRanges) -> None:
+    """Check that a file is the one whose set was opened.
+
+    Raises:
+        DataError: it has changed.
+    """
     if ranges.file_size is None:
         return
-    size, version, modified_ns = _file_state(ranges.uri)
+    size, version, modified_ns = file_state(ranges.uri)
     found = expected = ""
     if size != ranges.file_size:
         found, expected = f"{size} bytes", f"{ranges.file_size} bytes"
@@ -298,7 +303,7 @@ def _check_unchanged(ranges: ByteRanges) -> None:
         )
 
 
-def _file_state(uri: str) -> tuple[int, str, int]:
+def file_state(uri: str) -> tuple[int, str, int]:
     """Return size, ETag (empty on a disk) and modification time in ns (0 in an object store)."""
     if (path := local_path(uri)) is not None:
         status = retry_transient(lambda: os.stat(path), uri)
@@ -312,5 +317,5 @@ def record_file_state(uri: str) -> tuple[int, str]:
 
     The modification time of a local file is remembered in this process.
     """
-    size, version, _modified_ns[uri] = _file_state(uri)
+    size, version, _modified_ns[uri] = file_state(uri)
     return size, version

@@ -27,11 +27,12 @@ from lafs_ray.data.images import ColorOrder, decode_image, image_format
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.packed_set import PackedLabels
 from lafs_ray.data.shard import Identities, spread
+from lafs_ray.data.shard_layout import RowGroups, TarMembers
 from lafs_ray.errors import DataError
 
 _SAMPLE_IMAGES = 2000
 _COLOR_SAMPLE_IMAGES = 500
-_RECORDS_PER_READ = 512
+_RECORDS_PER_READ, _BYTES_PER_READ = 512, 64 << 20
 _MAX_ERRORS = 5
 _COLUMNS, _SHEET_ROWS, _TILE = 12, 10, 112
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -88,11 +89,15 @@ def inspect_faces(path: str, *, sheet: str | None, check_all: bool, force: bool 
 
 def _describe_files(path: str, faces: FaceSet) -> Iterator[str]:
     kinds = {Identities: "insightface", PackedLabels: "packed", type(None): "plain"}
-    layouts = Counter(kinds[type(table)] for table in faces.identities)
+    kinds |= {TarMembers: "WebDataset", RowGroups: "Parquet"}
+    layouts = Counter(kinds[type(faces.layout_of(shard) or table)] for shard, table in enumerate(faces.identities))
     yield path
     yield f"files              {len(faces.shard_uris)}, {sum(faces.shard_sizes) / 1e6:,.1f} MB"
     yield f"layout             {', '.join(f'{name} ({n})' for name, n in layouts.items())}"
     yield f"images             {faces.num_images}"
+    groups = [np.diff(layout.starts) for layout in faces.layouts if isinstance(layout, RowGroups)]
+    if groups:
+        yield f"row groups         {sum(map(len, groups))}, of images: {_quantiles(np.concatenate(groups))}"
     yield f"bytes/record       {_quantiles(faces.sizes)}"
 
 
@@ -130,8 +135,9 @@ def _describe_labels(labels: NDArray[np.int64], num_listed: int | None) -> Itera
 def _check_images(faces: FaceSet, index: NDArray[np.int64]) -> _ImageStats:
     stats = _ImageStats(len(index))
     color_sample = set(index[spread(len(index), _COLOR_SAMPLE_IMAGES)].tolist())
-    for begin in range(0, len(index), _RECORDS_PER_READ):
-        numbers = index[begin : begin + _RECORDS_PER_READ]
+    step = int(np.clip(_BYTES_PER_READ // max(float(faces.sizes.mean()), 1), 1, _RECORDS_PER_READ))
+    for begin in range(0, len(index), step):
+        numbers = index[begin : begin + step]
         rows = faces.read(numbers)
         for row, number in enumerate(numbers.tolist()):
             pixels = _check_image(stats, faces, rows, row)

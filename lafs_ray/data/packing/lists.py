@@ -21,7 +21,7 @@ from pyarrow import csv
 from lafs_ray.data.io import filesystem, reading
 from lafs_ray.data.io.parquet_table import read_parquet
 from lafs_ray.data.io.text_table import DAMAGE
-from lafs_ray.data.packing.labels import as_text, label_names
+from lafs_ray.data.label_names import as_text, label_names
 from lafs_ray.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -13,39 +13,45 @@ from numpy.typing import NDArray
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.walk import IMAGE_ENDINGS, find_images
-from lafs_ray.data.packing.labels import numbered
+from lafs_ray.data.label_names import numbered
 from lafs_ray.data.packing.lists import LIST_SUFFIXES, read_list
 from lafs_ray.data.packing.sources import ImageFileSource, ImageSource, RecordSource, file_stamps
-from lafs_ray.data.record_files import is_set
+from lafs_ray.data.parquet_index import has_images
+from lafs_ray.data.set_files import is_set, kind_of
+from lafs_ray.data.shard_layout import RowGroups, TarMembers
 from lafs_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_KINDS = {type(None): "records", TarMembers: "webdataset", RowGroups: "parquet"}
+
 
 def open_source(path: str, landmarks: str | None = None) -> ImageSource:
-    """Open `.rec` files, a list of images, or a folder of images.
+    """Open `.rec`, `.tar` or Parquet files with images, a list of images, or a folder of images.
 
     Args:
-        path: a `.rec`, a folder of them or a pattern; a `.csv` or `.parquet`; a folder of images.
+        path: as `open_faces` takes it; a `.csv` or `.parquet` with paths; a folder of images.
         landmarks: a list of five landmarks for the images of a folder, with paths relative to it.
 
     Raises:
-        DataError: nothing is there, it holds no images, or landmarks were given for `.rec` files.
+        DataError: nothing is there, it holds no images, or landmarks were given for a set.
     """
     uri = filesystem.absolute(path)
-    is_list = filesystem.file_name(uri).endswith(LIST_SUFFIXES)
+    is_pattern = bool(set(uri) & set("*?[{"))
+    is_list = filesystem.file_name(uri).endswith(LIST_SUFFIXES) and not is_pattern
     is_folder = not is_list and filesystem.is_folder(uri)
     if is_folder and not is_set(uri):
         return _open_folder(uri, landmarks)
-    if not uri.endswith(".rec") and not set(uri) & set("*?[") and not filesystem.exists(uri):
-        expected = "a .rec file or pattern, a folder of images, or a list (.csv, .parquet)"
+    if not uri.endswith(".rec") and not is_pattern and not filesystem.exists(uri):
+        expected = "a .rec, .tar or .parquet file or pattern, a folder of images, or a list (.csv, .parquet)"
         raise DataError(path, found="no such file", expected=expected, fix="check the path")
+    is_list = is_list and not (kind_of(uri) == "parquet" and has_images(uri))
     if landmarks is not None:
         raise DataError(
             landmarks,
             found=f"landmarks for {path}",
             expected="landmarks for a folder of images",
-            fix="a list has its landmarks as columns; the images of .rec files are aligned",
+            fix="a list has its landmarks as columns; for photos in shards: lafs align",
         )
     if is_list:
         return _open_list(uri)
@@ -54,11 +60,12 @@ def open_source(path: str, landmarks: str | None = None) -> ImageSource:
     times = str([modified for _, modified in stamps])
     return RecordSource(
         uri=uri,
-        kind="records",
+        kind=_KINDS[type(faces.layout_of(0))],
         num_records=faces.num_images,
         size_bytes=int(faces.sizes.sum()),
         fingerprint=_hash(f"{faces.fingerprint}\n{times}\n".encode()),
         num_identities=faces.num_identities,
+        names=faces.label_names,
         faces=faces,
         stamps=stamps,
     )

@@ -1,4 +1,4 @@
-"""Image sources of a packing: `.rec` files, a folder of images, or a list of images.
+"""Image sources of a packing: sets of shards, a folder of images, or a list of images.
 
 A source numbers its records 0…num_records-1 in a fixed order and reads any range of them. A damaged record is returned
 with an error; a source that changes while it is read stops the packing.
@@ -23,7 +23,7 @@ from lafs_ray.data.io.listing import read_files
 from lafs_ray.data.shard import spread
 from lafs_ray.errors import DataError
 
-_RECORDS_PER_READ = 1024
+_RECORDS_PER_READ, _BYTES_PER_READ = 1024, 64 << 20
 # All of them may be in memory at once, and unaligned photographs have megabytes.
 _FILES_PER_READ = 64
 _CONCURRENT_FILES, _SAMPLED_FILES = 16, 256
@@ -53,7 +53,7 @@ class ImageSource(ABC):
 
     Args:
         uri: absolute path or URI.
-        kind: `records`, `folder` or `list`.
+        kind: `records`, `webdataset`, `parquet`, `folder` or `list`.
         num_records: images, damaged ones included.
         size_bytes: of all images; an estimate for a list of objects in a store.
         fingerprint: hash that changes with the files (for a list: with the list).
@@ -91,7 +91,7 @@ def _changed(uri: str, found: tuple[int, int], expected: tuple[int, int]) -> Dat
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RecordSource(ImageSource):
-    """One or several `.rec` files.
+    """One or several `.rec`, `.tar` or Parquet files.
 
     Args:
         faces: the opened set.
@@ -104,8 +104,10 @@ class RecordSource(ImageSource):
     def read(self, first: int, stop: int) -> Iterator[ImageRow]:
         """Read records first…stop-1; see `ImageSource`."""
         self._check_unchanged(first, stop)
-        for begin in range(first, stop, _RECORDS_PER_READ):
-            rows = self.faces.read(np.arange(begin, min(begin + _RECORDS_PER_READ, stop)))
+        mean_bytes = self.size_bytes // max(self.num_records, 1)
+        step = max(min(_RECORDS_PER_READ, _BYTES_PER_READ // max(mean_bytes, 1)), 1)
+        for begin in range(first, stop, step):
+            rows = self.faces.read(np.arange(begin, min(begin + step, stop)))
             columns = (rows.shard.tolist(), rows.key.tolist(), rows.label.tolist())
             for shard, key, label, image, error in zip(*columns, rows.images, rows.errors, strict=True):
                 yield ImageRow(label, image, None, f"{self.faces.shard_uris[shard]}, key {key}", error)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lafs_ray.data.packing.labels import label_names, numbered
+from lafs_ray.data.label_names import label_names, numbered
 from lafs_ray.data.packing.lists import read_list
 from lafs_ray.data.packing.source_factory import open_source
 from lafs_ray.errors import DataError

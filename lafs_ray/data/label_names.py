@@ -1,4 +1,4 @@
-"""Labels of a list as texts, and their numbers.
+"""Labels of a list, of tar members or of a column as texts, and their numbers.
 
 A label is what is written: 001 and 1 are two identities, whatever type a reader would infer for the column. No label
 are an empty cell, a null, nan and every negative integer (clusterings write -1); among numbers also NA and its like.

@@ -1,0 +1,196 @@
+"""Parquet files with encoded images: the columns of images and labels, and the row groups.
+
+An image is Hugging Face's struct (`bytes`, `path`), or a binary column. A row group is the least that can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lafs_ray.data.io import reading
+from lafs_ray.data.io.parquet_table import read_parquet
+from lafs_ray.data.io.reading import record_file_state
+from lafs_ray.data.io.text_table import DAMAGE
+from lafs_ray.data.set_labels import LABEL_KEYS, FoundLabels
+from lafs_ray.data.shard import Shard
+from lafs_ray.data.shard_layout import RowGroups
+from lafs_ray.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "face")
+_EXPECTED = "Parquet with a column of encoded images: binary, or a struct with bytes, as Hugging Face writes them"
+_FIX = "give a file with the images in it; for a table of paths: lafs pack"
+
+
+def has_images(uri: str) -> bool:
+    """Return whether a file is Parquet with a column of images, not a list of paths or points.
+
+    Raises:
+        DataError: it cannot be read from its storage.
+    """
+    try:
+        with reading.open_input(uri) as file:
+            return bool(_image_columns(pq.read_schema(file)))
+    except DAMAGE:
+        return False
+
+
+def index_parquet(uri: str) -> tuple[Shard, FoundLabels]:
+    """Index the rows of a file by its footer, and read its labels.
+
+    Raises:
+        DataError: it is damaged, encrypted or no Parquet; it has no images, or only their paths.
+    """
+    size_bytes, version = record_file_state(uri)
+    try:
+        with reading.open_input(uri) as file:
+            if not size_bytes:
+                raise ValueError("an empty file (0 bytes)")
+            parquet = pq.ParquetFile(file)
+            schema, metadata = parquet.schema_arrow, parquet.metadata
+            columns = _leaves(uri, schema)
+            layout = _row_groups(metadata, columns)
+            # Each row takes a byte at least; a false footer may claim more of them than there is memory for.
+            if not 0 <= (rows := int(layout.starts[-1])) <= size_bytes:
+                raise ValueError(f"{rows:,} rows in {size_bytes:,} bytes")
+            _require_bytes(uri, file, metadata, columns)
+            labels = _labels(uri, file, schema)
+    except DAMAGE as error:
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(uri, found=found, expected=_EXPECTED, fix="copy the file again") from error
+    if not rows:
+        raise DataError(uri, found="no rows", expected="images", fix="check the path")
+    if labels.column is not None and len(labels.column) != rows:
+        found = f"{len(labels.column)} labels for {rows} rows"
+        raise DataError(uri, found=found, expected="a label in each row", fix="write the file again")
+    numbers = np.arange(rows, dtype=np.int64)
+    sizes = np.repeat(_stored_bytes(metadata, columns) // np.maximum(np.diff(layout.starts), 1), np.diff(layout.starts))
+    return Shard(uri, size_bytes, numbers, numbers, sizes, version=version, layout=layout), labels
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    """Return the names of columns with images: those of usual names, else the only one of such a type."""
+    found = [field.name for field in schema if _is_image(field.type)]
+    structs = [name for name in found if pa.types.is_struct(schema.field(name).type)]
+    usual = [name for name in _IMAGE_NAMES if name in found]
+    return usual[:1] or structs or [name for name in found if name.lower().endswith("image")]
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_binary(kind.field(index).type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any((pa.types.is_binary(kind), pa.types.is_large_binary(kind), pa.types.is_binary_view(kind)))
+
+
+def _leaves(uri: str, schema: pa.Schema) -> tuple[str, ...]:
+    names = _image_columns(schema)
+    if len(names) != 1:
+        found = f"columns {', '.join(schema.names[:12])}" if not names else f"several with images: {', '.join(names)}"
+        fix = _FIX if not names else "keep one of them, or name it image"
+        raise DataError(uri, found=found, expected=_EXPECTED, fix=fix)
+    kind = schema.field(names[0]).type
+    if not pa.types.is_struct(kind):
+        return (names[0],)
+    index = kind.get_field_index("path")
+    path = kind.field(index).type if index >= 0 else pa.null()
+    has_path = pa.types.is_string(path) or pa.types.is_large_string(path)
+    return (f"{names[0]}.bytes", *([f"{names[0]}.path"] if has_path else []))
+
+
+def _chunks(metadata: Any, column: str) -> list[Any]:
+    """Return the metadata of a column in each row group."""
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    number = paths.index(column)
+    return [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+
+
+def _row_groups(metadata: Any, columns: Sequence[str]) -> RowGroups:
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if any(count < 0 for count in rows):
+        raise ValueError("a negative number of rows")
+    group_bytes = [chunk.total_uncompressed_size for chunk in _chunks(metadata, columns[0])]
+    return RowGroups(tuple(columns), np.cumsum([0, *rows], dtype=np.int64), np.array(group_bytes, np.int64))
+
+
+def _stored_bytes(metadata: Any, columns: Sequence[str]) -> NDArray[np.int64]:
+    return np.array([max(chunk.total_compressed_size, 0) for chunk in _chunks(metadata, columns[0])], np.int64)
+
+
+def _require_bytes(uri: str, file: Any, metadata: Any, columns: Sequence[str]) -> None:
+    """Refuse a file of paths alone, as `datasets` writes one unless images are embedded."""
+    statistics = [chunk.statistics if chunk.is_stats_set else None for chunk in _chunks(metadata, columns[0])]
+    counts = [one.null_count if one is not None and one.has_null_count else 0 for one in statistics]
+    if metadata.num_rows == 0 or sum(counts) < metadata.num_rows:
+        return
+    first = ""
+    if len(columns) > 1:
+        batch = next(pq.ParquetFile(file).iter_batches(1, columns=[columns[1]]))
+        first = str(batch.column(0).field("path")[0].as_py())
+    raise DataError(
+        uri,
+        found=f"no bytes in any of {metadata.num_rows} rows" + (f", only paths such as {first}" if first else ""),
+        expected=_EXPECTED,
+        fix="embed the images when writing (datasets: embed_table_storage), or pack a list of the paths: lafs pack",
+    )
+
+
+def _labels(uri: str, file: Any, schema: pa.Schema) -> FoundLabels:
+    place = f"a column {', '.join(LABEL_KEYS[:-1])} or {LABEL_KEYS[-1]}"
+    name = next((name for name in LABEL_KEYS if name in schema.names), None)
+    if name is None:
+        return FoundLabels(None, place)
+    kind = schema.field(name).type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    if not (any(is_kind(value) for is_kind in plain) or pa.types.is_string_view(value)):
+        raise DataError(
+            uri, found=f"a column {name} of type {kind}", expected="integers or names as labels", fix="convert it"
+        )
+    column = read_parquet(file, [name])[name]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type) or column.null_count == len(column):
+        return FoundLabels(None, place)
+    if pa.types.is_integer(column.type) and not pa.types.is_uint64(column.type):
+        return FoundLabels(_joined(column.cast(pa.int64())), place, _class_names(schema, name))
+    if pa.types.is_floating(column.type):
+        whole = column.cast(pa.float64()).combine_chunks()
+        column = pa.chunked_array([pa.array([_number_text(one) for one in whole.to_pylist()], pa.large_string())])
+    return FoundLabels(_joined(column.cast(pa.large_string())), place)
+
+
+def _number_text(value: float | None) -> str | None:
+    if value is None or value != value:
+        return None
+    return str(int(value)) if value.is_integer() else str(value)
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    joined = column.combine_chunks()
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """Return the names of a Hugging Face ClassLabel; None: the file has none."""
+    try:
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = info["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
