@@ -14,6 +14,7 @@ from lafs_ray.audit.embeddings import EmbeddedSet, Floats, Int64s
 # Kinds whose training images a list to leave out names: what a test set shares, and second copies.
 LEAKS = ("identical picture in a test set", "near-duplicate in a test set", "identity of a test set")
 COPIES = ("identical picture twice", "near-duplicate twice")
+FACELESS = "unaligned or faceless"
 LABELS = ("wrong label", "stray", "two identities that are one", "identity that is two")
 
 
@@ -22,7 +23,7 @@ class Finding:
     """Rows of one kind, the clearest first.
 
     Args:
-        kind: one of `LEAKS`, `COPIES` and `LABELS`.
+        kind: one of `LEAKS`, `COPIES` and `LABELS`, or `FACELESS`.
         first: the set that was audited.
         rows: of it, int64 [n].
         second: the set of the other row; the same one for findings within it.

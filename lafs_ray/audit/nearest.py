@@ -28,7 +28,7 @@ EXACT_UP_TO = 50_000
 # Of an inverted file: lists, vectors to train on for each, lists searched.
 _LISTS_PER_ROOT, _TRAINED_PER_LIST, _LISTS_SEARCHED = 3, 40, 16
 _QUERIES_AT_ONCE, _TASK = 512, 16_384
-_GALLERY_AT_ONCE = 1 << 15
+_GALLERY_AT_ONCE = 1 << 12
 
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[Any]]
 
@@ -163,17 +163,31 @@ def search_range(search: Search, queries: tuple[int, int]) -> tuple[int, NDArray
 
 
 def _exact(block: Floats, gallery: Floats, k: int) -> tuple[Floats, Int64s]:
-    """Compare with the whole gallery, 32,768 vectors at a time."""
-    best_scores = np.full((len(block), 0), -np.inf, np.float32)
-    best_rows = np.zeros((len(block), 0), np.int64)
+    """Compare with the whole gallery, 4,096 vectors at a time, of which only those are sorted that enter the k best."""
+    best_scores = np.full((len(block), k), -np.inf, np.float32)
+    best_rows = np.full((len(block), k), -1, np.int64)
     for first in range(0, len(gallery), _GALLERY_AT_ONCE):
         scores = block @ gallery[first : first + _GALLERY_AT_ONCE].T
-        near = _top(scores, k)
-        rows = np.concatenate([best_rows, near + first], axis=1)
-        scores = np.concatenate([best_scores, np.take_along_axis(scores, near, axis=1)], axis=1)
+        if first == 0:
+            rows = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        else:
+            scores, rows = _better(scores, best_scores[:, -1], first)
+        rows = np.concatenate([best_rows, rows], axis=1)
+        scores = np.concatenate([best_scores, scores], axis=1)
         order = _top(scores, k)
         best_rows, best_scores = (np.take_along_axis(one, order, axis=1) for one in (rows, scores))
     return best_scores, best_rows
+
+
+def _better(scores: Floats, than: Floats, first: int) -> tuple[Floats, Int64s]:
+    """Return the scores above each query's bound and their rows, filled up with -inf and -1, [n, most of a query]."""
+    queries, columns = np.divmod(np.flatnonzero(scores > than[:, None]), scores.shape[1])
+    counts = np.bincount(queries, minlength=len(scores))
+    places = np.arange(len(queries)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(scores), int(counts.max(initial=0)))
+    kept, rows = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
+    kept[queries, places], rows[queries, places] = scores[queries, columns], first + columns
+    return kept, rows
 
 
 def _top(scores: Floats, k: int) -> NDArray[np.intp]:

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.audit.calibration import PRIOR
-from lafs_ray.audit.findings import COPIES, LABELS, LEAKS, Finding
+from lafs_ray.audit.findings import COPIES, FACELESS, LABELS, LEAKS, Finding
 from lafs_ray.audit.leaks import SharedIdentities
 from lafs_ray.audit.session import Audit, AuditedSet
 from lafs_ray.audit.sheets import Faces
+from lafs_ray.data.alignment_check import NO_FACE
 from lafs_ray.report import html
 from lafs_ray.report.charts import Axes, histogram
 
@@ -23,6 +24,7 @@ _EXPLAINED = {
     LEAKS[2]: "Cosine of what was compared. The list to leave out has all images of such a training identity.",
     COPIES[0]: "Equal bytes; the later image is in the list to leave out.",
     COPIES[1]: "Similarity of the pixels; the later image is in the list to leave out.",
+    FACELESS: "Correlation with a template of an aligned face: turned away, covered, displaced, or no face at all.",
     LABELS[0]: "By how much the image is more similar to the other identity (right) than to its own.",
     LABELS[1]: "How far the image lies below the usual similarity to a foreign identity: another face, or none.",
     LABELS[2]: "Cosine of the two centers: as similar as two halves of one identity.",
@@ -44,6 +46,7 @@ def audit_page(audit: Audit) -> bytes:
     sections += [html.Section("Leaks into test sets", _findings(audit, faces, LEAKS) + _ranked(audit, faces))]
     sections += [html.Section("Labels", _labels(audit, faces))]
     sections += [html.Section("Copies within the set", _findings(audit, faces, COPIES))]
+    sections += [html.Section("Alignment", _alignment(audit, faces))]
     sections += [html.Section("Balance", _balance(audit.train, faces))]
     return html.page(f"Audit of {train.name}", subtitle, sections)
 
@@ -143,6 +146,22 @@ def _labels(audit: Audit, faces: Faces) -> str:
     marks = [(one.value, "threshold") for one in [found.center_threshold] if one]
     both = histogram(Axes("similarity of centers", x="cosine", y="share", marks=marks), centers)
     return html.row([chart, both]) + _findings(audit, faces, LABELS)
+
+
+def _alignment(audit: Audit, faces: Faces) -> str:
+    """Return the verdict on the set, and the images that do not look like an aligned face."""
+    pictures = audit.train.pictures
+    if pictures is None:
+        return ""
+    warning = pictures.alignment.warning(audit.train.embedded.name)
+    fits = [("", pictures.template[:, 0].tolist())]
+    marks = [(NO_FACE, "listed below")]
+    return (
+        html.notes([warning] if warning else [])
+        + html.paragraph(f"The set is {pictures.alignment.describe()}.")
+        + histogram(Axes("likeness to an aligned face", x="correlation", y="share", marks=marks), fits)
+        + _findings(audit, faces, (FACELESS,))
+    )
 
 
 def _balance(train: AuditedSet, faces: Faces) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lafs_ray.audit.calibration import Threshold
+from lafs_ray.audit.descriptors import Whitening
 from lafs_ray.audit.duplicates import Copies, find_copies
-from lafs_ray.audit.embeddings import EmbeddedSet, Floats, read_embeddings
-from lafs_ray.audit.findings import COPIES, LABELS, LEAKS, Finding
+from lafs_ray.audit.embeddings import EmbeddedSet, read_embeddings
+from lafs_ray.audit.findings import COPIES, FACELESS, LABELS, LEAKS, Finding
 from lafs_ray.audit.identities import (
     Identities,
     compare_identities,
@@ -103,6 +104,9 @@ def run_audit(
         descriptors = Gallery(pictures.descriptors, _subfolder(folder, "descriptors"), exact)
         copies = find_copies(pictures, None, neighbors, descriptors, folder, apply)
         findings += _of_copies(COPIES, embedded, embedded, copies)
+        rows = pictures.unaligned()
+        fit = pictures.template[rows, 0].astype(np.float32)
+        findings.append(Finding(FACELESS, embedded, rows, embedded, np.full(len(rows), -1), fit))
     for number, uri in enumerate(tests):
         place = _subfolder(folder, f"test{number}")
         test, _ = read_embeddings(uri, f"{place}/vectors.raw", mean)
@@ -112,7 +116,7 @@ def run_audit(
         other = AuditedSet(
             test,
             compare_identities(test, own, place, apply),
-            _pictures(test, place, None if pictures is None else pictures.mean) if read_faces else None,
+            _pictures(test, place, None if pictures is None else pictures.whitening) if read_faces else None,
         )
         if pictures is not None and other.pictures is not None and descriptors is not None:
             copies = find_copies(pictures, other.pictures, near, descriptors, place, apply)
@@ -133,12 +137,12 @@ def _subfolder(folder: str, name: str) -> str:
     return path
 
 
-def _pictures(embedded: EmbeddedSet, folder: str, mean: Floats | None) -> Pictures | None:
+def _pictures(embedded: EmbeddedSet, folder: str, whitening: Whitening | None) -> Pictures | None:
     if not embedded.faces:
         logger.warning("%s does not name its faces: pictures are not compared", embedded.uri)
         return None
     logger.info("%s: reading %d pictures of %s", embedded.uri, embedded.num_rows, embedded.faces)
-    return read_pictures(embedded, open_images(embedded.faces), folder, mean)
+    return read_pictures(embedded, open_images(embedded.faces), folder, whitening)
 
 
 def _of_copies(kinds: tuple[str, ...], first: EmbeddedSet, second: EmbeddedSet, copies: Copies) -> Iterator[Finding]:

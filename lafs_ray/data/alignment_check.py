@@ -28,6 +28,9 @@ from lafs_ray.errors import DataError
 ALIGNED = 0.18
 """Least mean of an aligned set."""
 
+NO_FACE = 0.05
+"""Below it an image of an aligned set is worth a look: three standard deviations below the mean of such a set."""
+
 SLACK = 0.025
 """By how much a template of another scale may fit an aligned set better."""
 
@@ -135,11 +138,11 @@ def correlations_of(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the correlations of an image with the template at each of `SCALES`, -1 to 1; 0 for a flat image.
 
     Args:
-        image: uint8 [S, S, 3], in any order of channels.
+        image: uint8 [S, S, 3], in any order of channels, or gray, [S, S].
     """
     if image.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
         image = np.asarray(cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
-    gray = image.mean(axis=2, dtype=np.float32)
+    gray = image.mean(axis=2, dtype=np.float32) if image.ndim == 3 else image.astype(np.float32)
     band = _blurred(gray, _FINE_PX) - _blurred(gray, _COARSE_PX)
     band /= np.sqrt(_blurred(band * band, _COARSE_PX)) + _NOISE
     face = (band[_FACE] - band[_FACE].mean()).ravel().astype(np.float64)

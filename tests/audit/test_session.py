@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from lafs_ray.audit.findings import COPIES, LABELS, LEAKS, exclusion_list
+from lafs_ray.audit.findings import COPIES, FACELESS, LABELS, LEAKS, exclusion_list
+from lafs_ray.audit.page import audit_page
 from lafs_ray.audit.session import Audit, run_audit
 from lafs_ray.data.packing.session import apply_in_process
 from lafs_ray.errors import DataError
@@ -112,3 +114,28 @@ def test_audit__files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "e" / "0001.jpg").unlink()
     with pytest.raises(DataError, match=r"0001\.jpg, which"):
         audited(tmp_path, fewer, read_faces=True)
+
+
+def test_audit__unaligned(tmp_path: Path) -> None:
+    """Faces that are upside down or missing are listed in an aligned set; in an unaligned one only the set is named."""
+    jpegs = [face(n, 0) for n in range(24)]
+    jpegs[5], jpegs[9] = upside_down(jpegs[5]), no_face()
+    vectors = np.eye(24, dtype=np.float32)
+    audit = audited(tmp_path, write_embeddings(tmp_path / "a", vectors, None, jpegs), read_faces=True)
+    assert rows_of(audit, FACELESS) == [5, 9]
+    assert b"<h2>Alignment</h2>" in audit_page(audit)
+    assert len(exclusion_list(audit.findings)) == 0, "a person decides"
+    moved = [upside_down(face(n, 0)) for n in range(24)]
+    audit = audited(tmp_path, write_embeddings(tmp_path / "b", vectors, None, moved), read_faces=True)
+    assert rows_of(audit, FACELESS) == []
+    assert b"the faces are NOT aligned" in audit_page(audit)
+
+
+def upside_down(jpeg: bytes) -> bytes:
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    return cv2.imencode(".jpg", np.ascontiguousarray(pixels[::-1]))[1].tobytes()
+
+
+def no_face() -> bytes:
+    noise = np.random.default_rng(0).normal(128, 40, (112, 112, 3)).clip(0, 255).astype(np.uint8)
+    return cv2.imencode(".jpg", noise)[1].tobytes()
