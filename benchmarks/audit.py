@@ -5,9 +5,9 @@
     python -m benchmarks.audit --size 500000              # time and memory, beside a bare search by faiss
 
 Faults: 5 % of the identities are also in the test set, 3 % of labels are swapped, and 2 % of pictures are copied:
-re-encoded at quality 50 and cropped by up to 15 % of the side. Pictures are generated, and embeddings made of 64 numbers,
-in which identities scatter so much that the mean cosine of two images of one is the one given. How hard that is says the
-accuracy of 20,000 pairs at their best threshold. In embeddings of one's own no pictures are copied.
+re-encoded at quality 50 and cropped by up to 15 % of the side. Pictures are generated, and embeddings made of 64
+numbers, in which identities scatter so much that the mean cosine of two images of one is the one given. How hard that
+is says the accuracy of 20,000 pairs at their best threshold. In embeddings of one's own no pictures are copied.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Made:
 
 
 def real_faults(path: str, folder: Path) -> Faults:
-    """Plant faults into the embeddings of a labeled set; a fifth of the identities and 5 % in halves are the test set."""
+    """Plant faults into embeddings of a labeled set; a fifth of the identities, and half of 5 %, are the test set."""
     table = pq.read_table(path, columns=["label", "vector"])
     true = table["label"].to_numpy()
     rows = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(true), -1)
