@@ -48,7 +48,7 @@ class Finding:
             values = [self.kind, *_named(self.first, row), *_named(self.second, other), score]
             for name, value in zip(_COLUMNS, values, strict=True):
                 columns[name].append(value)
-        return pa.table(columns, schema=pa.schema(_COLUMNS.items()))
+        return pa.table(columns, schema=SCHEMA)
 
 
 _COLUMNS = {
@@ -60,6 +60,7 @@ _COLUMNS = {
     },
     "score": pa.float32(),
 }
+SCHEMA = pa.schema(_COLUMNS.items())
 
 
 def _named(one: EmbeddedSet, row: int) -> tuple[str, str | None, str | None, int | None]:

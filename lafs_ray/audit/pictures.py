@@ -133,7 +133,7 @@ def _in_order(embedded: EmbeddedSet, source: ImageSource) -> Iterator[tuple[int,
         embedded.uri,
         found=f"{' '.join(wanted).strip()}, which {source.path} does not have in this place",
         expected="embeddings of the set, in its order",
-        fix="embed the set again, or give its path with --faces",
+        fix="embed the set again",
     )
 
 

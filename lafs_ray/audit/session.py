@@ -25,7 +25,7 @@ from lafs_ray.audit.identities import (
 from lafs_ray.audit.leaks import SharedIdentities, shared_identities
 from lafs_ray.audit.nearest import Apply, Gallery
 from lafs_ray.audit.pictures import Pictures, read_pictures
-from lafs_ray.data.eval_sets import open_images
+from lafs_ray.data.eval_sets import ImageSource, open_images
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +91,17 @@ def run_audit(
         DataError: a file is missing or damaged, or the faces are not those that were embedded.
     """
     embedded, mean = read_embeddings(train, f"{folder}/train.raw")
+    # All inputs first: what cannot be read is said before hours of work.
+    places = [_subfolder(folder, f"test{number}") for number in range(len(tests))]
+    others = [read_embeddings(uri, f"{place}/vectors.raw", mean)[0] for uri, place in zip(tests, places, strict=True)]
+    sources = [_images(one) if read_faces else None for one in (embedded, *others)]
     gallery = Gallery(embedded.vectors, folder, exact)
     logger.info("%s: %d embeddings of %d", train, embedded.num_rows, embedded.vectors.width)
     neighbors = gallery.search(embedded.vectors, _NEIGHBORS, apply)
     identities = compare_identities(embedded, neighbors, folder, apply)
-    pictures = _pictures(embedded, _subfolder(folder, "train"), None) if read_faces else None
+    pictures = _pictures(embedded, sources[0], _subfolder(folder, "train"), None)
     audited = AuditedSet(embedded, identities, pictures)
-    findings, others, shared = [*_label_findings(audited)], [], []
+    findings, audited_tests, shared = [*_label_findings(audited)], [], []
     descriptors = None
     if pictures is not None:
         logger.info("%s: near-duplicates", train)
@@ -107,16 +111,14 @@ def run_audit(
         rows = pictures.unaligned()
         fit = pictures.template[rows, 0].astype(np.float32)
         findings.append(Finding(FACELESS, embedded, rows, embedded, np.full(len(rows), -1), fit))
-    for number, uri in enumerate(tests):
-        place = _subfolder(folder, f"test{number}")
-        test, _ = read_embeddings(uri, f"{place}/vectors.raw", mean)
-        logger.info("%s: %d embeddings against the training set", uri, test.num_rows)
+    for test, source, place in zip(others, sources[1:], places, strict=True):
+        logger.info("%s: %d embeddings against the training set", test.uri, test.num_rows)
         near = gallery.search(test.vectors, _NEIGHBORS, apply)
         own = Gallery(test.vectors, place, exact).search(test.vectors, _NEIGHBORS, apply)
         other = AuditedSet(
             test,
             compare_identities(test, own, place, apply),
-            _pictures(test, place, None if pictures is None else pictures.whitening) if read_faces else None,
+            _pictures(test, source, place, None if pictures is None else pictures.whitening),
         )
         if pictures is not None and other.pictures is not None and descriptors is not None:
             copies = find_copies(pictures, other.pictures, near, descriptors, place, apply)
@@ -126,9 +128,9 @@ def run_audit(
         findings.append(
             Finding(LEAKS[2], embedded, candidates.train[kept], test, candidates.test[kept], candidates.scores[kept])
         )
-        others.append(other)
+        audited_tests.append(other)
         shared.append(candidates)
-    return Audit(audited, tuple(others), tuple(findings), tuple(shared), gallery.is_approximate)
+    return Audit(audited, tuple(audited_tests), tuple(findings), tuple(shared), gallery.is_approximate)
 
 
 def _subfolder(folder: str, name: str) -> str:
@@ -137,12 +139,21 @@ def _subfolder(folder: str, name: str) -> str:
     return path
 
 
-def _pictures(embedded: EmbeddedSet, folder: str, whitening: Whitening | None) -> Pictures | None:
-    if not embedded.faces:
-        logger.warning("%s does not name its faces: pictures are not compared", embedded.uri)
+def _images(embedded: EmbeddedSet) -> ImageSource | None:
+    """Open the pictures of a set; None where it does not name them."""
+    if embedded.faces:
+        return open_images(embedded.faces)
+    logger.warning("%s does not name its faces: pictures are not compared", embedded.uri)
+    return None
+
+
+def _pictures(
+    embedded: EmbeddedSet, source: ImageSource | None, folder: str, whitening: Whitening | None
+) -> Pictures | None:
+    if source is None:
         return None
     logger.info("%s: reading %d pictures of %s", embedded.uri, embedded.num_rows, embedded.faces)
-    return read_pictures(embedded, open_images(embedded.faces), folder, whitening)
+    return read_pictures(embedded, source, folder, whitening)
 
 
 def _of_copies(kinds: tuple[str, ...], first: EmbeddedSet, second: EmbeddedSet, copies: Copies) -> Iterator[Finding]:

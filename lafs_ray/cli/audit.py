@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from lafs_ray.audit.findings import exclusion_list
+from lafs_ray.audit.findings import SCHEMA, exclusion_list
 from lafs_ray.audit.nearest import Apply
 from lafs_ray.audit.page import audit_page
 from lafs_ray.audit.session import Audit, run_audit
@@ -67,6 +67,8 @@ def audit(request: AuditRequest) -> None:
     for name in FILES:
         filesystem.require_output(filesystem.join(request.out, name), force=request.force, inputs=inputs)
     filesystem.require_writable(request.out)
+    if request.scratch is not None:
+        filesystem.require_writable(request.scratch)
     with tempfile.TemporaryDirectory(prefix="lafs-audit-", dir=request.scratch) as folder:
         found = run_audit(
             request.embeddings,
@@ -94,10 +96,10 @@ def _apply(workers: int) -> Apply:
 
 
 def _write(out: str, found: Audit) -> None:
-    tables = [one.table() for one in found.findings]
+    table = pa.concat_tables([SCHEMA.empty_table(), *(one.table() for one in found.findings)])
     excluded = exclusion_list(found.findings)
     with filesystem.atomic_write(filesystem.join(out, FILES[1])) as file:
-        pq.write_table(pa.concat_tables(tables) if tables else excluded.slice(0, 0), file)
+        pq.write_table(table, file)
     with filesystem.atomic_write(filesystem.join(out, FILES[2])) as file:
         csv.write_csv(excluded, file)
     with filesystem.atomic_write(filesystem.join(out, FILES[0])) as file:

@@ -71,7 +71,7 @@ def read_sweep_folder(uri: str) -> SweepRecord:
     )
     found = [TrialDir(filesystem.join(folder, name)).read() for name in names if name.isdecimal()]
     confirm = filesystem.join(uri, "confirm.json")
-    confirmation = json.loads(filesystem.read_bytes(confirm)) if filesystem.exists(confirm) else None
+    confirmation = read_json(confirm) if filesystem.exists(confirm) else None
     return SweepRecord(uri, config, content.get("base") or {}, [one for one in found if one is not None], confirmation)
 
 

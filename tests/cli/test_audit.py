@@ -60,3 +60,31 @@ def test_audit__embeddings_alone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert pq.read_table(tmp_path / "out" / "findings.parquet").num_rows == 0
     with pytest.raises(UserError, match="--workers"):
         audit(AuditRequest(embeddings=train, out=str(tmp_path / "other"), workers=-1))
+
+
+def test_audit__what_cannot_be_read(tmp_path: Path) -> None:
+    """A wrong path, a folder, a set in place of its embeddings, a missing test set or moved faces: named, no file."""
+    train = write_embeddings(tmp_path / "train", clustered(IDENTITIES), IDENTITIES, [face(0, 0)] * 60)
+    out = str(tmp_path / "out")
+    for path, expected in (("none.parquet", "none.parquet"), ("train", "train"), ("train/0000.jpg", "embed")):
+        with pytest.raises(UserError, match=expected):
+            audit(AuditRequest(embeddings=str(tmp_path / path), out=out))
+    with pytest.raises(UserError, match="missing.parquet"):
+        audit(AuditRequest(embeddings=train, against=[str(tmp_path / "missing.parquet")], out=out))
+    (tmp_path / "train").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="train"):
+        audit(AuditRequest(embeddings=train, out=out))
+    assert not list(Path(out).glob("*"))
+
+
+@pytest.mark.parametrize("labels", [None, [3]])
+def test_audit__one_image(tmp_path: Path, labels: list[int] | None) -> None:
+    """A set of one image against another of one has a page, without a claim."""
+    known = None if labels is None else np.array(labels)
+    train, test = (
+        write_embeddings(tmp_path / name, np.eye(1, 8, n, dtype=np.float32), known, [face(n, 0)])
+        for n, name in enumerate(("train", "test"))
+    )
+    audit(AuditRequest(embeddings=train, against=[test], out=str(tmp_path / "out")))
+    assert pq.read_table(tmp_path / "out" / "findings.parquet").num_rows == 0
+    assert (tmp_path / "out" / "audit.html").stat().st_size > 2000
