@@ -157,7 +157,7 @@ class Freeze(Section):
 def _parse_rate(value: Any) -> Any:
     value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if value != "paper" and not (isinstance(value, float) and 0 < value < math.inf):
-        raise ValueError(f"{value} - write a number greater than 0, or paper")
+        raise ValueError(f"{repr(value)[:200]} - write a number greater than 0, or paper")
     return value
 
 

@@ -246,7 +246,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _explain(kind: type[Section], error: Any) -> str:
     """Return one error as a line, with the key's path, the value found and a suggestion."""
     location = [str(part) for part in error["loc"]]
-    path = ".".join(location)
+    path = ".".join(location)[:200]
     if error["type"] == "extra_forbidden":
         owner = section_at(kind, location[:-1])
         known = list(owner.model_fields) if owner else []
@@ -258,8 +258,8 @@ def _explain(kind: type[Section], error: Any) -> str:
     section = section_at(kind, location)
     if error["type"] in ("model_type", "model_attributes_type") and section is not None:
         keys = ", ".join(f"{path}.{name}" for name in section.model_fields)
-        return f"{path}: {error['input']!r}, but it is a section; set its keys: {keys}"
-    message = error["msg"].removeprefix("Value error, ")
+        return f"{path}: {repr(error['input'])[:200]}, but it is a section; set its keys: {keys}"
+    message = error["msg"].removeprefix("Value error, ")[:1000]
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message
     return f"{path}: {repr(error['input'])[:200]} - {message[0].lower()}{message[1:]}"

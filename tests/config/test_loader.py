@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,18 @@ def test_yaml__that_is_missing_is_told_with_its_path():
 def test_duration__counts_steps(text, steps):
     config = resolve(Outer, {"name": "x", "length": text}, "test")
     assert config.length.steps(70, 1000) == steps
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"inner": ["x" * 9000]}, {"length": "9" * 9000}, {"rate": "x" * 9000}, {"x" * 9000: 1}, {"inner": {"y" * 9000: 1}}],
+    ids=["section", "duration", "number", "key", "inner key"],
+)
+def test_resolve__message_is_short(wrong: dict[str, Any]) -> None:
+    """Whatever the file holds, a message fits on a terminal."""
+    with pytest.raises(ConfigError) as caught:
+        resolve(Outer, {"name": "x", **wrong}, "test")
+    assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize("text", ["10", 10, "ten epochs", "-1 epochs", "2 run", "5 hours", None])
