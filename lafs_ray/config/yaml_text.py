@@ -42,7 +42,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 break  # Refused below.
             if key in keys:
-                raise yaml.YAMLError(f"the key {repr(key)[:200]} appears twice in the block at line {node.start_mark.line + 1}")
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {repr(key)[:200]} appears twice in the block at line {line}")
             keys.add(key)
         for key_node, value_node in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.value == "name" and value_node.tag in (_BOOL, _INT, _FLOAT):

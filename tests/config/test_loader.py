@@ -71,9 +71,12 @@ def test_duration__counts_steps(text, steps):
     assert config.length.steps(70, 1000) == steps
 
 
+LONG = "x" * 9000
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"inner": ["x" * 9000]}, {"length": "9" * 9000}, {"rate": "x" * 9000}, {"x" * 9000: 1}, {"inner": {"y" * 9000: 1}}],
+    [{"inner": [LONG]}, {"length": "9" * 9000}, {"rate": LONG}, {LONG: 1}, {"inner": {LONG: 1}}],
     ids=["section", "duration", "number", "key", "inner key"],
 )
 def test_resolve__message_is_short(wrong: dict[str, Any]) -> None:
