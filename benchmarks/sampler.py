@@ -4,7 +4,8 @@
 
 First: different identities in a batch of 256, and images of the most frequent one, for a set
 ordered by identity, a packed one, and a perfect shuffle of the same labels. Then: time and memory of seeking to the
-middle of epoch 7, each in a process of its own, and of reading an index. Linux only (/proc).
+middle of epoch 7, each in a process of its own, and of reading an index; then the time that an index takes in one set
+and in mixes of several. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import platform
 import tempfile
+import time
 from datetime import date
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pack import peak_mb
+from lafs_ray.data.mix_order import Mix, quantize_shares
 from lafs_ray.data.packing.sorted_runs import FeistelPermutation
 from lafs_ray.data.sampler import EpochSampler, rank_batches
 
@@ -91,6 +94,35 @@ def print_sampling(records: list[int], chunks: list[int]) -> None:
             print(f"{count:12}{chunk:15}{first:10.2f}{following:10.4f}{peak:10.0f}")
 
 
+# Images of each set, and shares; the last has a set that is passed through 500 times as often as the first.
+MIXES = (
+    ((5_000_000, 500_000), (0.7, 0.3)),
+    ((5_000_000, 500_000, 50_000, 5_000), (0.4, 0.3, 0.2, 0.1)),
+    ((5_000_000, 10_000), (0.5, 0.5)),
+)
+
+
+def print_mixes(places: int, repeats: int = 5) -> None:
+    """Print the time of an index in one set and in mixes of several."""
+    one = EpochSampler(5_000_000, GLOBAL_BATCH, 0, 4)
+    samplers = [("one set", one)]
+    for sizes, shares in MIXES:
+        mix = Mix(sizes, quantize_shares(shares))
+        name = " + ".join(f"{size:,}" for size in sizes)
+        samplers.append((name, EpochSampler(sum(sizes), GLOBAL_BATCH, 0, 4, mix)))
+    print(f"\n{places:,} places in a row, chunk_records 4: processor time, median of {repeats}")
+    steps = places // GLOBAL_BATCH
+    for name, sampler in samplers:
+        seconds = []
+        for _ in range(repeats + 1):
+            # Processor time: other processes may be busy.
+            start = time.process_time()
+            for _ in rank_batches(sampler, 0, steps):
+                pass
+            seconds.append(time.process_time() - start)
+        print(f"{name:46}{1e9 * np.median(seconds[1:]) / (steps * GLOBAL_BATCH):8.0f} ns per image")
+
+
 READ_INDEX = [
     "start = time.perf_counter()",
     "keys, offsets = read_index(sys.argv[1])",
@@ -120,6 +152,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=400, help="that are counted")
     parser.add_argument("--records", type=int, nargs="+", default=[5_000_000])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 4, 256])
+    parser.add_argument("--places", type=int, default=1_000_000, help="that mixes are timed over")
     options = parser.parse_args()
     print(
         f"{date.today()}  Python {platform.python_version()}, numpy {np.__version__}, "
@@ -127,6 +160,7 @@ def main() -> None:
     )
     print_order(options.images, options.each, options.batches)
     print_sampling(options.records, options.chunks)
+    print_mixes(options.places)
     print_index(min(max(options.records), MOST_LINES))
 
 

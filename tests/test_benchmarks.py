@@ -213,7 +213,7 @@ def test_storage__every_way_with_its_requests() -> None:
 
 def test_sampler__order_and_costs() -> None:
     """A packed set mixes as a perfect shuffle does, an ordered one by whole chunks does not."""
-    options = ("--images", "20000", "--batches", "20", "--records", "5000", "--chunks", "4")
+    options = ("--images", "20000", "--batches", "20", "--records", "5000", "--chunks", "4", "--places", "20000")
     printed = output("sampler", *options)
     ratios = {
         name: float(ratio)
@@ -224,6 +224,7 @@ def test_sampler__order_and_costs() -> None:
     assert abs(found["packed, chunk_records 256"] - 1) < 0.05, printed
     assert found["ordered, chunk_records 256"] < 0.5, printed
     assert re.search(r"^ +5000 +4 +\d+\.\d\d +\d\.\d{4} +\d+$", printed, re.MULTILINE), printed
+    assert len(re.findall(r" \d+ ns per image$", printed, re.MULTILINE)) == 4, printed
 
 
 def test_stream__rates_memory_and_places(tmp_path: Path) -> None:

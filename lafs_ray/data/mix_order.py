@@ -96,19 +96,24 @@ class MixOrder:
         """Return the image at each place of the run, and its pass through its set, int64 [n] each."""
         periods, rest = np.divmod(places, MIX_PERIOD)
         numbers, nth = np.empty_like(places), np.empty_like(places)
-        for period in np.unique(periods).tolist():
-            here = periods == period
+        for period in _values(periods):
+            here = np.flatnonzero(periods == period)
             member, before = self._period(period)
             numbers[here] = member[rest[here]]
             nth[here] = period * self._counts[numbers[here]] + before[rest[here]]
         passes, within = np.divmod(nth, self._sizes[numbers])
         images = self._first_images[numbers]
-        for number in np.unique(numbers).tolist():
+        for number, order_of in enumerate(self._passes):
             of_set = np.flatnonzero(numbers == number)
-            of_set = of_set[np.argsort(passes[of_set], kind="stable")]
-            found, first = np.unique(passes[of_set], return_index=True)
-            for one, turns in zip(found.tolist(), np.split(of_set, first[1:]), strict=True):
-                images[turns] += self._passes[number](one).records(within[turns])
+            if not len(of_set):
+                continue
+            # Nearly always one; of a small set many.
+            found, by_pass = _values(passes[of_set]), [of_set]
+            if len(found) > 1:
+                of_set = of_set[np.argsort(passes[of_set], kind="stable")]
+                by_pass = np.split(of_set, np.searchsorted(passes[of_set], found[1:]))
+            for one, turns in zip(found, by_pass, strict=True):
+                images[turns] += order_of(one).records(within[turns])
         return images, passes
 
     def _make_period(self, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -123,3 +128,10 @@ class MixOrder:
     def _make_pass(self, number: int, one: int) -> ChunkOrder:
         entropy = [_CHUNK_STREAM, self._seed, number, one]
         return ChunkOrder(int(self._sizes[number]), self._chunk_records, entropy)
+
+
+def _values(numbers: NDArray[np.int64]) -> list[int]:
+    """Return the different values, ascending; faster than sorting where there is one."""
+    low, high = int(numbers.min()), int(numbers.max())
+    values: list[int] = [low] if low == high else np.unique(numbers).tolist()
+    return values

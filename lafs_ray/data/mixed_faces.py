@@ -52,7 +52,7 @@ class MixedFaces:
         """Images in all sets."""
         return int(self._first_images[-1])
 
-    @property
+    @cached_property
     def shard_uris(self) -> tuple[str, ...]:
         """The files of all sets, as `FaceRows.shard` numbers them."""
         return tuple(uri for one in self.sets for uri in one.faces.shard_uris)

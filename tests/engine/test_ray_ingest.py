@@ -49,7 +49,12 @@ def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) 
 def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
     actors: int, tmp_path: Path, face_set_path: str, ray_session: None
 ) -> None:
-    inputs = inputs_of(tmp_path, face_set_path, f"ingest.actors_per_worker={actors}")
+    """Of two sets that are mixed, the small one passed through several times in an epoch; the others here are of one
+    set."""
+    write_face_set(tmp_path / "small.rec", num_identities=2, images_each=3)
+    sets = f"[{{path: {face_set_path}, share: 2}}, {{path: {tmp_path / 'small.rec'}, share: 1}}]"
+    mix = ["data.path=null", f"data.mix={sets}"]
+    inputs = inputs_of(tmp_path, "", f"ingest.actors_per_worker={actors}", *mix)
     expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, 12))
     assert len({batch.epoch for batch in expected}) > 1
     assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))

@@ -14,6 +14,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.yaml_text import read_yaml, write_yaml
 from lafs_ray.errors import ConfigError
 from lafs_ray.tuning.config import SweepConfig
+from lafs_ray.tuning.leakage import training_sets
 from lafs_ray.tuning.trial_config import Sweep, read_sweep, with_settings
 from lafs_ray.tuning.validation import find_errors, known_settings, marked_keys
 from tests.training.faces import ROOT
@@ -242,6 +243,19 @@ def test_run_config__of_a_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     expected = one.default.model_dump(exclude={"run", "data", "start", "checkpoints"})
     expected["optim"]["lr"] = 3e-4
     assert config.model_dump(exclude={"run", "data", "start", "checkpoints"}) == expected
+
+
+def test_run_config__of_a_trial_on_several_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The paths of a mix are absolute too, and its shares can be searched."""
+    monkeypatch.chdir(tmp_path)
+    sets = [{"path": "a.rec", "share": 0.7}, {"path": "s3://b/c.rec", "share": 0.3}]
+    settings = {"start.landmarks": "untrained", "regularizer.strength": 0, "data.mix": sets}
+    one = sweep({"data.mix.1.share": {"uniform": [0.1, 0.5]}}, settings=settings)
+    assert find_errors(one) == []
+    config = one.run_config({"data.mix.1.share": 0.5}, name="s5", storage="/f", seed=5)
+    assert config.data.path is None
+    assert [(s.path, s.share) for s in config.data.sets] == [(str(tmp_path / "a.rec"), 0.7), ("s3://b/c.rec", 0.5)]
+    assert [file.path for file in training_sets(one)][:2] == [str(tmp_path / "a.rec"), "s3://b/c.rec"]
 
 
 def test_write_yaml__reads_back_as_it_was(tmp_path: Path) -> None:
