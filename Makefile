@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
-# Modules are compiled when first imported, not all 30,000 beforehand.
-PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := -m pip install --quiet --disable-pip-version-check
+# pip compiles 18,000 modules on one core; here they are compiled on all. Not when first imported: a Ray whose processes
+# all do that may not start in its 30 s.
+PIP_PARTS := $(PIP) --no-compile
+COMPILE := -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true # some packages have templates that are no Python
 
 .PHONY: help demo test test-fast test-cpus test-lowest lint format docs site environment node-environment mxnet-environment mediapipe-environment clean
 .DEFAULT_GOAL := help
@@ -18,9 +21,10 @@ environment: $(VENV)/.ready  ## make .venv: the CPU build of torch, the package 
 
 $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) torch==$(TORCH)
-	$(BIN)/python $(PIP) --no-deps torchvision==$(TORCHVISION)
-	$(BIN)/python $(PIP) --constraint constraints.txt -e ".[dev]"
+	$(BIN)/python $(PIP_PARTS) torch==$(TORCH)
+	$(BIN)/python $(PIP_PARTS) --no-deps torchvision==$(TORCHVISION)
+	$(BIN)/python $(PIP_PARTS) --constraint constraints.txt -e ".[dev]"
+	$(BIN)/python $(COMPILE)
 	touch $@
 
 # What a node of a cluster needs: the same torch and the dependencies of pyproject.toml. Not the package:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=8, logging_level="error", log_to_driver=False)
+    ray.init("local", num_cpus=8, include_dashboard=False, logging_level="error", log_to_driver=False)
     yield
     ray.shutdown()
 
