@@ -114,7 +114,7 @@ def test_photos_without_labels__to_lafs_in_two_commands(
     write_photos(tmp_path / "photos", [f"{number}.png" for number in range(16)])
     faces = str(tmp_path / "faces")
     execute("align", [str(tmp_path / "photos"), faces])
-    small = ["duration=1 steps", "optim.warmup=1 steps", "batch_size=8", "compute.workers=0", "head.num_prototypes=64"]
+    small = ["duration=2 epochs", "batch_size=8", "compute.workers=0", "head.num_prototypes=64"]
     execute("pretrain", ["cpu", f"data.path={faces}", f"run.storage={tmp_path / 'runs'}", *small])
     assert "lafs_cpu is finished" in capsys.readouterr().out
 
