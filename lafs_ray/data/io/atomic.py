@@ -23,6 +23,7 @@ from typing import IO, Any, BinaryIO
 from pyarrow import fs
 
 from lafs_ray.data.io import reading
+from lafs_ray.data.io.retries import error_text
 from lafs_ray.errors import DataError
 
 _COPY_BYTES = 8 << 20
@@ -175,10 +176,12 @@ def write_errors(uri: str, only: set[int] | None = None) -> Iterator[None]:
             found, fix = "a name that is too long for this file system", "choose a shorter name"
         elif error.errno in _NO_PERMISSION:
             found, fix = "no permission to write", "check the folder's owner and mode"
+        elif isinstance(error, FileNotFoundError) and "bucket" in str(error):
+            found, fix = "no such bucket", "create the bucket, or correct its name"
         elif error.errno in (errno.EEXIST, errno.ENOTDIR):
             found, fix = "a file where a folder is needed", "choose another path"
         else:
-            found, fix = str(error), "check the path and that the storage is reachable"
+            found, fix = error_text(error), "check the path and that the storage is reachable"
         raise DataError(uri, found=found, expected="a writable path", fix=fix) from error
 
 

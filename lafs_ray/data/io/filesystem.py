@@ -33,7 +33,17 @@ _READ_IN_FOLDERS = (
 def file_info(uri: str) -> fs.FileInfo:
     """Return type (NotFound, File or Directory), size and modification time."""
     filesystem, path = reading.resolve(uri)
-    return retry_transient(lambda: filesystem.get_file_info(path), uri)
+
+    def info() -> fs.FileInfo:
+        found = filesystem.get_file_info(path)
+        if found.type == fs.FileType.NotFound and isinstance(filesystem, fs.GcsFileSystem):
+            # pyarrow says so, too, where the store does not answer, and a run would start over; a listing raises.
+            with contextlib.suppress(FileNotFoundError):
+                if filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+                    found = filesystem.get_file_info(path)
+        return found
+
+    return retry_transient(info, uri)
 
 
 def exists(uri: str) -> bool:

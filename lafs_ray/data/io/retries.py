@@ -54,7 +54,7 @@ def retry_transient(action: Callable[[], T], subject: str) -> T:
 
 def read_error(subject: str, error: OSError, attempts: int = 1, seconds: float = 0.0) -> DataError:
     """Return the message for a failed read."""
-    text = str(error)
+    text = error_text(error)
     if isinstance(error, FileNotFoundError):
         found, fix = "no such file", "check the path; has the file been moved or deleted?"
     elif error.errno in _NO_PERMISSION or any(word in text for word in _FORBIDDEN):
@@ -67,3 +67,9 @@ def read_error(subject: str, error: OSError, attempts: int = 1, seconds: float =
         # The store's client has retried; it does not report how often.
         found += f"; gave up after {seconds:.1f} s"
     return DataError(subject, found=found, expected="a readable file", fix=fix)
+
+
+def error_text(error: OSError) -> str:
+    """Return the message of an error, without the details that Google's client adds."""
+    text, details, _ = str(error).partition(" error_info={")
+    return text.removeprefix("google::cloud::Status(") if details else text

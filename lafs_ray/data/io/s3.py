@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
 
+from lafs_ray.data.io.gcs import resolve_gs
 from lafs_ray.errors import DataError
 from lafs_ray.messages import has_secret, mask_secrets
 
@@ -40,6 +41,8 @@ def resolve_uri(uri: str) -> tuple[fs.FileSystem, str]:
             )
         if uri.startswith("s3://"):
             return _s3_client(uri)
+        if uri.startswith(("gs://", "gcs://")):
+            return resolve_gs(uri)
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, str(path)
     except (OSError, ValueError) as error:
