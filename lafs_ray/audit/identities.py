@@ -22,6 +22,8 @@ _ROUNDS = 6
 _MIN_RIGHT = 0.7
 # How far below the others' an identity's similarity of its two halves must lie, in robust standard deviations.
 _OUTLIER = 4.0
+# How far below the others' an image's similarity to its own identity must lie for a stray.
+_STRAY = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +172,9 @@ def wrong_labels(found: Identities) -> tuple[Int64s, Int64s, Floats]:
 def strays(found: Identities) -> tuple[Int64s, Int64s, Floats]:
     """Return rows that are less similar to their own identity than most are to a foreign one, and to no other either.
 
+    They also lie three robust standard deviations below the others' similarity to their own: where identities scatter
+    as much as an embedding that separates them badly makes them, a fifth of all rows would be strays.
+
     Returns:
         Rows, -1 for each, and how far below they lie; the clearest first.
     """
@@ -177,6 +182,9 @@ def strays(found: Identities) -> tuple[Int64s, Int64s, Floats]:
     if threshold is None:
         return _none()
     usual = float(np.median(found.best_other[found.other >= 0])) if (found.other >= 0).any() else 0.0
+    own = found.own[np.isfinite(found.own)]
+    middle = float(np.median(own))
+    usual = min(usual, middle - _STRAY * 1.4826 * float(np.median(np.abs(own - middle))))
     with np.errstate(invalid="ignore"):
         rows = np.flatnonzero((found.own < usual) & (found.best_other < threshold.value))
     rows = rows[np.argsort(found.own[rows], kind="stable")]

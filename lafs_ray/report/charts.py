@@ -80,7 +80,8 @@ def line_chart(axes: Axes, series: Sequence[Series], *, legend: bool | None = No
         return ""
     xs, ys = (np.concatenate([entry[n] for entry in shown]) for n in (2, 3))
     extra = [axes.level[0]] if axes.level else []
-    frame = _Frame(axes, axes.range_x or _span(xs, [], axes.log_x), axes.range_y or _span(ys, extra, axes.log_y))
+    whole = bool((xs == np.round(xs)).all())
+    frame = _Frame(axes, axes.range_x or _span(xs, [], axes.log_x), axes.range_y or _span(ys, extra, axes.log_y), whole)
     parts = [frame.background()]
     for number, one, x, y in shown:
         color = f"var(--c{(one.color if one.color is not None else number) % _NUM_COLORS})"
@@ -90,8 +91,13 @@ def line_chart(axes: Axes, series: Sequence[Series], *, legend: bool | None = No
     items = "".join(
         f'<span><i style="background:var(--c{color % _NUM_COLORS})"></i>{escape(one.name)}</span>'
         for one, color in names
+        if has_legend
     )
-    below = f'<div class="legend" style="max-width:{_WIDTH}px">{items}</div>' if has_legend else ""
+    # What dotted lines mean; many, as of warnings, have it as a tooltip alone.
+    marks = {name for value, name in axes.marks if frame.x[0] <= value <= frame.x[1]}
+    if len(marks) == 1:
+        items += f'<span><i class="dotted"></i>{escape(marks.pop())}</span>'
+    below = f'<div class="legend" style="max-width:{_WIDTH}px">{items}</div>' if items else ""
     return f"<div>{frame.wrap(''.join(parts))}{below}</div>"
 
 
@@ -159,8 +165,8 @@ def _span(values: np.ndarray, extra: Sequence[float], is_log: bool) -> tuple[flo
 class _Frame:
     """Maps values to places, and draws what is behind the lines."""
 
-    def __init__(self, axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
-        self.axes, self.x, self.y = axes, x, y
+    def __init__(self, axes: Axes, x: tuple[float, float], y: tuple[float, float], whole: bool) -> None:
+        self.axes, self.x, self.y, self.whole = axes, x, y, whole
         self.at_x = _scale(x, (_LEFT, _WIDTH - _RIGHT), axes.log_x)
         self.at_y = _scale(y, (_HEIGHT - _BOTTOM, _TOP), axes.log_y)
 
@@ -178,7 +184,9 @@ class _Frame:
             y = self.at_y(value)
             parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" style="stroke:var(--grid)"/>')
             parts.append(f'<text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-        for value in ticks(*self.x, axes.log_x):
+        places = ticks(*self.x, axes.log_x)
+        # Of steps and reports there are no halves.
+        for value in [one for one in places if one == round(one)] if self.whole else places:
             x = self.at_x(value)
             parts.append(f'<path d="M{x:.1f} {_TOP}V{bottom}" style="stroke:var(--grid)"/>')
             parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{_number(value)}</text>')

@@ -41,9 +41,9 @@ td{overflow-wrap:anywhere}code{font-family:ui-monospace,"DejaVu Sans Mono",monos
 figure{margin:8px 0}figure img{display:block;max-width:100%;height:auto;border-radius:3px}
 svg{display:block;max-width:100%;height:auto;font-size:12px}svg text{fill:var(--text)}
 .legend{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px}.legend i{display:inline-block;width:14px;height:3px;
-vertical-align:middle;margin-right:5px}
+vertical-align:middle;margin-right:5px}.legend i.dotted{height:0;border-top:2px dotted var(--warn)}
 @media print{body{max-width:none;padding:0}nav{display:none}
-figure,table,.note{break-inside:avoid}h2,h3{break-after:avoid}}
+figure,svg,tr,.note{break-inside:avoid}h2,h3{break-after:avoid}table{font-size:12px}}
 """
 
 

@@ -60,4 +60,8 @@ def _short(value: Any, length: int = _SHORTEST) -> str | None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)

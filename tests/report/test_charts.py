@@ -99,3 +99,13 @@ def test_page__in_a_browser(tmp_path: Path) -> None:
     assert seen["drawings"] == 2
     assert seen["wide"] <= 0
     assert seen["smallest"] >= 12
+
+
+def test_line_chart__whole_steps_and_named_marks() -> None:
+    """Steps have no fractional ticks; what the only dotted line means stands below the chart, not that of many."""
+    chart = line_chart(Axes("loss", marks=[(2, "threshold")]), [Series("a", [2], [1.0])])
+    assert ">2</text>" in chart
+    assert ">1.95<" not in chart
+    assert '<i class="dotted"></i>threshold' in chart
+    several = [(1.0, "step 1: spike"), (2.0, "step 2: spike")]
+    assert "dotted" not in line_chart(Axes("loss", marks=several), [Series("a", [1, 2], [1.0, 2.0])])
