@@ -12,6 +12,7 @@ from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.packing.source_factory import open_source
 from tests.data.packing.sets import write_folder
 from tests.data.record_sets import refusal, write_plain
+from tests.data.shards import samples, write_parquet, write_tar
 
 
 def test_open_faces__hidden_records_are_no_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -63,3 +64,54 @@ def test_open_source__photos_with_a_hidden_record(tmp_path: Path) -> None:
     (tmp_path / "a" / "2.jpg").symlink_to("/not/mounted/2.jpg")
     errors = [row.error for row in open_source(str(tmp_path)).read(0, 3)]
     assert errors == ["", "", "found no such file; expected an image"]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a.rec", "b.rec", "c.tar"], "2 .rec (a.rec), 1 .tar (c.tar)"),
+        (["a.tar", "other.parquet"], "1 .tar (a.tar), 1 .parquet (other.parquet)"),
+        (["a.tar", "b.tar.gz"], "1 .tar (a.tar), 1 compressed tar (b.tar.gz)"),
+        (["a.tgz", "b.tar.zst"], "2 compressed tars (a.tgz)"),
+    ],
+)
+def test_open_faces__several_kinds_in_a_folder(tmp_path: Path, names: list[str], found: str) -> None:
+    """Nothing is left out in silence: the counts of each kind; a pattern chooses."""
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    for path in (tmp_path, tmp_path / "*"):
+        assert refusal(path).found == found
+
+
+def test_open_faces__tables_beside_shards(tmp_path: Path) -> None:
+    """A .parquet beside a .rec, or beside the .tar of its name, is a table, and an index beside a .tar is no .idx."""
+    write_plain(tmp_path / "rec" / "a.rec", 3)
+    write_parquet(tmp_path / "rec" / "landmarks.parquet", key=[1])
+    assert open_faces(str(tmp_path / "rec")).num_images == 3
+    write_tar(tmp_path / "tar" / "0.tar", samples([b"1", b"2"]))
+    write_parquet(tmp_path / "tar" / "0.parquet", url=["x"])
+    (tmp_path / "tar" / "0.idx").write_text("v1.2 1\n")
+    assert open_faces(str(tmp_path / "tar")).num_images == 2
+
+
+def test_open_faces__patterns_in_braces(tmp_path: Path) -> None:
+    """WebDataset's notation, with leading zeros; a file that is missing is named, and a folder of such a name opens."""
+    for number in (8, 9, 10):
+        write_tar(tmp_path / f"a-{number:03}.tar", samples([b"%d" % number]))
+    assert open_faces(f"{tmp_path}/a-{{008..010}}.tar").num_images == 3
+    assert open_faces(f"{tmp_path}/a-{{008,010}}.tar").num_images == 2
+    assert refusal(f"{tmp_path}/a-{{009..012}}.tar").subject == f"{tmp_path}/a-011.tar"
+    assert refusal(f"{tmp_path}/{{0..9999999}}.tar").found == "{0..9999999}"
+    assert refusal(f"{tmp_path}/{{9..0}}.tar").found == "braces for 0 files"
+    write_tar(tmp_path / "{a,b}" / "0.tar", samples([b"1"]))
+    assert open_faces(str(tmp_path / "{a,b}")).num_images == 1
+
+
+def test_open_faces__a_compressed_tar(tmp_path: Path) -> None:
+    """By its name, or by its content under another name; the remedy is to unpack it."""
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "b.tar").write_bytes(b"\x1f\x8b" + bytes(1000))
+    for name, found in (("a.tar.gz", "a compressed tar"), ("b.tar", "a compressed file")):
+        error = refusal(tmp_path / name)
+        assert error.found == found
+        assert "gunzip" in error.fix
