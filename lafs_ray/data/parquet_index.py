@@ -5,6 +5,7 @@ An image is Hugging Face's struct (`bytes`, `path`), or a binary column. A row g
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from lafs_ray.data.io import reading
 from lafs_ray.data.io.parquet_table import read_parquet
@@ -27,6 +27,7 @@ from lafs_ray.errors import DataError
 logger = logging.getLogger(__name__)
 
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "face")
+_FIRST_ROWS = 16
 _EXPECTED = "Parquet with a column of encoded images: binary, or a struct with bytes, as Hugging Face writes them"
 _FIX = "give a file with the images in it; for a table of paths: lafs pack"
 
@@ -62,7 +63,7 @@ def index_parquet(uri: str) -> tuple[Shard, FoundLabels]:
             # Each row takes a byte at least; a false footer may claim more of them than there is memory for.
             if not 0 <= (rows := int(layout.starts[-1])) <= size_bytes:
                 raise ValueError(f"{rows:,} rows in {size_bytes:,} bytes")
-            _require_bytes(uri, file, metadata, columns)
+            _require_bytes(uri, file, columns)
             labels = _labels(uri, file, schema)
     except DAMAGE as error:
         found = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -73,7 +74,8 @@ def index_parquet(uri: str) -> tuple[Shard, FoundLabels]:
         found = f"{len(labels.column)} labels for {rows} rows"
         raise DataError(uri, found=found, expected="a label in each row", fix="write the file again")
     numbers = np.arange(rows, dtype=np.int64)
-    sizes = np.repeat(_stored_bytes(metadata, columns) // np.maximum(np.diff(layout.starts), 1), np.diff(layout.starts))
+    counts = np.diff(layout.starts)
+    sizes = np.repeat(layout.group_bytes // np.maximum(counts, 1), counts)
     return Shard(uri, size_bytes, numbers, numbers, sizes, version=version, layout=layout), labels
 
 
@@ -113,38 +115,31 @@ def _leaves(uri: str, schema: pa.Schema) -> tuple[str, ...]:
     return (f"{names[0]}.bytes", *([f"{names[0]}.path"] if has_path else []))
 
 
-def _chunks(metadata: Any, column: str) -> list[Any]:
-    """Return the metadata of a column in each row group."""
-    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    number = paths.index(column)
-    return [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
-
-
 def _row_groups(metadata: Any, columns: Sequence[str]) -> RowGroups:
-    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    # Not by column: pyarrow ends the process where the footer of a column is damaged.
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
     if any(count < 0 for count in rows):
         raise ValueError("a negative number of rows")
-    group_bytes = [chunk.total_uncompressed_size for chunk in _chunks(metadata, columns[0])]
-    return RowGroups(tuple(columns), np.cumsum([0, *rows], dtype=np.int64), np.array(group_bytes, np.int64))
+    group_bytes = np.array([max(group.total_byte_size, 0) for group in groups], np.int64)
+    return RowGroups(tuple(columns), np.cumsum([0, *rows], dtype=np.int64), group_bytes)
 
 
-def _stored_bytes(metadata: Any, columns: Sequence[str]) -> NDArray[np.int64]:
-    return np.array([max(chunk.total_compressed_size, 0) for chunk in _chunks(metadata, columns[0])], np.int64)
-
-
-def _require_bytes(uri: str, file: Any, metadata: Any, columns: Sequence[str]) -> None:
-    """Refuse a file of paths alone, as `datasets` writes one unless images are embedded."""
-    statistics = [chunk.statistics if chunk.is_stats_set else None for chunk in _chunks(metadata, columns[0])]
-    counts = [one.null_count if one is not None and one.has_null_count else 0 for one in statistics]
-    if metadata.num_rows == 0 or sum(counts) < metadata.num_rows:
+def _require_bytes(uri: str, file: Any, columns: Sequence[str]) -> None:
+    """Refuse a file of paths alone, as `datasets` writes one unless images are embedded; its first rows tell."""
+    batch = None
+    with contextlib.suppress(*DAMAGE):  # Left to the reader.
+        batches = pq.ParquetFile(file).iter_batches(_FIRST_ROWS, columns=list(columns), use_threads=False)
+        batch = next(batches, None)
+    if batch is None or not pa.types.is_struct(batch.column(0).type):
         return
-    first = ""
-    if len(columns) > 1:
-        batch = next(pq.ParquetFile(file).iter_batches(1, columns=[columns[1]]))
-        first = str(batch.column(0).field("path")[0].as_py())
+    images = batch.column(0)
+    if images.field("bytes").null_count < batch.num_rows:
+        return
+    first = images.field("path")[0].as_py() if len(columns) > 1 else None
     raise DataError(
         uri,
-        found=f"no bytes in any of {metadata.num_rows} rows" + (f", only paths such as {first}" if first else ""),
+        found=f"no bytes in the first {batch.num_rows} rows" + (f", only paths such as {first}" if first else ""),
         expected=_EXPECTED,
         fix="embed the images when writing (datasets: embed_table_storage), or pack a list of the paths: lafs pack",
     )
@@ -182,6 +177,7 @@ def _number_text(value: float | None) -> str | None:
 
 
 def _joined(column: pa.ChunkedArray) -> pa.Array:
+    column.validate(full=True)  # Texts that are not UTF-8.
     joined = column.combine_chunks()
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 

@@ -27,7 +27,7 @@ class RowGroups:
     Args:
         columns: paths of the columns to read: a binary one, or `bytes` and maybe `path` of a struct.
         starts: first row of each row group, then the number of rows; int64 [groups + 1].
-        group_bytes: of these columns in each row group, uncompressed, int64 [groups].
+        group_bytes: of each row group, uncompressed, int64 [groups].
     """
 
     columns: tuple[str, ...]

@@ -103,7 +103,7 @@ def test_errors__damaged_pages_are_those_of_their_row_group(tmp_path: Path) -> N
     ("columns", "words"),
     [
         ({"path": ["a.jpg"], "label": [1]}, "columns path, label"),
-        ({"image": [{"bytes": None, "path": "a.jpg"}] * 3}, "no bytes in any of 3 rows, only paths such as a.jpg"),
+        ({"image": [{"bytes": None, "path": "a.jpg"}] * 3}, "no bytes in the first 3 rows, only paths such as a.jpg"),
         ({"image": []}, "no rows"),
         ({"a": pa.array([{"bytes": b"1"}]), "b": pa.array([{"bytes": b"1"}])}, "several with images: a, b"),
         ({"image": [b"1"], "label": pa.array([[1]])}, "a column label of type list"),

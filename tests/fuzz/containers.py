@@ -149,3 +149,36 @@ def footer(data: bytes, other: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.7 and low == start:  # The footer's own length fits again.
         changed[-8:-4] = max(len(changed) - 8 - start, 0).to_bytes(4, "little")
     return bytes(changed)
+
+
+def tar_headers(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """A tar with changed fields of headers, mostly under a checksum that fits, or with blocks moved or left out."""
+    blocks = [bytearray(data[at : at + 512]) for at in range(0, len(data), 512)]
+    headers = [number for number, block in enumerate(blocks) if block[257:262] == b"ustar"]
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        if not headers or rng.random() < 0.15:
+            return exchange_numbers(data, other, rng)
+        number = rng.choice(headers)
+        if number >= len(blocks) or len(blocks[number]) < 512:
+            continue
+        block, kind = blocks[number], rng.randrange(6)
+        if kind == 0:
+            size = rng.choice(
+                [b"00000000000\0", b"77777777777\0", b"\xff" * 12, b"\x80" + b"\0" * 9 + b"\x10\0", b" 7 \0"]
+            )
+            block[124 : 124 + len(size)] = size
+        elif kind == 1:
+            block[156] = rng.choice(b"01234567xgLKSVD\0")
+        elif kind == 2:
+            name = rng.choice([b"/../a.jpg", b"a.jpg/", b".jpg", b"a.", b"\xff\xfe.cls", b"a.b.json", b"a.jpg", b""])
+            block[: len(name) + 1] = name + b"\0"
+        elif kind == 3:
+            block[345:349] = rng.choice([b"..\0\0", b"/\0\0\0", b".x\0\0"])
+        elif kind == 4:
+            blocks.insert(number, bytearray(rng.choice(blocks)))
+        else:
+            del blocks[rng.randrange(len(blocks))]
+        if rng.random() < 0.9:
+            block[148:156] = b" " * 8
+            block[148:156] = b"%06o\0 " % sum(block)
+    return b"".join(blocks)

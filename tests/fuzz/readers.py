@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from lafs_ray.config.loader import load, parse_overrides, resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.yaml_text import read_yaml, write_yaml
 from lafs_ray.data import ijb, landmark_cache
+from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.landmark_template import read_template
 from lafs_ray.data.packing.lists import read_list
 from lafs_ray.data.points_table import PointsTable
@@ -40,6 +42,7 @@ from lafs_ray.training.checkpoint.metrics_log import read_lines
 from lafs_ray.training.checkpoint.run_description import read_description
 from lafs_ray.training.monitoring.status import read_status
 from lafs_ray.tuning.sweep_dir import TrialDir
+from tests.data.shards import tar_bytes
 from tests.fuzz import containers, inputs, structures, targets
 from tests.fuzz.structures import Mutator
 
@@ -244,6 +247,21 @@ def _ijb(path: str) -> None:
     ijb.read_list(path, _IJB)
 
 
+def _set(path: str) -> None:
+    faces = open_faces(path)
+    rows = faces.read(np.arange(faces.num_images))
+    assert all(bool(image) != bool(error) for image, error in zip(rows.images, rows.errors, strict=True))
+    assert np.array_equal(
+        faces.labels()[[not error for error in rows.errors]], rows.label[[not e for e in rows.errors]]
+    )
+
+
+def _tars() -> list[bytes]:
+    members = [("a/1.jpg", b"1" * 700), ("a/1.cls", b"mia"), ("2.png", b"two"), ("2.json", b'{"label": 3, "x": [1]}')]
+    long = [("f" * 150 + "/1.jpg", b"1"), ("3.jpg", b"x" * 5000), ("3.cls", b"7")]
+    return [tar_bytes(members), tar_bytes(long), tar_bytes(members + long, tarfile.GNU_FORMAT)]
+
+
 Target = tuple[Callable[[bytes], str], tuple[Mutator, ...], Callable[[], list[bytes]]]
 
 
@@ -251,6 +269,12 @@ def _own(name: str, *mutators: Mutator) -> Target:
     return targets.TARGETS[name], mutators, lambda: inputs.seeds(name)
 
 
+_IMAGES = {
+    "image": pa.array(
+        [{"bytes": b"one" * 9, "path": "a"}, {"bytes": None, "path": "b"}, {"bytes": b"3", "path": None}]
+    ),
+    "label": pa.array(["x", None, "y"]),
+}
 _S = structures
 TARGETS: dict[str, Target] = {
     **{name: _own(name, containers.records) for name in ("frames", "records", "indexed_set")},
@@ -276,6 +300,8 @@ TARGETS: dict[str, Target] = {
     ),
     "csv": (_reads("a.csv", read_list), (_S.cells,), lambda: _LIST),
     "parquet": (_reads("a.parquet", read_list), (containers.footer,), lambda: _tables(_TABLE)),
+    "tar": (_reads("a.tar", _set), (containers.tar_headers,), _tars),
+    "images": (_reads("i.parquet", _set), (containers.footer,), lambda: _tables(_IMAGES)),
     "points": (_reads("p.parquet", _points), (containers.footer,), lambda: _tables(_POINTS)),
     "template_npy": (_reads("t.npy", _template), (_S.cells,), _npy),
     "template_csv": (_reads("t.csv", _template), (_S.cells,), lambda: [b"x,y\n1,2\n90,3\n4,80\n5,6\n"]),
