@@ -2,8 +2,8 @@
 
 Places are numbered over the whole run. Of each `MIX_PERIOD` places, a set takes the same number; a permutation, another
 one in each period, says which. The n-th image that a set gives is at place n mod size of its pass n // size, and each
-pass is in another order (`ChunkOrder`). So every set is passed through completely, again and again, whatever its size,
-the batch and the ranks; and neighbors in a set's pass stay together in a shuffle block.
+pass is in another order (the sampler's `ChunkOrder`). So every set is passed through completely, again and again,
+whatever its size, the batch and the ranks; and neighbors in a set's pass stay together in a shuffle block.
 
     period, rest = divmod(place, MIX_PERIOD)
     number = permutation(period)[rest]                      # of the set
@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.config import MIX_PERIOD
-from lafs_ray.data.chunk_order import ChunkOrder
 
 # Keep these random streams apart from every other use of the same seed.
 _CHUNK_STREAM = 0x6D69786368
@@ -73,22 +73,30 @@ def quantize_shares(shares: Sequence[float]) -> tuple[int, ...]:
     return tuple(counts)
 
 
+class Order(Protocol):
+    """The order of one pass through a set."""
+
+    def records(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the image at each place of the pass, int64 [n]."""
+        ...
+
+
 class MixOrder:
     """The images of a mix, one at each place of a run.
 
     Args:
         mix: the sets.
         seed: of the order.
-        chunk_records: neighboring records of a set that stay together.
+        order_of: makes the order of a pass from the number of images and the entropy.
     """
 
-    def __init__(self, mix: Mix, seed: int, chunk_records: int) -> None:
+    def __init__(self, mix: Mix, seed: int, order_of: Callable[[int, Sequence[int]], Order]) -> None:
         self._sizes, self._counts = np.array(mix.sizes), np.array(mix.counts)
         self._first_images = np.cumsum(self._sizes) - self._sizes
-        self._seed, self._chunk_records = seed, chunk_records
+        self._seed, self._order_of = seed, order_of
         self._period = lru_cache(maxsize=_KEPT_PERIODS)(self._make_period)
         # Each set has a cache of its own: none pushes out the order of another.
-        self._passes: list[Callable[[int], ChunkOrder]] = [
+        self._passes: list[Callable[[int], Order]] = [
             lru_cache(maxsize=_KEPT_PASSES)(partial(self._make_pass, number)) for number in range(len(mix.sizes))
         ]
 
@@ -125,9 +133,8 @@ class MixOrder:
             before[member == number] = np.arange(count)
         return member, before
 
-    def _make_pass(self, number: int, one: int) -> ChunkOrder:
-        entropy = [_CHUNK_STREAM, self._seed, number, one]
-        return ChunkOrder(int(self._sizes[number]), self._chunk_records, entropy)
+    def _make_pass(self, number: int, one: int) -> Order:
+        return self._order_of(int(self._sizes[number]), [_CHUNK_STREAM, self._seed, number, one])
 
 
 def _values(numbers: NDArray[np.int64]) -> list[int]:

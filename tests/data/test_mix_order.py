@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lafs_ray.config import MIX_PERIOD
-from lafs_ray.data.chunk_order import ChunkOrder
 from lafs_ray.data.mix_order import Mix, MixOrder, quantize_shares
-from lafs_ray.data.sampler import EpochSampler, rank_batches
+from lafs_ray.data.sampler import ChunkOrder, EpochSampler, rank_batches
 
 SHARES = st.lists(st.floats(0.1, 50), min_size=1, max_size=4)
 SIZES = st.integers(30, 3000)
@@ -25,6 +24,10 @@ def mixes(draw: st.DrawFn) -> Mix:
 
 def sampler_of(mix: Mix, batch: int, seed: int = 3, chunk_records: int = 4) -> EpochSampler:
     return EpochSampler(sum(mix.sizes), batch, seed, chunk_records, mix)
+
+
+def order_of(mix: Mix, seed: int, chunk_records: int) -> MixOrder:
+    return MixOrder(mix, seed, lambda size, entropy: ChunkOrder(size, chunk_records, entropy))
 
 
 def sets_of(mix: Mix, images: np.ndarray) -> np.ndarray:
@@ -74,14 +77,14 @@ def by_definition(mix: Mix, seed: int, chunk_records: int, places: int) -> list[
 def test_order__is_that_of_the_definition(mix: Mix, seed: int, chunk_records: int) -> None:
     """Arithmetic finds at every place what counting the turns of each set finds."""
     places = MIX_PERIOD + 777
-    images, passes = MixOrder(mix, seed, chunk_records).records(np.arange(places))
+    images, passes = order_of(mix, seed, chunk_records).records(np.arange(places))
     assert list(zip(images.tolist(), passes.tolist(), strict=True)) == by_definition(mix, seed, chunk_records, places)
 
 
 @settings(max_examples=10, deadline=None)
 @given(mixes(), st.integers(0, 5))
 def test_period__has_each_set_as_often_as_its_count(mix: Mix, period: int) -> None:
-    order = MixOrder(mix, 1, 4)
+    order = order_of(mix, 1, 4)
     images, _ = order.records(np.arange(period * MIX_PERIOD, (period + 1) * MIX_PERIOD))
     assert np.bincount(sets_of(mix, images), minlength=len(mix.sizes)).tolist() == list(mix.counts)
 
@@ -89,7 +92,7 @@ def test_period__has_each_set_as_often_as_its_count(mix: Mix, period: int) -> No
 def test_window__anywhere_is_near_the_shares() -> None:
     """Any 512 neighboring places have a set at random in its share: within 5 deviations, 0.1 of 0.3."""
     mix = Mix((1000, 50, 3), quantize_shares([0.69, 0.3, 0.01]))
-    images, _ = MixOrder(mix, 0, 4).records(np.arange(8 * MIX_PERIOD))
+    images, _ = order_of(mix, 0, 4).records(np.arange(8 * MIX_PERIOD))
     second = (sets_of(mix, images) == 1).reshape(-1, 512).mean(axis=1)
     assert 0.2 < second.min() < second.max() < 0.4
 
@@ -97,7 +100,7 @@ def test_window__anywhere_is_near_the_shares() -> None:
 @settings(max_examples=10, deadline=None)
 @given(mixes(), st.integers(1, 20))
 def test_pass__has_every_image_of_its_set_once(mix: Mix, chunk_records: int) -> None:
-    images, passes = MixOrder(mix, 2, chunk_records).records(np.arange(2 * MIX_PERIOD))
+    images, passes = order_of(mix, 2, chunk_records).records(np.arange(2 * MIX_PERIOD))
     numbers = sets_of(mix, images)
     for number, size in enumerate(mix.sizes):
         of_set, its_passes = images[numbers == number] - sum(mix.sizes[:number]), passes[numbers == number]
