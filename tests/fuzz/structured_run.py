@@ -99,7 +99,9 @@ def batch(target: str, seed: int, first: int, stop: int, folder: Path) -> tuple[
     while done[0] == 0 and time.monotonic() < deadline:
         done = os.waitpid(child, os.WNOHANG)
         time.sleep(0.002)
+    ended = f"the child ended with {done[1]}"
     if done[0] == 0:
+        ended = f"the child had not ended after {_HANG_S:g} s, of a machine that may have been busy"
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     with os.fdopen(read, "rb") as pipe:
@@ -110,7 +112,7 @@ def batch(target: str, seed: int, first: int, stop: int, folder: Path) -> tuple[
     data = running.read_bytes() if running.exists() else b""
     name = f"{target}-{hashlib.sha1(data).hexdigest()[:12]}"
     (folder / name).write_bytes(data)
-    return Counter({"finding": 1, "lost": stop - first - 1}), [(-1, f"the child ended with {done[1]}: {name}")]
+    return Counter({"finding": 1, "lost": stop - first - 1}), [(-1, f"{ended}: {name}")]
 
 
 def main() -> int:
