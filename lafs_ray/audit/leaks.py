@@ -36,11 +36,18 @@ class SharedIdentities:
     threshold: Threshold | None
 
     @property
+    def by_chance(self) -> float:
+        """How many pass the threshold if no identity is shared."""
+        return 0.0 if self.threshold is None else self.threshold.false * len(self.scores)
+
+    @property
     def flagged(self) -> NDArray[np.bool_]:
-        """Which of them pass the threshold, bool [n]."""
+        """Which of them pass the threshold, bool [n]; none where no more do than by chance, within two deviations."""
+        none = np.zeros(len(self.scores), dtype=bool)
         if self.threshold is None:
-            return np.zeros(len(self.scores), dtype=bool)
-        return self.scores >= self.threshold.value
+            return none
+        passing = self.scores >= self.threshold.value
+        return passing if np.count_nonzero(passing) > self.by_chance + 2 * np.sqrt(self.by_chance) else none
 
 
 def shared_identities(

@@ -118,9 +118,12 @@ def _ranked(audit: Audit, faces: Faces) -> str:
         rest = np.flatnonzero(~shared.flagged)[:_PAIRS_SHOWN]
         pairs = [(audit.train.embedded, int(shared.train[n]), test.embedded, int(shared.test[n])) for n in rest]
         title = f"Most similar below the threshold: {test.embedded.name}"
-        if shared.threshold is None:
+        if not shared.flagged.any():
             title = f"Most similar, none claimed: {test.embedded.name}"
-        parts.append(html.heading(title) + html.paragraph(f"Compared: {shared.compared}.", "faint"))
+        text = f"Compared: {shared.compared}."
+        if shared.by_chance >= 1:
+            text += f" About {shared.by_chance:.0f} of {len(shared.scores):,} pass the threshold by chance."
+        parts.append(html.heading(title) + html.paragraph(text, "faint"))
         parts.append(_curve(shared) + faces.pairs(pairs, shared.scores[rest].tolist()))
     return "".join(parts)
 
