@@ -27,7 +27,7 @@ Kind = Literal["rec", "tar", "parquet"]
 KINDS: tuple[Kind, ...] = ("rec", "tar", "parquet")
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-_EXPECTED = "a .rec, .tar or .parquet file, a folder of .rec files (or of one of the others), or a pattern"
+_EXPECTED = "a .rec, .tar or .parquet file, a folder of .rec files, or a pattern"
 _GUNZIP = "unpack them with gunzip (images hardly shrink): single images of a compressed file cannot be read"
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _MOST_NAMES = 100_000
