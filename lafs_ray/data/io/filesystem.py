@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from lafs_ray.config.paths import absolute as absolute
@@ -25,7 +27,7 @@ from lafs_ray.errors import DataError
 _COPY_BYTES = 8 << 20
 # What commands read in a folder of faces or of a run; their own outputs may lie beside it.
 _READ_IN_FOLDERS = (
-    *(".rec", ".idx", ".bin", "/manifest.json", ".pt", ".jsonl", "/config.json"),
+    *(".rec", ".idx", ".tar", ".bin", "/manifest.json", ".pt", ".jsonl", "/config.json"),
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp"),
 )
 
@@ -164,7 +166,17 @@ def _reads(given: str, uri: str) -> bool:
     record = own.removesuffix(".idx") + ".rec" if own.endswith(".idx") else own
     if record == used or fnmatchcase(record, used):
         return True
-    return own.startswith(used.rstrip("/") + "/") and own.lower().endswith(_READ_IN_FOLDERS)
+    if not own.startswith(used.rstrip("/") + "/"):
+        return False
+    return own.lower().endswith(_READ_IN_FOLDERS) or (own.lower().endswith(".parquet") and _holds_images(uri))
+
+
+def _holds_images(uri: str) -> bool:
+    """Return whether a Parquet file has a column of bytes, or of structures of them; no output of ours has."""
+    with contextlib.suppress(pa.ArrowException, OSError, DataError), reading.open_input(uri) as file:
+        kinds = pq.read_schema(file).types
+        return any("binary" in str(kind) for kind in kinds)
+    return False
 
 
 @contextlib.contextmanager

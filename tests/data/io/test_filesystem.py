@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
@@ -118,9 +122,20 @@ def test_require_output__an_input(tmp_path: Path) -> None:
     filesystem.require_output(str(tmp_path / "set" / "notes.parquet"), force=True, inputs=[str(tmp_path / "set")])
 
 
+@pytest.mark.parametrize(("column", "is_input"), [([{"bytes": b"a"}], True), ([b"a"], True), ([[0.5]], False)])
+def test_require_output__parquet_in_a_folder(tmp_path: Path, column: list[Any], is_input: bool) -> None:
+    """One with images is data of the folder; embeddings that were written there may be written again."""
+    pq.write_table(pa.table({"column": column}), tmp_path / "a.parquet")
+    refused = pytest.raises(DataError, match="an input") if is_input else contextlib.nullcontext()
+    with refused:
+        filesystem.require_output(str(tmp_path / "a.parquet"), force=True, inputs=[str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("given", "out"),
     [
+        ("set/0.tar", "set/0.tar"),
+        ("set", "set/0.tar"),
         ("set/train.rec", "set/train.idx"),
         ("set/train.rec", "set/hard.rec"),
         ("set/*.rec", "set/train.rec"),
@@ -133,7 +148,14 @@ def test_require_output__an_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_require_output__what_an_input_stands_for(tmp_path: Path, given: str, out: str, prefix: str) -> None:
     """The index of a .rec, other names of it, matches of a pattern, images and a run's files are inputs as well."""
-    for name in ("set/train.rec", "set/train.idx", "set/a/face.JPG", "run/config.json", "run/eval/results.json"):
+    for name in (
+        "set/train.rec",
+        "set/train.idx",
+        "set/0.tar",
+        "set/a/face.JPG",
+        "run/config.json",
+        "run/eval/results.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "run" / "checkpoints").mkdir()
