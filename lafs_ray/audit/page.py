@@ -65,7 +65,7 @@ def _summary(audit: Audit) -> str:
     if audit.train.pictures is None:
         texts.append("The pictures were not read: copies were not searched for.")
     if audit.approximate:
-        texts.append("Neighbors were searched approximately (inverted file): a few per cent may be missed.")
+        texts.append("Neighbors were searched approximately (inverted file): some are missed (docs/audit.md).")
     explained = (
         "A threshold is calibrated on the labels of the training set, at the least expected error if "
         f"{PRIOR:.0%} of what is compared is a fault. Found: share of true pairs above it; false: share of identities "
