@@ -1,7 +1,7 @@
 """What an audit finds of planted faults, and what an audit of many embeddings costs.
 
     python -m benchmarks.audit                            # the table of planted faults
-    python -m benchmarks.audit --real people.parquet      # the same in the embeddings of a labeled set of one's own
+    python -m benchmarks.audit --real labeled.parquet     # the same in the embeddings of a labeled set of one's own
     python -m benchmarks.audit --size 500000              # time and memory, beside a bare search by faiss
 
 Faults: 5 % of the identities are also in the test set, 3 % of labels are swapped, and 2 % of pictures are copied:

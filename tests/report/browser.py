@@ -33,7 +33,7 @@ def opened(page: Path) -> dict[str, int]:
     command = [
         program,
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0"),
-        # It contacts nobody, and leaves no profile behind.
+        # It contacts no server, and leaves no profile behind.
         *("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"),
         *("--disable-sync", f"--user-data-dir={page.with_name(f'{page.stem}_profile')}"),
         *("--window-size=1280,900", "--virtual-time-budget=20000", "--dump-dom", copy.as_uri()),
