@@ -84,6 +84,7 @@ def test_partial_fc__same_loss_and_ratios_printed() -> None:
         assert re.search(rf"^{side} +\d+ +\d+\.\d\d +\d+ +\d+ +\d+\.\d\d$", printed, re.M), printed
 
 
+@pytest.mark.long
 def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
     """The few-shot protocol trains all arms and prints a table; a second call trains nothing."""
     faces = tmp_path / "faces"
@@ -105,6 +106,7 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
 
 
+@pytest.mark.long
 def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     """Baselines, a network before and after pretraining, and few labels; a second call computes nothing."""
     faces, work = tmp_path / "faces", tmp_path / "work"

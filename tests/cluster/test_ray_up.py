@@ -19,7 +19,7 @@ import pytest
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from tests.training.faces import ROOT, TINY_PRETRAIN, write_face_set
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(700)]
 
 HERE = Path(__file__).parent
 HEAD, WORKER = "10.77.0.1", "10.77.0.2"

@@ -127,6 +127,7 @@ def test_finished_run__ends_at_once_and_changes_nothing(uninterrupted: Path, fac
     assert metrics(uninterrupted) == before
 
 
+@pytest.mark.long  # tests/engine/test_follower.py has two ranks without a pipeline
 def test_user_error_of_a_worker__ends_all_after_saving(tmp_path: Path) -> None:
     """One rank finds too many damaged records between reports: the message crosses three processes, the steps before
     are saved. A rank that waited for the other would do so for compute.timeout_s, 600 s."""

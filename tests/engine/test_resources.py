@@ -65,6 +65,7 @@ def pretrain(cluster: Any, folder: Path, data: str, *overrides: str) -> subproce
     )
 
 
+@pytest.mark.long
 def test_labels__place_training_and_crops_on_their_nodes(cluster: Any, tmp_path: Path, face_set_path: str) -> None:
     from ray.util.state import list_actors, list_nodes, list_tasks
 

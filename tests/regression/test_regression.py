@@ -66,7 +66,7 @@ def test_continued_runs__equal_those_without_a_break(folder: Path, debug_values:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long  # tests/engine/test_ray_train.py compares the losses of two workers
 def test_two_workers__report_and_save_what_one_does(folder: Path) -> None:
     """The same metrics, schedules and parts of a checkpoint, whatever the machine; and the bits recorded, where there
     are any."""
