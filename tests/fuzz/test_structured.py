@@ -31,6 +31,7 @@ def test_readers__take_apart_or_refuse(target: str) -> None:
     assert len(outcomes) > 1 or target in ("metrics", "warnings", "eval")
 
 
+@pytest.mark.long
 def test_runner__is_continued_and_counts_every_input(tmp_path: Path) -> None:
     """A second start goes on where the first one ended, with the same inputs."""
     command = [

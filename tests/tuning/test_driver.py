@@ -205,7 +205,7 @@ def ended_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_sweep__killed_and_continued(tmp_path: Path, face_set_path: str) -> None:
     """SIGKILL after the first of more trials than fit has ended; the same command repeats none that ended, and finishes

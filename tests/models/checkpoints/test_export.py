@@ -53,7 +53,11 @@ def opened(path: Path) -> tuple[Callable[[torch.Tensor], NDArray[np.float32]], d
 # Tracing the landmark CNN takes 10 s and more; ONNX begins with the same trace, so once is enough.
 @pytest.mark.parametrize(
     ("name", "architecture", "kind"),
-    [("onnx", ON_LANDMARKS, "float32"), ("torch_export", ON_GRID, "uint8"), ("onnx", ORIENTATIONS, "uint8")],
+    [
+        ("onnx", ON_LANDMARKS, "float32"),
+        ("torch_export", ON_GRID, "uint8"),
+        pytest.param("onnx", ORIENTATIONS, "uint8", marks=pytest.mark.long),
+    ],
     ids=["onnx", "torch_export", "orientations"],
 )
 def test_export_embedder__for_other_programs(
