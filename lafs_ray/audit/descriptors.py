@@ -2,7 +2,7 @@
 
 All aligned faces share most of their low frequencies, so that these alone are similar for any two. Centered, and
 divided by how much each of them scatters over the set, they tell pictures apart: the cosine of a copy is 0.85 or more,
-that of two photographs of one person 0.6 in the median (real faces, docs/audit.md). All is linear in the thumbnail:
+that of two photographs of one identity 0.6 in the median (real faces). All is linear in the thumbnail:
 crop, resize and cosine transform are one matrix on either side. Letters: N pictures, F frequencies on each axis.
 """
 

@@ -25,8 +25,7 @@ def error_job(options: Namespace) -> None:
         config = _regression_config(options.checkpoint)
         held_back = held_back_faces(config)
         for one in config.data.sets:
-            order = one.color_order or config.data.color_order
-            error = landmark_error(options.checkpoint, held_back[one.path], order, device)
+            error = landmark_error(options.checkpoint, held_back[one.path], one.color_order, device)
             show(error.text() if config.data.mix is None else f"{one.path}: {error.text()}")
         return
     if options.landmarks is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -25,6 +26,23 @@ class MixedSet(Section):
     """Folder of its cached landmarks; null: next to the set."""
 
 
+@dataclass(frozen=True)
+class NamedSet:
+    """One set of a run.
+
+    Args:
+        path: where it is.
+        share: of the images of each batch on average, as a ratio to the others'.
+        color_order: of its decoded JPEGs.
+        landmarks: folder of its cached landmarks as one of several sets; None: as the run says.
+    """
+
+    path: str
+    share: float
+    color_order: Literal["rgb", "bgr"]
+    landmarks: str | None
+
+
 class Data(Section):
     """The faces to train on."""
 
@@ -43,13 +61,13 @@ class Data(Section):
     """Damaged records that are skipped and logged before the run stops, in all sets together."""
 
     @property
-    def sets(self) -> tuple[MixedSet, ...]:
-        """The sets, with their color orders."""
+    def sets(self) -> tuple[NamedSet, ...]:
+        """The sets, one or several."""
         if self.mix is None:
             assert self.path is not None, "one of the two is given"
-            return (MixedSet(path=self.path, share=1.0, color_order=self.color_order),)
+            return (NamedSet(self.path, 1.0, self.color_order, None),)
         order = self.color_order
-        return tuple(one.model_copy(update={"color_order": one.color_order or order}) for one in self.mix)
+        return tuple(NamedSet(one.path, one.share, one.color_order or order, one.landmarks) for one in self.mix)
 
     @property
     def named(self) -> str:

@@ -6,7 +6,6 @@ An image is Hugging Face's struct (`bytes`, `path`), or a binary column. A row g
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lafs_ray.data.io import reading
+from lafs_ray.data.io.image_columns import image_columns
+from lafs_ray.data.io.json_text import parse_json
 from lafs_ray.data.io.parquet_table import read_parquet
 from lafs_ray.data.io.reading import record_file_state
 from lafs_ray.data.io.text_table import DAMAGE
@@ -26,23 +27,9 @@ from lafs_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "face")
 _FIRST_ROWS = 16
 _EXPECTED = "Parquet with a column of encoded images: binary, or a struct with bytes, as Hugging Face writes them"
 _FIX = "give a file with the images in it; for a table of paths: lafs pack"
-
-
-def has_images(uri: str) -> bool:
-    """Return whether a file is Parquet with a column of images, not a list of paths or points.
-
-    Raises:
-        DataError: it cannot be read from its storage.
-    """
-    try:
-        with reading.open_input(uri) as file:
-            return bool(_image_columns(pq.read_schema(file)))
-    except DAMAGE:
-        return False
 
 
 def index_parquet(uri: str) -> tuple[Shard, FoundLabels]:
@@ -79,29 +66,8 @@ def index_parquet(uri: str) -> tuple[Shard, FoundLabels]:
     return Shard(uri, size_bytes, numbers, numbers, sizes, version=version, layout=layout), labels
 
 
-def _image_columns(schema: pa.Schema) -> list[str]:
-    """Return the names of columns with images: those of usual names, else the only one of such a type."""
-    found = [field.name for field in schema if _is_image(field.type)]
-    structs = [name for name in found if pa.types.is_struct(schema.field(name).type)]
-    usual = [name for name in _IMAGE_NAMES if name in found]
-    return usual[:1] or structs or [name for name in found if name.lower().endswith("image")]
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return any((pa.types.is_binary(kind), pa.types.is_large_binary(kind), pa.types.is_binary_view(kind)))
-
-
 def _leaves(uri: str, schema: pa.Schema) -> tuple[str, ...]:
-    names = _image_columns(schema)
+    names = image_columns(schema)
     if len(names) != 1:
         found = f"columns {', '.join(schema.names[:12])}" if not names else f"several with images: {', '.join(names)}"
         fix = _FIX if not names else "keep one of them, or name it image"
@@ -185,8 +151,8 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     """Return the names of a Hugging Face ClassLabel; None: the file has none."""
     try:
-        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        info = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = info["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -56,7 +56,7 @@ def read_shards(shards: Sequence[ShardReads]) -> list[Record]:
             found[id(one)].append((-1, b"", error) if error else (label, bytes(record), ""))
         else:
             found[id(one)].append(_parse_record(record, one.ranges.uri, key, offset))
-    rows = read_rows([(one.ranges, layout) for one, layout in grouped])
+    rows = read_rows([(one.ranges, layout) for one, layout in grouped]) if grouped else ()
     labels = [(one, label) for one, _ in grouped for label in _labels(one)]
     for (image, error), (one, label) in zip(rows, labels, strict=True):
         found[id(one)].append((-1 if error else label, image, error))

@@ -16,8 +16,8 @@ from typing import Literal
 from pyarrow import fs
 
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.image_columns import has_images
 from lafs_ray.data.io.walk import IMAGE_ENDINGS, PassedOver, require_no_dead_link, require_text, walk
-from lafs_ray.data.parquet_index import has_images
 from lafs_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ Kind = Literal["rec", "tar", "parquet"]
 KINDS: tuple[Kind, ...] = ("rec", "tar", "parquet")
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-_EXPECTED = "a .rec, .tar or .parquet file, a folder of .rec files, or a pattern"
+_EXPECTED = "a .rec, .tar or .parquet file, a folder of one kind, or a pattern"
 _GUNZIP = "unpack them with gunzip (images hardly shrink): single images of a compressed file cannot be read"
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _MOST_NAMES = 100_000

@@ -76,7 +76,7 @@ def held_back_faces(config: LandmarkConfig) -> dict[str, FaceSet]:
     found = {}
     folders = cache_folders(config.data, config.landmarks.cache)
     for one, folder in zip(config.data.sets, folders, strict=True):
-        faces = open_with_landmarks(one.path, one.color_order or config.data.color_order, folder)
+        faces = open_with_landmarks(one.path, one.color_order, folder)
         held_back = held_back_images(config, one.path, faces)
         if len(held_back) == 0:
             raise DataError(

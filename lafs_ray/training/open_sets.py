@@ -59,7 +59,7 @@ def join_sets(data: Data, faces: Sequence[FaceSet]) -> TrainingFaces:
     counts = quantize_shares([one.share for one in data.sets])
     return MixedFaces(
         tuple(
-            SetOfMix(one.path, opened, one.color_order or data.color_order, count)
+            SetOfMix(one.path, opened, one.color_order, count)
             for one, opened, count in zip(data.sets, faces, counts, strict=True)
         )
     )

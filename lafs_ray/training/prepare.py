@@ -20,7 +20,8 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import write_subset
-from lafs_ray.training.checkpoint.run_dir import MixedSetSize, Origin, RunDir
+from lafs_ray.training.checkpoint.run_description import MixedSetSize, Origin
+from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import Preprocessor
 from lafs_ray.training.monitoring.trackers import require_trackers

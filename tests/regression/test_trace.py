@@ -7,7 +7,7 @@ import sys
 
 from tests.regression import runs
 
-MOST_FILES = 22
+MOST_FILES = 21
 
 
 def test_trace_step__enters_few_files() -> None:

@@ -10,8 +10,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from lafs_ray.config.paths import absolute as absolute
@@ -21,6 +19,7 @@ from lafs_ray.data.io.atomic import atomic_write as atomic_write
 from lafs_ray.data.io.atomic import require_names as require_names
 from lafs_ray.data.io.atomic import require_regular as require_regular
 from lafs_ray.data.io.atomic import write_errors as write_errors
+from lafs_ray.data.io.image_columns import has_images
 from lafs_ray.data.io.retries import retry_transient
 from lafs_ray.errors import DataError
 
@@ -168,15 +167,7 @@ def _reads(given: str, uri: str) -> bool:
         return True
     if not own.startswith(used.rstrip("/") + "/"):
         return False
-    return own.lower().endswith(_READ_IN_FOLDERS) or (own.lower().endswith(".parquet") and _holds_images(uri))
-
-
-def _holds_images(uri: str) -> bool:
-    """Return whether a Parquet file has a column of bytes, or of structures of them; no output of ours has."""
-    with contextlib.suppress(pa.ArrowException, OSError, DataError), reading.open_input(uri) as file:
-        kinds = pq.read_schema(file).types
-        return any("binary" in str(kind) for kind in kinds)
-    return False
+    return own.lower().endswith(_READ_IN_FOLDERS) or (own.lower().endswith(".parquet") and has_images(uri))
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.io import filesystem
+from lafs_ray.data.io.image_columns import has_images
 from lafs_ray.data.io.walk import IMAGE_ENDINGS, find_images
 from lafs_ray.data.label_names import numbered
 from lafs_ray.data.packing.lists import LIST_SUFFIXES, read_list
 from lafs_ray.data.packing.sources import ImageFileSource, ImageSource, RecordSource, file_stamps
-from lafs_ray.data.parquet_index import has_images
 from lafs_ray.data.set_files import is_set, kind_of
 from lafs_ray.data.shard_layout import RowGroups, TarMembers
 from lafs_ray.errors import DataError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, model_validator
@@ -11,6 +12,40 @@ from lafs_ray.data.io import filesystem, json_text
 from lafs_ray.training.checkpoint.environment import environment
 
 DESCRIPTION = "config.json"
+
+
+@dataclass(frozen=True)
+class MixedSetSize:
+    """One set of a run on several, for readers of its folder.
+
+    Args:
+        path: as configured.
+        images: in it.
+        share: of the images of each batch on average.
+        passes: through it in the run.
+    """
+
+    path: str
+    images: int
+    share: float
+    passes: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run's folder is checked by, besides its configuration and set.
+
+    Args:
+        landmarks: hash of the landmark weights read; their file may change, a run may not.
+        transformer: hash of the transformer's weights read.
+        length: of the run in steps, for readers of the folder without its faces.
+        sets: of a run on several, likewise.
+    """
+
+    landmarks: str | None = None
+    transformer: str | None = None
+    length: Mapping[str, int] | None = None
+    sets: tuple[MixedSetSize, ...] = ()
 
 
 class _Part(BaseModel):

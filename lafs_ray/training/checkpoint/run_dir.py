@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from lafs_ray.config.loader import differences
@@ -28,7 +28,7 @@ from lafs_ray.training.checkpoint.checkpoint_file import (
     save_checkpoint,
 )
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
-from lafs_ray.training.checkpoint.run_description import DESCRIPTION, read_description, write_description
+from lafs_ray.training.checkpoint.run_description import DESCRIPTION, Origin, read_description, write_description
 
 logger = logging.getLogger(__name__)
 
@@ -44,44 +44,8 @@ _SCHEDULE = (
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.
 _FREE_SECTIONS = ("compute", "ingest", "log", "monitoring", "checkpoints", "crops", "online_eval")
-
-
 # Of each set of a mix likewise.
 _FREE_OF_SET = ("path", "landmarks")
-
-
-@dataclass(frozen=True)
-class MixedSetSize:
-    """One set of a run on several, for readers of its folder.
-
-    Args:
-        path: as configured.
-        images: in it.
-        share: of the images of each batch on average.
-        passes: through it in the run.
-    """
-
-    path: str
-    images: int
-    share: float
-    passes: float
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run's folder is checked by, besides its configuration and set.
-
-    Args:
-        landmarks: hash of the landmark weights read; their file may change, a run may not.
-        transformer: hash of the transformer's weights read.
-        length: of the run in steps, for readers of the folder without its faces.
-        sets: of a run on several, likewise.
-    """
-
-    landmarks: str | None = None
-    transformer: str | None = None
-    length: Mapping[str, int] | None = None
-    sets: tuple[MixedSetSize, ...] = ()
 
 
 class RunDir:

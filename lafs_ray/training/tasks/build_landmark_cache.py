@@ -14,7 +14,7 @@ from torch import nn
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.config.data import MixedSet
+from lafs_ray.config.data import NamedSet
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.face_set import FaceRows, FaceSet
@@ -219,7 +219,7 @@ def first_damaged(job: CacheJob, part: Part) -> str:
 
 
 def with_cached_landmarks(
-    config: PretrainConfig | LandmarkConfig, one: MixedSet, faces: FaceSet, init_weights: InitWeights
+    config: PretrainConfig | LandmarkConfig, one: NamedSet, faces: FaceSet, init_weights: InitWeights
 ) -> FaceSet:
     """Return one of the run's sets, with its cached landmarks if the run uses them.
 
@@ -237,7 +237,7 @@ def with_cached_landmarks(
         if config.landmarks.source != "cached":
             return faces
         source = config.landmarks.weights
-    cache, color_order = one.landmarks or config.landmarks.cache, one.color_order or config.data.color_order
+    cache, color_order = one.landmarks or config.landmarks.cache, one.color_order
     # Landmarks of another tool are identified by themselves.
     weights = init_weights.landmarks_hash if source is not None or cache is None else cached_weights(cache)
     assert weights is not None, "the configuration requires a checkpoint or a cache"

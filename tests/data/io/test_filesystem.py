@@ -125,7 +125,7 @@ def test_require_output__an_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("column", "is_input"), [([{"bytes": b"a"}], True), ([b"a"], True), ([[0.5]], False)])
 def test_require_output__parquet_in_a_folder(tmp_path: Path, column: list[Any], is_input: bool) -> None:
     """One with images is data of the folder; embeddings that were written there may be written again."""
-    pq.write_table(pa.table({"column": column}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
     refused = pytest.raises(DataError, match="an input") if is_input else contextlib.nullcontext()
     with refused:
         filesystem.require_output(str(tmp_path / "a.parquet"), force=True, inputs=[str(tmp_path)])

@@ -15,7 +15,8 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, load_checkpoint, newest_checkpoint
-from lafs_ray.training.checkpoint.run_dir import Origin, RunDir
+from lafs_ray.training.checkpoint.run_description import Origin
+from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.monitoring.status import read_status
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import Hooks, run_local
