@@ -55,8 +55,8 @@ $(MXNET_VENV)/.ready: Makefile
 	$(MXNET_VENV)/bin/python -c "import mxnet" 2> /dev/null
 	touch $@
 
-# MediaPipe, to find landmarks (jobs/mediapipe_landmarks.py): an environment of its own, as it needs numpy < 2. The
-# package is installed without torch.
+# MediaPipe, to find landmarks (jobs/mediapipe_landmarks.py): an environment of its own, as it needs numpy < 2, and
+# pyarrow 26 needs numpy 2. The package is installed without torch.
 MEDIAPIPE_VENV := .venv-mediapipe
 
 mediapipe-environment: $(MEDIAPIPE_VENV)/.ready  ## make .venv-mediapipe, for jobs/mediapipe_landmarks.py
@@ -64,7 +64,7 @@ mediapipe-environment: $(MEDIAPIPE_VENV)/.ready  ## make .venv-mediapipe, for jo
 $(MEDIAPIPE_VENV)/.ready: Makefile
 	rm -rf $(MEDIAPIPE_VENV)
 	$(PYTHON) -m venv $(MEDIAPIPE_VENV)
-	$(MEDIAPIPE_VENV)/bin/python $(PIP) mediapipe==0.10.21 "numpy<2" pyarrow pydantic pyyaml safetensors
+	$(MEDIAPIPE_VENV)/bin/python $(PIP) mediapipe==0.10.21 "numpy<2" "pyarrow<26" pydantic pyyaml safetensors
 	$(MEDIAPIPE_VENV)/bin/python $(PIP) --no-deps -e .
 	$(MEDIAPIPE_VENV)/bin/python -c "import mediapipe, lafs_ray.data.mediapipe_landmarks" 2> /dev/null
 	touch $@
