@@ -79,6 +79,26 @@ def read_template(uri: str, num_landmarks: int) -> NDArray[np.float32]:
     return _checked(uri, found, num_landmarks)
 
 
+def mean_landmarks(folder: str, num_landmarks: int) -> NDArray[np.float32]:
+    """Read the mean of a landmark cache that a run learns, float32 [N, 2] in pixels, (x, y).
+
+    Args:
+        folder: of the cache.
+        num_landmarks: N.
+
+    Raises:
+        DataError: there is no cache, it is damaged, or of another number of landmarks.
+    """
+    if not filesystem.exists(filesystem.join(folder, STAMP)):
+        raise DataError(
+            folder,
+            found="no cached landmarks",
+            expected=f"{STAMP} and the parts that it lists",
+            fix="correct landmarks.cache, or write it: lafs cache-landmarks --from POINTS SET --out " + folder,
+        )
+    return _checked(folder, _mean_of_cache(folder), num_landmarks)
+
+
 def _mean_of_cache(folder: str) -> NDArray[np.float64]:
     """Return the mean of a landmark cache's faces, of 16 parts at most, float64 [N, 2].
 

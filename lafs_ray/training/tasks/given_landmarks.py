@@ -14,7 +14,7 @@ from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.external_landmarks import ExternalLandmarks, open_external
 from lafs_ray.data.landmark_cache import cached_weights
-from lafs_ray.data.landmark_template import read_template
+from lafs_ray.data.landmark_template import mean_landmarks
 from lafs_ray.data.mix_order import quantize_shares
 from lafs_ray.errors import DataError
 
@@ -55,7 +55,7 @@ def regression_mean(config: LandmarkConfig) -> GivenMean:
         DataError: one is missing or damaged, or has another number of landmarks.
     """
     folders = cache_folders(config.data, config.landmarks.cache)
-    means = [read_template(folder, config.model.num_landmarks) for folder in folders]
+    means = [mean_landmarks(folder, config.model.num_landmarks) for folder in folders]
     return GivenMean(_mean(config.data, means), _joined_hash([cached_weights(folder) for folder in folders]))
 
 

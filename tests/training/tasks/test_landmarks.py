@@ -108,7 +108,7 @@ def test_direct_landmarks__are_free(trained: Result) -> None:
         ("compute.compile=true", ConfigError, "no transformer to compile"),
         ("augmentation.crop_area=[0.9, 0.2]", ConfigError, "crop_area"),
         ("model.num_landmarks=50", DataError, "49 positions"),
-        ("landmarks.cache=/nowhere", DataError, "neither such a file nor a landmark cache"),
+        ("landmarks.cache=/nowhere", DataError, r"(?s)no cached landmarks.*correct landmarks.cache"),
         ("data.held_back=0.999", DataError, "of which 120 are held back"),
     ],
 )
