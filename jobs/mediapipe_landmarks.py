@@ -1,4 +1,4 @@
-"""Find 196 landmarks of aligned faces with MediaPipe, for jobs/cache_landmarks.py --from; runs in .venv-mediapipe.
+"""Find landmarks of aligned faces with MediaPipe, for jobs/cache_landmarks.py --from; runs in .venv-mediapipe.
 
 make mediapipe-environment
 .venv-mediapipe/bin/python jobs/mediapipe_landmarks.py packed points --workers 2
@@ -21,9 +21,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("out", help="folder for the Parquet files; an interrupted job continues there")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--color-order", choices=["rgb", "bgr"], default="rgb", help="as data.color_order")
+    parser.add_argument(
+        "--count", type=int, default=196, help="landmarks of a face: 196, or fewer that lie far apart (default 196)"
+    )
     options = parser.parse_args(arguments)
     faces, out = filesystem.absolute(options.faces), filesystem.absolute(options.out)
-    found = find_landmarks(faces, out, color_order=options.color_order, workers=options.workers)
+    how = {"color_order": options.color_order, "workers": options.workers, "count": options.count}
+    found = find_landmarks(faces, out, **how)
     show(f"{options.out}: landmarks of {found.found:,} of {found.faces:,} faces")
 
 

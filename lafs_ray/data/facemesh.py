@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lafs_ray.errors import ConfigError
+
 # fmt: off
 FACEMESH_POINTS = (
     54, 68, 103, 104, 69, 108, 151, 337, 299, 333, 332, 298, 284, 251, 21, 70, 63, 52, 66, 107, 55, 9, 285, 336,
@@ -52,6 +54,44 @@ _MEAN_POSITIONS = (
     (56.1, 107.9), (62.1, 103.3), (63.8, 110.7), (69.4, 104.6), (69.5, 110.7), (74.4, 107.7), (79.1, 104.2),
 )
 # fmt: on
+
+
+# Patches of 18 pixels at these lie on the face: left, top, right and bottom, in pixels.
+_INNER_FACE = (22.0, 32.0, 90.0, 108.0)
+_NOSE = (55.7, 72.0)
+
+
+def spread_points(count: int) -> tuple[int, ...]:
+    """Return which of the 196 landmarks to keep, ascending.
+
+    The one nearest to the nose, then always that farthest from the chosen, among those of the inner face.
+
+    Args:
+        count: how many; 196 are all.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if count == len(FACEMESH_POINTS):
+        return tuple(range(count))
+    mean = mean_facemesh()
+    left, top, right, bottom = _INNER_FACE
+    inside = (mean > (left, top)).all(axis=1) & (mean < (right, bottom)).all(axis=1)
+    candidates = np.flatnonzero(inside)
+    if not 1 <= count <= len(candidates):
+        raise ConfigError(
+            "--count",
+            found=str(count),
+            expected=f"1 to {len(candidates)}, or {len(mean)}, all",
+            fix="choose another number of landmarks",
+        )
+    distance = np.linalg.norm(mean[candidates] - np.asarray(_NOSE, np.float32), axis=1)
+    chosen = [int(distance.argmin())]
+    nearest = np.full(len(candidates), np.inf, np.float32)
+    while len(chosen) < count:
+        nearest = np.minimum(nearest, np.linalg.norm(mean[candidates] - mean[candidates[chosen[-1]]], axis=1))
+        chosen.append(int(nearest.argmax()))
+    return tuple(sorted(candidates[chosen].tolist()))
 
 
 def mean_facemesh() -> NDArray[np.float32]:

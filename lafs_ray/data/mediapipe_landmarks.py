@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.face_set import FaceSet, open_faces
-from lafs_ray.data.facemesh import FACEMESH_POINTS
+from lafs_ray.data.facemesh import FACEMESH_POINTS, spread_points
 from lafs_ray.data.images import ColorOrder, decode_image
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.listing import list_tree, read_files
@@ -61,13 +61,16 @@ class _Job:
     out: str
     color_order: ColorOrder
     version: str
+    kept: tuple[int, ...]
 
     @property
     def num_faces(self) -> int:
         return len(self.files) if self.faces is None else self.faces.num_images
 
 
-def find_landmarks(path: str, out: str, *, color_order: ColorOrder = "rgb", workers: int = 1) -> Found:
+def find_landmarks(
+    path: str, out: str, *, color_order: ColorOrder = "rgb", workers: int = 1, count: int = len(FACEMESH_POINTS)
+) -> Found:
     """Write the landmarks of all faces to Parquet files; null where MediaPipe finds none.
 
     Args:
@@ -75,6 +78,7 @@ def find_landmarks(path: str, out: str, *, color_order: ColorOrder = "rgb", work
         out: folder of the Parquet files.
         color_order: of the decoded images.
         workers: processes.
+        count: landmarks of a face, as in `spread_points`.
 
     Raises:
         ConfigError: MediaPipe is not installed here, or a number is impossible.
@@ -82,13 +86,18 @@ def find_landmarks(path: str, out: str, *, color_order: ColorOrder = "rgb", work
     """
     if workers < 1:
         raise ConfigError("--workers", found=str(workers), expected="1 or more", fix="choose another number")
-    job = _open(path, out, color_order, _mediapipe_version())
+    kept = spread_points(count)
+    job = _open(path, out, color_order, _mediapipe_version(), kept)
     starts = range(0, job.num_faces, ROWS_PER_FILE)
-    names = {first: f"landmarks-{first // ROWS_PER_FILE:06d}-of-{len(starts):06d}.parquet" for first in starts}
+    prefix = "landmarks" if count == len(FACEMESH_POINTS) else f"landmarks-{count}"
+    names = {first: f"{prefix}-{first // ROWS_PER_FILE:06d}-of-{len(starts):06d}.parquet" for first in starts}
     present = {name for name in filesystem.list_names(out) if name.endswith(".parquet")}
     if foreign := present - set(names.values()):
         raise DataError(
-            out, found=f"{min(foreign)}, of other faces", expected="an empty folder", fix="choose another folder"
+            out,
+            found=f"{min(foreign)}, of other faces or of another number of landmarks",
+            expected="an empty folder",
+            fix="choose another folder",
         )
     filesystem.require_writable(out)
     missing = [first for first in starts if names[first] not in present]
@@ -112,12 +121,12 @@ def _mediapipe_version() -> str:
         ) from None
 
 
-def _open(path: str, out: str, color_order: ColorOrder, version: str) -> _Job:
+def _open(path: str, out: str, color_order: ColorOrder, version: str, kept: tuple[int, ...]) -> _Job:
     if filesystem.is_folder(path) and not is_set(path):
         files = tuple(sorted(name for name, _, _ in list_tree(path) if name.lower().endswith(IMAGE_ENDINGS)))
         if files:
-            return _Job(None, path, files, out, color_order, version)
-    return _Job(open_faces(path, color_order, IMAGE_SIZE), path, (), out, color_order, version)
+            return _Job(None, path, files, out, color_order, version, kept)
+    return _Job(open_faces(path, color_order, IMAGE_SIZE), path, (), out, color_order, version, kept)
 
 
 def _run(job: _Job, names: dict[int, str], missing: list[int], workers: int) -> Iterator[int]:
@@ -156,7 +165,8 @@ def _read(job: _Job, first: int, stop: int) -> tuple[dict[str, Any], list[bytes]
 
 
 def _landmarks(job: _Job, images: Iterable[bytes]) -> Iterator[NDArray[np.float32] | None]:
-    """Yield the landmarks of each image, [196, 2] in pixels; None: no face, or no image."""
+    """Yield the landmarks of each image, [N, 2] in pixels; None: no face, or no image."""
+    points_kept = [FACEMESH_POINTS[number] for number in job.kept]
     solutions = importlib.import_module("mediapipe").solutions
     options = {"static_image_mode": True, "max_num_faces": 1, "min_detection_confidence": _MIN_CONFIDENCE}
     with solutions.face_mesh.FaceMesh(**options) as mesh:
@@ -173,4 +183,4 @@ def _landmarks(job: _Job, images: Iterable[bytes]) -> Iterator[NDArray[np.float3
                 yield None
                 continue
             points = np.array([(point.x, point.y) for point in faces[0].landmark], np.float32)
-            yield points[list(FACEMESH_POINTS)] * len(padded) - _BORDER_PX
+            yield points[points_kept] * len(padded) - _BORDER_PX

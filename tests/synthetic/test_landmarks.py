@@ -8,7 +8,7 @@ import pytest
 
 from lafs_ray.data.external_landmarks import ExternalOptions, import_landmarks
 from lafs_ray.data.face_set import open_faces
-from lafs_ray.data.facemesh import FACEMESH_POINTS, mean_facemesh
+from lafs_ray.data.facemesh import FACEMESH_POINTS, mean_facemesh, spread_points
 from lafs_ray.data.points_table import PointsTable
 from lafs_ray.errors import ConfigError
 from lafs_ray.synthetic.capture import sample_capture
@@ -29,6 +29,26 @@ def test_facemesh__is_a_fixed_choice() -> None:
     rows = mean_facemesh().reshape(14, 14, 2)
     assert (np.diff(rows[..., 0], axis=1) >= 0).all()
     assert (np.diff(rows[..., 1].mean(axis=1)) > 0).all()
+
+
+def test_spread_points__lie_far_apart_on_the_inner_face() -> None:
+    """Fewer landmarks are those of more, without a point beside another or on the rim; 196 are all."""
+    assert spread_points(196) == tuple(range(196))
+    few, more = spread_points(25), spread_points(49)
+    assert set(few) < set(more)
+    assert list(more) == sorted(more)
+    mean = mean_facemesh()
+    chosen = mean[list(more)]
+    distances = np.linalg.norm(chosen[:, None] - chosen, axis=-1) + 100 * np.eye(49)
+    assert distances.min() > 6
+    assert ((chosen > (22, 32)) & (chosen < (90, 108))).all()
+
+
+@pytest.mark.parametrize("count", [0, 190, 197])
+def test_spread_points__impossible_numbers(count: int) -> None:
+    """More than there are on the inner face, but not all, are refused."""
+    with pytest.raises(ConfigError, match="or 196, all"):
+        spread_points(count)
 
 
 def test_thin_plate_spline__is_exact_at_its_knots() -> None:
