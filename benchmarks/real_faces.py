@@ -5,9 +5,11 @@
 
 Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER); View 2 (lfw.bin) is for the end.
 Networks are trained by configs/pretrain/lafs_small_data.yaml on SETS, whose labels are not read, and whitenings are
-fitted on the same faces. Few labels are those of SET. Every run is one process of one thread; runs and results are kept
-in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in proportion to
-their pairs. Differences of two rows are over the same pairs, with the standard error of a paired bootstrap.
+fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`, there is also LAFS at its
+landmarks in place of the template's. Few labels are those of SET. Every run is one process of one thread; runs and
+results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in
+proportion to their pairs. Differences of two rows are over the same pairs, with the standard error of a paired
+bootstrap.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ METHODS: dict[str, Tree] = {
     "DINO-face": {**GRID, "model.token_features": "pixels"},
     "DINO-face on orientations": GRID,
 }
-WITHOUT = "from scratch"
+WITHOUT, LANDMARKS, LANDMARKS_ALONE = "from scratch", "LAFS at landmarks", "landmarks alone"
 FINETUNE: Tree = {
     "batch_size": 32,
     "duration": "200 steps",
@@ -65,6 +67,7 @@ FINETUNE: Tree = {
     "checkpoints": {"every": "1 run", "keep": 1},
     "data.subset.short_identities": "take_all",
 }
+FINETUNED_SOURCE = {LANDMARKS: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
 COMPONENTS, NEIGHBOR_COMPONENTS = 200, 350
 _RESAMPLES = 10_000
@@ -81,10 +84,19 @@ class Plan:
     files: tuple[str, ...]
     steps: int | None
     components: tuple[int, int]
+    landmarks: str | None = None
 
     def run(self, name: str) -> Path:
         """Folder of a run."""
         return self.work / "runs" / name
+
+
+def add_landmarks(run: str) -> None:
+    """Add the method that has a landmark CNN, of the size that its run says."""
+    model = json.loads(filesystem.read_bytes(filesystem.join(run, "config.json")))["config"]["model"]
+    keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width", "landmark_scaling")
+    source: Tree = {"landmarks.source": "per_view", "landmarks.weights": run, "landmarks.local_tokens": 16}
+    METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
 
 
 @dataclass(frozen=True)
@@ -163,8 +175,12 @@ def finetune(plan: Plan, arm: str, start: str | None, k: int, seed: int) -> str:
     settings = {**FINETUNE, "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
     settings |= {"data.path": plan.labeled, "landmarks.source": "template"}
     settings |= {"data.subset.images_per_identity": k, "data.subset.seed": seed}
-    if arm != WITHOUT:
-        settings |= {key: value for key, value in METHODS[arm].items() if key != "landmarks.local_tokens"}
+    method = LANDMARKS if arm == LANDMARKS_ALONE else arm
+    if method != WITHOUT:
+        settings |= {key: value for key, value in METHODS[method].items() if not key.startswith("landmarks.")}
+        settings["landmarks.source"] = FINETUNED_SOURCE.get(method, "template")
+    if arm == LANDMARKS_ALONE:
+        settings["start.landmarks"] = plan.landmarks
     if start is None:
         settings["model.init_std"] = 1.0
     else:
@@ -238,9 +254,10 @@ def few_label_rows(
     """Return the rows of networks that were trained on few labels."""
     rows = []
     for k in shots:
-        for arm in (WITHOUT, *methods):
+        alone = [] if plan.landmarks is None else [LANDMARKS_ALONE]
+        for arm in (WITHOUT, *alone, *methods):
             for seed in range(finetuning_seeds):
-                start = None if arm == WITHOUT else pretrain(plan, arm, seed % seeds)
+                start = None if arm in (WITHOUT, LANDMARKS_ALONE) else pretrain(plan, arm, seed % seeds)
                 name = f"{k} labels, {arm}, seed {seed}"
                 chosen = (arm, start, k, seed)
                 rows.append(keep(plan, name, lambda chosen=chosen: network(finetune(plan, *chosen))))
@@ -273,6 +290,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--labeled", required=True, metavar="SET", help="a .rec file with labels")
     parser.add_argument("--pairs", required=True, type=Path, metavar="FOLDER", help="of the three pair files")
     parser.add_argument("--view2", action="store_true", help="evaluate on lfw.bin")
+    parser.add_argument("--landmarks", metavar="RUN", help="of a landmark CNN: adds LAFS at its landmarks")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["LAFS", "DINO-face"])
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
     parser.add_argument("--finetuning-seeds", type=int, default=5, help="5")
@@ -284,10 +302,13 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     files, work = VIEW_2 if options.view2 else VIEW_1, options.work.absolute()
-    sets = options.faces, options.labeled, options.pairs
-    plan = Plan(work, *sets, files, options.steps, tuple(options.components))
-    rows = frozen_rows(plan, options.methods, options.seeds)
-    rows += few_label_rows(plan, options.methods, options.shots, options.seeds, options.finetuning_seeds)
+    sets, methods, landmarks = (options.faces, options.labeled, options.pairs), options.methods, None
+    if options.landmarks is not None:
+        landmarks, methods = filesystem.absolute(options.landmarks), [LANDMARKS, *methods]
+        add_landmarks(landmarks)
+    plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks)
+    rows = frozen_rows(plan, methods, options.seeds)
+    rows += few_label_rows(plan, methods, options.shots, options.seeds, options.finetuning_seeds)
     print(f"\n{table(rows)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread", flush=True)
 
 

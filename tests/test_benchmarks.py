@@ -15,6 +15,7 @@ from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.synthetic import datasets
 from tests.data.aligning.test_session import write_photos
 from tests.data.detection.photos import true_points, yunet_file
+from tests.test_jobs import main_of
 
 __all__ = ["yunet_file"]
 
@@ -106,24 +107,36 @@ def test_few_shot__a_figure_for_every_start(tmp_path: Path) -> None:
         assert re.search(rf"^\| {frozen} \| 0\.\d{{3}} \| 0\.\d{{3}} \|$", first, re.M), first
 
 
+def landmark_run(folder: Path, faces: Path) -> str:
+    """Make faces with their true landmarks, and train a landmark CNN on them for a step; return its run."""
+    main_of("make_faces")([str(faces), "--identities", "32", "--images", "4", "--landmarks", "25"])
+    points = str(faces / "landmarks-25.parquet")
+    main_of("cache_landmarks")(["--from", points, str(faces), "--out", str(folder / "cache")])
+    settings = [f"data.path={faces}", f"landmarks.cache={folder / 'cache'}", f"run.storage={folder}", "duration=1 steps"]
+    size = ["model.num_landmarks=25", "batch_size=8", "optim.warmup=1 steps"]
+    main_of("train_landmarks")([str(ROOT / "configs/landmarks/cpu.yaml"), *settings, *size])
+    return str(folder / "landmarks")
+
+
 @pytest.mark.long
 def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     """Baselines, a network before and after pretraining, and few labels; a second call computes nothing."""
     faces, work = tmp_path / "faces", tmp_path / "work"
-    datasets.write_faces(str(faces), num_identities=32, images_per_identity=4, seed=0)
+    landmarks = landmark_run(tmp_path, faces)
     for name in ("lfw_dev_train.bin", "lfw_dev_test.bin"):
         datasets.write_pair_file(str(faces / name), num_pairs=20, identities=range(32, 40), seed=0)
     numbers = ("--seeds", "1", "--finetuning-seeds", "1", "--steps", "1", "--components", "8", "8", "--shots", "1")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
-    command += ("--methods", "LAFS")
+    command += ("--methods", "LAFS", "--landmarks", landmarks)
     first, second = (output(*command, limit_s=300) for _ in range(2))
     rows = re.findall(r"^\| ([^|]+) \| 0\.\d{4} \| [01]\.\d{4} \| [+-]0\.\d{3} ± 0\.\d{3} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
-    networks = [f"LAFS, seed 0, {kind}" for kind in ("untrained", "frozen")]
-    assert rows[3:11] == [f"{network}: {kind}" for network in networks for kind in kinds]
-    assert rows[11:] == [f"1 labels, {arm}, seed 0" for arm in ("from scratch", "LAFS")]
+    methods = ("LAFS at landmarks", "LAFS")
+    networks = [f"{method}, seed 0, {kind}" for method in methods for kind in ("untrained", "frozen")]
+    assert rows[3:19] == [f"{network}: {kind}" for network in networks for kind in kinds]
+    assert rows[19:] == [f"1 labels, {arm}, seed 0" for arm in ("from scratch", "landmarks alone", *methods)]
     assert second.splitlines()[-len(rows) - 4 :] == first.splitlines()[-len(rows) - 4 :]
     assert "LAFS, seed 0, frozen: class   " not in second
 
