@@ -24,7 +24,7 @@ PartLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], tuple[Tensor
 
 
 def chunked_dino_loss(
-    student: Tensor, targets: Tensor, *, student_temp: float, num_views: int, part: PartLoss | None = None
+    student: Tensor, targets: Tensor, *, student_temp: float, num_views: int, part: PartLoss
 ) -> Tensor:
     """Return `dino_loss` of the same arguments, float32 (float64 for float64 scores).
 
@@ -33,12 +33,12 @@ def chunked_dino_loss(
         targets: the teacher's distributions [2·B, K] of the global views, crop-major.
         student_temp: divides the student's scores.
         num_views: V, global views included.
-        part: computes the loss of some images; by default `part_loss`.
+        part: computes the loss of some images: `part_loss`, or the same compiled.
     """
     scores = student.view(num_views, -1, student.shape[-1])
     seen = targets.view(NUM_GLOBAL_VIEWS, -1, targets.shape[-1])
     assert scores.shape[1] == seen.shape[1], f"{student.shape[0]} student rows in {num_views} views, {len(targets)}"
-    return cast("Tensor", _ChunkedLoss.apply(scores, seen, student_temp, part or part_loss))  # type: ignore[no-untyped-call]
+    return cast("Tensor", _ChunkedLoss.apply(scores, seen, student_temp, part))  # type: ignore[no-untyped-call]
 
 
 def part_loss(

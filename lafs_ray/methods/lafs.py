@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lafs_ray.methods.chunked_loss import chunked_dino_loss
+from lafs_ray.methods.chunked_loss import PartLoss, chunked_dino_loss, part_loss
 from lafs_ray.methods.dino_loss import (
     NUM_GLOBAL_VIEWS,
     Center,
@@ -132,6 +132,8 @@ class Lafs:
         device = student.backbone.cls_token.device
         self.center = Center(num_prototypes, center_momentum).to(device)
         self.student_temp = student_temp
+        # Replaced where the loss is compiled.
+        self.loss_part: PartLoss = part_loss
         self.centering = centering
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
@@ -167,7 +169,7 @@ class Lafs:
         temp = self.student_temp
         state = ssl_diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
         if uses_gpu_form(student):
-            loss = chunked_dino_loss(student, targets, student_temp=temp, num_views=num_views)
+            loss = chunked_dino_loss(student, targets, student_temp=temp, num_views=num_views, part=self.loss_part)
         else:
             loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
         return loss, {"loss": loss.detach(), **state}

@@ -22,7 +22,7 @@ from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
 from lafs_ray.training.checkpoint.run_dir import RunDir
-from lafs_ray.training.compile import compile_training, slow_arithmetic
+from lafs_ray.training.compile import compile_training, should_compile, slow_arithmetic
 from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines, share_failure
 from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
@@ -91,7 +91,7 @@ def run_rank(
     warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
     if warning:
         logger.warning(warning)
-    if config.compute.compile:
+    if should_compile(config, device):
         compile_training(training, config)
     training.network = wrap(training.network)
     with Monitor(config, length, inputs.folder().uri, first_step, rank) as monitor:

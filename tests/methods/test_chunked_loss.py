@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from lafs_ray.methods import chunked_loss
-from lafs_ray.methods.chunked_loss import chunked_dino_loss
+from lafs_ray.methods.chunked_loss import chunked_dino_loss, part_loss
 from lafs_ray.methods.dino_loss import dino_loss
 
 
@@ -22,7 +24,7 @@ def test_chunked_loss__as_in_one_piece(
     wide = torch.promote_types(dtype, torch.float32)
     targets = torch.randn(2 * images, 33, generator=generator).to(wide).mul(5).softmax(-1)
     results = []
-    for compute in (chunked_dino_loss, dino_loss):
+    for compute in (partial(chunked_dino_loss, part=part_loss), dino_loss):
         leaf = scores.clone().requires_grad_()
         loss = compute(leaf, targets, student_temp=0.1, num_views=num_views)
         (loss / 3).backward()
