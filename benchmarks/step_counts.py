@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.sampler import EpochSampler
+from lafs_ray.methods.chunked_loss import part_loss
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.optim import clip_each_
 from lafs_ray.models.fvit import FVIT_SIZES
@@ -44,6 +45,7 @@ INPUT, TEACHER, STUDENT, LOSS, LOSS_BACKWARD, BACKWARD = (
     "loss backward",
     "backward",
 )
+LOSS_PARTS = "loss, parts"
 CLIP, GUARD, ADAMW, EMA = "clip", "guard", "AdamW", "EMA, center"
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 # No work of a GPU: bookkeeping of the dispatcher, and memory that is not written.
@@ -73,6 +75,7 @@ class StepCounts:
         batch: images.
         ops: dispatched operators, by stage and name.
         bytes: read and written by them, by stage and name.
+        flops: of matrix products and of attention, by stage and name; a multiply-add is two.
         saved: bytes that the forward pass keeps for the backward pass, weights left out.
         loss_peak: most bytes at once of the scores, their gradient and all that the loss makes.
         scalar_reads: values that the host waited for.
@@ -81,6 +84,7 @@ class StepCounts:
     batch: int
     ops: Counter[tuple[str, str]]
     bytes: Counter[tuple[str, str]]
+    flops: Counter[tuple[str, str]]
     saved: int
     loss_peak: int
     scalar_reads: int
@@ -98,6 +102,18 @@ class StepCounts:
             if (not stages or stage in stages) and name not in PRODUCTS and "attention" not in name
         )
 
+    def product_flops(self) -> int:
+        """FLOP of all matrix products outside attention."""
+        return sum(count for (_, name), count in self.flops.items() if name in PRODUCTS)
+
+    def attention_flops(self) -> int:
+        """FLOP of attention."""
+        return sum(self.flops.values()) - self.product_flops()
+
+    def attention_bytes(self) -> int:
+        """Bytes that attention reads and writes."""
+        return sum(size for (_, name), size in self.bytes.items() if "attention" in name)
+
 
 class _Counter(TorchDispatchMode):
     """Counts operators, and the bytes alive of tensors made since `watch`."""
@@ -107,6 +123,7 @@ class _Counter(TorchDispatchMode):
         self.stage = INPUT
         self.ops: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
+        self.flops: Counter[tuple[str, str]] = Counter()
         self.scalar_reads = self.alive = self.peak = 0
         self._watching = False
         self._known: set[int] = set()
@@ -151,7 +168,20 @@ class _Counter(TorchDispatchMode):
         self.ops[self.stage, name] += 1
         touched = [*_tensors(args), *_tensors(list((kwargs or {}).values())), *made]
         self.bytes[self.stage, name] += sum(each.numel() * each.element_size() for each in touched)
+        if flops := _flops(name, args):
+            self.flops[self.stage, name] += flops
         return found
+
+
+def _flops(name: str, args: Sequence[Any]) -> int:
+    """FLOP of a matrix product, or of attention, whose backward pass makes five products for the forward pass's two."""
+    if name in PRODUCTS:
+        one, other = args[-2:] if name in ("mm", "bmm") else args[1:3]
+        return int(2 * one.numel() * other.shape[-1])
+    if "attention" in name:
+        query, key = args[1:3] if "backward" in name else args[:2]
+        return int((10 if "backward" in name else 4) * query.numel() * key.shape[-2])
+    return 0
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -218,7 +248,9 @@ def count_step(config: PretrainConfig) -> StepCounts:
         train_step(training, batch, training.hparams(0))
         with _Counter() as counter, _stages(training, counter):
             train_step(training, batch, training.hparams(0))
-    return StepCounts(config.batch_size, counter.ops, counter.bytes, saved, counter.peak, counter.scalar_reads)
+    return StepCounts(
+        config.batch_size, counter.ops, counter.bytes, counter.flops, saved, counter.peak, counter.scalar_reads
+    )
 
 
 @contextlib.contextmanager
@@ -248,6 +280,12 @@ def _stages(training: TrainState, counter: _Counter) -> Iterator[None]:
         counter.stage = LOSS_BACKWARD
         return found
 
+    def part(*arguments: Any) -> Any:
+        counter.stage = LOSS_PARTS
+        found = part_loss(*arguments)
+        counter.stage = LOSS
+        return found
+
     def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         counter.stage = CLIP
         norms = clip_each_(parameters, max_norm)
@@ -261,7 +299,8 @@ def _stages(training: TrainState, counter: _Counter) -> Iterator[None]:
         optimizer.register_step_pre_hook(enter(ADAMW)),
         optimizer.register_step_post_hook(enter(EMA)),
     ]
-    with mock.patch.object(task, "loss", loss), mock.patch("lafs_ray.training.train_loop.clip_each_", clip):
+    patches = mock.patch.object(task, "loss", loss), mock.patch.object(task, "loss_part", part)
+    with patches[0], patches[1], mock.patch("lafs_ray.training.train_loop.clip_each_", clip):
         yield
     for handle in handles:
         handle.remove()
@@ -294,10 +333,12 @@ def report(counts: StepCounts) -> None:
     """Print the counts of each stage and the sums."""
     batch = counts.batch
     print(f"{'':18}{'operators':>10}{'elementwise MB an image':>25}")
-    for stage in (INPUT, TEACHER, STUDENT, LOSS, LOSS_BACKWARD, BACKWARD, CLIP, GUARD, ADAMW, EMA):
+    for stage in (INPUT, TEACHER, STUDENT, LOSS, LOSS_PARTS, LOSS_BACKWARD, BACKWARD, CLIP, GUARD, ADAMW, EMA):
         ops = sum(count for (of, _), count in counts.ops.items() if of == stage)
         print(f"{stage:18}{ops:10}{counts.elementwise_bytes(stage) / batch / 1e6:25.1f}")
     print(f"{'step':18}{counts.total_ops:10}{counts.elementwise_bytes() / batch / 1e6:25.1f}")
+    products, attention = (flops / batch / 1e9 for flops in (counts.product_flops(), counts.attention_flops()))
+    print(f"matrix products {products:.1f} GFLOP an image, attention {attention:.1f}")
     print(f"saved activations {counts.saved / batch / 1e6:.1f} MB an image, {counts.saved / 1e9:.1f} GB")
     print(f"peak of the loss {counts.loss_peak / 1e9:.2f} GB; scalar reads {counts.scalar_reads}")
 

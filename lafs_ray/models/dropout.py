@@ -8,10 +8,13 @@ masks, also when activations are computed again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.models.kept_rows import KeptRows, keep_rows
 from lafs_ray.models.placement import uses_gpu_form
 
 _LEVELS = 1 << 16
@@ -74,8 +77,8 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.branches, self.rate, self.per_sample = branches, rate, per_sample
 
-    def forward(self, x: Tensor) -> list[Tensor | None]:
-        """Return for each branch over x [B, …]: factors [B], samples int64 [k], or None where nothing is dropped."""
+    def forward(self, x: Tensor) -> Sequence[Tensor | KeptRows | None]:
+        """Return for each branch over x [B, …]: factors [B], the samples kept, or None where nothing is dropped."""
         if not self.training or self.rate == 0.0:
             return [None] * self.branches
         batch = len(x)
@@ -86,8 +89,7 @@ class StochasticDepth(nn.Module):
         kept = max(1, round(batch * (1.0 - self.rate)))
         if kept == batch:
             return [None] * self.branches
-        samples = torch.rand(self.branches, batch, device=x.device).argsort(dim=1)[:, :kept]
-        return list(samples.unbind())
+        return keep_rows(torch.rand(self.branches, batch, device=x.device).argsort(dim=1), kept)
 
 
 def _draws_bytes(x: Tensor) -> bool:
