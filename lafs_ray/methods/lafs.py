@@ -7,7 +7,7 @@ rows (views of images), n tokens, P numbers in a token, D width, K prototypes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -134,6 +134,7 @@ class Lafs:
         self.student_temp = student_temp
         # Replaced where the loss is compiled.
         self.loss_part: PartLoss = part_loss
+        self.diagnostics: Callable[..., dict[str, Tensor]] = ssl_diagnostics
         self.centering = centering
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
@@ -167,7 +168,7 @@ class Lafs:
         self.center.observe(teacher)
         del teacher
         temp = self.student_temp
-        state = ssl_diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
+        state = self.diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
         if uses_gpu_form(student):
             loss = chunked_dino_loss(student, targets, student_temp=temp, num_views=num_views, part=self.loss_part)
         else:

@@ -15,7 +15,7 @@ from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.methods.chunked_loss import chunked_dino_loss, part_loss
-from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
+from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, ssl_diagnostics
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.dropout import StochasticDepth
 from lafs_ray.models.fvit import FVIT_SIZES, Transformer
@@ -92,7 +92,7 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
 
 
 def compile_loss(task: Lafs, scores: Tensor, num_views: int) -> str:
-    """Compile the loss of the form for GPUs, unless that fails.
+    """Compile the loss of the form for GPUs and its diagnostics, unless that fails.
 
     Args:
         task: whose loss is compiled.
@@ -103,6 +103,7 @@ def compile_loss(task: Lafs, scores: Tensor, num_views: int) -> str:
         The reason why it was not compiled, in one line; empty if it was.
     """
     part = torch.compile(part_loss, dynamic=False)
+    diagnostics = torch.compile(ssl_diagnostics, dynamic=False)
     rows, device = len(scores) // num_views * NUM_GLOBAL_VIEWS, scores.device
     targets = torch.full((rows, scores.shape[1]), 1 / scores.shape[1], device=device)
     # As in the step: code compiled without autocast is not used with it.
@@ -111,9 +112,11 @@ def compile_loss(task: Lafs, scores: Tensor, num_views: int) -> str:
     try:
         with autocast:
             chunked_dino_loss(scores.requires_grad_(), targets, **settings)
+            embeddings = torch.zeros(rows, task.trainable.backbone.cls_token.shape[-1], device=device)
+            diagnostics(scores, targets, task.center.center, embeddings, student_temp=task.student_temp)
     except Exception as error:
         return f"compute.compile: the loss is not compiled, as torch.compile failed with {_reason(error)}"
-    task.loss_part = part
+    task.loss_part, task.diagnostics = part, diagnostics
     return ""
 
 

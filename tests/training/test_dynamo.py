@@ -31,7 +31,7 @@ def traced_only() -> Iterator[None]:
 
 @pytest.mark.parametrize("options", [["accumulation=2"], ["compute.activation_checkpointing=true"]])
 def test_step__graphs(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Student on two lengths and teacher, inner blocks and the last, and the loss; all in the first step."""
+    """Student on two lengths and teacher, inner blocks and the last, loss and diagnostics; all in the first step."""
     # Four images in two parts.
     monkeypatch.setattr(chunked_loss, "_NUMBERS", 4 * 4 * 64 // 2 + 1)
     config = pretrain("compute.precision=bfloat16", "head.num_prototypes=64", *options)
@@ -43,6 +43,6 @@ def test_step__graphs(options: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         metrics = train_step(training, batch("pretrain", step), training.hparams(step) | {"lr": 1e-3})
         graphs.append(counters["stats"]["unique_graphs"])
         losses.append(float(metrics["loss"]))
-    assert graphs[0] == graphs[2] == 7
+    assert graphs[0] == graphs[2] == 8
     assert not counters["graph_break"]
     assert all(0 < loss < 10 for loss in losses)
