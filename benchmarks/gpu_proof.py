@@ -85,8 +85,13 @@ def _run(name: str, device: str, folder: Path, limit: float) -> dict[str, Any]:
 def run_stage(name: str, device: str) -> dict[str, Any]:
     """Run a stage in this process."""
     try:
+        import torch
+
         from benchmarks import gpu_speed, gpu_stages
 
+        if device == "cpu":
+            # Threads of the CPU that others use wait for each other.
+            torch.set_num_threads(1)
         found = (gpu_stages.STAGES | gpu_speed.STAGES)[name](device)
     except ImportError as error:
         return {"status": "skipped", "reason": f"needs {error.name or error}, which is not installed"}
