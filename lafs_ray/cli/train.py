@@ -23,6 +23,7 @@ from lafs_ray.engine.signals import stop_request
 from lafs_ray.errors import Stopped
 from lafs_ray.interrupt import exit_at_once
 from lafs_ray.messages import show
+from lafs_ray.training.cost import describe_cost
 from lafs_ray.training.prepare import RunInputs, check_run, prepare_run
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, has_gpu, run_local, training_device
@@ -77,7 +78,7 @@ def describe(inputs: RunInputs) -> None:
 
 
 def dry_run(inputs: RunInputs) -> None:
-    """Print `describe` and where the run would begin, given its folder.
+    """Print `describe`, what a run on GPUs needs, and where the run would begin, given its folder.
 
     Raises:
         ConfigError: the folder holds another run.
@@ -85,6 +86,9 @@ def dry_run(inputs: RunInputs) -> None:
     folder, last = inputs.folder(), inputs.length.total_steps
     folder.check(inputs.origin())
     describe(inputs)
+    if isinstance(inputs.config, PretrainConfig) and inputs.config.compute.device == "cuda":
+        for line in describe_cost(inputs.config, inputs.length):
+            show(line)
     steps = folder.steps()
     if is_finished(inputs):
         line = "the run is finished"

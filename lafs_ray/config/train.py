@@ -156,9 +156,9 @@ class Compute(Section):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the networks (autocast); weights, loss and optimizer stay float32. Many CPUs are far slower in
     bfloat16: a warning at the start says so."""
-    compile: bool = False
-    """Whether to compile the transformer with torch.compile; if that fails, a warning says why and the run continues
-    without. Changes the random numbers of dropout."""
+    compile: bool | None = None
+    """Whether to compile the transformer with torch.compile; null: on a GPU, as it is slower on a CPU. If that fails, a
+    warning says why and the run continues without. Changes the random numbers of dropout."""
     activation_checkpointing: bool = False
     """Whether the backward pass recomputes each transformer block instead of storing its activations: larger
     micro-batches fit, for the time of one more forward pass; results do not change."""

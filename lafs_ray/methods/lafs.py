@@ -7,7 +7,7 @@ rows (views of images), n tokens, P numbers in a token, D width, K prototypes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.methods.chunked_loss import PartLoss, chunked_dino_loss, part_loss
 from lafs_ray.methods.dino_loss import (
     NUM_GLOBAL_VIEWS,
     Center,
@@ -27,6 +28,7 @@ from lafs_ray.methods.dino_loss import (
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.landmark_cnn import normalize_pixels
+from lafs_ray.models.placement import uses_gpu_form
 
 
 def dequantize(tokens: Tensor) -> Tensor:
@@ -130,6 +132,9 @@ class Lafs:
         device = student.backbone.cls_token.device
         self.center = Center(num_prototypes, center_momentum).to(device)
         self.student_temp = student_temp
+        # Replaced where the loss is compiled.
+        self.loss_part: PartLoss = part_loss
+        self.diagnostics: Callable[..., dict[str, Tensor]] = ssl_diagnostics
         self.centering = centering
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
@@ -160,10 +165,14 @@ class Lafs:
             teacher = self.teacher.head(embeddings)
         student = network([global_views, local_views])
         targets = self._targets(teacher, hparams["teacher_temp"])
-        temp = self.student_temp
-        loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
-        state = ssl_diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
         self.center.observe(teacher)
+        del teacher
+        temp = self.student_temp
+        state = self.diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
+        if uses_gpu_form(student):
+            loss = chunked_dino_loss(student, targets, student_temp=temp, num_views=num_views, part=self.loss_part)
+        else:
+            loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
         return loss, {"loss": loss.detach(), **state}
 
     def _targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.models.placement import uses_gpu_form
+
 
 def parameter_groups(
     module: nn.Module,
@@ -174,7 +176,7 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         return norms
     # A product with exactly 1 changes no bit, so that the host need not know what is clipped.
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    if factors.device.type == "cpu":
+    if not uses_gpu_form(factors):
         for gradient, factor in zip(gradients, factors.tolist(), strict=True):
             if factor < 1:
                 gradient.mul_(factor)
@@ -213,7 +215,7 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float, skip_up
         kept = kept.masked_fill(skip_update > 0, 1.0)
         added = added.masked_fill(skip_update > 0, 0.0)
     # Two products, as in the reference: `lerp` is closer to float64, but differs from it.
-    if ours[0].device.type == "cpu":
+    if not uses_gpu_form(ours[0]):
         for parameter, target in zip(ours, theirs, strict=True):
             parameter.mul_(kept).addcmul_(target, added)
     else:

@@ -8,10 +8,14 @@ masks, also when activations are computed again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lafs_ray.models.kept_rows import KeptRows, keep_rows
+from lafs_ray.models.placement import uses_gpu_form
 
 _LEVELS = 1 << 16
 
@@ -41,7 +45,8 @@ def dropout(x: Tensor, rate: float, *, training: bool) -> Tensor:
     if not training or rate == 0.0:
         return x
     if not _draws_bytes(x):
-        return F.dropout(x, rate, training=True)
+        # What F.dropout calls on a GPU; on a CPU that would be three operators.
+        return torch.native_dropout(x, rate, True)[0]
     return x * _scaled_mask(x, rate)
 
 
@@ -72,8 +77,8 @@ class StochasticDepth(nn.Module):
         super().__init__()
         self.branches, self.rate, self.per_sample = branches, rate, per_sample
 
-    def forward(self, x: Tensor) -> list[Tensor | None]:
-        """Return for each branch over x [B, …]: factors [B], samples int64 [k], or None where nothing is dropped."""
+    def forward(self, x: Tensor) -> Sequence[Tensor | KeptRows | None]:
+        """Return for each branch over x [B, …]: factors [B], the samples kept, or None where nothing is dropped."""
         if not self.training or self.rate == 0.0:
             return [None] * self.branches
         batch = len(x)
@@ -84,12 +89,11 @@ class StochasticDepth(nn.Module):
         kept = max(1, round(batch * (1.0 - self.rate)))
         if kept == batch:
             return [None] * self.branches
-        samples = torch.rand(self.branches, batch, device=x.device).argsort(dim=1)[:, :kept]
-        return list(samples.unbind())
+        return keep_rows(torch.rand(self.branches, batch, device=x.device).argsort(dim=1), kept)
 
 
 def _draws_bytes(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not (uses_gpu_form(x) or torch.compiler.is_compiling())
 
 
 def _scaled_mask(like: Tensor, rate: float) -> Tensor:

@@ -18,9 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from lafs_ray.config.train import TokenFeatures
 from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
+from lafs_ray.models.kept_rows import KeptRows, add_rows, take_rows
 from lafs_ray.models.landmark_cnn import LandmarkNetwork
 from lafs_ray.models.landmark_head import predict_landmarks
+from lafs_ray.models.placement import uses_gpu_form
 from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
+
+Path = Tensor | KeptRows | None
+"""What a residual branch is dropped for; see `StochasticDepth`."""
 
 
 @dataclass(frozen=True)
@@ -230,9 +235,7 @@ class Transformer(nn.Module):
 class _Block(nn.ModuleList):
     """Attention, then the MLP; a list, for the published names."""
 
-    def forward(
-        self, x: Tensor, path: Tensor | None = None, mlp_path: Tensor | None = None, class_only: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, path: Path = None, mlp_path: Path = None, class_only: bool = False) -> Tensor:
         attention, mlp = self
         return mlp(attention(x, path, class_only), mlp_path)  # type: ignore[no-any-return]
 
@@ -245,7 +248,7 @@ class _Residual(nn.Module):
         self.fn = _PreNorm(width, branch)
         self.dropout_rate = dropout_rate
 
-    def forward(self, x: Tensor, path: Tensor | None = None, class_only: bool = False) -> Tensor:
+    def forward(self, x: Tensor, path: Path = None, class_only: bool = False) -> Tensor:
         """Map [B, n, D] to the same, or to [B, 1, D].
 
         Args:
@@ -257,10 +260,12 @@ class _Residual(nn.Module):
         residual = x[:, :1] if class_only else x
         if path is None:
             return add_dropped(residual, self.fn(x, class_only), rate, training=training)
-        if path.is_floating_point():
+        if isinstance(path, Tensor):
             return residual + drop_path(dropout(self.fn(x, class_only), rate, training=training), path)
-        branch = dropout(self.fn(x.index_select(0, path), class_only), rate, training=training)
-        return residual.index_add(0, path, branch.to(x.dtype), alpha=len(x) / len(path))
+        rows, x = take_rows(x, path)
+        residual = x[:, :1] if class_only else x
+        branch = dropout(self.fn(rows, class_only), rate, training=training)
+        return add_rows(residual, branch, path)
 
 
 class _PreNorm(nn.Module):
@@ -317,7 +322,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     Uses torch's fused kernel except for bfloat16 on a CPU, where forward and backward take it 2 to 3 times (197 tokens)
     or 6 to 9 times (37 tokens) as long as the two products (torch 2.13).
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    if query.dtype == torch.bfloat16 and not uses_gpu_form(query):
         return torch.softmax((query * scale) @ key.mT, dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
 

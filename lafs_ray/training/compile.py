@@ -6,23 +6,36 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
-from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
+from lafs_ray.methods.chunked_loss import chunked_dino_loss, part_loss
+from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, ssl_diagnostics
 from lafs_ray.methods.lafs import Lafs
+from lafs_ray.models.dropout import StochasticDepth
 from lafs_ray.models.fvit import FVIT_SIZES, Transformer
+from lafs_ray.models.placement import uses_gpu_form
 from lafs_ray.training.distributed import gather_lines
 from lafs_ray.training.train_loop import TrainState
 
 logger = logging.getLogger(__name__)
 
 
+def should_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether a run on this device is compiled: as configured, and by default on GPUs."""
+    if config.compute.compile is not None:
+        return config.compute.compile
+    # A landmark regression has no transformer.
+    return device.type == "cuda" and not isinstance(config, LandmarkConfig)
+
+
 def compile_training(training: TrainState, config: TrainConfig) -> None:
-    """Compile a run's transformers before DDP wraps them; a collective operation.
+    """Compile a run's transformers before DDP wraps them, and on a GPU its loss; a collective operation.
 
     Rank 0 logs each reason why a rank could not compile.
 
@@ -37,6 +50,12 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
     shape = (config.micro_batch * views, config.model.num_landmarks + 1, FVIT_SIZES[config.model.size].width)
     tokens = torch.zeros(shape, device=training.device)
     reason = compile_blocks(networks, tokens, training.precision)
+    if reason == "" and isinstance(task, Lafs) and isinstance(config, PretrainConfig) and uses_gpu_form(tokens):
+        num_views = NUM_GLOBAL_VIEWS + config.views.num_local
+        scores = torch.zeros(
+            config.micro_batch * num_views, config.head.num_prototypes, dtype=training.precision, device=training.device
+        )
+        reason = compile_loss(task, scores, num_views)
     reasons = gather_lines({reason} - {""})
     if training.rank == 0:
         for line in sorted(reasons):
@@ -62,7 +81,7 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
     trial = copy.deepcopy(transformers[0].layers[0])
     try:
         _compile(trial)
-        _try(trial, tokens, precision)
+        _try(trial, transformers[0].depth, tokens, precision)
     # A missing compiler, an old GPU, an unsupported operation: any error of the tool chain.
     except Exception as error:
         return f"compute.compile: not compiled, as torch.compile failed with {_reason(error)}"
@@ -72,18 +91,48 @@ def compile_blocks(networks: Sequence[nn.Module], tokens: Tensor, precision: tor
     return ""
 
 
+def compile_loss(task: Lafs, scores: Tensor, num_views: int) -> str:
+    """Compile the loss of the form for GPUs and its diagnostics, unless that fails.
+
+    Args:
+        task: whose loss is compiled.
+        scores: of the shape, dtype and device of a step's, [V·B, K]; their values do not matter.
+        num_views: V, global views included.
+
+    Returns:
+        The reason why it was not compiled, in one line; empty if it was.
+    """
+    part = torch.compile(part_loss, dynamic=False)
+    diagnostics = torch.compile(ssl_diagnostics, dynamic=False)
+    rows, device = len(scores) // num_views * NUM_GLOBAL_VIEWS, scores.device
+    targets = torch.full((rows, scores.shape[1]), 1 / scores.shape[1], device=device)
+    # As in the step: code compiled without autocast is not used with it.
+    autocast = torch.autocast(device.type, scores.dtype, enabled=scores.dtype != torch.float32)
+    settings: dict[str, Any] = {"student_temp": task.student_temp, "num_views": num_views, "part": part}
+    try:
+        with autocast:
+            chunked_dino_loss(scores.requires_grad_(), targets, **settings)
+            embeddings = torch.zeros(rows, task.trainable.backbone.cls_token.shape[-1], device=device)
+            diagnostics(scores, targets, task.center.center, embeddings, student_temp=task.student_temp)
+    except Exception as error:
+        return f"compute.compile: the loss is not compiled, as torch.compile failed with {_reason(error)}"
+    task.loss_part, task.diagnostics = part, diagnostics
+    return ""
+
+
 def _compile(block: nn.Module) -> None:
     # The shapes of a run are few and fixed; code for dynamic shapes is slower.
     block.compile(dynamic=False)
 
 
-def _try(block: nn.Module, tokens: Tensor, precision: torch.dtype) -> None:
+def _try(block: nn.Module, depth: StochasticDepth, tokens: Tensor, precision: torch.dtype) -> None:
     """Run forward and backward as in a step; random generators are restored."""
     devices = [tokens.device] if tokens.device.type == "cuda" else []
     inputs = tokens.detach().requires_grad_()
     with torch.random.fork_rng(devices):
+        attention_path, mlp_path = depth(inputs)[:2]
         with torch.autocast(tokens.device.type, precision, enabled=precision != torch.float32):
-            outputs = block(inputs)
+            outputs = block(inputs, attention_path, mlp_path, False)
         torch.autograd.grad(outputs.float().sum(), [inputs])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import ON_CPU, TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, UserError
@@ -22,7 +23,8 @@ from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
 from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
 from lafs_ray.training.checkpoint.run_dir import RunDir
-from lafs_ray.training.compile import compile_training, slow_arithmetic
+from lafs_ray.training.compile import compile_training, should_compile, slow_arithmetic
+from lafs_ray.training.cost import require_memory
 from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines, share_failure
 from lafs_ray.training.fingerprint import crop_fingerprint
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
@@ -80,18 +82,21 @@ def run_rank(
         hooks: the engine's callbacks.
 
     Raises:
+        ConfigError: a micro-batch does not fit in the GPU's memory.
         TrainingError: a step was not finite, or the networks collapse; see `Monitor`.
         SharedFailure: another error of one of several ranks, on all of them, after saving; see `train`.
     """
     config, length, hooks = inputs.config, inputs.length, hooks or Hooks()
     torch.set_num_threads(config.compute.cpus_per_worker)
+    if isinstance(config, PretrainConfig):
+        require_memory(config, device)
     what = config, inputs.sampler, inputs.num_classes, inputs.init_weights
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)
     warning = slow_arithmetic(training.precision, device) if rank == 0 else ""
     if warning:
         logger.warning(warning)
-    if config.compute.compile:
+    if should_compile(config, device):
         compile_training(training, config)
     training.network = wrap(training.network)
     with Monitor(config, length, inputs.folder().uri, first_step, rank) as monitor:

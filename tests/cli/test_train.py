@@ -72,6 +72,14 @@ def test_dry_run__what_the_job_would_do_in_its_folder(
     assert last_line(capsys, other) == "the run would begin at step 0 of 3"
 
 
+def test_dry_run__cost_on_gpus(tmp_path: Path, face_set_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory and hours of a run on GPUs; of one on CPUs nothing."""
+    for device in ("cuda", "cpu"):
+        dry_run(check_run(tiny(tmp_path, face_set_path, f"compute.device={device}")))
+        starts = {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
+        assert ({"memory", "time"} <= starts) == (device == "cuda")
+
+
 def test_dry_run__folder_of_another_run(finished: PretrainConfig, tmp_path: Path) -> None:
     """It is refused as when the job starts, and may be deleted where no step is lost with it."""
     optim = finished.optim.model_copy(update={"lr": 2.0 * finished.optim.lr})

@@ -104,7 +104,7 @@ def test_stochastic_depth__fixed_number(batch: int, kept: int) -> None:
     rounds = 2000
     for _ in range(rounds // 4):
         for samples in StochasticDepth(4, 0.1, per_sample=False)(torch.ones(batch, 2, 3)):
-            chosen = torch.arange(batch) if samples is None else samples
+            chosen = torch.arange(batch) if samples is None else samples.rows
             assert len(chosen.unique()) == len(chosen) == kept
             counts[chosen] += 1
     # Five standard errors of a share of kept / batch.

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.models.fvit import Transformer
-from lafs_ray.training.compile import compile_training
+from lafs_ray.training.compile import compile_training, should_compile
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.train_loop import TrainState, train_step
 from tests.training.builds import built, finetune, pretrain
@@ -138,8 +139,22 @@ def test_compiled_finetuning__same_seed_same_losses() -> None:
         assert torch.equal(weights, results[0][1])
 
 
+def test_compile__by_default_on_gpus_alone() -> None:
+    """Unless the configuration says otherwise, and never a network without a transformer."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    config = configured("pretrain")
+    assert config.compute.compile is None
+    assert should_compile(config, gpu)
+    assert not should_compile(config, cpu)
+    for choice in (True, False):
+        chosen = configured("finetune", f"compute.compile={str(choice).lower()}")
+        assert should_compile(chosen, gpu) == should_compile(chosen, cpu) == choice
+    regression = LandmarkConfig.model_construct(compute=config.compute)
+    assert not should_compile(regression, gpu)
+
+
 def test_compile__without_a_compiler(tmp_path: Path, face_set_path: str) -> None:
-    """A warning gives the reason, and the run is that of compute.compile=false."""
+    """A warning gives the reason, and the run is that without compute.compile."""
     options = ["duration=2 steps", "landmarks.source=grid"]
     expected = run(tiny(tmp_path / "plain", face_set_path, "run.name=run", *options))
     torch._dynamo.reset()

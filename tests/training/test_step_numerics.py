@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.our_step import Ours
 from benchmarks.plain_step import Case, Plain
 from lafs_ray.models.fvit import FViTSize
+from lafs_ray.models.placement import gpu_form_everywhere
 
 CASE = Case(
     size=FViTSize(width=32, depth=2, heads=2, head_dim=16, mlp_width=64),
@@ -67,3 +68,13 @@ def test_twenty_steps__in_bfloat16(ours: NDArray[np.float64]) -> None:
     assert off.mean() < 0.01, off
     # It was another arithmetic.
     assert off.max() > 1e-5, off
+
+
+@pytest.mark.parametrize("clip", [3.0, 0.01])
+def test_twenty_steps__in_the_form_for_gpus(clip: float, ours: NDArray[np.float64]) -> None:
+    """Lists of tensors and a loss in parts give the losses of the form for CPUs, as the plain step does."""
+    with gpu_form_everywhere():
+        found = losses(Ours(CASE, clip))
+    expected = ours if clip == 3.0 else losses(Ours(CASE, clip))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert not np.array_equal(found, expected)

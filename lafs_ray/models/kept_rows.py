@@ -1,0 +1,99 @@
+"""A residual branch over some of the rows: taking them, and adding them back, with few passes over memory.
+
+torch's `index_add` keeps its source for the backward pass, whose shape is all it needs: 43 MB an image in the base
+model. And the gradient of `index_select` is a tensor of zeros that rows are added to and that is then added to the
+other gradient: three passes over all rows instead of one. Compiled, `index_add` is a copy and a scatter; where each row
+looks up its place in the branch, one kernel does it. Shape letters: B rows, k of them kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from lafs_ray.models.placement import uses_gpu_form
+
+
+class KeptRows(NamedTuple):
+    """The rows of a batch that a branch is computed for, each of which counts B/k times.
+
+    Args:
+        rows: int64 [k], each at most once.
+        places: int64 [B], the place of each row in `rows`; any for the others.
+        factors: float32 [B], B/k for rows that are kept, 0 for the others.
+    """
+
+    rows: Tensor
+    places: Tensor
+    factors: Tensor
+
+
+def keep_rows(order: Tensor, count: int) -> list[KeptRows]:
+    """Keep the first `count` rows of permutations [N, B], for N branches."""
+    batch = order.shape[1]
+    places = order.argsort(dim=1)
+    factors = (places < count).float() * (batch / count)
+    parts = order[:, :count].unbind(), places.clamp(max=count - 1).unbind(), factors.unbind()
+    return [KeptRows(*each) for each in zip(*parts, strict=True)]
+
+
+def take_rows(x: Tensor, kept: KeptRows) -> tuple[Tensor, Tensor]:
+    """Return x.index_select(0, rows) [k, …] and x [B, …], which what follows must use in place of the argument.
+
+    Args:
+        x: [B, …].
+        kept: the rows.
+    """
+    taken, whole = _TakeRows.apply(x, *kept)  # type: ignore[no-untyped-call]
+    return taken, whole
+
+
+def add_rows(x: Tensor, branch: Tensor, kept: KeptRows) -> Tensor:
+    """Return x.index_add(0, rows, branch, alpha=B/k) in x's dtype.
+
+    Args:
+        x: [B, …].
+        branch: [k, …], perhaps of a narrower dtype.
+        kept: the rows.
+    """
+    return cast("Tensor", _AddRows.apply(x, branch, *kept))  # type: ignore[no-untyped-call]
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, places: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows, places, factors)
+        return x.index_select(0, rows), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        taken, whole = gradients
+        rows, places, factors = ctx.saved_tensors
+        if torch.compiler.is_compiling():
+            return _add_looked_up(whole, taken, places, (factors > 0).float()), None, None, None
+        return whole.index_add(0, rows, taken), None, None, None
+
+
+class _AddRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, rows: Tensor, places: Tensor, factors: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.alpha, ctx.dtype = len(x) / len(rows), branch.dtype
+        if torch.compiler.is_compiling() or uses_gpu_form(x):
+            return _add_looked_up(x, branch, places, factors)
+        return x.index_add(0, rows, branch.to(x.dtype), alpha=ctx.alpha)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (rows,) = ctx.saved_tensors
+        taken = gradient.index_select(0, rows)
+        scaled = torch.mul(taken, ctx.alpha, out=torch.empty_like(taken, dtype=ctx.dtype))
+        return gradient, scaled, None, None, None
+
+
+def _add_looked_up(x: Tensor, branch: Tensor, places: Tensor, factors: Tensor) -> Tensor:
+    """Return x [B, …] plus branch[places] times factors [B], in x's dtype."""
+    weights = factors.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return torch.addcmul(x, branch.index_select(0, places), weights)

@@ -1,0 +1,55 @@
+"""What a step of the base model does on a GPU, counted on tensors without data and held to budgets."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.step_counts import ADAMW, CLIP, EMA, LOSS, LOSS_BACKWARD, LOSS_PARTS, StepCounts, config_of, count_step
+
+IMAGES = 256
+
+
+@pytest.fixture(scope="module")
+def counts() -> StepCounts:
+    """Of the default settings, eager."""
+    return count_step(config_of("base", IMAGES, 65536))
+
+
+def test_step__no_scalar_is_read(counts: StepCounts) -> None:
+    """The host waits for no value of the device; fake tensors would refuse, too."""
+    assert counts.scalar_reads == 0
+    assert counts.total_ops > 1000, "it was counted"
+
+
+def test_step__dispatched_operators(counts: StepCounts) -> None:
+    """2,071 eager: 12 ms of the host at 6 µs each, as long as a GPU is estimated to take for 11 images."""
+    assert counts.total_ops <= 2080
+
+
+def test_step__saved_activations(counts: StepCounts) -> None:
+    """Bytes that an image keeps until the backward pass: 190 MB."""
+    assert 150e6 < counts.saved / IMAGES <= 195e6
+
+
+def test_step__peak_of_the_loss(counts: StepCounts) -> None:
+    """Scores and their gradient in bfloat16 are 0.67 GB of it."""
+    assert 0.67e9 < counts.loss_peak <= 0.95e9
+
+
+def test_step__elementwise_bytes(counts: StepCounts) -> None:
+    """Of operators that are no matrix product: 1.76 GB an image eager; the loss 65 MB."""
+    assert counts.elementwise_bytes() / IMAGES <= 1.8e9
+    assert counts.elementwise_bytes(LOSS, LOSS_PARTS, LOSS_BACKWARD) / IMAGES <= 70e6
+
+
+def test_step__lists_of_tensors(counts: StepCounts) -> None:
+    """Clipping, optimizer and teacher are a few operators over all tensors at once."""
+    for stage, most in ((CLIP, 8), (ADAMW, 6), (EMA, 16)):
+        assert 0 < sum(count for (of, _), count in counts.ops.items() if of == stage) <= most, stage
+
+
+def test_step__activation_checkpointing() -> None:
+    """It keeps a block's input alone: 27 MB an image."""
+    counts = count_step(config_of("base", IMAGES, 65536, activation_checkpointing=True))
+    assert counts.saved / IMAGES <= 32e6
+    assert counts.scalar_reads == 0

@@ -1,0 +1,92 @@
+"""Memory and FLOP of a run by its shapes, beside what a step is counted to do."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.plain_step import Case
+from benchmarks.step_counts import config_of, count_step
+from benchmarks.step_figures import TOTAL, count_flops
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.errors import ConfigError
+from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.training import cost
+from lafs_ray.training.run_length import Length
+from lafs_ray.training.tasks.pretrain import build_lafs
+
+
+def config(size: str = "base", batch: int = 64, prototypes: int = 65536, **changes: Any) -> PretrainConfig:
+    """Default settings, but for compute and the model."""
+    model = changes.pop("model", {})
+    made = config_of(size, batch, prototypes, **changes)
+    return made.model_copy(update={"model": made.model.model_copy(update=model)})
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        config(),
+        config("small", model={"dropout": 0.0}),
+        config("small", model={"drop_path_per_sample": True}),
+        config("small", precision="float32"),
+    ],
+    ids=["base", "no dropout", "per sample", "float32"],
+)
+def test_saved_bytes__as_counted(made: PretrainConfig) -> None:
+    """The formula is within 3 % of the count."""
+    assert cost.saved_bytes(made) == pytest.approx(count_step(made).saved / made.batch_size, rel=0.03)
+
+
+def test_saved_bytes__checkpointing() -> None:
+    """At most what is counted and one block, which is computed again."""
+    made = config(activation_checkpointing=True)
+    counted = count_step(made).saved / made.batch_size
+    block = cost.saved_bytes(config()) / FVIT_SIZES["base"].depth
+    assert counted < cost.saved_bytes(made) < counted + 1.2 * block
+
+
+def test_count_parameters__as_built() -> None:
+    """All of the student's."""
+    made = config("tiny", prototypes=512)
+    student = build_lafs(made, torch.device("cpu")).trainable
+    assert cost.count_parameters(made) == sum(each.numel() for each in student.parameters())
+
+
+def test_image_flops__as_counted() -> None:
+    """Those of the plain step: 328 GFLOP."""
+    case = Case(FVIT_SIZES["base"], 65536, 1, 0.0, torch.device("cpu"), torch.float32)
+    assert cost.image_flops(config()) == pytest.approx(count_flops(case)[TOTAL], rel=0.001)
+    assert cost.image_flops(config()) == pytest.approx(328e9, rel=0.01)
+
+
+def test_require_memory__names_what_helps() -> None:
+    """The default batch on one card of 141 GB is refused with the arithmetic; the settings it names fit."""
+    made, available = config(batch=1024), 141 * 10**9
+    with pytest.raises(ConfigError, match=r"at least 19\d\.\d GB") as raised:
+        cost._require(made, "H200", available)
+    text = str(raised.value)
+    assert "at most the 141.0 GB of this GPU (H200)" in text
+    assert "compute.activation_checkpointing=true" in text
+    found = re.search(r"raise accumulation to (\d+)", text)
+    assert found is not None, text
+    cost._require(made.model_copy(update={"accumulation": int(found[1])}), "H200", available)
+    cost._require(config(batch=1024, activation_checkpointing=True), "H200", available)
+    with pytest.raises(ConfigError):
+        cost._require(made.model_copy(update={"accumulation": int(found[1]) // 2}), "H200", available)
+
+
+def test_require_memory__on_a_cpu() -> None:
+    """Nothing is known, nothing refused."""
+    cost.require_memory(config(batch=1 << 20), torch.device("cpu"))
+
+
+def test_describe_cost__lines() -> None:
+    """Memory, hours, CPUs and network, of eight GPUs."""
+    lines = cost.describe_cost(config(batch=1024, workers=8), Length(4000, 160_000, 4000))
+    assert [line.split(":")[0] for line in lines] == ["memory", "time", "CPUs", "network"]
+    # 163.8 M images at 8 × 1,083 images/s.
+    assert re.search(r"time: 5\.3 hours|time: 5\.2 hours", lines[1]), lines
