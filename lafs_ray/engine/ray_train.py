@@ -32,9 +32,10 @@ from lafs_ray.engine.follower import Follower
 from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evaluate_checkpoint
 from lafs_ray.engine.prometheus import Gauges
 from lafs_ray.engine.ray_ingest import Shared, rank_stream, share
-from lafs_ray.engine.ray_session import QUIET
+from lafs_ray.engine.ray_session import QUIET, is_local
 from lafs_ray.engine.resources import connect
 from lafs_ray.engine.signals import StopRequest, stop_request
+from lafs_ray.engine.train_controller import needed, run_controller
 from lafs_ray.errors import TrainingError, UserError, find_user_error
 from lafs_ray.training.distributed import SharedFailure
 from lafs_ray.training.prepare import RunInputs
@@ -99,7 +100,6 @@ def _trainer(inputs: RunInputs, channel: Any, follower: Follower) -> TorchTraine
     config, compute = inputs.config, inputs.config.compute
     fewest, workers = compute.min_workers, compute.workers
     uses_gpu = compute.device == "cuda"
-    threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
     # A new name for each start: no old record of Ray's can interfere with resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     trainer = _Trainer(
@@ -118,7 +118,7 @@ def _trainer(inputs: RunInputs, channel: Any, follower: Follower) -> TorchTraine
             name=attempt,
             storage_path=filesystem.join(inputs.folder().uri, "ray"),
             failure_config=FailureConfig(max_failures=config.compute.max_failures, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": {**QUIET, **threads}},
+            worker_runtime_env={} if is_local() else {"env_vars": QUIET},
         ),
         torch_config=TorchConfig(
             # With gloo beside NCCL, ranks share failures without waiting for their GPUs.
@@ -131,12 +131,18 @@ def _trainer(inputs: RunInputs, channel: Any, follower: Follower) -> TorchTraine
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
-    """Ours: Ctrl-C is a `StopRequest`; Ray's handler would kill workers that have not saved."""
+    """Ours: Ctrl-C is a `StopRequest`, where Ray's handler would kill workers that have not saved; fewer processes."""
 
     follower: Follower
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave the handler that is there; the controller can end all workers."""
+    def _create_default_callbacks(self) -> list[Any]:
+        return needed(super()._create_default_callbacks(), is_local=is_local())
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return run_controller(self._keep, is_local=is_local(), **arguments)
+
+    def _keep(self, controller: Any) -> None:
+        # It can end all workers.
         self.follower.controller = controller
 
 

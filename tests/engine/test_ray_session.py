@@ -55,7 +55,17 @@ def test_start__empty_address_is_none(monkeypatch: pytest.MonkeyPatch, address: 
     (arguments,) = start(monkeypatch)
     assert arguments["address"] == "local"
     assert arguments["num_cpus"] >= 3
+    assert arguments["include_dashboard"] is False
     assert os.environ.get("RAY_ADDRESS") == (address if address == "local" else None)
+
+
+@pytest.mark.parametrize(("value", "included"), [("1", True), ("0", False), ("", False)])
+def test_start__dashboard_on_request(monkeypatch: pytest.MonkeyPatch, value: str, included: bool) -> None:
+    """LAFS_DASHBOARD=1 starts the dashboard of a Ray of this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("LAFS_DASHBOARD", value)
+    (arguments,) = start(monkeypatch)
+    assert arguments["include_dashboard"] is included
 
 
 def test_start__a_cluster_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
