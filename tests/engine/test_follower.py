@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,18 +51,20 @@ def runtime_env() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def titles_below() -> Iterator[set[str]]:
-    """The command lines of all processes below this one, during the block."""
+def titles_below() -> Iterator[dict[str, bool]]:
+    """The command lines of all processes below this one, during the block, and whether each has loaded torch."""
     import psutil  # Ray brings it along.
 
-    titles: set[str] = set()
+    titles: dict[str, bool] = {}
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.1):
             for one in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    titles.add(" ".join(one.cmdline())[:200])
+                with contextlib.suppress(psutil.Error, OSError):
+                    title = " ".join(one.cmdline())[:200]
+                    has_torch = "libtorch" in Path(f"/proc/{one.pid}/maps").read_text()
+                    titles[title] = titles.get(title, False) or has_torch
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -76,7 +79,7 @@ def titles_below() -> Iterator[set[str]]:
 class Ended:
     error: DataError
     seconds: float
-    titles: set[str]
+    titles: dict[str, bool]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,8 @@ def test_local_run__has_no_runtime_environment_and_no_needless_actors(ended: End
     """Processes with a runtime environment import Ray twice and use none of those that are kept ready. What Ray Data
     reads is inherited, and what Ray Train reads reaches its controller alone."""
     assert ended.error.found == str([[{}, {}], ["ERROR", None]])
-    assert any("RunController" in title for title in ended.titles)
+    with_torch = {title.partition(".")[0]: has_torch for title, has_torch in ended.titles.items()}
+    assert (with_torch["ray::RunController"], with_torch["ray::RayTrainWorker"]) == (False, True)
     needless = ("setup_worker", "PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager")
     assert not [title for title in ended.titles if any(name in title for name in needless)]
 
