@@ -15,21 +15,12 @@ import pytest
 
 from lafs_ray.engine.signals import StopRequest
 from lafs_ray.errors import DataError
+from tests import local_ray
 from tests.training.faces import logged, tiny
 
 ray = pytest.importorskip("ray")
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[None]:
-    """A Ray of this machine."""
-    from lafs_ray.engine.ray_session import start_or_join
-
-    start_or_join(4)
-    yield
-    ray.shutdown()
 
 
 def leave_alone(loop_config: dict[str, Any]) -> None:
@@ -83,11 +74,12 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(started: None, tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Ended:
+def ended(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Ended:
     """A run on two workers, of which one fails alone."""
     from lafs_ray.engine import ray_train
     from lafs_ray.training.prepare import prepare_run
 
+    local_ray.start()
     folder = tmp_path_factory.mktemp("ended")
     inputs = prepare_run(tiny(folder, face_set_path, "compute.workers=2", "compute.max_failures=3"))
     begin = time.monotonic()
@@ -174,7 +166,7 @@ def test_notices__that_cannot_be_read_are_named_once(monkeypatch: pytest.MonkeyP
     assert [line.startswith(f"Ray {ray.__version__} shows no notices of leaving nodes") for line in lines] == [True]
 
 
-def test_local_ray__listens_on_loopback_alone(started: None) -> None:
+def test_local_ray__listens_on_loopback_alone(local_ray: None) -> None:
     """No process of a Ray without a cluster listens on another interface, agents and metrics included."""
     import psutil  # Ray brings it along.
 
@@ -192,7 +184,7 @@ def test_local_ray__listens_on_loopback_alone(started: None) -> None:
     assert ray.util.get_node_ip_address() == "127.0.0.1"
 
 
-def test_private_interfaces__are_those_of_the_installed_ray(started: None) -> None:
+def test_private_interfaces__are_those_of_the_installed_ray(local_ray: None) -> None:
     """Notices come from a function that returns a dictionary by node; the controller, Ctrl-C and the end of all workers
     rest on methods of Ray Train."""
     from ray.train.torch import TorchTrainer

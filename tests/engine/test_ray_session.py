@@ -83,16 +83,13 @@ def test_start__a_cluster_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_start__long_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_start__long_temporary_folder(no_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A TMPDIR that is too long for sockets is named, with what to set."""
     from lafs_ray.engine.ray_session import start_or_join
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("a" * 60)))
-    try:
-        with pytest.raises(ConfigError, match="too long for the paths of Ray's sockets") as caught:
-            start_or_join(1)
-    finally:
-        ray.shutdown()
+    with pytest.raises(ConfigError, match="too long for the paths of Ray's sockets") as caught:
+        start_or_join(1)
     assert (caught.value.subject, "RAY_TMPDIR=/tmp" in caught.value.fix) == ("TMPDIR", True)
