@@ -78,8 +78,12 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmet
             )
 
 
-def start_or_join(cpus: float) -> None:
-    """Join the cluster of this job, or start one on this machine with at least these CPUs.
+def start_or_join(cpus: float, *, needs_dashboard: bool = False) -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Args:
+        cpus: that one on this machine has at least.
+        needs_dashboard: whether it has a dashboard in any case; Ray answers queries about actors through it.
 
     Raises:
         ConfigError: the cluster of RAY_ADDRESS does not answer, or Ray cannot start here.
@@ -96,7 +100,7 @@ def start_or_join(cpus: float) -> None:
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
         local: dict[str, Any] = {}
         if not on_cluster:
-            has_dashboard = os.environ.get(DASHBOARD, "") not in ("", "0")
+            has_dashboard = needs_dashboard or os.environ.get(DASHBOARD, "") not in ("", "0")
             local = {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)), "include_dashboard": has_dashboard}
         logger.info("joining the Ray cluster at %s" if on_cluster else "starting Ray on this machine%s", address)
         if on_cluster:

@@ -136,7 +136,9 @@ class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
     follower: Follower
 
     def _create_default_callbacks(self) -> list[Any]:
-        return needed(super()._create_default_callbacks(), is_local=is_local())
+        # An actor that trains is the trial of a sweep.
+        owns_ray = is_local() and ray.get_runtime_context().get_actor_id() is None
+        return needed(super()._create_default_callbacks(), owns_ray=owns_ray)
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         return run_controller(self._keep, is_local=is_local(), **arguments)

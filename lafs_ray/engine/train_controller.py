@@ -51,7 +51,7 @@ def run_controller(on_start: Callable[[Any], None], *, is_local: bool, **argumen
 
     Args:
         on_start: gets the actor's handle.
-        is_local: whether this Ray was started for this run, with its environment.
+        is_local: whether all processes of this Ray have the environment of this one.
         arguments: of Ray Train's controller.
 
     Returns:
@@ -67,13 +67,14 @@ def run_controller(on_start: Callable[[Any], None], *, is_local: bool, **argumen
     return ray.get(controller.get_result.remote())
 
 
-def needed(callbacks: list[RayTrainCallback], *, is_local: bool) -> list[RayTrainCallback]:
+def needed(callbacks: list[RayTrainCallback], *, owns_ray: bool) -> list[RayTrainCallback]:
     """Return the callbacks of Ray Train that a run needs; each of the others starts an actor.
 
     Args:
         callbacks: Ray Train's own.
-        is_local: whether this Ray ends with the run, and all placement groups with it.
+        owns_ray: whether this Ray ends with this process, and with it the workers' resources. Else Ray Train returns
+            them if the controller is killed, as that of a trial which is stopped early.
     """
     # Runs stream their input themselves.
-    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if is_local else (DatasetsCallback,)
+    unneeded = (DatasetsCallback, PlacementGroupCleanerCallback) if owns_ray else (DatasetsCallback,)
     return [one for one in callbacks if not isinstance(one, unneeded)]
