@@ -86,7 +86,10 @@ def kind_of(command: str) -> str:
     """Return what a process is from its command line."""
     if command.startswith("ray::"):
         title = command.removeprefix("ray::")
-        return title.split(")")[0] + ")" if title.startswith("MapBatches") else re.split(r"[.(\s]", title)[0]
+        if title.startswith("MapBatches"):
+            return title.split(")")[0] + ")"
+        # A named actor's name comes before its class.
+        return re.split(r"[.(\s]", title)[0].rpartition(":")[2]
     for part, kind in _SERVERS.items():
         if part in command:
             return kind
@@ -138,7 +141,8 @@ class Sampler:
         command = read_command(pid)
         kind = kind_of(command)
         known = self.processes.setdefault(pid, Sampled(kind))
-        if known.kind in ("IDLE", "other") and kind not in ("IDLE", "other"):
+        # Between its fork and its program, a worker looks like its raylet.
+        if known.kind in ("IDLE", "other", "raylet") and kind not in ("IDLE", "other"):
             known.kind, known.idle = kind, known.seconds
         known.programs |= {name for name in ("setup_worker.py", "default_worker.py") if name in command}
         known.seconds = max(known.seconds, seconds)
