@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
+from tests.local_ray import start
 from tests.training.faces import write_face_set
 
 # Ray gives its workers a niceness of 15: beside the other test process they would hardly move.
@@ -21,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="takes minutes: LAFS_LONG=1 runs it"))
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: "no_ray" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,21 @@ def face_set_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("faces") / "train.rec"
     write_face_set(path)
     return str(path)
+
+
+@pytest.fixture
+def local_ray() -> None:
+    """A Ray of this machine with `local_ray.CPUS`, which all tests of a process share.
+
+    Its start and its processes' imports cost 10 s of a core, which a test that is not about them need not pay.
+    """
+    start()
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> Iterator[None]:
+    """For tests that start a Ray of their own in this process: none before, none after. They run last."""
+    ray = pytest.importorskip("ray")
+    ray.shutdown()
+    yield
+    ray.shutdown()

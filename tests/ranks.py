@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.forked import start_method
+
 LIMIT_S = 240
 
 Stage = tuple[int, Callable[..., Any], tuple[Any, ...]]
@@ -45,7 +47,7 @@ def on_ranks(folder: Path, *stages: Stage) -> list[list[Any]]:
         stages: what to run on how many ranks.
     """
     count = max(num_ranks for num_ranks, _, _ in stages)
-    context = mp.spawn(_main, (str(folder), stages), nprocs=count, join=False)
+    context = mp.start_processes(_main, (str(folder), stages), nprocs=count, join=False, start_method=start_method())
     assert context is not None
     deadline = time.monotonic() + LIMIT_S
     try:

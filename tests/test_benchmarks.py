@@ -77,6 +77,16 @@ def test_ray_cost__equal_losses_and_ratios_printed() -> None:
         assert re.search(row, printed, re.MULTILINE), printed
 
 
+@pytest.mark.ray
+@pytest.mark.long
+def test_ray_start__a_line_for_each_kind_of_process() -> None:
+    """Two workers, and two processes that preprocess for them, start once each, and a run has a first step."""
+    printed = output("ray_start", "--steps", "2", limit_s=280)
+    for kind in ("RayTrainWorker", "MapWorker"):
+        assert re.search(rf"^{kind} +2( +[\d.]+){{4}} +2$", printed, re.MULTILINE), printed
+    assert re.search(r"^medians of 1: first step [\d.]+ s, [\d.]+ CPU-s$", printed, re.MULTILINE), printed
+
+
 def test_partial_fc__same_loss_and_ratios_printed() -> None:
     """Partial FC on one and two processes has the dense head's loss, and a line for each side."""
     printed = output("partial_fc", "--classes", "3000", "--width", "16", "--repeats", "1")

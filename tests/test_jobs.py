@@ -19,15 +19,14 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import ConfigError, DataError
+from tests.forked import run_script
 from tests.training.faces import ROOT, arguments, run, tiny, write_face_set
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def job(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return run_script(command, ROOT, ENVIRONMENT, limit_s=120)
 
 
 def main_of(name: str) -> Callable[[Sequence[str]], None]:

@@ -215,6 +215,14 @@ class Ingest(Section):
         """CPUs that the ingest of one training worker reserves: preprocessing and reading."""
         return self.actors_per_worker * self.cpus_per_actor + READING_CPUS
 
+    @property
+    def reads_at_once(self) -> int:
+        """Read tasks that run at once for one training worker, each in a process of its own.
+
+        No more than actors: a face takes a read task less time than an actor, also from an object store.
+        """
+        return min(int(READING_CPUS / CPUS_PER_READ), self.actors_per_worker)
+
 
 class OnlineEval(Section):
     """Online evaluation of checkpoints during training; off unless pairs or identities is set."""

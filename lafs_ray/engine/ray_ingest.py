@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from lafs_ray.config.train import CPUS_PER_READ, TrainConfig
 from lafs_ray.data.sampler import ShuffleBlock
@@ -103,6 +103,7 @@ def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) ->
         .map_batches(
             read_records_of_block,
             batch_size=None,
+            compute=TaskPoolStrategy(size=ingest.reads_at_once),
             num_cpus=CPUS_PER_READ,
             fn_kwargs={"source": shared.source, "blocks": ray.put(blocks)},
         )

@@ -23,12 +23,11 @@ _CONNECT_TIMEOUT_S = 5.0
 _ADDRESS = "host:port of the head of a running cluster, such as 10.0.0.1:6379 (not of its dashboard)"
 _ADDRESS_FIX = "correct or unset RAY_ADDRESS; unset, Ray starts on this machine"
 
-# Set before Ray starts, so its workers inherit them; values set by the user stay.
+# Set before Ray starts, so its workers inherit them; values set by the user stay. None of Ray Train's, whose settings
+# become a runtime environment, see `train_controller`.
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's default is the number of cores, with a warning for every few processes beyond it.
@@ -38,6 +37,18 @@ QUIET = {
 # For a Ray of this machine alone. The first one makes 127.0.0.1 the node's address, and to that address Ray binds all
 # its servers; else they listen on all interfaces. gloo does so by the second one.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+
+# Set to 1, a Ray of this machine has its dashboard, a dozen processes more; and Prometheus finds its ports.
+DASHBOARD = "LAFS_DASHBOARD"
+
+# Inherited by the processes of a Ray that was started here.
+_LOCAL = "LAFS_LOCAL_RAY"
+
+
+def is_local() -> bool:
+    """Return whether this Ray was started by `start_or_join`: all of its processes have the variables set there."""
+    # The address, in case that the process has left that Ray and joined another one.
+    return _LOCAL in os.environ and ray.util.get_node_ip_address() == "127.0.0.1"
 
 
 def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = "") -> None:
@@ -67,8 +78,12 @@ def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmet
             )
 
 
-def start_or_join(cpus: float) -> None:
-    """Join the cluster of this job, or start one on this machine with at least these CPUs.
+def start_or_join(cpus: float, *, needs_dashboard: bool = False) -> None:
+    """Join the cluster of this job, or start one on this machine.
+
+    Args:
+        cpus: that one on this machine has at least.
+        needs_dashboard: whether it has a dashboard in any case; Ray answers queries about actors through it.
 
     Raises:
         ConfigError: the cluster of RAY_ADDRESS does not answer, or Ray cannot start here.
@@ -83,17 +98,25 @@ def start_or_join(cpus: float) -> None:
         if on_cluster and address != "auto":
             _check_address(address)
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
-        local = {} if on_cluster else {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus))}
-        logger.info("joining the Ray cluster at %s" if on_cluster else "starting Ray on this machine%s", address)
+        local: dict[str, Any] = {}
         if not on_cluster:
+            has_dashboard = needs_dashboard or os.environ.get(DASHBOARD, "") not in ("", "0")
+            local = {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)), "include_dashboard": has_dashboard}
+        logger.info("joining the Ray cluster at %s" if on_cluster else "starting Ray on this machine%s", address)
+        if on_cluster:
+            os.environ.pop(_LOCAL, None)
+        else:
+            os.environ[_LOCAL] = "1"
             _bind_to_loopback()
         try:
             with delayed("interrupted: waiting for Ray to start, then ending; once more ends at once"):
                 context = ray.init(
                     address=None if on_cluster else "local", logging_level="error", log_to_driver=False, **local
                 )
-            dashboard = getattr(context, "dashboard_url", None)
-            logger.info("Ray is there%s", f" (dashboard http://{dashboard})" if dashboard else "")
+            url = getattr(context, "dashboard_url", None)
+            logger.info(
+                "Ray is there (%s)", f"dashboard http://{url}" if url else f"no dashboard; {DASHBOARD}=1 starts it"
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise _start_error(address, error) from error
 

@@ -19,7 +19,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,11 +30,13 @@ from lafs_ray.engine.console import log_to
 from lafs_ray.engine.driver_channel import ChannelHandler, DriverChannel, RequestListener
 from lafs_ray.engine.follower import Follower
 from lafs_ray.engine.online_eval import OnlineEvaluator, StartEvaluation, evaluate_checkpoint
+from lafs_ray.engine.process_group import ProcessGroup
 from lafs_ray.engine.prometheus import Gauges
 from lafs_ray.engine.ray_ingest import Shared, rank_stream, share
-from lafs_ray.engine.ray_session import QUIET
+from lafs_ray.engine.ray_session import QUIET, is_local
 from lafs_ray.engine.resources import connect
 from lafs_ray.engine.signals import StopRequest, stop_request
+from lafs_ray.engine.train_controller import needed, run_controller
 from lafs_ray.errors import TrainingError, UserError, find_user_error
 from lafs_ray.training.distributed import SharedFailure
 from lafs_ray.training.prepare import RunInputs
@@ -99,12 +101,13 @@ def _trainer(inputs: RunInputs, channel: Any, follower: Follower) -> TorchTraine
     config, compute = inputs.config, inputs.config.compute
     fewest, workers = compute.min_workers, compute.workers
     uses_gpu = compute.device == "cuda"
-    threads = {"OMP_NUM_THREADS": str(config.compute.cpus_per_worker)}
+    shared = share(inputs)
     # A new name for each start: no old record of Ray's can interfere with resuming.
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     trainer = _Trainer(
         train_worker,
-        train_loop_config={"inputs": share(inputs), "channel": channel},
+        # References alone: the controller reads this too, and imports no torch.
+        train_loop_config={"inputs": (shared.source, shared.rest), "channel": channel},
         scaling_config=ScalingConfig(
             num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=uses_gpu,
@@ -118,25 +121,30 @@ def _trainer(inputs: RunInputs, channel: Any, follower: Follower) -> TorchTraine
             name=attempt,
             storage_path=filesystem.join(inputs.folder().uri, "ray"),
             failure_config=FailureConfig(max_failures=config.compute.max_failures, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": {**QUIET, **threads}},
+            worker_runtime_env={} if is_local() else {"env_vars": QUIET},
         ),
-        torch_config=TorchConfig(
-            # With gloo beside NCCL, ranks share failures without waiting for their GPUs.
-            backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo",
-            timeout_s=int(config.compute.timeout_s),
-        ),
+        # With gloo beside NCCL, ranks share failures without waiting for their GPUs.
+        torch_config=ProcessGroup("cpu:gloo,cuda:nccl" if uses_gpu else "gloo", int(config.compute.timeout_s)),
     )
     trainer.follower = follower
     return trainer
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc] # Ray ships no types
-    """Ours: Ctrl-C is a `StopRequest`; Ray's handler would kill workers that have not saved."""
+    """Ours: Ctrl-C is a `StopRequest`, where Ray's handler would kill workers that have not saved; fewer processes."""
 
     follower: Follower
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave the handler that is there; the controller can end all workers."""
+    def _create_default_callbacks(self) -> list[Any]:
+        # An actor that trains is the trial of a sweep.
+        owns_ray = is_local() and ray.get_runtime_context().get_actor_id() is None
+        return needed(super()._create_default_callbacks(), owns_ray=owns_ray)
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        return run_controller(self._keep, is_local=is_local(), **arguments)
+
+    def _keep(self, controller: Any) -> None:
+        # It can end all workers.
         self.follower.controller = controller
 
 
@@ -165,7 +173,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     if ray.get(channel.error.remote()) is not None:
         return
     try:
-        _train_worker(loop_config["inputs"], channel)
+        _train_worker(Shared(*loop_config["inputs"]), channel)
     except Exception as error:
         # Those that all ranks raise are shared; of others, the ranks that wait for this one know nothing.
         is_shared = isinstance(error, (SharedFailure, TrainingError))

@@ -43,7 +43,8 @@ def run_batch(batch: TrialBatch) -> None:
     resources = trial_resources(batch.sweep)
     members = len(batch.numbers) if is_population else 1
     # On this machine CPUs are logical, and members share its cores.
-    start_or_join(resources.total.cpus * members)
+    # The workers of a trial that is stopped early are freed by an actor of Ray Train's, which needs the dashboard.
+    start_or_join(resources.total.cpus * members, needs_dashboard=resources.workers.cpus > 0)
     concurrent = max_concurrent(batch.sweep, resources, ray.nodes(), members)
     logger.info(f"concurrent trials: {concurrent}, each {resources.arithmetic}")
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,17 +118,9 @@ def test_photos_without_labels__to_lafs_in_two_commands(
     assert "lafs_cpu is finished" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.ray
 def test_align__two_workers_write_the_bytes_of_one(
-    tmp_path: Path, mtcnn: None, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mtcnn: None, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers get the detector from the driver: they need no package, and write the same set."""
     monkeypatch.setattr(parts, "_LEAST_PHOTOS", 16)

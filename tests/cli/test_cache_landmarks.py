@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=8, include_dashboard=False, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "cnn.pth"
     torch.save(lively_cnn(49).state_dict(), path)
     return str(path)
 
 
-def test_two_actors__write_the_files_of_one_process(tmp_path: Path, weights: str, ray_session: None) -> None:
+def test_two_actors__write_the_files_of_one_process(tmp_path: Path, weights: str, local_ray: None) -> None:
     """Byte for byte, beside the set."""
     (tmp_path / "set").mkdir()
     for name in "abc":
@@ -49,7 +40,7 @@ def test_two_actors__write_the_files_of_one_process(tmp_path: Path, weights: str
 
 
 def test_stream__with_cached_landmarks_is_that_of_debug_mode(
-    tmp_path: Path, face_set_path: str, weights: str, ray_session: None
+    tmp_path: Path, face_set_path: str, weights: str, local_ray: None
 ) -> None:
     """Bit by bit: landmarks travel with their records through Ray."""
     cache = str(tmp_path / "cache")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,8 @@ from tests.data.packing.sets import content, packed
 from tests.training.faces import NO_IMAGE, write_face_set
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.ray
-def test_pack__two_workers_write_the_bytes_of_one(tmp_path: Path, face_set_path: str, ray_session: None) -> None:
+def test_pack__two_workers_write_the_bytes_of_one(tmp_path: Path, face_set_path: str, local_ray: None) -> None:
     """Eight ranges and four shards in any order give the same files."""
     packed([face_set_path], tmp_path / "one", num_shards=4)
     packed([face_set_path], tmp_path / "two", apply=apply_on_ray(2), num_shards=4, workers=2)
@@ -31,7 +22,7 @@ def test_pack__two_workers_write_the_bytes_of_one(tmp_path: Path, face_set_path:
 
 
 @pytest.mark.ray
-def test_pack__error_of_a_worker_reaches_the_user(tmp_path: Path, ray_session: None) -> None:
+def test_pack__error_of_a_worker_reaches_the_user(tmp_path: Path, local_ray: None) -> None:
     """One bad record too many is reported by Ray with the original message."""
     write_face_set(tmp_path / "bad.rec", replaced={7: NO_IMAGE})
     with pytest.raises(Exception, match="bad records") as raised:
@@ -43,10 +34,10 @@ def test_pack__error_of_a_worker_reaches_the_user(tmp_path: Path, ray_session: N
 
 
 @pytest.mark.ray
-def test_on_ray__more_workers_than_the_cluster_has(ray_session: None) -> None:
+def test_on_ray__more_workers_than_the_cluster_has(local_ray: None) -> None:
     """The error names the option; nothing waits forever."""
-    with pytest.raises(ConfigError, match=r"at least 3: --workers = 3"):
-        list(apply_on_ray(3)(lambda shared, item: item, None, [1]))
+    with pytest.raises(ConfigError, match=r"at least 9: --workers = 9"):
+        list(apply_on_ray(9)(lambda shared, item: item, None, [1]))
 
 
 @pytest.mark.parametrize(

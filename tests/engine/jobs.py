@@ -212,7 +212,7 @@ class Job:
             Seconds that this took.
         """
         begin = time.monotonic()
-        ours = (INGEST, WORKER, "TrainController", "DriverChannel", "read_records")
+        ours = (INGEST, WORKER, "RunController", "DriverChannel", "read_records")
         until(lambda: not self.processes(*ours), "the end of all that the job had started", 60)
         return time.monotonic() - begin
 

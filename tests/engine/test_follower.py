@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +15,12 @@ import pytest
 
 from lafs_ray.engine.signals import StopRequest
 from lafs_ray.errors import DataError
+from tests import local_ray
 from tests.training.faces import logged, tiny
 
 ray = pytest.importorskip("ray")
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[None]:
-    """A Ray of this machine."""
-    from lafs_ray.engine.ray_session import start_or_join
-
-    start_or_join(4)
-    yield
-    ray.shutdown()
 
 
 def leave_alone(loop_config: dict[str, Any]) -> None:
@@ -35,26 +30,83 @@ def leave_alone(loop_config: dict[str, Any]) -> None:
     if ray.train.get_context().get_world_rank() == 0:
         dist.barrier()
         return
-    error = DataError("a.pt", found="no file on this node", expected="a checkpoint", fix="copy it")
+    environments = [runtime_env(), ray.get(ray.remote(num_cpus=0)(runtime_env).remote())]
+    variables = [os.environ.get(name) for name in ("RAY_DATA_LOG_LEVEL", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")]
+    found = str([environments, variables])
+    error = DataError("a.pt", found=found, expected="a checkpoint", fix="copy it")
     ray.get(loop_config["channel"].fail.remote(error, alone=True))
 
 
-@pytest.mark.slow
-def test_rank_that_fails_alone__ends_the_others(
-    started: None, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rank that waits in a collective operation does not keep the run from ending with the other's message; nothing
-    is restarted."""
+def runtime_env() -> dict[str, Any]:
+    return dict(ray.get_runtime_context().runtime_env)
+
+
+@contextlib.contextmanager
+def titles_below() -> Iterator[dict[str, bool]]:
+    """The command lines of all processes below this one, during the block, and whether each has loaded torch."""
+    import psutil  # Ray brings it along.
+
+    titles: dict[str, bool] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for one in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error, OSError):
+                    title = " ".join(one.cmdline())[:200]
+                    has_torch = "libtorch" in Path(f"/proc/{one.pid}/maps").read_text()
+                    titles[title] = titles.get(title, False) or has_torch
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield titles
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@dataclass(frozen=True)
+class Ended:
+    error: DataError
+    seconds: float
+    titles: dict[str, bool]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Ended:
+    """A run on two workers, of which one fails alone."""
     from lafs_ray.engine import ray_train
     from lafs_ray.training.prepare import prepare_run
 
-    inputs = prepare_run(tiny(tmp_path, face_set_path, "compute.workers=2", "compute.max_failures=3"))
-    monkeypatch.setattr(ray_train, "train_worker", leave_alone)
+    local_ray.start()
+    folder = tmp_path_factory.mktemp("ended")
+    inputs = prepare_run(tiny(folder, face_set_path, "compute.workers=2", "compute.max_failures=3"))
     begin = time.monotonic()
-    with pytest.raises(DataError, match="no file on this node"):
-        ray_train._fit(inputs, None, StopRequest())
+    with pytest.MonkeyPatch.context() as monkeypatch, titles_below() as titles:
+        monkeypatch.setattr(ray_train, "train_worker", leave_alone)
+        with pytest.raises(DataError, match="a checkpoint") as caught:
+            ray_train._fit(inputs, None, StopRequest())
+    return Ended(caught.value, time.monotonic() - begin, titles)
+
+
+@pytest.mark.slow
+def test_rank_that_fails_alone__ends_the_others(ended: Ended) -> None:
+    """A rank that waits in a collective operation does not keep the run from ending with the other's message; nothing
+    is restarted."""
     # compute.timeout_s is 600: this is a hang's sign, not a limit on speed.
-    assert time.monotonic() - begin < 200
+    assert ended.seconds < 200
+
+
+@pytest.mark.slow
+def test_local_run__has_no_runtime_environment_and_no_needless_actors(ended: Ended) -> None:
+    """Processes with a runtime environment import Ray twice and use none of those that are kept ready. What Ray Data
+    reads is inherited, and what Ray Train reads reaches its controller alone."""
+    assert ended.error.found == str([[{}, {}], ["ERROR", None]])
+    with_torch = {title.partition(".")[0]: has_torch for title, has_torch in ended.titles.items()}
+    assert (with_torch["ray::RunController"], with_torch["ray::RayTrainWorker"]) == (False, True)
+    needless = ("setup_worker", "PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager")
+    assert not [title for title in ended.titles if any(name in title for name in needless)]
 
 
 class Channel:
@@ -114,7 +166,7 @@ def test_notices__that_cannot_be_read_are_named_once(monkeypatch: pytest.MonkeyP
     assert [line.startswith(f"Ray {ray.__version__} shows no notices of leaving nodes") for line in lines] == [True]
 
 
-def test_local_ray__listens_on_loopback_alone(started: None) -> None:
+def test_local_ray__listens_on_loopback_alone(local_ray: None) -> None:
     """No process of a Ray without a cluster listens on another interface, agents and metrics included."""
     import psutil  # Ray brings it along.
 
@@ -132,9 +184,9 @@ def test_local_ray__listens_on_loopback_alone(started: None) -> None:
     assert ray.util.get_node_ip_address() == "127.0.0.1"
 
 
-def test_private_interfaces__are_those_of_the_installed_ray(started: None) -> None:
-    """Notices come from a function that returns a dictionary by node; Ctrl-C and the end of all workers rest on two
-    methods of Ray Train."""
+def test_private_interfaces__are_those_of_the_installed_ray(local_ray: None) -> None:
+    """Notices come from a function that returns a dictionary by node; the controller, Ctrl-C and the end of all workers
+    rest on methods of Ray Train."""
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.controller import TrainController
 
@@ -143,5 +195,6 @@ def test_private_interfaces__are_those_of_the_installed_ray(started: None) -> No
     assert can_see_leaving_nodes()
     assert isinstance(ray._private.state.state.get_draining_nodes(), dict)
     assert leaving_nodes() == set()
-    assert callable(TorchTrainer._register_sigint_handler)
+    assert callable(TorchTrainer._create_default_callbacks)
+    assert callable(TorchTrainer._initialize_and_run_controller)
     assert callable(TrainController.abort)

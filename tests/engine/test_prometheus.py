@@ -40,7 +40,7 @@ def scraped(address: str, port: int) -> dict[str, float]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(180)
-def test_gauges__reach_prometheus() -> None:
+def test_gauges__reach_prometheus(no_ray: None) -> None:
     """A worker's metrics can be read where Ray directs Prometheus."""
     import ray
 
@@ -58,25 +58,22 @@ def test_gauges__reach_prometheus() -> None:
         logging_level="error",
         log_to_driver=False,
     )
-    try:
-        address = ray.util.get_node_ip_address()
+    address = ray.util.get_node_ip_address()
 
-        @ray.remote
-        class Worker:
-            def __init__(self) -> None:
-                self.gauges = Gauges("some run")
+    @ray.remote
+    class Worker:
+        def __init__(self) -> None:
+            self.gauges = Gauges("some run")
 
-            def report(self, line: dict[str, Any]) -> None:
-                self.gauges.set(line)
+        def report(self, line: dict[str, Any]) -> None:
+            self.gauges.set(line)
 
-        worker = Worker.remote()
-        ray.get(worker.report.remote({"step": 7, "loss": 1.5, "ema_momentum": 0.99}))
-        deadline, found = time.monotonic() + 90, {}
-        while not found and time.monotonic() < deadline:
-            time.sleep(0.5)
-            page = scraped(address, port)
-            found = {n: v for n, v in page.items() if 'run="some run"' in n or "some run" in n}
-        named = {name.partition("{")[0]: value for name, value in found.items()}
-        assert named == {"ray_lafs_step": 7.0, "ray_lafs_loss": 1.5}
-    finally:
-        ray.shutdown()
+    worker = Worker.remote()
+    ray.get(worker.report.remote({"step": 7, "loss": 1.5, "ema_momentum": 0.99}))
+    deadline, found = time.monotonic() + 90, {}
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.5)
+        page = scraped(address, port)
+        found = {n: v for n, v in page.items() if 'run="some run"' in n or "some run" in n}
+    named = {name.partition("{")[0]: value for name, value in found.items()}
+    assert named == {"ray_lafs_step": 7.0, "ray_lafs_loss": 1.5}

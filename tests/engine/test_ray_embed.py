@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,6 @@ from tests.training.faces import NO_IMAGE, tiny, write_face_set
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaceEmbedder:
     """A tiny Part fViT; chunks are small, so that the set has four of them."""
@@ -38,8 +29,8 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaceEmbedder:
     return FaceEmbedder(build_transformer(config), landmarks, config.model.patch_size).eval()
 
 
-def test_embed_on_ray__equals_one_process(network: FaceEmbedder, face_set_path: str, ray_session: None) -> None:
-    """Order and values of three workers are those of one process, bit by bit."""
+def test_embed_on_ray__equals_one_process(network: FaceEmbedder, face_set_path: str, local_ray: None) -> None:
+    """Order and values of two workers are those of one process, bit by bit."""
     from lafs_ray.engine.ray_embed import embed_on_ray
 
     source = open_labeled(face_set_path).faces
@@ -50,10 +41,10 @@ def test_embed_on_ray__equals_one_process(network: FaceEmbedder, face_set_path: 
     torch.set_num_threads(threads)
     assert expected.shape == (120, 2, 128)
     assert len(np.unique(expected[:, 0], axis=0)) == 120, "no two faces are alike"
-    np.testing.assert_array_equal(embed_on_ray(network, source, workers=3), expected)
+    np.testing.assert_array_equal(embed_on_ray(network, source, workers=2), expected)
 
 
-def test_embed_on_ray__undecodable_face(tmp_path: Path, network: FaceEmbedder, ray_session: None) -> None:
+def test_embed_on_ray__undecodable_face(tmp_path: Path, network: FaceEmbedder, local_ray: None) -> None:
     """A face that a worker cannot decode is an error in the driver, with file and key."""
     from lafs_ray.engine.ray_embed import embed_on_ray
 
@@ -65,10 +56,10 @@ def test_embed_on_ray__undecodable_face(tmp_path: Path, network: FaceEmbedder, r
     assert error.subject == f"{tmp_path}/a.rec, key 71"
 
 
-def test_connect_for__more_workers_than_cpus(ray_session: None) -> None:
+def test_connect_for__more_workers_than_cpus(local_ray: None) -> None:
     """A cluster without room for the workers is refused with the arithmetic."""
     from lafs_ray.engine.ray_embed import connect_for
 
     with pytest.raises(ConfigError, match="cluster's CPUs") as raised:
-        connect_for(4, "cpu")
-    assert raised.value.expected == "at least 5: --workers 4 × 1 + 1 for reading"
+        connect_for(8, "cpu")
+    assert raised.value.expected == "at least 9: --workers 8 × 1 + 1 for reading"

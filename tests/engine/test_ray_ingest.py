@@ -16,14 +16,6 @@ from tests.training.faces import break_frame, tiny, write_face_set
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init("local", num_cpus=8, include_dashboard=False, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def inputs_of(folder: Path, data: Path | str, *overrides: str) -> RunInputs:
     # 36 rows cross the boundary of a row block, 12 steps that of a step block and of an epoch.
     return prepare_run(tiny(folder, data, "batch_size=36", "duration=12 steps", *overrides))
@@ -47,7 +39,7 @@ def assert_same(found: list[StepBatch], expected: list[StepBatch], rows: slice) 
 
 @pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
-    actors: int, tmp_path: Path, face_set_path: str, ray_session: None
+    actors: int, tmp_path: Path, face_set_path: str, local_ray: None
 ) -> None:
     """Of two sets that are mixed, the small one passed through several times in an epoch; the others here are of one
     set."""
@@ -61,7 +53,7 @@ def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
 
 
 def test_stream__of_each_rank_is_its_share_of_the_batch_and_starts_at_any_step(
-    tmp_path: Path, face_set_path: str, ray_session: None
+    tmp_path: Path, face_set_path: str, local_ray: None
 ) -> None:
     inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
     expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 2, 12))
@@ -86,7 +78,7 @@ def in_a_store(face_set_path: str) -> Iterator[str]:
 
 
 def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
-    tmp_path: Path, face_set_path: str, in_a_store: str, ray_session: None
+    tmp_path: Path, face_set_path: str, in_a_store: str, local_ray: None
 ) -> None:
     """The last of 1, 2 and 4 ranks reads its rows from S3 as debug mode reads them from the disk; the rows of the other
     ranks are compared in tests/data/test_object_store.py and test_stream."""
@@ -99,7 +91,7 @@ def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
 
 
 def test_stream__over_several_executions_is_one_stream(
-    tmp_path: Path, face_set_path: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, face_set_path: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lafs_ray.engine.ray_ingest.BLOCKS_PER_EXECUTION", 3)
     inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
@@ -107,7 +99,7 @@ def test_stream__over_several_executions_is_one_stream(
     assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
 
 
-def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(tmp_path: Path, ray_session: None) -> None:
+def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(tmp_path: Path, local_ray: None) -> None:
     data = tmp_path / "train.rec"
     write_face_set(data)
     break_frame(data, 17)

@@ -55,7 +55,17 @@ def test_start__empty_address_is_none(monkeypatch: pytest.MonkeyPatch, address: 
     (arguments,) = start(monkeypatch)
     assert arguments["address"] == "local"
     assert arguments["num_cpus"] >= 3
+    assert arguments["include_dashboard"] is False
     assert os.environ.get("RAY_ADDRESS") == (address if address == "local" else None)
+
+
+@pytest.mark.parametrize(("value", "included"), [("1", True), ("0", False), ("", False)])
+def test_start__dashboard_on_request(monkeypatch: pytest.MonkeyPatch, value: str, included: bool) -> None:
+    """LAFS_DASHBOARD=1 starts the dashboard of a Ray of this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("LAFS_DASHBOARD", value)
+    (arguments,) = start(monkeypatch)
+    assert arguments["include_dashboard"] is included
 
 
 def test_start__a_cluster_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,16 +83,13 @@ def test_start__a_cluster_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_start__long_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_start__long_temporary_folder(no_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A TMPDIR that is too long for sockets is named, with what to set."""
     from lafs_ray.engine.ray_session import start_or_join
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("a" * 60)))
-    try:
-        with pytest.raises(ConfigError, match="too long for the paths of Ray's sockets") as caught:
-            start_or_join(1)
-    finally:
-        ray.shutdown()
+    with pytest.raises(ConfigError, match="too long for the paths of Ray's sockets") as caught:
+        start_or_join(1)
     assert (caught.value.subject, "RAY_TMPDIR=/tmp" in caught.value.fix) == ("TMPDIR", True)

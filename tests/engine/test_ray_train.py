@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lafs_ray.cli.train import launch
+from lafs_ray.config.loader import load
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import OnlineEval
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.verification_pairs import write_pairs
@@ -20,6 +25,7 @@ from lafs_ray.engine.online_eval import evaluate_checkpoint
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.monitoring.metrics import TIMES
+from tests import local_ray
 from tests.training.faces import NO_IMAGE, PRETRAIN, ROOT, TINY_PRETRAIN, face_jpegs, tiny, write_face_set
 
 # A test starts up to three runs of its own, each bounded below, and one for the fixture.
@@ -38,15 +44,23 @@ SETTINGS = [
 PLAIN = ["model.dropout=0", "model.drop_path=0"]
 
 
-def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
+def settings(folder: Path, data: Path | str, *overrides: str) -> list[str]:
     # Relative, as users type them: Ray's workers run in another folder.
     paths = [os.path.relpath(path, ROOT) for path in (data, folder)]
-    where = [f"data.path={paths[0]}", f"run.storage={paths[1]}", "run.name=run"]
-    return [sys.executable, "jobs/pretrain.py", PRETRAIN, *where, *SETTINGS, *overrides]
+    return [f"data.path={paths[0]}", f"run.storage={paths[1]}", "run.name=run", *SETTINGS, *overrides]
 
 
-def run(folder: Path, data: Path | str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, data, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=240)
+def command(folder: Path, data: Path | str, *overrides: str) -> list[str]:
+    return [sys.executable, "jobs/pretrain.py", PRETRAIN, *settings(folder, data, *overrides)]
+
+
+def run(folder: Path, data: Path | str, *overrides: str) -> str:
+    """What the command prints, in this process and on its Ray."""
+    local_ray.start()
+    with pytest.MonkeyPatch.context() as there, contextlib.redirect_stdout(io.StringIO()) as out:
+        there.chdir(ROOT)
+        launch(load(PretrainConfig, PRETRAIN, settings(folder, data, *overrides)))
+    return out.getvalue()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -61,17 +75,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) 
     pairs = os.path.relpath(folder / "pairs.bin", ROOT)
     # Steps of milliseconds would delete a checkpoint before the evaluation's process has started.
     kept = "checkpoints.keep=9"
-    settings = [f"online_eval.pairs={pairs}", "online_eval.every=12 steps", kept]
-    done = run(folder, face_set_path, *PLAIN, *settings)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "step 24/24" in done.stdout
-    assert "evaluation of step 24: pair_accuracy" in done.stdout
+    evaluated = [f"online_eval.pairs={pairs}", "online_eval.every=12 steps", kept]
+    printed = run(folder, face_set_path, *PLAIN, *evaluated)
+    assert "step 24/24" in printed
+    assert "evaluation of step 24: pair_accuracy" in printed
     return folder
 
 
 def test_two_workers__train_like_one_process(uninterrupted: Path, tmp_path: Path, face_set_path: str) -> None:
     """Without dropout, the mean loss of two ranks is that of one process with the full batch."""
-    assert run(tmp_path, face_set_path, *PLAIN, "compute.workers=0").returncode == 0
+    run(tmp_path, face_set_path, *PLAIN, "compute.workers=0")
     two, one = metrics(uninterrupted), metrics(tmp_path)
     assert len(two) == len(one) == 24
     # float32 sums in another order; Adam magnifies rounding of small gradients step by step.
@@ -100,9 +113,7 @@ def test_killed_run__continues_mid_epoch_with_the_losses_of_the_uninterrupted_on
         process.wait(timeout=30)
     before = metrics(tmp_path)
     assert before[-1]["step"] < 24, "killed too late to show anything"
-    done = run(tmp_path, face_set_path, *PLAIN)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "continuing run at step" in done.stdout
+    assert "continuing run at step" in run(tmp_path, face_set_path, *PLAIN)
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
@@ -121,9 +132,7 @@ def test_online_eval__evaluates_checkpoints_beside_training(uninterrupted: Path)
 
 def test_finished_run__ends_at_once_and_changes_nothing(uninterrupted: Path, face_set_path: str) -> None:
     before = metrics(uninterrupted)
-    done = run(uninterrupted, face_set_path, *PLAIN)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "run is finished" in done.stdout
+    assert "run is finished" in run(uninterrupted, face_set_path, *PLAIN)
     assert metrics(uninterrupted) == before
 
 
@@ -144,7 +153,10 @@ def test_user_error_of_a_worker__ends_all_after_saving(tmp_path: Path) -> None:
     assert met(0, ended) != met(1, ended), "one rank alone"
     step = ended - 1
     assert step > 0
-    done = run(tmp_path, data, "data.max_bad_records=2", "checkpoints.every=24 steps", "log.every_steps=24")
+    rarely = ["data.max_bad_records=2", "checkpoints.every=24 steps", "log.every_steps=24"]
+    done = subprocess.run(
+        command(tmp_path, data, *rarely), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 2, done.stderr[-3000:]
     assert "damaged records" in done.stderr
     assert "at most 2 (data.max_bad_records)" in done.stderr

@@ -26,7 +26,7 @@ NODES = {"gpu": 9, "cpu": 8}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(no_ray: None) -> Iterator[Any]:
     """A Ray of three raylets: a head without CPUs and a node for each label."""
     from ray.cluster_utils import Cluster
 

@@ -85,7 +85,7 @@ def test_two_workers__report_and_save_what_one_does(folder: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @recorded
-def test_sweep__has_the_bits_recorded(folder: Path) -> None:
+def test_sweep__has_the_bits_recorded(folder: Path, no_ray: None) -> None:
     assert_recorded(record.sweep(folder))
 
 

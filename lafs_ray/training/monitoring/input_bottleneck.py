@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 from lafs_ray.config.train import CPUS_PER_READ, READING_CPUS, TrainConfig
 
-READS_AT_ONCE = int(READING_CPUS / CPUS_PER_READ)
 # A stage whose processes are busy for more than this fraction of the time is the slow one.
 _BUSY = 0.75
 # Consecutive reports above monitoring.wait_share before the warning: the first covers the start.
@@ -32,26 +31,27 @@ def slow_stage(report: Mapping[str, float], config: TrainConfig) -> str:
     rate = possible / max(workers, 1)
     busy, reads = rate * ms / 1000, rate * read_ms / 1000
     actors, cpus = ingest.actors_per_worker, config.compute.cpus_per_worker
+    reads_at_once = ingest.reads_at_once
     if workers == 0:
         advice = (
             "preprocessing, which debug mode does in the training process itself: "
             f"{rate:.0f} images/s × {ms:.1f} ms = {busy:.1f} CPUs. Set compute.workers=1 "
             f"ingest.actors_per_worker={max(math.ceil(busy), 1)} to preprocess in other processes."
         )
-    elif max(busy / actors, reads / READS_AT_ONCE) < _BUSY:
+    elif max(busy / actors, reads / reads_at_once) < _BUSY:
         advice = (
             f"the transfer to the training worker. Preprocessing keeps {busy:.1f} of {actors} "
-            f"processes busy and reading {reads:.1f} of {READS_AT_ONCE}, so more CPUs for them "
+            f"processes busy and reading {reads:.1f} of {reads_at_once}, so more CPUs for them "
             f"would not help. Raise ingest.prefetch_batches from {ingest.prefetch_batches} to "
             f"{2 * ingest.prefetch_batches}, give the worker CPUs of its own "
             f"(compute.cpus_per_worker={cpus + 1}), and check the network between the nodes."
         )
-    elif reads / READS_AT_ONCE > busy / actors:
+    elif reads / reads_at_once > busy / actors:
         needed = math.ceil(reads)
         advice = (
             f"reading. An image occupies a read task for {read_ms:.1f} ms, so {rate:.0f} images/s "
             f"for each worker need {needed} reads at once ({needed * CPUS_PER_READ:g} CPUs); there "
-            f"are {READS_AT_ONCE}. Fewer and longer reads help more than CPUs: pack the set "
+            f"are {reads_at_once}. Fewer and longer reads help more than CPUs: pack the set "
             "(`lafs pack`), then set data.chunk_records=256."
         )
     else:

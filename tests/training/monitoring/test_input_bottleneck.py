@@ -24,10 +24,11 @@ def test_slow_stage__preprocessing() -> None:
 
 
 def test_slow_stage__reading() -> None:
-    """500 images/s × 20 ms = 10 reads at once, of which 4 run."""
+    """500 images/s × 20 ms = 10 reads at once; one for each actor runs, at most 4."""
     text = advice(read_ms=20.0, preprocess_ms=1.0)
     assert "Slow stage: reading. An image occupies a read task for 20.0 ms" in text
-    assert "need 10 reads at once (2.5 CPUs); there are 4" in text
+    assert "need 10 reads at once (2.5 CPUs); there are 3" in text
+    assert "; there are 4" in advice("ingest.actors_per_worker=9", read_ms=20.0, preprocess_ms=1.0)
     assert "lafs pack" in text
 
 
@@ -41,7 +42,7 @@ def test_slow_stage__transfer() -> None:
     """Where preprocessing and reads are not busy, more of them would not help."""
     text = advice(preprocess_ms=1.0)
     assert "the transfer to the training worker" in text
-    assert "Preprocessing keeps 0.5 of 3 processes busy and reading 0.2 of 4" in text
+    assert "Preprocessing keeps 0.5 of 3 processes busy and reading 0.2 of 3" in text
     assert "ingest.prefetch_batches from 2 to 4" in text
     assert "compute.cpus_per_worker=2" in text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +21,7 @@ from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from lafs_ray.training.tasks.build import build_training
+from tests.ranks import on_ranks
 from tests.training.builds import CPU
 from tests.training.faces import ROOT, run, tiny, without_times, write_face_set
 
@@ -158,19 +156,16 @@ def without_landmark_dropout(network: nn.Module) -> nn.Module:
     return network
 
 
-def rank_main(rank: int, store: str, config: FinetuneConfig) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def rank_main(rank: int, world: int, config: FinetuneConfig) -> None:
     inputs = check_run(config)
     source = inputs.faces, inputs.sampler, inputs.preprocessor()
     run_rank(
         inputs,
-        lambda first, stop: local_stream(*source, first, stop, rank, 2),
+        lambda first, stop: local_stream(*source, first, stop, rank, world),
         device=CPU,
         rank=rank,
         wrap=lambda network: DistributedDataParallel(without_landmark_dropout(network)),
     )
-    dist.destroy_process_group()
 
 
 def test_two_ranks__train_like_two_micro_batches(tmp_path: Path, face_set_path: str, stage_one: Path) -> None:
@@ -178,8 +173,8 @@ def test_two_ranks__train_like_two_micro_batches(tmp_path: Path, face_set_path: 
     plain = ["model.dropout=0", "model.drop_path=0", "mixup.probability=1", "duration=3 steps"]
     plain += ["optim.warmup=1 steps", "freeze.landmarks=0 steps"]
     two = few_shot(tmp_path / "2", face_set_path, stage_one, *plain, "accumulation=1", "compute.workers=2")
-    context = mp.spawn(rank_main, args=(str(tmp_path / "store"), two), nprocs=2, join=False)
-    assert context is not None
+    (tmp_path / "ranks").mkdir()
+    on_ranks(tmp_path / "ranks", (2, rank_main, (two,)))
     one = few_shot(tmp_path / "1", face_set_path, stage_one, *plain)
     inputs = prepare_run(one)
     source = inputs.faces, inputs.sampler, inputs.preprocessor()
@@ -188,13 +183,6 @@ def test_two_ranks__train_like_two_micro_batches(tmp_path: Path, face_set_path: 
         return local_stream(*source, first, stop)
 
     run_rank(inputs, stream, device=CPU, wrap=without_landmark_dropout)
-    deadline = time.monotonic() + 300
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "two ranks took over 300 s for three tiny steps"
-    finally:
-        for process in context.processes:
-            process.kill()
     found = [read_metrics(str(tmp_path / name / "few_shot/metrics.jsonl")) for name in "12"]
     assert len(found[0]) == len(found[1]) == 3
     for ours, theirs in zip(*found, strict=True):
