@@ -122,9 +122,9 @@ def landmark_run(folder: Path, faces: Path) -> str:
     main_of("make_faces")([str(faces), "--identities", "32", "--images", "4", "--landmarks", "25"])
     points = str(faces / "landmarks-25.parquet")
     main_of("cache_landmarks")(["--from", points, str(faces), "--out", str(folder / "cache")])
-    settings = [f"data.path={faces}", f"landmarks.cache={folder / 'cache'}", f"run.storage={folder}", "duration=1 steps"]
-    size = ["model.num_landmarks=25", "batch_size=8", "optim.warmup=1 steps"]
-    main_of("train_landmarks")([str(ROOT / "configs/landmarks/cpu.yaml"), *settings, *size])
+    sets = [f"data.path={faces}", f"landmarks.cache={folder / 'cache'}", f"run.storage={folder}"]
+    size = ["model.num_landmarks=25", "batch_size=8", "optim.warmup=1 steps", "duration=1 steps"]
+    main_of("train_landmarks")([str(ROOT / "configs/landmarks/cpu.yaml"), *sets, *size])
     return str(folder / "landmarks")
 
 
