@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from lafs_ray.errors import ConfigError
 
-_MOST_VALUES = 100_000
+_MOST_VALUES, _MOST_DEPTH = 100_000, 50
 # PyYAML takes up to 1 KB of memory and 20 µs for each character.
 _MOST_CHARACTERS = 200_000
 
@@ -23,6 +24,20 @@ class _Loader(yaml.SafeLoader):
     `1e-3` is a number (PyYAML reads a string), `010` is ten (eight), `1:30` a text (ninety), `no` and `on` are words
     (booleans), and a key that appears twice is an error (the last one counts). Whatever cannot be built is a YAMLError.
     """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a value and what is in it, down to a depth that Python can go."""
+        self._depth += 1
+        if self._depth > _MOST_DEPTH:
+            found = f"values that are nested more than {_MOST_DEPTH} deep"
+            raise ComposerError(None, None, found, self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Build a value; PyYAML's constructors raise many kinds for one that they cannot build."""
