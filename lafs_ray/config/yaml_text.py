@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _MOST_DEPTH:
             found = f"values that are nested more than {_MOST_DEPTH} deep"
-            raise ComposerError(None, None, found, self.peek_event().start_mark)
+            raise ComposerError(None, None, found, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node

@@ -24,17 +24,17 @@ _QUERIES, _NEAREST = 6, 5
 _HARDEST = 12
 
 
-def landmark_pictures(before: nn.Module | None, after: FaceEmbedder, images: Images) -> str:
+def landmark_pictures(before: nn.Module | None, after: nn.Module | None, images: Images) -> str:
     """Return faces with their landmarks, before and after training where both are known, and the spread in pixels.
 
     Args:
         before: landmark CNN; None: frozen, or not known.
-        after: the trained network.
+        after: that of the trained network; None: it has none.
         images: uint8 [B, S, S, 3] RGB.
     """
-    if after.landmark_cnn is None:
+    if after is None:
         return ""
-    shown = [("after training", after.landmark_cnn)] if before is not None else [("landmarks", after.landmark_cnn)]
+    shown = [("after training" if before is not None else "landmarks", after)]
     if before is not None:
         shown.insert(0, ("before training", before))
     figures, positions = [], []

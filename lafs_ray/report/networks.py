@@ -17,6 +17,7 @@ from lafs_ray.evaluation.embed import embed_faces, flip_sum
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.report.runs import RunRecord
 from lafs_ray.training.checkpoint.inference import load_for_inference
+from lafs_ray.training.tasks.build_landmark_cache import read_landmark_cnn
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
 
 Floats = NDArray[np.float64]
@@ -57,6 +58,9 @@ def load_networks(runs: Sequence[RunRecord]) -> tuple[list[Network], list[str]]:
     networks: list[Network] = []
     problems = []
     for run in runs:
+        if run.is_landmark_regression:
+            problems.append(f"{run.name}: a landmark CNN alone, which embeds no faces.")
+            continue
         try:
             weights = load_for_inference(run.uri)
         except UserError as error:
@@ -66,6 +70,15 @@ def load_networks(runs: Sequence[RunRecord]) -> tuple[list[Network], list[str]]:
             networks.append(Network("untrained", weights.embedder(trained=False), None))
         networks.append(Network(run.name, weights.embedder(), weights.step))
     return networks, problems
+
+
+def regressed_landmarks(run: RunRecord) -> nn.Module | None:
+    """Return the landmark CNN of a landmark regression; None where it cannot be read."""
+    try:
+        network, _ = read_landmark_cnn(run.uri)
+    except UserError:
+        return None
+    return network.eval()
 
 
 def landmarks_before(run: RunRecord) -> nn.Module | None:

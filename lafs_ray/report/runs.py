@@ -9,13 +9,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.checkpoint.run_description import DESCRIPTION, read_description
 
-_KINDS: dict[str, type[BaseModel]] = {"PretrainConfig": PretrainConfig, "FinetuneConfig": FinetuneConfig}
+_KINDS: dict[str, type[BaseModel]] = {kind.__name__: kind for kind in (PretrainConfig, FinetuneConfig, LandmarkConfig)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,15 @@ class RunRecord:
         return bool(self.description["kind"] == "PretrainConfig")
 
     @property
+    def is_landmark_regression(self) -> bool:
+        """Whether it trains a landmark CNN alone, so that there is no network that embeds."""
+        return bool(self.description["kind"] == "LandmarkConfig")
+
+    @property
     def kind(self) -> str:
         """What the run does, in words."""
+        if self.is_landmark_regression:
+            return "landmark regression"
         if self.is_pretraining:
             grid = self.config["landmarks"].get("source") == "grid"
             return "DINO-face pretraining" if grid else "LAFS pretraining"

@@ -23,7 +23,7 @@ from lafs_ray.report.faces import (
     token_pictures,
 )
 from lafs_ray.report.learned import evaluations_over_time, neighbors_evaluated, pairs_evaluated
-from lafs_ray.report.networks import Network, landmarks_before, load_networks
+from lafs_ray.report.networks import Network, landmarks_before, load_networks, regressed_landmarks
 from lafs_ray.report.overview import overview
 from lafs_ray.report.progress import progress
 from lafs_ray.report.runs import RunRecord, is_run, read_run, short_names
@@ -98,7 +98,8 @@ def _learned(request: ReportRequest, runs: list[RunRecord], networks: list[Netwo
 
 
 def _seen(request: ReportRequest, runs: list[RunRecord], networks: list[Network]) -> str:
-    if not networks:
+    regressions = [(run.name, regressed_landmarks(run)) for run in runs if run.is_landmark_regression]
+    if not (networks or regressions):
         return ""
     path = request.faces or set_paths(runs[0].config)[0]
     try:
@@ -115,9 +116,12 @@ def _seen(request: ReportRequest, runs: list[RunRecord], networks: list[Network]
         logger.info("what %s sees", network.name)
         title = html.heading(network.name) if len(networks) > 2 else ""
         before = landmarks_before(next(run for run in runs if run.name == network.name))
-        parts += [title, landmark_pictures(before, network.embedder, few), attention_pictures(network.embedder, few)]
+        after = network.embedder.landmark_cnn
+        parts += [title, landmark_pictures(before, after, few), attention_pictures(network.embedder, few)]
         parts += [token_pictures(network.embedder, few), neighbor_pictures(network, source, images, labels)]
-    if labels is not None:
+    for name, landmark_cnn in regressions:
+        parts += [html.heading(name) if len(runs) > 1 else "", landmark_pictures(None, landmark_cnn, few)]
+    if labels is not None and networks:
         try:
             check_possible(labels, [1])
             parts.insert(1, neighbors_evaluated(networks, LabeledSet(path, source, labels)))

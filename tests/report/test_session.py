@@ -15,8 +15,11 @@ from lafs_ray.tuning.sweep_dir import TrialDir
 from tests.report.browser import needs_browser, opened
 from tests.test_jobs import main_of
 from tests.training.faces import face_jpegs, run, tiny
+from tests.training.tasks.test_landmarks import cache, regression
 from tests.tuning.sweeps import tree
 from tests.tuning.test_results import trial
+
+__all__ = ["cache"]
 
 SHORT = ("duration=2 steps", "optim.warmup=1 steps", "log.every_steps=1")
 GRID = ("landmarks.source=grid", "landmarks.weights=null", "dino.centering=sinkhorn")
@@ -64,6 +67,18 @@ def test_report__each_kind_of_run(
     assert "torch" in page
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_report__landmark_regression(runs: Path, face_set_path: str, cache: str) -> None:
+    """A landmark CNN alone has its curves and its landmarks on faces, alone and beside a run that embeds."""
+    run(regression(runs, face_set_path, cache, "duration=2 steps", "run.name=cnn"))
+    alone = text_of("cnn", folder=runs, pairs=str(runs / "pairs.bin"))
+    for text in (*PARTS, "landmark regression", "which embeds no faces", "batch_size", "landmarks: spread over"):
+        assert text in alone, text
+    assert "Attention" not in alone
+    beside = text_of("lafs", "cnn", folder=runs, pairs=str(runs / "pairs.bin"))
+    assert "lafs, centered" in beside
+    assert beside.count("spread over these faces") == 2
 
 
 def test_report__several_runs_with_pairs(runs: Path) -> None:
