@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from lafs_ray.config.loader import resolve
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.json_text import read_json
-from lafs_ray.errors import ConfigError
 from lafs_ray.report import html
 from lafs_ray.report.charts import Axes, Series, bars, line_chart
 from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.confirmation import comparison
 from lafs_ray.tuning.results import Trial, best, ranked
 from lafs_ray.tuning.significance import doubts, eval_sample
-from lafs_ray.tuning.sweep_dir import TrialDir
+from lafs_ray.tuning.sweep_dir import TrialDir, read_settings
 
 _LISTED = 60
 # Fewer trials rank nothing.
@@ -56,15 +54,7 @@ def read_sweep_folder(uri: str) -> SweepRecord:
     Raises:
         UserError: a file in it is damaged.
     """
-    content = read_json(filesystem.join(uri, "sweep.json"))
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-        raise ConfigError(
-            filesystem.join(uri, "sweep.json"),
-            found="other content",
-            expected="JSON as the sweep wrote it",
-            fix="give the folder of a sweep",
-        )
-    config = resolve(SweepConfig, content["config"], uri)
+    config, base = read_settings(uri)
     folder = filesystem.join(uri, "trials")
     names = sorted(
         name.split("/")[0] for name in filesystem.list_names(folder, recursive=True) if name.endswith("/trial.json")
@@ -72,7 +62,7 @@ def read_sweep_folder(uri: str) -> SweepRecord:
     found = [TrialDir(filesystem.join(folder, name)).read() for name in names if name.isdecimal()]
     confirm = filesystem.join(uri, "confirm.json")
     confirmation = read_json(confirm) if filesystem.exists(confirm) else None
-    return SweepRecord(uri, config, content.get("base") or {}, [one for one in found if one is not None], confirmation)
+    return SweepRecord(uri, config, base, [one for one in found if one is not None], confirmation)
 
 
 def sweep_sections(sweep: SweepRecord) -> list[html.Section]:

@@ -100,6 +100,15 @@ class Budget(Section):
     """Concurrent trials, at most; none: as many as the cluster fits."""
 
 
+SCHEDULER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "asha": ("grace_period", "reduction_factor"),
+    "median": ("grace_period", "min_samples_required"),
+    "pbt": ("perturbation_interval", "quantile_fraction", "resample_probability"),
+    "none": (),
+}
+SEARCHER_OPTIONS: dict[str, tuple[str, ...]] = {"tpe": ("startup_trials",)}
+
+
 class Scheduler(Section):
     """Early-stopping scheduler; its options have the names that Ray Tune gives them."""
 
@@ -122,13 +131,7 @@ class Scheduler(Section):
     @property
     def options(self) -> dict[str, Any]:
         """The options of its kind."""
-        names = {
-            "asha": ("grace_period", "reduction_factor"),
-            "median": ("grace_period", "min_samples_required"),
-            "pbt": ("perturbation_interval", "quantile_fraction", "resample_probability"),
-            "none": (),
-        }
-        return {name: getattr(self, name) for name in names[self.kind]}
+        return {name: getattr(self, name) for name in SCHEDULER_OPTIONS[self.kind]}
 
     @model_validator(mode="after")
     def _check_options(self) -> Scheduler:

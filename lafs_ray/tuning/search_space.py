@@ -54,6 +54,15 @@ class Dimension(Section):
         }
         return {"kind": kinds[0], **_parse_values(kinds[0], written[kinds[0]]), "when": conditions}
 
+    @staticmethod
+    def notation(stored: Any) -> Any:
+        """Return the notation of a dimension whose fields are stored; anything else unchanged."""
+        if not isinstance(stored, Mapping) or stored.get("kind") not in KINDS:
+            return stored
+        kind = stored["kind"]
+        written = stored.get("values") if kind == "choice" else [stored.get("low"), stored.get("high")]
+        return {kind: written, **({"when": stored["when"]} if stored.get("when") else {})}
+
     @property
     def is_numeric(self) -> bool:
         """Whether it is a range of numbers."""

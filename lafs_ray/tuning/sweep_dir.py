@@ -21,11 +21,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter
 
-from lafs_ray.config.loader import differences
+from lafs_ray.config.loader import differences, resolve
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.json_text import checked, damaged, read_json, write_json
 from lafs_ray.errors import ConfigError
+from lafs_ray.tuning.config import SCHEDULER_OPTIONS, SEARCHER_OPTIONS, SweepConfig
 from lafs_ray.tuning.results import Trial
+from lafs_ray.tuning.search_space import Dimension
 from lafs_ray.tuning.trial_config import Sweep
 
 # Settings that may change when a sweep is continued.
@@ -37,6 +39,29 @@ class _Spent(BaseModel):
 
 
 _TRIAL, _SPENT, _OBJECT = TypeAdapter(Trial), TypeAdapter(_Spent), TypeAdapter(dict[str, Any])
+
+
+def read_settings(uri: str) -> tuple[SweepConfig, Mapping[str, Any]]:
+    """Read the sweep.json of a sweep's folder: its settings, and those of the default.
+
+    Raises:
+        UserError: it is damaged, or something else.
+    """
+    path = filesystem.join(uri, "sweep.json")
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise ConfigError(
+            path, found="other content", expected="JSON as the sweep wrote it", fix="give the folder of a sweep"
+        )
+    # All fields are stored, with those that a kind does not have; a sweep's YAML may not name these.
+    config = dict(content["config"])
+    if isinstance(space := config.get("space"), Mapping):
+        config["space"] = {key: Dimension.notation(dimension) for key, dimension in space.items()}
+    for section, options in (("scheduler", SCHEDULER_OPTIONS), ("searcher", SEARCHER_OPTIONS)):
+        if isinstance(fields := config.get(section), Mapping) and "kind" in fields:
+            own = ("kind", *options.get(str(fields["kind"]), ()))
+            config[section] = {name: value for name, value in fields.items() if name in own}
+    return resolve(SweepConfig, config, path), content.get("base") or {}
 
 
 @dataclass(frozen=True)

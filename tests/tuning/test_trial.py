@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,13 @@ import pytest
 
 from lafs_ray.config.loader import resolve
 from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.report.session import ReportRequest, report_page
 from lafs_ray.training.checkpoint.metrics_log import as_line
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.tuning.config import Objective, SweepConfig
 from lafs_ray.tuning.objective import objective_value
 from lafs_ray.tuning.results import Report, Trial
-from lafs_ray.tuning.sweep_dir import SweepDir
+from lafs_ray.tuning.sweep_dir import SweepDir, read_settings
 from lafs_ray.tuning.trial import Donor, TrialSpec, run_trial, train_here
 from lafs_ray.tuning.trial_config import Sweep, read_sweep
 from tests.training.faces import FINETUNE, PRETRAIN, ROOT
@@ -231,3 +233,35 @@ def test_sweep_dir__unknown_files_are_refused(tmp_path: Path, face_set_path: str
     (tmp_path / "sweeps" / "sweep" / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="no sweep.json"):
         SweepDir(sweep(tmp_path, face_set_path)).claim({})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"searcher": {"kind": "grid"}, "space": {"optim.lr": {"choice": [1e-3, 3e-4]}}},
+        {
+            "searcher": {"kind": "tpe", "startup_trials": 4},
+            "scheduler": {"kind": "median", "grace_period": 2},
+            "space": {
+                "mixup.probability": {"choice": [0.0, 0.2]},
+                "mixup.alpha": {"uniform": [0.1, 1.0], "when": {"mixup.probability": [0.2]}},
+                "batch_size": {"integer": [4, 8]},
+            },
+        },
+        {"scheduler": {"kind": "asha", "reduction_factor": 2}},
+    ],
+    ids=["random", "grid", "tpe and median", "asha"],
+)
+def test_sweep_json__is_read_as_it_was_written(tmp_path: Path, face_set_path: str, changes: dict[str, Any]) -> None:
+    """The settings of a sweep's folder, of any kind, are those that it was started with, and a report shows them."""
+    written = sweep(tmp_path, face_set_path, **changes)
+    folder = SweepDir(written)
+    folder.claim({})
+    found, default = read_settings(folder.uri)
+    kept = {"budget", "confirm", "storage"}
+    assert found.model_dump(exclude=kept) == written.config.model_dump(exclude=kept)
+    assert default == json.loads(written.default.model_dump_json())
+    page = report_page(ReportRequest(runs=[folder.uri])).decode()
+    assert found.searcher.kind in page
+    assert "No trial has a report." in page
