@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch._inductor import compile_fx, metrics
 from torch._inductor import config as inductor_config
 
-from benchmarks.step_counts import config_of
+from benchmarks.fake_step import config_of
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.methods.chunked_loss import part_loss
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.fake_step import random_batch
 from benchmarks.gpu_stages import training_of
-from benchmarks.step_counts import random_batch
 from lafs_ray.training.train_loop import train_step
 
 

@@ -59,7 +59,7 @@ def attention(device: str) -> Found:
 
 def _speed(device: str, batches: tuple[int, ...], **settings: Any) -> Found:
     """Images/s of the step for some batches, with the peak of memory."""
-    from benchmarks.step_counts import random_batch
+    from benchmarks.fake_step import random_batch
     from lafs_ray.training.compile import compile_training
     from lafs_ray.training.cost import image_flops
 

@@ -111,7 +111,7 @@ def bfloat16_band(device: str) -> Found:
 
 def training_of(device: str, batch: int | None = None, **compute: Any) -> Any:
     """What a run trains with default settings, and its configuration: the base model on a GPU, else the tiny one."""
-    from benchmarks.step_counts import config_of
+    from benchmarks.fake_step import config_of
     from lafs_ray.data.sampler import EpochSampler
     from lafs_ray.training.tasks.build import build_training
     from lafs_ray.training.tasks.init_weights import InitWeights
@@ -124,7 +124,7 @@ def training_of(device: str, batch: int | None = None, **compute: Any) -> Any:
 
 def step_of(training: Any, config: Any, number: int, batch: Any = None) -> torch.Tensor:
     """Make a step on random tokens, and return its loss."""
-    from benchmarks.step_counts import random_batch
+    from benchmarks.fake_step import random_batch
     from lafs_ray.training.train_loop import train_step
 
     hparams = training.hparams(number) | {"lr": 1e-4}

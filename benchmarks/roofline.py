@@ -13,8 +13,9 @@ import argparse
 from dataclasses import dataclass, replace
 from unittest import mock
 
+from benchmarks.fake_step import config_of
 from benchmarks.fused_bytes import FusedBytes, count_fused_bytes
-from benchmarks.step_counts import ADAMW, CLIP, EMA, GUARD, LOSS_PARTS, StepCounts, config_of, count_step
+from benchmarks.step_counts import ADAMW, CLIP, EMA, GUARD, LOSS_PARTS, StepCounts, count_step
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES
 

@@ -26,8 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     faces, out = filesystem.absolute(options.faces), filesystem.absolute(options.out)
-    how = {"color_order": options.color_order, "workers": options.workers, "count": options.count}
-    found = find_landmarks(faces, out, **how)
+    found = find_landmarks(faces, out, color_order=options.color_order, workers=options.workers, count=options.count)
     show(f"{options.out}: landmarks of {found.found:,} of {found.faces:,} faces")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_serializer
 
-from lafs_ray.config.yaml_text import parse_yaml, read_yaml
+from lafs_ray.config.yaml_text import key_lines, parse_yaml, read_yaml
 from lafs_ray.errors import ConfigError
 from lafs_ray.messages import has_secret
 
@@ -182,13 +182,16 @@ def _without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
     return {key: one for key, one in tree.items() if rest or key != name}
 
 
-def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> SectionT:
+def resolve(
+    kind: type[SectionT], tree: Mapping[str, Any], source: str, lines: Callable[[], Mapping[str, int]] = dict
+) -> SectionT:
     """Validate a tree of settings.
 
     Args:
         kind: the configuration's class.
         tree: settings that differ from the defaults.
         source: where they come from, for the message.
+        lines: returns the lines of keys in a file, by dotted path, 0 for no line; called for the message alone.
 
     Raises:
         ConfigError: naming every unknown key, missing key and impossible value at once.
@@ -196,7 +199,8 @@ def resolve(kind: type[SectionT], tree: Mapping[str, Any], source: str) -> Secti
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:
-        errors = [_explain(kind, item) for item in error.errors(include_url=False)]
+        known = lines()
+        errors = [_explain(kind, item) + _line(item, known) for item in error.errors(include_url=False)]
         expected = f"keys and values of {kind.__name__}"
         raise config_error(source, errors, expected) from None
 
@@ -225,8 +229,15 @@ def config_error(source: str, errors: Sequence[str], expected: str) -> ConfigErr
 
 def load(kind: type[SectionT], path: str, overrides: Sequence[str] = ()) -> SectionT:
     """Read a YAML file, apply `key=value` overrides and validate the result."""
-    tree = apply_overrides(read_yaml(path), parse_overrides(overrides))
-    return resolve(kind, tree, path)
+    given = parse_overrides(overrides)
+
+    def lines() -> dict[str, int]:
+        """Lines of keys whose values are the file's; 0 for those of the command line."""
+        parts = tuple(f"{key}." for key in given)
+        written = {key: line for key, line in key_lines(path).items() if not f"{key}.".startswith(parts)}
+        return {**written, **dict.fromkeys(given, 0)}
+
+    return resolve(kind, apply_overrides(read_yaml(path), given), path, lines)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -241,6 +252,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after:
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
+
+
+def _line(error: Any, lines: Mapping[str, int]) -> str:
+    """Return where the key of an error is written, or the section without it; nothing where that is not known."""
+    location = [str(part) for part in error["loc"]]
+    written = (lines.get(".".join(location[:end])) for end in range(len(location), 0, -1))
+    line = next((line for line in written if line is not None), 0)
+    return f" (line {line})" if line else ""
 
 
 def _explain(kind: type[Section], error: Any) -> str:

@@ -88,10 +88,7 @@ def parse_yaml(text: str) -> Any:
     """Return the tree in a text; a YAMLError: it is not YAML, too deep, or large once aliases are replaced."""
     if len(text) > _MOST_CHARACTERS:
         raise yaml.YAMLError(f"{len(text):,} characters, more than {_MOST_CHARACTERS:,}")
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise yaml.YAMLError("values that are nested too deeply") from None
+    tree = yaml.load(text, Loader=_Loader)
     open_nodes, count = [tree], 0
     while open_nodes:
         node, count = open_nodes.pop(), count + 1
@@ -99,6 +96,19 @@ def parse_yaml(text: str) -> Any:
             raise yaml.YAMLError(f"more than {_MOST_VALUES:,} values, aliases counted where they are used")
         open_nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
     return tree
+
+
+def key_lines(path: str) -> dict[str, int]:
+    """Return the line of each key of a YAML file that `read_yaml` reads, by its dotted path."""
+    found: dict[str, int] = {}
+    open_nodes = [("", yaml.compose(Path(path).read_text("utf-8"), Loader=_Loader))]
+    while open_nodes:
+        prefix, node = open_nodes.pop()
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if f"{prefix}{key.value}" not in found:
+                found[f"{prefix}{key.value}"] = key.start_mark.line + 1
+                open_nodes.append((f"{prefix}{key.value}.", value))
+    return found
 
 
 class _Dumper(yaml.SafeDumper):

@@ -70,7 +70,7 @@ def spread_points(count: int) -> tuple[int, ...]:
         count: how many; 196 are all.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: the inner face has fewer, or it is less than 1.
     """
     if count == len(FACEMESH_POINTS):
         return tuple(range(count))

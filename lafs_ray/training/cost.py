@@ -126,7 +126,19 @@ def _require(config: PretrainConfig, name: str, available: int) -> None:
     memory = step_memory(config)
     if memory.total <= available:
         return
-    room = max((available - memory.networks) // memory.an_image, 0)
+    fixes = _smaller_steps(config, memory, available) if memory.networks < available else []
+    raise ConfigError(
+        "batch_size, accumulation",
+        found=f"a micro-batch of {memory.images} images, which needs at least {memory.total / 1e9:.1f} GB "
+        f"({memory.networks / 1e9:.1f} GB for the networks and {memory.an_image / 1e6:.0f} MB an image)",
+        expected=f"at most the {available / 1e9:.1f} GB of this GPU ({name})",
+        fix=", or ".join(fixes or ["choose a smaller model.size or head.num_prototypes"]),
+    )
+
+
+def _smaller_steps(config: PretrainConfig, memory: StepMemory, available: int) -> list[str]:
+    """Return the settings by which a step of these networks takes less memory."""
+    room = (available - memory.networks) // memory.an_image
     fixes = []
     if room and (needed := -(-config.micro_batch * config.accumulation // room)) > config.accumulation:
         fixes.append(f"raise accumulation to {_divisor_from(config, needed)}")
@@ -139,13 +151,7 @@ def _require(config: PretrainConfig, name: str, available: int) -> None:
         )
     if config.compute.worker_counts[-1] >= 1:
         fixes.append("use more GPUs (compute.workers)")
-    raise ConfigError(
-        "batch_size, accumulation",
-        found=f"a micro-batch of {memory.images} images, which needs at least {memory.total / 1e9:.1f} GB "
-        f"({memory.networks / 1e9:.1f} GB for the networks and {memory.an_image / 1e6:.0f} MB an image)",
-        expected=f"at most the {available / 1e9:.1f} GB of this GPU ({name})",
-        fix=", or ".join(fixes),
-    )
+    return fixes
 
 
 def _divisor_from(config: PretrainConfig, least: int) -> int:

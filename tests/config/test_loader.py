@@ -15,6 +15,7 @@ from lafs_ray.config.loader import (
     parse_overrides,
     resolve,
 )
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.yaml_text import read_yaml, write_yaml
 from lafs_ray.errors import ConfigError
 
@@ -228,3 +229,19 @@ def test_parse_overrides__scalars_of_yaml_1_2(text: str, value: object) -> None:
     (found,) = parse_overrides([f"a={text}"]).values()
     assert (found, type(found)) == (value, type(value))
     assert parse_overrides(["a=" + write_yaml({"a": value}).partition(": ")[2].strip()]) == {"a": value}
+
+
+def test_load__errors_of_a_file_have_their_lines(tmp_path: Path) -> None:
+    """Of a key, of a place in a list, and of the section where a key is missing; values of the command line have
+    none."""
+    path = tmp_path / "a.yaml"
+    lines = ["run:", "  name: a", "batch_size: 0x_", "optim:", "  lr: no", "  lrr: 1", "views:", "  blur: [1, x, 0]"]
+    path.write_text("\n".join([*lines, "head: {hidden_dim: 0}"]))
+    with pytest.raises(ConfigError, match="a.yaml: 6 configuration errors") as raised:
+        load(PretrainConfig, str(path), ["head.hidden_dim=-1"])
+    found = {line.split(":")[0].strip(): line for line in raised.value.found.splitlines() if line.strip()}
+    ends = {"batch_size": 3, "optim.lr": 5, "optim.lrr": 6, "views.blur.1": 8}
+    for key, line in ends.items():
+        assert found[key].endswith(f" (line {line})"), found[key]
+    assert "(line" not in found["head.hidden_dim"]
+    assert "(line" not in found["data"]

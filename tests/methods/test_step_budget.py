@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.step_counts import ADAMW, CLIP, EMA, LOSS, LOSS_BACKWARD, LOSS_PARTS, StepCounts, config_of, count_step
+from benchmarks.fake_step import config_of
+from benchmarks.step_counts import ADAMW, CLIP, EMA, LOSS, LOSS_BACKWARD, LOSS_PARTS, StepCounts, count_step
 
 IMAGES = 256
 

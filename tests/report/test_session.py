@@ -11,12 +11,12 @@ from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import UserError
 from lafs_ray.report.session import ReportRequest, report_page
-from lafs_ray.tuning.sweep_dir import TrialDir
+from lafs_ray.tuning.sweep_dir import SweepDir, TrialDir
 from tests.report.browser import needs_browser, opened
 from tests.test_jobs import main_of
 from tests.training.faces import face_jpegs, run, tiny
 from tests.training.tasks.test_landmarks import cache, regression
-from tests.tuning.sweeps import tree
+from tests.tuning.sweeps import sweep
 from tests.tuning.test_results import trial
 
 __all__ = ["cache"]
@@ -27,14 +27,15 @@ PARTS = ("What it is", "How it went", "What it learned", "What it sees")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
-    """The folders of a LAFS, a DINO-face, a stage-1 and a finetuning run, and a pair file."""
+def runs(tmp_path_factory: pytest.TempPathFactory, face_set_path: str, cache: str) -> Path:
+    """The folders of a LAFS, a DINO-face, a stage-1, a finetuning and a landmark run, and a pair file."""
     folder = tmp_path_factory.mktemp("runs")
     run(tiny(folder, face_set_path, *SHORT, "run.name=lafs"))
     run(tiny(folder, face_set_path, *SHORT, "run.name=dino", *GRID))
     run(tiny(folder, face_set_path, *SHORT, "run.name=stage1", kind=FinetuneConfig))
     start = (f"start.transformer={folder}/stage1", f"start.landmarks={folder}/stage1")
     run(tiny(folder, face_set_path, *SHORT, "run.name=finetune", *start, kind=FinetuneConfig))
+    run(regression(folder, face_set_path, cache, "duration=2 steps", "run.name=cnn"))
     write_pairs(str(folder / "pairs.bin"), face_jpegs(40, seed=5), [True, False] * 10)
     return folder
 
@@ -69,9 +70,8 @@ def test_report__each_kind_of_run(
     assert "https://" not in page
 
 
-def test_report__landmark_regression(runs: Path, face_set_path: str, cache: str) -> None:
+def test_report__landmark_regression(runs: Path) -> None:
     """A landmark CNN alone has its curves and its landmarks on faces, alone and beside a run that embeds."""
-    run(regression(runs, face_set_path, cache, "duration=2 steps", "run.name=cnn"))
     alone = text_of("cnn", folder=runs, pairs=str(runs / "pairs.bin"))
     for text in (*PARTS, "landmark regression", "which embeds no faces", "batch_size", "landmarks: spread over"):
         assert text in alone, text
@@ -128,20 +128,18 @@ def write_sweep(folder: Path, count: int, confirmed: bool = False) -> str:
     """The folder of a sweep with this many trials, as the sweep writes it."""
     folder.mkdir(exist_ok=True)
     space = {"optim.lr": {"log_uniform": [1e-4, 1e-2]}, "mixup.alpha": {"choice": [0.1, 1.0]}}
-    content = tree(folder, folder / "train.rec", space=space)
-    sweep = folder / "sweep"
+    written = SweepDir(sweep(folder, folder / "train.rec", space=space, settings={"optim.lr": 1e-3}))
+    written.claim({})
+    place = Path(written.uri)
     for number in range(count):
         settings = {"optim.lr": 1e-4 * 10 ** (2 * number / count), "mixup.alpha": [0.1, 1.0][number % 2]}
         record = trial(number, "finished", 0.4, 0.4 + 0.01 * number, **settings)
-        (sweep / "trials" / f"{number:04d}").mkdir(parents=True)
-        TrialDir(str(sweep / "trials" / f"{number:04d}")).write(record)
-    sweep.mkdir(exist_ok=True)
-    base = {"optim": {"lr": 1e-3}, "mixup": {"alpha": 0.1}}
-    (sweep / "sweep.json").write_text(json.dumps({"config": content, "base": base, "finetune": None, "faces": {}}))
+        (place / "trials" / f"{number:04d}").mkdir(parents=True)
+        TrialDir(str(place / "trials" / f"{number:04d}")).write(record)
     if confirmed:
         values = {"metric": "pair_accuracy", "seeds": [1, 2, 3], "winner": [0.5, 0.6, 0.7], "default": [0.5, 0.5, 0.8]}
-        (sweep / "confirm.json").write_text(json.dumps(values))
-    return str(sweep)
+        (place / "confirm.json").write_text(json.dumps(values))
+    return str(place)
 
 
 def test_report__sweep(tmp_path: Path) -> None:
@@ -163,7 +161,7 @@ def test_report__sweep_of_one_trial(tmp_path: Path) -> None:
 @needs_browser
 def test_report__in_a_browser(runs: Path, tmp_path: Path) -> None:
     """The pages of runs beside each other, and of a sweep, are shown completely, and the console stays silent."""
-    everything = [str(runs / name) for name in ("lafs", "dino", "stage1")]
+    everything = [str(runs / name) for name in ("lafs", "dino", "stage1", "finetune", "cnn")]
     pages = {
         "runs": report_page(ReportRequest(runs=everything, pairs=str(runs / "pairs.bin"))),
         "sweep": report_page(ReportRequest(runs=[write_sweep(tmp_path, 12)])),

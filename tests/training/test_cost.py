@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.fake_step import config_of
 from benchmarks.plain_step import Case
-from benchmarks.step_counts import config_of, count_step
+from benchmarks.step_counts import count_step
 from benchmarks.step_figures import TOTAL, count_flops
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
@@ -77,6 +78,14 @@ def test_require_memory__names_what_helps() -> None:
     cost._require(config(batch=1024, activation_checkpointing=True), "H200", available)
     with pytest.raises(ConfigError):
         cost._require(made.model_copy(update={"accumulation": int(found[1]) // 2}), "H200", available)
+
+
+def test_require_memory__networks_alone_do_not_fit() -> None:
+    """Where no micro-batch is small enough, a smaller network is advised, and nothing that would not help."""
+    made = config(activation_checkpointing=True, workers=0)
+    with pytest.raises(ConfigError, match=r"1\.0 GB of this GPU") as raised:
+        cost._require(made, "small", 10**9)
+    assert raised.value.fix == "choose a smaller model.size or head.num_prototypes"
 
 
 def test_require_memory__on_a_cpu() -> None:
