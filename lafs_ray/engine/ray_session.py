@@ -13,6 +13,7 @@ import ray.train
 from ray.data import DataContext
 
 from lafs_ray.config.train import ON_CPU
+from lafs_ray.engine.ray_guard import LOCAL, guard
 from lafs_ray.errors import ConfigError
 from lafs_ray.interrupt import delayed
 
@@ -41,14 +42,11 @@ _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo
 # Set to 1, a Ray of this machine has its dashboard, a dozen processes more; and Prometheus finds its ports.
 DASHBOARD = "LAFS_DASHBOARD"
 
-# Inherited by the processes of a Ray that was started here.
-_LOCAL = "LAFS_LOCAL_RAY"
-
 
 def is_local() -> bool:
     """Return whether this Ray was started by `start_or_join`: all of its processes have the variables set there."""
     # The address, in case that the process has left that Ray and joined another one.
-    return _LOCAL in os.environ and ray.util.get_node_ip_address() == "127.0.0.1"
+    return LOCAL in os.environ and ray.util.get_node_ip_address() == "127.0.0.1"
 
 
 def join_cluster(cpus: float, cpu_arithmetic: str, gpus: float = 0, gpu_arithmetic: str = "") -> None:
@@ -104,9 +102,9 @@ def start_or_join(cpus: float, *, needs_dashboard: bool = False) -> None:
             local = {"num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)), "include_dashboard": has_dashboard}
         logger.info("joining the Ray cluster at %s" if on_cluster else "starting Ray on this machine%s", address)
         if on_cluster:
-            os.environ.pop(_LOCAL, None)
+            os.environ.pop(LOCAL, None)
         else:
-            os.environ[_LOCAL] = "1"
+            guard()
             _bind_to_loopback()
         try:
             with delayed("interrupted: waiting for Ray to start, then ending; once more ends at once"):
