@@ -6,16 +6,18 @@
 Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER); View 2 (lfw.bin) is for the end.
 Networks are trained by configs/pretrain/lafs_small_data.yaml on SETS, whose labels are not read, and whitenings are
 fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`, there is also LAFS at its
-landmarks in place of the template's. Few labels are those of SET. Every run is one process of one thread; runs and
-results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in
-proportion to their pairs. Differences of two rows are over the same pairs, with the standard error of a paired
-bootstrap.
+landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make mediapipe-environment`) that
+CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every run is one process of one thread;
+runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of
+View 1 in proportion to their pairs. Differences of two rows are over the same pairs, with the standard error of a
+paired bootstrap.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 
 from benchmarks.views import cpu_name
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import apply_overrides, read_yaml, resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.eval_sets import EvalFaces, open_pairs
@@ -45,7 +48,10 @@ Tree = dict[str, Any]
 Embed = Callable[[EvalFaces], NDArray[np.floating[Any]]]
 Correct = NDArray[np.bool_]
 
-PRESET = Path(__file__).parents[1] / "configs" / "pretrain" / "lafs_small_data.yaml"
+ROOT = Path(__file__).parents[1]
+PRESET = ROOT / "configs" / "pretrain" / "lafs_small_data.yaml"
+# The landmark CNN. MediaPipe finds no points in three faces of a thousand; they get the mean.
+NUM_POINTS, MAX_MISSING, LANDMARK_DURATION = 49, 1000, "8 epochs"
 GRID: Tree = {
     "model.num_landmarks": 49,
     "model.patch_size": 16,
@@ -89,6 +95,22 @@ class Plan:
     def run(self, name: str) -> Path:
         """Folder of a run."""
         return self.work / "runs" / name
+
+
+def landmark_run(plan: Plan, mediapipe: str) -> str:
+    """Find MediaPipe's points of the faces, and train a landmark CNN on them; return its run's folder."""
+    points, cache = str(plan.work / "points"), str(plan.work / "landmarks")
+    if not (plan.work / "landmarks").exists():
+        found = [mediapipe, "jobs/mediapipe_landmarks.py", plan.faces, points, "--count", str(NUM_POINTS)]
+        imported = [sys.executable, "jobs/cache_landmarks.py", "--from", points, plan.faces, "--out", cache]
+        for command in (found, [*imported, "--max-missing", str(MAX_MISSING)]):
+            subprocess.run(command, cwd=ROOT, check=True)
+    settings: Tree = {"run.name": "landmarks", "run.storage": str(plan.work / "runs"), "checkpoints.keep": 1}
+    settings |= {"data.path": plan.faces, "landmarks.cache": cache, "model.num_landmarks": NUM_POINTS}
+    settings |= {"duration": LANDMARK_DURATION if plan.steps is None else f"{plan.steps} steps"}
+    tree = apply_overrides(read_yaml(str(ROOT / "configs" / "landmarks" / "cpu.yaml")), settings)
+    print(f"landmarks: {train(plan, 'landmarks', resolve(LandmarkConfig, tree, 'landmarks')):.0f} s of training")
+    return str(plan.run("landmarks"))
 
 
 def add_landmarks(run: str) -> None:
@@ -144,7 +166,7 @@ def keep(plan: Plan, name: str, make: Callable[[], Embed]) -> Row:
     return Row(name, stored["accuracy"], stored["auc"], correct, stored["seconds"])
 
 
-def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig) -> float:
+def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:
     """Train to the end, or continue; return seconds of processor time of the calls that trained, kept in WORK."""
     path, started = plan.work / "seconds" / f"{name}.json", time.process_time()
     if not path.exists():
@@ -290,7 +312,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--labeled", required=True, metavar="SET", help="a .rec file with labels")
     parser.add_argument("--pairs", required=True, type=Path, metavar="FOLDER", help="of the three pair files")
     parser.add_argument("--view2", action="store_true", help="evaluate on lfw.bin")
-    parser.add_argument("--landmarks", metavar="RUN", help="of a landmark CNN: adds LAFS at its landmarks")
+    landmarks_from = parser.add_mutually_exclusive_group()
+    landmarks_from.add_argument("--landmarks", metavar="RUN", help="of a landmark CNN: adds LAFS at its landmarks")
+    landmarks_from.add_argument(
+        "--mediapipe", metavar="PYTHON", help="of its environment: trains that CNN first, on MediaPipe's points"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["LAFS", "DINO-face"])
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
     parser.add_argument("--finetuning-seeds", type=int, default=5, help="5")
@@ -302,11 +328,14 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     files, work = VIEW_2 if options.view2 else VIEW_1, options.work.absolute()
-    sets, methods, landmarks = (options.faces, options.labeled, options.pairs), options.methods, None
-    if options.landmarks is not None:
-        landmarks, methods = filesystem.absolute(options.landmarks), [LANDMARKS, *methods]
-        add_landmarks(landmarks)
+    sets = (filesystem.absolute(options.faces), filesystem.absolute(options.labeled), options.pairs)
+    methods, landmarks = options.methods, options.landmarks and filesystem.absolute(options.landmarks)
     plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks)
+    if options.mediapipe is not None:
+        plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
+    if plan.landmarks is not None:
+        methods = [LANDMARKS, *methods]
+        add_landmarks(plan.landmarks)
     rows = frozen_rows(plan, methods, options.seeds)
     rows += few_label_rows(plan, methods, options.shots, options.seeds, options.finetuning_seeds)
     print(f"\n{table(rows)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread", flush=True)

@@ -29,9 +29,10 @@ from lafs_ray.models.checkpoints.hub_folder import (
     read_hub_folder,
     write_hub_folder,
 )
-from lafs_ray.models.checkpoints.safetensors_file import WHITENING_PREFIX, NetworkWeights
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import PublishedState
 from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.readout import WHITENING_PREFIX
 from lafs_ray.training.checkpoint.inference import convert, inference_device, load_for_inference
 
 _BATCH = 64

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from lafs_ray.config.data import Data
 from lafs_ray.config.loader import AnnealingField, Duration, DurationField, Real, RealPair, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
-from lafs_ray.config.train import Positive, Rate, TrainConfig
+from lafs_ray.config.train import Model, Positive, Rate, Readout, TrainConfig
 
 
 class Subset(Section):
@@ -48,6 +48,17 @@ class LabeledData(Data):
 
     subset: Subset | None = None
     """Train on a few-shot subset; the classes remain those of the whole set."""
+
+
+class FinetuneModel(Model):
+    """The transformer, the landmark CNN and what is read of them."""
+
+    readout: Readout = "class"
+    """Outputs of the transformer that make the embedding: the class token, the mean of the other tokens, or all of them
+    side by side."""
+    whitened_dim: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Numbers of a whitened embedding: the whitening of start.transformer, a file of jobs/whiten.py, comes along and is
+    trained as a linear layer. null: none, the embedding is what is read."""
 
 
 class Start(Section):
@@ -151,7 +162,8 @@ class Freeze(Section):
     landmarks: DurationField = Duration(amount=0.0, unit="epochs")
     """How long the landmark CNN is frozen."""
     transformer: DurationField = Duration(amount=0.0, unit="epochs")
-    """How long the transformer is frozen; with both, only the class centers are trained."""
+    """How long the transformer is frozen; with both, only the class centers are trained, and a whitening where there is
+    one."""
 
 
 def _parse_rate(value: Any) -> Any:
@@ -199,6 +211,8 @@ class FinetuneConfig(TrainConfig):
 
     data: LabeledData
     """The labeled faces."""
+    model: FinetuneModel = FinetuneModel()
+    """The network."""
     start: Start = Start()
     """Pretrained weights."""
     landmarks: FinetuneLandmarks = FinetuneLandmarks()
@@ -270,6 +284,15 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(
                 f"regularizer.strength: {self.regularizer.strength:g}, but landmarks.source=template has no "
                 "landmark CNN to regularize; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whitening_is_fitted(self) -> FinetuneConfig:
+        if self.model.whitened_dim is not None and self.start.transformer is None:
+            raise ValueError(
+                f"model.whitened_dim: {self.model.whitened_dim}, but a whitening is fitted, not trained from scratch; "
+                "set start.transformer to a file of jobs/whiten.py, or leave it out"
             )
         return self
 

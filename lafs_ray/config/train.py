@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 TokenFeatures = Literal["pixels", "orientations"]
+Readout = Literal["class", "mean", "all"]
 
 # Ray's rule for the values of labels, and for the part of a key after its slash.
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lafs_ray.config.train import Readout
 from lafs_ray.data.eval_sets import EvalFaces, open_images
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ from lafs_ray.evaluation.embed import chunks, embed_chunk
 from lafs_ray.evaluation.mined_pairs import discriminate
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.readout import Readout, Whitening
+from lafs_ray.models.readout import Whitening
 
 MAX_FACES, MAX_MINED_FACES = 10_000, 50_000
 BASE_COMPONENTS = 400

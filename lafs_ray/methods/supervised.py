@@ -22,6 +22,7 @@ from lafs_ray.models.landmark_cnn import LandmarkNetwork, normalize_pixels
 from lafs_ray.models.landmark_template import FixedPositions
 from lafs_ray.models.margin import MixedLabels
 from lafs_ray.models.partial_fc import PartialFC
+from lafs_ray.models.readout import WHITENING_PREFIX
 
 
 def to_network_input(images: Tensor) -> Tensor:
@@ -126,7 +127,8 @@ class Supervised:
         del epoch
         frozen = _frozen(hparams)
         for name, parameter in self.trainable.model.named_parameters():
-            if ("landmarks" if name.startswith(LANDMARK_PREFIXES) else "transformer") in frozen:
+            part = "landmarks" if name.startswith(LANDMARK_PREFIXES) else "transformer"
+            if part in frozen and not name.startswith(WHITENING_PREFIX):
                 parameter.grad = None
 
     def finish_step(self, hparams: Mapping[str, float], skip_update: Tensor | None = None) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lafs_ray.config.train import TokenFeatures
-from lafs_ray.models.fvit import FViT
+from lafs_ray.config.train import Readout, TokenFeatures
+from lafs_ray.models.fvit import FViT, embedding_of
 from lafs_ray.models.patch_sampling import patch_mosaic
-from lafs_ray.models.readout import Readout, Whitening, read_out
+from lafs_ray.models.readout import Whitening
 from lafs_ray.models.tokens import grid_tokens, tokens_at
 
 
@@ -40,15 +40,7 @@ class FaceEmbedder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
-        vectors = self.read(images)
-        return vectors if self.whitening is None else self.whitening(vectors)
-
-    def read(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] to what the readout reads, before any whitening."""
-        tokens = self.tokens(images)
-        if self.readout == "class":
-            return self.transformer.encode(tokens)
-        return read_out(self.transformer.outputs(tokens), self.readout)
+        return embedding_of(self.transformer, self.tokens(images), self.readout, self.whitening)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to tokens [B, n, P], the transformer's input."""

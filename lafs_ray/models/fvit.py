@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lafs_ray.config.train import TokenFeatures
+from lafs_ray.config.train import Readout, TokenFeatures
 from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
 from lafs_ray.models.kept_rows import KeptRows, add_rows, take_rows
 from lafs_ray.models.landmark_cnn import LandmarkNetwork
 from lafs_ray.models.landmark_head import predict_landmarks
 from lafs_ray.models.placement import uses_gpu_form
+from lafs_ray.models.readout import Whitening, read_out
 from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
 
 Path = Tensor | KeptRows | None
@@ -143,6 +144,12 @@ class FViT(nn.Module):
         self.transformer, self.mlp_head = fvit.transformer, fvit.mlp_head
 
 
+def embedding_of(transformer: FViT, tokens: Tensor, readout: Readout, whitening: Whitening | None = None) -> Tensor:
+    """Return the embeddings [B, D] of tokens [B, n, P]: what is read of the outputs, whitened where that is fitted."""
+    vectors = transformer.encode(tokens) if readout == "class" else read_out(transformer.outputs(tokens), readout)
+    return vectors if whitening is None else whitening(vectors)
+
+
 class PartFViT(FViT):
     """Image to embedding: landmark CNN, patches at the landmarks, transformer; one flat module.
 
@@ -154,10 +161,18 @@ class PartFViT(FViT):
         fvit: for tokens of these features.
         patch_size: p, in pixels.
         token_features: numbers of a token.
+        readout: which outputs make the embedding.
+        whitening: applied to it; None: the embedding is what was read.
     """
 
     def __init__(
-        self, landmark_cnn: LandmarkNetwork, fvit: FViT, patch_size: int = 8, token_features: TokenFeatures = "pixels"
+        self,
+        landmark_cnn: LandmarkNetwork,
+        fvit: FViT,
+        patch_size: int = 8,
+        token_features: TokenFeatures = "pixels",
+        readout: Readout = "class",
+        whitening: Whitening | None = None,
     ) -> None:
         nn.Module.__init__(self)
         assert fvit.patch_to_embedding.in_features == token_dim(patch_size, token_features), patch_size
@@ -166,6 +181,8 @@ class PartFViT(FViT):
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.stn, self.output_layer = landmark_cnn.stn, landmark_cnn.output_layer
         self._share_parts(fvit)
+        self.readout: Readout = readout
+        self.whitening = whitening
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
@@ -180,7 +197,8 @@ class PartFViT(FViT):
 
         `landmarks` and `embed` are `forward` for callers that need the landmarks too.
         """
-        return self.encode(tokens_at(images, landmarks, self.patch_size, self.token_features))
+        tokens = tokens_at(images, landmarks, self.patch_size, self.token_features)
+        return embedding_of(self, tokens, self.readout, self.whitening)
 
 
 class GridFViT(FViT):
@@ -190,16 +208,28 @@ class GridFViT(FViT):
         fvit: for tokens of these features; shared, not copied.
         patch_size: p, in pixels.
         token_features: numbers of a token.
+        readout: as in `PartFViT`.
+        whitening: as in `PartFViT`.
     """
 
-    def __init__(self, fvit: FViT, patch_size: int = 8, token_features: TokenFeatures = "pixels") -> None:
+    def __init__(
+        self,
+        fvit: FViT,
+        patch_size: int = 8,
+        token_features: TokenFeatures = "pixels",
+        readout: Readout = "class",
+        whitening: Whitening | None = None,
+    ) -> None:
         nn.Module.__init__(self)
         self.patch_size, self.token_features = patch_size, token_features
         self._share_parts(fvit)
+        self.readout: Readout = readout
+        self.whitening = whitening
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
-        return self.encode(grid_tokens(images, self.patch_size, self.token_features))
+        tokens = grid_tokens(images, self.patch_size, self.token_features)
+        return embedding_of(self, tokens, self.readout, self.whitening)
 
 
 class Transformer(nn.Module):

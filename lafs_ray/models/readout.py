@@ -5,12 +5,13 @@ Shape letters: B images, n tokens, W width, D numbers of a readout, K components
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-Readout = Literal["class", "mean", "all"]
+from lafs_ray.config.train import Readout
+
+WHITENING_PREFIX = "whitening."
+"""Of the names of a whitening's tensors, beside those of its network."""
 
 
 def read_out(outputs: Tensor, readout: Readout) -> Tensor:
@@ -31,21 +32,21 @@ def readout_dim(readout: Readout, num_tokens: int, width: int) -> int:
 
 
 class Whitening(nn.Module):
-    """Subtract a mean, and scale principal components to a variance of one; fitted, not trained.
+    """Subtract a mean, and scale principal components to a variance of one; fitted, and trained only in finetuning.
+
+    Always in float32: the variances of the components differ by orders of magnitude.
 
     Args:
         dim: D.
         components: K.
     """
 
-    mean: Tensor
-    matrix: Tensor
-
     def __init__(self, dim: int, components: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("matrix", torch.zeros(dim, components))
+        self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
+        self.matrix = nn.Parameter(torch.zeros(dim, components), requires_grad=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[B, D] to [B, K]."""
-        return (vectors - self.mean) @ self.matrix
+        with torch.autocast(vectors.device.type, enabled=False):
+            return (vectors.float() - self.mean) @ self.matrix

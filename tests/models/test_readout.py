@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lafs_ray.config.train import Readout
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FViT, FViTSize
-from lafs_ray.models.readout import Readout, Whitening, read_out, readout_dim
+from lafs_ray.models.readout import Whitening, read_out, readout_dim
 
 SIZE = FViTSize(width=24, depth=1, heads=2, head_dim=8, mlp_width=32)
 

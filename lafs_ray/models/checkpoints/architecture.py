@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.config.train import TokenFeatures
+from lafs_ray.config.train import Readout, TokenFeatures
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.state_dicts import check_weights
 from lafs_ray.models.embedder import FaceEmbedder
@@ -23,7 +23,7 @@ from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, infer_width
 from lafs_ray.models.landmark_head import DIRECT_TENSOR, Scaling
 from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
-from lafs_ray.models.readout import Readout, Whitening, readout_dim
+from lafs_ray.models.readout import Whitening, readout_dim
 from lafs_ray.models.tokens import token_dim
 
 PUBLISHED_HEAD_DIM = 64

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lafs_ray import __version__
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.train import Readout
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.retries import read_error
 from lafs_ray.errors import CheckpointError, DataError
@@ -35,10 +36,9 @@ from lafs_ray.models.checkpoints.state_dicts import (
 )
 from lafs_ray.models.checkpoints.timm_names import from_timm, to_timm
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.readout import Readout, Whitening
+from lafs_ray.models.readout import WHITENING_PREFIX, Whitening
 
 FORMAT = "1"
-WHITENING_PREFIX = "whitening."
 Names = Literal["published", "timm"]
 _FORMAT_KEY, _CHECKSUM = "lafs_ray_weights", "checksum"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.finetune import FinetuneConfig, FinetuneModel
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
@@ -182,6 +182,8 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
         landmark_cnn_width=model.landmark_cnn_width if has_cnn and landmark_cnn != TEMPLATE else 1.0,
         grid=not has_cnn,
         token_features=model.token_features,
+        readout=model.readout if isinstance(model, FinetuneModel) else "class",
+        whitened_dim=model.whitened_dim if isinstance(model, FinetuneModel) else None,
     )
     step, seed = content["step"], config.run.seed
     settings = config.model_dump(mode="json", exclude_defaults=True)

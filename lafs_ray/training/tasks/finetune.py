@@ -18,7 +18,7 @@ from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
-from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer
+from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, build_whitening, read_dim
 from lafs_ray.transforms.params import ViewSettings
 from lafs_ray.transforms.randaugment import RandAugment
 from lafs_ray.transforms.random_erasing import erase_
@@ -87,18 +87,22 @@ def build_supervised(
     Weights come from `init_weights`, else from torch's current generator.
     """
     model: PartFViT | GridFViT
+    whitening = build_whitening(config)
+    if whitening is not None and init_weights.whitening is not None:
+        whitening.load_state_dict(as_tensors(init_weights.whitening))
+    embeds = config.model.patch_size, config.model.token_features, config.model.readout, whitening
     if config.landmarks.source == "grid":
         transformer = build_transformer(config)
-        model = GridFViT(transformer, config.model.patch_size, config.model.token_features)
+        model = GridFViT(transformer, *embeds)
     else:
         landmark_network, transformer = build_landmark_network(config), build_transformer(config)
         if init_weights.landmarks is not None:
             landmark_network.load_state_dict(as_tensors(init_weights.landmarks))
-        model = PartFViT(landmark_network, transformer, config.model.patch_size, config.model.token_features)
+        model = PartFViT(landmark_network, transformer, *embeds)
     if init_weights.transformer is not None:
         transformer.load_state_dict(as_tensors(init_weights.transformer))
     head = PartialFC(
-        FVIT_SIZES[config.model.size].width,
+        config.model.whitened_dim or read_dim(config),
         num_classes,
         **dict(config.margin),
         seed=config.run.seed,

@@ -7,7 +7,7 @@ without copies.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,14 +21,15 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.landmark_template import grid_template, read_template
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
-from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, part_of
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
+from lafs_ray.models.readout import WHITENING_PREFIX
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.given_landmarks import external_mean, regression_mean
-from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
+from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, build_whitening, seed_weights
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -46,6 +47,7 @@ class InitWeights:
             anchor; the positions of a template; in a landmark regression the mean of the given ones. None: over the
             grid, or from scratch.
         transformer: of the fViT; None: from scratch.
+        whitening: of its embedding; None: it has none.
         landmarks_hash: of the landmark weights or positions, unless the CNN is untrained.
         transformer_hash: of the transformer's; of a pretraining that continues another, of student and teacher.
         student: of a pretraining's student; names that it lacks start from scratch.
@@ -55,6 +57,7 @@ class InitWeights:
 
     landmarks: Arrays | None = None
     transformer: Arrays | None = None
+    whitening: Arrays | None = None
     landmarks_hash: str | None = None
     transformer_hash: str | None = None
     student: Arrays | None = None
@@ -70,11 +73,13 @@ class Pretrained:
         transformer: tensors for `FViT`; of a pretraining run those of its teacher.
         landmarks: tensors for the landmark CNN; empty where it has none.
         architecture: None for a published file.
+        whitening: tensors for `Whitening`; empty where it has none.
     """
 
     transformer: dict[str, Tensor]
     landmarks: dict[str, Tensor]
     architecture: Architecture | None
+    whitening: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def on_grid(self) -> bool:
@@ -95,12 +100,14 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
         given = regression_mean(config)
         return InitWeights({TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
     assert isinstance(config, FinetuneConfig)
-    path, pretrained, transformer = config.start.transformer, None, None
+    path, pretrained, transformer, whitening = config.start.transformer, None, None, None
     if path is not None:
         pretrained = read_pretrained("start.transformer", path)
         transformer = _transformer_arrays(config, pretrained, path)
+        whitening = _whitening_arrays(config, pretrained, path)
     landmarks = _finetuning_landmarks(config, pretrained)
-    return InitWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
+    started = transformer if whitening is None or transformer is None else transformer | whitening
+    return InitWeights(landmarks, transformer, whitening, _hash(landmarks), _hash(started))
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -110,7 +117,7 @@ def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
 
 def as_arrays(network: nn.Module) -> Arrays:
     """Return a network's state as arrays."""
-    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    return {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
 
 
 def read_pretrained(key: str, path: str) -> Pretrained:
@@ -134,8 +141,10 @@ def read_pretrained(key: str, path: str) -> Pretrained:
         place = "" if error.subject == path else f": {error.subject}"
         raise CheckpointError(f"{key}={path}{place}", **parts) from None
     landmarks = {n: t for n, t in backbone.items() if n.startswith(LANDMARK_PREFIXES)}
-    transformer = {n: t for n, t in backbone.items() if n not in landmarks}
-    return Pretrained(transformer, landmarks, architecture)
+    whitening = part_of(backbone, WHITENING_PREFIX)
+    others = (*landmarks, *(WHITENING_PREFIX + name for name in whitening))
+    transformer = {n: t for n, t in backbone.items() if n not in others}
+    return Pretrained(transformer, landmarks, architecture, whitening)
 
 
 def _load_pretraining(config: PretrainConfig) -> InitWeights:
@@ -203,6 +212,30 @@ def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: st
         weight = network.patch_to_embedding.weight
         with torch.no_grad():
             weight.copy_(transpose_patch_embedding(weight, config.model.patch_size))
+    return as_arrays(network)
+
+
+def _whitening_arrays(config: FinetuneConfig, pretrained: Pretrained, path: str) -> Arrays | None:
+    """Check the whitening against the configured embedding; None if the run has none.
+
+    Raises:
+        CheckpointError: the file has none, or it is of another readout or size.
+    """
+    model, made = config.model, pretrained.architecture
+    network = build_whitening(config)
+    if network is None:
+        return None
+    found = (made.readout, made.whitened_dim) if made is not None and pretrained.whitening else None
+    if found != (model.readout, model.whitened_dim):
+        has = "no whitening" if found is None else f"readout {found[0]}, whitened to {found[1]} numbers"
+        settings = "" if found is None else f"set model.readout={found[0]} model.whitened_dim={found[1]}, or "
+        raise CheckpointError(
+            f"start.transformer={path}",
+            found=has,
+            expected=f"readout {model.readout}, whitened to {model.whitened_dim} numbers",
+            fix=f"{settings}name a file of `lafs whiten`",
+        )
+    load_weights(network, pretrained.whitening)
     return as_arrays(network)
 
 

@@ -9,6 +9,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES, FViT
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, start_on_grid_
 from lafs_ray.models.landmark_template import TemplateLandmarks
+from lafs_ray.models.readout import Whitening, readout_dim
 from lafs_ray.models.tokens import token_dim
 
 _INIT_STREAM = 0x696E6974
@@ -46,3 +47,16 @@ def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
     )
     fvit.transformer.recompute = config.compute.activation_checkpointing
     return fvit
+
+
+def read_dim(config: FinetuneConfig) -> int:
+    """Return how many numbers the readout of a supervised run reads."""
+    model = config.model
+    return readout_dim(model.readout, model.num_landmarks, FVIT_SIZES[model.size].width)
+
+
+def build_whitening(config: FinetuneConfig) -> Whitening | None:
+    """Build the whitening of a supervised run, all zeros and trained; None if it has none."""
+    if config.model.whitened_dim is None:
+        return None
+    return Whitening(read_dim(config), config.model.whitened_dim).requires_grad_(requires_grad=True)
