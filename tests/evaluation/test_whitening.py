@@ -39,6 +39,25 @@ def test_fit_whitening__gives_uncorrelated_components_of_variance_one(count: int
     assert cosines.min() > 0.999
 
 
+def test_fit_whitening__strongest_of_many_directions() -> None:
+    """Of 2,500 numbers the strongest directions are found without all others: variances as of the exact fit, and
+    the same in a second call."""
+    rng = np.random.default_rng(0)
+    deviations = np.arange(1, 2501) ** -0.5
+    rows = (rng.standard_normal((3000, 2500)) * deviations).astype(np.float32)
+    fitted = fit_whitening(rows, 40, "faces")
+    centered = rows - rows.mean(axis=0)
+    exact = np.linalg.eigvalsh((centered.T @ centered).astype(np.float64) / 2999)[::-1][:40]
+    found = 1 / fitted.matrix.square().sum(dim=0).numpy()
+    # Sorted alike; the spectrum falls slowly here, so the last ones are mixed with those beyond.
+    np.testing.assert_allclose(found, exact, rtol=0.02)
+    whitened = torch.cov(fitted(torch.from_numpy(rows)).T)
+    assert (whitened - torch.eye(40)).abs().max() < 0.01
+    again = fit_whitening(rows, 40, "faces")
+    # Threads add in another order.
+    np.testing.assert_allclose(again.matrix, fitted.matrix, atol=1e-3 * float(fitted.matrix.abs().max()))
+
+
 def test_fit_whitening__more_components_than_directions() -> None:
     """Too many components, or vectors that do not differ in so many directions, are named with the number possible."""
     with pytest.raises(ConfigError, match=r"1 to 12: faces gives 300 vectors of 12 numbers"):
