@@ -69,12 +69,15 @@ $(MEDIAPIPE_VENV)/.ready: Makefile
 	$(MEDIAPIPE_VENV)/bin/python -c "import mediapipe, lafs_ray.data.mediapipe_landmarks" 2> /dev/null
 	touch $@
 
-# A fresh laptop: generated faces → stage 1 → LAFS over Ray → what came of it, in demo/report.html.
-demo: environment  ## generated faces → stage 1 → LAFS on two Ray workers → demo/report.html
-	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600
-	$(BIN)/python jobs/finetune.py configs/finetune/demo.yaml
+# A fresh laptop: generated faces → landmark CNN → LAFS over Ray → what came of it, in demo/report.html.
+# No identity label is read; the pairs show other identities than the faces.
+demo: environment  ## generated faces → landmark CNN → LAFS on two Ray workers → demo/report.html
+	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600 --landmarks 25
+	$(BIN)/python jobs/cache_landmarks.py --from demo/faces/landmarks-25.parquet demo/faces/train.rec --out demo/landmarks
+	$(BIN)/python jobs/train_landmarks.py configs/landmarks/demo.yaml
 	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
-	$(BIN)/python jobs/report.py demo/runs/lafs --pairs demo/faces/pairs.bin --out demo/report.html --force
+	$(BIN)/python jobs/report.py demo/runs/lafs --pairs demo/faces/pairs.bin --whiten demo/faces/train.rec \
+		--neighbors --components 60 --out demo/report.html --force
 
 # Threads of several processes on few cores wait for each other in loops. `make test-cpus` has other numbers.
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}

@@ -7,6 +7,7 @@ from argparse import Namespace
 
 from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.data.io import filesystem
+from lafs_ray.evaluation.whitening import WhiteningOptions
 from lafs_ray.messages import show
 from lafs_ray.report.session import ReportRequest, report_page
 
@@ -18,11 +19,16 @@ def write_report(options: Namespace) -> None:
         UserError: an error in the arguments, or in what they name.
     """
     require_persistent_path("--out", options.out)
-    inputs = [path for path in (options.faces, options.pairs) if path is not None]
+    inputs = [path for path in (options.faces, options.pairs, options.whiten) if path is not None]
     filesystem.require_output(options.out, force=options.force, inputs=inputs)
     logging.getLogger("lafs_ray").setLevel(logging.INFO)
+    how = (options.readout, options.components, options.neighbors)
     request = ReportRequest(
-        runs=options.runs, faces=options.faces, pairs=options.pairs, color_order=options.color_order
+        runs=options.runs,
+        faces=options.faces,
+        pairs=options.pairs,
+        color_order=options.color_order,
+        whiten=None if options.whiten is None else WhiteningOptions(options.whiten, *how),
     )
     content = report_page(request)
     with filesystem.atomic_write(options.out) as file:

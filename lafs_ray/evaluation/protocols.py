@@ -55,7 +55,7 @@ def local_embedding(
     return partial(embed_faces, network.to(device), progress=progress, **options)
 
 
-def _centerings(name: str) -> tuple[bool, ...]:
+def centerings(name: str) -> tuple[bool, ...]:
     """Return whether the mean is subtracted in each row of an embedding of that name."""
     return (False,) if name.endswith(WHITENED) else (False, True)
 
@@ -72,10 +72,13 @@ def evaluate_pairs(source: PairSet, embeddings: Embeddings, *, raw_pixels: bool 
         DataError: an image is damaged, or there are too few pairs.
     """
     same = source.same
-    rows = _raw_pixel_rows(source) if raw_pixels else []
+    rows = []
+    if raw_pixels:
+        found = zip((False, True), raw_pixel_distances(source), strict=True)
+        rows = [_pair_row(RAW_PIXELS, centered, distances, same) for centered, distances in found]
     for name, embed in embeddings.items():
         plain = flip_sum(embed(source.faces))
-        for centered in _centerings(name):
+        for centered in centerings(name):
             vectors = center(plain) if centered else plain
             rows.append(_pair_row(name, centered, pair_distances(vectors), same))
     counts = {"num_pairs": len(same), "num_same": int(np.count_nonzero(same))}
@@ -106,10 +109,10 @@ def _pair_row(name: str, centered: bool, distances: Float64s, same: Truths) -> R
     return ResultRow(name, centered, metrics, details, curve)
 
 
-def _raw_pixel_rows(source: PairSet) -> list[ResultRow]:
-    """Compute the raw-pixel baseline: an image's pixels less their own mean.
+def raw_pixel_distances(source: PairSet) -> tuple[Float64s, Float64s]:
+    """Return the pair distances of the raw-pixel baseline, an image's pixels less their own mean; float64 [P] each.
 
-    The centered row subtracts the mean image as well. There is no flip test.
+    The second ones, centered, are without the mean image as well. There is no flip test.
     """
     faces, total = source.faces, 0.0
     for start, stop in chunks(faces.num_images):
@@ -120,10 +123,8 @@ def _raw_pixel_rows(source: PairSet) -> list[ResultRow]:
         pixels = raw_pixel_embeddings(faces.read(start, stop))
         for parts, rows in zip(distances, (pixels, pixels - mean), strict=True):
             parts.append(pair_distances(rows))
-    return [
-        _pair_row(RAW_PIXELS, centered, np.concatenate(parts), source.same)
-        for centered, parts in zip((False, True), distances, strict=True)
-    ]
+    plain, centered = (np.concatenate(parts) for parts in distances)
+    return plain, centered
 
 
 def evaluate_identities(source: LabeledSet, embeddings: Embeddings, *, ks: Sequence[int] = (1,)) -> EvalResult:
@@ -140,7 +141,7 @@ def evaluate_identities(source: LabeledSet, embeddings: Embeddings, *, ks: Seque
     rows, counts = list[ResultRow](), dict[str, int]()
     for name, embed in embeddings.items():
         plain = flip_sum(embed(source.faces))
-        for centered in _centerings(name):
+        for centered in centerings(name):
             vectors = center(plain) if centered else plain
             found, counts = neighbor_accuracies(vectors, source.labels, ks)
             metrics = zip((f"{k}-NN" for k in ks), found, strict=True)
@@ -162,7 +163,7 @@ def evaluate_templates(protocol: Templates, embeddings: Embeddings, *, modes: Se
     rows: list[ResultRow] = []
     for name, embed in embeddings.items():
         vectors = embed(protocol.faces)
-        cases = itertools.product(modes, _centerings(name))
+        cases = itertools.product(modes, centerings(name))
         rows += [_template_row(name, vectors, protocol, *case) for case in cases]
     counts = {
         "num_images": protocol.faces.num_images,
@@ -209,7 +210,7 @@ def evaluate_identification(
     rows: list[ResultRow] = []
     for name, embed in embeddings.items():
         vectors = embed(protocol.images.faces)
-        cases = itertools.product(modes, _centerings(name))
+        cases = itertools.product(modes, centerings(name))
         rows += [_search_row(name, vectors, protocol, *case) for case in cases]
     known = np.concatenate([gallery.identities for gallery in protocol.galleries])
     counts = {

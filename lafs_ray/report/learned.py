@@ -12,7 +12,7 @@ from lafs_ray.data.eval_sets import LabeledSet, PairSet
 from lafs_ray.errors import DataError
 from lafs_ray.evaluation.embed import center
 from lafs_ray.evaluation.neighbors import neighbor_accuracies
-from lafs_ray.evaluation.protocols import PAIR_FARS
+from lafs_ray.evaluation.protocols import PAIR_FARS, RAW_PIXELS, WHITENED, centerings, raw_pixel_distances
 from lafs_ray.evaluation.statistics import bootstrap_interval, rate_error
 from lafs_ray.evaluation.verification import (
     RocCurve,
@@ -30,7 +30,9 @@ from lafs_ray.report.runs import RunRecord
 
 Floats = NDArray[np.float64]
 
-_FOLDS = 10
+# Names in the paired tests, plain and centered ones, up to which every two are compared.
+_FOLDS, _MOST_TESTED = 10, 6
+_CENTERED = ", centered"
 _EVALUATIONS = {"pair_accuracy": 0.5, "pair_auc": 0.5, "identity_accuracy": None}
 
 
@@ -51,18 +53,20 @@ def evaluations_over_time(runs: Sequence[RunRecord]) -> str:
 
 
 def pairs_evaluated(networks: Sequence[Network], pairs: PairSet) -> str:
-    """Return table, curves and paired tests of networks on a pair file."""
+    """Return table, curves and paired tests of networks on a pair file, raw pixels beside them."""
     same = pairs.same
     num_same, num_different = int(np.count_nonzero(same)), int(np.count_nonzero(~same))
     heading = html.heading(f"Pairs: {len(same):,} of {pairs.uri.rpartition('/')[2]}, {num_same:,} of one identity")
     if len(same) < _FOLDS or min(num_same, num_different) < _FOLDS:
         return heading + html.paragraph("Too few pairs of both kinds for ten folds: nothing is computed.", "note")
-    distances, correct = {}, {}
+    kinds = (RAW_PIXELS, RAW_PIXELS + _CENTERED)
+    distances: dict[str, Floats] = dict(zip(kinds, raw_pixel_distances(pairs), strict=True))
     for network in networks:
         plain = network.embed_pairs(pairs)
-        for name, vectors in ((network.name, plain), (f"{network.name}, centered", center(plain))):
-            distances[name] = pair_distances(vectors)
-            correct[name] = kfold_correct(distances[name], same)
+        for is_centered in centerings(network.name):
+            name = network.name + _CENTERED * is_centered
+            distances[name] = pair_distances(center(plain) if is_centered else plain)
+    correct = {name: kfold_correct(one, same) for name, one in distances.items()}
     rows = [_row(name, one, same, correct[name]) for name, one in distances.items()]
     fars = [far for far in PAIR_FARS if carries_far(num_different, far)]
     lost = [f"{far:g}" for far in PAIR_FARS if far not in fars]
@@ -115,17 +119,23 @@ def _curves(curves: dict[str, RocCurve], num_different: int, num_same: int) -> l
 
 def _distances(name: str, distances: dict[str, Floats], same: NDArray[np.bool_]) -> str:
     charts = []
-    for key in (name, f"{name}, centered"):
+    for key in (name + _CENTERED * is_centered for is_centered in centerings(name)):
         groups = [("same", distances[key][same].tolist()), ("different", distances[key][~same].tolist())]
         charts.append(histogram(Axes(f"distances: {key}", x="squared distance", y="share"), groups))
     return html.row(charts)
 
 
 def _tests(correct: dict[str, NDArray[np.bool_]]) -> str:
-    """Return the paired differences of every two networks, plain with plain and centered with centered."""
+    """Return the paired differences of every two rows, plain with plain and centered with centered.
+
+    Of many rows only those with the last network's are shown, from all others.
+    """
     rows = []
-    for one, other in itertools.combinations(correct, 2):
-        if one.endswith(", centered") == other.endswith(", centered"):
+    names = list(correct)
+    last = names[-1].removesuffix(_CENTERED)
+    for one, other in itertools.combinations(names, 2):
+        is_shown = len(names) <= _MOST_TESTED or other.removesuffix(_CENTERED) == last
+        if is_shown and _is_comparable(one, other):
             difference = correct[other].astype(float) - correct[one].astype(float)
             low, high = bootstrap_interval(difference)
             verdict = "significant" if low > 0 or high < 0 else "not significant"
@@ -133,6 +143,13 @@ def _tests(correct: dict[str, NDArray[np.bool_]]) -> str:
     text = "Paired bootstrap over the pairs, 2,000 samples. One training run each: another seed may differ by more."
     heads = ["difference in accuracy", "mean", "95 % interval", "verdict"]
     return html.heading("Paired tests") + html.table(heads, rows) + html.paragraph(text, "faint") if rows else ""
+
+
+def _is_comparable(one: str, other: str) -> bool:
+    """Whether a test between two rows says something: whitened ones are centered, and are compared with all."""
+    if WHITENED in one + other:
+        return True
+    return one.endswith(_CENTERED) == other.endswith(_CENTERED)
 
 
 def neighbors_evaluated(networks: Sequence[Network], faces: LabeledSet) -> str:

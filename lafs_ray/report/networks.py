@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,15 +13,21 @@ from torch import nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import resolve
 from lafs_ray.data.eval_sets import EvalFaces, PairSet
+from lafs_ray.data.images import ColorOrder
 from lafs_ray.errors import UserError
 from lafs_ray.evaluation.embed import embed_faces, flip_sum
+from lafs_ray.evaluation.protocols import WHITENED
+from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.report.runs import RunRecord
 from lafs_ray.training.checkpoint.inference import load_for_inference
 from lafs_ray.training.tasks.build_landmark_cache import read_landmark_cnn
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
 
+logger = logging.getLogger(__name__)
+
 Floats = NDArray[np.float64]
+UNTRAINED = "untrained"
 
 
 @dataclass(eq=False)
@@ -49,6 +56,26 @@ class Network:
         return self.embed(pairs.faces)
 
 
+def whitened(runs: Sequence[RunRecord], options: WhiteningOptions, color_order: ColorOrder) -> list[Network]:
+    """Return the whitened networks of runs, and first the first one's without training, whitened alike.
+
+    Raises:
+        UserError: the faces that it is fitted on cannot be read, or are too few.
+    """
+    networks: list[Network] = []
+    for run in (run for run in runs if not run.is_landmark_regression):
+        try:
+            weights = load_for_inference(run.uri)
+        except UserError:
+            continue  # `load_networks` says so.
+        for is_trained in (True,) if networks else (False, True):
+            logger.info("whitening of %s", run.name if is_trained else "the untrained network")
+            embedder = whitened_network(weights, options, trained=is_trained, color_order=color_order)
+            name = run.name if is_trained else UNTRAINED
+            networks.append(Network(name + WHITENED, embedder, weights.step if is_trained else None))
+    return networks
+
+
 def load_networks(runs: Sequence[RunRecord]) -> tuple[list[Network], list[str]]:
     """Load the newest checkpoint of each run, and the first one's network without training.
 
@@ -67,7 +94,7 @@ def load_networks(runs: Sequence[RunRecord]) -> tuple[list[Network], list[str]]:
             problems.append(f"{run.name}: no network to show: {error.found}")
             continue
         if not networks:
-            networks.append(Network("untrained", weights.embedder(trained=False), None))
+            networks.append(Network(UNTRAINED, weights.embedder(trained=False), None))
         networks.append(Network(run.name, weights.embedder(), weights.step))
     return networks, problems
 

@@ -14,6 +14,7 @@ from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.evaluation.neighbors import check_possible
+from lafs_ray.evaluation.whitening import WhiteningOptions
 from lafs_ray.report import html
 from lafs_ray.report.faces import (
     attention_pictures,
@@ -23,7 +24,7 @@ from lafs_ray.report.faces import (
     token_pictures,
 )
 from lafs_ray.report.learned import evaluations_over_time, neighbors_evaluated, pairs_evaluated
-from lafs_ray.report.networks import Network, landmarks_before, load_networks, regressed_landmarks
+from lafs_ray.report.networks import Network, landmarks_before, load_networks, regressed_landmarks, whitened
 from lafs_ray.report.overview import overview
 from lafs_ray.report.progress import progress
 from lafs_ray.report.runs import RunRecord, is_run, read_run, short_names
@@ -44,12 +45,14 @@ class ReportRequest:
         faces: a set to draw from; None: the first run's training set.
         pairs: a pair file; None: that of the first run's online evaluation.
         color_order: of both.
+        whiten: networks are compared whitened as well; None: as they are.
     """
 
     runs: Sequence[str]
     faces: str | None = None
     pairs: str | None = None
     color_order: ColorOrder = "rgb"
+    whiten: WhiteningOptions | None = None
 
 
 def report_page(request: ReportRequest) -> bytes:
@@ -87,7 +90,10 @@ def _learned(request: ReportRequest, runs: list[RunRecord], networks: list[Netwo
         try:
             pairs = open_pairs(source, request.color_order)
             logger.info("pairs of %s", source)
-            parts += [pairs_evaluated(networks, pairs), hardest_pairs(networks[-1], pairs)]
+            shown = [*networks]
+            if request.whiten is not None:
+                shown += whitened(runs, request.whiten, request.color_order)
+            parts += [pairs_evaluated(shown, pairs), hardest_pairs(shown[-1], pairs)]
         except UserError as error:
             if request.pairs is not None:
                 raise

@@ -10,6 +10,7 @@ import pytest
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import UserError
+from lafs_ray.evaluation.whitening import WhiteningOptions
 from lafs_ray.report.session import ReportRequest, report_page
 from lafs_ray.tuning.sweep_dir import SweepDir, TrialDir
 from tests.report.browser import needs_browser, opened
@@ -40,8 +41,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, face_set_path: str, cache: st
     return folder
 
 
-def text_of(*names: str, folder: Path, pairs: str | None = None) -> str:
-    request = ReportRequest(runs=[str(folder / name) for name in names], pairs=pairs)
+def text_of(*names: str, folder: Path, pairs: str | None = None, whiten: WhiteningOptions | None = None) -> str:
+    request = ReportRequest(runs=[str(folder / name) for name in names], pairs=pairs, whiten=whiten)
     return report_page(request).decode()
 
 
@@ -89,6 +90,16 @@ def test_report__several_runs_with_pairs(runs: Path) -> None:
     assert "10 different pairs carry no TAR at FAR 0.001, 0.01, 0.1" in page
     assert "So few pairs leave ±0.1" in page
     assert "chance" in page
+
+
+def test_report__whitened_networks(runs: Path, face_set_path: str) -> None:
+    """Networks are shown whitened as well, the untrained one too, and tested against the last of them."""
+    whiten = WhiteningOptions(face_set_path, "all", 8)
+    page = text_of("lafs", folder=runs, pairs=str(runs / "pairs.bin"), whiten=whiten)
+    for text in ("raw pixels, centered", "untrained, whitened", "lafs, whitened", "lafs, whitened − raw pixels"):
+        assert text in page, text
+    assert "whitened, centered" not in page
+    assert "untrained − raw pixels" not in page
 
 
 def test_report__damaged_or_missing(runs: Path, tmp_path: Path) -> None:

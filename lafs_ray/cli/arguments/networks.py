@@ -25,7 +25,7 @@ def evaluate(parser: ArgumentParser) -> None:
     )
     add("--baselines", action="store_true", help="also raw pixels and the untrained network")
     add("--whiten", metavar="FACES", help="add whitened rows, fitted on these faces without labels")
-    _add_whitening(parser)
+    add_whitening(parser)
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of .bin and .rec (default rgb)")
     add(
         "--range",
@@ -46,12 +46,12 @@ def whiten(parser: ArgumentParser) -> None:
     add("checkpoint", help=_SOURCE)
     add("faces", help="a folder of aligned image files, or .rec files; at most 10,000 of them are used")
     add("out", help="the weights file (.safetensors)")
-    _add_whitening(parser)
+    add_whitening(parser)
     add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of the decoded images (default rgb)")
     add("--force", action="store_true", help="replace OUT")
 
 
-def _add_whitening(parser: ArgumentParser) -> None:
+def add_whitening(parser: ArgumentParser) -> None:
     """Add the options of a whitening."""
     add = parser.add_argument
     add(

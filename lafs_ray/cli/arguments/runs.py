@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
+from lafs_ray.cli.arguments.networks import add_whitening
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -19,7 +21,9 @@ def report(parser: ArgumentParser) -> None:
     add("runs", nargs="+", metavar="RUN", help="folders of runs, shown beside each other; or of one sweep")
     add("--faces", metavar="SET", help="faces to draw on, as data.path (default: the first run's training set)")
     add("--pairs", metavar="FILE", help="pair file (.bin) to evaluate (default: online_eval.pairs of the first run)")
-    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of --faces and --pairs (default rgb)")
+    add("--whiten", metavar="SET", help="show the networks whitened as well; fitted on these faces, without labels")
+    add_whitening(parser)
+    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of faces and pairs (default rgb)")
     add("--out", default="report.html", metavar="FILE", help="the page (default report.html)")
     add("--force", action="store_true", help="replace an earlier report")
 

@@ -1,0 +1,206 @@
+"""Runs of `benchmarks.real_faces`: landmark CNN, pretraining, finetuning and whitening, each made once and kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.landmarks import LandmarkConfig
+from lafs_ray.config.loader import apply_overrides, read_yaml, resolve
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.data.io import filesystem
+from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
+from lafs_ray.models.checkpoints.safetensors_file import write_weights
+from lafs_ray.training.checkpoint.inference import load_for_inference
+from lafs_ray.training.prepare import prepare_run
+from lafs_ray.training.runner import run_local
+
+Tree = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+PRESET = ROOT / "configs" / "pretrain" / "lafs_small_data.yaml"
+# The landmark CNN. MediaPipe finds no points in three faces of a thousand; they get the mean.
+NUM_POINTS, MAX_MISSING, LANDMARK_DURATION = 49, 1000, "8 epochs"
+GRID: Tree = {
+    "model.num_landmarks": 49,
+    "model.patch_size": 16,
+    "landmarks.source": "grid",
+    "landmarks.local_tokens": 16,
+}
+METHODS: dict[str, Tree] = {
+    "LAFS": {},
+    "LAFS on pixels": {"model.token_features": "pixels", "model.patch_size": 16},
+    "DINO-face": {**GRID, "model.token_features": "pixels"},
+    "DINO-face on orientations": GRID,
+}
+LANDMARKS = "LAFS at landmarks"
+FINETUNED_SOURCE = {LANDMARKS: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
+FINETUNE: Tree = {
+    "batch_size": 32,
+    "duration": "200 steps",
+    "margin": {"scale": 16.0, "margin": 0.1},
+    "optim": {"lr": 3e-3, "warmup": "0.25 run", "weight_decay": 0.05},
+    "checkpoints": {"every": "1 run", "keep": 1},
+    "data.subset.short_identities": "take_all",
+}
+# The whitening is a linear layer that is fitted already, and the class centers are new.
+FINETUNE_WHITENED: Tree = {
+    "optim.lr": 3e-4,
+    "optim.warmup": "0 steps",
+    "freeze.landmarks": "1 run",
+    "freeze.transformer": "1 run",
+}
+COMPONENTS, NEIGHBOR_COMPONENTS = 200, 350
+_CLASS_COMPONENTS = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Folders and numbers of the benchmark."""
+
+    work: Path
+    faces: str
+    labeled: str
+    pairs: Path
+    files: tuple[str, ...]
+    steps: int | None
+    components: tuple[int, int]
+    landmarks: str | None = None
+
+    def run(self, name: str) -> Path:
+        """Folder of a run."""
+        return self.work / "runs" / name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train on few labels.
+
+    Args:
+        name: in the table.
+        method: of `METHODS`, whose network it is; None: the template's.
+        start: what it starts from: nothing, the landmark CNN alone, a pretraining run, a network whitened after
+            pretraining, or the same one untrained and whitened.
+    """
+
+    name: str
+    method: str | None
+    start: str
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it depends on a pretraining run."""
+        return self.start not in ("nothing", "landmarks")
+
+
+def arms_of(methods: list[str], landmarks: str | None) -> list[Arm]:
+    """Return the arms of these methods, those without pretraining first."""
+    arms = [Arm("from scratch", None, "nothing")]
+    if landmarks is not None:
+        arms.append(Arm("landmarks alone", LANDMARKS, "landmarks"))
+    arms += [Arm(method, method, "run") for method in methods]
+    if landmarks is not None:
+        arms.append(Arm("landmarks alone, whitened", LANDMARKS, "untrained, whitened"))
+        arms.append(Arm(f"{LANDMARKS}, whitened", LANDMARKS, "whitened"))
+    return arms
+
+
+def landmark_run(plan: Plan, mediapipe: str) -> str:
+    """Find MediaPipe's points of the faces, and train a landmark CNN on them; return its run's folder."""
+    points, cache = str(plan.work / "points"), str(plan.work / "landmarks")
+    if not (plan.work / "landmarks").exists():
+        found = [mediapipe, "jobs/mediapipe_landmarks.py", plan.faces, points, "--count", str(NUM_POINTS)]
+        imported = [sys.executable, "jobs/cache_landmarks.py", "--from", points, plan.faces, "--out", cache]
+        for command in (found, [*imported, "--max-missing", str(MAX_MISSING)]):
+            subprocess.run(command, cwd=ROOT, check=True)
+    settings: Tree = {"run.name": "landmarks", "run.storage": str(plan.work / "runs"), "checkpoints.keep": 1}
+    settings |= {"data.path": plan.faces, "landmarks.cache": cache, "model.num_landmarks": NUM_POINTS}
+    settings |= {"duration": LANDMARK_DURATION if plan.steps is None else f"{plan.steps} steps"}
+    tree = apply_overrides(read_yaml(str(ROOT / "configs" / "landmarks" / "cpu.yaml")), settings)
+    print(f"landmarks: {train(plan, 'landmarks', resolve(LandmarkConfig, tree, 'landmarks')):.0f} s of training")
+    return str(plan.run("landmarks"))
+
+
+def add_landmarks(run: str) -> None:
+    """Add the method that has a landmark CNN, of the size that its run says."""
+    model = json.loads(filesystem.read_bytes(filesystem.join(run, "config.json")))["config"]["model"]
+    keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width", "landmark_scaling")
+    source: Tree = {"landmarks.source": "per_view", "landmarks.weights": run, "landmarks.local_tokens": 16}
+    METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
+
+
+def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:
+    """Train to the end, or continue; return seconds of processor time of the calls that trained, kept in WORK."""
+    path, started = plan.work / "seconds" / f"{name}.json", time.process_time()
+    if not path.exists():
+        run_local(prepare_run(config))
+        with filesystem.atomic_write(str(path)) as file:
+            file.write(json.dumps(time.process_time() - started).encode())
+    seconds: float = json.loads(path.read_text())
+    return seconds
+
+
+def pretrain(plan: Plan, method: str, seed: int) -> str:
+    """Pretrain without labels; return the run's folder."""
+    name = f"{method.replace(' ', '_')}-{seed}"
+    settings = {**METHODS[method], "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
+    settings |= {"data.path": plan.faces, "checkpoints.keep": 1}
+    if plan.steps is not None:
+        settings |= {"duration": f"{plan.steps} steps", "optim.warmup": f"{plan.steps // 10} steps"}
+    config = resolve(PretrainConfig, apply_overrides(read_yaml(str(PRESET)), settings), name)
+    print(f"{name}: {train(plan, name, config):.0f} s of training", flush=True)
+    return str(plan.run(name))
+
+
+def finetune(plan: Plan, arm: Arm, k: int, seed: int, pretraining_seed: int) -> str:
+    """Train on k labeled images of each identity; return the run's folder."""
+    name = f"few-{arm.name.replace(',', '').replace(' ', '_')}-k{k}-{seed}"
+    base = read_yaml(str(PRESET))
+    tree: Tree = {key: base[key] for key in ("model", "compute", "run")}
+    settings = {**FINETUNE, "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
+    settings |= {"data.path": plan.labeled, "landmarks.source": "template"}
+    settings |= {"data.subset.images_per_identity": k, "data.subset.seed": seed}
+    if arm.method is not None:
+        settings |= {key: value for key, value in METHODS[arm.method].items() if not key.startswith("landmarks.")}
+        settings["landmarks.source"] = FINETUNED_SOURCE.get(arm.method, "template")
+    if arm.start == "landmarks":
+        settings["start.landmarks"] = plan.landmarks
+    if not arm.is_pretrained:
+        settings["model.init_std"] = 1.0
+    else:
+        assert arm.method is not None
+        start = pretrain(plan, arm.method, pretraining_seed)
+        if arm.start != "run":
+            start = whitened_file(plan, start, "all", neighbors=True, trained=arm.start == "whitened")
+            settings |= {"model.readout": "all", "model.whitened_dim": plan.components[1], **FINETUNE_WHITENED}
+        settings |= {"start.transformer": start, "optim.layer_decay": 0.58}
+    train(plan, name, resolve(FinetuneConfig, apply_overrides(tree, settings), name))
+    return str(plan.run(name))
+
+
+def whitening(plan: Plan, readout: Any = "all", *, neighbors: bool = False) -> WhiteningOptions:
+    """Return how embeddings are whitened; the class token has 128 numbers, so fewer components."""
+    components = plan.components[1] if neighbors else plan.components[0]
+    components = min(components, _CLASS_COMPONENTS) if readout != "all" else components
+    return WhiteningOptions(plan.faces, readout, components, neighbors)
+
+
+def whitened_file(plan: Plan, path: str, readout: str, *, neighbors: bool = False, trained: bool = True) -> str:
+    """Whiten the embedding of a run's network; return the weights file, which is kept in WORK."""
+    file = plan.work / "whitened" / f"{Path(path).name}-{trained:d}-{readout}-{neighbors:d}.safetensors"
+    if not file.exists():
+        weights = load_for_inference(path)
+        if not trained:
+            untrained = weights.embedder(trained=False).transformer.state_dict()
+            weights = replace(weights, state=replace(weights.state, backbone={**weights.state.backbone, **untrained}))
+        options = whitening(plan, readout, neighbors=neighbors)
+        fitted = whitened_network(weights, options).whitening
+        assert fitted is not None
+        write_weights(str(file), weights.read_by(options.readout).whitened(fitted).without_heads())
+    return str(file)
