@@ -133,7 +133,8 @@ def index(data: bytes) -> str:
         keys, offsets = read_index(str(path))
     except DataError:
         return "refused"
-    lines = [line for line in re.split(rb"\r\n|\n|\r", data) if line]
+    # The mark that some editors write before the first line does no harm either.
+    lines = [line for line in re.split(rb"\r\n|\n|\r", data.removeprefix(b"\xef\xbb\xbf")) if line]
     matches = [_LINE.fullmatch(line) for line in lines]
     assert all(matches), f"accepted {lines[matches.index(None)][:40]!r}" if None in matches else ""
     expected = [(int(match[1]), int(match[2])) for match in matches if match]
