@@ -13,7 +13,7 @@ _TIMEOUT_S = 5.0
 _ADDRESS = "host:port of the head of a running cluster, such as 10.0.0.1:6379 (not of its dashboard)"
 _FIX = "correct or unset RAY_ADDRESS; unset, Ray starts on this machine"
 # The first call of every client of Ray; its empty request is a valid one.
-_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 
 
 def check_address(address: str) -> None:

@@ -85,7 +85,7 @@ def server(code: grpc.StatusCode | None) -> Iterator[str]:
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            assert details.method == "/ray.rpc.NodeInfoGcsService/CheckAlive"
+            assert details.method == "/ray.rpc.NodeInfoGcsService/GetClusterId"
             return grpc.unary_unary_rpc_method_handler(answer)
 
     listening = grpc.server(ThreadPoolExecutor(1), handlers=[Handler()])
