@@ -77,6 +77,15 @@ def test_ray_cost__equal_losses_and_ratios_printed() -> None:
         assert re.search(row, printed, re.MULTILINE), printed
 
 
+def test_start_up__a_row_for_each_command() -> None:
+    """Each command's time and its ratio to a Python that does nothing; help takes less than torch does."""
+    printed = output("start_up", "--repeats", "1")
+    rows = dict(re.findall(r"^\| `(.*)` \| .* \| ([\d.]+) \|$", printed, re.MULTILINE))
+    assert rows["python -c pass"] == "1.0"
+    assert float(rows["lafs --help"]) < float(rows["lafs --version"])
+    assert len(rows) == 6
+
+
 @pytest.mark.ray
 @pytest.mark.long
 def test_ray_start__a_line_for_each_kind_of_process() -> None:

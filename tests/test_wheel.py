@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
+import setuptools
 
 from tests.training.faces import ROOT, TINY_PRETRAIN
 
@@ -45,12 +49,39 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
+@pytest.mark.parametrize("repository", [None, "https://forge.example/owner/lafs_ray"])
+def test_page__of_an_index_has_no_relative_link(
+    repository: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links of README lead to the repository that pyproject.toml names, or are text; those to the web stay."""
+    project = (ROOT / "pyproject.toml").read_text()
+    project = re.sub(r"^Repository = .*\n", "", project, flags=re.MULTILINE)
+    if repository:
+        project = project.replace("[project.urls]\n", f'[project.urls]\nRepository = "{repository}"\n')
+    (tmp_path / "pyproject.toml").write_text(project)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    page = given["long_description"]
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert "https://arxiv.org/abs/2403.08161" in links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert (f"{repository}/blob/HEAD/docs/cluster.md" in links) == bool(repository)
+    assert (f"{repository}/raw/HEAD/docs/method.webp" in links) == bool(repository)
+    assert "docs/cluster.md" in page
+
+
 @pytest.mark.slow
 def test_wheel__trains_outside_the_checkout(binaries: Path, tmp_path: Path) -> None:
     """`lafs` renders faces, pretrains with a preset and prints the status, from the wheel alone."""
     lafs = str(binaries / "lafs")
     where = command(tmp_path, str(binaries / "python"), "-c", "import lafs_ray; print(lafs_ray.__file__)")
     assert Path(where.strip()).is_relative_to(binaries.parent)
+    (metadata,) = Path(where.strip()).parents[1].glob("lafs_ray-*.dist-info/METADATA")
+    assert "Description-Content-Type: text/markdown" in metadata.read_text()
+    assert "Pretrain face recognition on unlabeled faces" in metadata.read_text().partition("\n\n")[2]
     assert "few_shot" in command(tmp_path, lafs, "config", "--presets")
     command(tmp_path, lafs, "make-faces", "faces", "--identities", "4", "--images", "4")
     command(tmp_path, lafs, "pretrain", "debug", "data.path=faces/train.rec", *TINY_PRETRAIN, "duration=2 steps")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 from typing import Any
 
 import ray
@@ -13,6 +12,7 @@ import ray.train
 from ray.data import DataContext
 
 from lafs_ray.config.train import ON_CPU
+from lafs_ray.engine.ray_address import address_error, check_address
 from lafs_ray.engine.ray_guard import LOCAL, guard
 from lafs_ray.errors import ConfigError
 from lafs_ray.interrupt import delayed
@@ -20,9 +20,6 @@ from lafs_ray.interrupt import delayed
 logger = logging.getLogger(__name__)
 
 _NO_PROGRESS_TIMEOUT_S = 300
-_CONNECT_TIMEOUT_S = 5.0
-_ADDRESS = "host:port of the head of a running cluster, such as 10.0.0.1:6379 (not of its dashboard)"
-_ADDRESS_FIX = "correct or unset RAY_ADDRESS; unset, Ray starts on this machine"
 
 # Set before Ray starts, so its workers inherit them; values set by the user stay. None of Ray Train's, whose settings
 # become a runtime environment, see `train_controller`.
@@ -93,8 +90,8 @@ def start_or_join(cpus: float, *, needs_dashboard: bool = False) -> None:
         if not address:
             os.environ.pop("RAY_ADDRESS", None)
         on_cluster = address not in ("", "local")
-        if on_cluster and address != "auto":
-            _check_address(address)
+        if on_cluster:
+            check_address(address)
         # CPUs are logical: on a laptop, workers that mostly wait for each other may share cores.
         local: dict[str, Any] = {}
         if not on_cluster:
@@ -128,24 +125,6 @@ def _bind_to_loopback() -> None:
         constants.ENABLE_RAY_CLUSTER = False
 
 
-def _check_address(address: str) -> None:
-    """Check that something answers at RAY_ADDRESS: Ray itself waits for a quarter of an hour.
-
-    Raises:
-        ConfigError: nothing does, or it is no address of a cluster.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    found = address
-    if host and "/" not in host and port.isdecimal() and int(port) < 1 << 16:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
-        except OSError as error:
-            found = f"{address}, where nothing answers ({error.strerror or error})"
-        else:
-            return
-    raise ConfigError("RAY_ADDRESS", found=found, expected=_ADDRESS, fix=_ADDRESS_FIX)
-
-
 def _start_error(address: str, error: Exception) -> ConfigError:
     """Return the message for an error of `ray.init`."""
     reason = " ".join(str(error).split())
@@ -158,7 +137,7 @@ def _start_error(address: str, error: Exception) -> ConfigError:
             fix="set RAY_TMPDIR=/tmp, or another short path on a local disk",
         )
     if address:
-        return ConfigError("RAY_ADDRESS", found=f"{address}: {reason}", expected=_ADDRESS, fix=_ADDRESS_FIX)
+        return address_error(f"{address}: {reason}")
     return ConfigError(
         "Ray on this machine",
         found=reason,

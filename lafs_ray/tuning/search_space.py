@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, model_validator
 
 from lafs_ray.config.loader import Section
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 Settings = dict[str, Any]
 
@@ -71,6 +73,9 @@ class Dimension(Section):
     @property
     def distribution(self) -> BaseDistribution:
         """Optuna's distribution of the values, see `to_param`."""
+        # Here, as `lafs config` and shell completion read the settings of sweeps, and Optuna takes half a second.
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
         if self.kind == "integer":
             return IntDistribution(int(self.low), int(self.high))
         if self.is_numeric:

@@ -57,13 +57,20 @@ def test_examples__run(
     assert "state       finished (all 2 steps)" in capsys.readouterr().out
 
 
+def run_and_list_imports(*arguments: str) -> str:
+    """What `lafs` prints with arguments, and a last line with the heavy packages that it imported."""
+    program = f"import sys; from lafs_ray.__main__ import main; sys.argv = {['lafs', *arguments]}\ntry: main()\n"
+    heavy = "{'torch', 'ray', 'optuna', 'numpy', 'pydantic'}"
+    program += f"except SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
 def test_help__is_quick() -> None:
-    """Help lists every command, and imports neither torch nor Ray nor pydantic."""
-    program = "import sys; from lafs_ray.__main__ import main; sys.argv = ['lafs', '--help']\ntry: main()\n"
-    program += "except SystemExit: pass\nprint(sorted({'torch', 'ray', 'pydantic', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\n[]\n")
-    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    """Help lists every command, and imports neither torch nor Ray nor pydantic; `lafs config` only the last."""
+    printed = run_and_list_imports("--help")
+    assert printed.endswith("\n[]\n")
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+    assert run_and_list_imports("config", "optim.lr").endswith("\n['pydantic']\n")
 
 
 def test_lafs__unknown_command() -> None:

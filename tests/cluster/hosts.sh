@@ -22,14 +22,18 @@ missing() {
     exit 3
 }
 
-check_tools() {
-    [ "$(id -u)" = 0 ] || missing "namespaces with an sshd in them need root"
+check_namespaces() { # TOOL…
+    [ "$(id -u)" = 0 ] || missing "network namespaces need root"
     local tool
-    for tool in unshare nsenter ip ssh ssh-keygen rsync make python; do
+    for tool in unshare nsenter ip python "$@"; do
         command -v "$tool" > /dev/null || missing "no $tool (Debian: apt-get install openssh-server rsync iproute2 util-linux make)"
     done
-    [ -x /usr/sbin/sshd ] || missing "no /usr/sbin/sshd (Debian: apt-get install openssh-server)"
     "${NEW_HOST[@]}" ip link add name probe type bridge 2> /dev/null || missing "no namespaces of one's own here"
+}
+
+check_tools() {
+    check_namespaces ssh ssh-keygen rsync make
+    [ -x /usr/sbin/sshd ] || missing "no /usr/sbin/sshd (Debian: apt-get install openssh-server)"
 }
 
 # A folder of the host's own in place of one of this machine's; what lies below it and is needed stays.
@@ -70,13 +74,37 @@ be_host() { # FOLDER NAME ADDRESS
     ip link set eth0 up
     # Ray finds its own address by asking for the way out.
     ip route add default via "$NETWORK.254"
+    serve "$1" "$2"
+}
+
+serve() { # FOLDER NAME
     /usr/sbin/sshd -D -e -f "$1/sshd_config" 2> "$1/$2/sshd.log" &
     # This shell is the host's first process and collects the orphans of the others.
     wait
 }
 
+answers() { # FOLDER NAME ADDRESS
+    (exec 3<> "/dev/tcp/$3/22") 2> /dev/null
+}
+
+write_network() { # FOLDER WORKERS
+    mkdir -p "$1"
+    printf '%s\n' "127.0.0.1 localhost" "$NETWORK.254 launcher" "$NETWORK.1 head" > "$1/hosts"
+    # No name server: queries fail at once. An unreachable one costs torch ten seconds per query.
+    printf '%s\n' "nameserver 127.0.0.1" "options timeout:1 attempts:1" > "$1/resolv.conf"
+    local number
+    for number in $(seq "$2"); do
+        echo "$NETWORK.$((number + 1)) worker$number" >> "$1/hosts"
+    done
+    local name
+    for name in launcher head $(seq -f "worker%g" "$2"); do
+        mkdir -p "$1/$name/home"
+    done
+}
+
 write_files() { # FOLDER WORKERS
-    mkdir -p "$1" /run/sshd
+    write_network "$@"
+    mkdir -p /run/sshd
     [ -e "$1/key" ] || ssh-keygen -q -t ed25519 -N "" -f "$1/key"
     [ -e "$1/host_key" ] || ssh-keygen -q -t ed25519 -N "" -f "$1/host_key"
     cat > "$1/sshd_config" << END
@@ -89,17 +117,9 @@ UsePAM no
 PidFile none
 MaxStartups 100
 END
-    printf '%s\n' "127.0.0.1 localhost" "$NETWORK.254 launcher" "$NETWORK.1 head" > "$1/hosts"
-    # No name server: queries fail at once. An unreachable one costs torch ten seconds per query.
-    printf '%s\n' "nameserver 127.0.0.1" "options timeout:1 attempts:1" > "$1/resolv.conf"
-    local number
-    for number in $(seq "$2"); do
-        echo "$NETWORK.$((number + 1)) worker$number" >> "$1/hosts"
-    done
     local name environment
     environment=$(python -c 'import sys; print(sys.prefix)')
     for name in launcher head $(seq -f "worker%g" "$2"); do
-        mkdir -p "$1/$name/home"
         # In place of minutes of pip: the environment that this script was started with, made already.
         mkdir -p "$1/$name/home/lafs_env"
         ln -sf "$environment"/{bin,lib,pyvenv.cfg} "$1/$name/home/lafs_env/"
@@ -146,25 +166,30 @@ be_launcher() { # FOLDER WORKERS COMMAND…
     while read -r address name; do
         [[ $name == head || $name == worker* ]] || continue
         for try in $(seq 100); do
-            (exec 3<> "/dev/tcp/$address/22") 2> /dev/null && break
+            answers "$folder" "$name" "$address" && break
             sleep 0.1
         done
     done < "$folder/hosts"
     "$@"
 }
 
-case "${1:-}" in
-    --host) shift; be_host "$@" ;;
-    --launcher) shift; be_launcher "$@" ;;
-    "" | -*) sed -n '2,13s/^# \{0,1\}//p' "$SCRIPT"; exit 2 ;;
-    *)
-        check_tools
-        mkdir -p "$1"
-        folder=$(readlink -f "$1") workers=1
-        shift
-        [ "${1:-}" = -- ] || { workers=$1; shift; }
-        [ "${1:-}" = -- ] && shift
-        write_files "$folder" "$workers"
-        exec "${NEW_HOST[@]}" bash "$SCRIPT" --launcher "$folder" "$workers" "$@"
-        ;;
-esac
+main() {
+    case "${1:-}" in
+        --host) shift; be_host "$@" ;;
+        --launcher) shift; be_launcher "$@" ;;
+        "" | -*) sed -n '2,13s/^# \{0,1\}//p' "$SCRIPT"; exit 2 ;;
+        *)
+            check_tools
+            mkdir -p "$1"
+            folder=$(readlink -f "$1") workers=1
+            shift
+            [ "${1:-}" = -- ] || { workers=$1; shift; }
+            [ "${1:-}" = -- ] && shift
+            write_files "$folder" "$workers"
+            exec "${NEW_HOST[@]}" bash "$SCRIPT" --launcher "$folder" "$workers" "$@"
+            ;;
+    esac
+}
+
+# slurm.sh takes the functions, and puts others in the place of some.
+[ "${BASH_SOURCE[0]}" != "$0" ] || main "$@"

@@ -314,6 +314,8 @@ def test_rayjob__is_closed_and_its_groups_hold_what_its_job_asks_for(tmp_path: P
             assert amount <= groups[pool].get(resource, 0), (pool, resource)
 
 
-def test_every_yaml_of_configs_cluster__is_tested_here() -> None:
+def test_every_file_of_configs_cluster__is_tested() -> None:
+    """Here, and slurm.sbatch in test_slurm.py."""
     files = {f"configs/cluster/{name}" for name in os.listdir(ROOT / "configs/cluster")}
-    assert files == {GCP, LOCAL, RAYJOB, "configs/cluster/aws-account.yaml", "configs/cluster/Dockerfile"}
+    others = {"aws-account.yaml", "Dockerfile", "slurm.sbatch"}
+    assert files == {GCP, LOCAL, RAYJOB, *(f"configs/cluster/{name}" for name in others)}

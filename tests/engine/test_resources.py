@@ -86,6 +86,16 @@ def test_labels__place_training_and_crops_on_their_nodes(cluster: Any, tmp_path:
     assert pools_of(tasks, "read_records", "name") == {"cpu"}
 
 
+def test_address__of_a_real_head(cluster: Any) -> None:
+    """Its head answers the call that `check_address` makes; another server of Ray does not."""
+    from lafs_ray.engine.ray_address import check_address
+
+    check_address(cluster.address)
+    raylet = next(node for node in ray.nodes() if node["Alive"])
+    with pytest.raises(ConfigError, match="is not a cluster's head"):
+        check_address(f"{raylet['NodeManagerAddress']}:{raylet['NodeManagerPort']}")
+
+
 def test_labels__that_no_node_has_are_told_with_those_there_are(
     cluster: Any, tmp_path: Path, face_set_path: str
 ) -> None:
