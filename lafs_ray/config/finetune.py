@@ -57,8 +57,8 @@ class FinetuneModel(Model):
     """Outputs of the transformer that make the embedding: the class token, the mean of the other tokens, or all of them
     side by side."""
     whitened_dim: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Numbers of a whitened embedding: the whitening of start.transformer, a file of jobs/whiten.py, comes along and is
-    trained as a linear layer. null: none, the embedding is what is read."""
+    """Numbers of a whitened embedding: the whitening of start.transformer, a file of jobs/whiten.py, comes along, and a
+    linear map of its components is trained. null: none, the embedding is what is read."""
 
 
 class Start(Section):
@@ -162,8 +162,8 @@ class Freeze(Section):
     landmarks: DurationField = Duration(amount=0.0, unit="epochs")
     """How long the landmark CNN is frozen."""
     transformer: DurationField = Duration(amount=0.0, unit="epochs")
-    """How long the transformer is frozen; with both, only the class centers are trained, and a whitening where there is
-    one."""
+    """How long the transformer is frozen; with both, only the class centers are trained, and the map of a whitening
+    where there is one."""
 
 
 def _parse_rate(value: Any) -> Any:

@@ -17,7 +17,7 @@ import yaml
 Mutator = Callable[[bytes, bytes, random.Random], bytes]
 """An input, another sound one of the same format, and the source of chance."""
 
-_LIMIT = 1 << 16
+_LIMIT, _MOST_NODES = 1 << 16, 20_000
 EDGES = [0, 1, 2, 3, 7, 8, 255, 256, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1]
 _SCALARS: list[Any] = [None, True, False, 0, -1, 1, 3, 1e308, -0.0, 1e-320, 10**30, "", "a", "../x", "é\u202e", [], {}]
 _SCALARS += [1 << 31, 1 << 53, "\x1b]0;x\x07", "NaN", "s3://b/c", "/dev/zero", "0" * 300, [[]], {"": 0}, -(1 << 63)]
@@ -87,9 +87,9 @@ def splice(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _nodes(tree: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) of a tree."""
+    """Every (container, key) of a tree; of one that holds a part many times, the first thousands."""
     found, waiting = [], [tree]
-    while waiting:
+    while waiting and len(found) < _MOST_NODES:
         node = waiting.pop()
         keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
         found += [(node, key) for key in keys]
@@ -113,7 +113,7 @@ def change_tree(tree: Any, rng: random.Random) -> Any:
             del node[key]
         elif kind == 4 and isinstance(node, dict):
             node[rng.choice(_TEXT) + str(key)[:20]] = node.pop(key)
-        elif kind == 5:
+        elif kind == 5 and len(nodes) < _MOST_NODES:
             node[key] = rng.choice([[node[key]] * rng.choice([1, 2, 50]), {"a": node[key]}, [], {}])
         elif isinstance(node[key], str):
             at = rng.randrange(len(node[key]) + 1)

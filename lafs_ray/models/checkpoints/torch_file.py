@@ -244,10 +244,22 @@ def _text(value: Any) -> str:
     return value
 
 
-def _number_kind(kind: Any, *_: object) -> _Plain:
+class _NumberKind:
+    """A NumPy dtype of numbers; NumPy crashes on some states that it has not written."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        known = [(3, order, None, None, None, -1, -1, 0) for order in "<>|="]
+        is_plain = type(state) is tuple and {type(part) for part in state} <= {int, str, type(None)}
+        if not is_plain or state not in known:
+            raise ValueError("a NumPy dtype that is no plain number")
+
+
+def _number_kind(kind: Any, *_: object) -> _NumberKind:
     if kind not in _NUMBERS:
         raise pickle.UnpicklingError("GLOBAL numpy.dtype")
-    return _Plain()
+    return _NumberKind()
 
 
 def _encoded(text: Any, *_: object) -> _Plain:

@@ -29,6 +29,7 @@ from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE, is_template
+from lafs_ray.models.readout import fold_map
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
 
@@ -194,7 +195,7 @@ def _supervised_state(trainable: Mapping[str, Tensor]) -> PublishedState:
     """Separate Part fViT from its margin softmax."""
     backbone = {n.removeprefix("model."): v for n, v in trainable.items() if n.startswith("model.")}
     loss = {n.removeprefix("head."): v for n, v in trainable.items() if n.startswith("head.")}
-    return PublishedState(backbone, loss=loss)
+    return PublishedState(fold_map(backbone), loss=loss)
 
 
 def inference_device(name: str) -> torch.device:

@@ -235,7 +235,7 @@ def _whitening_arrays(config: FinetuneConfig, pretrained: Pretrained, path: str)
             expected=f"readout {model.readout}, whitened to {model.whitened_dim} numbers",
             fix=f"{settings}name a file of `lafs whiten`",
         )
-    load_weights(network, pretrained.whitening)
+    load_weights(network, {**network.state_dict(), **pretrained.whitening})
     return as_arrays(network)
 
 

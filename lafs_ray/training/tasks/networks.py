@@ -9,7 +9,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.models.fvit import FVIT_SIZES, FViT
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, start_on_grid_
 from lafs_ray.models.landmark_template import TemplateLandmarks
-from lafs_ray.models.readout import Whitening, readout_dim
+from lafs_ray.models.readout import TrainedWhitening, readout_dim
 from lafs_ray.models.tokens import token_dim
 
 _INIT_STREAM = 0x696E6974
@@ -55,8 +55,7 @@ def read_dim(config: FinetuneConfig) -> int:
     return readout_dim(model.readout, model.num_landmarks, FVIT_SIZES[model.size].width)
 
 
-def build_whitening(config: FinetuneConfig) -> Whitening | None:
-    """Build the whitening of a supervised run, all zeros and trained; None if it has none."""
-    if config.model.whitened_dim is None:
-        return None
-    return Whitening(read_dim(config), config.model.whitened_dim).requires_grad_(requires_grad=True)
+def build_whitening(config: FinetuneConfig) -> TrainedWhitening | None:
+    """Build the whitening of a supervised run, all zeros but for its map; None if it has none."""
+    dim = config.model.whitened_dim
+    return None if dim is None else TrainedWhitening(read_dim(config), dim)

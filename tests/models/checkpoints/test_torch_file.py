@@ -162,3 +162,16 @@ def test_inspector__refuses_what_torch_may_not_load() -> None:
     assert "antigravity" not in sys.modules
     names: set[Any] = {argument for _, argument, _ in pickletools.genops(b"\x80\x02cantigravity\nfly\n.") if argument}
     assert names == {2, "antigravity fly"}
+
+
+@pytest.mark.parametrize("state", [(3, "<", None, -1, -1, 0), (3, "<", None, None, ("a",), 8, 8, 0), (3.0, "<"), None])
+def test_load_torch__dtype_of_another_state(state: object) -> None:
+    """NumPy's dtype takes its state unchecked, and some of them end the process: none but those of numbers pass."""
+
+    class Dtype:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.dtype, ("f8", False, True), state if state is not None else (3, "<", None, None, None, -1, -1, 1)
+
+    data = saved({"lr": Dtype()})
+    with pytest.raises(ValueError, match="no plain number"):
+        load_torch(io.BytesIO(data))
