@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.parquet_table import metadata_text
 from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.errors import DataError
 
@@ -140,7 +141,7 @@ def _read(uri: str, file: pq.ParquetFile, path: str, mean: NDArray[np.float64] |
     if "label" in names:
         labels = table["label"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     keys = table["key"].combine_chunks() if "key" in names else pa.array(range(count))
-    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    metadata = metadata_text(schema)
     faces, color_order = metadata.get("faces", ""), metadata.get("faces_color_order", "rgb")
     return EmbeddedSet(uri, faces, color_order, shards, shard, keys, labels, vectors), mean
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem, reading
+from lafs_ray.data.io.parquet_table import metadata_text
 from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.errors import DataError
 
@@ -80,7 +81,7 @@ class PointsTable:
             raise self._bad(f"columns {', '.join(schema.names[:12]) or 'none'}")
         if self.num_rows == 0:
             raise self._bad("no rows")
-        metadata = {k.decode(): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
+        metadata = metadata_text(schema)
         self.tool, self.tool_version = metadata.get(TOOL), metadata.get(TOOL_VERSION)
 
     def rows(self) -> Iterator[PointRows]:

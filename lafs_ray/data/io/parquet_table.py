@@ -48,6 +48,11 @@ def read_parquet(file: Any, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.Table.from_batches(batches).replace_schema_metadata(schema.metadata)
 
 
+def metadata_text(schema: pa.Schema) -> dict[str, str]:
+    """Return the metadata of a schema as text; what is no UTF-8 is replaced, as any program may have written it."""
+    return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
+
+
 def _too_large(size: int, limit: int) -> ValueError:
     return ValueError(f"{size:,} bytes or more of values in a file for at most {limit:,}")
 

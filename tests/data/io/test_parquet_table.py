@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lafs_ray.data.io.parquet_table import read_parquet
+from lafs_ray.data.io.parquet_table import metadata_text, read_parquet
 
 
 def written(table: pa.Table, **options: object) -> io.BytesIO:
@@ -44,3 +44,10 @@ def test_read_parquet__few_bytes_for_many_rows(value: object) -> None:
     with pytest.raises(ValueError, match="bytes or more of values"):
         read_parquet(buffer)
     assert pa.total_allocated_bytes() - before < 300 << 20
+
+
+def test_metadata_text__of_any_program() -> None:
+    """Names and values that are no UTF-8 do not end a reader."""
+    schema = pa.schema([("key", pa.int64())], metadata={b"tool \xe5": b"\xff", b"tool": "é".encode()})
+    assert metadata_text(schema) == {"tool \ufffd": "\ufffd", "tool": "é"}
+    assert metadata_text(schema.remove_metadata()) == {}
