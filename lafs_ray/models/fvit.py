@@ -30,13 +30,17 @@ Path = Tensor | KeptRows | None
 
 @dataclass(frozen=True)
 class FViTSize:
-    """Widths, depth and heads of a transformer; heads · head_dim need not equal the width."""
+    """Widths, depth and heads of a transformer; heads · head_dim need not equal the width.
+
+    `timm` is the name of the timm model whose blocks it has (`models.timm_transformer`); None: the fViT's.
+    """
 
     width: int
     depth: int
     heads: int
     head_dim: int
     mlp_width: int
+    timm: str | None = None
 
 
 FVIT_SIZES = {
@@ -125,8 +129,7 @@ class FViT(nn.Module):
         x = self._with_positions(tokens)
         for before in layers[: layers.index(attending)]:
             x = before(x)
-        residual = cast("_Residual", cast("_Block", attending)[0])
-        return cast("_Attention", residual.fn.fn).weights(residual.fn.norm(x))
+        return cast("_Block", attending).attention_weights(x)
 
     def _with_positions(self, tokens: Tensor) -> Tensor:
         """Return the first block's input [B, n + 1, D], class token first."""
@@ -238,6 +241,11 @@ class _Block(nn.ModuleList):
     def forward(self, x: Tensor, path: Path = None, mlp_path: Path = None, class_only: bool = False) -> Tensor:
         attention, mlp = self
         return mlp(attention(x, path, class_only), mlp_path)  # type: ignore[no-any-return]
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Return the attention weights [B, heads, n, n] of the block's input [B, n, D]."""
+        normed = cast("_Residual", self[0]).fn
+        return cast("_Attention", normed.fn).weights(normed.norm(x))
 
 
 class _Residual(nn.Module):

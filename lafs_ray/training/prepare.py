@@ -20,6 +20,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import write_subset
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.run_description import MixedSetSize, Origin
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.fingerprint import crop_fingerprint
@@ -125,6 +126,7 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     """
     if isinstance(config, PretrainConfig):
         config = adopt_settings(config)
+    configured_size(config.model)  # of a name that timm has, whatever starts from scratch
     opened = open_sets(config)
     require_trackers(config)
     init_weights = load_init_weights(config)

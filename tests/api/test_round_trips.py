@@ -25,7 +25,9 @@ from lafs_ray.synthetic.datasets import contact_sheet
 FACES = contact_sheet(0, range(3), 1).reshape(3, 112, 112, 3)
 # Sums in another order give 1e-6; heads of another width 0.4.
 TOLERANCE = 1e-5
-SIZES = ("fvit_tiny", "fvit_small", pytest.param("fvit_base", marks=pytest.mark.long))
+FVITS = ("fvit_tiny", "fvit_small", pytest.param("fvit_base", marks=pytest.mark.long))
+# A small one; and one with layer scale and without a position of the class token.
+SIZES = (*FVITS, "timm/test_vit", pytest.param("timm/deit3_small_patch16_224", marks=pytest.mark.long))
 SMALL = {"num_tokens": 16, "patch_size": 8, "landmark_cnn_width": 0.25}
 
 
@@ -70,7 +72,7 @@ def test_hub_folder__two_descriptions_that_differ(tmp_path: Path) -> None:
         lafs_ray.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", FVITS)
 @pytest.mark.parametrize("recorded", [True, False])
 def test_published__and_back(name: str, recorded: bool, tmp_path: Path) -> None:
     """Heads travel in a .pth; where another program dropped them, shapes of our sizes give them."""
@@ -79,6 +81,13 @@ def test_published__and_back(name: str, recorded: bool, tmp_path: Path) -> None:
     if not recorded:
         torch.save(dict(torch.load(path, weights_only=True)), path)
     assert_same(lafs_ray.load(path), model)
+
+
+def test_published__of_a_timm_student(tmp_path: Path) -> None:
+    """Published checkpoints have no names for timm's blocks: one message says so, and nothing is written."""
+    with pytest.raises(CheckpointError, match=r"a transformer of timm/test_vit[\s\S]*OUT\.safetensors"):
+        write_published(str(tmp_path / "a.pth"), model_of("timm/test_vit").state())
+    assert not list(tmp_path.iterdir())
 
 
 def test_published__heads_of_no_known_size(tmp_path: Path) -> None:

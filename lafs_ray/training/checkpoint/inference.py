@@ -26,9 +26,9 @@ from lafs_ray.models.checkpoints.state_dicts import (
     read_checkpoint,
 )
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE, is_template
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
 
@@ -175,7 +175,7 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
     has_transformer = not isinstance(config, LandmarkConfig)
     architecture = Architecture(
         model.num_landmarks,
-        FVIT_SIZES[model.size] if has_transformer else None,
+        configured_size(model) if has_transformer else None,
         model.patch_size if has_transformer else None,
         landmark_cnn=landmark_cnn if has_cnn else None,
         landmark_scaling="direct" if DIRECT_TENSOR in state.backbone else "span",

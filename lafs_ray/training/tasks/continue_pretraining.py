@@ -21,7 +21,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
     published_state,
     read_checkpoint,
 )
-from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.timm_transformer import size_settings
 from lafs_ray.training.checkpoint.checkpoint_file import newest_checkpoint
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.init_weights import (
@@ -51,12 +51,13 @@ def adopt_settings(config: PretrainConfig) -> PretrainConfig:
     changes: dict[str, Any] = {}
     pretrained = read_pretrained("start.student", path)
     if (made := pretrained.architecture) is not None:
-        size = next((name for name, size in FVIT_SIZES.items() if size == made.transformer), None)
-        donor: dict[str, Any] = {"size": size, "num_landmarks": made.num_tokens, "patch_size": made.patch_size}
+        given = config.model.model_fields_set
+        # A size that is given stays, and is checked against the checkpoint's tensors.
+        donor: dict[str, Any] = {} if given & {"size", "student"} else {**size_settings(made.transformer)}
+        donor |= {"num_landmarks": made.num_tokens, "patch_size": made.patch_size}
         donor |= {"token_features": made.token_features}
         if made.landmark_cnn is not None and config.landmarks.weights is None:
             donor |= {"landmark_cnn": made.landmark_cnn, "landmark_cnn_width": made.landmark_cnn_width}
-        given = config.model.model_fields_set
         changes |= {f"model.{k}": v for k, v in donor.items() if k not in given and v is not None}
     needs_cnn = config.landmarks.source in ("per_view", "per_image")
     if needs_cnn and config.landmarks.weights is None and pretrained.landmarks:

@@ -13,8 +13,9 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.mixup import MixupSchedule
 from lafs_ray.methods.optim import CosineSchedule, Staircase, layer_of, parameter_groups, released_top
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
-from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
+from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.partial_fc import PartialFC
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
@@ -98,7 +99,7 @@ def build_supervised(
     if init_weights.transformer is not None:
         transformer.load_state_dict(as_tensors(init_weights.transformer))
     head = PartialFC(
-        FVIT_SIZES[config.model.size].width,
+        configured_size(config.model).width,
         num_classes,
         **dict(config.margin),
         seed=config.run.seed,
@@ -116,7 +117,7 @@ def build_supervised(
 
 def supervised_groups(config: FinetuneConfig, network: SupervisedNetwork, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups: layer-wise lr decay, a smaller decay of the landmark trunk."""
-    optim, depth = config.optim, FVIT_SIZES[config.model.size].depth
+    optim, depth = config.optim, configured_size(config.model).depth
 
     def lr_scale(name: str) -> float:
         scale = optim.layer_decay ** (depth + 1 - layer_of(name, depth))

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import TrainConfig
+from lafs_ray.config.train import FVIT, TrainConfig
 from lafs_ray.data.landmark_template import grid_template, read_template
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
-from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
+from lafs_ray.models.timm_transformer import TimmTransformer, size_settings
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.given_landmarks import external_mean, regression_mean
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
@@ -271,9 +271,12 @@ def load_configured(
     except CheckpointError as error:
         known: dict[str, Any] = {}
         if made is not None:
-            sizes = (name for name, size in FVIT_SIZES.items() if size == made.transformer)
-            known = {**vars(made), "size": next(sizes, None), "num_landmarks": made.num_tokens}
+            known = {**vars(made), **size_settings(made.transformer), "num_landmarks": made.num_tokens}
             known["landmark_cnn_width"] = made.landmark_cnn_width if made.landmark_cnn else None
+        if "student" in known:
+            keys = ["student", *(key for key in keys if key != "size")]
+        elif isinstance(network, TimmTransformer):
+            keys, known = ["student", *keys], {**known, "student": FVIT}
         values = {key: known.get(key) for key in keys}
         settings = [f"model.{k}" if v is None else f"model.{k}={v}" for k, v in values.items()]
         lines = error.found.splitlines()

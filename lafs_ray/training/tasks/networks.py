@@ -6,9 +6,10 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.models.fvit import FVIT_SIZES, FViT
+from lafs_ray.models.fvit import FViT
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, start_on_grid_
 from lafs_ray.models.landmark_template import TemplateLandmarks
+from lafs_ray.models.timm_transformer import configured_size, new_transformer
 from lafs_ray.models.tokens import token_dim
 
 _INIT_STREAM = 0x696E6974
@@ -33,16 +34,16 @@ def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> LandmarkN
 
 
 def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
-    """Build the fViT, initialized from torch's current generator."""
+    """Build the transformer, initialized from torch's current generator."""
     model = config.model
-    fvit = FViT(
-        FVIT_SIZES[model.size],
-        num_tokens=model.num_landmarks,
-        token_dim=token_dim(model.patch_size, model.token_features),
+    transformer = new_transformer(
+        configured_size(model),
+        model.num_landmarks,
+        token_dim(model.patch_size, model.token_features),
         dropout=model.dropout,
         drop_path=model.drop_path,
         drop_path_per_sample=model.drop_path_per_sample,
         init_std=model.init_std,
     )
-    fvit.transformer.recompute = config.compute.activation_checkpointing
-    return fvit
+    transformer.transformer.recompute = config.compute.activation_checkpointing
+    return transformer
