@@ -54,7 +54,8 @@ class Start(Section):
     """Pretrained weights; none is stage 1, training from scratch."""
 
     transformer: str | None = None
-    """Pretraining run or checkpoint (ours or published); its teacher's transformer is used."""
+    """Pretraining run or checkpoint (ours or published); its teacher's transformer is used. Or a file of timm's own
+    weights of model.student."""
     landmarks: str | None = None
     """Stage-1 run or checkpoint with the landmark CNN, or `untrained`; default: the CNN that start.transformer was
     pretrained with."""

@@ -16,8 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 TokenFeatures = Literal["pixels", "orientations"]
-FVIT, TIMM_PREFIX = "fvit", "timm/"
-"""Kinds of `model.student`: ours, and the prefix of timm's names."""
+TIMM_PREFIX = "timm/"
 
 # Ray's rule for the values of labels, and for the part of a key after its slash.
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
@@ -50,9 +49,9 @@ class Model(Section):
 
     size: Literal["base", "small", "tiny"] = "base"
     """Width and depth of the fViT: base as published; small and tiny for debugging and CPUs."""
-    student: Annotated[str, Field(pattern=r"^(fvit|timm/.+)$")] = FVIT
-    """The transformer: fvit as published, in model.size, or timm/<name> for a plain ViT of timm, whose blocks and last
-    norm read our tokens; model.size then stays at base."""
+    student: Annotated[str, Field(pattern=r"^timm/.+$")] | None = None
+    """The transformer in place of the fViT: timm/<name>, a plain ViT of timm, whose blocks and last norm read our
+    tokens; model.size then stays at base. null: the fViT of model.size, as published."""
     num_landmarks: Annotated[int, Field(ge=1, le=4096)] = 196
     """Landmarks, hence tokens, of a whole face; 14 x 14 in the paper."""
     patch_size: Annotated[int, Field(ge=2, le=56)] = 8
@@ -91,10 +90,10 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_size(self) -> Model:
-        if self.student != FVIT and self.size != "base":
+        if self.student is not None and self.size != "base":
             raise ValueError(
                 f"size: {self.size}, but student={self.student} has the size of its name; "
-                f"set size: base, or student: {FVIT}"
+                "set size: base, or leave student out"
             )
         return self
 

@@ -48,7 +48,7 @@ def configured_size(model: Model) -> FViTSize:
     Raises:
         ConfigError: timm does not have `model.student`, or it is no plain ViT.
     """
-    if model.student.startswith(TIMM_PREFIX):
+    if model.student is not None:
         return plain_vit(model.student.removeprefix(TIMM_PREFIX)).size
     return FVIT_SIZES[model.size]
 
@@ -164,7 +164,7 @@ def _refusal(name: str, found: str) -> ConfigError:
         f"student {TIMM_PREFIX}{name}",
         found=found,
         expected=_SUPPORTED,
-        fix="choose one of these, or model.student=fvit",
+        fix="choose one of these, or leave model.student out for the fViT",
     )
 
 

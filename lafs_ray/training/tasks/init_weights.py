@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.config.train import FVIT, TrainConfig
+from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.landmark_template import grid_template, read_template
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
+from lafs_ray.models.checkpoints.timm_weights import is_timm_state
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
 from lafs_ray.models.timm_transformer import TimmTransformer, size_settings
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.given_landmarks import external_mean, regression_mean
 from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
+from lafs_ray.training.tasks.timm_start import start_from_timm
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -96,11 +98,15 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
         return InitWeights({TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
     assert isinstance(config, FinetuneConfig)
     path, pretrained, transformer = config.start.transformer, None, None
+    report: tuple[str, ...] = ()
     if path is not None:
         pretrained = read_pretrained("start.transformer", path)
-        transformer = _transformer_arrays(config, pretrained, path)
+        if is_timm_state(pretrained.transformer):
+            transformer, report = _from_timm(config, pretrained, path)
+        else:
+            transformer = _transformer_arrays(config, pretrained, path)
     landmarks = _finetuning_landmarks(config, pretrained)
-    return InitWeights(landmarks, transformer, _hash(landmarks), _hash(transformer))
+    return InitWeights(landmarks, transformer, _hash(landmarks), _hash(transformer), report=report)
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -148,7 +154,13 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     if config.landmarks.source == "cached" and path is None:
         given = external_mean(config)
         return InitWeights(landmarks={TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
-    assert path is not None, "the configuration requires it"
+    if path is None:
+        raise ConfigError(
+            "landmarks.weights",
+            found=f"nothing, and {config.start.student} holds no landmark CNN",
+            expected=f"a landmark CNN, for landmarks.source={config.landmarks.source}",
+            fix="set landmarks.weights=<a stage-1 run>, or landmarks.source to template or grid",
+        )
     seed_weights(config.run.seed)
     if path == UNTRAINED:
         return InitWeights(landmarks=as_arrays(build_landmark_network(config)))
@@ -204,6 +216,15 @@ def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: st
         with torch.no_grad():
             weight.copy_(transpose_patch_embedding(weight, config.model.patch_size))
     return as_arrays(network)
+
+
+def _from_timm(config: FinetuneConfig, pretrained: Pretrained, path: str) -> tuple[Arrays, tuple[str, ...]]:
+    """Adapt timm's own weights of a ViT to this run's student, and report what became of each part."""
+    template = config.landmarks.source == "template"
+    landmarks = torch.tensor(_template_arrays(config, None)[TEMPLATE_TENSOR]) if template else None
+    state, report = start_from_timm(config, pretrained.transformer, f"start.transformer={path}", landmarks)
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    return arrays, tuple(f"transformer from {path}: {line}" for line in report)
 
 
 def _require_patch_size(config: FinetuneConfig, made: Architecture, path: str) -> None:
@@ -276,7 +297,7 @@ def load_configured(
         if "student" in known:
             keys = ["student", *(key for key in keys if key != "size")]
         elif isinstance(network, TimmTransformer):
-            keys, known = ["student", *keys], {**known, "student": FVIT}
+            keys, known = ["student", *keys], {**known, "student": "null"}
         values = {key: known.get(key) for key in keys}
         settings = [f"model.{k}" if v is None else f"model.{k}={v}" for k, v in values.items()]
         lines = error.found.splitlines()

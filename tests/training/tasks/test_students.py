@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lafs_ray.compat import import_timm
 from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError
+from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
 from lafs_ray.models.checkpoints.timm_names import to_timm
 from lafs_ray.training.checkpoint.inference import load_embedder, load_for_inference
 from lafs_ray.training.prepare import check_run
+from lafs_ray.training.tasks.build import build_training
 from tests.training.faces import run, tiny
 
 STUDENT = ["model.size=base", "model.student=timm/test_vit"]
@@ -92,7 +96,7 @@ def test_start__of_another_student(donor: Path, tmp_path: Path, face_set_path: s
     settings = [*STUDENT, *SHORT, f"start.transformer={fvit}/net"]
     with pytest.raises(CheckpointError) as caught:
         check_run(tiny(tmp_path, face_set_path, *settings, kind=FinetuneConfig))
-    assert "set model.student=fvit, model.size=tiny" in caught.value.fix
+    assert "set model.student=null, model.size=tiny" in caught.value.fix
 
 
 def test_unknown_student__is_refused_before_the_run(tmp_path: Path, face_set_path: str) -> None:
@@ -103,3 +107,66 @@ def test_unknown_student__is_refused_before_the_run(tmp_path: Path, face_set_pat
         with pytest.raises(ConfigError, match="vit_tiny_patch16_224"):
             check_run(config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a ViT as timm distributes them, for images of 160 pixels and with a classifier."""
+    path = tmp_path_factory.mktemp("timm") / "test_vit.safetensors"
+    torch.manual_seed(9)
+    save_file(import_timm().create_model("test_vit", img_size=160, num_classes=5).state_dict(), path)
+    return path
+
+
+def test_pretraining__from_timms_weights(timm_file: Path, tmp_path: Path, face_set_path: str) -> None:
+    """Student and teacher have timm's blocks; the report says what became of every part."""
+    start = [*STUDENT, *SHORT, f"start.student={timm_file}", "landmarks.source=template"]
+    inputs = check_run(tiny(tmp_path, face_set_path, *start))
+    own = {line.split(f"{timm_file}: ")[1] for line in inputs.init_weights.report if str(timm_file) in line}
+    assert own == {
+        "78 tensors taken from timm's",
+        "patch embedding taken",
+        "positions sampled at the landmarks, from 10 x 10 cells",
+        "head starts from scratch",
+    }
+    task = build_training(inputs.config, inputs.sampler, None, inputs.init_weights, torch.device("cpu")).task
+    assert isinstance(task, Lafs)
+    theirs = load_file(timm_file)
+    for network in (task.trainable, task.teacher):
+        state = network.backbone.state_dict()
+        assert torch.equal(state["transformer.layers.3.attn.qkv.weight"], theirs["blocks.3.attn.qkv.weight"])
+        assert torch.equal(state["mlp_head.0.weight"], theirs["norm.weight"])
+    run(tiny(tmp_path, face_set_path, *start))
+
+
+def test_finetuning__from_timms_weights(timm_file: Path, tmp_path: Path, face_set_path: str) -> None:
+    """Likewise; at a CNN's landmarks positions are new, by the run's seed."""
+    start = [*STUDENT, *SHORT, f"start.transformer={timm_file}", "start.landmarks=untrained"]
+    found = [
+        check_run(tiny(tmp_path, face_set_path, *start, f"run.seed={seed}", kind=FinetuneConfig)).init_weights
+        for seed in (1, 1, 2)
+    ]
+    assert any("positions start new" in line for line in found[0].report)
+    assert found[0].transformer_hash == found[1].transformer_hash != found[2].transformer_hash
+
+
+def test_timms_weights__where_they_do_not_fit(timm_file: Path, tmp_path: Path, face_set_path: str) -> None:
+    """Without model.student, or for another student, one message says which setting to change."""
+    for settings, fix in (
+        ([], "set model.student=timm/<the model's name>"),
+        (["model.size=base", "model.student=timm/vit_tiny_patch16_224"], "weights of timm/vit_tiny_patch16_224"),
+    ):
+        common = [*SHORT, *settings, "landmarks.source=grid"]
+        for kind, start in ((PretrainConfig, "start.student"), (FinetuneConfig, "start.transformer")):
+            with pytest.raises(CheckpointError) as caught:
+                check_run(tiny(tmp_path, face_set_path, *common, f"{start}={timm_file}", kind=kind))
+            assert fix in caught.value.fix
+            assert caught.value.subject.startswith(f"{start}={timm_file}")
+
+
+def test_timms_weights__need_a_landmark_cnn_beside_them(timm_file: Path, tmp_path: Path, face_set_path: str) -> None:
+    """They hold none, so the setting that names one is missing."""
+    config = tiny(tmp_path, face_set_path, *STUDENT, *SHORT, f"start.student={timm_file}", "landmarks.weights=null")
+    with pytest.raises(ConfigError, match="holds no landmark CNN") as caught:
+        check_run(config)
+    assert caught.value.subject == "landmarks.weights"
