@@ -153,6 +153,30 @@ class Freeze(Section):
     """How long the landmark CNN is frozen."""
     transformer: DurationField = Duration(amount=0.0, unit="epochs")
     """How long the transformer is frozen; with both, only the class centers are trained."""
+    blocks: Positive | None = None
+    """Number of first blocks that are frozen for good, with patch embedding, class token and positions; null: none."""
+
+
+class Lora(Section):
+    """LoRA: the transformer is frozen, and low-rank changes of the linear layers of its blocks are trained."""
+
+    rank: Positive | None = None
+    """Rank of the changes, in all blocks that freeze.blocks leaves; null: no LoRA. The landmark CNN and the class
+    centers are trained as without; checkpoints that are loaded have the changes in their weights."""
+    alpha: Annotated[Real, Field(gt=0.0)] | None = None
+    """Scale of the changes is alpha / rank; null: 1."""
+
+    @property
+    def scale(self) -> float:
+        """The factor on the changes."""
+        assert self.rank is not None
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @model_validator(mode="after")
+    def _alpha_has_a_rank(self) -> Lora:
+        if self.alpha is not None and self.rank is None:
+            raise ValueError(f"alpha: {self.alpha:g}, but rank is not set; set lora.rank, or leave alpha out")
+        return self
 
 
 def _parse_rate(value: Any) -> Any:
@@ -218,6 +242,8 @@ class FinetuneConfig(TrainConfig):
     """Mix-up."""
     freeze: Freeze = Freeze()
     """Frozen parts."""
+    lora: Lora = Lora()
+    """Low-rank adaptation."""
     optim: SupervisedOptimizer = SupervisedOptimizer()
     """Optimizer."""
 
@@ -292,6 +318,19 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(
                 f"freeze.landmarks: {self.freeze.landmarks}, but landmarks.source={source} has no "
                 "landmark CNN; set it to 0 epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_trained_ones(self) -> FinetuneConfig:
+        for key, value in (("freeze.blocks", self.freeze.blocks), ("lora.rank", self.lora.rank)):
+            if value is not None and self.start.transformer is None:
+                raise ValueError(
+                    f"{key}: {value}, but the transformer starts from scratch, and would stay so; set start.transformer"
+                )
+        if self.lora.rank is not None and self.freeze.transformer == Duration(amount=1.0, unit="run"):
+            raise ValueError(
+                f"lora.rank: {self.lora.rank}, but freeze.transformer=1 run freezes its changes too; set one of the two"
             )
         return self
 

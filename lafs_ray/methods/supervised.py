@@ -72,10 +72,15 @@ class Supervised:
         head: the margin softmax, on the same device.
         anchor: landmark CNN whose landmarks regularize those of `model`, on the same device; set to eval mode, without
             gradients. None: no regularizer.
+        frozen_blocks: first blocks of the transformer that are never trained, with all that precedes them; their
+            parameters need no gradient.
     """
 
-    def __init__(self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkNetwork | None = None) -> None:
+    def __init__(
+        self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkNetwork | None = None, frozen_blocks: int = 0
+    ) -> None:
         self.trainable = SupervisedNetwork(model, head)
+        self.frozen_blocks = frozen_blocks
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
 
     def begin_step(self, step: int) -> None:
@@ -143,7 +148,9 @@ class Supervised:
     def _frozen_modules(self, hparams: Mapping[str, float]) -> list[nn.Module]:
         """Return the frozen modules, which run in eval mode: no dropout, fixed batch statistics."""
         model, frozen = self.trainable.model, _frozen(hparams)
-        modules = [model.transformer, model.dropout] if "transformer" in frozen else []
+        modules: list[nn.Module] = [model.transformer] if "transformer" in frozen else []
+        modules += [*model.transformer.layers[: self.frozen_blocks]]
+        modules += [model.dropout] if modules else []
         if "landmarks" in frozen and isinstance(model, PartFViT):
             modules += [model.stn, model.output_layer]
         return modules

@@ -21,6 +21,7 @@ from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_
 from lafs_ray.models.kept_rows import KeptRows, add_rows, take_rows
 from lafs_ray.models.landmark_cnn import LandmarkNetwork
 from lafs_ray.models.landmark_head import predict_landmarks
+from lafs_ray.models.lora import linear_rows
 from lafs_ray.models.placement import uses_gpu_form
 from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
 
@@ -230,7 +231,9 @@ class Transformer(nn.Module):
         drawn = self.depth(x)
         last = len(self.layers) - 1
         for i, block in enumerate(self.layers):
-            args = (x, drawn[2 * i], drawn[2 * i + 1], class_only and i == last)
+            # A block that is frozen is in eval mode, where nothing is dropped.
+            paths = drawn[2 * i : 2 * i + 2] if block.training else (None, None)
+            args = (x, *paths, class_only and i == last)
             x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
         return x
 
@@ -318,9 +321,9 @@ class _Attention(nn.Module):
         """Return the class token's query [B, heads, 1, D], and all keys and values."""
         batch, count, _ = x.shape
         inner = self.heads * self.head_dim
-        weight = self.to_qkv.weight
-        query = F.linear(x[:, :1], weight[:inner]).view(batch, 1, self.heads, self.head_dim)
-        key, value = F.linear(x, weight[inner:]).view(batch, count, 2, self.heads, self.head_dim).unbind(2)
+        query = linear_rows(self.to_qkv, x[:, :1], slice(inner)).view(batch, 1, self.heads, self.head_dim)
+        others = linear_rows(self.to_qkv, x, slice(inner, None))
+        key, value = others.view(batch, count, 2, self.heads, self.head_dim).unbind(2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE, is_template
+from lafs_ray.models.lora import merge_lora
 from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
@@ -169,6 +170,8 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
     else:
         config = resolve(FinetuneConfig, content["config"], uri)
         state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
+        if config.lora.rank is not None:
+            state = replace(state, backbone=merge_lora(state.backbone, config.lora.scale))
     model = config.model
     has_cnn = any(name.startswith(LANDMARK_PREFIXES) for name in state.backbone)
     landmark_cnn = TEMPLATE if is_template(state.backbone) else model.landmark_cnn

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lafs_ray
 from lafs_ray.compat import import_timm
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
@@ -91,9 +92,9 @@ def test_start__of_another_student(donor: Path, tmp_path: Path, face_set_path: s
     with pytest.raises(CheckpointError) as caught:
         check_run(tiny(tmp_path, face_set_path, *settings, kind=FinetuneConfig))
     assert "set model.student=timm/test_vit, model.num_landmarks=49" in caught.value.fix
-    fvit = tmp_path / "fvit"
-    run(tiny(fvit, face_set_path, *SHORT))
-    settings = [*STUDENT, *SHORT, f"start.transformer={fvit}/net"]
+    fvit = lafs_ray.create_model("fvit_tiny", num_tokens=49, patch_size=16, landmark_cnn_width=0.25)
+    write_weights(str(tmp_path / "fvit.safetensors"), fvit.state())
+    settings = [*STUDENT, *SHORT, f"start.transformer={tmp_path}/fvit.safetensors"]
     with pytest.raises(CheckpointError) as caught:
         check_run(tiny(tmp_path, face_set_path, *settings, kind=FinetuneConfig))
     assert "set model.student=null, model.size=tiny" in caught.value.fix
