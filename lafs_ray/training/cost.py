@@ -127,12 +127,13 @@ def _require(config: PretrainConfig, name: str, available: int) -> None:
     if memory.total <= available:
         return
     fixes = _smaller_steps(config, memory, available) if memory.networks < available else []
+    network = "model.size" if config.model.student is None else "model.student"
     raise ConfigError(
         "batch_size, accumulation",
         found=f"a micro-batch of {memory.images} images, which needs at least {memory.total / 1e9:.1f} GB "
         f"({memory.networks / 1e9:.1f} GB for the networks and {memory.an_image / 1e6:.0f} MB an image)",
         expected=f"at most the {available / 1e9:.1f} GB of this GPU ({name})",
-        fix=", or ".join(fixes or ["choose a smaller model.size or head.num_prototypes"]),
+        fix=", or ".join(fixes or [f"choose a smaller {network} or head.num_prototypes"]),
     )
 
 

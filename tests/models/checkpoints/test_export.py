@@ -58,7 +58,7 @@ def opened(path: Path) -> tuple[Callable[[torch.Tensor], NDArray[np.float32]], d
     [
         ("onnx", ON_LANDMARKS, "float32"),
         ("torch_export", ON_GRID, "uint8"),
-        ("onnx", STUDENT, "float32"),
+        pytest.param("onnx", STUDENT, "float32", marks=pytest.mark.long),
         pytest.param("onnx", ORIENTATIONS, "uint8", marks=pytest.mark.long),
     ],
     ids=["onnx", "torch_export", "timm", "orientations"],
