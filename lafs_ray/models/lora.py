@@ -17,22 +17,22 @@ _DOWN, _UP = ".lora_down", ".lora_up"
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer, frozen, and a trained change: y = x·Wᵀ + b + (α/r)·x·downᵀ·upᵀ.
+    """A linear layer, frozen, and a trained change: y = x·Wᵀ + b + s·x·downᵀ·upᵀ.
 
     `lora_up` starts at 0, so that the layer begins as the frozen one, bit by bit; `lora_down` as in the authors' code.
 
     Args:
         layer: whose weight and bias are shared, and frozen.
         rank: r.
-        alpha: α.
+        scale: s; α/r in the paper.
     """
 
-    def __init__(self, layer: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self.requires_grad_(False)
-        self.scale = alpha / rank
+        self.scale = scale
         self.lora_down = nn.Parameter(layer.weight.new_empty(rank, layer.in_features))
         self.lora_up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
@@ -55,13 +55,13 @@ def linear_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
     return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
-def add_lora_(blocks: Iterable[nn.Module], rank: int, alpha: float) -> None:
+def add_lora_(blocks: Iterable[nn.Module], rank: int, scale: float) -> None:
     """Put a `LoRALinear` in place of every linear layer of blocks; what is new begins from torch's generator."""
     for block in blocks:
         for module in list(block.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(module, name, LoRALinear(child, rank, alpha))
+                    setattr(module, name, LoRALinear(child, rank, scale))
 
 
 def merge_lora(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def merge_lora(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
     Args:
         state: of a network with `LoRALinear` layers.
-        scale: α/r.
+        scale: s.
     """
     merged = {name: tensor for name, tensor in state.items() if not name.endswith((_DOWN, _UP))}
     for name, up in state.items():

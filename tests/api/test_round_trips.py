@@ -15,7 +15,7 @@ import lafs_ray
 from lafs_ray.api.face_model import FaceModel
 from lafs_ray.cli.commands import execute
 from lafs_ray.compat import import_timm
-from lafs_ray.errors import CheckpointError
+from lafs_ray.errors import CheckpointError, UserError
 from lafs_ray.models.checkpoints.convert import write_published
 from lafs_ray.models.checkpoints.hub_folder import Card
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
@@ -69,6 +69,27 @@ def test_hub_folder__two_descriptions_that_differ(tmp_path: Path) -> None:
     config["architecture"]["transformer"] |= {"heads": 2, "head_dim": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="2 × 64"):
+        lafs_ray.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"width": 128}, r"width=128[\s\S]*width=64.*timm has under this name"),
+        ({"timm": "hf-hub:someone/model"}, "does not have"),
+        ({"timm": None, "heads": 4, "head_dim": 16}, "tensors do not match"),
+    ],
+)
+def test_hub_folder__of_a_timm_student_with_another_description(
+    tmp_path: Path, change: dict[str, object], found: str
+) -> None:
+    """A name that timm does not have, sizes that are not the name's, and the fViT instead: one error, no download."""
+    model_of("timm/test_vit").save_pretrained(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architecture"]["transformer"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=found):
         lafs_ray.load(tmp_path)
 
 

@@ -30,7 +30,7 @@ def tokens() -> Tensor:
 def with_lora(plain: FViT, *, changed: bool, first: int = 0) -> FViT:
     network = copy.deepcopy(plain).requires_grad_(False)
     torch.manual_seed(3)
-    add_lora_(network.transformer.layers[first:], rank=4, alpha=8.0)
+    add_lora_(network.transformer.layers[first:], rank=4, scale=2.0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if changed and name.endswith("lora_up"):
@@ -81,7 +81,7 @@ def test_lora__trains_every_layer_of_the_blocks_and_nothing_else(kind: str) -> N
 def test_lora__gradients_are_those_of_the_merged_weight() -> None:
     """With W' = W + s·up·down: the factors' gradients are s·dW'·downᵀ and s·upᵀ·dW', also of some rows."""
     torch.manual_seed(4)
-    layer = LoRALinear(nn.Linear(6, 9), rank=2, alpha=3.0)
+    layer = LoRALinear(nn.Linear(6, 9), rank=2, scale=1.5)
     nn.init.normal_(layer.lora_up)
     x, target = torch.randn(5, 6), torch.randn(5, 4)
     ((layer.rows(x, slice(2, 6)) - target) ** 2).sum().backward()

@@ -82,8 +82,8 @@ def from_timm(state: Mapping[str, Tensor], size: FViTSize) -> dict[str, Tensor]:
             backbone[f"transformer.layers.{match[1]}.{inner[match[2]]}.{match[3]}"] = value
         else:
             backbone[outer.get(name, name)] = tensor
-    if size.timm is not None and not plain_vit(size.timm).class_position:
-        positions = backbone["pos_embedding"]
+    positions = backbone.get("pos_embedding")
+    if positions is not None and size.timm is not None and not plain_vit(size.timm).class_position:
         backbone["pos_embedding"] = torch.cat((torch.zeros_like(positions[:, :1]), positions), dim=1)
     return backbone
 

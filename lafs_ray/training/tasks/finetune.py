@@ -140,7 +140,7 @@ def _freeze(config: FinetuneConfig, transformer: FViT) -> None:
     frozen, blocks = config.freeze.blocks or 0, transformer.transformer.layers
     if config.lora.rank is not None:
         transformer.requires_grad_(False)
-        add_lora_(blocks[frozen:], config.lora.rank, config.lora.scale * config.lora.rank)
+        add_lora_(blocks[frozen:], config.lora.rank, config.lora.scale)
     elif frozen:
         transformer.patch_to_embedding.requires_grad_(False)
         transformer.cls_token.requires_grad_(False)
