@@ -45,7 +45,7 @@ from benchmarks.real_face_runs import (
 from benchmarks.views import cpu_name
 from lafs_ray.data.eval_sets import EvalFaces, open_pairs
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.embed import embed_faces, flip_sum
+from lafs_ray.evaluation.embed import center, embed_faces, flip_sum
 from lafs_ray.evaluation.verification import kfold_accuracy, pair_distances, raw_pixel_embeddings, roc_curve
 from lafs_ray.evaluation.whitening import embed_pixels, fit_pixels
 from lafs_ray.training.checkpoint.inference import load_for_inference
@@ -112,6 +112,11 @@ def network(path: str, *, trained: bool = True) -> Embed:
     return lambda faces: flip_sum(embed_faces(embedder, faces))
 
 
+def centered(embed: Embed) -> Embed:
+    """Return an embedding less its mean over the faces: after few steps embeddings lie in a narrow cone."""
+    return lambda faces: center(embed(faces))
+
+
 def whitened(plan: Plan, path: str, readout: str, *, neighbors: bool = False, trained: bool = True) -> Embed:
     """Return the whitened embedding of a run's network."""
     return network(whitened_file(plan, path, readout, neighbors=neighbors, trained=trained))
@@ -162,8 +167,8 @@ def few_label_rows(
         for arm in arms_of([*methods], plan.landmarks):
             for seed in range(finetuning_seeds):
                 chosen = (arm, k, seed, seed % seeds)
-                make = lambda chosen=chosen: network(finetune(plan, *chosen))  # noqa: E731
-                rows.append(keep(plan, f"{k} labels, {arm.name}, seed {seed}", make))
+                make = lambda chosen=chosen: centered(network(finetune(plan, *chosen)))  # noqa: E731
+                rows.append(keep(plan, f"{k} labels, {arm.name}, seed {seed}, centered", make))
     return rows
 
 

@@ -157,7 +157,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     assert rows[3:19] == [f"{network}: {kind}" for network in networks for kind in kinds]
     whitened = ("landmarks alone, whitened", "LAFS at landmarks, whitened")
     arms = ("from scratch", "landmarks alone", *methods, *whitened)
-    assert rows[19:] == [f"1 labels, {arm}, seed 0" for arm in arms]
+    assert rows[19:] == [f"1 labels, {arm}, seed 0, centered" for arm in arms]
     assert second.splitlines()[-len(rows) - 4 :] == first.splitlines()[-len(rows) - 4 :]
     assert "LAFS, seed 0, frozen: class   " not in second
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.api.images import as_pixels
+from lafs_ray.config.train import TIMM_PREFIX
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.evaluation.embed import normalize
 from lafs_ray.evaluation.plots import attention_overlay, landmark_overlay
@@ -33,6 +34,7 @@ from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.checkpoints.state_dicts import PublishedState
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.readout import WHITENING_PREFIX
+from lafs_ray.models.timm_transformer import plain_vit
 from lafs_ray.training.checkpoint.inference import convert, inference_device, load_for_inference
 
 _BATCH = 64
@@ -200,7 +202,7 @@ def create_model(name: str = "fvit_base", *, seed: int = 0, **changes: Any) -> F
     """Create an untrained face embedder.
 
     Args:
-        name: fvit_base, fvit_small or fvit_tiny.
+        name: fvit_base, fvit_small or fvit_tiny; or timm/<name>, a plain ViT of timm.
         seed: of its weights.
         changes: of `Architecture`: num_tokens (196), patch_size (8), landmark_cnn (mobilenetv3; None: a grid),
             landmark_cnn_width (1.0).
@@ -209,6 +211,8 @@ def create_model(name: str = "fvit_base", *, seed: int = 0, **changes: Any) -> F
         ConfigError: an unknown name or argument.
     """
     sizes = {f"fvit_{size}": value for size, value in FVIT_SIZES.items()}
+    if name.startswith(TIMM_PREFIX):
+        sizes[name] = plain_vit(name.removeprefix(TIMM_PREFIX)).size
     defaults: Mapping[str, Any] = {
         "num_tokens": 196,
         "patch_size": 8,
@@ -218,7 +222,7 @@ def create_model(name: str = "fvit_base", *, seed: int = 0, **changes: Any) -> F
     for subject, given, known in (("create_model", [name], sizes), (name, changes, defaults)):
         unknown = [one for one in given if one not in known]
         if unknown:
-            expected = f"one of {', '.join(known)}"
+            expected = f"one of {', '.join(known)}" + (f", or {TIMM_PREFIX}<name>" if known is sizes else "")
             raise ConfigError(subject, found=", ".join(map(repr, unknown)), expected=expected, fix="correct it")
     values = {**defaults, **changes}
     architecture = Architecture(transformer=sizes[name], grid=values["landmark_cnn"] is None, **values)

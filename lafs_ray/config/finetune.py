@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from lafs_ray.config.data import Data
+from lafs_ray.config.finetune_model import FinetuneModel, Freeze, Lora
 from lafs_ray.config.loader import AnnealingField, Duration, DurationField, Real, RealPair, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
-from lafs_ray.config.train import Model, Positive, Rate, Readout, TrainConfig
+from lafs_ray.config.train import Positive, Rate, TrainConfig
 
 
 class Subset(Section):
@@ -50,22 +51,12 @@ class LabeledData(Data):
     """Train on a few-shot subset; the classes remain those of the whole set."""
 
 
-class FinetuneModel(Model):
-    """The transformer, the landmark CNN and what is read of them."""
-
-    readout: Readout = "class"
-    """Outputs of the transformer that make the embedding: the class token, the mean of the other tokens, or all of them
-    side by side."""
-    whitened_dim: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Numbers of a whitened embedding: the whitening of start.transformer, a file of jobs/whiten.py, comes along, and a
-    linear map of its components is trained. null: none, the embedding is what is read."""
-
-
 class Start(Section):
     """Pretrained weights; none is stage 1, training from scratch."""
 
     transformer: str | None = None
-    """Pretraining run or checkpoint (ours or published); its teacher's transformer is used."""
+    """Pretraining run or checkpoint (ours or published); its teacher's transformer is used. Or a file of timm's own
+    weights of model.student."""
     landmarks: str | None = None
     """Stage-1 run or checkpoint with the landmark CNN, or `untrained`; default: the CNN that start.transformer was
     pretrained with."""
@@ -156,16 +147,6 @@ class Mixup(Section):
     """Both parameters of the Beta distribution of λ."""
 
 
-class Freeze(Section):
-    """Parts that are frozen at first (`1 run`: always). A frozen part is in eval mode."""
-
-    landmarks: DurationField = Duration(amount=0.0, unit="epochs")
-    """How long the landmark CNN is frozen."""
-    transformer: DurationField = Duration(amount=0.0, unit="epochs")
-    """How long the transformer is frozen; with both, only the class centers are trained, and the map of a whitening
-    where there is one."""
-
-
 def _parse_rate(value: Any) -> Any:
     value = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if value != "paper" and not (isinstance(value, float) and 0 < value < math.inf):
@@ -231,6 +212,8 @@ class FinetuneConfig(TrainConfig):
     """Mix-up."""
     freeze: Freeze = Freeze()
     """Frozen parts."""
+    lora: Lora = Lora()
+    """Low-rank adaptation."""
     optim: SupervisedOptimizer = SupervisedOptimizer()
     """Optimizer."""
 
@@ -314,6 +297,19 @@ class FinetuneConfig(TrainConfig):
             raise ValueError(
                 f"freeze.landmarks: {self.freeze.landmarks}, but landmarks.source={source} has no "
                 "landmark CNN; set it to 0 epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_trained_ones(self) -> FinetuneConfig:
+        for key, value in (("freeze.blocks", self.freeze.blocks), ("lora.rank", self.lora.rank)):
+            if value is not None and self.start.transformer is None:
+                raise ValueError(
+                    f"{key}: {value}, but the transformer starts from scratch, and would stay so; set start.transformer"
+                )
+        if self.lora.rank is not None and self.freeze.transformer == Duration(amount=1.0, unit="run"):
+            raise ValueError(
+                f"lora.rank: {self.lora.rank}, but freeze.transformer=1 run freezes its changes too; set one of the two"
             )
         return self
 

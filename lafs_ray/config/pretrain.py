@@ -49,7 +49,7 @@ class PretrainStart(Section):
     student: str | None = None
     """Pretraining run or checkpoint (ours, published or converted) whose student continues: its transformer, and its
     head where num_prototypes and widths are the same. model.size, num_landmarks and patch_size are those of a run
-    unless set, and so is landmarks.weights."""
+    unless set, and so is landmarks.weights. Or a file of timm's own weights of model.student."""
     teacher: str | None = None
     """Checkpoint of the teacher, with its center; null: that of start.student."""
 

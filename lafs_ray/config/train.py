@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[Real, Field(ge=0.0, le=1.0)]
 TokenFeatures = Literal["pixels", "orientations"]
 Readout = Literal["class", "mean", "all"]
+TIMM_PREFIX = "timm/"
 
 # Ray's rule for the values of labels, and for the part of a key after its slash.
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
@@ -49,6 +50,9 @@ class Model(Section):
 
     size: Literal["base", "small", "tiny"] = "base"
     """Width and depth of the fViT: base as published; small and tiny for debugging and CPUs."""
+    student: Annotated[str, Field(pattern=r"^timm/.+$")] | None = None
+    """The transformer in place of the fViT: timm/<name>, a plain ViT of timm, whose blocks and last norm read our
+    tokens; model.size then stays at base. null: the fViT of model.size, as published."""
     num_landmarks: Annotated[int, Field(ge=1, le=4096)] = 196
     """Landmarks, hence tokens, of a whole face; 14 x 14 in the paper."""
     patch_size: Annotated[int, Field(ge=2, le=56)] = 8
@@ -84,6 +88,15 @@ class Model(Section):
                 f"model.num_landmarks: {total}, but the built-in template is a square grid; set {side**2} or "
                 f"{(side + 1) ** 2}, or name your own positions: landmarks.template"
             )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Model:
+        if self.student is not None and self.size != "base":
+            raise ValueError(
+                f"size: {self.size}, but student={self.student} has the size of its name; "
+                "set size: base, or leave student out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cells_are_whole(self) -> Model:

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.methods.mixup import mix, neighbors
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES
-from lafs_ray.models.fvit import GridFViT, PartFViT
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, normalize_pixels
 from lafs_ray.models.landmark_template import FixedPositions
 from lafs_ray.models.margin import MixedLabels
+from lafs_ray.models.part_fvit import GridFViT, PartFViT
 from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.models.readout import WHITENING_PREFIX
 
@@ -73,10 +73,15 @@ class Supervised:
         head: the margin softmax, on the same device.
         anchor: landmark CNN whose landmarks regularize those of `model`, on the same device; set to eval mode, without
             gradients. None: no regularizer.
+        frozen_blocks: first blocks of the transformer that are never trained, with all that precedes them; their
+            parameters need no gradient.
     """
 
-    def __init__(self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkNetwork | None = None) -> None:
+    def __init__(
+        self, model: PartFViT | GridFViT, head: PartialFC, anchor: LandmarkNetwork | None = None, frozen_blocks: int = 0
+    ) -> None:
         self.trainable = SupervisedNetwork(model, head)
+        self.frozen_blocks = frozen_blocks
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
 
     def begin_step(self, step: int) -> None:
@@ -145,7 +150,9 @@ class Supervised:
     def _frozen_modules(self, hparams: Mapping[str, float]) -> list[nn.Module]:
         """Return the frozen modules, which run in eval mode: no dropout, fixed batch statistics."""
         model, frozen = self.trainable.model, _frozen(hparams)
-        modules = [model.transformer, model.dropout] if "transformer" in frozen else []
+        modules: list[nn.Module] = [model.transformer] if "transformer" in frozen else []
+        modules += [*model.transformer.layers[: self.frozen_blocks]]
+        modules += [model.dropout] if modules else []
         if "landmarks" in frozen and isinstance(model, PartFViT):
             modules += [model.stn, model.output_layer]
         return modules

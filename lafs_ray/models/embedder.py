@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lafs_ray.config.train import Readout, TokenFeatures
-from lafs_ray.models.fvit import FViT, embedding_of
+from lafs_ray.models.fvit import FViT
+from lafs_ray.models.part_fvit import embedding_of
 from lafs_ray.models.patch_sampling import patch_mosaic
 from lafs_ray.models.readout import Whitening
 from lafs_ray.models.tokens import grid_tokens, tokens_at

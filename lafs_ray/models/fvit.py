@@ -16,14 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lafs_ray.config.train import Readout, TokenFeatures
 from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
 from lafs_ray.models.kept_rows import KeptRows, add_rows, take_rows
-from lafs_ray.models.landmark_cnn import LandmarkNetwork
-from lafs_ray.models.landmark_head import predict_landmarks
+from lafs_ray.models.lora import linear_rows
 from lafs_ray.models.placement import uses_gpu_form
-from lafs_ray.models.readout import Whitening, read_out
-from lafs_ray.models.tokens import grid_tokens, token_dim, tokens_at
 
 Path = Tensor | KeptRows | None
 """What a residual branch is dropped for; see `StochasticDepth`."""
@@ -31,13 +27,17 @@ Path = Tensor | KeptRows | None
 
 @dataclass(frozen=True)
 class FViTSize:
-    """Widths, depth and heads of a transformer; heads · head_dim need not equal the width."""
+    """Widths, depth and heads of a transformer; heads · head_dim need not equal the width.
+
+    `timm` is the name of the timm model whose blocks it has (`models.timm_transformer`); None: the fViT's.
+    """
 
     width: int
     depth: int
     heads: int
     head_dim: int
     mlp_width: int
+    timm: str | None = None
 
 
 FVIT_SIZES = {
@@ -126,8 +126,7 @@ class FViT(nn.Module):
         x = self._with_positions(tokens)
         for before in layers[: layers.index(attending)]:
             x = before(x)
-        residual = cast("_Residual", cast("_Block", attending)[0])
-        return cast("_Attention", residual.fn.fn).weights(residual.fn.norm(x))
+        return cast("_Block", attending).attention_weights(x)
 
     def _with_positions(self, tokens: Tensor) -> Tensor:
         """Return the first block's input [B, n + 1, D], class token first."""
@@ -142,94 +141,6 @@ class FViT(nn.Module):
         self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
         self.patch_to_embedding, self.dropout = fvit.patch_to_embedding, fvit.dropout
         self.transformer, self.mlp_head = fvit.transformer, fvit.mlp_head
-
-
-def embedding_of(transformer: FViT, tokens: Tensor, readout: Readout, whitening: Whitening | None = None) -> Tensor:
-    """Return the embeddings [B, D] of tokens [B, n, P]: what is read of the outputs, whitened where that is fitted."""
-    vectors = transformer.encode(tokens) if readout == "class" else read_out(transformer.outputs(tokens), readout)
-    return vectors if whitening is None else whitening(vectors)
-
-
-class PartFViT(FViT):
-    """Image to embedding: landmark CNN, patches at the landmarks, transformer; one flat module.
-
-    The parts are shared with the two arguments, not copied. Ours: composed instead of built inside, so that each part
-    can be loaded, frozen or replaced separately; the names stay flat (`stn.*`, `output_layer.*`, `pos_embedding`, …).
-
-    Args:
-        landmark_cnn: with parts `stn` and `output_layer`.
-        fvit: for tokens of these features.
-        patch_size: p, in pixels.
-        token_features: numbers of a token.
-        readout: which outputs make the embedding.
-        whitening: applied to it; None: the embedding is what was read.
-    """
-
-    def __init__(
-        self,
-        landmark_cnn: LandmarkNetwork,
-        fvit: FViT,
-        patch_size: int = 8,
-        token_features: TokenFeatures = "pixels",
-        readout: Readout = "class",
-        whitening: Whitening | None = None,
-    ) -> None:
-        nn.Module.__init__(self)
-        assert fvit.patch_to_embedding.in_features == token_dim(patch_size, token_features), patch_size
-        self.patch_size, self.token_features = patch_size, token_features
-        # The published order: optimizer states number parameters by it.
-        self.pos_embedding, self.cls_token = fvit.pos_embedding, fvit.cls_token
-        self.stn, self.output_layer = landmark_cnn.stn, landmark_cnn.output_layer
-        self._share_parts(fvit)
-        self.readout: Readout = readout
-        self.whitening = whitening
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
-        return self.embed(images, self.landmarks(images))
-
-    def landmarks(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] to landmarks, float32 [B, N, 2] in pixels, (x, y)."""
-        return predict_landmarks(self.stn, self.output_layer, images)
-
-    def embed(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        """Images and landmarks [B, n, 2] in pixels to embeddings [B, D].
-
-        `landmarks` and `embed` are `forward` for callers that need the landmarks too.
-        """
-        tokens = tokens_at(images, landmarks, self.patch_size, self.token_features)
-        return embedding_of(self, tokens, self.readout, self.whitening)
-
-
-class GridFViT(FViT):
-    """Image to embedding over plain grid patches, without landmarks (DINO-face); one flat module.
-
-    Args:
-        fvit: for tokens of these features; shared, not copied.
-        patch_size: p, in pixels.
-        token_features: numbers of a token.
-        readout: as in `PartFViT`.
-        whitening: as in `PartFViT`.
-    """
-
-    def __init__(
-        self,
-        fvit: FViT,
-        patch_size: int = 8,
-        token_features: TokenFeatures = "pixels",
-        readout: Readout = "class",
-        whitening: Whitening | None = None,
-    ) -> None:
-        nn.Module.__init__(self)
-        self.patch_size, self.token_features = patch_size, token_features
-        self._share_parts(fvit)
-        self.readout: Readout = readout
-        self.whitening = whitening
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
-        tokens = grid_tokens(images, self.patch_size, self.token_features)
-        return embedding_of(self, tokens, self.readout, self.whitening)
 
 
 class Transformer(nn.Module):
@@ -257,7 +168,9 @@ class Transformer(nn.Module):
         drawn = self.depth(x)
         last = len(self.layers) - 1
         for i, block in enumerate(self.layers):
-            args = (x, drawn[2 * i], drawn[2 * i + 1], class_only and i == last)
+            # A block that is frozen is in eval mode, where nothing is dropped.
+            paths = drawn[2 * i : 2 * i + 2] if block.training else (None, None)
+            args = (x, *paths, class_only and i == last)
             x = checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
         return x
 
@@ -268,6 +181,11 @@ class _Block(nn.ModuleList):
     def forward(self, x: Tensor, path: Path = None, mlp_path: Path = None, class_only: bool = False) -> Tensor:
         attention, mlp = self
         return mlp(attention(x, path, class_only), mlp_path)  # type: ignore[no-any-return]
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Return the attention weights [B, heads, n, n] of the block's input [B, n, D]."""
+        normed = cast("_Residual", self[0]).fn
+        return cast("_Attention", normed.fn).weights(normed.norm(x))
 
 
 class _Residual(nn.Module):
@@ -340,9 +258,9 @@ class _Attention(nn.Module):
         """Return the class token's query [B, heads, 1, D], and all keys and values."""
         batch, count, _ = x.shape
         inner = self.heads * self.head_dim
-        weight = self.to_qkv.weight
-        query = F.linear(x[:, :1], weight[:inner]).view(batch, 1, self.heads, self.head_dim)
-        key, value = F.linear(x, weight[inner:]).view(batch, count, 2, self.heads, self.head_dim).unbind(2)
+        query = linear_rows(self.to_qkv, x[:, :1], slice(inner)).view(batch, 1, self.heads, self.head_dim)
+        others = linear_rows(self.to_qkv, x, slice(inner, None))
+        key, value = others.view(batch, count, 2, self.heads, self.head_dim).unbind(2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lafs_ray.compat import import_timm
+from lafs_ray.config.train import TIMM_PREFIX
 from lafs_ray.errors import ConfigError
 from lafs_ray.models.landmark_head import Scaling, build_head, predict_landmarks
 from lafs_ray.models.landmark_template import TEMPLATE, TemplateLandmarks
@@ -42,7 +43,6 @@ _BLOCKS = (
     (5, 960, 160, True, True, 1),
 )
 _STEM_CHANNELS = 16
-_TIMM_PREFIX = "timm/"
 _BUILT_IN = "mobilenetv3"
 
 MIDDLE = 127.5
@@ -104,7 +104,7 @@ class TimmLandmarks(nn.Module):
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), n=3)
             raise ConfigError(
-                f"landmark CNN {_TIMM_PREFIX}{name}",
+                f"landmark CNN {TIMM_PREFIX}{name}",
                 found=f"{name!r}, which timm {timm.__version__} does not have",
                 expected=f"one of {', '.join(close)}" if close else "a name of timm.list_models()",
                 fix="correct the name, or install a timm that has this model",
@@ -141,12 +141,12 @@ def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0, scalin
         return LandmarkCNN(num_landmarks, width=width, scaling=scaling)
     if name == TEMPLATE:
         return TemplateLandmarks(num_landmarks)
-    if not name.startswith(_TIMM_PREFIX):
+    if not name.startswith(TIMM_PREFIX):
         raise ConfigError(
             "landmark CNN",
             found=repr(name),
-            expected=f"{_BUILT_IN!r} or '{_TIMM_PREFIX}<name>'",
-            fix=f"write {_TIMM_PREFIX + name!r} for a timm model",
+            expected=f"{_BUILT_IN!r} or '{TIMM_PREFIX}<name>'",
+            fix=f"write {TIMM_PREFIX + name!r} for a timm model",
         )
     if width != 1.0:
         raise ConfigError(
@@ -155,7 +155,7 @@ def build_landmark_cnn(name: str, num_landmarks: int, width: float = 1.0, scalin
             expected="width 1.0: a timm model has the width of its name",
             fix=f"choose another timm model, or {_BUILT_IN!r} with this width",
         )
-    return TimmLandmarks(name.removeprefix(_TIMM_PREFIX), num_landmarks, scaling=scaling)
+    return TimmLandmarks(name.removeprefix(TIMM_PREFIX), num_landmarks, scaling=scaling)
 
 
 class _MobileNetV3Trunk(nn.Module):

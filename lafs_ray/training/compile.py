@@ -18,8 +18,9 @@ from lafs_ray.methods.chunked_loss import chunked_dino_loss, part_loss
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, ssl_diagnostics
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.dropout import StochasticDepth
-from lafs_ray.models.fvit import FVIT_SIZES, Transformer
+from lafs_ray.models.fvit import Transformer
 from lafs_ray.models.placement import uses_gpu_form
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.distributed import gather_lines
 from lafs_ray.training.train_loop import TrainState
 
@@ -47,7 +48,7 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
     networks = [task.trainable, *([task.teacher] if isinstance(task, Lafs) else [])]
     views = NUM_GLOBAL_VIEWS if isinstance(config, PretrainConfig) else 1
     # The shape of most tokens, so that the code of the trial is used again.
-    shape = (config.micro_batch * views, config.model.num_landmarks + 1, FVIT_SIZES[config.model.size].width)
+    shape = (config.micro_batch * views, config.model.num_landmarks + 1, configured_size(config.model).width)
     tokens = torch.zeros(shape, device=training.device)
     reason = compile_blocks(networks, tokens, training.precision)
     if reason == "" and isinstance(task, Lafs) and isinstance(config, PretrainConfig) and uses_gpu_form(tokens):

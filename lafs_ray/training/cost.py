@@ -13,7 +13,7 @@ import torch
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
-from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.timm_transformer import configured_size, new_transformer
 from lafs_ray.models.tokens import token_dim
 from lafs_ray.training.run_length import Length
 
@@ -43,7 +43,7 @@ class StepMemory:
 
 def saved_bytes(config: PretrainConfig) -> int:
     """Return the bytes of one image that the forward pass keeps for the backward pass; weights left out."""
-    model, size = config.model, FVIT_SIZES[config.model.size]
+    model, size = config.model, configured_size(config.model)
     width, inner = size.width, size.heads * size.head_dim
     narrow = 2 if config.compute.precision == "bfloat16" else 4
     tokens, views = _tokens(config), NUM_GLOBAL_VIEWS + config.views.num_local
@@ -53,8 +53,9 @@ def saved_bytes(config: PretrainConfig) -> int:
     mixing = 4 * width + narrow * (width + 4 * inner) + mask + 4 * size.heads + 8
     hidden_mask = size.mlp_width if model.dropout > 0 else 0
     mlp = 4 * width + narrow * (width + 2 * size.mlp_width) + hidden_mask + mask + 8
-    # Of the last block: keys and values of all tokens, and all else of the class tokens alone.
-    last = tokens * (4 * width + narrow * (width + 2 * inner) + 8)
+    # Of the last block: keys and values of all tokens, and all else of the class tokens alone; timm's attention has no
+    # such form.
+    last = tokens * (4 * width + narrow * (width + 2 * inner) + 8 if size.timm is None else mixing)
     blocks = kept * ((size.depth - 1) * tokens * (mixing + mlp) + last)
     if config.compute.activation_checkpointing:
         # A block's input; while it is computed again, also its own.
@@ -78,15 +79,14 @@ def step_memory(config: PretrainConfig) -> StepMemory:
 
 def count_parameters(config: PretrainConfig) -> int:
     """Return the parameters of the student."""
-    model, size, head = config.model, FVIT_SIZES[config.model.size], config.head
-    width, inner = size.width, size.heads * size.head_dim
-    block = 4 * inner * width + width + 2 * width * size.mlp_width + size.mlp_width + width + 4 * width
-    positions = (model.num_landmarks + 2) * width
-    embedding = (token_dim(model.patch_size, model.token_features) + 1) * width
+    model, size, head = config.model, configured_size(config.model), config.head
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        numbers = token_dim(model.patch_size, model.token_features)
+        transformer = new_transformer(size, model.num_landmarks, numbers)
     hidden, bottleneck = head.hidden_dim, head.bottleneck_dim
-    mlp = (width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * bottleneck
+    mlp = (size.width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * bottleneck
     prototypes = head.num_prototypes * (bottleneck + 1)
-    return size.depth * block + positions + embedding + 2 * width + mlp + prototypes
+    return sum(each.numel() for each in transformer.parameters()) + mlp + prototypes
 
 
 def image_flops(config: PretrainConfig) -> float:
@@ -94,7 +94,7 @@ def image_flops(config: PretrainConfig) -> float:
 
     The backward pass is twice the student's forward pass, and nothing is dropped: as utilization is stated.
     """
-    size, head = FVIT_SIZES[config.model.size], config.head
+    size, head = configured_size(config.model), config.head
     width, inner = size.width, size.heads * size.head_dim
     seen, tokens = NUM_GLOBAL_VIEWS * (config.model.num_landmarks + 1), _tokens(config)
     views = NUM_GLOBAL_VIEWS + config.views.num_local
@@ -127,12 +127,13 @@ def _require(config: PretrainConfig, name: str, available: int) -> None:
     if memory.total <= available:
         return
     fixes = _smaller_steps(config, memory, available) if memory.networks < available else []
+    network = "model.size" if config.model.student is None else "model.student"
     raise ConfigError(
         "batch_size, accumulation",
         found=f"a micro-batch of {memory.images} images, which needs at least {memory.total / 1e9:.1f} GB "
         f"({memory.networks / 1e9:.1f} GB for the networks and {memory.an_image / 1e6:.0f} MB an image)",
         expected=f"at most the {available / 1e9:.1f} GB of this GPU ({name})",
-        fix=", or ".join(fixes or ["choose a smaller model.size or head.num_prototypes"]),
+        fix=", or ".join(fixes or [f"choose a smaller {network} or head.num_prototypes"]),
     )
 
 

@@ -20,6 +20,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.data.subset import write_subset
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.run_description import MixedSetSize, Origin
 from lafs_ray.training.checkpoint.run_dir import RunDir
 from lafs_ray.training.fingerprint import crop_fingerprint
@@ -30,6 +31,7 @@ from lafs_ray.training.run_length import Length, build_sampler, run_length
 from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
 from lafs_ray.training.tasks.continue_pretraining import adopt_settings, with_start
+from lafs_ray.training.tasks.finetune import require_blocks
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors, load_init_weights
 from lafs_ray.training.tasks.landmarks import training_images
 
@@ -125,6 +127,9 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     """
     if isinstance(config, PretrainConfig):
         config = adopt_settings(config)
+    configured_size(config.model)  # of a name that timm has, whatever starts from scratch
+    if isinstance(config, FinetuneConfig):
+        require_blocks(config)
     opened = open_sets(config)
     require_trackers(config)
     init_weights = load_init_weights(config)

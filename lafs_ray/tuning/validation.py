@@ -19,7 +19,7 @@ _NUM_SAMPLED = 100
 _MAX_GRID = 4096
 # A short finetuning takes over the trial's transformer and landmark CNN.
 _SHARED = (
-    *("size", "num_landmarks", "patch_size", "token_features"),
+    *("size", "student", "num_landmarks", "patch_size", "token_features"),
     *("landmark_cnn", "landmark_cnn_width", "landmark_scaling"),
 )
 

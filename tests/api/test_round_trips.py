@@ -15,7 +15,7 @@ import lafs_ray
 from lafs_ray.api.face_model import FaceModel
 from lafs_ray.cli.commands import execute
 from lafs_ray.compat import import_timm
-from lafs_ray.errors import CheckpointError
+from lafs_ray.errors import CheckpointError, UserError
 from lafs_ray.models.checkpoints.convert import write_published
 from lafs_ray.models.checkpoints.hub_folder import Card
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
@@ -25,7 +25,9 @@ from lafs_ray.synthetic.datasets import contact_sheet
 FACES = contact_sheet(0, range(3), 1).reshape(3, 112, 112, 3)
 # Sums in another order give 1e-6; heads of another width 0.4.
 TOLERANCE = 1e-5
-SIZES = ("fvit_tiny", "fvit_small", pytest.param("fvit_base", marks=pytest.mark.long))
+FVITS = ("fvit_tiny", "fvit_small", pytest.param("fvit_base", marks=pytest.mark.long))
+# A small one; and one with layer scale and without a position of the class token.
+SIZES = (*FVITS, "timm/test_vit", pytest.param("timm/deit3_small_patch16_224", marks=pytest.mark.long))
 SMALL = {"num_tokens": 16, "patch_size": 8, "landmark_cnn_width": 0.25}
 
 
@@ -70,7 +72,28 @@ def test_hub_folder__two_descriptions_that_differ(tmp_path: Path) -> None:
         lafs_ray.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"width": 128}, r"width=128[\s\S]*width=64.*timm has under this name"),
+        ({"timm": "hf-hub:someone/model"}, "does not have"),
+        ({"timm": None, "heads": 4, "head_dim": 16}, "tensors do not match"),
+    ],
+)
+def test_hub_folder__of_a_timm_student_with_another_description(
+    tmp_path: Path, change: dict[str, object], found: str
+) -> None:
+    """A name that timm does not have, sizes that are not the name's, and the fViT instead: one error, no download."""
+    model_of("timm/test_vit").save_pretrained(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architecture"]["transformer"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=found):
+        lafs_ray.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", FVITS)
 @pytest.mark.parametrize("recorded", [True, False])
 def test_published__and_back(name: str, recorded: bool, tmp_path: Path) -> None:
     """Heads travel in a .pth; where another program dropped them, shapes of our sizes give them."""
@@ -79,6 +102,13 @@ def test_published__and_back(name: str, recorded: bool, tmp_path: Path) -> None:
     if not recorded:
         torch.save(dict(torch.load(path, weights_only=True)), path)
     assert_same(lafs_ray.load(path), model)
+
+
+def test_published__of_a_timm_student(tmp_path: Path) -> None:
+    """Published checkpoints have no names for timm's blocks: one message says so, and nothing is written."""
+    with pytest.raises(CheckpointError, match=r"a transformer of timm/test_vit[\s\S]*OUT\.safetensors"):
+        write_published(str(tmp_path / "a.pth"), model_of("timm/test_vit").state())
+    assert not list(tmp_path.iterdir())
 
 
 def test_published__heads_of_no_known_size(tmp_path: Path) -> None:

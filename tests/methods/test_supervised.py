@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lafs_ray.methods.supervised import Supervised, to_network_input
-from lafs_ray.models.fvit import FViT, FViTSize, GridFViT, PartFViT
+from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.margin import MixedLabels
+from lafs_ray.models.part_fvit import GridFViT, PartFViT
 from lafs_ray.models.patch_sampling import grid_patches
 from tests.models.margin_softmax import MarginSoftmax
 

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, GridFViT, PartFViT, attend
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, attend
 from lafs_ray.models.landmark_cnn import LandmarkCNN, build_landmark_cnn
+from lafs_ray.models.part_fvit import GridFViT, PartFViT
 from lafs_ray.models.patch_sampling import extract_patches
 from tests.golden_cases import ROOT, GoldenCase, load_case, mixed_labels, to_unit_range
 from tests.models.margin_softmax import MarginSoftmax

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.config.train import Readout, TokenFeatures
+from lafs_ray.config.train import TIMM_PREFIX, Readout, TokenFeatures
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.state_dicts import check_weights
 from lafs_ray.models.embedder import FaceEmbedder
@@ -24,6 +24,7 @@ from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, in
 from lafs_ray.models.landmark_head import DIRECT_TENSOR, Scaling
 from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
 from lafs_ray.models.readout import Whitening, readout_dim
+from lafs_ray.models.timm_transformer import new_transformer, plain_vit
 from lafs_ray.models.tokens import token_dim
 
 PUBLISHED_HEAD_DIM = 64
@@ -75,7 +76,7 @@ class Architecture:
         assert self.transformer is not None
         assert self.patch_size is not None
         numbers = token_dim(self.patch_size, self.token_features)
-        return FViT(self.transformer, self.num_tokens, numbers, dropout=0.0, drop_path=0.0, init_std=init_std)
+        return new_transformer(self.transformer, self.num_tokens, numbers, init_std=init_std)
 
     def build_whitening(self) -> Whitening | None:
         """Build the whitening, unfitted."""
@@ -96,8 +97,9 @@ class Architecture:
                 tokens += f", {self.token_features}"
         lines = [f"tokens: {tokens}"]
         if (size := self.transformer) is not None:
+            name = "" if size.timm is None else f"{TIMM_PREFIX}{size.timm}, "
             lines.append(
-                f"transformer: width {size.width}, depth {size.depth}, "
+                f"transformer: {name}width {size.width}, depth {size.depth}, "
                 f"heads {size.heads} × {size.head_dim}, MLP {size.mlp_width}"
             )
         if self.readout != "class" or self.whitened_dim is not None:
@@ -164,6 +166,11 @@ def require_sizes(architecture: Architecture, source: str) -> None:
             raise CheckpointError(
                 f"{source}, architecture", found=f"{name} {value}", expected=f"more than 0, at most {largest}", fix=_FIX
             )
+    size = architecture.transformer
+    if size is not None and size.timm is not None and size != (named := plain_vit(size.timm).size):
+        raise CheckpointError(
+            f"{source}, architecture", found=f"{size}", expected=f"{named}, which timm has under this name", fix=_FIX
+        )
 
 
 def require_fit(architecture: Architecture, state: Mapping[str, Tensor], source: str) -> None:

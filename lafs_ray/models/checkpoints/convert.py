@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lafs_ray.config import IMAGE_SIZE
+from lafs_ray.config.train import TIMM_PREFIX
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.architecture import Architecture, infer_architecture
@@ -185,10 +186,18 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
         Names that were left out, and why.
 
     Raises:
-        CheckpointError: the released code cannot have such landmarks.
+        CheckpointError: the released code cannot have such landmarks, or such a transformer.
         DataError: the place cannot be written to.
     """
     layout, state = weights.layout, weights.state
+    size = weights.architecture.transformer
+    if size is not None and size.timm is not None:
+        raise CheckpointError(
+            weights.source,
+            found=f"a transformer of {TIMM_PREFIX}{size.timm}",
+            expected="the fViT, as published checkpoints have no names for other blocks",
+            fix="write a weights file, OUT.safetensors, or timm's own names: lafs export --formats timm",
+        )
     left_out: dict[str, str] = {}
     if layout.is_pretraining and weights.architecture.landmark_cnn is not None:
         backbone = {n: v for n, v in state.backbone.items() if not n.startswith(LANDMARK_PREFIXES)}
@@ -206,9 +215,9 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
             fix="write a weights file: OUT.safetensors",
         )
     tensors: OrderedDict[str, Tensor] = OrderedDict(layout.named(state))
-    if weights.architecture.transformer is not None:
+    if size is not None:
         # What a module's state_dict() has beside its tensors: load_state_dict, strict too, passes it by.
-        tensors._metadata = {_HEAD_DIM: weights.architecture.transformer.head_dim}  # type: ignore[attr-defined]
+        tensors._metadata = {_HEAD_DIM: size.head_dim}  # type: ignore[attr-defined]
     buffer = io.BytesIO()  # torch's own file writer hides the cause of an error
     torch.save(tensors if layout.container is None else {layout.container: tensors}, buffer)
     with filesystem.atomic_write(uri) as file:

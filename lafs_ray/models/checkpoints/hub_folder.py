@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
-from lafs_ray.models.checkpoints.architecture import Architecture
+from lafs_ray.models.checkpoints.architecture import Architecture, require_fit
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, describe_network, encode_weights, read_weights
 from lafs_ray.models.checkpoints.state_dicts import published_state, read_checkpoint
 
@@ -103,7 +103,9 @@ def read_hub_folder(folder: str) -> NetworkWeights:
     uri = filesystem.join(folder, WEIGHTS)
     weights = read_weights(uri)
     if weights is None:
-        return NetworkWeights(architecture, published_state(read_checkpoint(uri)), uri)
+        state = published_state(read_checkpoint(uri))
+        require_fit(architecture, state.backbone, uri)
+        return NetworkWeights(architecture, state, uri)
     if weights.architecture != architecture:
         raise CheckpointError(
             path,

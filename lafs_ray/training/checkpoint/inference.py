@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lafs_ray.config.finetune import FinetuneConfig, FinetuneModel
+from lafs_ray.config.finetune import FinetuneConfig
+from lafs_ray.config.finetune_model import FinetuneModel
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
@@ -26,10 +27,11 @@ from lafs_ray.models.checkpoints.state_dicts import (
     read_checkpoint,
 )
 from lafs_ray.models.embedder import FaceEmbedder
-from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE, is_template
+from lafs_ray.models.lora import merge_lora
 from lafs_ray.models.readout import fold_map
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.checkpoint_file import FORMAT, newest_checkpoint
 
 
@@ -170,13 +172,15 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
     else:
         config = resolve(FinetuneConfig, content["config"], uri)
         state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
+        if config.lora.rank is not None:
+            state = replace(state, backbone=merge_lora(state.backbone, config.lora.scale))
     model = config.model
     has_cnn = any(name.startswith(LANDMARK_PREFIXES) for name in state.backbone)
     landmark_cnn = TEMPLATE if is_template(state.backbone) else model.landmark_cnn
     has_transformer = not isinstance(config, LandmarkConfig)
     architecture = Architecture(
         model.num_landmarks,
-        FVIT_SIZES[model.size] if has_transformer else None,
+        configured_size(model) if has_transformer else None,
         model.patch_size if has_transformer else None,
         landmark_cnn=landmark_cnn if has_cnn else None,
         landmark_scaling="direct" if DIRECT_TENSOR in state.backbone else "span",

@@ -39,7 +39,7 @@ _GLANCE_S = 0.2
 _SCHEDULE = (
     *("duration:", "optim.lr:", "optim.min_lr:", "optim.warmup:", "optim.weight_decay:", "optim.weight_decay_end:"),
     *("optim.clip_grad:", "dino.teacher_temp.", "dino.teacher_momentum:", "dino.freeze_last_layer_epochs:"),
-    *("regularizer.", "freeze."),
+    *("regularizer.", "freeze.landmarks:", "freeze.transformer:"),
 )
 
 # A run may continue on other machines, with other reporting: nothing here changes what it computes.

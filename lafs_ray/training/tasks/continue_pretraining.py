@@ -21,7 +21,9 @@ from lafs_ray.models.checkpoints.state_dicts import (
     published_state,
     read_checkpoint,
 )
-from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.checkpoints.timm_weights import is_timm_state
+from lafs_ray.models.landmark_template import TEMPLATE_TENSOR
+from lafs_ray.models.timm_transformer import size_settings
 from lafs_ray.training.checkpoint.checkpoint_file import newest_checkpoint
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.init_weights import (
@@ -34,6 +36,7 @@ from lafs_ray.training.tasks.init_weights import (
 )
 from lafs_ray.training.tasks.networks import build_transformer
 from lafs_ray.training.tasks.pretrain import build_lafs
+from lafs_ray.training.tasks.timm_start import start_from_timm
 
 _PATCHES = "backbone.patch_to_embedding.weight"
 
@@ -51,12 +54,13 @@ def adopt_settings(config: PretrainConfig) -> PretrainConfig:
     changes: dict[str, Any] = {}
     pretrained = read_pretrained("start.student", path)
     if (made := pretrained.architecture) is not None:
-        size = next((name for name, size in FVIT_SIZES.items() if size == made.transformer), None)
-        donor: dict[str, Any] = {"size": size, "num_landmarks": made.num_tokens, "patch_size": made.patch_size}
+        given = config.model.model_fields_set
+        # A size that is given stays, and is checked against the checkpoint's tensors.
+        donor: dict[str, Any] = {} if given & {"size", "student"} else {**size_settings(made.transformer)}
+        donor |= {"num_landmarks": made.num_tokens, "patch_size": made.patch_size}
         donor |= {"token_features": made.token_features}
         if made.landmark_cnn is not None and config.landmarks.weights is None:
             donor |= {"landmark_cnn": made.landmark_cnn, "landmark_cnn_width": made.landmark_cnn_width}
-        given = config.model.model_fields_set
         changes |= {f"model.{k}": v for k, v in donor.items() if k not in given and v is not None}
     needs_cnn = config.landmarks.source in ("per_view", "per_image")
     if needs_cnn and config.landmarks.weights is None and pretrained.landmarks:
@@ -78,9 +82,11 @@ def with_start(config: PretrainConfig, weights: InitWeights) -> InitWeights:
     with torch.device("meta"):
         expected = build_lafs(config, torch.device("meta")).state_dict()
     report: list[str] = []
-    student = _network(config, path, "student", expected["teacher"], report)
+    given = (weights.landmarks or {}).get(TEMPLATE_TENSOR)
+    landmarks = None if given is None else torch.tensor(given)
+    student = _network(config, path, "student", expected["teacher"], report, landmarks)
     source = config.start.teacher or path
-    teacher = _network(config, source, "teacher", expected["teacher"], report)
+    teacher = _network(config, source, "teacher", expected["teacher"], report, landmarks)
     method = {f"teacher.{name}": tensor for name, tensor in teacher.items()}
     has_head = any(name.startswith("head.") for name in teacher)
     center = _center(source) if has_head else None
@@ -110,9 +116,23 @@ def load_start(task: Lafs, weights: InitWeights) -> None:
 
 
 def _network(
-    config: PretrainConfig, path: str, role: Role, expected: Mapping[str, Tensor], report: list[str]
+    config: PretrainConfig,
+    path: str,
+    role: Role,
+    expected: Mapping[str, Tensor],
+    report: list[str],
+    landmarks: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Return a network's tensors under `LafsNetwork`'s names: the transformer, and the head where it fits."""
+    """Return a network's tensors under `LafsNetwork`'s names: the transformer, and the head where it fits.
+
+    Args:
+        config: of the run.
+        path: the checkpoint.
+        role: which of its networks, and for which of the run's.
+        expected: the tensors of the network.
+        report: gets a line for each part.
+        landmarks: positions of a template, or the mean of given ones, where timm's positions are sampled.
+    """
     opened = open_checkpoint(path, role)
     made, state = None, PublishedState()
     if isinstance(opened, NetworkWeights):
@@ -120,6 +140,10 @@ def _network(
     else:
         state = published_state(opened.content, role)
     backbone = {n: t for n, t in state.backbone.items() if not n.startswith(LANDMARK_PREFIXES)}
+    if is_timm_state(backbone):
+        found, lines = start_from_timm(config, backbone, f"start.{role}={path}", landmarks)
+        report += [f"{role} from {path}: {line}" for line in [*lines, "head starts from scratch"]]
+        return {f"backbone.{name}": tensor for name, tensor in found.items()}
     keys = ("size", "num_landmarks", "patch_size", "token_features")
     load_configured(build_transformer(config), backbone, made, f"start.{role}={path}", keys)
     found = {f"backbone.{n}": t for n, t in backbone.items() if f"backbone.{n}" in expected}

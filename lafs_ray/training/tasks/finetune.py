@@ -10,11 +10,15 @@ import torch
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.config.finetune import Augmentation, FinetuneConfig
 from lafs_ray.data.sampler import EpochSampler
+from lafs_ray.errors import ConfigError
 from lafs_ray.methods.mixup import MixupSchedule
 from lafs_ray.methods.optim import CosineSchedule, Staircase, layer_of, parameter_groups, released_top
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
-from lafs_ray.models.fvit import FVIT_SIZES, GridFViT, PartFViT
+from lafs_ray.models.fvit import FViT
+from lafs_ray.models.lora import add_lora_
+from lafs_ray.models.part_fvit import GridFViT, PartFViT
 from lafs_ray.models.partial_fc import PartialFC
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
@@ -101,6 +105,7 @@ def build_supervised(
         model = PartFViT(landmark_network, transformer, *embeds)
     if init_weights.transformer is not None:
         transformer.load_state_dict(as_tensors(init_weights.transformer))
+    _freeze(config, transformer)
     head = PartialFC(
         config.model.whitened_dim or read_dim(config),
         num_classes,
@@ -115,12 +120,42 @@ def build_supervised(
         anchor = build_landmark_network(config)
         anchor.load_state_dict(as_tensors(init_weights.landmarks))
         anchor.to(device)
-    return Supervised(model.to(device), head.to(device), anchor)
+    return Supervised(model.to(device), head.to(device), anchor, config.freeze.blocks or 0)
+
+
+def require_blocks(config: FinetuneConfig) -> None:
+    """Check that the transformer has the blocks that are frozen, and one more for LoRA.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    depth, frozen = configured_size(config.model).depth, config.freeze.blocks or 0
+    most = depth if config.lora.rank is None else depth - 1
+    if frozen > most:
+        raise ConfigError(
+            "freeze.blocks",
+            found=f"{frozen}, of a transformer of {depth} blocks",
+            expected=f"at most {most}" + (", as lora.rank changes a block at least" if most < depth else ""),
+            fix="reduce it",
+        )
+
+
+def _freeze(config: FinetuneConfig, transformer: FViT) -> None:
+    """Freeze the parts of the transformer that are never trained; with LoRA, add what is trained in their place."""
+    frozen, blocks = config.freeze.blocks or 0, transformer.transformer.layers
+    if config.lora.rank is not None:
+        transformer.requires_grad_(False)
+        add_lora_(blocks[frozen:], config.lora.rank, config.lora.scale)
+    elif frozen:
+        transformer.patch_to_embedding.requires_grad_(False)
+        transformer.cls_token.requires_grad_(False)
+        transformer.pos_embedding.requires_grad_(False)
+        blocks[:frozen].requires_grad_(False)
 
 
 def supervised_groups(config: FinetuneConfig, network: SupervisedNetwork, weight_decay: float) -> list[dict[str, Any]]:
     """Return parameter groups: layer-wise lr decay, a smaller decay of the landmark trunk."""
-    optim, depth = config.optim, FVIT_SIZES[config.model.size].depth
+    optim, depth = config.optim, configured_size(config.model).depth
 
     def lr_scale(name: str) -> float:
         scale = optim.layer_decay ** (depth + 1 - layer_of(name, depth))

@@ -23,13 +23,16 @@ from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, part_of
 from lafs_ray.models.checkpoints.state_dicts import LANDMARK_PREFIXES, hash_tensors, load_weights, published_state
-from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.checkpoints.timm_weights import is_timm_state
 from lafs_ray.models.landmark_head import DIRECT_TENSOR
 from lafs_ray.models.landmark_template import TEMPLATE_TENSOR, is_template
 from lafs_ray.models.readout import WHITENING_PREFIX
+from lafs_ray.models.timm_transformer import TimmTransformer, size_settings
 from lafs_ray.training.checkpoint.inference import open_checkpoint
 from lafs_ray.training.tasks.given_landmarks import external_mean, regression_mean
-from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, build_whitening, seed_weights
+from lafs_ray.training.tasks.networks import build_landmark_network, build_transformer, seed_weights
+from lafs_ray.training.tasks.timm_start import start_from_timm
+from lafs_ray.training.tasks.whitened_start import whitening_state
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -101,13 +104,17 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
         return InitWeights({TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
     assert isinstance(config, FinetuneConfig)
     path, pretrained, transformer, whitening = config.start.transformer, None, None, None
+    report: tuple[str, ...] = ()
     if path is not None:
         pretrained = read_pretrained("start.transformer", path)
-        transformer = _transformer_arrays(config, pretrained, path)
-        whitening = _whitening_arrays(config, pretrained, path)
+        if is_timm_state(pretrained.transformer):
+            transformer, report = _from_timm(config, pretrained, path)
+        else:
+            transformer = _transformer_arrays(config, pretrained, path)
+        whitening = whitening_state(config, pretrained.architecture, pretrained.whitening, path)
     landmarks = _finetuning_landmarks(config, pretrained)
     started = transformer if whitening is None or transformer is None else transformer | whitening
-    return InitWeights(landmarks, transformer, whitening, _hash(landmarks), _hash(started))
+    return InitWeights(landmarks, transformer, whitening, _hash(landmarks), _hash(started), report=report)
 
 
 def as_tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -157,7 +164,13 @@ def _load_pretraining(config: PretrainConfig) -> InitWeights:
     if config.landmarks.source == "cached" and path is None:
         given = external_mean(config)
         return InitWeights(landmarks={TEMPLATE_TENSOR: given.mean}, landmarks_hash=given.landmarks_hash)
-    assert path is not None, "the configuration requires it"
+    if path is None:
+        raise ConfigError(
+            "landmarks.weights",
+            found=f"nothing, and {config.start.student} holds no landmark CNN",
+            expected=f"a landmark CNN, for landmarks.source={config.landmarks.source}",
+            fix="set landmarks.weights=<a stage-1 run>, or landmarks.source to template or grid",
+        )
     seed_weights(config.run.seed)
     if path == UNTRAINED:
         return InitWeights(landmarks=as_arrays(build_landmark_network(config)))
@@ -215,28 +228,13 @@ def _transformer_arrays(config: FinetuneConfig, pretrained: Pretrained, path: st
     return as_arrays(network)
 
 
-def _whitening_arrays(config: FinetuneConfig, pretrained: Pretrained, path: str) -> Arrays | None:
-    """Check the whitening against the configured embedding; None if the run has none.
-
-    Raises:
-        CheckpointError: the file has none, or it is of another readout or size.
-    """
-    model, made = config.model, pretrained.architecture
-    network = build_whitening(config)
-    if network is None:
-        return None
-    found = (made.readout, made.whitened_dim) if made is not None and pretrained.whitening else None
-    if found != (model.readout, model.whitened_dim):
-        has = "no whitening" if found is None else f"readout {found[0]}, whitened to {found[1]} numbers"
-        settings = "" if found is None else f"set model.readout={found[0]} model.whitened_dim={found[1]}, or "
-        raise CheckpointError(
-            f"start.transformer={path}",
-            found=has,
-            expected=f"readout {model.readout}, whitened to {model.whitened_dim} numbers",
-            fix=f"{settings}name a file of `lafs whiten`",
-        )
-    load_weights(network, {**network.state_dict(), **pretrained.whitening})
-    return as_arrays(network)
+def _from_timm(config: FinetuneConfig, pretrained: Pretrained, path: str) -> tuple[Arrays, tuple[str, ...]]:
+    """Adapt timm's own weights of a ViT to this run's student, and report what became of each part."""
+    template = config.landmarks.source == "template"
+    landmarks = torch.tensor(_template_arrays(config, None)[TEMPLATE_TENSOR]) if template else None
+    state, report = start_from_timm(config, pretrained.transformer, f"start.transformer={path}", landmarks)
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    return arrays, tuple(f"transformer from {path}: {line}" for line in report)
 
 
 def _require_patch_size(config: FinetuneConfig, made: Architecture, path: str) -> None:
@@ -304,9 +302,12 @@ def load_configured(
     except CheckpointError as error:
         known: dict[str, Any] = {}
         if made is not None:
-            sizes = (name for name, size in FVIT_SIZES.items() if size == made.transformer)
-            known = {**vars(made), "size": next(sizes, None), "num_landmarks": made.num_tokens}
+            known = {**vars(made), **size_settings(made.transformer), "num_landmarks": made.num_tokens}
             known["landmark_cnn_width"] = made.landmark_cnn_width if made.landmark_cnn else None
+        if "student" in known:
+            keys = ["student", *(key for key in keys if key != "size")]
+        elif isinstance(network, TimmTransformer):
+            keys, known = ["student", *keys], {**known, "student": "null"}
         values = {key: known.get(key) for key in keys}
         settings = [f"model.{k}" if v is None else f"model.{k}={v}" for k, v in values.items()]
         lines = error.found.splitlines()

@@ -6,10 +6,11 @@ import torch
 
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.pretrain import PretrainConfig
-from lafs_ray.models.fvit import FVIT_SIZES, FViT
+from lafs_ray.models.fvit import FViT
 from lafs_ray.models.landmark_cnn import LandmarkNetwork, build_landmark_cnn, start_on_grid_
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.models.readout import TrainedWhitening, readout_dim
+from lafs_ray.models.timm_transformer import configured_size, new_transformer
 from lafs_ray.models.tokens import token_dim
 
 _INIT_STREAM = 0x696E6974
@@ -34,25 +35,25 @@ def build_landmark_network(config: PretrainConfig | FinetuneConfig) -> LandmarkN
 
 
 def build_transformer(config: PretrainConfig | FinetuneConfig) -> FViT:
-    """Build the fViT, initialized from torch's current generator."""
+    """Build the transformer, initialized from torch's current generator."""
     model = config.model
-    fvit = FViT(
-        FVIT_SIZES[model.size],
-        num_tokens=model.num_landmarks,
-        token_dim=token_dim(model.patch_size, model.token_features),
+    transformer = new_transformer(
+        configured_size(model),
+        model.num_landmarks,
+        token_dim(model.patch_size, model.token_features),
         dropout=model.dropout,
         drop_path=model.drop_path,
         drop_path_per_sample=model.drop_path_per_sample,
         init_std=model.init_std,
     )
-    fvit.transformer.recompute = config.compute.activation_checkpointing
-    return fvit
+    transformer.transformer.recompute = config.compute.activation_checkpointing
+    return transformer
 
 
 def read_dim(config: FinetuneConfig) -> int:
     """Return how many numbers the readout of a supervised run reads."""
     model = config.model
-    return readout_dim(model.readout, model.num_landmarks, FVIT_SIZES[model.size].width)
+    return readout_dim(model.readout, model.num_landmarks, configured_size(model).width)
 
 
 def build_whitening(config: FinetuneConfig) -> TrainedWhitening | None:

@@ -15,7 +15,7 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, LafsSchedules
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs
-from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.input_pipeline import Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.networks import build_transformer
@@ -70,7 +70,7 @@ def build_lafs(config: PretrainConfig, device: torch.device) -> Lafs:
     """Build student, teacher and their heads, weights from torch's current generator."""
 
     def network() -> LafsNetwork:
-        head = DINOHead(FVIT_SIZES[config.model.size].width, **dict(config.head))
+        head = DINOHead(configured_size(config.model).width, **dict(config.head))
         return LafsNetwork(build_transformer(config), head).to(device)
 
     return Lafs(

@@ -20,10 +20,12 @@ from lafs_ray.models.checkpoints.export import FILES, export_embedder, largest_d
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights
 from lafs_ray.models.checkpoints.state_dicts import PublishedState
 from lafs_ray.models.fvit import FViTSize
+from lafs_ray.models.timm_transformer import plain_vit
 
 SIZE = FViTSize(width=24, depth=1, heads=2, head_dim=8, mlp_width=16)
 ON_LANDMARKS = Architecture(49, SIZE, 16, "mobilenetv3", 0.25)
 ON_GRID = Architecture(49, SIZE, 16, grid=True)
+STUDENT = Architecture(49, plain_vit("test_vit").size, 16, grid=True)
 ORIENTATIONS = Architecture(49, SIZE, 16, grid=True, token_features="orientations")
 ENDINGS = {"torch_export": "pt2", "onnx": "onnx"}
 
@@ -56,9 +58,10 @@ def opened(path: Path) -> tuple[Callable[[torch.Tensor], NDArray[np.float32]], d
     [
         ("onnx", ON_LANDMARKS, "float32"),
         ("torch_export", ON_GRID, "uint8"),
+        pytest.param("onnx", STUDENT, "float32", marks=pytest.mark.long),
         pytest.param("onnx", ORIENTATIONS, "uint8", marks=pytest.mark.long),
     ],
-    ids=["onnx", "torch_export", "orientations"],
+    ids=["onnx", "torch_export", "timm", "orientations"],
 )
 def test_export_embedder__for_other_programs(
     tmp_path: Path, name: str, architecture: Architecture, kind: export.Input

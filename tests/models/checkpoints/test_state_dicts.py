@@ -25,8 +25,9 @@ from lafs_ray.models.checkpoints.state_dicts import (
     published_state,
     read_checkpoint,
 )
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize, PartFViT
+from lafs_ray.models.fvit import FVIT_SIZES, FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkCNN
+from lafs_ray.models.part_fvit import PartFViT
 from tests.golden_cases import ROOT
 
 

@@ -75,7 +75,9 @@ PASSED_ON: list[tuple[type[Section], Any, set[str]]] = [
     (
         Model,
         FViT,
-        {"patch_size", "token_features", "landmark_cnn", "landmark_cnn_width", "landmark_start", "landmark_scaling"},
+        {"patch_size", "token_features", "landmark_cnn", "landmark_cnn_width", "landmark_start", "landmark_scaling"}
+        # Another class in FViT's place.
+        | {"student"},
     ),
 ]
 

@@ -12,8 +12,9 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.optim import layer_of, set_hyperparameters
 from lafs_ray.methods.supervised import Supervised, SupervisedNetwork
-from lafs_ray.models.fvit import FVIT_SIZES, FViT, PartFViT
+from lafs_ray.models.fvit import FVIT_SIZES, FViT
 from lafs_ray.models.landmark_cnn import LandmarkCNN
+from lafs_ray.models.part_fvit import PartFViT
 from lafs_ray.training.input_pipeline import Columns
 from lafs_ray.training.tasks.build import build_training, build_transform
 from lafs_ray.training.tasks.finetune import supervised_groups, supervised_hparams
