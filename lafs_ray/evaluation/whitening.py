@@ -183,15 +183,19 @@ def whitened_network(
 def _fit(describe: Describe, dim: int, options: WhiteningOptions, color_order: ColorOrder) -> Whitening:
     """Fit the whitening of D numbers that describe a face."""
     sample = sample_faces(options.faces, dim, color_order)
-    vectors = np.concatenate([_described(describe, sample, start) for start in sample.starts]).reshape(-1, dim)
+    vectors = np.concatenate([_described(describe, sample, start) for start in sample.starts])
+    count = 2 * len(vectors)
     if not options.neighbors:
-        return fit_whitening(vectors, options.components, options.faces)
-    base_dim = max(options.components, min(BASE_COMPONENTS, dim, len(vectors) // _VECTORS_PER_COMPONENT))
-    base = fit_whitening(vectors, base_dim, options.faces)
-    sample = sample_faces(options.faces, base_dim, color_order, most=MAX_MINED_FACES)
-    # The mean of a face and its mirror image, as in the flip test.
-    rows = (torch.from_numpy(_described(describe, sample, start)).mean(dim=1) for start in sample.starts)
-    return discriminate(base, torch.cat([base(part) for part in rows]), options.components, options.faces)
+        return fit_whitening(vectors.reshape(-1, dim), options.components, options.faces)
+    base_dim = max(options.components, min(BASE_COMPONENTS, dim, count // _VECTORS_PER_COMPONENT))
+    mined = sample_faces(options.faces, base_dim, color_order, most=MAX_MINED_FACES)
+    # The mean of a face and its mirror image, as in the flip test; of the faces at hand it is taken now, as the fit
+    # changes the vectors.
+    at_hand = [torch.from_numpy(vectors).mean(dim=1)] if mined.starts == sample.starts else None
+    base = fit_whitening(vectors.reshape(-1, dim), base_dim, options.faces)
+    del vectors
+    means = at_hand or (torch.from_numpy(_described(describe, mined, start)).mean(dim=1) for start in mined.starts)
+    return discriminate(base, torch.cat([base(part) for part in means]), options.components, options.faces)
 
 
 def _described(describe: Describe, sample: FaceSample, start: int) -> NDArray[np.float32]:

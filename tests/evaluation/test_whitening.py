@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from lafs_ray.data.images import encode_jpeg
 from lafs_ray.errors import ConfigError
+from lafs_ray.evaluation import whitening
+from lafs_ray.evaluation.mined_pairs import discriminate
 from lafs_ray.evaluation.whitening import WhiteningOptions, fit_whitening, sample_faces, small_faces, whitened_network
 from lafs_ray.models.checkpoints.architecture import Architecture
 from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, read_weights, write_weights
@@ -108,3 +110,28 @@ def test_small_faces__are_free_of_light() -> None:
     # Half of a gray value is lost by the division, of a deviation of some ten.
     assert np.abs(darker - found).max() < 0.1
     assert np.array_equal(found[:, 1].reshape(2, 32, 32), found[:, 0].reshape(2, 32, 32)[..., ::-1])
+
+
+def test_fit__neighbors_of_faces_that_were_read_once(tmp_path: Path) -> None:
+    """Of a set that is read whole, each face is described once, and neighbors are mined among the same vectors."""
+    generator = np.random.default_rng(0)
+    for group in range(8):
+        face = generator.integers(0, 256, (8, 8, 3)).repeat(14, 0).repeat(14, 1)
+        for number in range(20):
+            noisy = (face + generator.normal(0, 12, face.shape)).clip(0, 255).astype(np.uint8)
+            (tmp_path / f"{group}-{number:02}.jpg").write_bytes(encode_jpeg(noisy, 95))
+    calls = []
+
+    def describe(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        calls.append(len(images))
+        both = np.stack([images, images[:, :, ::-1]], axis=1)[:, :, 7::14, 7::14].mean(axis=-1)
+        return (both / 255).reshape(len(images), 2, 64).astype(np.float32)
+
+    found = whitening._fit(describe, 64, WhiteningOptions(str(tmp_path), "all", 4, neighbors=True), "rgb")
+    assert sum(calls) == 160
+    sample = sample_faces(str(tmp_path), 64)
+    described = np.concatenate([describe(sample.faces.read(s, min(s + 64, 160))) for s in sample.starts])
+    base = fit_whitening(described.reshape(-1, 64).copy(), 16, "faces")
+    expected = discriminate(base, base(torch.from_numpy(described).mean(dim=1)), 4, "faces")
+    torch.testing.assert_close(found.matrix, expected.matrix)
+    torch.testing.assert_close(found.mean, expected.mean)
