@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lafs_ray.data.eval_sets import EvalFaces
 from lafs_ray.errors import DataError
 from lafs_ray.models.landmark_cnn import normalize_pixels
+from lafs_ray.transforms.landmark_predictor import keep_freed_memory
 
 Network = Callable[[Tensor], Tensor]
 PixelRange = Literal["training", "reference"]
@@ -45,6 +46,9 @@ def apply_network(
     Returns:
         float32 [B, …].
     """
+    if torch.device(device).type == "cpu":
+        # Half of the time of a small network.
+        keep_freed_memory()
     parts = []
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
