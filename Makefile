@@ -70,7 +70,7 @@ $(MEDIAPIPE_VENV)/.ready: Makefile
 	touch $@
 
 # A fresh laptop: generated faces → landmark CNN → LAFS over Ray → what came of it, in demo/report.html.
-# No identity label is read; the pairs show other identities than the faces.
+# No identity label is trained on (the page's 1-NN accuracy reads them); the pairs show other identities.
 demo: environment  ## generated faces → landmark CNN → LAFS on two Ray workers → demo/report.html
 	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600 --landmarks 25
 	$(BIN)/python jobs/cache_landmarks.py --from demo/faces/landmarks-25.parquet demo/faces/train.rec --out demo/landmarks

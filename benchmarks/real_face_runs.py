@@ -193,13 +193,14 @@ def whitening(plan: Plan, readout: Any = "all", *, neighbors: bool = False) -> W
 
 def whitened_file(plan: Plan, path: str, readout: str, *, neighbors: bool = False, trained: bool = True) -> str:
     """Whiten the embedding of a run's network; return the weights file, which is kept in WORK."""
-    file = plan.work / "whitened" / f"{Path(path).name}-{trained:d}-{readout}-{neighbors:d}.safetensors"
+    options = whitening(plan, readout, neighbors=neighbors)
+    name = f"{Path(path).name}-{trained:d}-{readout}-{neighbors:d}-{options.components}"
+    file = plan.work / "whitened" / f"{name}.safetensors"
     if not file.exists():
         weights = load_for_inference(path)
         if not trained:
             untrained = weights.embedder(trained=False).transformer.state_dict()
             weights = replace(weights, state=replace(weights.state, backbone={**weights.state.backbone, **untrained}))
-        options = whitening(plan, readout, neighbors=neighbors)
         fitted = whitened_network(weights, options).whitening
         assert fitted is not None
         write_weights(str(file), weights.read_by(options.readout).whitened(fitted).without_heads())

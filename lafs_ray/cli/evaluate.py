@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from lafs_ray.cli.persistent_path import require_persistent_path
+from lafs_ray.cli.whiten import whitening_options
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
 from lafs_ray.data.identification import open_identification
 from lafs_ray.data.ijb import open_templates
@@ -85,9 +86,9 @@ class Request:
 
 def evaluate_command(options: Namespace) -> None:
     """Evaluate as the command line requests."""
-    values = vars(options)
-    faces, *how = (values.pop(name) for name in ("whiten", "readout", "components", "neighbors"))
-    whiten = None if faces is None else WhiteningOptions(faces, *how)
+    whiten, values = whitening_options(options), vars(options)
+    for name in ("whiten", "readout", "components", "neighbors"):
+        values.pop(name)
     evaluate(Request(**values, whiten=whiten))
 
 

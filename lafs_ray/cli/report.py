@@ -6,8 +6,8 @@ import logging
 from argparse import Namespace
 
 from lafs_ray.cli.persistent_path import require_persistent_path
+from lafs_ray.cli.whiten import whitening_options
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.whitening import WhiteningOptions
 from lafs_ray.messages import show
 from lafs_ray.report.session import ReportRequest, report_page
 
@@ -22,13 +22,12 @@ def write_report(options: Namespace) -> None:
     inputs = [path for path in (options.faces, options.pairs, options.whiten) if path is not None]
     filesystem.require_output(options.out, force=options.force, inputs=inputs)
     logging.getLogger("lafs_ray").setLevel(logging.INFO)
-    how = (options.readout, options.components, options.neighbors)
     request = ReportRequest(
         runs=options.runs,
         faces=options.faces,
         pairs=options.pairs,
         color_order=options.color_order,
-        whiten=None if options.whiten is None else WhiteningOptions(options.whiten, *how),
+        whiten=whitening_options(options),
     )
     content = report_page(request)
     with filesystem.atomic_write(options.out) as file:

@@ -6,10 +6,30 @@ from argparse import Namespace
 
 from lafs_ray.cli.persistent_path import require_persistent_path
 from lafs_ray.data.io import filesystem
+from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
 from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
 from lafs_ray.training.checkpoint.inference import load_for_inference
+
+
+def whitening_options(options: Namespace) -> WhiteningOptions | None:
+    """Return how --whiten whitens; None without it.
+
+    Raises:
+        ConfigError: there is an option of it alone.
+    """
+    how = WhiteningOptions(options.whiten or "", options.readout, options.components, options.neighbors)
+    if options.whiten is not None:
+        return how
+    if how != WhiteningOptions(""):
+        raise ConfigError(
+            "--readout, --components or --neighbors",
+            found="no --whiten",
+            expected="--whiten with the faces that a whitening is fitted on",
+            fix="give --whiten FACES, or leave them out",
+        )
+    return None
 
 
 def whiten_network(options: Namespace) -> None:

@@ -67,6 +67,10 @@ def _check_head(target: str, found: str) -> None:
         code = error.code()
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise _token_error(found, "it refuses this process's token") from None
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise address_error(
+                f"{found}, where no head has answered within {_TIMEOUT_S:g} s: another server, or a busy head"
+            ) from None
         raise address_error(f"{found}, where something answers that is not a cluster's head ({code.name})") from None
 
 

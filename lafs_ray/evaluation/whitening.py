@@ -82,8 +82,16 @@ def sample_faces(path: str, dim: int, color_order: ColorOrder = "rgb", *, most: 
     return FaceSample(path, faces, tuple((taken * _CHUNK).tolist()))
 
 
-def fit_whitening(vectors: NDArray[np.floating[Any]], components: int, subject: str) -> Whitening:
+def fit_whitening(
+    vectors: NDArray[np.floating[Any]], components: int, subject: str, *, at_least: int | None = None
+) -> Whitening:
     """Fit a whitening on vectors [M, D]: their mean, and K principal directions divided by their deviations.
+
+    Args:
+        vectors: of faces; may be changed.
+        components: K.
+        subject: the set, for messages.
+        at_least: of K, where the vectors do not differ in as many directions; None: as `components`.
 
     Raises:
         ConfigError: there are fewer vectors or numbers than components, or the vectors hardly differ in some.
@@ -111,12 +119,14 @@ def fit_whitening(vectors: NDArray[np.floating[Any]], components: int, subject: 
     # float32 sums leave noise of this size in directions that have no variance.
     if not variances[-1] > 1e-6 * variances[0]:
         rank = int((variances > 1e-6 * variances[0]).sum())
-        raise ConfigError(
-            "components of the whitening",
-            found=str(components),
-            expected=f"at most {rank}: vectors of {subject} do not differ in more directions",
-            fix=f"set --components {rank} or less",
-        )
+        if at_least is None or rank < at_least:
+            raise ConfigError(
+                "components of the whitening",
+                found=str(at_least or components),
+                expected=f"at most {rank}: vectors of {subject} do not differ in more directions",
+                fix=f"set --components {rank} or less",
+            )
+        variances, directions, components = variances[:rank], directions[:, :rank], rank
     fitted = Whitening(dim, components)
     fitted.mean.copy_(mean)
     fitted.matrix.copy_(directions / variances.sqrt())
@@ -192,7 +202,7 @@ def _fit(describe: Describe, dim: int, options: WhiteningOptions, color_order: C
     # The mean of a face and its mirror image, as in the flip test; of the faces at hand it is taken now, as the fit
     # changes the vectors.
     at_hand = [torch.from_numpy(vectors).mean(dim=1)] if mined.starts == sample.starts else None
-    base = fit_whitening(vectors.reshape(-1, dim), base_dim, options.faces)
+    base = fit_whitening(vectors.reshape(-1, dim), base_dim, options.faces, at_least=options.components)
     del vectors
     means = at_hand or (torch.from_numpy(_described(describe, mined, start)).mean(dim=1) for start in mined.starts)
     return discriminate(base, torch.cat([base(part) for part in means]), options.components, options.faces)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lafs_ray.data.eval_sets import EvalFaces, PairSet
 from lafs_ray.evaluation.embed import center, normalize
+from lafs_ray.evaluation.protocols import centerings
 from lafs_ray.evaluation.verification import pair_distances
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.models.landmark_cnn import normalize_pixels
@@ -139,7 +140,10 @@ def _same(labels: NDArray[np.int64] | None, one: int, other: int) -> str:
 
 def hardest_pairs(network: Network, pairs: PairSet) -> str:
     """Return the different pairs that lie closest, and the same pairs that lie furthest apart."""
-    distances = pair_distances(center(network.embed_pairs(pairs)))
+    is_centered = True in centerings(network.name)
+    vectors = network.embed_pairs(pairs)
+    distances = pair_distances(center(vectors) if is_centered else vectors)
+    kind = "centered" if is_centered else "whitened"
     parts = []
     for is_same, title in ((False, "Different identities, closest"), (True, "One identity, furthest apart")):
         rows = np.flatnonzero(pairs.same == is_same)
@@ -150,7 +154,7 @@ def hardest_pairs(network: Network, pairs: PairSet) -> str:
             picture = html.picture(sheet, f"pair {pair}", 140)
             figures.append(html.figure(picture, f"pair {pair}: {distances[pair]:.3f}"))
         parts.append(html.heading(title) + html.row(figures))
-    return "".join(parts) + html.paragraph("Squared distances of centered embeddings, 0 to 4.", "faint")
+    return "".join(parts) + html.paragraph(f"Squared distances of {kind} embeddings, 0 to 4.", "faint")
 
 
 def _pixels(images: Images) -> torch.Tensor:

@@ -43,13 +43,14 @@ class Network:
     name: str
     embedder: FaceEmbedder
     step: int | None
-    _vectors: dict[int, Floats] = field(default_factory=dict)
+    _embedded: dict[int, tuple[EvalFaces, Floats]] = field(default_factory=dict)
 
     def embed(self, faces: EvalFaces) -> Floats:
         """Return the embeddings of faces and their mirror images, added up, [N, D]; computed once for each source."""
-        if id(faces) not in self._vectors:
-            self._vectors[id(faces)] = flip_sum(embed_faces(self.embedder, faces, progress=True))
-        return self._vectors[id(faces)]
+        if id(faces) not in self._embedded:
+            # With the faces, as the number of one that is gone may be another's.
+            self._embedded[id(faces)] = faces, flip_sum(embed_faces(self.embedder, faces, progress=True))
+        return self._embedded[id(faces)][1]
 
     def embed_pairs(self, pairs: PairSet) -> Floats:
         """Return the embeddings of a pair file, [2P, D]."""

@@ -67,6 +67,10 @@ def report_page(request: ReportRequest) -> bytes:
             sweeps[0], found="a sweep among several folders", expected="one sweep, or runs", fix="report it alone"
         )
     if sweeps:
+        if request.whiten is not None:
+            raise ConfigError(
+                "--whiten", found="a sweep", expected="runs, whose networks are whitened", fix="leave out --whiten"
+            )
         sweep = read_sweep_folder(sweeps[0])
         subtitle = f"{len(sweep.trials)} trials, task {sweep.config.task}"
         return html.page(f"Sweep {sweep.config.name}", subtitle, sweep_sections(sweep))
@@ -86,13 +90,20 @@ def report_page(request: ReportRequest) -> bytes:
 def _learned(request: ReportRequest, runs: list[RunRecord], networks: list[Network], problems: list[str]) -> str:
     parts = [html.notes(problems), evaluations_over_time(runs)]
     source = request.pairs or (runs[0].config.get("online_eval") or {}).get("pairs")
+    shown = [*networks]
+    if request.whiten is not None:
+        if not (source and networks):
+            raise ConfigError(
+                "--whiten",
+                found="no pair file" if networks else "no network that embeds faces",
+                expected="pairs on which whitened networks are compared",
+                fix="give --pairs, or leave out --whiten",
+            )
+        shown += whitened(runs, request.whiten, request.color_order)
     if source and networks:
         try:
             pairs = open_pairs(source, request.color_order)
             logger.info("pairs of %s", source)
-            shown = [*networks]
-            if request.whiten is not None:
-                shown += whitened(runs, request.whiten, request.color_order)
             parts += [pairs_evaluated(shown, pairs), hardest_pairs(shown[-1], pairs)]
         except UserError as error:
             if request.pairs is not None:

@@ -71,7 +71,7 @@ def keep_freed_memory() -> bool:
     """Keep up to 256 MB of freed memory in the process; return whether the C library supports it.
 
     The network's feature maps have a few MB. glibc returns such blocks to the system and gets them back page by page,
-    for up to a fifth of the network's time.
+    for a fifth of the network's time, and for half of it in an evaluation of a small one.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

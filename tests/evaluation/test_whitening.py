@@ -68,6 +68,15 @@ def test_fit_whitening__more_components_than_directions() -> None:
         fit_whitening(vectors(300, 4) @ np.random.default_rng(1).normal(size=(4, 12)), 5, "faces")
 
 
+def test_fit_whitening__fewer_where_vectors_do_not_differ_in_more() -> None:
+    """A fit that may have fewer components has as many as there are directions; the message names what was asked."""
+    flat = vectors(300, 12)
+    flat[:, 5:] = flat[:, :1]
+    assert fit_whitening(flat.copy(), 10, "faces", at_least=5).matrix.shape == (12, 5)
+    with pytest.raises(ConfigError, match=r"(?s)found: +6.*at most 5"):
+        fit_whitening(flat.copy(), 10, "faces", at_least=6)
+
+
 def test_whitened_network__is_stored_and_read_again(tmp_path: Path) -> None:
     """A weights file with a whitening gives the fitted network's embeddings; another readout drops the whitening."""
     faces = tmp_path / "faces"

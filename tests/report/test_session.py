@@ -99,6 +99,9 @@ def test_report__whitened_networks(runs: Path, face_set_path: str) -> None:
     for text in ("raw pixels, centered", "untrained, whitened", "lafs, whitened", "lafs, whitened − raw pixels"):
         assert text in page, text
     assert "whitened, centered" not in page
+    for wrong in ({"pairs": None}, {"whiten": WhiteningOptions("nowhere", "all", 8)}):
+        with pytest.raises(UserError, match=r"--whiten|nowhere"):
+            text_of("lafs", folder=runs, **{"pairs": str(runs / "pairs.bin"), "whiten": whiten, **wrong})
     assert "untrained − raw pixels" not in page
 
 

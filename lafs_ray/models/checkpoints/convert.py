@@ -20,7 +20,7 @@ from lafs_ray.config.train import TIMM_PREFIX
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError
 from lafs_ray.models.checkpoints.architecture import Architecture, infer_architecture
-from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, require_class_token
 from lafs_ray.models.checkpoints.state_dicts import (
     LANDMARK_PREFIXES,
     PublishedLayout,
@@ -186,7 +186,7 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
         Names that were left out, and why.
 
     Raises:
-        CheckpointError: the released code cannot have such landmarks, or such a transformer.
+        CheckpointError: the released code cannot have such landmarks, such a transformer, or such an embedding.
         DataError: the place cannot be written to.
     """
     layout, state = weights.layout, weights.state
@@ -198,6 +198,7 @@ def write_published(uri: str, weights: NetworkWeights) -> dict[str, str]:
             expected="the fViT, as published checkpoints have no names for other blocks",
             fix="write a weights file, OUT.safetensors, or timm's own names: lafs export --formats timm",
         )
+    require_class_token(weights)
     left_out: dict[str, str] = {}
     if layout.is_pretraining and weights.architecture.landmark_cnn is not None:
         backbone = {n: v for n, v in state.backbone.items() if not n.startswith(LANDMARK_PREFIXES)}

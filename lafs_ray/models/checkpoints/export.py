@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import CheckpointError, ConfigError
-from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights, describe_network, encode_weights
+from lafs_ray.models.checkpoints.safetensors_file import (
+    NetworkWeights,
+    describe_network,
+    encode_weights,
+    require_class_token,
+)
 from lafs_ray.models.checkpoints.state_dicts import published_state
 from lafs_ray.models.checkpoints.timm_names import from_timm
 from lafs_ray.models.embedder import FaceEmbedder
@@ -183,6 +188,7 @@ def _safetensors(module: ExportedEmbedder, weights: NetworkWeights, header: Mapp
 
 def _timm(module: ExportedEmbedder, weights: NetworkWeights, header: Mapping[str, str]) -> tuple[bytes, Run]:
     del module, header  # the file has its own description
+    require_class_token(weights)
     content, size = encode_weights(weights.without_heads(), "timm"), weights.architecture.transformer
     assert size is not None, "embedders have a transformer"
     state = published_state(from_timm(load_safetensors(content), size))

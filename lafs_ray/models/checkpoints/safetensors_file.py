@@ -105,6 +105,23 @@ class NetworkWeights:
         )
 
 
+def require_class_token(weights: NetworkWeights) -> None:
+    """Check that an embedding is the class token, which other programs read.
+
+    Raises:
+        CheckpointError: it is of another readout, or whitened.
+    """
+    architecture = weights.architecture
+    if architecture.readout != "class" or architecture.whitened_dim is not None:
+        whitened = "" if architecture.whitened_dim is None else f", whitened to {architecture.whitened_dim} numbers"
+        raise CheckpointError(
+            weights.source,
+            found=f"an embedding of readout {architecture.readout}{whitened}",
+            expected="the class token, as other programs read it: they would embed faces otherwise",
+            fix="write a weights file (OUT.safetensors), a Hugging Face folder, ONNX or torch_export",
+        )
+
+
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

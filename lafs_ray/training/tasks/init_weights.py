@@ -112,6 +112,8 @@ def load_init_weights(config: TrainConfig) -> InitWeights:
         else:
             transformer = _transformer_arrays(config, pretrained, path)
         whitening = whitening_state(config, pretrained.architecture, pretrained.whitening, path)
+        if pretrained.whitening and whitening is None:
+            report += (f"transformer from {path}: without its whitening, as model.whitened_dim is not set",)
     landmarks = _finetuning_landmarks(config, pretrained)
     started = transformer if whitening is None or transformer is None else transformer | whitening
     return InitWeights(landmarks, transformer, whitening, _hash(landmarks), _hash(started), report=report)

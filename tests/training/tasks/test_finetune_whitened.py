@@ -10,6 +10,8 @@ import torch
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.errors import CheckpointError, ConfigError
 from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
+from lafs_ray.models.checkpoints.convert import write_published
+from lafs_ray.models.checkpoints.export import export_embedder
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
 from lafs_ray.training.checkpoint.inference import load_embedder, load_for_inference
 from lafs_ray.training.prepare import prepare_run
@@ -70,3 +72,19 @@ def test_start__whitening_of_another_embedding(tmp_path: Path, face_set_path: st
         prepare_run(few_shot(tmp_path, face_set_path, whitened, f"start.transformer={whitened.parent / 'part_fvit'}"))
     with pytest.raises(ConfigError, match=r"whitening is fitted, not trained from scratch"):
         few_shot(tmp_path, face_set_path, whitened, "start.transformer=null")
+
+
+def test_start__without_its_whitening_is_said(tmp_path: Path, face_set_path: str, whitened: Path) -> None:
+    """A whitened file gives its transformer alone where the run has no whitening, and a line says so."""
+    plain = few_shot(tmp_path, face_set_path, whitened, "model.whitened_dim=null", "model.readout=class")
+    assert "without its whitening" in " ".join(prepare_run(plain).init_weights.report)
+
+
+def test_other_programs__get_no_whitened_network(tmp_path: Path, whitened: Path) -> None:
+    """Published names and timm's would be read as the class token's embedding: refused, before anything is written."""
+    weights = load_for_inference(str(whitened))
+    with pytest.raises(CheckpointError, match=rf"readout {whitened.stem}, whitened to {DIM}"):
+        write_published(str(tmp_path / "out.pth"), weights)
+    with pytest.raises(CheckpointError, match=rf"readout {whitened.stem}, whitened to {DIM}"):
+        export_embedder(weights, str(tmp_path / "out.safetensors"), "timm")
+    assert not list(tmp_path.iterdir())
