@@ -12,7 +12,7 @@ from lafs_ray.data.io.retries import read_error, retry_transient
 from lafs_ray.errors import DataError
 
 # Opening a file on NFS, or in an object store, is mostly latency.
-_CONCURRENT_FILES = 16
+_CONCURRENT_FILES, _FILES_AT_ONCE = 16, 256
 
 
 def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]:
@@ -39,8 +39,12 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-        yield from pool.map(read, names)
+    for start in range(0, len(names), _FILES_AT_ONCE):
+        # No threads wait while this generator does: one that is left behind is ended by the garbage collector, in the
+        # middle of anything, and waiting for threads then, as the start of another thread, waits for ever.
+        with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+            contents = list(pool.map(read, names[start : start + _FILES_AT_ONCE]))
+        yield from contents
 
 
 def _read_file(store: fs.FileSystem, path: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,20 @@ def test_network_disk__stale_handles_are_reopened(on_disk: Path, monkeypatch: py
     with reading.Input(str(path), disk, str(path)) as file, pytest.raises(DataError) as error:
         file.read_at(8, 4)
     assert (error.value.found, disk.opened) == ("no permission to read it", 1)
+
+
+def test_read_files__waits_with_no_thread(tmp_path: Path) -> None:
+    """In order, whatever their number; and between two files no thread is there that would have to be waited for."""
+    names = [f"{number:03}" for number in range(300)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    before = threading.active_count()
+    contents = listing.read_files(str(tmp_path), [*names, "missing"])
+    assert next(contents) == b"000"
+    assert threading.active_count() == before
+    rest = list(contents)
+    assert rest[:-1] == [name.encode() for name in names[1:]]
+    assert isinstance(rest[-1], DataError)
 
 
 @pytest.mark.timeout(20)
