@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
 from lafs_ray.models.kept_rows import KeptRows, add_rows, take_rows
-from lafs_ray.models.lora import linear_rows
+from lafs_ray.models.lora import LoRALinear
 from lafs_ray.models.placement import uses_gpu_form
 
 Path = Tensor | KeptRows | None
@@ -273,6 +273,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     if query.dtype == torch.bfloat16 and not uses_gpu_form(query):
         return torch.softmax((query * scale) @ key.mT, dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scale)
+
+
+def linear_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+    """Return some of the numbers [..., O] that a layer computes of x [..., I]."""
+    if isinstance(layer, LoRALinear):
+        return layer.rows(x, rows)
+    return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
 class _MLP(nn.Module):

@@ -48,13 +48,6 @@ class LoRALinear(nn.Linear):
         return F.linear(x, self.weight[rows], bias) + self.scale * change
 
 
-def linear_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
-    """Return some of the numbers [..., O] that a layer computes of x [..., I]."""
-    if isinstance(layer, LoRALinear):
-        return layer.rows(x, rows)
-    return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
-
-
 def add_lora_(blocks: Iterable[nn.Module], rank: int, scale: float) -> None:
     """Put a `LoRALinear` in place of every linear layer of blocks; what is new begins from torch's generator."""
     for block in blocks:
