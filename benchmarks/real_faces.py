@@ -9,8 +9,8 @@ fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-la
 landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make mediapipe-environment`) that
 CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every run is one process of one thread;
 runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of
-View 1 in proportion to their pairs. Differences of two rows are over the same pairs, with the standard error of a
-paired bootstrap.
+View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the standard error of
+a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,18 @@ from benchmarks.real_face_runs import (
     LANDMARKS,
     METHODS,
     NEIGHBOR_COMPONENTS,
+    Arm,
     Plan,
     add_landmarks,
-    arms_of,
+    beside,
+    chosen_arms,
     finetune,
     landmark_run,
     pretrain,
     whitened_file,
     whitening,
 )
+from benchmarks.real_face_tables import Correct, Row, difference_table, few_name, few_table, frozen_table, time_table
 from benchmarks.views import cpu_name
 from lafs_ray.data.eval_sets import EvalFaces, open_pairs
 from lafs_ray.data.io import filesystem
@@ -51,21 +54,8 @@ from lafs_ray.evaluation.whitening import embed_pixels, fit_pixels
 from lafs_ray.training.checkpoint.inference import load_for_inference
 
 Embed = Callable[[EvalFaces], NDArray[np.floating[Any]]]
-Correct = NDArray[np.bool_]
-
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
-_RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: its name, accuracy, AUC, correctness of each pair, and seconds of processor time."""
-
-    name: str
-    accuracy: float
-    auc: float
-    correct: Correct
-    seconds: float
+BASELINE = "whitened pixels"
 
 
 def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
@@ -85,25 +75,26 @@ def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
     return accuracy, area, np.concatenate(correct)
 
 
-def keep(plan: Plan, name: str, make: Callable[[], Embed]) -> Row:
-    """Return a row from WORK/results; it is computed first if it is missing."""
-    path = (
-        plan.work
-        / "results"
-        / "+".join(Path(file).stem for file in plan.files)
-        / f"{name.replace(' ', '_').replace(':', '')}.json"
-    )
+def keep(plan: Plan, name: str, make: Callable[[], Embed], *, file: str | None = None, seed: int | None = None) -> Row:
+    """Return a row from WORK/results; it is computed first if it is missing.
+
+    Args:
+        plan: folders.
+        name: of the row.
+        make: what returns its embedding.
+        file: name of its result; None: as the row.
+        seed: of several.
+    """
+    stem = (file or name).replace(" ", "_").replace(":", "")
+    path = plan.work / "results" / "+".join(Path(file).stem for file in plan.files) / f"{stem}.json"
     if not path.exists():
-        started = time.process_time()
         accuracy, auc, correct = evaluate(plan, make())
-        seconds = time.process_time() - started
-        content = {"accuracy": accuracy, "auc": auc, "seconds": seconds, "correct": correct.astype(int).tolist()}
-        with filesystem.atomic_write(str(path)) as file:
-            file.write(json.dumps(content).encode())
-        print(f"{name:<48} {accuracy:.4f} / {auc:.4f}  {seconds:.0f} s", flush=True)
+        content = {"accuracy": accuracy, "auc": auc, "correct": correct.astype(int).tolist()}
+        with filesystem.atomic_write(str(path)) as target:
+            target.write(json.dumps(content).encode())
+        print(f"{file or name:<60} {accuracy:.4f} / {auc:.4f}", flush=True)
     stored = json.loads(path.read_text())
-    correct = np.array(stored["correct"], dtype=np.bool_)
-    return Row(name, stored["accuracy"], stored["auc"], correct, stored["seconds"])
+    return Row(name, seed, stored["accuracy"], stored["auc"], np.array(stored["correct"], dtype=np.bool_))
 
 
 def network(path: str, *, trained: bool = True) -> Embed:
@@ -137,7 +128,7 @@ def raw_pixels(faces: EvalFaces) -> NDArray[np.floating[Any]]:
 def baseline_rows(plan: Plan) -> list[Row]:
     """Return the rows of pixels."""
     rows = [keep(plan, "raw pixels", lambda: raw_pixels)]
-    rows.append(keep(plan, "whitened pixels", lambda: pixels(plan, neighbors=False)))
+    rows.append(keep(plan, BASELINE, lambda: pixels(plan, neighbors=False)))
     return [*rows, keep(plan, "whitened pixels, neighbors", lambda: pixels(plan, neighbors=True))]
 
 
@@ -148,46 +139,54 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
         for method in methods:
             path = pretrain(plan, method, seed)
             for kind, trained in (("untrained", False), ("frozen", True)):
-                name, make = f"{method}, seed {seed}, {kind}", {"path": path, "trained": trained}
-                rows.append(keep(plan, f"{name}: class", lambda make=make: network(**make)))
-                for readout in ("class", "all"):
-                    makes = {**make, "plan": plan, "readout": readout}
-                    rows.append(keep(plan, f"{name}: {readout}, whitened", lambda makes=makes: whitened(**makes)))
-                near = {**make, "plan": plan, "readout": "all", "neighbors": True}
-                rows.append(keep(plan, f"{name}: all, neighbors", lambda near=near: whitened(**near)))
+                for readout, make in readouts(plan, path, trained=trained).items():
+                    file = f"{method}, seed {seed}, {kind}: {readout}"
+                    rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
     return rows
 
 
-def few_label_rows(
-    plan: Plan, methods: Sequence[str], shots: Sequence[int], seeds: int, finetuning_seeds: int
-) -> list[Row]:
-    """Return the rows of networks that were trained on few labels."""
+def readouts(plan: Plan, path: str, *, trained: bool) -> dict[str, Callable[[], Embed]]:
+    """Return how each embedding of a run's network is made, by name."""
+    return {
+        "class": partial(network, path, trained=trained),
+        "class, whitened": partial(whitened, plan, path, "class", trained=trained),
+        "all, whitened": partial(whitened, plan, path, "all", trained=trained),
+        "all, neighbors": partial(whitened, plan, path, "all", neighbors=True, trained=trained),
+    }
+
+
+def few_label_rows(plan: Plan, arms: Sequence[Arm], shots: Sequence[str], seeds: int, finetuning: int) -> list[Row]:
+    """Return the rows of networks that were trained on few labels.
+
+    Args:
+        plan: folders.
+        arms: ways to train.
+        shots: labeled images of an identity, or `all`.
+        seeds: of pretraining, taken in turn.
+        finetuning: number of finetuning seeds.
+    """
     rows = []
-    for k in shots:
-        for arm in arms_of([*methods], plan.landmarks):
-            for seed in range(finetuning_seeds):
-                chosen = (arm, k, seed, seed % seeds)
-                make = lambda chosen=chosen: centered(network(finetune(plan, *chosen)))  # noqa: E731
-                rows.append(keep(plan, f"{k} labels, {arm.name}, seed {seed}, centered", make))
+    for seed in range(finetuning):
+        for shot in shots:
+            for arm in arms:
+                run = partial(finetune, plan, arm, shot, seed, seed % seeds)
+                name = few_name(shot, arm.name)
+                file = f"{name}, seed {seed}, centered"
+                make = lambda run=run: centered(network(run()))  # noqa: E731
+                rows.append(keep(plan, name, make, file=file, seed=seed))
     return rows
 
 
-def difference(one: Row, other: Row) -> tuple[float, float]:
-    """Return the difference of two accuracies over the same pairs, and its standard error by bootstrap."""
-    gains = one.correct.astype(np.int64) - other.correct.astype(np.int64)
-    values, counts = np.unique(gains, return_counts=True)
-    drawn = np.random.default_rng(0).multinomial(len(gains), counts / len(gains), size=_RESAMPLES)
-    return one.accuracy - other.accuracy, float((drawn @ values / len(gains)).std())
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as Markdown, each beside whitened pixels."""
-    baseline = next(row for row in rows if row.name == "whitened pixels")
-    lines = ["| embedding | accuracy | AUC | minus whitened pixels |", "|---|---|---|---|"]
-    for row in rows:
-        mean, error = difference(row, baseline)
-        lines.append(f"| {row.name} | {row.accuracy:.4f} | {row.auc:.4f} | {mean:+.3f} ± {error:.3f} |")
-    return "\n".join(lines)
+def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: Sequence[str]) -> str:
+    """Return accuracies of few labels, and each pretrained arm beside those that it has to beat, as Markdown."""
+    pairs = [
+        (few_name(shot, arm.name), other)
+        for shot in shots
+        for arm in arms
+        if arm.is_pretrained
+        for other in (*(few_name(shot, name) for name in beside(arm)), baseline.name)
+    ]
+    return f"{few_table(rows, shots)}\n\n{difference_table([*rows, baseline], pairs)}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -208,7 +207,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--files", nargs="+", default=[*VIEW_1], metavar="FILE", help="of View 1 (default: both)")
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
     parser.add_argument("--finetuning-seeds", type=int, default=5, help="5")
-    parser.add_argument("--shots", type=int, nargs="*", default=[1, 2, 4, 10], help="labeled images k of an identity")
+    parser.add_argument(
+        "--shots", nargs="+", default=["1", "2", "4", "10"], help="labeled images k of an identity, or `all`"
+    )
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="of few labels, as the table names them (all)")
     parser.add_argument("--steps", type=int, help="of pretraining; default: the preset's")
     parser.add_argument(
         "--components", type=int, nargs=2, default=[COMPONENTS, NEIGHBOR_COMPONENTS], help="of whitenings, of neighbors"
@@ -224,12 +226,16 @@ def main(arguments: Sequence[str]) -> None:
     if plan.landmarks is not None:
         methods = [LANDMARKS, *methods]
         add_landmarks(plan.landmarks)
-    rows = baseline_rows(plan)
+    baselines = baseline_rows(plan)
     if "frozen" in options.parts:
-        rows += frozen_rows(plan, methods, options.seeds)
+        rows = frozen_rows(plan, methods, options.seeds)
+        print(f"\n{frozen_table([*baselines, *rows], BASELINE)}", flush=True)
     if "few" in options.parts:
-        rows += few_label_rows(plan, methods, options.shots, options.seeds, options.finetuning_seeds)
-    print(f"\n{table(rows)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread", flush=True)
+        arms = chosen_arms(methods, plan.landmarks, options.arms)
+        rows = few_label_rows(plan, arms, options.shots, options.seeds, options.finetuning_seeds)
+        baseline = next(row for row in baselines if row.name == BASELINE)
+        print(f"\n{few_tables(rows, baseline, arms, options.shots)}", flush=True)
+    print(f"\n{time_table(plan.work / 'seconds')}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread")
 
 
 if __name__ == "__main__":

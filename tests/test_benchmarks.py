@@ -144,21 +144,29 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     landmarks = landmark_run(tmp_path, faces)
     for name in ("lfw_dev_train.bin", "lfw_dev_test.bin"):
         datasets.write_pair_file(str(faces / name), num_pairs=20, identities=range(32, 40), seed=0)
-    numbers = ("--seeds", "1", "--finetuning-seeds", "1", "--steps", "1", "--components", "8", "8", "--shots", "1")
+    numbers = ("--seeds", "1", "--finetuning-seeds", "1", "--steps", "1", "--components", "8", "8")
+    numbers += ("--shots", "1", "all")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
     command += ("--methods", "LAFS", "--landmarks", landmarks)
-    first, second = (output(*command, limit_s=300) for _ in range(2))
-    rows = re.findall(r"^\| ([^|]+) \| 0\.\d{4} \| [01]\.\d{4} \| [+-]0\.\d{3} ± 0\.\d{3} \|$", first, re.M)
+    first, second = (output(*command, limit_s=600) for _ in range(2))
+    number = r"[01]\.\d{3}"
+    rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     methods = ("LAFS at landmarks", "LAFS")
-    networks = [f"{method}, seed 0, {kind}" for method in methods for kind in ("untrained", "frozen")]
-    assert rows[3:19] == [f"{network}: {kind}" for network in networks for kind in kinds]
-    whitened = ("landmarks alone, whitened", "LAFS at landmarks, whitened")
-    arms = ("from scratch", "landmarks alone", *methods, *whitened)
-    assert rows[19:] == [f"1 labels, {arm}, seed 0, centered" for arm in arms]
-    assert second.splitlines()[-len(rows) - 4 :] == first.splitlines()[-len(rows) - 4 :]
+    networks = [f"{method}, {kind}" for method in methods for kind in ("untrained", "frozen")]
+    assert rows[3:] == [f"{network}: {kind}" for network in networks for kind in kinds]
+    arms = ("from scratch", "landmarks alone", *methods, "LAFS at landmarks + regularizer")
+    arms += ("landmarks alone, whitened", "LAFS at landmarks, whitened")
+    assert re.findall(rf"^\| ([^|]+) \| {number} \| {number} \|$", first, re.M) == [*arms]
+    subtracted = re.findall(rf"^\| (\w+) labels, (.+) − (.+) \| [+-]{number} ± {number} \|$", first, re.M)
+    assert ("all", "LAFS", "all labels, from scratch") in subtracted
+    assert ("1", "LAFS at landmarks, whitened", "whitened pixels") in subtracted
+    assert not [one for _, one, _ in subtracted if one in (*arms[:2], "landmarks alone, whitened")]
+    assert re.search(r"^\| few-from_scratch-kall \(1\) \| \d+\.\d \|$", first, re.M)
+    tables = first[first.index("| embedding |") :]
+    assert second == tables or second.endswith(f"\n{tables}")
     assert "LAFS, seed 0, frozen: class   " not in second
 
 

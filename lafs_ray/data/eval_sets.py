@@ -260,7 +260,13 @@ def open_labeled(path: str, color_order: ColorOrder = "rgb") -> LabeledSet:
             expected="an integer ≥ 0 as the label of every image",
             fix="evaluate a labeled set, or repair the record",
         )
-    return LabeledSet(path, EvalFaces(RecordImages(path, faces), color_order), labels)
+    source = RecordImages(path, faces)
+    return LabeledSet(path, EvalFaces(source, color_order_of(source, color_order)), labels)
+
+
+def color_order_of(source: ImageSource, otherwise: ColorOrder) -> ColorOrder:
+    """Return what a source's images decode to: a packed set knows; `otherwise` for all others."""
+    return source.faces.color_order or otherwise if isinstance(source, RecordImages) else otherwise
 
 
 def open_images(path: str) -> RecordImages | ImageFiles | PairImages:

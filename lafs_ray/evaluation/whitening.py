@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.config.train import Readout
-from lafs_ray.data.eval_sets import EvalFaces, open_images
+from lafs_ray.data.eval_sets import EvalFaces, color_order_of, open_images
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.embed import chunks, embed_chunk
@@ -69,13 +69,14 @@ def sample_faces(path: str, dim: int, color_order: ColorOrder = "rgb", *, most: 
     Args:
         path: a folder of aligned image files, or `.rec` files.
         dim: D.
-        color_order: what the images decode to.
+        color_order: what the images decode to, where the set does not say.
         most: largest number of faces.
 
     Raises:
         DataError: there are no faces.
     """
-    faces = EvalFaces(open_images(path), color_order)
+    source = open_images(path)
+    faces = EvalFaces(source, color_order_of(source, color_order))
     most = min(most, _MAX_BYTES // (2 * 4 * dim))
     chunks = -(-faces.num_images // _CHUNK)
     taken = np.unique(np.linspace(0, chunks - 1, min(chunks, max(most // _CHUNK, 1))).astype(int))
@@ -176,7 +177,7 @@ def whitened_network(
         weights: of the network.
         options: of the whitening.
         trained: whether the transformer has its weights.
-        color_order: what the faces decode to.
+        color_order: what the faces decode to, where the set does not say.
         run: `device` and `pixel_range` of `apply_network`.
 
     Raises:

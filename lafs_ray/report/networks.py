@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from lafs_ray.errors import UserError
 from lafs_ray.evaluation.embed import embed_faces, flip_sum
 from lafs_ray.evaluation.protocols import WHITENED
 from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
 from lafs_ray.models.embedder import FaceEmbedder
 from lafs_ray.report.runs import RunRecord
 from lafs_ray.training.checkpoint.inference import load_for_inference
@@ -36,14 +37,16 @@ class Network:
 
     Args:
         name: of the run, or of what it is compared with.
+        weights: of the checkpoint that it is of.
         embedder: in eval mode.
-        step: of the checkpoint.
+        step: of the checkpoint; None: it is not trained.
     """
 
     name: str
+    weights: NetworkWeights
     embedder: FaceEmbedder
     step: int | None
-    _embedded: dict[int, tuple[EvalFaces, Floats]] = field(default_factory=dict)
+    _embedded: dict[int, tuple[EvalFaces, Floats]] = field(default_factory=dict, init=False)
 
     def embed(self, faces: EvalFaces) -> Floats:
         """Return the embeddings of faces and their mirror images, added up, [N, D]; computed once for each source."""
@@ -57,24 +60,19 @@ class Network:
         return self.embed(pairs.faces)
 
 
-def whitened(runs: Sequence[RunRecord], options: WhiteningOptions, color_order: ColorOrder) -> list[Network]:
-    """Return the whitened networks of runs, and first the first one's without training, whitened alike.
+def whitened(networks: Sequence[Network], options: WhiteningOptions, color_order: ColorOrder) -> list[Network]:
+    """Return networks with whitened embeddings.
 
     Raises:
-        UserError: the faces that it is fitted on cannot be read, or are too few.
+        UserError: the faces that a whitening is fitted on cannot be read, or are too few.
     """
-    networks: list[Network] = []
-    for run in (run for run in runs if not run.is_landmark_regression):
-        try:
-            weights = load_for_inference(run.uri)
-        except UserError:
-            continue  # `load_networks` says so.
-        for is_trained in (True,) if networks else (False, True):
-            logger.info("whitening of %s", run.name if is_trained else "the untrained network")
-            embedder = whitened_network(weights, options, trained=is_trained, color_order=color_order)
-            name = run.name if is_trained else UNTRAINED
-            networks.append(Network(name + WHITENED, embedder, weights.step if is_trained else None))
-    return networks
+    result: list[Network] = []
+    for network in networks:
+        logger.info("whitening of %s", network.name)
+        is_trained = network.step is not None
+        embedder = whitened_network(network.weights, options, trained=is_trained, color_order=color_order)
+        result.append(replace(network, name=network.name + WHITENED, embedder=embedder))
+    return result
 
 
 def load_networks(runs: Sequence[RunRecord]) -> tuple[list[Network], list[str]]:
@@ -95,8 +93,8 @@ def load_networks(runs: Sequence[RunRecord]) -> tuple[list[Network], list[str]]:
             problems.append(f"{run.name}: no network to show: {error.found}")
             continue
         if not networks:
-            networks.append(Network(UNTRAINED, weights.embedder(trained=False), None))
-        networks.append(Network(run.name, weights.embedder(), weights.step))
+            networks.append(Network(UNTRAINED, weights, weights.embedder(trained=False), None))
+        networks.append(Network(run.name, weights, weights.embedder(), weights.step))
     return networks, problems
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.data.eval_sets import EvalFaces, LabeledSet, RecordImages, open_pairs
+from lafs_ray.data.eval_sets import EvalFaces, LabeledSet, RecordImages, color_order_of, open_pairs
 from lafs_ray.data.face_set import FaceSet, open_faces
 from lafs_ray.data.images import ColorOrder
 from lafs_ray.errors import ConfigError, UserError
@@ -99,7 +99,7 @@ def _learned(request: ReportRequest, runs: list[RunRecord], networks: list[Netwo
                 expected="pairs on which whitened networks are compared",
                 fix="give --pairs, or leave out --whiten",
             )
-        shown += whitened(runs, request.whiten, request.color_order)
+        shown += whitened(networks, request.whiten, request.color_order)
     if source and networks:
         try:
             pairs = open_pairs(source, request.color_order)
@@ -154,6 +154,5 @@ def _some(path: str, faces: FaceSet, color_order: ColorOrder) -> tuple[EvalFaces
     sound = np.array([not error for error in rows.errors])
     subset = faces.subset(index[sound])
     labels = rows.label[sound]
-    return EvalFaces(RecordImages(path, subset), faces.color_order or color_order), None if (
-        labels < 0
-    ).any() else labels
+    source = RecordImages(path, subset)
+    return EvalFaces(source, color_order_of(source, color_order)), None if (labels < 0).any() else labels
