@@ -212,6 +212,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="of few labels, as the table names them (all)")
     parser.add_argument("--steps", type=int, help="of pretraining; default: the preset's")
+    parser.add_argument("--finetuning-steps", type=int, default=200, help="on few labels (200); on all ten times these")
     parser.add_argument(
         "--components", type=int, nargs=2, default=[COMPONENTS, NEIGHBOR_COMPONENTS], help="of whitenings, of neighbors"
     )
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str]) -> None:
     files, work = VIEW_2 if options.view2 else tuple(options.files), options.work.absolute()
     sets = (filesystem.absolute(options.faces), filesystem.absolute(options.labeled), options.pairs)
     methods, landmarks = options.methods, options.landmarks and filesystem.absolute(options.landmarks)
-    plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks)
+    plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks, options.finetuning_steps)
     if options.mediapipe is not None:
         plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
     if plan.landmarks is not None:

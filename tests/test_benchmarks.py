@@ -138,6 +138,7 @@ def landmark_run(folder: Path, faces: Path) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     """Baselines, a network before and after pretraining, and few labels; a second call computes nothing."""
     faces, work = tmp_path / "faces", tmp_path / "work"
@@ -145,11 +146,11 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     for name in ("lfw_dev_train.bin", "lfw_dev_test.bin"):
         datasets.write_pair_file(str(faces / name), num_pairs=20, identities=range(32, 40), seed=0)
     numbers = ("--seeds", "1", "--finetuning-seeds", "1", "--steps", "1", "--components", "8", "8")
-    numbers += ("--shots", "1", "all")
+    numbers += ("--shots", "1", "all", "--finetuning-steps", "1")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
     command += ("--methods", "LAFS", "--landmarks", landmarks)
-    first, second = (output(*command, limit_s=600) for _ in range(2))
+    first, second = (output(*command, limit_s=1200) for _ in range(2))
     number = r"[01]\.\d{3}"
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
