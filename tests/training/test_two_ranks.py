@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.errors import DataError
-from lafs_ray.training.distributed import SharedFailure, gather_lines
+from lafs_ray.training.distributed import SharedFailure, gather_lines, reduce_gradients
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
@@ -79,6 +80,28 @@ def recomputed(rank: int, num_ranks: int) -> list[Any]:
     return found
 
 
+def reduced(rank: int, num_ranks: int) -> list[Any]:
+    """The gradient of each precision, whether it lies in a bucket, and the plain mean over the ranks."""
+    found: list[Any] = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = nn.Linear(64, 8, bias=False)
+        wrapped = reduce_gradients(network, torch.device("cpu"), precision)  # type: ignore[arg-type]
+        inputs = torch.randn(4, 64, generator=torch.Generator().manual_seed(rank))
+        with wrapped.no_sync():
+            wrapped(inputs).square().mean().backward()
+        wrapped(2 * inputs).square().mean().backward()
+        plain = nn.Linear(64, 8, bias=False)
+        plain.load_state_dict(network.state_dict())
+        plain(inputs).square().mean().backward()
+        plain(2 * inputs).square().mean().backward()
+        assert network.weight.grad is not None
+        assert plain.weight.grad is not None
+        dist.all_reduce(plain.weight.grad)
+        found.append([network.weight.grad.clone(), network.weight.grad._is_view(), plain.weight.grad / num_ranks])
+    return found
+
+
 def failing(rank: int, num_ranks: int) -> list[Any]:
     """What one rank alone meets: no batch for step 4, a mistake of the program, a report that cannot be written."""
     mistake = DataError("damaged records", found="3 so far", expected="at most 2", fix="repair them")
@@ -123,7 +146,12 @@ def failing(rank: int, num_ranks: int) -> list[Any]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What both functions return on each rank."""
     return on_ranks(
-        tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ()), (2, failing, ())
+        tmp_path_factory.mktemp("ranks"),
+        (2, metered, ()),
+        (2, guarded, ()),
+        (2, recomputed, ()),
+        (2, failing, ()),
+        (2, reduced, ()),
     )
 
 
@@ -166,3 +194,15 @@ def test_failure_of_one_rank__ends_both_after_saving(results: list[list[Any]]) -
             assert text.startswith("damaged records\n  found:    3 so far")
             assert calls == 4 * 4
         assert mistake[:3] == (["ZeroDivisionError", "x / 0", [4]] if rank else ["RuntimeError", OTHER, [4]])
+
+
+def test_gradients__are_the_mean_of_both_ranks(results: list[list[Any]]) -> None:
+    """In float32 as computed by hand, over two micro-batches; in bfloat16 within its rounding, and equal on both."""
+    for (first, in_bucket, mean), (second, _, _) in zip(*results[4], strict=True):
+        assert in_bucket
+        assert torch.equal(first, second)
+        # bfloat16 has 8 bits: each rank's part and their sum are rounded once.
+        torch.testing.assert_close(first, mean, rtol=2**-7, atol=1e-3)
+    exact, rounded = (first for first, _, _ in results[4][0])
+    torch.testing.assert_close(exact, results[4][0][0][2])
+    assert not torch.equal(exact, rounded)
