@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.errors import DataError
+from lafs_ray.training.checkpoint.sharded_state import broadcast_state
 from lafs_ray.training.distributed import SharedFailure, gather_lines, reduce_gradients
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
@@ -102,6 +103,24 @@ def reduced(rank: int, num_ranks: int) -> list[Any]:
     return found
 
 
+def nest() -> dict[str, Any]:
+    """Of all kinds of tensors and values that a checkpoint has."""
+    numbers = torch.arange(6, dtype=torch.float32)
+    return {
+        "model": {"a": numbers.reshape(2, 3).t(), "b": numbers.bfloat16(), "none": torch.empty(0, 4)},
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": numbers * 2}}, "param_groups": [{"lr": 0.1}]},
+        "skipped": ["a line"],
+        "mask": (torch.tensor([True, False]), torch.tensor([1, -1])),
+        "step": 7,
+        "nothing": None,
+    }
+
+
+def sent(rank: int, num_ranks: int) -> list[Any]:
+    """What rank 0 alone has, on every rank."""
+    return [broadcast_state(nest() if rank == 0 else None)]
+
+
 def failing(rank: int, num_ranks: int) -> list[Any]:
     """What one rank alone meets: no batch for step 4, a mistake of the program, a report that cannot be written."""
     mistake = DataError("damaged records", found="3 so far", expected="at most 2", fix="repair them")
@@ -152,6 +171,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
         (2, recomputed, ()),
         (2, failing, ()),
         (2, reduced, ()),
+        (2, sent, ()),
     )
 
 
@@ -206,3 +226,16 @@ def test_gradients__are_the_mean_of_both_ranks(results: list[list[Any]]) -> None
     exact, rounded = (first for first, _, _ in results[4][0])
     torch.testing.assert_close(exact, results[4][0][0][2])
     assert not torch.equal(exact, rounded)
+
+
+def test_broadcast_state__all_ranks_have_what_the_first_has(results: list[list[Any]]) -> None:
+    """Bit by bit, with shapes, types and order."""
+    for (found,) in results[5]:
+        # Of dicts, lists, tuples and tensors, with their types.
+        torch.testing.assert_close(found["model"], nest()["model"], rtol=0, atol=0)
+        torch.testing.assert_close(found["optimizer"]["state"][0], nest()["optimizer"]["state"][0], rtol=0, atol=0)
+        torch.testing.assert_close(found["mask"], nest()["mask"], rtol=0, atol=0)
+        plain = ("skipped", "step", "nothing")
+        assert {name: found[name] for name in plain} == {name: nest()[name] for name in plain}
+        assert found["optimizer"]["param_groups"] == [{"lr": 0.1}]
+        assert list(found) == list(nest())
