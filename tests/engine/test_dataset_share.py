@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lafs_ray.errors import ConfigError
+
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
 
@@ -87,6 +89,22 @@ def test_share__of_each_rank_does_not_depend_on_the_number_of_ranks(
     if (count, cpus) == (8, 48):
         # This layout has exactly what it needs.
         assert sum(share.cpu for share in shares) == count * (cpus - gpus)
+
+
+def test_require_nodes__each_actor_fits_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight nodes of 48 CPUs have room for eight actors of 40, however many CPUs are left in all; Ray would wait for
+    the ninth for ever."""
+    from lafs_ray.engine.resources import Bundles, require_nodes
+
+    cluster = nodes(8, 48, 8)
+    monkeypatch.setattr(ray, "nodes", lambda: cluster)
+    trainers, reading = (Bundles(64, {"CPU": 1.0, **gpu}, {}, "") for gpu in ({"GPU": 1.0}, {}))
+    require_nodes([trainers, reading, Bundles(8, {"CPU": 40.0}, {}, ""), Bundles(480, {"CPU": 0.8}, {}, "")])
+    with pytest.raises(ConfigError, match="room for 8 times 40 CPUs, on nodes of 0, 48 CPUs") as raised:
+        require_nodes([trainers, reading, Bundles(9, {"CPU": 40.0}, {}, "")])
+    assert "expected: room for 9, each on one node" in str(raised.value)
+    with pytest.raises(ConfigError, match="room for 64 times 1 CPUs and 1 GPUs"):
+        require_nodes([Bundles(65, trainers.resources, {}, "")])
 
 
 def test_share__of_labeled_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
