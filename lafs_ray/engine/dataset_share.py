@@ -10,6 +10,7 @@ Imports no torch: Ray Data's settings, which name this module, are read in read 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -43,7 +44,7 @@ class Reserved(ClusterAutoscaler):  # type: ignore[misc] # Ray ships no types
 
 
 class OwnShare(ExecutionCallback):  # type: ignore[misc] # Ray ships no types
-    """Replaces the share of Ray Data's coordinator, before an execution starts.
+    """Replaces the share of Ray Data's coordinator, before an execution starts, and has patience with trainers.
 
     Args:
         datasets: that run at once, of which each has an equal part of the nodes' memory.
@@ -51,6 +52,14 @@ class OwnShare(ExecutionCallback):  # type: ignore[misc] # Ray ships no types
 
     def __init__(self, datasets: int) -> None:
         self._datasets = datasets
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Keep an execution alive whose blocks wait to be taken: its turn comes later, or steps are slow.
+
+        The timeout of `configure_context` is for one that makes none.
+        """
+        if not executor._consumer_idling():
+            executor._no_progress_guard._last_progress_time = time.monotonic()
 
     def before_execution_starts(self, executor: Any) -> None:
         """Give the execution the CPUs of its limit."""

@@ -91,6 +91,32 @@ def test_share__of_each_rank_does_not_depend_on_the_number_of_ranks(
         assert sum(share.cpu for share in shares) == count * (cpus - gpus)
 
 
+def test_execution__whose_blocks_wait_to_be_taken_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without progress for longer than the timeout, it fails only if the trainer is waiting for a block."""
+    from ray.data._internal.execution.no_progress_guard import NoProgressGuard
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    from lafs_ray.engine.dataset_share import OwnShare, time
+
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    guard = NoProgressGuard({}, 300, clock=lambda: now[0])
+    waits = [False]
+    executor = SimpleNamespace(_no_progress_guard=guard, _consumer_idling=lambda: waits[0])
+    for _ in range(9):
+        now[0] += 99
+        guard.check()
+        OwnShare(1).on_execution_step(executor)
+    waits[0] = True
+    for _ in range(3):
+        now[0] += 99
+        guard.check()
+        OwnShare(1).on_execution_step(executor)
+    now[0] += 99
+    with pytest.raises(ExecutionTimeoutError):
+        guard.check()
+
+
 def test_require_nodes__each_actor_fits_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight nodes of 48 CPUs have room for eight actors of 40, however many CPUs are left in all; Ray would wait for
     the ninth for ever."""
