@@ -9,6 +9,9 @@ equal losses show:
 - debug: `compute.workers=0`, which reads ahead in a thread and cuts between the steps;
 - Ray: one worker of `TorchTrainer`, which gets its batches from Ray Data's actors.
 
+With `--step-sleep 0.25` two runs are compared, bare and Ray, whose steps sleep as long as one on a GPU takes; see
+`benchmarks/sleeping_step.py`.
+
 Times are those of metrics.jsonl, a line a step. `train` is a step without its wait for the batch. Actors and trainer
 share this machine's cores: with fewer cores than `1 + --actors`, the trainer pays for the cutting too.
 """
@@ -36,6 +39,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 import torch
 
+from benchmarks import sleeping_step
 from benchmarks.views import cpu_name
 from lafs_ray.config.loader import load
 from lafs_ray.config.pretrain import PretrainConfig
@@ -46,8 +50,9 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import TIMES
 from lafs_ray.training.prepare import RunInputs, prepare_run
-from lafs_ray.training.runner import run_local, run_rank
+from lafs_ray.training.runner import run_local, run_rank, training_device
 
+PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
 CONFIG = Path(__file__).parent.parent / "configs" / "pretrain" / "debug.yaml"
 
 
@@ -69,14 +74,14 @@ class Result:
 
 
 def run_bare(inputs: RunInputs) -> None:
-    """The loop alone."""
+    """The loop alone, on the same device."""
     preprocess = inputs.preprocessor()
     batches = list(local_stream(inputs.faces, inputs.sampler, preprocess, 0, inputs.length.total_steps))
 
     def stream(first: int, stop: int) -> Iterator[StepBatch]:
         return iter(batches[first:stop])
 
-    run_rank(inputs, stream, device=torch.device("cpu"))
+    run_rank(inputs, stream, device=training_device(inputs.config))
 
 
 def run_debug(inputs: RunInputs) -> None:
@@ -102,7 +107,9 @@ def measure(folder: Path, name: str, repeat: int, options: argparse.Namespace) -
     settings += [f"checkpoints.every={options.steps} steps", "log.every_steps=1"]
     settings += ["optim.warmup=1 steps"]
     settings += [f"compute.workers={int(name == 'Ray')}", "monitoring.wait_share=0"]
-    settings += [f"compute.cpus_per_worker={options.threads}"]
+    settings += [f"compute.cpus_per_worker={options.threads}", f"compute.device={options.device}"]
+    # Compiling would take longer than the run.
+    settings += ["compute.compile=false", f"compute.precision={PRECISION[options.device]}"]
     settings += [f"ingest.actors_per_worker={options.actors}"]
     inputs = prepare_run(load(PretrainConfig, str(CONFIG), settings))
     start = time.perf_counter()
@@ -142,10 +149,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", choices=("tiny", "small", "base"), default="tiny")
+    parser.add_argument("--device", choices=list(PRECISION), default="cpu")
     parser.add_argument("--prototypes", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=1, help="of the trainer")
     parser.add_argument("--actors", type=int, default=1, help="that cut for Ray's worker")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--step-sleep", type=float, help="seconds that a step sleeps in place of training")
+    parser.add_argument("--blocks-per-execution", type=int, default=2048, help="of Ray Data, with --step-sleep")
     options = parser.parse_args()
     print(
         f"{date.today()}  torch {torch.__version__}, ray {ray.__version__}, Python "
@@ -153,6 +163,11 @@ def main() -> None:
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n{options.size}, batch "
         f"{options.batch}, {options.steps} steps, {options.actors} actors, {options.repeats} runs"
     )
+    if options.step_sleep is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            sleeping_step.compare(Path(folder), options)
+            ray.shutdown()
+        return
     results: dict[str, list[Result]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         faces = Path(folder) / "faces"
@@ -163,9 +178,11 @@ def main() -> None:
         ray.shutdown()
     expected = results["bare"][0].metrics
     for name, runs in results.items():
-        if any(run.metrics != expected for run in runs):
+        # A GPU adds up in an order of its own.
+        if options.device == "cpu" and any(run.metrics != expected for run in runs):
             sys.exit(f"{name}: other losses than the bare loop's")
-    print("equal losses in all runs")
+    if options.device == "cpu":
+        print("equal losses in all runs")
     report(results)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 

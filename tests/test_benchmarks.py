@@ -77,6 +77,19 @@ def test_ray_cost__equal_losses_and_ratios_printed() -> None:
         assert re.search(row, printed, re.MULTILINE), printed
 
 
+@pytest.mark.ray
+@pytest.mark.long
+def test_ray_cost__with_a_step_that_sleeps() -> None:
+    """Both ways make all steps, through three executions of Ray Data; the bare loop's take as long as they sleep."""
+    size = ("--step-sleep", "0.05", "--steps", "20", "--batch", "8", "--blocks-per-execution", "1")
+    printed = output("ray_cost", *size, limit_s=400)
+    for way in ("bare", "Ray"):
+        row = re.search(rf"^{way} +([\d.]+) +([\d.]+) ×( +[\d.]+){{3}}$", printed, re.MULTILINE)
+        assert row is not None, printed
+        # Ten steps are timed.
+        assert float(row[1]) > 10 * 0.05
+
+
 def test_start_up__a_row_for_each_command() -> None:
     """Each command's time and its ratio to a Python that does nothing; help takes less than torch does."""
     printed = output("start_up", "--repeats", "1")

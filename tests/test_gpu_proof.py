@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import gpu_speed, gpu_stages
 from benchmarks.gpu_proof import STAGES, run_stages, summary
 
 ROOT = Path(__file__).parent.parent
 
 
-def proof(folder: Path, *stages: str, path: Path | None = None) -> tuple[int, dict[str, Any]]:
+def proof(folder: Path, *stages: str, path: Path | None = None, limit_s: float = 200) -> tuple[int, dict[str, Any]]:
     """Exit code, and the results by stage, of a proof on the CPU."""
     found = [str(each) for each in (path, ROOT) if each is not None]
     done = subprocess.run(
@@ -24,7 +26,7 @@ def proof(folder: Path, *stages: str, path: Path | None = None) -> tuple[int, di
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(found)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=limit_s,
         check=False,
     )
     return done.returncode, {name: json.loads((folder / f"{name}.json").read_text()) for name in stages}
@@ -47,6 +49,18 @@ def test_proof__on_a_cpu(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert "| attention | passed |" in text
     assert "| views | queries | keys |" in text
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_proof__ray_on_a_cpu(tmp_path: Path) -> None:
+    """The loop inside TorchTrainer runs beside the bare one, with equal losses, and their steps' ratio is kept."""
+    pytest.importorskip("ray")
+    code, found = proof(tmp_path, "ray", limit_s=400)
+    assert code == 0, found
+    assert found["ray"]["status"] == "passed"
+    assert found["ray"]["step_to_bare"] > 0
+    assert "equal losses in all runs" in found["ray"]["printed"]
 
 
 def test_proof__without_pydantic(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ class Compute(Section):
     compile: bool | None = None
     """Whether to compile the transformer with torch.compile; null: on a GPU, as it is slower on a CPU. If that fails, a
     warning says why and the run continues without. Changes the random numbers of dropout."""
+    reduce_precision: Literal["bfloat16", "float32"] = "float32"
+    """Precision in which workers add up their gradients: bfloat16 sends half as much, and rounds."""
     activation_checkpointing: bool = False
     """Whether the backward pass recomputes each transformer block instead of storing its activations: larger
     micro-batches fit, for the time of one more forward pass; results do not change."""
@@ -220,6 +222,9 @@ class Ingest(Section):
     """CPUs that Ray reserves for each preprocessing actor."""
     prefetch_batches: Positive = 2
     """Shuffle blocks (256 faces, 33 MB) fetched ahead of the training step."""
+    blocks_per_execution: Positive = 2048
+    """Shuffle blocks of a worker that Ray Data plans at once; for the next ones its actors start again, while the last
+    of these are trained on. More take longer to plan at the start of a run."""
     node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
     """Labels of the nodes that read and preprocess, such as {pool: cpu} to keep the CPUs of GPU nodes free; empty: all
     nodes."""

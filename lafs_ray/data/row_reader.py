@@ -64,11 +64,16 @@ def read_rows(shards: Sequence[tuple[ByteRanges, RowGroups]]) -> Iterator[tuple[
             reads.append(_GroupRead(version, layout, group, rows))
     # One after the other on a disk: each may take a lot of memory.
     is_local = all(local_path(ranges.uri) is not None for ranges, _ in shards)
-    with ThreadPoolExecutor(1 if is_local else _CONCURRENT_READS) as pool:
-        for images in map(_read_group, reads) if is_local else pool.map(_read_group, reads):
-            yield from images
+    for images in map(_read_group, reads) if is_local else _read_at_once(reads):
+        yield from images
     for ranges, _ in shards:
         check_unchanged(ranges)
+
+
+def _read_at_once(reads: Sequence[_GroupRead]) -> list[list[tuple[bytes, str]]]:
+    """Return the rows of each group; no thread is left that a generator would have to wait for when it is ended."""
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        return list(pool.map(_read_group, reads))
 
 
 def _read_group(read: _GroupRead) -> list[tuple[bytes, str]]:

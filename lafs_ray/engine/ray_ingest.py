@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,14 +22,16 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from lafs_ray.config.train import CPUS_PER_READ, TrainConfig
 from lafs_ray.data.sampler import ShuffleBlock
+from lafs_ray.engine.dataset_share import reserve
 from lafs_ray.engine.ray_session import configure_context
 from lafs_ray.engine.read_task import read_records_of_block
+from lafs_ray.engine.started import Started
 from lafs_ray.training.input_pipeline import Columns, StepBatch, collate, rows_of_step
 from lafs_ray.training.prepare import RunInputs
 
-# Blocks of one execution of Ray Data: half a million faces. Actors restart for the next one, a few seconds in ten
-# minutes or more; without a limit, planning would grow with the run.
-BLOCKS_PER_EXECUTION = 2048
+# Seconds before the end of an execution of Ray Data at which the next one is started: planning it, and starting its
+# actors, take some. Far below the timeout of an execution whose batches are not taken.
+_AHEAD_S = 60.0
 
 # What read tasks need, without the rest, whose classes import torch.
 _SOURCE = ("faces", "sampler")
@@ -81,21 +84,60 @@ def rank_stream(inputs: RunInputs, shared: Shared, rank: int, world: int, first:
         stop: past-the-last global step.
     """
     remaining = inputs.sampler.blocks(first, stop, rank, world)
-    step_blocks = math.ceil(BLOCKS_PER_EXECUTION / len(inputs.sampler.row_blocks(rank, world)))
-    while execution := list(itertools.islice(remaining, step_blocks)):
-        columns = _execute(inputs.config, shared, list(itertools.chain(*execution)))
-        for blocks in execution:
-            processed = [next(columns) for _ in blocks]
-            for step in range(*blocks[0].steps):
-                parts = [rows_of_step(*one, step) for one in zip(blocks, processed, strict=True)]
-                yield collate(step, blocks, parts)
+    num_groups = math.ceil(inputs.config.ingest.blocks_per_execution / len(inputs.sampler.row_blocks(rank, world)))
+    executions = iter(lambda: list(itertools.islice(remaining, num_groups)), [])
+
+    def start(groups: list[list[ShuffleBlock]]) -> Generator[Columns, None, None]:
+        return _execute(inputs.config, shared, list(itertools.chain(*groups)), world)
+
+    current, ahead = next(executions, None), None
+    try:
+        while current is not None:
+            columns, ahead = start(current) if ahead is None else ahead.take(), None
+            following, watch = next(executions, None), _Watch(len(current))
+            for blocks in current:
+                processed = [next(columns) for _ in blocks]
+                if following is not None and ahead is None and watch.seconds_left() <= _AHEAD_S:
+                    ahead = Started(start(following))
+                for step in range(*blocks[0].steps):
+                    parts = [rows_of_step(*one, step) for one in zip(blocks, processed, strict=True)]
+                    yield collate(step, blocks, parts)
+            current = following
+    finally:
+        if ahead is not None:
+            ahead.close()
 
 
-def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) -> Iterator[Columns]:
+class _Watch:
+    """Estimates when the groups of an execution will have been taken.
+
+    Args:
+        num_groups: of the execution.
+    """
+
+    def __init__(self, num_groups: int) -> None:
+        self._left = num_groups + 1
+        self._taken = -1
+        self._since = 0.0
+
+    def seconds_left(self) -> float:
+        """Return the seconds from now to the last group; called when a group has come, infinite for the first."""
+        self._left -= 1
+        self._taken += 1
+        if self._taken == 0:
+            self._since = time.monotonic()
+            return math.inf
+        return self._left * (time.monotonic() - self._since) / self._taken
+
+
+def _execute(
+    config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock], world: int
+) -> Generator[Columns, None, None]:
     """Yield the output of `Preprocessor` for each block, in order."""
     ingest = config.ingest
     context = DataContext.get_current()
     configure_context(context, ingest.cpus)
+    reserve(context, world)
     # Every task and actor of the dataset goes where the nodes have these labels.
     context.execution_options.label_selector = ingest.node_labels or None
     dataset = (

@@ -22,7 +22,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.config.train import OnlineEval, TrainConfig
 from lafs_ray.data.io import filesystem
@@ -38,7 +37,7 @@ from lafs_ray.engine.resources import connect
 from lafs_ray.engine.signals import StopRequest, stop_request
 from lafs_ray.engine.train_controller import needed, run_controller
 from lafs_ray.errors import TrainingError, UserError, find_user_error
-from lafs_ray.training.distributed import SharedFailure
+from lafs_ray.training.distributed import SharedFailure, reduce_gradients
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.runner import Hooks, run_rank
@@ -196,9 +195,7 @@ def _train_worker(shared: Shared, channel: Any) -> None:
     device = ray.train.torch.get_device()
 
     def wrap(network: nn.Module) -> nn.Module:
-        if world == 1:
-            return network
-        return DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+        return network if world == 1 else reduce_gradients(network, device, inputs.config.compute.reduce_precision)
 
     def report(line: dict[str, Any]) -> None:
         # The checkpoint is being written; Ray Train keeps the metrics and its future path.

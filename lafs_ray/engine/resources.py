@@ -131,10 +131,11 @@ def await_nodes(bundles: Sequence[Bundles], wait_s: float) -> None:
 
 
 def require_nodes(bundles: Sequence[Bundles]) -> None:
-    """Check that enough nodes have the labels that the run names.
+    """Check that enough nodes have the labels that the run names, and that each bundle fits on one node.
 
     Raises:
-        ConfigError: with the key, the labels, and the resources of nodes with them.
+        ConfigError: with the key, the labels, and the resources of nodes with them; or with a bundle that Ray would
+            wait for.
     """
     for missing in shortages(bundles):
         if missing.labels:
@@ -153,6 +154,24 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
                 expected=f"at least {missing.needed:g}",
                 fix="add such nodes, or name other labels; the cluster's are: " + (", ".join(labels) or "none"),
             )
+
+    for bundle in bundles:
+        nodes = [node for node in ray.nodes() if node["Alive"] and bundle.labels.items() <= node["Labels"].items()]
+        room = sum(_how_often(bundle.resources, node["Resources"]) for node in nodes)
+        if room < bundle.count:
+            wanted = " and ".join(f"{amount:g} {resource}s" for resource, amount in bundle.resources.items())
+            sizes = sorted({node["Resources"].get("CPU", 0.0) for node in nodes})
+            raise ConfigError(
+                "the nodes of the Ray cluster",
+                found=f"room for {room} times {wanted}, on nodes of {', '.join(f'{size:g}' for size in sizes)} CPUs",
+                expected=f"room for {bundle.count}, each on one node",
+                fix="reduce compute.cpus_per_worker or ingest.cpus_per_actor, or add larger nodes",
+            )
+
+
+def _how_often(bundle: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """Return how often a bundle fits on a node that has nothing else."""
+    return min(int(node.get(resource, 0.0) / amount + 1e-9) for resource, amount in bundle.items())
 
 
 def can_see_leaving_nodes() -> bool:

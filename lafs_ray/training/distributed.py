@@ -7,11 +7,12 @@ reduced in every step. So are failures: a rank that left alone would leave the o
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.errors import find_user_error
 from lafs_ray.training.run_request import RunRequest
@@ -112,6 +113,37 @@ def broadcast_from_first(value: int) -> int:
     box: list[Any] = [value]
     dist.broadcast_object_list(box)
     return int(box[0])
+
+
+def reduce_gradients(
+    network: nn.Module, device: torch.device, precision: Literal["float32", "bfloat16"]
+) -> DistributedDataParallel:
+    """Wrap a network in DDP, which averages the ranks' gradients while the backward pass goes on.
+
+    A gradient is a part of its bucket, which saves a copy of all gradients. All parameters have one in every step, so
+    none is searched for, and a static graph would save nothing.
+
+    Args:
+        network: that is trained.
+        device: of the network.
+        precision: in which gradients are sent and added; they stay float32 otherwise.
+    """
+    devices = [device] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(network, devices, gradient_as_bucket_view=True)
+    if precision == "bfloat16":
+        # DDP reads the annotations of a hook, which are text here; a lambda has none.
+        wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_bfloat16(bucket))
+    return wrapped
+
+
+def _mean_in_bfloat16(bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients over the ranks; torch's own hook of this kind refuses gloo."""
+    gradients = bucket.buffer()
+    sent = gradients.to(torch.bfloat16).div_(dist.get_world_size())
+    work = dist.all_reduce(sent, async_op=True)
+    assert work is not None, "all ranks are in the group"
+    mean: torch.futures.Future[Tensor] = work.get_future().then(lambda _: gradients.copy_(sent))
+    return mean
 
 
 def count_ranks() -> int:

@@ -260,7 +260,8 @@ def local_stream(
 def read_ahead(read: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Result]]:
     """Yield each item with its result of `read`, while a thread reads the next one."""
     pending: deque[tuple[_Item, Future[_Result]]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+    reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    try:
         for item in items:
             pending.append((item, reader.submit(read, item)))
             if len(pending) > 1:
@@ -268,6 +269,10 @@ def read_ahead(read: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iter
                 yield ready, result.result()
         for ready, result in pending:
             yield ready, result.result()
+    finally:
+        # Not waiting for the thread: the garbage collector may end this generator in the middle of anything, such as
+        # the start of another thread, where waiting never ends.
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def _seconds_per_row(start: float, rows: int) -> NDArray[np.float32]:

@@ -20,9 +20,9 @@ from lafs_ray.config.train import ON_CPU, TrainConfig
 from lafs_ray.data.io import filesystem
 from lafs_ray.errors import ConfigError, UserError
 from lafs_ray.training.checkpoint.async_writer import CheckpointWriter
-from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import MetricsLog
 from lafs_ray.training.checkpoint.run_dir import RunDir
+from lafs_ray.training.checkpoint.sharded_state import broadcast_state
 from lafs_ray.training.compile import compile_training, should_compile, slow_arithmetic
 from lafs_ray.training.cost import require_memory
 from lafs_ray.training.distributed import broadcast_from_first, count_ranks, gather_lines, share_failure
@@ -133,7 +133,7 @@ def _announced(batches: Iterator[StepBatch], config: TrainConfig, rank: int) -> 
 
 
 def restore(training: TrainState, folder: RunDir, rank: int) -> int:
-    """Load the newest checkpoint; rank 0 chooses it, so that all ranks begin at one step.
+    """Load the newest checkpoint; rank 0 chooses and reads it, so that all ranks begin at one step.
 
     Returns:
         The steps done; 0 for a new run.
@@ -142,8 +142,8 @@ def restore(training: TrainState, folder: RunDir, rank: int) -> int:
     step = broadcast_from_first(0 if checkpoint is None else int(checkpoint["step"]))
     if step == 0:
         return 0
-    source = folder.checkpoint_uri(step)
-    training.load_state_dict(checkpoint or load_checkpoint(source), source)
+    # Sent from rank to rank: all of them reading it would keep the storage busy, of 64 ranks with 90 GB.
+    training.load_state_dict(broadcast_state(checkpoint), folder.checkpoint_uri(step))
     return step
 
 

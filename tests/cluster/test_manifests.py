@@ -114,6 +114,14 @@ def test_setup__comes_from_the_makefile_alone(file: str) -> None:
     assert torch < dependencies
 
 
+def stack_template() -> dict[str, Any]:
+    class Loader(yaml.SafeLoader):
+        """Reads CloudFormation's tags as plain values."""
+
+    Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
+    return dict(yaml.load((ROOT / "configs/cluster/aws-account.yaml").read_text(), Loader))
+
+
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """An account with the stack of aws-account.yaml, simulated by moto."""
@@ -125,7 +133,8 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     with moto.mock_aws():
         vpc = boto3.client("ec2").describe_vpcs()["Vpcs"][0]["VpcId"]
-        settings = {"Bucket": "lafs-test", "Vpc": vpc, "MyAddress": "198.51.100.7/32"}
+        subnet = boto3.client("ec2").describe_subnets()["Subnets"][0]["SubnetId"]
+        settings = {"Bucket": "lafs-test", "Vpc": vpc, "GpuSubnet": subnet, "MyAddress": "198.51.100.7/32"}
         boto3.client("cloudformation").create_stack(
             StackName="lafs-ray",
             TemplateBody=(ROOT / "configs/cluster/aws-account.yaml").read_text(),
@@ -152,18 +161,19 @@ def test_aws__ray_launches_every_kind_of_node_behind_the_closed_group(aws: Any) 
     ]
     found = {
         instance["InstanceType"] + " " + instance.get("InstanceLifecycle", "on demand"): (
-            [group["GroupName"] for group in instance["SecurityGroups"]],
+            sorted({group["GroupName"] for card in instance["NetworkInterfaces"] for group in card["Groups"]}),
+            len(instance["NetworkInterfaces"]) > 1,
             instance["IamInstanceProfile"]["Arn"].rpartition("/")[2],
             instance["MetadataOptions"]["HttpTokens"],
         )
         for instance in instances
     }
-    node = (["lafs-ray"], "lafs-ray-node", "required")
+    gpu_node = (["lafs-ray"], True, "lafs-ray-node", "required")
     assert found == {
-        "m7i.2xlarge on demand": (["lafs-ray"], "lafs-ray-head", "required"),
-        "p5.48xlarge on demand": node,
-        "p5.48xlarge spot": node,
-        "c7a.16xlarge spot": node,
+        "m7i.2xlarge on demand": (["lafs-ray"], False, "lafs-ray-head", "required"),
+        "p5.48xlarge on demand": gpu_node,
+        "p5.48xlarge spot": gpu_node,
+        "c7a.16xlarge spot": (["lafs-ray"], False, "lafs-ray-node", "required"),
     }
     groups = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["lafs-ray"]}])
     (group,) = groups["SecurityGroups"]
@@ -179,6 +189,26 @@ def test_aws__ray_launches_every_kind_of_node_behind_the_closed_group(aws: Any) 
     assert sorted(rules, key=str) == sorted(
         [("tcp", 22, ["198.51.100.7/32"], []), ("-1", None, [], [group["GroupId"]])], key=str
     )
+
+
+def test_aws__gpu_nodes_have_an_efa_interface_on_every_network_card(aws: Any) -> None:
+    """The first with an address, as AWS's page on a P5's network cards has it; all near each other, and free to send to
+    each other past IP. Both kinds of GPU nodes use this template."""
+    versions = aws.client("ec2").describe_launch_template_versions(LaunchTemplateName="lafs-ray-p5")
+    cards = versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]["NetworkInterfaces"]
+    assert [(card["NetworkCardIndex"], card["DeviceIndex"], card["InterfaceType"]) for card in cards] == [
+        (0, 0, "efa"),
+        *((number, 1, "efa-only") for number in range(1, 32)),
+    ]
+    # moto has no part for these.
+    resources = stack_template()["Resources"]
+    assert resources["GpuNodes"]["Properties"]["LaunchTemplateData"]["Placement"] == {"GroupName": "GpuNodesTogether"}
+    assert resources["GpuNodesTogether"]["Properties"] == {"Strategy": "cluster"}
+    out = resources["EfaBetweenNodes"]["Properties"]
+    assert out["GroupId"] == out["DestinationSecurityGroupId"] == "Nodes.GroupId"
+    kinds = read(AWS)["available_node_types"]
+    for name in ("gpu", "gpu_spot"):
+        assert kinds[name]["node_config"]["LaunchTemplate"] == {"LaunchTemplateName": "lafs-ray-p5"}
 
 
 def test_aws__roles_reach_the_bucket_and_no_other(aws: Any) -> None:
@@ -198,13 +228,7 @@ def test_aws__roles_reach_the_bucket_and_no_other(aws: Any) -> None:
 
 def test_aws__what_changes_instances_has_a_condition() -> None:
     """On all resources the head may only read, launch and look up; tags, stops and starts are of this cluster."""
-
-    class Loader(yaml.SafeLoader):
-        """Reads CloudFormation's tags as plain values."""
-
-    Loader.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
-    template = yaml.load((ROOT / "configs/cluster/aws-account.yaml").read_text(), Loader)
-    (policy,) = template["Resources"]["HeadRole"]["Properties"]["Policies"]
+    (policy,) = stack_template()["Resources"]["HeadRole"]["Properties"]["Policies"]
     statements = policy["PolicyDocument"]["Statement"]
     free = {action for one in statements if "Condition" not in one for action in one["Action"]}
     assert free == {"ec2:Describe*", "ec2:RunInstances", "ssm:GetParameters", "iam:GetInstanceProfile"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 
 from lafs_ray.data import row_reader
 from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.io.reading import ByteRanges
 from lafs_ray.data.set_sample import row_group_note
+from lafs_ray.data.shard_layout import RowGroups
 from lafs_ray.errors import DataError
 from tests.data.record_sets import all_rows, refusal
 from tests.data.shards import write_parquet
@@ -154,6 +157,22 @@ def test_read__each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     reads.clear()
     assert [faces.read(np.arange(n, n + 5)).images[0] for n in range(0, 50, 5)] == [b"%d" % n for n in range(0, 50, 5)]
     assert reads == [0, 1, 2, 3, 4]
+
+
+def test_read_rows__of_a_store_with_no_thread_between_two_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row groups are read at once, but no thread is there that a generator left behind would wait for."""
+    images = [b"%d" % n for n in range(50)]
+    faces = open_faces(str(write_parquet(tmp_path / "x.parquet", 10, image=images)))
+    (uri,), (layout,) = faces.shard_uris, faces.layouts
+    assert isinstance(layout, RowGroups)
+    monkeypatch.setattr(row_reader, "local_path", lambda uri: None)
+    before = threading.active_count()
+    rows = row_reader.read_rows([(ByteRanges(uri, np.arange(50), np.ones(50, np.int64)), layout)])
+    assert next(rows) == (b"0", "")
+    assert threading.active_count() == before
+    assert [image for image, _ in rows] == images[1:]
 
 
 def test_read__large_row_groups_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

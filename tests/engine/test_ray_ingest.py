@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lafs_ray.data.io import filesystem, reading
-from lafs_ray.training.input_pipeline import StepBatch, local_stream
+from lafs_ray.data.sampler import ShuffleBlock
+from lafs_ray.engine.started import Started
+from lafs_ray.training.input_pipeline import (
+    Columns,
+    Preprocessor,
+    StepBatch,
+    local_stream,
+    read_records,
+    sample_indices,
+)
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from tests.training.faces import break_frame, tiny, write_face_set
 
@@ -93,10 +105,78 @@ def test_streams__of_one_two_and_four_readers_of_a_store_are_that_of_the_disk(
 def test_stream__over_several_executions_is_one_stream(
     tmp_path: Path, face_set_path: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lafs_ray.engine.ray_ingest.BLOCKS_PER_EXECUTION", 3)
-    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
+    """The second one is planned, and its first block made, while the last steps of the first one are trained on; and
+    forty other datasets, as of other ranks, take no CPUs from it."""
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import STANDARD_RESOURCE_TYPES
+
+    from lafs_ray.engine import ray_ingest
+    from lafs_ray.engine.dataset_share import OwnShare
+
+    coordinator, limits = get_or_create_autoscaling_coordinator(), set()
+    for number in range(40):
+        coordinator.request_resources.remote(f"other-{number}", [], 600, STANDARD_RESOURCE_TYPES)
+    monkeypatch.setattr(
+        OwnShare,
+        "on_execution_step",
+        lambda _, executor: limits.add(executor._resource_manager.get_global_limits().cpu),
+    )
+    ahead: list[Started[Columns]] = []
+    monkeypatch.setattr(ray_ingest, "Started", lambda items: ahead.append(Started(items)) or ahead[-1])
+    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1", "ingest.blocks_per_execution=4")
     expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 0, 12))
-    assert_same(through_ray(inputs, 0, 1, 0, 12), expected, slice(None))
+    stream = ray_ingest.rank_stream(inputs, ray_ingest.share(inputs), 0, 1, 0, 12)
+    # Of two groups of three steps.
+    first = list(itertools.islice(stream, 6))
+    (second,) = ahead
+    assert second._is_done.wait(120)
+    assert_same([*first, *stream], expected, slice(None))
+    assert len(ahead) == 1
+    # Ray Data begins at 0 and looks once a second.
+    assert limits <= {0.0, inputs.config.ingest.cpus}
+    assert inputs.config.ingest.cpus in limits
+    for number in range(40):
+        coordinator.cancel_request.remote(f"other-{number}")
+
+
+def test_stream__starts_the_next_execution_only_near_the_end_of_this_one(
+    tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time that groups take: 25 s each here, so two groups before the end; and one left behind is ended."""
+    from lafs_ray.engine import ray_ingest
+
+    inputs = inputs_of(tmp_path, face_set_path, "duration=42 steps", "ingest.blocks_per_execution=12")
+    preprocess = Preprocessor(inputs.faces, "rgb", 0, dict)
+    ahead, ended, now = [], [], [0.0]
+
+    def execute(config: Any, shared: Any, blocks: list[ShuffleBlock], world: int) -> Generator[Columns, None, None]:
+        assert len(blocks) in (12, 4)
+        try:
+            for block in blocks:
+                yield preprocess(read_records(inputs.faces, *sample_indices(inputs.sampler, block)))
+        finally:
+            ended.append(blocks[0].epoch)
+
+    monkeypatch.setattr(ray_ingest, "_execute", execute)
+    monkeypatch.setattr(ray_ingest, "Started", lambda items: ahead.append(now[0]) or Started(items))
+    monkeypatch.setattr(ray_ingest.time, "monotonic", lambda: now[0])
+    found = []
+    for batch in ray_ingest.rank_stream(inputs, None, 0, 1, 0, 42):  # type: ignore[arg-type] # not used here
+        found.append(batch)
+        now[0] += 25.0 / 3
+    # Groups of three steps: fourteen, six in an execution, of which the fifth begins after 100 s.
+    assert [round(seconds) for seconds in ahead] == [100, 250]
+    assert_same(found, list(local_stream(inputs.faces, inputs.sampler, preprocess, 0, 42)), slice(None))
+    ended.clear()
+    stream = ray_ingest.rank_stream(inputs, None, 0, 1, 0, 42)  # type: ignore[arg-type] # not used here
+    for _ in range(15):
+        next(stream)
+        now[0] += 25.0 / 3
+    stream.close()  # type: ignore[attr-defined] # a generator
+    deadline = time.time() + 20
+    while len(ended) < 2 and time.time() < deadline:
+        time.sleep(0.01)
+    assert sorted(ended) == [0, 6]
 
 
 def test_stream__names_and_replaces_a_damaged_record_as_debug_mode_does(tmp_path: Path, local_ray: None) -> None:

@@ -15,7 +15,7 @@ from lafs_ray.data.face_set import FaceRows, FaceSet, open_faces
 from lafs_ray.data.sampler import EpochSampler, ShuffleBlock, rank_batches
 from lafs_ray.errors import DataError
 from lafs_ray.training import input_pipeline
-from lafs_ray.training.input_pipeline import Columns, Preprocessor, StepBatch, local_stream, sample_indices
+from lafs_ray.training.input_pipeline import Columns, Preprocessor, StepBatch, local_stream, read_ahead, sample_indices
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.train_loop import count_skipped
 from tests.training.faces import NO_IMAGE, Result, break_frame, face_jpegs, pixels_of, run, tiny, write_face_set
@@ -250,6 +250,27 @@ def test_local_stream__reads_the_next_block_while_one_is_used(
     assert second.wait(30), "the next block waits for this one to be used up"
     assert read == [0, 1]
     batches.close()
+
+
+def test_read_ahead__left_behind_waits_for_no_thread() -> None:
+    """The garbage collector ends such a generator in the middle of anything; what is being read then may take long."""
+    go, begun, done = threading.Event(), threading.Event(), threading.Event()
+
+    def read(item: int) -> int:
+        if item == 1:
+            begun.set()
+            go.wait(30)
+            done.set()
+        return -item
+
+    pairs = read_ahead(read, range(9))
+    assert next(pairs) == (0, 0)
+    assert begun.wait(30)
+    pairs.close()  # type: ignore[attr-defined] # a generator
+    assert not done.is_set()
+    go.set()
+    assert done.wait(30)
+    assert list(read_ahead(lambda item: -item, range(3))) == [(0, 0), (1, -1), (2, -2)]
 
 
 def test_local_stream__an_error_on_the_way_comes_in_its_place(tmp_path: Path) -> None:

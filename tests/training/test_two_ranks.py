@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lafs_ray.errors import DataError
-from lafs_ray.training.distributed import SharedFailure, gather_lines
+from lafs_ray.training.checkpoint.sharded_state import broadcast_state
+from lafs_ray.training.distributed import SharedFailure, gather_lines, reduce_gradients
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGuard
@@ -79,6 +81,46 @@ def recomputed(rank: int, num_ranks: int) -> list[Any]:
     return found
 
 
+def reduced(rank: int, num_ranks: int) -> list[Any]:
+    """The gradient of each precision, whether it lies in a bucket, and the plain mean over the ranks."""
+    found: list[Any] = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = nn.Linear(64, 8, bias=False)
+        wrapped = reduce_gradients(network, torch.device("cpu"), precision)  # type: ignore[arg-type]
+        inputs = torch.randn(4, 64, generator=torch.Generator().manual_seed(rank))
+        with wrapped.no_sync():
+            wrapped(inputs).square().mean().backward()
+        wrapped(2 * inputs).square().mean().backward()
+        plain = nn.Linear(64, 8, bias=False)
+        plain.load_state_dict(network.state_dict())
+        plain(inputs).square().mean().backward()
+        plain(2 * inputs).square().mean().backward()
+        assert network.weight.grad is not None
+        assert plain.weight.grad is not None
+        dist.all_reduce(plain.weight.grad)
+        found.append([network.weight.grad.clone(), network.weight.grad._is_view(), plain.weight.grad / num_ranks])
+    return found
+
+
+def nest() -> dict[str, Any]:
+    """Of all kinds of tensors and values that a checkpoint has."""
+    numbers = torch.arange(6, dtype=torch.float32)
+    return {
+        "model": {"a": numbers.reshape(2, 3).t(), "b": numbers.bfloat16(), "none": torch.empty(0, 4)},
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": numbers * 2}}, "param_groups": [{"lr": 0.1}]},
+        "skipped": ["a line"],
+        "mask": (torch.tensor([True, False]), torch.tensor([1, -1])),
+        "step": 7,
+        "nothing": None,
+    }
+
+
+def sent(rank: int, num_ranks: int) -> list[Any]:
+    """What rank 0 alone has, on every rank."""
+    return [broadcast_state(nest() if rank == 0 else None)]
+
+
 def failing(rank: int, num_ranks: int) -> list[Any]:
     """What one rank alone meets: no batch for step 4, a mistake of the program, a report that cannot be written."""
     mistake = DataError("damaged records", found="3 so far", expected="at most 2", fix="repair them")
@@ -123,7 +165,13 @@ def failing(rank: int, num_ranks: int) -> list[Any]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What both functions return on each rank."""
     return on_ranks(
-        tmp_path_factory.mktemp("ranks"), (2, metered, ()), (2, guarded, ()), (2, recomputed, ()), (2, failing, ())
+        tmp_path_factory.mktemp("ranks"),
+        (2, metered, ()),
+        (2, guarded, ()),
+        (2, recomputed, ()),
+        (2, failing, ()),
+        (2, reduced, ()),
+        (2, sent, ()),
     )
 
 
@@ -166,3 +214,28 @@ def test_failure_of_one_rank__ends_both_after_saving(results: list[list[Any]]) -
             assert text.startswith("damaged records\n  found:    3 so far")
             assert calls == 4 * 4
         assert mistake[:3] == (["ZeroDivisionError", "x / 0", [4]] if rank else ["RuntimeError", OTHER, [4]])
+
+
+def test_gradients__are_the_mean_of_both_ranks(results: list[list[Any]]) -> None:
+    """In float32 as computed by hand, over two micro-batches; in bfloat16 within its rounding, and equal on both."""
+    for (first, in_bucket, mean), (second, _, _) in zip(*results[4], strict=True):
+        assert in_bucket
+        assert torch.equal(first, second)
+        # bfloat16 has 8 bits: each rank's part and their sum are rounded once.
+        torch.testing.assert_close(first, mean, rtol=2**-7, atol=1e-3)
+    exact, rounded = (first for first, _, _ in results[4][0])
+    torch.testing.assert_close(exact, results[4][0][0][2])
+    assert not torch.equal(exact, rounded)
+
+
+def test_broadcast_state__all_ranks_have_what_the_first_has(results: list[list[Any]]) -> None:
+    """Bit by bit, with shapes, types and order."""
+    for (found,) in results[5]:
+        # Of dicts, lists, tuples and tensors, with their types.
+        torch.testing.assert_close(found["model"], nest()["model"], rtol=0, atol=0)
+        torch.testing.assert_close(found["optimizer"]["state"][0], nest()["optimizer"]["state"][0], rtol=0, atol=0)
+        torch.testing.assert_close(found["mask"], nest()["mask"], rtol=0, atol=0)
+        plain = ("skipped", "step", "nothing")
+        assert {name: found[name] for name in plain} == {name: nest()[name] for name in plain}
+        assert found["optimizer"]["param_groups"] == [{"lr": 0.1}]
+        assert list(found) == list(nest())

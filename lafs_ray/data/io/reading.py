@@ -12,7 +12,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -235,9 +235,7 @@ def read_ranges(files: Sequence[ByteRanges]) -> Iterator[memoryview]:
     is_local = all(local_path(ranges.uri) is not None for ranges in files)
     with ExitStack() as stack:
         inputs = [stack.enter_context(open_input(ranges.uri)) for ranges in files]
-        apply: Callable[..., Iterator[Any]] = map
-        if not is_local:
-            apply = stack.enter_context(ThreadPoolExecutor(_CONCURRENT_READS)).map
+        apply: Callable[..., Iterable[Any]] = map if is_local else _all_at_once
         reads = [
             (ranges, file, group) for ranges, file in zip(files, inputs, strict=True) for group in _coalesce(ranges)
         ]
@@ -253,6 +251,16 @@ def read_ranges(files: Sequence[ByteRanges]) -> Iterator[memoryview]:
             list(apply(check_unchanged, files))
             raise
         list(apply(check_unchanged, files))
+
+
+def _all_at_once(function: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
+    """Return the results of a function that mostly waits.
+
+    No thread waits for the next item: a generator that is left behind is ended by the garbage collector, in the middle
+    of anything, and waiting for threads then, as the start of another thread, waits for ever.
+    """
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        return list(pool.map(function, *columns))
 
 
 def _coalesce(ranges: ByteRanges) -> list[range]:

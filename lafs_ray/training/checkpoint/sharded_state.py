@@ -7,24 +7,87 @@ number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lafs_ray.models.partial_fc import PartialFC
-from lafs_ray.training.distributed import is_first
+from lafs_ray.training.distributed import count_ranks, is_first
+
+_Leaf = TypeVar("_Leaf")
 
 
 def cpu_copy(state: Any) -> Any:
-    """Return the same nest of dicts, lists and values with copies of the tensors on the CPU."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+    """Return the same nest of dicts, lists and values with copies of the tensors on the CPU.
+
+    Those of a GPU are copied to pinned memory one behind the other, and waited for once. torch keeps that memory for
+    the next copy when this one is no longer used.
+    """
+    is_on_gpu = False
+
+    def copy(tensor: Tensor) -> Tensor:
+        nonlocal is_on_gpu
+        tensor = tensor.detach()
+        if not tensor.is_cuda:
+            return tensor.to("cpu", copy=True)
+        is_on_gpu = True
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+    copied = _map(state, Tensor, copy)
+    if is_on_gpu:
+        torch.cuda.synchronize()
+    return copied
+
+
+def _map(state: Any, kind: type[_Leaf], change: Callable[[_Leaf], Any]) -> Any:
+    """Return the same nest of dicts, lists and values with each value of a kind changed, in order."""
+    if isinstance(state, kind):
+        return change(state)
     if isinstance(state, Mapping):
-        return {key: cpu_copy(value) for key, value in state.items()}
+        return {key: _map(value, kind, change) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(map(cpu_copy, state))
+        return type(state)(_map(value, kind, change) for value in state)
     return state
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Stands for a tensor that follows."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def broadcast_state(state: Any) -> Any:
+    """Return rank 0's nest of dicts, lists, values and CPU tensors on every rank; a collective operation on CPUs.
+
+    Args:
+        state: of rank 0; not used on others.
+    """
+    if count_ranks() == 1:
+        return state
+    tensors: list[Tensor] = []
+
+    def announced(tensor: Tensor) -> _Sent:
+        tensors.append(tensor)
+        return _Sent(tensor.shape, tensor.dtype)
+
+    box = [_map(state, Tensor, announced) if is_first() else None]
+    dist.broadcast_object_list(box)
+    if not is_first():
+        return _map(box[0], _Sent, lambda sent: _broadcast_bytes(torch.empty(sent.shape, dtype=sent.dtype)))
+    for tensor in tensors:
+        _broadcast_bytes(tensor.contiguous())
+    return state
+
+
+def _broadcast_bytes(tensor: Tensor) -> Tensor:
+    if tensor.numel():
+        dist.broadcast(tensor.detach().reshape(-1).view(torch.uint8), 0)
+    return tensor
 
 
 def gather_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
