@@ -166,7 +166,9 @@ class _Counter(TorchDispatchMode):
         self.ops[self.stage, name] += 1
         if launches := slow_launches(name, args):
             self.slow_lists[self.stage, name] += launches
-        touched = [*tensors_in(args), *tensors_in(list((kwargs or {}).values())), *made]
+        # What is given to be written to is what is returned.
+        given = [value for key, value in (kwargs or {}).items() if key != "out"]
+        touched = [*tensors_in(args), *tensors_in(given), *made]
         self.bytes[self.stage, name] += sum(each.numel() * each.element_size() for each in touched)
         if flops := _flops(name, args):
             self.flops[self.stage, name] += flops

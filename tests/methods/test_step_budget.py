@@ -25,13 +25,13 @@ def test_step__no_scalar_is_read(counts: StepCounts) -> None:
 
 
 def test_step__dispatched_operators(counts: StepCounts) -> None:
-    """2,071 eager: 12 ms of the host at 6 µs each, as long as a GPU is estimated to take for 11 images."""
-    assert counts.total_ops <= 2080
+    """1,484 eager: 9 ms of the host at 6 µs each, as long as a GPU is estimated to take for 8 images."""
+    assert counts.total_ops <= 1500
 
 
 def test_step__saved_activations(counts: StepCounts) -> None:
-    """Bytes that an image keeps until the backward pass: 190 MB."""
-    assert 150e6 < counts.saved / IMAGES <= 195e6
+    """Bytes that an image keeps until the backward pass: 200 MB, of which 10 for the joined outputs of attention."""
+    assert 150e6 < counts.saved / IMAGES <= 200e6
 
 
 def test_step__peak_of_the_loss(counts: StepCounts) -> None:
