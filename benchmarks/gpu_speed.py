@@ -116,29 +116,18 @@ def speed_plain(device: str) -> Found:
 
 
 def sources(device: str) -> Found:
-    """Images/s of the views by source of landmarks, on the device."""
-    from dataclasses import replace
+    """Images/s of the views by source of landmarks, on the device, copies to it included."""
+    from benchmarks.device_views import landmarker_of, packed_faces, settings_of
+    from lafs_ray.training.train_loop import to_device
+    from lafs_ray.transforms.device_views import DeviceViews
 
-    import numpy as np
-
-    from benchmarks.plain_step import VIEWS, Case
-    from lafs_ray.models.fvit import FVIT_SIZES
-    from lafs_ray.transforms.views import MultiViewTransform
-
-    case = Case(FVIT_SIZES["tiny"], 64, 2, 0.0, torch.device(device), torch.float32)
-    images = 128 if is_cuda(device) else 4
-    generator, rows = np.random.default_rng(0), []
-    pixels = generator.integers(0, 256, (images, 112, 112, 3), dtype=np.uint8)
-    zeros, keys = np.zeros(images, np.int64), np.arange(images)
-    points = torch.full((images, VIEWS.num_landmarks, 2), 50.0, dtype=torch.float16)
+    images, rows = 128 if is_cuda(device) else 4, []
     for source in ("per_view", "per_image", "cached", "grid"):
-        network = case.landmark_cnn() if source in ("per_view", "per_image") else None
-        cutter = MultiViewTransform(replace(VIEWS, source=source), network, 0, device=device)
-        faces = torch.from_numpy(pixels).to(device)
-        given = (points.to(device) if is_cuda(device) else points.numpy(),) if source == "cached" else ()
+        views = DeviceViews(settings_of(source), landmarker_of(source), torch.device(device))
+        columns = packed_faces(source, images)
 
-        def work(cutter: Any = cutter, faces: Any = faces, given: Any = given) -> None:
-            cutter(faces if is_cuda(device) else pixels, zeros, zeros, keys, *given)
+        def work(views: Any = views, columns: Any = columns) -> None:
+            views(to_device(columns, torch.device(device)))
 
         seconds = seconds_of(work, device, 3 if is_cuda(device) else 1)
         rows.append({"source": source, "images": images, "images_per_s": round(images / seconds, 1)})

@@ -34,7 +34,8 @@ from lafs_ray.methods.optim import RowAdamW, clip_each_, parameter_groups
 from lafs_ray.training.compile import compile_blocks
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.train_loop import TrainState, train_step
-from lafs_ray.transforms.views import MultiViewTransform, extract_tokens
+from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
+from lafs_ray.transforms.views import extract_tokens
 
 
 class TimedLafs(Lafs):
@@ -99,17 +100,17 @@ class Ours:
             clip_grad=clip,
             max_bad_records=0,
         )
-        self.cutter = MultiViewTransform(VIEWS, case.landmark_cnn(), 0, device=case.device)
+        self.predict = LandmarkPredictor(case.landmark_cnn(), case.device)
         self.views, self.columns = case.views(), case.columns()
 
     @torch.no_grad()
     def tokens(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Landmarks and 8-bit tokens, global views and then local ones, in the cutter's chunks."""
+        """Landmarks and 8-bit tokens, global views and then local ones, on a CPU of eight images at a time."""
         landmarks, tokens = [], []
-        chunk = self.cutter.chunk if self.case.device.type == "cpu" else self.case.batch
+        chunk = 8 if self.case.device.type == "cpu" else self.case.batch
         for views, per_image, count in zip(self.views, (2, 8), (196, 36), strict=True):
             for part in torch.split(views, chunk * per_image):
-                found = self.cutter.predict_landmarks(part)
+                found = self.predict(part)
                 self.watch.mark(LANDMARKS)
                 landmarks.append(found)
                 tokens.append(extract_tokens(part, found[:, :count], VIEWS.patch_size))

@@ -4,7 +4,7 @@
 
 `training.train_loop.train_step` of a run with default settings, over tensors without data (FakeTensorMode) and in the
 form for GPUs (`models.placement`). Counted is what the eager step dispatches: every operator that is no view, and the
-bytes of its arguments and results. On a GPU a list operator whose fast path does not apply is several launches.
+bytes of its arguments and results. A list operator whose fast path on a GPU does not apply is counted as well.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fake_step import build, config_of, random_batch, without_data
+from benchmarks.list_launches import slow_launches
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.methods.chunked_loss import part_loss
 from lafs_ray.methods.lafs import Lafs
@@ -43,7 +44,7 @@ LOSS_PARTS = "loss, parts"
 CLIP, GUARD, ADAMW, EMA = "clip", "guard", "AdamW", "EMA, center"
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 # No work of a GPU: bookkeeping of the dispatcher, and memory that is not written.
-_NO_KERNEL = {
+NO_KERNEL = {
     "alias",
     "detach",
     "device",
@@ -73,6 +74,7 @@ class StepCounts:
         saved: bytes that the forward pass keeps for the backward pass, weights left out.
         loss_peak: most bytes at once of the scores, their gradient and all that the loss makes.
         scalar_reads: values that the host waited for.
+        slow_lists: launches of list operators whose fast path does not apply, by stage and name.
     """
 
     batch: int
@@ -82,6 +84,7 @@ class StepCounts:
     saved: int
     loss_peak: int
     scalar_reads: int
+    slow_lists: Counter[tuple[str, str]]
 
     @property
     def total_ops(self) -> int:
@@ -118,6 +121,7 @@ class _Counter(TorchDispatchMode):
         self.ops: Counter[tuple[str, str]] = Counter()
         self.bytes: Counter[tuple[str, str]] = Counter()
         self.flops: Counter[tuple[str, str]] = Counter()
+        self.slow_lists: Counter[tuple[str, str]] = Counter()
         self.scalar_reads = self.alive = self.peak = 0
         self._watching = False
         self._known: set[int] = set()
@@ -153,14 +157,18 @@ class _Counter(TorchDispatchMode):
         self.scalar_reads += name in ("_local_scalar_dense", "nonzero", "is_nonzero")
         # Under a mode autograd copies each gradient of a parameter that it would take over otherwise.
         is_taken = self.stage == BACKWARD and name == "copy_"
-        if func.is_view or name in _NO_KERNEL or is_taken:
+        if func.is_view or name in NO_KERNEL or is_taken:
             return found
-        made = list(_tensors(found))
+        made = list(tensors_in(found))
         if self._watching:
             for tensor in made:
                 self._add(tensor)
         self.ops[self.stage, name] += 1
-        touched = [*_tensors(args), *_tensors(list((kwargs or {}).values())), *made]
+        if launches := slow_launches(name, args):
+            self.slow_lists[self.stage, name] += launches
+        # What is given to be written to is what is returned.
+        given = [value for key, value in (kwargs or {}).items() if key != "out"]
+        touched = [*tensors_in(args), *tensors_in(given), *made]
         self.bytes[self.stage, name] += sum(each.numel() * each.element_size() for each in touched)
         if flops := _flops(name, args):
             self.flops[self.stage, name] += flops
@@ -178,13 +186,13 @@ def _flops(name: str, args: Sequence[Any]) -> int:
     return 0
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Find the tensors in nested lists."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _tensors(each)
+            yield from tensors_in(each)
 
 
 def count_step(config: PretrainConfig) -> StepCounts:
@@ -197,7 +205,14 @@ def count_step(config: PretrainConfig) -> StepCounts:
         with _Counter() as counter, _stages(training, counter):
             train_step(training, batch, training.hparams(0))
     return StepCounts(
-        config.batch_size, counter.ops, counter.bytes, counter.flops, saved, counter.peak, counter.scalar_reads
+        config.batch_size,
+        counter.ops,
+        counter.bytes,
+        counter.flops,
+        saved,
+        counter.peak,
+        counter.scalar_reads,
+        counter.slow_lists,
     )
 
 
@@ -288,7 +303,8 @@ def report(counts: StepCounts) -> None:
     products, attention = (flops / batch / 1e9 for flops in (counts.product_flops(), counts.attention_flops()))
     print(f"matrix products {products:.1f} GFLOP an image, attention {attention:.1f}")
     print(f"saved activations {counts.saved / batch / 1e6:.1f} MB an image, {counts.saved / 1e9:.1f} GB")
-    print(f"peak of the loss {counts.loss_peak / 1e9:.2f} GB; scalar reads {counts.scalar_reads}")
+    print(f"peak of the loss {counts.loss_peak / 1e9:.2f} GB; scalar reads {counts.scalar_reads}", end="; ")
+    print(f"launches of slow list operators {sum(counts.slow_lists.values())} {dict(counts.slow_lists) or ''}")
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
     cutter = MultiViewTransform(SETTINGS, cnn, 0)
     with torch.no_grad():
         found = cutter.predict_landmarks(plain)
-    places = map_landmarks(found.unsqueeze(1), draws.boxes, draws.flips, 112)
+    places = map_landmarks(found.unsqueeze(1), torch.from_numpy(draws.boxes), torch.from_numpy(draws.flips), 112)
     wide_places = places[:, :2].flatten(0, 1)
     narrow_places = places[:, 2:, :36].flatten(0, 1)
 

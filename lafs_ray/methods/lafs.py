@@ -29,6 +29,7 @@ from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, cancel_gradient
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.landmark_cnn import normalize_pixels
 from lafs_ray.models.placement import uses_gpu_form
+from lafs_ray.models.token_sets import can_encode_together, encode_together
 
 
 def dequantize(tokens: Tensor) -> Tensor:
@@ -59,10 +60,12 @@ class LafsNetwork(nn.Module):
     def embed(self, token_sets: Sequence[Tensor]) -> Tensor:
         """Sets of tokens [R_i, n_i, P] to embeddings [ΣR_i, D].
 
-        Consecutive sets with the same token count run as one batch: two forwards, not ten.
+        Consecutive sets with the same token count run as one batch: two forwards, not ten; on a GPU one, in parts.
         """
-        batches = [list(sets) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
-        return torch.cat([self.backbone(torch.cat(batch)) for batch in batches])
+        batches = [torch.cat(list(sets)) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
+        if len(batches) > 1 and uses_gpu_form(batches[0]) and can_encode_together(self.backbone):
+            return encode_together(self.backbone, batches)
+        return torch.cat([self.backbone(batch) for batch in batches])
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,19 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
             if factor < 1:
                 gradient.mul_(factor)
     else:
-        torch._foreach_mul_(gradients, list(factors.unbind()))
+        torch._foreach_mul_(gradients, _spread(factors, gradients))
     return norms
+
+
+def _spread(factors: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Return a tensor of each one's shape, full of its factor.
+
+    A list of 0-d factors would be a launch for each tensor: list operators take a few launches for all only where both
+    lists have equal shapes and strides. This is one copy of the gradients, when activations are freed.
+    """
+    sizes = [tensor.numel() for tensor in tensors]
+    filled = torch.cat([factor.expand(size) for factor, size in zip(factors.unbind(), sizes, strict=True)])
+    return [part.view(tensor.shape) for part, tensor in zip(torch.split(filled, sizes), tensors, strict=True)]
 
 
 def cancel_gradients(module: nn.Module, name_part: str = "last_layer") -> None:

@@ -101,12 +101,12 @@ class FViT(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Embed tokens as `forward`, which subclasses override to take images."""
-        x = self.transformer(self._with_positions(tokens), class_only=True)
+        x = self.transformer(self.with_positions(tokens), class_only=True)
         return self.mlp_head(x[:, 0])  # type: ignore[no-any-return]
 
     def outputs(self, tokens: Tensor) -> Tensor:
         """Return all normalized outputs [B, n + 1, D] of tokens; the first is the class token of `encode`."""
-        return self.mlp_head(self.transformer(self._with_positions(tokens)))  # type: ignore[no-any-return]
+        return self.mlp_head(self.transformer(self.with_positions(tokens)))  # type: ignore[no-any-return]
 
     def token_attention(self, tokens: Tensor, block: int = -1) -> Tensor:
         """Return the attention weights of one block, as `forward` computes them; call it in eval mode.
@@ -123,12 +123,12 @@ class FViT(nn.Module):
         """
         layers = list(self.transformer.layers)
         attending = layers[block]
-        x = self._with_positions(tokens)
+        x = self.with_positions(tokens)
         for before in layers[: layers.index(attending)]:
             x = before(x)
         return cast("_Block", attending).attention_weights(x)
 
-    def _with_positions(self, tokens: Tensor) -> Tensor:
+    def with_positions(self, tokens: Tensor) -> Tensor:
         """Return the first block's input [B, n + 1, D], class token first."""
         batch, count, _ = tokens.shape
         assert count < self.pos_embedding.shape[1], (count, self.pos_embedding.shape[1] - 1)
@@ -186,6 +186,11 @@ class _Block(nn.ModuleList):
         """Return the attention weights [B, heads, n, n] of the block's input [B, n, D]."""
         normed = cast("_Residual", self[0]).fn
         return cast("_Attention", normed.fn).weights(normed.norm(x))
+
+
+def is_plain_block(block: nn.Module) -> bool:
+    """Return whether a block is the fViT's own."""
+    return isinstance(block, _Block)
 
 
 class _Residual(nn.Module):

@@ -72,7 +72,7 @@ class _TakeRows(torch.autograd.Function):
         taken, whole = gradients
         rows, places, factors = ctx.saved_tensors
         if torch.compiler.is_compiling():
-            return _add_looked_up(whole, taken, places, (factors > 0).float()), None, None, None
+            return add_looked_up(whole, taken, places, (factors > 0).float()), None, None, None
         return whole.index_add(0, rows, taken), None, None, None
 
 
@@ -82,7 +82,7 @@ class _AddRows(torch.autograd.Function):
         ctx.save_for_backward(rows)
         ctx.alpha, ctx.dtype = len(x) / len(rows), branch.dtype
         if torch.compiler.is_compiling() or uses_gpu_form(x):
-            return _add_looked_up(x, branch, places, factors)
+            return add_looked_up(x, branch, places, factors)
         return x.index_add(0, rows, branch.to(x.dtype), alpha=ctx.alpha)
 
     @staticmethod
@@ -93,7 +93,7 @@ class _AddRows(torch.autograd.Function):
         return gradient, scaled, None, None, None
 
 
-def _add_looked_up(x: Tensor, branch: Tensor, places: Tensor, factors: Tensor) -> Tensor:
+def add_looked_up(x: Tensor, branch: Tensor, places: Tensor, factors: Tensor) -> Tensor:
     """Return x [B, …] plus branch[places] times factors [B], in x's dtype."""
     weights = factors.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
     return torch.addcmul(x, branch.index_select(0, places), weights)

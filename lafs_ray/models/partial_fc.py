@@ -12,7 +12,9 @@ this rank in a step's softmax, K classes of a row (1, or 2 when mixed).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +78,8 @@ class PartialFC(nn.Module):
         self.num_sampled = math.ceil(Fraction(str(sample_rate)) * (self.stop - self.start))
         self.step = 0
         self.weight = nn.Parameter(_xavier_rows(num_classes, embedding_dim, self.start, self.stop))
+        self._rows_sampled = 0
+        self.weight.register_post_accumulate_grad_hook(self._mark_coalesced)  # type: ignore[no-untyped-call]
 
     def begin_step(self, step: int) -> None:
         """Set the global step, of which the sample is a function: (seed, step, rank)."""
@@ -84,8 +88,9 @@ class PartialFC(nn.Module):
     def loss(self, embeddings: Tensor, targets: Tensor | MixedLabels) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of this rank's rows; collective, with B equal on all ranks.
 
-        Computed in float32 even under autocast. Gradients are those of the mean over all G rows, after DDP has averaged
-        the network's gradients over ranks. All ranks must scale the loss equally, and call backward once.
+        Computed in float32 even under autocast, then with products in TF32 on a GPU. Gradients are those of the mean
+        over all G rows, after DDP has averaged the network's gradients over ranks. All ranks must scale the loss
+        equally, and call backward once.
 
         Args:
             embeddings: float [B, D], of any length.
@@ -95,16 +100,20 @@ class PartialFC(nn.Module):
             The mean over this rank's rows, float32 scalar; and whether each row's own class (of two, that of the
             greater weight) has a greater cosine, without margins, than all others in the softmax: bool [B].
         """
-        with torch.autocast(embeddings.device.type, enabled=False):
+        device = embeddings.device.type
+        # A network in bfloat16 has rounded its embeddings to 8 bits; TF32 keeps 11.
+        tf32 = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False):
             directions = F.normalize(embeddings.float(), dim=-1)
             classes, weights = _target_columns(targets)
             if self.num_ranks > 1:
                 directions = AllGather.apply(directions, self.rank, self.num_ranks)  # type: ignore[no-untyped-call]
                 classes, weights = (all_gather_rows(each, self.num_ranks) for each in (classes, weights))
             sample = self.sample(classes) if self.sample_rate < 1 else None
+            self._rows_sampled = 0 if sample is None else len(sample)
             columns, is_local = self._columns(classes, sample)
             own = TargetClasses(columns, is_local, classes >= 0, weights)
-            margin = MarginSettings(self.scale, self.margin, self.kind, self.num_ranks)
+            margin = MarginSettings(self.scale, self.margin, self.kind, self.num_ranks, tf32)
             losses, is_nearest = CrossEntropy.apply(  # type: ignore[no-untyped-call]
                 directions, self.weight, sample, own, margin
             )
@@ -132,6 +141,16 @@ class PartialFC(nn.Module):
             count = max(count, int((scores == 2.0).sum()))
         return scores.topk(count, sorted=False).indices.sort().values
 
+    def _mark_coalesced(self, weight: Tensor) -> None:
+        """Mark the gradient of one micro-batch as coalesced, which autograd forgets; the optimizer then sorts nothing.
+
+        Its rows are those of the sample, ascending and each once. A sum of several micro-batches has more, unless torch
+        has merged and marked it.
+        """
+        gradient = weight.grad
+        if gradient is not None and gradient.is_sparse and gradient._nnz() == self._rows_sampled:
+            gradient._coalesced_(True)
+
     def _columns(self, classes: Tensor, sample: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return columns of classes [G, K] in this rank's softmax (else 0), and if there is one."""
         is_local = (classes >= self.start) & (classes < self.stop)
@@ -155,7 +174,7 @@ class PartialFC(nn.Module):
         if self.rank != 0:
             for first in range(0, len(rows), _BLOCK_ROWS):
                 # NCCL sends only from the GPU.
-                dist.send(rows[first : first + _BLOCK_ROWS].to(self.weight.device), 0)
+                _exchange(dist.isend, rows[first : first + _BLOCK_ROWS].to(self.weight.device), 0)
             return None
         whole = torch.empty(self.num_classes, *rows.shape[1:], dtype=rows.dtype)
         whole[: self.stop] = rows
@@ -164,7 +183,7 @@ class PartialFC(nn.Module):
             for first in range(start, stop, _BLOCK_ROWS):
                 block = whole[first : min(first + _BLOCK_ROWS, stop)]
                 received = torch.empty_like(block, device=self.weight.device)
-                dist.recv(received, source)
+                _exchange(dist.irecv, received, source)
                 block.copy_(received)
         return whole
 
@@ -172,6 +191,12 @@ class PartialFC(nn.Module):
         """Return a copy of this rank's shard of what `gather_rows` made, on any number of ranks."""
         assert len(whole) == self.num_classes, (len(whole), self.num_classes)
         return whole[self.start : self.stop].clone()
+
+
+def _exchange(direction: Callable[..., Any], rows: Tensor, other: int) -> None:
+    """Send or receive rows over the group's communicator; NCCL's `send` and `recv` would open one for each pair."""
+    for work in dist.batch_isend_irecv([dist.P2POp(direction, rows, other)]):
+        work.wait()
 
 
 def shard_bounds(num_classes: int, rank: int, num_ranks: int) -> tuple[int, int]:

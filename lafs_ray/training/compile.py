@@ -23,6 +23,9 @@ from lafs_ray.models.placement import uses_gpu_form
 from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.distributed import gather_lines
 from lafs_ray.training.train_loop import TrainState
+from lafs_ray.transforms.augment_float import Operations
+from lafs_ray.transforms.device_views import DeviceViews
+from lafs_ray.transforms.packed_faces import PACKED
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
             config.micro_batch * num_views, config.head.num_prototypes, dtype=training.precision, device=training.device
         )
         reason = compile_loss(task, scores, num_views)
+    if isinstance(training.transform, DeviceViews) and uses_gpu_form(tokens):
+        reason = reason or compile_views(training.transform, config.micro_batch, training.device)
     reasons = gather_lines({reason} - {""})
     if training.rank == 0:
         for line in sorted(reasons):
@@ -118,6 +123,27 @@ def compile_loss(task: Lafs, scores: Tensor, num_views: int) -> str:
     except Exception as error:
         return f"compute.compile: the loss is not compiled, as torch.compile failed with {_reason(error)}"
     task.loss_part, task.diagnostics = part, diagnostics
+    return ""
+
+
+def compile_views(views: DeviceViews, batch: int, device: torch.device) -> str:
+    """Compile the crops, colors and blur of `crops.device: cuda`, unless that fails.
+
+    Args:
+        views: whose operations are compiled.
+        batch: faces of a micro-batch.
+        device: of the views.
+
+    Returns:
+        The reason why they were not compiled, in one line; empty if they were.
+    """
+    plain = views.operations
+    views.operations = Operations(*(torch.compile(each, dynamic=False) for each in vars(plain).values()))
+    try:
+        views({PACKED: torch.zeros(batch, views.layout.row_bytes, dtype=torch.uint8, device=device)})
+    except Exception as error:
+        views.operations = plain
+        return f"compute.compile: the views are not compiled, as torch.compile failed with {_reason(error)}"
     return ""
 
 

@@ -49,8 +49,11 @@ def saved_bytes(config: PretrainConfig) -> int:
     tokens, views = _tokens(config), NUM_GLOBAL_VIEWS + config.views.num_local
     kept = 1.0 if model.drop_path_per_sample else 1.0 - model.drop_path
     mask = width if model.dropout > 0 else 0
+    # Global and local views in one pass (`models.token_sets`) keep attention's mixture a second time, joined; compiled
+    # blocks do without.
+    joins = size.timm is None and not (model.drop_path_per_sample and model.drop_path > 0)
     # The norm's input and output, queries, keys and values, their mixture, and the mask of the projection.
-    mixing = 4 * width + narrow * (width + 4 * inner) + mask + 4 * size.heads + 8
+    mixing = 4 * width + narrow * (width + (5 if joins else 4) * inner) + mask + 4 * size.heads + 8
     hidden_mask = size.mlp_width if model.dropout > 0 else 0
     mlp = 4 * width + narrow * (width + 2 * size.mlp_width) + hidden_mask + mask + 8
     # Of the last block: keys and values of all tokens, and all else of the class tokens alone; timm's attention has no

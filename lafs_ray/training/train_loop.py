@@ -26,6 +26,8 @@ from lafs_ray.training.monitoring.nonfinite_guard import NonFinite, NonFiniteGua
 from lafs_ray.training.run_request import RunRequest
 
 _STEP_STREAM = 0x73746570
+# What names the records, for `NonFiniteGuard`: no loss takes it.
+_HOST_COLUMNS = ("shard", "key")
 
 TensorBatch = dict[str, Tensor]
 DeviceTransform = Callable[[TensorBatch], TensorBatch]
@@ -322,8 +324,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def to_device(columns: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> TensorBatch:
-    """Return columns as tensors on the training device; copies to a GPU are asynchronous."""
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in columns.items()}
+    """Return what a loss takes of columns as tensors on the training device; copies to a GPU are asynchronous."""
+    given = {name: column for name, column in columns.items() if name not in _HOST_COLUMNS}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(c)) for name, c in given.items()}
     if device.type == "cpu":
         return tensors
     return {n: t.pin_memory().to(device, non_blocking=True) for n, t in tensors.items()}

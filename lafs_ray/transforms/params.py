@@ -262,8 +262,23 @@ def _local_indices(settings: ViewSettings, uniforms: NDArray[np.float32]) -> NDA
         indices = (uniforms[..., :count] * settings.num_landmarks).astype(np.int64)
         indices = np.minimum(indices, settings.num_landmarks - 1)
     else:
-        indices = stable_argsort(uniforms)[..., :count]
+        indices = smallest(uniforms, count)
     return indices if settings.shuffle else np.sort(indices, axis=-1)
+
+
+def smallest(numbers: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the first `count` of `stable_argsort` along the last axis; in half the time if few are needed."""
+    if count == numbers.shape[-1]:
+        return stable_argsort(numbers)
+    candidates = np.argpartition(numbers, count, axis=-1)[..., : count + 1]
+    values = np.take_along_axis(numbers, candidates, axis=-1)
+    order = np.argsort(values, axis=-1)
+    found = np.take_along_axis(candidates, order, axis=-1)[..., :count]
+    ascending = np.take_along_axis(values, order, axis=-1)
+    tied = (ascending[..., 1:] == ascending[..., :-1]).any(axis=-1)
+    if tied.any():
+        found[tied] = stable_argsort(numbers[tied])[..., :count]
+    return found
 
 
 def stable_argsort(numbers: NDArray[np.float32]) -> NDArray[np.int64]:

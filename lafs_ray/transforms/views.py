@@ -1,7 +1,7 @@
 """From a batch of faces to landmark tokens: crop, flip, appearance, landmarks, patches.
 
-Ray Data actors, debug mode and the GPU step call the same object. A record's tokens depend on (seed, epoch, shard, key)
-and its pixels alone: on CPU bit by bit, in any batch, because every operation works on each view by itself.
+Ray Data actors and debug mode call the same object; a GPU's form is `device_views`. A record's tokens depend on (seed,
+epoch, shard, key) and its pixels alone, bit by bit, in any batch: every operation works on each view by itself.
 Convolutions change their order of summation with the batch size and, on some CPUs, with the number of threads, so the
 landmark CNN runs on groups of one size and on one thread; cached landmarks equal those of a run. Tokens are uint8, 130
 KB per image: t means t / 127.5 - 1, at most half a step of 8 bits from the reference's float tokens. Shape letters: B
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from lafs_ray.models.landmark_cnn import MIDDLE
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.models.orientation_tokens import grid_centers, orientation_tokens
 from lafs_ray.models.patch_sampling import extract_patches, grid_patches
-from lafs_ray.transforms import augment_float, augment_uint8
+from lafs_ray.transforms import augment_uint8
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor, keep_freed_memory
 from lafs_ray.transforms.orientation_uint8 import sample_orientations
 from lafs_ray.transforms.params import Records, ViewParams, ViewSettings, sample_view_params
@@ -37,32 +37,20 @@ class MultiViewTransform:
         landmarker: [M, 3, S, S] in [-1, 1] to landmarks [M, N, 2] in pixels; a frozen copy is used. None exactly if the
             source is `cached` or `grid`; with `template` a `TemplateLandmarks`.
         seed: the run's seed.
-        device: where pixels are processed, `cpu` or `cuda`.
-        chunk: images processed at once on CPU, where the views of eight still fit the cache. Changes speed, never
-            results.
+        chunk: images processed at once; the views of eight still fit the cache. Changes speed, never results.
     """
 
-    def __init__(
-        self,
-        settings: ViewSettings,
-        landmarker: nn.Module | None,
-        seed: int,
-        *,
-        device: str | torch.device = "cpu",
-        chunk: int = 8,
-    ) -> None:
+    def __init__(self, settings: ViewSettings, landmarker: nn.Module | None, seed: int, *, chunk: int = 8) -> None:
         assert (landmarker is None) == (settings.source in ("cached", "grid")), settings
         self.settings = settings
         self.seed = seed
-        self.device = torch.device(device)
         self.chunk = chunk
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory()
         self._predictor: LandmarkPredictor | nn.Module | None = None
         if isinstance(landmarker, TemplateLandmarks):
-            self._predictor = copy.deepcopy(landmarker).to(self.device)
+            self._predictor = copy.deepcopy(landmarker)
         elif landmarker is not None:
-            self._predictor = LandmarkPredictor(landmarker, self.device)
+            self._predictor = LandmarkPredictor(landmarker)
 
     @torch.no_grad()
     def __call__(
@@ -72,7 +60,7 @@ class MultiViewTransform:
         shard: Records,
         key: Records,
         landmarks: NDArray[np.float16] | Tensor | None = None,
-    ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
+    ) -> dict[str, NDArray[np.uint8]]:
         """Return the tokens of B ≥ 1 faces.
 
         Args:
@@ -83,8 +71,7 @@ class MultiViewTransform:
             landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
 
         Returns:
-            `global_tokens` uint8 [B, V_g, N, P] and `local_tokens` uint8 [B, V_l, n, P]:
-            arrays if `device` is the CPU, else tensors on the device.
+            `global_tokens` uint8 [B, V_g, N, P] and `local_tokens` uint8 [B, V_l, n, P].
         """
         return self.tokens(images, sample_view_params(self.settings, self.seed, epoch, shard, key), landmarks)
 
@@ -94,7 +81,7 @@ class MultiViewTransform:
         images: NDArray[np.uint8] | Tensor,
         params: ViewParams,
         landmarks: NDArray[np.float16] | Tensor | None = None,
-    ) -> dict[str, NDArray[np.uint8]] | dict[str, Tensor]:
+    ) -> dict[str, NDArray[np.uint8]]:
         """Return the tokens of B ≥ 1 faces as a call, with crops, colors, noise and indices given instead of sampled.
 
         Args:
@@ -102,26 +89,20 @@ class MultiViewTransform:
             params: of their views.
             landmarks: as in a call.
         """
-        pixels = to_tensor(images).to(self.device)
+        pixels = to_tensor(images)
         size = self.settings.image_size
         assert pixels.shape[1:] == (size, size, 3), pixels.shape
         on_images = self._landmarks_on_images(pixels, landmarks)
-        length = self.chunk if self.device.type == "cpu" else len(pixels)
         chunks = []
-        for start in range(0, len(pixels), length):
-            rows = slice(start, start + length)
+        for start in range(0, len(pixels), self.chunk):
+            rows = slice(start, start + self.chunk)
             known = None if on_images is None else on_images[rows]
             chunks.append(self._tokens(pixels[rows], params.images(rows), known))
-        tokens = {
-            "global_tokens": torch.cat([chunk[0] for chunk in chunks]),
-            "local_tokens": torch.cat([chunk[1] for chunk in chunks]),
-        }
-        if self.device.type == "cpu":
-            return {name: value.numpy() for name, value in tokens.items()}
-        return tokens
+        names = ("global_tokens", "local_tokens")
+        return {name: torch.cat([chunk[i] for chunk in chunks]).numpy() for i, name in enumerate(names)}
 
     def transform_columns(self, faces: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the tokens of decoded faces, with their shard and key; on the CPU.
+        """Return the tokens of decoded faces, with their shard and key.
 
         Args:
             faces: columns image, epoch, shard, key and, if the source is `cached`, landmarks, as the arguments of a
@@ -129,20 +110,19 @@ class MultiViewTransform:
         """
         image, epoch, shard, key = (faces[name] for name in ("image", "epoch", "shard", "key"))
         tokens = self(image, epoch, shard, key, faces.get("landmarks"))
-        return {**cast("dict[str, NDArray[np.uint8]]", tokens), "shard": shard, "key": key}
+        return {**tokens, "shard": shard, "key": key}
 
     def _tokens(self, images: Tensor, params: ViewParams, on_images: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return global and local tokens of some images."""
         settings = self.settings
-        augment = augment_uint8 if self.device.type == "cpu" else augment_float
         tokens = []
         for is_local, size in ((False, settings.image_size), (True, settings.local_size)):
             first, last = settings.num_global, settings.num_views
             part = params.views(slice(first, last) if is_local else slice(0, first))
-            clean = augment.crop_views(images, part.boxes, part.flips, size)
-            changed = augment.change_appearance(clean, part)
+            clean = augment_uint8.crop_views(images, part.boxes, part.flips, size)
+            changed = augment_uint8.change_appearance(clean, part)
             if settings.source == "grid" and settings.token_features == "pixels":
-                patches = _rounded(grid_patches(changed, settings.patch_size))
+                patches = grid_patches(changed, settings.patch_size)
                 patches = patches.reshape(*part.flips.shape, *patches.shape[1:])
             else:
                 patches = self.view_tokens(clean, changed, part, on_images, size, is_local=is_local)
@@ -202,7 +182,8 @@ class MultiViewTransform:
             kept = kept.expand(-1, -1, -1, 2)
             landmarks, noise = landmarks.gather(2, kept), noise.gather(2, kept)
         if on_images is not None:
-            landmarks = map_landmarks(landmarks, params.boxes, params.flips, size)
+            boxes, flips = torch.from_numpy(params.boxes), torch.from_numpy(params.flips)
+            landmarks = map_landmarks(landmarks, boxes, flips, size)
         return landmarks + noise
 
     def _landmarks_on_images(self, images: Tensor, cached: NDArray[np.float16] | Tensor | None) -> Tensor | None:
@@ -210,7 +191,7 @@ class MultiViewTransform:
         source = self.settings.source
         assert (cached is not None) == (source == "cached"), source
         if cached is not None:
-            return torch.as_tensor(cached).to(self.device, torch.float32)
+            return torch.as_tensor(cached).to(torch.float32)
         if source in ("per_image", "template"):
             return self.predict_landmarks(images.permute(0, 3, 1, 2))
         return None
@@ -236,23 +217,16 @@ def supervised_view(
         key: [B], as in `sample_view_params`.
 
     Returns:
-        uint8 [B, S, S, 3], RGB, on the images' device.
+        uint8 [B, S, S, 3], RGB.
     """
     assert settings.num_views == 1, settings
     pixels = to_tensor(images)
     params = sample_view_params(settings, seed, epoch, shard, key)
-    augment = augment_uint8 if pixels.device.type == "cpu" else augment_float
-    clean = augment.crop_views(pixels, params.boxes, params.flips, settings.image_size)
-    views = augment.change_appearance(clean, params)
-    return _rounded(views).permute(0, 2, 3, 1).contiguous()
+    clean = augment_uint8.crop_views(pixels, params.boxes, params.flips, settings.image_size)
+    return augment_uint8.change_appearance(clean, params).permute(0, 2, 3, 1).contiguous()
 
 
-def _rounded(values: Tensor) -> Tensor:
-    """Round to uint8, unless values are uint8 already."""
-    return values if values.dtype == torch.uint8 else values.round_().to(torch.uint8)
-
-
-def map_landmarks(landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int) -> Tensor:
+def map_landmarks(landmarks: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
     """Map landmarks of an image to the same points of its views.
 
     A patch's middle pixel lies one up-left of its landmark (`extract_patches`), at ½ less in coordinates that count
@@ -261,20 +235,19 @@ def map_landmarks(landmarks: Tensor, boxes: NDArray[np.int32], flips: NDArray[np
 
     Args:
         landmarks: [B, V, n, 2] or, the same for all views, [B, 1, n, 2]; pixels of the image, (x, y).
-        boxes: int32 [B, V, 4], (top, left, height, width).
+        boxes: integers [B, V, 4], (top, left, height, width).
         flips: bool [B, V].
         size: side of the views, in pixels.
 
     Returns:
         [B, V, n, 2], pixels of the views.
     """
-    corner = boxes[..., [1, 0]].astype(np.float64)
-    scale = size / boxes[..., [3, 2]]
-    shift = 0.5 - (corner + 0.5) * scale
-    scale[flips, 0] *= -1
-    shift[flips, 0] = size + 1 - shift[flips, 0]
-    scales = torch.from_numpy(scale).to(landmarks).unsqueeze(2)
-    shifts = torch.from_numpy(shift).to(landmarks).unsqueeze(2)
+    top, left, height, width = boxes.double().unbind(-1)
+    scale_x, scale_y = size / width, size / height
+    shift_x, shift_y = 0.5 - (left + 0.5) * scale_x, 0.5 - (top + 0.5) * scale_y
+    scale_x, shift_x = torch.where(flips, -scale_x, scale_x), torch.where(flips, size + 1 - shift_x, shift_x)
+    scales = torch.stack((scale_x, scale_y), dim=-1).to(landmarks).unsqueeze(2)
+    shifts = torch.stack((shift_x, shift_y), dim=-1).to(landmarks).unsqueeze(2)
     return landmarks * scales + shifts
 
 

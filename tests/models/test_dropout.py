@@ -127,11 +127,11 @@ def test_stochastic_depth__expectation_in_a_network(per_sample: bool) -> None:
     tokens = torch.randn(8, 3, 4, dtype=torch.float64)
 
     def block_outputs() -> Tensor:
-        return model.transformer(model._with_positions(tokens))
+        return model.transformer(model.with_positions(tokens))
 
     with torch.no_grad():
         mean = torch.stack([block_outputs() for _ in range(2000)]).mean(0)
-        expected = model.eval().transformer(model._with_positions(tokens))
+        expected = model.eval().transformer(model.with_positions(tokens))
     # A sample's bias is 1/0.75 in 3 of 4 draws: standard deviation 0.58, five standard errors of 2,000 draws.
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.065)
 

@@ -168,7 +168,7 @@ def test_token_attention__weights_of_the_block(block: int) -> None:
     attending.register_forward_hook(lambda _module, inputs, output: seen.update(x=inputs[0], output=output))
     tokens = torch.randn(2, 5, 12)
     # `forward` computes no more than the class token in the last block.
-    model.transformer(model._with_positions(tokens))
+    model.transformer(model.with_positions(tokens))
     weights = model.token_attention(tokens, block)
     assert weights.shape == (2, 2, 6, 6)
     value = attending.to_qkv(seen["x"])[..., 32:].reshape(2, 6, 2, 8).transpose(1, 2)
@@ -217,7 +217,7 @@ def test_fvit__same_class_token_and_gradients_without_the_others(per_sample: boo
     for class_only in (True, False):
         model.zero_grad()
         torch.manual_seed(3)
-        x = model.transformer(model._with_positions(tokens), class_only=class_only)
+        x = model.transformer(model.with_positions(tokens), class_only=class_only)
         embedding = model.mlp_head(x[:, 0])
         embedding.square().sum().backward()
         found.append([embedding, *(parameter.grad for parameter in model.parameters())])

@@ -257,6 +257,46 @@ def test_loss__under_autocast() -> None:
     assert torch.equal(head.weight.grad, other.weight.grad)  # type: ignore[arg-type]
 
 
+def in_tf32(values: Tensor) -> Tensor:
+    """Round to 11 bits, as a tensor core does: to the nearest, ties away from zero."""
+    return ((values.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+def test_loss__with_products_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast a GPU may round the factors of all three products; loss and gradients change by some 1e-3."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(64, 128, generator=generator)
+    labels = torch.randint(1000, (64,), generator=generator)
+    allowed: list[bool] = []
+    matmul = Tensor.matmul
+
+    def rounded(one: Tensor, other: Tensor) -> Tensor:
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        return matmul(in_tf32(one), in_tf32(other)) if allowed[-1] else matmul(one, other)
+
+    def run(*, autocast: bool) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(3)
+        head, leaf = PartialFC(128, 1000), embeddings.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, _ = head.loss(leaf, labels)
+        loss.backward()
+        assert leaf.grad is not None
+        assert head.weight.grad is not None
+        return loss.detach(), leaf.grad, head.weight.grad
+
+    plain = run(autocast=False)
+    assert all(torch.equal(*pair) for pair in zip(plain, run(autocast=True), strict=True)), "a CPU rounds nothing"
+    monkeypatch.setattr(Tensor, "__matmul__", rounded)
+    before = torch.backends.cuda.matmul.allow_tf32
+    exact, found = run(autocast=False), run(autocast=True)
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+    assert allowed == [False] * 3 + [True] * 3
+    for value, reference in zip(found, exact, strict=True):
+        # Half of 2^-10 for each factor, in cosines that the scale of 64 multiplies.
+        difference = (value - reference).norm() / reference.norm()
+        assert 0 < difference < 2e-3
+
+
 def test_loss__differentiated_twice() -> None:
     """A second backward stops, as the first has used up the softmax."""
     head = head_of("cosface")

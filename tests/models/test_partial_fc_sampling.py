@@ -54,3 +54,22 @@ def test_sample__takes_every_other_class_equally_often() -> None:
     others = counts[[c for c in range(20) if c not in (3, 11)]]
     # Three of 18 places: 333 ± 17; five deviations.
     assert (others - 2000 / 6).abs().max() < 5 * math.sqrt(2000 * 5 / 36)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradient__needs_no_sorting(micro_batches: int) -> None:
+    """A step's sparse gradient is known to be coalesced, and is what coalescing would make of it."""
+    head = PartialFC(4, 50, sample_rate=0.2, seed=1)
+    head.begin_step(3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(micro_batches):
+        loss, _ = head.loss(torch.randn(6, 4, generator=generator), torch.randint(50, (6,), generator=generator))
+        loss.backward()
+    gradient = head.weight.grad
+    assert gradient is not None
+    assert gradient.is_coalesced() or micro_batches == 2
+    rows = gradient.coalesce().indices()[0]
+    assert (rows.diff() > 0).all()
+    parts = gradient._indices(), gradient._values()
+    unmarked = torch.sparse_coo_tensor(*parts, gradient.shape, check_invariants=False)
+    assert torch.equal(unmarked.to_dense(), gradient.to_dense())

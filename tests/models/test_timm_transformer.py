@@ -112,7 +112,7 @@ def test_token_attention__is_what_the_block_mixes_with() -> None:
         weights = network.token_attention(inputs, 0)
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 10))
         block = network.transformer.layers[0]
-        x = block.norm1(network._with_positions(inputs))
+        x = block.norm1(network.with_positions(inputs))
         values = block.attn.qkv(x).unflatten(-1, (3, 2, 32))[:, :, 2].transpose(1, 2)
         mixed = block.attn.proj((weights @ values).transpose(1, 2).flatten(2))
         torch.testing.assert_close(mixed, block.attn(x))
@@ -123,7 +123,7 @@ def test_token_attention__is_what_the_block_mixes_with() -> None:
 def test_stochastic_depth__drops_the_same_samples_as_the_fvit(per_sample: bool) -> None:
     """A sample whose branches are all dropped leaves the blocks as it came; the mean over draws stays."""
     network = transformer(drop_path=0.5, drop_path_per_sample=per_sample).train()
-    inputs = network._with_positions(tokens(batch=8)).detach()
+    inputs = network.with_positions(tokens(batch=8)).detach()
     block, depth = network.transformer.layers[0], network.transformer.depth
     torch.manual_seed(0)
     with torch.no_grad():

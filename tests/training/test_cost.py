@@ -73,7 +73,7 @@ def test_image_flops__as_counted() -> None:
 def test_require_memory__names_what_helps() -> None:
     """The default batch on one card of 141 GB is refused with the arithmetic; the settings it names fit."""
     made, available = config(batch=1024), 141 * 10**9
-    with pytest.raises(ConfigError, match=r"at least 19\d\.\d GB") as raised:
+    with pytest.raises(ConfigError, match=r"at least 20\d\.\d GB") as raised:
         cost._require(made, "H200", available)
     text = str(raised.value)
     assert "at most the 141.0 GB of this GPU (H200)" in text

@@ -29,7 +29,9 @@ MODULES = [
     "training/tasks/pretrain.py",
     "training/train_loop.py",
     "transforms/augment_float.py",
+    "transforms/device_views.py",
     "transforms/landmark_predictor.py",
+    "transforms/packed_faces.py",
     "transforms/views.py",
 ]
 READING_METHODS = {"item", "cpu", "tolist", "numpy", "nonzero", "synchronize"}
@@ -46,9 +48,7 @@ ALLOWED = {
     ("training/monitoring/metrics.py", "Meter.report"): "at reports",
     ("training/monitoring/metrics.py", "_mean_over_ranks"): "at reports",
     ("training/monitoring/nonfinite_guard.py", "NonFiniteGuard.find_nonfinite"): "at reports and checkpoints",
-    ("training/tasks/pretrain.py", "device_transform.transform"): "numbers of records, with crops.device=cuda",
     ("training/train_loop.py", "step_seed"): "of NumPy",
-    ("transforms/augment_float.py", "blur_"): "of NumPy",
     ("transforms/landmark_predictor.py", "keep_freed_memory"): "of the C library",
     ("transforms/views.py", "MultiViewTransform.tokens"): "on CPUs",
     ("transforms/views.py", "extract_tokens"): "on CPUs",

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
@@ -17,7 +17,9 @@ from lafs_ray.data.landmark_template import grid_template
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.training.tasks import pretrain
-from lafs_ray.transforms.params import ViewSettings
+from lafs_ray.transforms import augment_float
+from lafs_ray.transforms.packed_faces import color_coefficients, half_kernels
+from lafs_ray.transforms.params import CONTRAST, HUE, SATURATION, ViewParams, ViewSettings
 
 # Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a sample by 1/64 px at
 # most in x and in y, and `smooth_images` change by 96 a pixel at most.
@@ -60,3 +62,30 @@ def grid_landmarks(num_landmarks: int) -> TemplateLandmarks:
     network = TemplateLandmarks(num_landmarks)
     network.output_layer.positions.copy_(torch.from_numpy((grid_template(num_landmarks) * 2).round() / 2))
     return network
+
+
+GRAY = HUE + 1
+
+
+def changed_color(views: Tensor, kind: int, *factors: float) -> Tensor:
+    """The definition of one color operation, with a factor for each view or one for all."""
+    rows = []
+    for factor in factors:
+        rest = 1 - factor
+        own = {HUE: 1.0, GRAY: 0.0}.get(kind, factor)
+        gray = 1.0 if kind == GRAY else rest if kind == SATURATION else 0.0
+        rows.append((own, gray, rest if kind == CONTRAST else 0.0, factor if kind == HUE else 0.0))
+    return augment_float.color_step(views, torch.tensor(rows).expand(len(views), -1))
+
+
+def blurred(views: Tensor, *sigmas: float) -> Tensor:
+    """The definition of the blur, with a standard deviation for each view or one for all."""
+    kernels = torch.from_numpy(half_kernels(np.array(sigmas, dtype=np.float32), 7))
+    return augment_float.blur(views, kernels.expand(len(views), -1))
+
+
+def changed_appearance(views: Tensor, params: ViewParams) -> Tensor:
+    """The definition of the whole chain, of B images and V views with B·V = M."""
+    colors, kernels = color_coefficients(params), half_kernels(params.blur_sigma_px, 7)
+    given = (torch.from_numpy(each).flatten(0, 1) for each in (colors, kernels, params.solarizes))
+    return augment_float.change_appearance(views, *given)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lafs_ray.compat import import_torchvision
 from lafs_ray.transforms import augment_float, augment_uint8
 from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParams, sample_view_params
-from tests.transforms.faces import smooth_images, view_settings
+from tests.transforms.faces import GRAY, blurred, changed_appearance, changed_color, smooth_images, view_settings
 
 
 def planes(images: NDArray[np.uint8]) -> Tensor:
@@ -25,17 +25,17 @@ def pixels(views: Tensor) -> NDArray[np.float32]:
     return views.permute(0, 2, 3, 1).numpy()
 
 
-def amounts(*values: float) -> Tensor:
-    return torch.tensor(values).reshape(-1, 1, 1, 1)
-
-
 def draws_of(count: int, **changes: object) -> ViewParams:
     zeros = np.zeros(count, dtype=np.int64)
     settings = view_settings(source="grid", **changes)
     return sample_view_params(settings, 3, zeros, zeros, np.arange(count))
 
 
-@pytest.mark.parametrize("crop", [augment_uint8.crop_views, augment_float.crop_views])
+def float_crop(images: Tensor, boxes: NDArray[np.int32], flips: NDArray[np.bool_], size: int) -> Tensor:
+    return augment_float.crop_views(images, torch.from_numpy(boxes), torch.from_numpy(flips), size)
+
+
+@pytest.mark.parametrize("crop", [augment_uint8.crop_views, float_crop])
 @pytest.mark.parametrize("size", [112, 48])
 def test_crop__is_pils_bicubic_of_a_box(crop, size: int) -> None:  # type: ignore[no-untyped-def]
     """Both ways of cropping give PIL's crop, resize and mirror."""
@@ -84,23 +84,23 @@ def test_bicubic_weights__equal_their_definition() -> None:
             for pixel in range(start, start + length):
                 expected[row, pixel] = keys((pixel + 0.5 - center) / scale)
         expected /= expected.sum(axis=1, keepdims=True)
-        weights = augment_float.bicubic_weights(np.array([start]), np.array([length]), 24, size)
+        box = torch.tensor([start]), torch.tensor([length])
+        weights = augment_float.bicubic_weights(*box, 24, size, dtype=torch.float64)
         np.testing.assert_allclose(weights[0], expected, atol=1e-12)
+        # Positions of at most 112 px are 7e-6 px off in float32, and the kernel's slope is below 2.
+        np.testing.assert_allclose(augment_float.bicubic_weights(*box, 24, size)[0], expected, atol=2e-5)
+        mirrored = augment_float.bicubic_weights(*box, 24, size, torch.tensor([True]), torch.float64)
+        np.testing.assert_allclose(mirrored[0], expected[::-1], atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("operation", "enhance"),
-    [
-        (augment_float.brighten_, ImageEnhance.Brightness),
-        (augment_float.contrast_, ImageEnhance.Contrast),
-        (augment_float.saturate_, ImageEnhance.Color),
-    ],
+    [(BRIGHTNESS, ImageEnhance.Brightness), (CONTRAST, ImageEnhance.Contrast), (SATURATION, ImageEnhance.Color)],
 )
 def test_color__is_pils(operation, enhance) -> None:  # type: ignore[no-untyped-def]
     """Brightness, contrast and saturation are PIL's blends."""
     images, factors = smooth_images(4), (0.6, 0.9, 1.2, 1.4)
-    views = planes(images)
-    operation(views, amounts(*factors))
+    views = changed_color(planes(images), operation, *factors)
     for image, factor, view in zip(images, factors, pixels(views), strict=True):
         expected = np.asarray(enhance(Image.fromarray(image)).enhance(factor), dtype=np.float32)
         # PIL cuts the fraction off; its gray is rounded from 16-bit fixed point.
@@ -110,8 +110,7 @@ def test_color__is_pils(operation, enhance) -> None:  # type: ignore[no-untyped-
 def test_gray__is_pils_luma() -> None:
     """Gray is PIL's conversion to L."""
     images = smooth_images(2)
-    views = planes(images)
-    augment_float.make_gray_(views, amounts(0, 0))
+    views = changed_color(planes(images), GRAY, 0.0)
     for image, view in zip(images, pixels(views), strict=True):
         expected = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)
         # Fixed point and float32 may round a half differently.
@@ -125,8 +124,7 @@ def test_hue__is_a_turn_of_hsv() -> None:
     images[0, 0, 0] = (7, 7, 7)
     images[0, 0, 1] = 0
     images[0, 0, 2] = (9, 200, 200)
-    views = planes(images)
-    augment_float.shift_hue_(views, amounts(*shifts))
+    views = changed_color(planes(images), HUE, *shifts)
     for image, shift, view in zip(images, shifts, pixels(views), strict=True):
         for row, column in ((0, 0), (0, 1), (0, 2), *np.random.default_rng(1).integers(0, 112, (200, 2))):
             hue, saturation, value = colorsys.rgb_to_hsv(*(image[row, column] / 255.0))
@@ -154,7 +152,7 @@ def test_blur__equals_its_definition() -> None:
         view = sum(tap * padded[:, :, k : k + 20] for k, tap in enumerate(taps))
         padded = np.pad(view, ((0, 0), (reach, reach), (0, 0)), mode="edge")
         expected.append(sum(tap * padded[:, k : k + 20] for k, tap in enumerate(taps)))
-    augment_float.blur_(views, sigmas)
+    views = blurred(views, *sigmas.tolist())
     # 26 additions of float32 numbers below 256.
     np.testing.assert_allclose(views.numpy(), np.stack(expected), atol=1e-3)
 
@@ -163,8 +161,7 @@ def test_blur__equals_its_definition() -> None:
 def test_blur__is_near_pils(sigma: float) -> None:
     """PIL's three box blurs approximate the same Gaussian."""
     images = smooth_images(1)
-    views = planes(images)
-    augment_float.blur_(views, np.array([sigma], dtype=np.float32))
+    views = blurred(planes(images), sigma)
     expected = Image.fromarray(images[0]).filter(ImageFilter.GaussianBlur(sigma))
     # Each of PIL's passes is rounded to 8 bits.
     assert np.abs(pixels(views)[0] - np.asarray(expected, dtype=np.float32)).mean() < 1
@@ -173,8 +170,7 @@ def test_blur__is_near_pils(sigma: float) -> None:
 def test_solarize__is_pils() -> None:
     """Solarize inverts values from 128 on."""
     image = smooth_images(1)
-    views = planes(image)
-    augment_float.solarize_(views[0])
+    views = augment_float.solarize(planes(image), torch.tensor([True]))
     expected = np.asarray(ImageOps.solarize(Image.fromarray(image[0]), 128))
     np.testing.assert_array_equal(pixels(views)[0], expected)
 
@@ -205,7 +201,7 @@ def test_appearance__is_near_the_pil_chain() -> None:
     """The whole chain, batched and in float, gives what PIL gives view by view."""
     import_torchvision()
     images, draws = smooth_images(4), draws_of(4, num_local=6, solarize=0.0)
-    changed = pixels(augment_float.change_appearance(planes(images).repeat_interleave(8, 0), draws))
+    changed = pixels(changed_appearance(planes(images).repeat_interleave(8, 0), draws))
     changed = changed.reshape(4, 8, 112, 112, 3)
     for image in range(4):
         for view in range(8):
@@ -221,8 +217,8 @@ def test_appearance__solarizes_the_drawn_views() -> None:
     """Solarize comes last, on the views that drew it."""
     draws = draws_of(6, solarize=1.0, num_local=0)
     views = planes(smooth_images(6)).repeat_interleave(2, 0)
-    solarized = augment_float.change_appearance(views, draws)
-    plain = augment_float.change_appearance(views, replace(draws, solarizes=draws.solarizes & False))
+    solarized = changed_appearance(views, draws)
+    plain = changed_appearance(views, replace(draws, solarizes=draws.solarizes & False))
     assert torch.equal(solarized[::2], plain[::2])
     expected = torch.where(plain[1::2] >= 127.5, 255 - plain[1::2], plain[1::2])
     assert torch.equal(solarized[1::2], expected)
@@ -233,12 +229,12 @@ def test_appearance__of_a_view_in_any_batch() -> None:
     draws = draws_of(5)
     clean = planes(smooth_images(5)).repeat_interleave(10, 0)
     before = clean.clone()
-    together = augment_float.change_appearance(clean, draws)
+    together = changed_appearance(clean, draws)
     assert torch.equal(clean, before)
     for start, end in ((0, 1), (1, 3), (3, 5)):
-        part = augment_float.change_appearance(clean[10 * start : 10 * end], draws.images(slice(start, end)))
+        part = changed_appearance(clean[10 * start : 10 * end], draws.images(slice(start, end)))
         assert torch.equal(part, together[10 * start : 10 * end])
-    alone = augment_float.change_appearance(clean[7:8], draws.images(slice(0, 1)).views(slice(7, 8)))
+    alone = changed_appearance(clean[7:8], draws.images(slice(0, 1)).views(slice(7, 8)))
     assert torch.equal(alone, together[7:8])
 
 
@@ -246,4 +242,4 @@ def test_appearance__without_anything_drawn() -> None:
     """Views that drew nothing keep their numbers."""
     draws = draws_of(2, jitter=0.0, gray=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
     views = planes(smooth_images(2)).repeat_interleave(10, 0)
-    assert torch.equal(augment_float.change_appearance(views, draws), views)
+    assert torch.equal(changed_appearance(views, draws), views)

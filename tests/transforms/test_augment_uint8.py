@@ -14,9 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lafs_ray.transforms import augment_float, augment_uint8
-from lafs_ray.transforms.params import sample_view_params
+from lafs_ray.transforms.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, sample_view_params
 from lafs_ray.transforms.views import extract_tokens
-from tests.transforms.faces import REMAP_STEPS, smooth_images, view_settings
+from tests.transforms.faces import (
+    GRAY,
+    REMAP_STEPS,
+    blurred,
+    changed_appearance,
+    changed_color,
+    smooth_images,
+    view_settings,
+)
 
 ZEROS = np.zeros(6, dtype=np.int64)
 HUE_SHIFTS = (0.0, 0.1, -0.1, 0.5, -0.5, 0.03)
@@ -48,24 +56,23 @@ def distance(found: list[NDArray[np.uint8]], expected: Tensor) -> NDArray[np.flo
     [
         # One rounding to 8 bits is 0.5 at most; half a step more where the matrix is of 10 bits, or where a gray value
         # was rounded the other way.
-        (augment_uint8.brighten, augment_float.brighten_, (0.0, 0.6, 1.0, 1.4), 0.51),
-        (augment_uint8.contrast, augment_float.contrast_, (0.0, 0.6, 1.0, 1.4), 1.0),
-        (augment_uint8.saturate, augment_float.saturate_, (0.0, 0.8, 1.0, 1.2), 1.0),
-        (augment_uint8.shift_hue, augment_float.shift_hue_, (0.0, 0.1, -0.1, 0.5, -0.5, 0.03), 0.51),
-        (lambda view, _: make_gray(view), augment_float.make_gray_, (0.0,), 1.0),
+        (augment_uint8.brighten, BRIGHTNESS, (0.0, 0.6, 1.0, 1.4), 0.51),
+        (augment_uint8.contrast, CONTRAST, (0.0, 0.6, 1.0, 1.4), 1.0),
+        (augment_uint8.saturate, SATURATION, (0.0, 0.8, 1.0, 1.2), 1.0),
+        (augment_uint8.shift_hue, HUE, (0.0, 0.1, -0.1, 0.5, -0.5, 0.03), 0.51),
+        (lambda view, _: make_gray(view), GRAY, (0.0,), 1.0),
     ],
 )
 def test_color__is_its_definition(
     fast: Callable[[NDArray[np.uint8], float], NDArray[np.uint8]],
-    definition: Callable[[Tensor, Tensor], None],
+    definition: int,
     amounts: tuple[float, ...],
     limit: float,
 ) -> None:
     """Brightness, contrast, saturation, hue and gray, rounded once."""
     images = with_noise()
     for amount in amounts:
-        expected = planes(images)
-        definition(expected, torch.full((len(images), 1, 1, 1), amount))
+        expected = changed_color(planes(images), definition, amount)
         difference = distance([fast(image, amount) for image in images], expected)
         assert difference.max() <= limit, (amount, difference.max())
         assert difference.mean() < 0.35, (amount, difference.mean())
@@ -75,8 +82,7 @@ def test_color__is_its_definition(
 def test_blur__is_its_definition(sigma: float) -> None:
     """The same Gaussian with weights of 8 bits that add up to one: white stays white."""
     images = with_noise()
-    expected = planes(images)
-    augment_float.blur_(expected, np.full(len(images), sigma, dtype=np.float32))
+    expected = blurred(planes(images), sigma)
     (kernel,) = augment_uint8.blur_kernels(np.array([sigma], dtype=np.float32))
     found = [image if kernel is None else augment_uint8.blur(image, kernel) for image in images]
     difference = distance(found, expected)
@@ -120,8 +126,7 @@ def test_solarize__is_its_definition() -> None:
     """Equal on whole numbers."""
     images = with_noise()
     for image in images:
-        expected = planes(image[None])
-        augment_float.solarize_(expected[0])
+        expected = augment_float.solarize(planes(image[None]), torch.tensor([True]))
         np.testing.assert_array_equal(augment_uint8.solarize(image), expected[0].permute(1, 2, 0))
 
 
@@ -132,7 +137,7 @@ def test_appearance__is_its_definition() -> None:
     clean = planes(images).repeat_interleave(10, 0)
     # Where a value lies at the threshold, the two may solarize differently: tested by itself.
     draws = replace(draws, solarizes=draws.solarizes & False)
-    expected = augment_float.change_appearance(clean, draws)
+    expected = changed_appearance(clean, draws)
     found = augment_uint8.change_appearance(clean.to(torch.uint8), draws)
     assert found.dtype == torch.uint8
     difference = (found.float() - expected).abs()

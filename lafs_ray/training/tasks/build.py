@@ -17,7 +17,7 @@ from lafs_ray.training.tasks.finetune import build_supervised, finetune_transfor
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.landmarks import build_regression, regression_hparams, regression_transform
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
-from lafs_ray.training.tasks.pretrain import build_lafs, device_transform, pretrain_hparams, pretrain_transform
+from lafs_ray.training.tasks.pretrain import build_lafs, device_views, pretrain_hparams, pretrain_transform
 from lafs_ray.training.train_loop import DeviceTransform, TrainState, TrainTask, unchanged
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -72,7 +72,7 @@ def build_training(
         groups = parameter_groups(task.trainable, hparams(0)["weight_decay"])
         if config.crops.device == "cuda":
             network = frozen_landmark_network(config, init_weights)
-            transform = device_transform(config, network, device)
+            transform = device_views(config, network, device)
     elif isinstance(config, LandmarkConfig):
         task, hparams = build_regression(config, init_weights, device), regression_hparams(config, sampler)
         groups = parameter_groups(task.trainable, hparams(0)["weight_decay"])

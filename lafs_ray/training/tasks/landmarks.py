@@ -50,7 +50,8 @@ def regression_transform(config: LandmarkConfig) -> Transform:
         views = supervised_view(settings, faces["image"], seed, **record).numpy()
         params = sample_view_params(settings, seed, **record)
         given = torch.from_numpy(faces["landmarks"].astype(np.float32)).unsqueeze(1)
-        moved = map_landmarks(given, params.boxes, params.flips, settings.image_size)[:, 0]
+        boxes, flips = torch.from_numpy(params.boxes), torch.from_numpy(params.flips)
+        moved = map_landmarks(given, boxes, flips, settings.image_size)[:, 0]
         return {"images": views, "landmarks": moved.numpy(), **{n: faces[n] for n in ("shard", "key")}}
 
     return transform

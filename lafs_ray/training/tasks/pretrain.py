@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import nn
@@ -16,11 +15,12 @@ from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, LafsSchedules
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs
 from lafs_ray.models.timm_transformer import configured_size
-from lafs_ray.training.input_pipeline import Transform
+from lafs_ray.training.input_pipeline import Columns, Transform
 from lafs_ray.training.run_length import run_length
 from lafs_ray.training.tasks.networks import build_transformer
-from lafs_ray.training.train_loop import DeviceTransform, TensorBatch
-from lafs_ray.transforms.params import ViewSettings
+from lafs_ray.transforms.device_views import DeviceViews
+from lafs_ray.transforms.packed_faces import PACKED, PackedLayout
+from lafs_ray.transforms.params import ViewSettings, sample_view_params
 from lafs_ray.transforms.views import MultiViewTransform
 
 
@@ -37,33 +37,31 @@ def view_settings(model: Model, views: Views, landmarks: PretrainLandmarks) -> V
     )
 
 
-def multi_view_transform(
-    config: PretrainConfig, landmark_network: nn.Module | None, device: torch.device | str = "cpu"
-) -> MultiViewTransform:
-    """Return what makes tokens from faces, on CPU workers or on the training device."""
-    settings = view_settings(config.model, config.views, config.landmarks)
-    return MultiViewTransform(settings, landmark_network, config.run.seed, device=device)
-
-
 def pretrain_transform(config: PretrainConfig, landmark_network: nn.Module | None) -> Transform:
-    """Return the transform of CPU workers: faces to tokens; with crops.device=cuda, no change."""
+    """Return the transform of CPU workers: faces to tokens; with crops.device=cuda, faces to `packed_faces`."""
+    settings = view_settings(config.model, config.views, config.landmarks)
     if config.crops.device == "cuda":
-        return lambda faces: {k: v for k, v in faces.items() if k != "label"}
-    return multi_view_transform(config, landmark_network).transform_columns
+        return packing_transform(settings, config.run.seed)
+    return MultiViewTransform(settings, landmark_network, config.run.seed).transform_columns
 
 
-def device_transform(
-    config: PretrainConfig, landmark_network: nn.Module | None, device: torch.device
-) -> DeviceTransform:
-    """Return the transform of the training device, for crops.device=cuda."""
-    tokens_of = multi_view_transform(config, landmark_network, device)
+def packing_transform(settings: ViewSettings, seed: int) -> Transform:
+    """Return the transform of CPU workers where a GPU makes the views: faces with sampled parameters, packed."""
+    layout = PackedLayout(settings)
 
-    def transform(batch: TensorBatch) -> TensorBatch:
-        epoch, shard, key = (batch[name].cpu().numpy() for name in ("epoch", "shard", "key"))
-        tokens = tokens_of(batch["image"], epoch, shard, key, batch.get("landmarks"))
-        return cast("TensorBatch", tokens)
+    def transform(faces: Columns) -> Columns:
+        record = {name: faces[name] for name in ("epoch", "shard", "key")}
+        params = sample_view_params(settings, seed, **record)
+        packed = layout.pack(faces["image"], params, faces.get("landmarks"))
+        return {PACKED: packed, "shard": faces["shard"], "key": faces["key"]}
 
     return transform
+
+
+def device_views(config: PretrainConfig, landmark_network: nn.Module | None, device: torch.device) -> DeviceViews:
+    """Return the transform of the training device, for crops.device=cuda."""
+    settings = view_settings(config.model, config.views, config.landmarks)
+    return DeviceViews(settings, landmark_network, device)
 
 
 def build_lafs(config: PretrainConfig, device: torch.device) -> Lafs:
