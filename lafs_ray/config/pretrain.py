@@ -170,6 +170,16 @@ class Dino(Section):
     """Epochs in which the head's last layer is frozen."""
 
 
+class Distillation(Section):
+    """Distillation from a frozen network, in place of self-distillation."""
+
+    teacher: AbsolutePath | None = None
+    """A weights file of lafs whiten, of this run's tokens: the student learns to find each face by the frozen
+    network's embedding; head and dino, but dino.teacher_momentum, are then not used. null: self-distillation."""
+    temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.05
+    """Temperature of the softmax over the faces of a micro-batch."""
+
+
 class Optimizer(Section):
     """AdamW and its schedules."""
 
@@ -214,6 +224,8 @@ class PretrainConfig(TrainConfig):
     """Projection head."""
     dino: Annotated[Dino, Tuning.DEFINES_LOSS] = Dino()
     """Loss, center and teacher."""
+    distillation: Annotated[Distillation, Tuning.DEFINES_LOSS] = Distillation()
+    """A frozen network as the teacher."""
     optim: Optimizer = Optimizer()
     """Optimizer."""
     monitoring: Annotated[PretrainMonitoring, Tuning.OPERATIONAL] = PretrainMonitoring()
@@ -282,6 +294,16 @@ class PretrainConfig(TrainConfig):
                 f"landmarks.local_tokens: {local}, but a local grid is a square number of at most "
                 f"{total} patches, such as 36"
             )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> PretrainConfig:
+        teacher, student = self.distillation.teacher, self.start.student
+        if teacher is not None and student is not None:
+            raise ValueError(
+                f"distillation.teacher: {teacher}, with start.student={student}; a distillation starts from scratch: "
+                "leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _devices_fit(self) -> PretrainConfig:

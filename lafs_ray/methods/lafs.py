@@ -19,7 +19,6 @@ from lafs_ray.methods.chunked_loss import PartLoss, chunked_dino_loss, part_loss
 from lafs_ray.methods.dino_loss import (
     NUM_GLOBAL_VIEWS,
     Center,
-    DINOHead,
     centered_targets,
     dino_loss,
     sinkhorn_targets,
@@ -38,7 +37,7 @@ def dequantize(tokens: Tensor) -> Tensor:
 
 
 class LafsNetwork(nn.Module):
-    """A transformer and DINO's head over several sets of tokens; student or teacher.
+    """A transformer and a head, as DINO's, over several sets of tokens; student or teacher.
 
     Names in its state are `backbone.*` and `head.*`, those of published checkpoints. Reference: `MultiCropWrapper` in
     `utils.py`.
@@ -48,7 +47,7 @@ class LafsNetwork(nn.Module):
         head: embeddings [R, D] to scores [R, K].
     """
 
-    def __init__(self, backbone: FViT, head: DINOHead) -> None:
+    def __init__(self, backbone: FViT, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -159,7 +158,7 @@ class Lafs:
             The scalar loss with its graph, and scalars without: `loss` and `ssl_diagnostics`'s.
         """
         views = [batch["global_tokens"], batch["local_tokens"]]
-        global_views, local_views = (_crop_major(dequantize(tokens)) for tokens in views)
+        global_views, local_views = (crop_major(dequantize(tokens)) for tokens in views)
         num_views = sum(tokens.shape[1] for tokens in views)
         assert views[0].shape[1] == NUM_GLOBAL_VIEWS, views[0].shape
         # Backbone and head separately: `ssl_diagnostics` needs the embeddings.
@@ -210,6 +209,6 @@ class Lafs:
         self.center.load_state_dict(state["center"])
 
 
-def _crop_major(tokens: Tensor) -> Tensor:
+def crop_major(tokens: Tensor) -> Tensor:
     """Reshape [B, V, n, P] to [V·B, n, P], view by view."""
     return tokens.transpose(0, 1).flatten(0, 1)

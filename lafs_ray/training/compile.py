@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.methods.chunked_loss import chunked_dino_loss, part_loss
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, ssl_diagnostics
+from lafs_ray.methods.distillation import Distillation
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.models.dropout import StochasticDepth
 from lafs_ray.models.fvit import Transformer
@@ -54,12 +55,13 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
     shape = (config.micro_batch * views, config.model.num_landmarks + 1, configured_size(config.model).width)
     tokens = torch.zeros(shape, device=training.device)
     reason = compile_blocks(networks, tokens, training.precision)
-    if reason == "" and isinstance(task, Lafs) and isinstance(config, PretrainConfig) and uses_gpu_form(tokens):
+    has_dino_loss = isinstance(task, Lafs) and not isinstance(task, Distillation)
+    if reason == "" and has_dino_loss and isinstance(config, PretrainConfig) and uses_gpu_form(tokens):
         num_views = NUM_GLOBAL_VIEWS + config.views.num_local
         scores = torch.zeros(
             config.micro_batch * num_views, config.head.num_prototypes, dtype=training.precision, device=training.device
         )
-        reason = compile_loss(task, scores, num_views)
+        reason = compile_loss(cast("Lafs", task), scores, num_views)
     if isinstance(training.transform, DeviceViews) and uses_gpu_form(tokens):
         reason = reason or compile_views(training.transform, config.micro_batch, training.device)
     reasons = gather_lines({reason} - {""})

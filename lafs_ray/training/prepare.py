@@ -31,6 +31,7 @@ from lafs_ray.training.run_length import Length, build_sampler, run_length
 from lafs_ray.training.tasks.build import build_transform
 from lafs_ray.training.tasks.build_landmark_cache import with_cached_landmarks
 from lafs_ray.training.tasks.continue_pretraining import adopt_settings, with_start
+from lafs_ray.training.tasks.distillation import with_frozen
 from lafs_ray.training.tasks.finetune import require_blocks
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors, load_init_weights
 from lafs_ray.training.tasks.landmarks import training_images
@@ -134,7 +135,7 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     require_trackers(config)
     init_weights = load_init_weights(config)
     if isinstance(config, PretrainConfig):
-        init_weights = with_start(config, init_weights)
+        init_weights = with_frozen(config, with_start(config, init_weights))
     faces = join_sets(config.data, _with_landmarks(config, opened.faces, init_weights))
     sampler = build_sampler(config, faces)
     length = run_length(config, sampler)

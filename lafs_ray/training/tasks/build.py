@@ -13,6 +13,7 @@ from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.optim import RowAdamW, parameter_groups
 from lafs_ray.training.input_pipeline import Transform
 from lafs_ray.training.tasks.continue_pretraining import load_start
+from lafs_ray.training.tasks.distillation import build_distillation
 from lafs_ray.training.tasks.finetune import build_supervised, finetune_transform, supervised_groups, supervised_hparams
 from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.landmarks import build_regression, regression_hparams, regression_transform
@@ -66,9 +67,10 @@ def build_training(
     task: TrainTask
     transform: DeviceTransform = unchanged
     if isinstance(config, PretrainConfig):
-        lafs, hparams = build_lafs(config, device), pretrain_hparams(config, sampler)
+        frozen = init_weights.frozen
+        lafs = build_lafs(config, device) if frozen is None else build_distillation(config, frozen, device)
         load_start(lafs, init_weights)
-        task = lafs
+        task, hparams = lafs, pretrain_hparams(config, sampler)
         groups = parameter_groups(task.trainable, hparams(0)["weight_decay"])
         if config.crops.device == "cuda":
             network = frozen_landmark_network(config, init_weights)

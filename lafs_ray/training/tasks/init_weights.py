@@ -55,6 +55,7 @@ class InitWeights:
         transformer_hash: of the transformer's; of a pretraining that continues another, of student and teacher.
         student: of a pretraining's student; names that it lacks start from scratch.
         method: of its teacher (`teacher.*`) and center (`center.*`), likewise.
+        frozen: the network whose embedding a pretraining learns; None: it learns from itself.
         report: what of these was taken and what not, and why; a line for each part.
     """
 
@@ -65,6 +66,7 @@ class InitWeights:
     transformer_hash: str | None = None
     student: Arrays | None = None
     method: Arrays | None = None
+    frozen: NetworkWeights | None = None
     report: tuple[str, ...] = ()
 
 

@@ -1,0 +1,82 @@
+"""Pretraining by distillation as a run: its metrics, its end and its resume, and the files that it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.errors import CheckpointError, ConfigError, UserError
+from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
+from lafs_ray.models.checkpoints.safetensors_file import write_weights
+from lafs_ray.training.checkpoint.inference import load_embedder, load_for_inference
+from lafs_ray.training.prepare import prepare_run
+from tests.training.faces import run, tiny
+
+TEMPLATE = ("landmarks.source=template", "optim.warmup=0 steps")
+
+
+def write_whitened(run_folder: Path, path: Path, faces: str, components: int) -> None:
+    weights = load_for_inference(str(run_folder))
+    fitted = whitened_network(weights, WhiteningOptions(faces, "all", components)).whitening
+    assert fitted is not None
+    write_weights(str(path), weights.read_by("all").whitened(fitted).without_heads())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Path:
+    """A run of one step, and two whitened files of its network."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(tiny(folder, face_set_path, *TEMPLATE, "duration=1 steps"))
+    for components in (6, 7):
+        write_whitened(folder / "debug", folder / f"{components}.safetensors", face_set_path, components)
+    return folder
+
+
+def distilled(folder: Path, data: str, teacher: Path, *more: str) -> PretrainConfig:
+    return tiny(folder, data, *TEMPLATE, f"distillation.teacher={teacher}", *more)
+
+
+def test_run__resumes_to_the_bit_and_gives_a_network(runs: Path, face_set_path: str, tmp_path: Path) -> None:
+    """Of four steps; killed before the third and continued, metrics and embeddings are equal."""
+    teacher = runs / "6.safetensors"
+    whole = run(distilled(tmp_path / "whole", face_set_path, teacher, "checkpoints.every=2 steps"))
+    assert {"loss", "similarity", "found"} <= whole.metrics[-1].keys()
+    assert not {"teacher_entropy", "kl"} & whole.metrics[-1].keys()
+    parted = distilled(tmp_path / "parted", face_set_path, teacher, "checkpoints.every=2 steps")
+    run(parted, killed_at=2)
+    run(parted)
+    images = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = [load_embedder(str(tmp_path / name / "debug"))(images) for name in ("whole", "parted")]
+    assert torch.equal(*found)
+    assert found[0].shape == (3, 128)
+    (line,) = whole.inputs.init_weights.report
+    assert line == f"frozen network of {teacher}: readout all, whitened to 6 numbers"
+
+
+def test_run__another_frozen_network_is_another_run(runs: Path, face_set_path: str, tmp_path: Path) -> None:
+    """Whether the setting names another file, or the file has changed."""
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes((runs / "6.safetensors").read_bytes())
+    run(distilled(tmp_path, face_set_path, path, "duration=1 steps"))
+    for changed in (distilled(tmp_path, face_set_path, runs / "7.safetensors", "duration=1 steps"), None):
+        config = changed or distilled(tmp_path, face_set_path, path, "duration=1 steps")
+        if changed is None:
+            path.write_bytes((runs / "7.safetensors").read_bytes())
+        with pytest.raises(UserError, match=r"distillation\.teacher|another|weights"):
+            prepare_run(config)
+
+
+def test_refused__networks_that_do_not_fit(runs: Path, face_set_path: str, tmp_path: Path) -> None:
+    """Without whitening, with other tokens, or missing: the message names the setting."""
+    teacher = runs / "6.safetensors"
+    with pytest.raises(CheckpointError, match=r"without a whitening"):
+        prepare_run(distilled(tmp_path, face_set_path, runs / "debug"))
+    with pytest.raises(CheckpointError, match=r"model\.patch_size 16"):
+        prepare_run(distilled(tmp_path, face_set_path, teacher, "model.patch_size=14"))
+    with pytest.raises(UserError, match="nowhere"):
+        prepare_run(distilled(tmp_path, face_set_path, tmp_path / "nowhere.safetensors"))
+    with pytest.raises(ConfigError, match=r"distillation\.teacher.*start\.student"):
+        distilled(tmp_path, face_set_path, teacher, f"start.student={runs / 'debug'}")
