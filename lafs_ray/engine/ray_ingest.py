@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from lafs_ray.config.train import CPUS_PER_READ, TrainConfig
 from lafs_ray.data.sampler import ShuffleBlock
-from lafs_ray.engine.dataset_share import reserve
+from lafs_ray.engine.dataset_share import reserve_cpus
 from lafs_ray.engine.ray_session import configure_context
 from lafs_ray.engine.read_task import read_records_of_block
 from lafs_ray.engine.started import Started
@@ -88,7 +88,7 @@ def rank_stream(inputs: RunInputs, shared: Shared, rank: int, world: int, first:
     executions = iter(lambda: list(itertools.islice(remaining, num_groups)), [])
 
     def start(groups: list[list[ShuffleBlock]]) -> Generator[Columns, None, None]:
-        return _execute(inputs.config, shared, list(itertools.chain(*groups)), world)
+        return _execute(inputs.config, shared, list(itertools.chain(*groups)))
 
     current, ahead = next(executions, None), None
     try:
@@ -130,14 +130,12 @@ class _Watch:
         return self._left * (time.monotonic() - self._since) / self._taken
 
 
-def _execute(
-    config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock], world: int
-) -> Generator[Columns, None, None]:
+def _execute(config: TrainConfig, shared: Shared, blocks: list[ShuffleBlock]) -> Generator[Columns, None, None]:
     """Yield the output of `Preprocessor` for each block, in order."""
     ingest = config.ingest
     context = DataContext.get_current()
     configure_context(context, ingest.cpus)
-    reserve(context, world)
+    reserve_cpus(context)
     # Every task and actor of the dataset goes where the nodes have these labels.
     context.execution_options.label_selector = ingest.node_labels or None
     dataset = (

@@ -111,15 +111,13 @@ def test_stream__over_several_executions_is_one_stream(
     from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import STANDARD_RESOURCE_TYPES
 
     from lafs_ray.engine import ray_ingest
-    from lafs_ray.engine.dataset_share import OwnShare
+    from lafs_ray.engine.dataset_share import OwnCpus
 
     coordinator, limits = get_or_create_autoscaling_coordinator(), set()
     for number in range(40):
         coordinator.request_resources.remote(f"other-{number}", [], 600, STANDARD_RESOURCE_TYPES)
     monkeypatch.setattr(
-        OwnShare,
-        "on_execution_step",
-        lambda _, executor: limits.add(executor._resource_manager.get_global_limits().cpu),
+        OwnCpus, "on_execution_step", lambda _, executor: limits.add(executor._resource_manager.get_global_limits().cpu)
     )
     ahead: list[Started[Columns]] = []
     monkeypatch.setattr(ray_ingest, "Started", lambda items: ahead.append(Started(items)) or ahead[-1])
@@ -149,7 +147,7 @@ def test_stream__starts_the_next_execution_only_near_the_end_of_this_one(
     preprocess = Preprocessor(inputs.faces, "rgb", 0, dict)
     ahead, ended, now = [], [], [0.0]
 
-    def execute(config: Any, shared: Any, blocks: list[ShuffleBlock], world: int) -> Generator[Columns, None, None]:
+    def execute(config: Any, shared: Any, blocks: list[ShuffleBlock]) -> Generator[Columns, None, None]:
         assert len(blocks) in (12, 4)
         try:
             for block in blocks:
