@@ -40,8 +40,11 @@ METHODS: dict[str, Tree] = {
     "DINO-face on orientations": GRID,
 }
 LANDMARKS = "LAFS at landmarks"
+# From the same network, untrained and whitened with neighbors, to its class token.
+DISTILLED = "distilled at landmarks"
+DISTILLATION: Tree = {"duration": "640 steps", "optim.warmup": "32 steps", "dino.teacher_momentum": 0.98}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
-FINETUNED_SOURCE = {LANDMARKS: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
+FINETUNED_SOURCE = {LANDMARKS: "cnn", DISTILLED: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
 FINETUNE: Tree = {
     "batch_size": 32,
     "margin": {"scale": 16.0, "margin": 0.1},
@@ -154,12 +157,19 @@ def landmark_run(plan: Plan, mediapipe: str) -> str:
     return str(plan.run("landmarks"))
 
 
-def add_landmarks(run: str) -> None:
-    """Add the method that has a landmark CNN, of the size that its run says."""
+def add_landmarks(plan: Plan) -> None:
+    """Find the landmarks of all faces once, and add the methods that have them, with the CNN that their run says."""
+    run, cache = plan.landmarks, str(plan.work / "found_landmarks")
+    assert run is not None
+    if not Path(cache).exists():
+        command = [sys.executable, "jobs/cache_landmarks.py", run, plan.faces, "--out", cache]
+        subprocess.run(command, cwd=ROOT, check=True)
     model = json.loads(filesystem.read_bytes(filesystem.join(run, "config.json")))["config"]["model"]
     keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width", "landmark_scaling")
-    source: Tree = {"landmarks.source": "per_view", "landmarks.weights": run, "landmarks.local_tokens": 16}
+    source: Tree = {"landmarks.source": "cached", "landmarks.weights": run, "landmarks.cache": cache}
+    source["landmarks.local_tokens"] = 16
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
+    METHODS[DISTILLED] = {**METHODS[LANDMARKS], **DISTILLATION}
 
 
 def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:
@@ -178,6 +188,9 @@ def pretrain(plan: Plan, method: str, seed: int) -> str:
     name = f"{method.replace(' ', '_')}-{seed}"
     settings = {**METHODS[method], "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
     settings |= {"data.path": plan.faces, "checkpoints.keep": 1}
+    if method == DISTILLED:
+        start = pretrain(plan, LANDMARKS, seed)
+        settings["distillation.teacher"] = whitened_file(plan, start, "all", neighbors=True, trained=False)
     if plan.steps is not None:
         settings |= {"duration": f"{plan.steps} steps", "optim.warmup": f"{plan.steps // 10} steps"}
     config = resolve(PretrainConfig, apply_overrides(read_yaml(str(PRESET)), settings), name)
@@ -199,7 +212,7 @@ def finetune(plan: Plan, arm: Arm, shot: str, seed: int, pretraining_seed: int) 
     if arm.is_regularized:
         settings["regularizer.strength"] = 1.0
     if arm.method is not None:
-        settings |= {key: value for key, value in METHODS[arm.method].items() if not key.startswith("landmarks.")}
+        settings |= {key: value for key, value in METHODS[arm.method].items() if key.startswith("model.")}
         settings["landmarks.source"] = FINETUNED_SOURCE.get(arm.method, "template")
     if arm.start == "landmarks":
         settings["start.landmarks"] = plan.landmarks

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.real_face_runs import (
     COMPONENTS,
+    DISTILLED,
     LANDMARKS,
     METHODS,
     NEIGHBOR_COMPONENTS,
@@ -225,8 +226,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.mediapipe is not None:
         plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
     if plan.landmarks is not None:
-        methods = [LANDMARKS, *methods]
-        add_landmarks(plan.landmarks)
+        methods = [LANDMARKS, DISTILLED, *methods]
+        add_landmarks(plan)
     baselines = baseline_rows(plan)
     if "frozen" in options.parts:
         rows = frozen_rows(plan, methods, options.seeds)

@@ -168,7 +168,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
-    methods = ("LAFS at landmarks", "LAFS")
+    methods = ("LAFS at landmarks", "distilled at landmarks", "LAFS")
     networks = [f"{method}, {kind}" for method in methods for kind in ("untrained", "frozen")]
     assert rows[3:] == [f"{network}: {kind}" for network in networks for kind in kinds]
     arms = ("from scratch", "landmarks alone", *methods, "LAFS at landmarks + regularizer")
