@@ -30,6 +30,8 @@ GAUGES = {
     "center_norm": "Center norm",
     "used_prototypes": "Fraction of the prototypes in use",
     "embedding_std": "Embedding std, 0 to 1",
+    "similarity": "Mean cosine of a view and its face in distillation",
+    "found": "Fraction of views nearest to their own face in distillation",
     "accuracy": "Fraction of faces nearest to their own class center",
 }
 

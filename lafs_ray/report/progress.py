@@ -20,6 +20,8 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...], tuple[float, float] | None], ...
     ("gradient norm, largest", "", ("gradient_norm_max",), None),
     ("accuracy in training", "share", ("accuracy",), None),
     ("KL teacher to student", "nats", ("kl",), None),
+    ("similarity to the frozen network", "cosine", ("similarity",), None),
+    ("views that find their face", "share", ("found",), None),
     ("embedding std", "", ("embedding_std",), (0.2, 1e9)),
     ("used prototypes", "share", ("used_prototypes",), (0.1, 1.0)),
     ("center norm", "", ("center_norm",), None),
