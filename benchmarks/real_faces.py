@@ -203,7 +203,7 @@ def main(arguments: Sequence[str]) -> None:
     landmarks_from.add_argument(
         "--mediapipe", metavar="PYTHON", help="of its environment: trains that CNN first, on MediaPipe's points"
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["LAFS", "DINO-face"])
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["LAFS", "DINO-face"])
     parser.add_argument("--parts", nargs="+", choices=["frozen", "few"], default=["frozen", "few"], help="of the table")
     parser.add_argument("--files", nargs="+", default=[*VIEW_1], metavar="FILE", help="of View 1 (default: both)")
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
