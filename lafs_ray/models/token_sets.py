@@ -45,9 +45,13 @@ def can_encode_together(fvit: FViT) -> bool:
     transformer = fvit.transformer
     is_dropped_by_count = not transformer.depth.per_sample or transformer.depth.rate == 0.0
     blocks = list(transformer.layers)
-    return is_dropped_by_count and all(
-        is_plain_block(block) and block._compiled_call_impl is None and block.training == transformer.training
-        for block in blocks
+    return (
+        len(blocks) > 0
+        and is_dropped_by_count
+        and all(
+            is_plain_block(block) and block._compiled_call_impl is None and block.training == transformer.training
+            for block in blocks
+        )
     )
 
 
