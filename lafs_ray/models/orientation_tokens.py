@@ -26,6 +26,7 @@ ROOT_OFFSET = 1e-4
 # of real faces are beyond the range.
 MIDDLE_ROOT, GAIN = ORIENTATION_DIM**-0.5, 2.4
 _MIDDLE = 127.5
+_CACHED_IMAGES = 4
 
 
 def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Tensor:
@@ -50,13 +51,15 @@ def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Te
         float32 [B, N, 32] in [-1, 1].
     """
     assert patch_size % CELLS_PER_SIDE == 0, patch_size
+    # On a CPU the maps of a few images stay in its cache: 3 ms an image in place of 10.
+    if images.device.type == "cpu" and len(images) > _CACHED_IMAGES:
+        parts = zip(images.split(_CACHED_IMAGES), landmarks.split(_CACHED_IMAGES), strict=True)
+        return torch.cat([orientation_tokens(*part, patch_size) for part in parts])
     batch, count = landmarks.shape[:2]
     cell = patch_size // CELLS_PER_SIDE
     # A window of the padded maps that starts at row i holds the rows from i - cell on.
     padded = F.pad(direction_maps(images.float()), (cell, cell, cell, cell))
-    # A tenth of the time of avg_pool2d, which adds all c×c pixels of each window.
-    mean = padded.new_full((NUM_DIRECTIONS, 1, cell, 1), 1 / cell)
-    means = F.conv2d(F.conv2d(padded, mean, groups=NUM_DIRECTIONS), mean.transpose(2, 3), groups=NUM_DIRECTIONS)
+    means = _window_sums(_window_sums(padded, cell, 2), cell, 3) / cell**2
     starts = torch.arange(CELLS_PER_SIDE, device=images.device, dtype=torch.float32) * cell
     down, right = torch.meshgrid(starts, starts, indexing="ij")
     offsets = torch.stack((right, down), dim=-1).reshape(1, 1, -1, 2)
@@ -71,6 +74,28 @@ def orientation_tokens(images: Tensor, landmarks: Tensor, patch_size: int) -> Te
     return tokens
 
 
+def _window_sums(values: Tensor, length: int, dim: int) -> Tensor:
+    """Return the sums of each `length` neighbors along a dimension, which is then `length` - 1 shorter.
+
+    Sums of 2, 4, 8, … are added up: 4 additions for 9, where a convolution multiplies 9 times and avg_pool2d is slower
+    still.
+    """
+    count = values.shape[dim] - length + 1
+    total: Tensor | None = None
+    start, power = 0, 1
+    while True:
+        if length & power:
+            part = values.narrow(dim, start, count)
+            total = part if total is None else total + part
+            start += power
+        power *= 2
+        if power > length:
+            assert total is not None
+            return total
+        half = power // 2
+        values = values.narrow(dim, 0, values.shape[dim] - half) + values.narrow(dim, half, values.shape[dim] - half)
+
+
 def direction_maps(images: Tensor) -> Tensor:
     """Return how strongly each pixel's gradient points into each direction: float [B, 8, H, W].
 
@@ -82,10 +107,13 @@ def direction_maps(images: Tensor) -> Tensor:
     smooth, slope = images.new_tensor((1.0, 2.0, 1.0)), images.new_tensor((-1.0, 0.0, 1.0))
     kernels = torch.stack((torch.outer(smooth, slope), torch.outer(slope, smooth))).unsqueeze(1)
     gradient = F.conv2d(luma, kernels)
-    angles = torch.arange(NUM_DIRECTIONS, device=images.device) * (2 * math.pi / NUM_DIRECTIONS)
+    # The other half of the directions are opposite to these.
+    angles = torch.arange(NUM_DIRECTIONS // 2, device=images.device) * (2 * math.pi / NUM_DIRECTIONS)
     directions = torch.stack((angles.cos(), angles.sin()), dim=1).to(images).view(-1, 2, 1, 1)
-    along = F.conv2d(gradient, directions).relu()
-    return along**3 / (gradient.square().sum(1, keepdim=True) + SMALLEST_SQUARE)
+    along = F.conv2d(gradient, directions)
+    cubes = along**3 / (gradient.square().sum(1, keepdim=True) + SMALLEST_SQUARE)
+    forward = cubes.relu()
+    return torch.cat((forward, forward - cubes), dim=1)
 
 
 def grid_centers(size: int, patch_size: int) -> Tensor:
