@@ -295,9 +295,21 @@ class PretrainConfig(TrainConfig):
                 f"{total} patches, such as 36"
             )
 
+    @property
+    def teacher_warmup_epochs(self) -> int:
+        """Epochs of the warm-up of the teacher's temperature; 0 in a distillation, which has none."""
+        return 0 if self.distillation.teacher is not None else self.dino.teacher_temp.warmup_epochs
+
     @model_validator(mode="after")
-    def _one_start(self) -> PretrainConfig:
+    def _distillation_fits(self) -> PretrainConfig:
         teacher, student = self.distillation.teacher, self.start.student
+        if teacher is not None and any(
+            self.batch_size == workers * self.accumulation for workers in self.compute.worker_counts
+        ):
+            raise ValueError(
+                f"distillation.teacher: {teacher}, with micro-batches of 1 face, which is found among no others; "
+                "increase batch_size, or reduce accumulation"
+            )
         if teacher is not None and student is not None:
             raise ValueError(
                 f"distillation.teacher: {teacher}, with start.student={student}; a distillation starts from scratch: "
@@ -313,7 +325,7 @@ class PretrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _schedules_fit(self) -> PretrainConfig:
-        epochs = self.dino.teacher_temp.warmup_epochs
+        epochs = self.teacher_warmup_epochs
         if self.duration.unit == "epochs" and epochs > self.duration.amount:
             raise ValueError(f"dino.teacher_temp.warmup_epochs: {epochs} of a run of {self.duration}")
         warmup = self.optim.warmup

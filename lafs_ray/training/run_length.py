@@ -55,9 +55,7 @@ def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:
     total = max(config.duration.steps(per_epoch), 1)
     length = Length(per_epoch, total, max(config.checkpoints.every.steps(per_epoch, total), 1))
     if isinstance(config, PretrainConfig):
-        _check_fits(
-            "dino.teacher_temp.warmup_epochs", config.dino.teacher_temp.warmup_epochs, length.num_epochs, "epochs"
-        )
+        _check_fits("dino.teacher_temp.warmup_epochs", config.teacher_warmup_epochs, length.num_epochs, "epochs")
     if isinstance(config, PretrainConfig | FinetuneConfig | LandmarkConfig):
         warmup = config.optim.warmup.steps(per_epoch, total)
         _check_fits("optim.warmup", warmup, total, f"steps ({per_epoch} per epoch)")

@@ -143,9 +143,10 @@ class RunDir:
             what = "data.mix: other sets" if new["config"]["data"].get("mix") else "data.path: another set"
             found.append(f"{what} of faces ({old['faces']} -> {new['faces']})")
         is_pretraining = "dino" in new["config"]
+        transformer = "distillation.teacher" if _is_distillation(new["config"]) else "start.student"
         for part, key in (
             ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks"),
-            ("transformer", "start.student" if is_pretraining else "start.transformer"),
+            ("transformer", transformer if is_pretraining else "start.transformer"),
         ):
             if old.get(part) != new[part]:
                 hashes = f"{old.get(part)} -> {new[part]}"
@@ -338,4 +339,11 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["data"]["mix"] = {str(n): {k: v for k, v in one.items() if k not in _FREE_OF_SET} for n, one in sets}
     kept["landmarks"] = {k: v for k, v in config["landmarks"].items() if k != "cache"}
     kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
+    if not _is_distillation(config):
+        # Runs from before there was this section continue.
+        kept.pop("distillation", None)
     return kept
+
+
+def _is_distillation(config: Mapping[str, Any]) -> bool:
+    return (config.get("distillation") or {}).get("teacher") is not None

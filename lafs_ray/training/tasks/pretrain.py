@@ -91,7 +91,7 @@ def pretrain_hparams(config: PretrainConfig, sampler: EpochSampler) -> Callable[
         weight_decay=CosineSchedule(optim.weight_decay, optim.weight_decay_end, total),
         ema_momentum=CosineSchedule(dino.teacher_momentum, 1.0, total),
         teacher_temp=LinearEpochs(
-            dino.teacher_temp.start, dino.teacher_temp.end, dino.teacher_temp.warmup_epochs, length.num_epochs
+            dino.teacher_temp.start, dino.teacher_temp.end, config.teacher_warmup_epochs, length.num_epochs
         ),
         steps_per_epoch=length.steps_per_epoch,
     )

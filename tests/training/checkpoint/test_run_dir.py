@@ -227,6 +227,18 @@ def test_claim__again_with_the_same_settings(tmp_path: Path) -> None:
     assert written["config"]["log"]["every_steps"] == 7
 
 
+def test_claim__of_a_run_from_before_there_was_distillation(tmp_path: Path) -> None:
+    """It continues, and not as a distillation."""
+    folder(tmp_path).claim(Origin())
+    path = tmp_path / "debug" / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["distillation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"distillation\.teacher: None -> \S+/any"):
+        folder(tmp_path, f"distillation.teacher={tmp_path / 'any'}").check(Origin())
+    folder(tmp_path).claim(Origin())
+
+
 def test_claim__after_a_kill_in_the_first_claim(tmp_path: Path) -> None:
     """What a killed process left half-written does not make the folder a foreign one."""
     (tmp_path / "debug").mkdir()

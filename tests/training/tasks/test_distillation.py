@@ -61,12 +61,28 @@ def test_run__another_frozen_network_is_another_run(runs: Path, face_set_path: s
     path = tmp_path / "teacher.safetensors"
     path.write_bytes((runs / "6.safetensors").read_bytes())
     run(distilled(tmp_path, face_set_path, path, "duration=1 steps"))
-    for changed in (distilled(tmp_path, face_set_path, runs / "7.safetensors", "duration=1 steps"), None):
-        config = changed or distilled(tmp_path, face_set_path, path, "duration=1 steps")
-        if changed is None:
-            path.write_bytes((runs / "7.safetensors").read_bytes())
-        with pytest.raises(UserError, match=r"distillation\.teacher|another|weights"):
-            prepare_run(config)
+    with pytest.raises(ConfigError, match=r"distillation\.teacher: \S+/teacher\.safetensors -> \S+/7\.safetensors"):
+        prepare_run(distilled(tmp_path, face_set_path, runs / "7.safetensors", "duration=1 steps"))
+    path.write_bytes((runs / "7.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match=r"distillation\.teacher: the file holds other weights now"):
+        prepare_run(distilled(tmp_path, face_set_path, path, "duration=1 steps"))
+
+
+def test_run__of_fewer_epochs_than_a_temperature_that_it_has_not(
+    runs: Path, face_set_path: str, tmp_path: Path
+) -> None:
+    """The warm-up of the temperature of self-distillation, 30 epochs by default, does not limit its length."""
+    warm = ("dino.teacher_temp.warmup_epochs=30", "duration=1 epochs")
+    assert prepare_run(distilled(tmp_path, face_set_path, runs / "6.safetensors", *warm)).length.num_epochs == 1
+    with pytest.raises(ConfigError, match=r"dino\.teacher_temp\.warmup_epochs: 30 of a run of 1 epochs"):
+        tiny(tmp_path, face_set_path, *TEMPLATE, *warm)
+
+
+@pytest.mark.parametrize("more", [("batch_size=1",), ("batch_size=8", "accumulation=8")])
+def test_refused__micro_batches_of_one_face(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Among which each view would find its own face: a loss of 0 that teaches nothing."""
+    with pytest.raises(ConfigError, match="micro-batches of 1 face"):
+        distilled(tmp_path, "none.rec", tmp_path / "any.safetensors", *more)
 
 
 def test_refused__networks_that_do_not_fit(runs: Path, face_set_path: str, tmp_path: Path) -> None:
