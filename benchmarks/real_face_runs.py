@@ -42,7 +42,7 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From the same network, untrained and whitened with neighbors, to its class token.
 DISTILLED = "distilled at landmarks"
-DISTILLATION: Tree = {"duration": "320 steps", "optim.warmup": "32 steps", "dino.teacher_momentum": 0.98}
+DISTILLATION: Tree = {"duration": "320 steps", "optim.warmup": "32 steps"}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
 FINETUNED_SOURCE = {LANDMARKS: "cnn", DISTILLED: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
 FINETUNE: Tree = {

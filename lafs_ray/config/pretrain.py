@@ -175,7 +175,7 @@ class Distillation(Section):
 
     teacher: AbsolutePath | None = None
     """A weights file of lafs whiten, of this run's tokens: the student learns to find each face by the frozen
-    network's embedding; head and dino, but dino.teacher_momentum, are then not used. null: self-distillation."""
+    network's embedding; head and dino are then not used. null: self-distillation."""
     temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.05
     """Temperature of the softmax over the faces of a micro-batch."""
 

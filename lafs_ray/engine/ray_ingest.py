@@ -94,10 +94,11 @@ def rank_stream(inputs: RunInputs, shared: Shared, rank: int, world: int, first:
     try:
         while current is not None:
             columns, ahead = start(current) if ahead is None else ahead.take(), None
-            following, watch = next(executions, None), _Watch(len(current))
+            following, time_left = next(executions, None), _TimeLeft(len(current))
             for blocks in current:
                 processed = [next(columns) for _ in blocks]
-                if following is not None and ahead is None and watch.seconds_left() <= _AHEAD_S:
+                is_late = time_left.seconds() <= _AHEAD_S
+                if following is not None and ahead is None and is_late and has_room(inputs.config, world):
                     ahead = Started(start(following))
                 for step in range(*blocks[0].steps):
                     parts = [rows_of_step(*one, step) for one in zip(blocks, processed, strict=True)]
@@ -108,7 +109,15 @@ def rank_stream(inputs: RunInputs, shared: Shared, rank: int, world: int, first:
             ahead.close()
 
 
-class _Watch:
+def has_room(config: TrainConfig, world: int) -> bool:
+    """Return whether as many CPUs are free as the next executions of all ranks need beside these.
+
+    Otherwise actors of the next one would take the CPU that this one reads with, and both would wait.
+    """
+    return bool(ray.available_resources().get("CPU", 0.0) >= config.ingest.cpus * world)
+
+
+class _TimeLeft:
     """Estimates when the groups of an execution will have been taken.
 
     Args:
@@ -120,7 +129,7 @@ class _Watch:
         self._taken = -1
         self._since = 0.0
 
-    def seconds_left(self) -> float:
+    def seconds(self) -> float:
         """Return the seconds from now to the last group; called when a group has come, infinite for the first."""
         self._left -= 1
         self._taken += 1

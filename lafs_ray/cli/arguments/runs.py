@@ -23,7 +23,12 @@ def report(parser: ArgumentParser) -> None:
     add("--pairs", metavar="FILE", help="pair file (.bin) to evaluate (default: online_eval.pairs of the first run)")
     add("--whiten", metavar="SET", help="show the networks whitened as well; fitted on these faces, without labels")
     add_whitening(parser)
-    add("--color-order", choices=["rgb", "bgr"], default="rgb", help="of faces and pairs (default rgb)")
+    add(
+        "--color-order",
+        choices=["rgb", "bgr"],
+        default="rgb",
+        help="of faces and pairs; a packed set knows its own (default rgb)",
+    )
     add("--out", default="report.html", metavar="FILE", help="the page (default report.html)")
     add("--force", action="store_true", help="replace an earlier report")
 

@@ -37,7 +37,7 @@ def with_frozen(config: PretrainConfig, weights: InitWeights) -> InitWeights:
     frozen = replace(read, architecture=replace(read.architecture, landmark_cnn=None), state=PublishedState(kept))
     made = frozen.architecture
     line = f"frozen network of {path}: readout {made.readout}, whitened to {made.whitened_dim} numbers"
-    return replace(weights, frozen=frozen, transformer_hash=hash_tensors(kept), report=(line,))
+    return replace(weights, frozen=frozen, transformer_hash=hash_tensors(kept), report=(*weights.report, line))
 
 
 def _require_fit(config: PretrainConfig, made: Architecture, path: str) -> None:
@@ -68,18 +68,18 @@ def _require_fit(config: PretrainConfig, made: Architecture, path: str) -> None:
 
 
 def build_distillation(config: PretrainConfig, frozen: NetworkWeights, device: torch.device) -> Distillation:
-    """Build the student and its average, weights from torch's current generator, and the frozen network."""
+    """Build the student and its copy, weights from torch's current generator, and the frozen network."""
     dim = frozen.architecture.whitened_dim
     assert dim is not None, "it was checked"
 
     def network() -> LafsNetwork:
         return LafsNetwork(build_transformer(config), nn.Linear(configured_size(config.model).width, dim)).to(device)
 
-    student, average = network(), network()
+    student, copy = network(), network()
     with torch.random.fork_rng(devices=[]):
         transformer, whitening = frozen.architecture.build_transformer(), frozen.architecture.build_whitening()
     assert whitening is not None
     load_weights(transformer, frozen.state.backbone)
     load_weights(whitening, part_of(frozen.state.backbone, WHITENING_PREFIX))
     target = FrozenNetwork(transformer, frozen.architecture.readout, whitening).to(device)
-    return Distillation(student, average, target, temp=config.distillation.temp)
+    return Distillation(student, copy, target, temp=config.distillation.temp)
