@@ -223,8 +223,8 @@ class Ingest(Section):
     prefetch_batches: Positive = 2
     """Shuffle blocks (256 faces, 33 MB) fetched ahead of the training step."""
     blocks_per_execution: Positive = 2048
-    """Shuffle blocks of a worker that Ray Data plans at once; for the next ones its actors start again, while the last
-    of these are trained on. More take longer to plan at the start of a run."""
+    """Shuffle blocks of a worker that Ray Data plans at once; for the next ones its actors start again, where CPUs are
+    free while the last of these are trained on. More take longer to plan at the start of a run."""
     node_labels: NodeLabels = {}  # noqa: RUF012 - pydantic copies it
     """Labels of the nodes that read and preprocess, such as {pool: cpu} to keep the CPUs of GPU nodes free; empty: all
     nodes."""
