@@ -50,7 +50,13 @@ from benchmarks.views import cpu_name
 from lafs_ray.data.eval_sets import EvalFaces, open_pairs
 from lafs_ray.data.io import filesystem
 from lafs_ray.evaluation.embed import center, embed_faces, flip_sum
-from lafs_ray.evaluation.verification import kfold_accuracy, pair_distances, raw_pixel_embeddings, roc_curve
+from lafs_ray.evaluation.verification import (
+    kfold_accuracy,
+    kfold_correct,
+    pair_distances,
+    raw_pixel_embeddings,
+    roc_curve,
+)
 from lafs_ray.evaluation.whitening import embed_pixels, fit_pixels
 from lafs_ray.training.checkpoint.inference import load_for_inference
 
@@ -65,11 +71,8 @@ def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
     for file in plan.files:
         pairs = open_pairs(str(plan.pairs / file))
         distances = pair_distances(embed(pairs.faces))
-        found = kfold_accuracy(distances, pairs.same)
-        blocks = np.array_split(np.arange(len(distances)), len(found.thresholds))
-        limits = np.concatenate([np.full(len(b), t) for b, t in zip(blocks, found.thresholds, strict=True)])
-        correct.append((distances < limits) == pairs.same)
-        accuracies.append(found.mean)
+        correct.append(kfold_correct(distances, pairs.same))
+        accuracies.append(kfold_accuracy(distances, pairs.same).mean)
         areas.append(roc_curve(-distances, pairs.same).area)
     sizes = [len(part) for part in correct]
     accuracy, area = (float(np.average(values, weights=sizes)) for values in (accuracies, areas))

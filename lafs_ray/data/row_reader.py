@@ -7,7 +7,6 @@ than reading it at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lafs_ray.data.io import reading
-from lafs_ray.data.io.reading import ByteRanges, check_unchanged, file_state, local_path
+from lafs_ray.data.io.reading import ByteRanges, all_at_once, check_unchanged, file_state, local_path
 from lafs_ray.data.io.text_table import DAMAGE
 from lafs_ray.data.shard_layout import RowGroups
 
@@ -64,16 +63,10 @@ def read_rows(shards: Sequence[tuple[ByteRanges, RowGroups]]) -> Iterator[tuple[
             reads.append(_GroupRead(version, layout, group, rows))
     # One after the other on a disk: each may take a lot of memory.
     is_local = all(local_path(ranges.uri) is not None for ranges, _ in shards)
-    for images in map(_read_group, reads) if is_local else _read_at_once(reads):
+    for images in map(_read_group, reads) if is_local else all_at_once(_CONCURRENT_READS, _read_group, reads):
         yield from images
     for ranges, _ in shards:
         check_unchanged(ranges)
-
-
-def _read_at_once(reads: Sequence[_GroupRead]) -> list[list[tuple[bytes, str]]]:
-    """Return the rows of each group; no thread is left that a generator would have to wait for when it is ended."""
-    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-        return list(pool.map(_read_group, reads))
 
 
 def _read_group(read: _GroupRead) -> list[tuple[bytes, str]]:

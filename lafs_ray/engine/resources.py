@@ -51,6 +51,20 @@ class Shortage:
         return f"{self.have:g} of {self.needed:g} {self.resource}s{where}"
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Bundles of which nodes that are large enough in all have no room for each on one node."""
+
+    bundles: Bundles
+    room: int
+    sizes: Sequence[float]
+    """CPUs of the nodes."""
+
+    def __str__(self) -> str:
+        wanted = " and ".join(f"{amount:g} {resource}s" for resource, amount in self.bundles.resources.items())
+        return f"room for {self.room} times {wanted}, on nodes of {', '.join(f'{size:g}' for size in self.sizes)} CPUs"
+
+
 def labels_text(labels: Mapping[str, str]) -> str:
     """Return labels as in YAML."""
     return f"{{{', '.join(f'{key}: {value}' for key, value in labels.items())}}}"
@@ -95,6 +109,17 @@ def shortages(bundles: Sequence[Bundles]) -> list[Shortage]:
     return found
 
 
+def misfits(bundles: Sequence[Bundles]) -> list[Misfit]:
+    """Return bundles that Ray would wait for, however many resources the nodes have in all."""
+    found = []
+    for bundle in bundles:
+        nodes = [node for node in ray.nodes() if node["Alive"] and bundle.labels.items() <= node["Labels"].items()]
+        room = sum(_how_often(bundle.resources, node["Resources"]) for node in nodes)
+        if room < bundle.count:
+            found.append(Misfit(bundle, room, sorted({node["Resources"].get("CPU", 0.0) for node in nodes})))
+    return found
+
+
 def has_autoscaler() -> bool:
     """Return whether this cluster was started by `ray up` or KubeRay, which add nodes."""
     return bool(is_autoscaler_v2(fetch_from_server=True))
@@ -107,7 +132,7 @@ def await_nodes(bundles: Sequence[Bundles], wait_s: float) -> None:
         bundles: what the run reserves.
         wait_s: how long at most; `require_nodes` raises for what is lacking then.
     """
-    missing = shortages(bundles)
+    missing: Sequence[Shortage | Misfit] = shortages(bundles) or misfits(bundles)
     if not missing or not wait_s or not has_autoscaler():
         return
     single = [bundle for bundle in bundles for _ in range(bundle.count)]
@@ -124,7 +149,7 @@ def await_nodes(bundles: Sequence[Bundles], wait_s: float) -> None:
                 lacking = "; ".join(map(str, missing))
                 logger.info("waiting for nodes: %s (compute.nodes_wait_s)", lacking)
             time.sleep(_POLL_S)
-            missing = shortages(bundles)
+            missing = shortages(bundles) or misfits(bundles)
     finally:
         # Else the autoscaler would keep them when the run is over.
         request_resources(bundles=[])
@@ -155,18 +180,13 @@ def require_nodes(bundles: Sequence[Bundles]) -> None:
                 fix="add such nodes, or name other labels; the cluster's are: " + (", ".join(labels) or "none"),
             )
 
-    for bundle in bundles:
-        nodes = [node for node in ray.nodes() if node["Alive"] and bundle.labels.items() <= node["Labels"].items()]
-        room = sum(_how_often(bundle.resources, node["Resources"]) for node in nodes)
-        if room < bundle.count:
-            wanted = " and ".join(f"{amount:g} {resource}s" for resource, amount in bundle.resources.items())
-            sizes = sorted({node["Resources"].get("CPU", 0.0) for node in nodes})
-            raise ConfigError(
-                "the nodes of the Ray cluster",
-                found=f"room for {room} times {wanted}, on nodes of {', '.join(f'{size:g}' for size in sizes)} CPUs",
-                expected=f"room for {bundle.count}, each on one node",
-                fix="reduce compute.cpus_per_worker or ingest.cpus_per_actor, or add larger nodes",
-            )
+    for misfit in misfits(bundles):
+        raise ConfigError(
+            "the nodes of the Ray cluster",
+            found=str(misfit),
+            expected=f"room for {misfit.bundles.count}, each on one node",
+            fix="reduce compute.cpus_per_worker or ingest.cpus_per_actor, or add larger nodes",
+        )
 
 
 def _how_often(bundle: Mapping[str, float], node: Mapping[str, float]) -> int:

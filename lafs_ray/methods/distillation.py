@@ -3,8 +3,8 @@
 The frozen network is one whose embedding is good as a whole and cannot be trained on, such as all outputs of an
 untrained transformer, whitened with mined neighbors: no label is read. What it knows of the whole face moves into the
 class token of the student, which is then finetuned like any other. Views and student are those of LAFS; the loss is
-that of contrastive distillation (InfoNCE; Tian et al., 2020). Shape letters: B images, V views, R rows
-(views of images), n tokens, P numbers in a token, K numbers of the frozen embedding.
+that of contrastive distillation (InfoNCE; Tian et al., 2020). Shape letters: B images, V views, R rows (views of
+images), n tokens, P numbers in a token, K numbers of the frozen embedding.
 """
 
 from __future__ import annotations

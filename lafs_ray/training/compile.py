@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,19 @@ def compile_training(training: TrainState, config: TrainConfig) -> None:
     shape = (config.micro_batch * views, config.model.num_landmarks + 1, configured_size(config.model).width)
     tokens = torch.zeros(shape, device=training.device)
     reason = compile_blocks(networks, tokens, training.precision)
-    has_dino_loss = isinstance(task, Lafs) and not isinstance(task, Distillation)
-    if reason == "" and has_dino_loss and isinstance(config, PretrainConfig) and uses_gpu_form(tokens):
+    is_distilled = isinstance(task, Distillation)
+    if (
+        reason == ""
+        and isinstance(task, Lafs)
+        and not is_distilled
+        and isinstance(config, PretrainConfig)
+        and uses_gpu_form(tokens)
+    ):
         num_views = NUM_GLOBAL_VIEWS + config.views.num_local
         scores = torch.zeros(
             config.micro_batch * num_views, config.head.num_prototypes, dtype=training.precision, device=training.device
         )
-        reason = compile_loss(cast("Lafs", task), scores, num_views)
+        reason = compile_loss(task, scores, num_views)
     if isinstance(training.transform, DeviceViews) and uses_gpu_form(tokens):
         reason = reason or compile_views(training.transform, config.micro_batch, training.device)
     reasons = gather_lines({reason} - {""})

@@ -54,7 +54,8 @@ class LandmarkPredictor:
 class DeviceLandmarkPredictor:
     """Landmark prediction on a GPU: the whole batch at once, in bfloat16 and with channels last.
 
-    The head and its scaling stay in float32. Landmarks move by some tenths of a pixel; the recipe perturbs them by 5.
+    The head and its scaling stay in float32. Landmarks of a trained CNN move by some hundredths of a pixel; the
+    recipe perturbs them by 5.
 
     Args:
         network: `LandmarkCNN` or a timm model with a head; copied.

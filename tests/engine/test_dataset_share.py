@@ -128,3 +128,27 @@ def test_require_nodes__each_actor_fits_on_one_node(monkeypatch: pytest.MonkeyPa
     assert "expected: room for 9, each on one node" in str(raised.value)
     with pytest.raises(ConfigError, match="room for 64 times 1 CPUs and 1 GPUs"):
         require_nodes([Bundles(65, trainers.resources, {}, "")])
+
+
+def test_await_nodes__larger_nodes_are_requested_where_small_ones_are_enough_in_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three nodes of 16 CPUs have 48 and room for no actor of 40: an autoscaler adds what has room."""
+    from lafs_ray.engine import resources
+
+    cluster, requested = nodes(3, 16, 0), []
+
+    def request(bundles: list[dict[str, float]], **_: Any) -> None:
+        requested.append(bundles)
+        if bundles:
+            cluster.extend(nodes(1, 48, 0))
+
+    monkeypatch.setattr(ray, "nodes", lambda: cluster)
+    monkeypatch.setattr(resources, "has_autoscaler", lambda: True)
+    monkeypatch.setattr(resources, "request_resources", request)
+    monkeypatch.setattr(resources, "_POLL_S", 0.0)
+    wanted = [resources.Bundles(1, {"CPU": 40.0}, {}, "")]
+    assert not resources.shortages(wanted)
+    resources.await_nodes(wanted, 5.0)
+    assert requested == [[{"CPU": 40.0}], []]
+    resources.require_nodes(wanted)

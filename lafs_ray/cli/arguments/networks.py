@@ -26,12 +26,7 @@ def evaluate(parser: ArgumentParser) -> None:
     add("--baselines", action="store_true", help="also raw pixels and the untrained network")
     add("--whiten", metavar="FACES", help="add whitened rows, fitted on these faces without labels")
     add_whitening(parser)
-    add(
-        "--color-order",
-        choices=["rgb", "bgr"],
-        default="rgb",
-        help="of .bin and .rec; a packed set knows its own (default rgb)",
-    )
+    add_color_order(parser, ".bin and .rec")
     add(
         "--range",
         dest="pixel_range",
@@ -52,12 +47,7 @@ def whiten(parser: ArgumentParser) -> None:
     add("faces", help="a folder of aligned image files, or .rec files; at most 10,000 of them are used")
     add("out", help="the weights file (.safetensors)")
     add_whitening(parser)
-    add(
-        "--color-order",
-        choices=["rgb", "bgr"],
-        default="rgb",
-        help="of the images; a packed set knows its own (default rgb)",
-    )
+    add_color_order(parser, "the images")
     add("--force", action="store_true", help="replace OUT")
 
 
@@ -72,6 +62,12 @@ def add_whitening(parser: ArgumentParser) -> None:
     )
     add("--components", type=int, default=200, metavar="N", help="numbers of a whitened embedding (default 200)")
     add("--neighbors", action="store_true", help="learn from mined neighbors, where identities recur")
+
+
+def add_color_order(parser: ArgumentParser, images: str) -> None:
+    """Add the option of what images decode to."""
+    shown = f"of {images}; a packed set knows its own (default rgb)"
+    parser.add_argument("--color-order", choices=["rgb", "bgr"], default="rgb", help=shown)
 
 
 def inputs(parser: ArgumentParser) -> None:
@@ -92,12 +88,7 @@ def embed(parser: ArgumentParser) -> None:
     add("faces", help="a folder of image files, .rec files as data.path, or a pair file (.bin)")
     add("out", help="the Parquet file")
     add("--flip", action="store_true", help="add the mirror image's embedding")
-    add(
-        "--color-order",
-        choices=["rgb", "bgr"],
-        default="rgb",
-        help="of the images; a packed set knows its own (default rgb)",
-    )
+    add_color_order(parser, "the images")
     add("--resize", action="store_true", help="scale square images to 112x112")
     add("--max-bad-records", default="100", metavar="N", help="tolerated damaged faces: 100 (default), or a share: 1%%")
     add("--device", default="cpu", help="where the network computes: cpu or cuda (default cpu)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 
-from lafs_ray.cli.arguments.networks import add_whitening
+from lafs_ray.cli.arguments.networks import add_color_order, add_whitening
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -23,12 +23,7 @@ def report(parser: ArgumentParser) -> None:
     add("--pairs", metavar="FILE", help="pair file (.bin) to evaluate (default: online_eval.pairs of the first run)")
     add("--whiten", metavar="SET", help="show the networks whitened as well; fitted on these faces, without labels")
     add_whitening(parser)
-    add(
-        "--color-order",
-        choices=["rgb", "bgr"],
-        default="rgb",
-        help="of faces and pairs; a packed set knows its own (default rgb)",
-    )
+    add_color_order(parser, "faces and pairs")
     add("--out", default="report.html", metavar="FILE", help="the page (default report.html)")
     add("--force", action="store_true", help="replace an earlier report")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from pyarrow import fs
 
@@ -40,11 +39,7 @@ def read_files(folder: str, names: Sequence[str]) -> Iterator[bytes | DataError]
             return error
 
     for start in range(0, len(names), _FILES_AT_ONCE):
-        # No threads wait while this generator does: one that is left behind is ended by the garbage collector, in the
-        # middle of anything, and waiting for threads then, as the start of another thread, waits for ever.
-        with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-            contents = list(pool.map(read, names[start : start + _FILES_AT_ONCE]))
-        yield from contents
+        yield from reading.all_at_once(_CONCURRENT_FILES, read, names[start : start + _FILES_AT_ONCE])
 
 
 def _read_file(store: fs.FileSystem, path: str) -> bytes:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from lafs_ray.errors import DataError
 _MAX_GAP_BYTES = 64 << 10
 _MAX_READ_BYTES = 8 << 20
 _CONCURRENT_READS = 16
+_Result = TypeVar("_Result")
 NO_FILE = "a device, pipe or socket"
 
 # Modification time of each local file of an open set, as this process saw it first. Not a part of the set: every node
@@ -235,7 +237,7 @@ def read_ranges(files: Sequence[ByteRanges]) -> Iterator[memoryview]:
     is_local = all(local_path(ranges.uri) is not None for ranges in files)
     with ExitStack() as stack:
         inputs = [stack.enter_context(open_input(ranges.uri)) for ranges in files]
-        apply: Callable[..., Iterable[Any]] = map if is_local else _all_at_once
+        apply: Callable[..., Iterable[Any]] = map if is_local else partial(all_at_once, _CONCURRENT_READS)
         reads = [
             (ranges, file, group) for ranges, file in zip(files, inputs, strict=True) for group in _coalesce(ranges)
         ]
@@ -253,13 +255,13 @@ def read_ranges(files: Sequence[ByteRanges]) -> Iterator[memoryview]:
         list(apply(check_unchanged, files))
 
 
-def _all_at_once(function: Callable[..., Any], *columns: Iterable[Any]) -> list[Any]:
-    """Return the results of a function that mostly waits.
+def all_at_once(threads: int, function: Callable[..., _Result], *columns: Iterable[Any]) -> list[_Result]:
+    """Return the results of a function that mostly waits, as `map` in some threads, all of which have ended.
 
-    No thread waits for the next item: a generator that is left behind is ended by the garbage collector, in the middle
-    of anything, and waiting for threads then, as the start of another thread, waits for ever.
+    For generators: one that is left behind is ended by the garbage collector, in the middle of anything, and waiting
+    for threads then, as the start of another thread, waits for ever.
     """
-    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, *columns))
 
 
