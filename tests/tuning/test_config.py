@@ -297,13 +297,13 @@ def test_marked_keys__of_both_jobs() -> None:
         *(f"landmarks.{name}" for name in ("noise_px", "local_tokens", "shuffle", "replacement")),
         "views",
         *("dino.student_temp", "dino.teacher_temp", "dino.center_momentum"),
-        "dino.teacher_momentum",
+        *("dino.teacher_momentum", "distillation.temp"),
         *("optim.lr", "optim.min_lr", "optim.weight_decay", "optim.weight_decay_end"),
         "optim.clip_grad",
     ]
     losses = {"margin", "mixup", "regularizer", "augmentation"}
     assert {*marked_keys(FinetuneConfig, Tuning.DEFINES_LOSS)} == losses
-    losses = {"dino", "head", "views", "landmarks"}
+    losses = {"dino", "head", "views", "landmarks", "distillation"}
     assert {*marked_keys(PretrainConfig, Tuning.DEFINES_LOSS)} == losses
     operational = {"run", "checkpoints", "log", "monitoring", "compute", "ingest", "online_eval"}
     operational |= {f"data.{name}" for name in ("path", "color_order", "max_bad_records")}
