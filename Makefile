@@ -83,7 +83,7 @@ demo: environment  ## generated faces → landmark CNN → LAFS on two Ray worke
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
 test: environment  ## run all tests (CPU, no network)
-	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
 test-fast: environment  ## run the tests that start no Ray and take no minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not ray and not slow and not mxnet and not mediapipe"
@@ -108,7 +108,7 @@ LOWEST_LIMIT_S ?= 3600
 
 test-lowest: $(LOWEST_VENV)/.ready  ## run the tests with the oldest versions allowed
 	timeout --signal=INT --kill-after=60 $(LOWEST_LIMIT_S) \
-		$(LOWEST_VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+		$(LOWEST_VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
 $(LOWEST_VENV)/.ready: pyproject.toml Makefile
 	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)

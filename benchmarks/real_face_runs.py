@@ -25,6 +25,7 @@ Tree = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
 PRESET = ROOT / "configs" / "pretrain" / "lafs_small_data.yaml"
+DISTILLATION = ROOT / "configs" / "pretrain" / "distillation.yaml"
 # The landmark CNN. MediaPipe finds no points in three faces of a thousand; they get the mean.
 NUM_POINTS, MAX_MISSING, LANDMARK_DURATION = 49, 1000, "8 epochs"
 GRID: Tree = {
@@ -42,7 +43,6 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From the same network, untrained and whitened with neighbors, to its class token.
 DISTILLED = "distilled at landmarks"
-DISTILLATION: Tree = {"duration": "320 steps", "optim.warmup": "32 steps"}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
 FINETUNED_SOURCE = {LANDMARKS: "cnn", DISTILLED: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
 FINETUNE: Tree = {
@@ -169,7 +169,7 @@ def add_landmarks(plan: Plan) -> None:
     source: Tree = {"landmarks.source": "cached", "landmarks.weights": run, "landmarks.cache": cache}
     source["landmarks.local_tokens"] = 16
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
-    METHODS[DISTILLED] = {**METHODS[LANDMARKS], **DISTILLATION}
+    METHODS[DISTILLED] = METHODS[LANDMARKS]
 
 
 def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:
@@ -188,12 +188,14 @@ def pretrain(plan: Plan, method: str, seed: int) -> str:
     name = f"{method.replace(' ', '_')}-{seed}"
     settings = {**METHODS[method], "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
     settings |= {"data.path": plan.faces, "checkpoints.keep": 1}
+    preset = PRESET
     if method == DISTILLED:
+        preset = DISTILLATION
         start = pretrain(plan, LANDMARKS, seed)
         settings["distillation.teacher"] = whitened_file(plan, start, "all", neighbors=True, trained=False)
     if plan.steps is not None:
         settings |= {"duration": f"{plan.steps} steps", "optim.warmup": f"{plan.steps // 10} steps"}
-    config = resolve(PretrainConfig, apply_overrides(read_yaml(str(PRESET)), settings), name)
+    config = resolve(PretrainConfig, apply_overrides(read_yaml(str(preset)), settings), name)
     print(f"{name}: {train(plan, name, config):.0f} s of training", flush=True)
     return str(plan.run(name))
 

@@ -4,13 +4,13 @@
     python -m benchmarks.real_faces WORK --faces SETS --labeled SET --pairs FOLDER --view2     View 2
 
 Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER); View 2 (lfw.bin) is for the end.
-Networks are trained by configs/pretrain/lafs_small_data.yaml on SETS, whose labels are not read, and whitenings are
-fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`, there is also LAFS at its
-landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make mediapipe-environment`) that
-CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every run is one process of one thread;
-runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of
-View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the standard error of
-a paired bootstrap.
+Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pretrain on SETS, whose labels are not
+read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
+there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
+mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every
+run is one process of one thread; runs and results are kept in WORK, so an interrupted call continues. Accuracy is
+that of ten folds, over both files of View 1 in proportion to their pairs. Seeds are averaged; differences are over
+the same pairs, with the standard error of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -142,7 +142,10 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
     for seed in range(seeds):
         for method in methods:
             path = pretrain(plan, method, seed)
-            for kind, trained in (("untrained", False), ("frozen", True)):
+            kinds = {"untrained": False, "frozen": True}
+            if method == DISTILLED:
+                kinds.pop("untrained")  # the network of LAFS at landmarks
+            for kind, trained in kinds.items():
                 for readout, make in readouts(plan, path, trained=trained).items():
                     file = f"{method}, seed {seed}, {kind}: {readout}"
                     rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))

@@ -170,6 +170,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     methods = ("LAFS at landmarks", "distilled at landmarks", "LAFS")
     networks = [f"{method}, {kind}" for method in methods for kind in ("untrained", "frozen")]
+    networks.remove("distilled at landmarks, untrained")
     assert rows[3:] == [f"{network}: {kind}" for network in networks for kind in kinds]
     arms = ("from scratch", "landmarks alone", *methods, "LAFS at landmarks + regularizer")
     arms += ("landmarks alone, whitened", "LAFS at landmarks, whitened")
