@@ -233,7 +233,8 @@ class PretrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _landmarks_fit(self) -> PretrainConfig:
-        local, total = self.landmarks.local_tokens, self.model.num_landmarks
+        # Without local views their number has no effect.
+        local, total = self.landmarks.local_tokens if self.views.num_local else 1, self.model.num_landmarks
         if self.landmarks.source == "grid":
             self._grid_fits(local, total)
         elif self.landmarks.source == "template":

@@ -9,6 +9,7 @@ from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import Section, load, resolve, section_at
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
+from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.tuning.config import SweepConfig
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,14 @@ def test_presets__differ_where_the_released_code_deviates():
 def test_impossible_values__are_refused_with_key_and_numbers(changes, message):
     with pytest.raises(ConfigError, match=message):
         pretrain(**changes)
+
+
+@pytest.mark.parametrize("local_tokens", [36, 197])
+def test_local_tokens__without_local_views_any_number_is_valid(local_tokens: int) -> None:
+    """A model of fewer landmarks than the default of local tokens needs no setting for views that it does not have."""
+    template = {"source": "template", "local_tokens": local_tokens}
+    config = pretrain(landmarks=template, model={"num_landmarks": 25}, views={"num_local": 0})
+    assert view_settings(config.model, config.views, config.landmarks).num_views == 2
 
 
 GRID, TEMPLATE = {"source": "grid"}, {"source": "template"}
