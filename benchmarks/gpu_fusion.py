@@ -1,8 +1,8 @@
 """What Inductor fuses for a GPU, on a machine without one: the kernels it schedules and the bytes they move.
 
-A step is traced by torch.compile on the CPU. Each graph then goes through Inductor's lowering, scheduler and Triton code
-generation with its tensors relabeled as an H200's; nothing is built or run, and tensors stay unwritten memory, so a
-batch can be as large as in training. Attention stays the CPU's operator, which is not counted.
+A step is traced by torch.compile on the CPU. Each graph then goes through Inductor's lowering, scheduler and Triton
+code generation with its tensors relabeled as an H200's; nothing is built or run, and tensors stay unwritten memory, so
+a batch can be as large as in training. Attention stays the CPU's operator, which is not counted.
 
 Bytes are Inductor's own count: every buffer that a kernel reads or writes counts once in that kernel, as far as the
 kernel's index can reach. A loop that reads a row again, behind a sum over it, finds it in the cache of the same kernel.
