@@ -65,12 +65,18 @@ _IMAGES = 32
 
 def count_fused_bytes(config: PretrainConfig) -> FusedBytes:
     """Schedule and count."""
-    blocks = []
-    for trains in (True, False):
-        for class_only in (False, True):
-            few, many = (_size(block_kernels(config, n, trains=trains, class_only=class_only)) for n in _SAMPLES)
-            blocks.append((many - few) / ((_SAMPLES[1] - _SAMPLES[0]) * (config.model.num_landmarks + 1)))
-    return FusedBytes(*blocks, _size(loss_kernels(config)) / _IMAGES)
+
+    def a_token(trains: bool, class_only: bool) -> float:
+        few, many = (_size(block_kernels(config, n, trains=trains, class_only=class_only)) for n in _SAMPLES)
+        return (many - few) / ((_SAMPLES[1] - _SAMPLES[0]) * (config.model.num_landmarks + 1))
+
+    return FusedBytes(
+        student=a_token(trains=True, class_only=False),
+        student_last=a_token(trains=True, class_only=True),
+        teacher=a_token(trains=False, class_only=False),
+        teacher_last=a_token(trains=False, class_only=True),
+        loss=_size(loss_kernels(config)) / _IMAGES,
+    )
 
 
 def block_kernels(config: PretrainConfig, views: int, *, trains: bool, class_only: bool) -> list[Kernel]:

@@ -87,7 +87,8 @@ def _kernels(graph: GraphLowering) -> Iterator[Kernel]:
     with V.set_graph_handler(graph):
         for node in graph.scheduler.nodes:
             if type(node).__name__ not in _EXTERN:
-                origins = {str(each.target) for part in node.get_nodes() for each in part.node.get_origins()}
+                parts = [part.node for part in node.get_nodes() if part.node is not None]
+                origins = {str(each.target) for part in parts for each in part.get_origins()}
                 # Read and written apart: together, a buffer that is changed in place would count once.
                 yield Kernel(tuple(sorted(origins)), node.get_read_buffer_sizes(), node.get_write_buffer_sizes())
 
@@ -139,7 +140,7 @@ def _backend(module: Any, inputs: Any) -> Any:
     return compile_fx.compile_fx(module, inputs, inner_compile=_inner_compile)
 
 
-def _inner_compile(module: Any, inputs: Sequence[Any], **settings: Any) -> Callable[[list[Any]], list[Any]]:
+def _inner_compile(module: Any, inputs: Sequence[Any], **settings: Any) -> Any:
     """Schedule a graph for a GPU; return what stands for it on the CPU."""
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     outputs = [None if each is None else copy.copy(each.meta["val"]) for each in output.args[0]]

@@ -285,4 +285,5 @@ def smallest(numbers: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     keys <<= dtype(places)
     keys |= np.arange(length, dtype=dtype)
     keys.sort(axis=-1)
-    return (keys[..., :count] & dtype((1 << places) - 1)).astype(np.int64)
+    found: NDArray[np.int64] = (keys[..., :count] & dtype((1 << places) - 1)).astype(np.int64)
+    return found

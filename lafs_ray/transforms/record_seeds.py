@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -42,7 +42,8 @@ def record_generators(seed: int, *parts: NDArray[np.integer[Any]]) -> Iterator[n
     words = [np.full(count, seed, dtype=np.uint32), *(part.astype(np.uint32) for part in parts)]
     given = _Given()
     for given.state in _states(words):
-        yield np.random.Generator(np.random.PCG64(given))
+        # numpy takes any ISeedSequence; its stubs say less.
+        yield np.random.Generator(np.random.PCG64(cast("np.random.SeedSequence", given)))
 
 
 class _Given:
@@ -82,5 +83,6 @@ def _constants(first: int, factor: int, count: int) -> Iterator[tuple[np.uint32,
 
 
 def _hashed(value: Words, mask: np.uint32, factor: np.uint32) -> Words:
-    value = (value ^ mask) * factor
-    return value ^ (value >> _SHIFT)
+    hashed: Words = (value ^ mask) * factor
+    hashed ^= hashed >> _SHIFT
+    return hashed
