@@ -1,38 +1,32 @@
 """Count the bytes that a compiled block moves an image, matrix products and attention left out.
 
     python -m benchmarks.fused_bytes --size base
+    python -m benchmarks.fused_bytes --size base --kernels
 
-Inductor compiles a block of the student (with dropout and stochastic depth) and of the teacher for the CPU, in the form
-for GPUs and in bfloat16; what it counts for each fused kernel is added up. For a GPU it fuses much the same, but not
-all: the figure is an estimate. The loss is counted likewise.
+Inductor schedules a block of the student (with dropout and stochastic depth) and of the teacher in the form for GPUs
+and in bfloat16, as for a GPU (`benchmarks.gpu_fusion`); the bytes of each fused kernel are added up. The loss is
+counted likewise.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import compile_fx, metrics
-from torch._inductor import config as inductor_config
 
 from benchmarks.fake_step import config_of
+from benchmarks.gpu_fusion import Kernel, fused_kernels
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.methods.chunked_loss import part_loss
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.models.placement import gpu_form_everywhere
 from lafs_ray.training.tasks.networks import build_transformer
-
-# A product or attention is no fused kernel.
-_EXTERN = {"ExternKernelSchedulerNode"}
 
 
 @dataclass(frozen=True)
@@ -62,67 +56,78 @@ class FusedBytes:
         return tokens * student + seen * teacher + self.loss
 
 
-def count_fused_bytes(
-    config: PretrainConfig, samples: tuple[int, int] = (10, 20), images: int = 2, prototypes: int = 4096
-) -> FusedBytes:
-    """Compile and count.
+# Views in two batches of a block, a tenth of which stochastic depth drops. Their difference counts: what a batch moves
+# whatever its size, such as weights that become bfloat16, is little in large ones.
+_SAMPLES = 300, 600
+# Images in a part of the loss of the base model.
+_IMAGES = 32
+
+
+def count_fused_bytes(config: PretrainConfig) -> FusedBytes:
+    """Schedule and count."""
+
+    def a_token(trains: bool, class_only: bool) -> float:
+        few, many = (_size(block_kernels(config, n, trains=trains, class_only=class_only)) for n in _SAMPLES)
+        return (many - few) / ((_SAMPLES[1] - _SAMPLES[0]) * (config.model.num_landmarks + 1))
+
+    return FusedBytes(
+        student=a_token(trains=True, class_only=False),
+        student_last=a_token(trains=True, class_only=True),
+        teacher=a_token(trains=False, class_only=False),
+        teacher_last=a_token(trains=False, class_only=True),
+        loss=_size(loss_kernels(config)) / _IMAGES,
+    )
+
+
+def block_kernels(config: PretrainConfig, views: int, *, trains: bool, class_only: bool) -> list[Kernel]:
+    """Return the fused kernels of a block.
 
     Args:
         config: of the run.
-        samples: views in two batches of a block, a tenth of which stochastic depth drops. Their difference counts:
-            what a batch moves whatever its size, such as weights that become bfloat16, is little in large ones.
-        images: in a part of the loss.
-        prototypes: of that loss, whose bytes grow in proportion.
+        views: global views in its input.
+        trains: the student's, forward and backward; else the teacher's, forward.
+        class_only: whether it is the last block.
     """
     network = build_transformer(config)
-    block, depth = network.transformer.layers[0], network.transformer.depth
-    shape = config.model.num_landmarks + 1, FVIT_SIZES[config.model.size].width
-
-    def a_token(trains: bool, class_only: bool) -> float:
-        block.train(trains)
-        found = []
-        for number in samples:
-            x = torch.randn(number, *shape)
-            paths = depth(x) if trains else [None, None]
-            found.append(_fused(partial(_block_step, block, (*paths[:2], class_only), x, trains)))
-        return (found[1] - found[0]) / ((samples[1] - samples[0]) * shape[0])
-
-    with gpu_form_everywhere(), inductor_config.patch(force_disable_caches=True, compile_threads=1):
-        blocks = [a_token(trains, class_only) for trains in (True, False) for class_only in (False, True)]
-        loss = _fused(partial(_loss_step, config, images, prototypes))
-    return FusedBytes(*blocks, loss / images * config.head.num_prototypes / prototypes)
+    block, depth = network.transformer.layers[0].train(trains), network.transformer.depth
+    x = torch.empty(views, config.model.num_landmarks + 1, FVIT_SIZES[config.model.size].width)
+    paths = depth(x)[:2] if trains else (None, None)
+    with gpu_form_everywhere():
+        return fused_kernels(partial(_block_step, block, (*paths, class_only), x, trains))
 
 
-def _fused(step: Callable[[], None]) -> float:
-    """Compile what a step calls, and return the bytes of its fused kernels."""
-    metrics.reset()
-    torch._dynamo.reset()
-    # Inductor counts bytes only for a log.
-    log = logging.Logger("counts", logging.INFO)
-    log.addHandler(logging.NullHandler())
-    with mock.patch.object(compile_fx, "inductor_metrics_log", log):
-        step()
-    # Inductor notes a node's bytes in numbers of four.
-    extern = sum(4 * size for node, size in metrics.nodes_num_elem if type(node).__name__ in _EXTERN)
-    return float(metrics.num_bytes_accessed - extern)
+def loss_kernels(config: PretrainConfig) -> list[Kernel]:
+    """Return the fused kernels of a part of the loss."""
+    views = NUM_GLOBAL_VIEWS + config.views.num_local
+    scores = torch.empty(views, _IMAGES, config.head.num_prototypes, dtype=torch.bfloat16)
+    targets = torch.empty(NUM_GLOBAL_VIEWS, _IMAGES, config.head.num_prototypes)
+
+    def step() -> None:
+        compiled = torch.compile(part_loss, dynamic=False)
+        with torch.no_grad():
+            compiled(scores, targets, torch.zeros(views, 1), torch.empty_like(scores), 0.1, 0.5)
+
+    return fused_kernels(step)
+
+
+def _size(kernels: list[Kernel]) -> int:
+    return sum(kernel.size for kernel in kernels)
 
 
 def _block_step(block: nn.Module, settings: tuple[Any, ...], x: Tensor, trains: bool) -> None:
-    compiled = torch.compile(block, dynamic=False)
-    leaf = x.clone().requires_grad_(trains)
+    compiled: Callable[..., Tensor] = torch.compile(block, dynamic=False)
+    leaf = x.requires_grad_(trains)
     with torch.set_grad_enabled(trains), torch.autocast("cpu", torch.bfloat16):
         out = compiled(leaf, *settings)
     if trains:
-        out.float().sum().backward()
+        torch.autograd.backward(out, torch.empty_like(out))
 
 
-def _loss_step(config: PretrainConfig, images: int, prototypes: int) -> None:
-    views = NUM_GLOBAL_VIEWS + config.views.num_local
-    scores = torch.randn(views, images, prototypes, dtype=torch.bfloat16)
-    targets = torch.rand(NUM_GLOBAL_VIEWS, images, prototypes)
-    compiled = torch.compile(part_loss, dynamic=False)
-    with torch.no_grad():
-        compiled(scores, targets, torch.zeros(views, 1), torch.empty_like(scores), 0.1, 0.5)
+def _print_kernels(config: PretrainConfig) -> None:
+    """Print what each kernel of an inner block of the student moves, with its names."""
+    tokens = _SAMPLES[1] * (config.model.num_landmarks + 1)
+    for kernel in block_kernels(config, _SAMPLES[1], trains=True, class_only=False):
+        print(f"{kernel.read / tokens:7.0f} read, {kernel.written / tokens:7.0f} written: {', '.join(kernel.names)}")
 
 
 def main() -> None:
@@ -130,9 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=sorted(FVIT_SIZES), default="base")
     parser.add_argument("--prototypes", type=int, default=65536)
+    parser.add_argument("--kernels", action="store_true", help="print bytes a token of a student's block by kernel")
     arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     config = config_of(arguments.size, 256, arguments.prototypes)
+    if arguments.kernels:
+        _print_kernels(config)
+        return
     found = count_fused_bytes(config)
     print(f"torch {torch.__version__}, {arguments.size}: bytes of fused kernels, bfloat16")
     print(f"student's block {found.student / 1e3:.1f} KB a token, the last {found.student_last / 1e3:.1f}")

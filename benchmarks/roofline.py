@@ -1,7 +1,7 @@
 """Estimate a GPU's images/s from what a step is counted to do, with the assumptions it prints. No measurement.
 
     python -m benchmarks.roofline                 # a minute or two: Inductor compiles four blocks
-    python -m benchmarks.roofline --fused 131.1 37.9 28.2 10.9 14.7
+    python -m benchmarks.roofline --fused 102.5 25.8 28.2 10.9 7.6
 
 A step is taken as matrix products, attention and elementwise kernels one after the other, each at a rate that such
 kernels reach, or as the time in which the host dispatches the operators of an eager step, whichever is longer.

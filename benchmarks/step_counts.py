@@ -195,15 +195,20 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(each)
 
 
-def count_step(config: PretrainConfig) -> StepCounts:
-    """Count the second step of a run: the first also makes the optimizer's state."""
+def count_step(config: PretrainConfig, *, reports: bool = False) -> StepCounts:
+    """Count the second step of a run: the first also makes the optimizer's state.
+
+    Args:
+        config: of the run.
+        reports: whether the step is one of those (one in 50 by default) that compute diagnostics as well.
+    """
     with without_data():
         training = build(config)
         batch = random_batch(config, 0)
         saved = _saved_bytes(training, batch)
         train_step(training, batch, training.hparams(0))
         with _Counter() as counter, _stages(training, counter):
-            train_step(training, batch, training.hparams(0))
+            train_step(training, batch, training.hparams(0), reports=reports)
     return StepCounts(
         config.batch_size,
         counter.ops,
@@ -314,11 +319,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--prototypes", type=int, default=65536)
     parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--reports", action="store_true", help="count a step that a report follows")
     parser.add_argument("--names", action="store_true", help="print operators by name as well")
     arguments = parser.parse_args()
     checkpointing = arguments.activation_checkpointing
     config = config_of(arguments.size, arguments.batch, arguments.prototypes, activation_checkpointing=checkpointing)
-    counts = count_step(config)
+    counts = count_step(config, reports=arguments.reports)
     print(f"torch {torch.__version__}, {arguments.size}, batch {arguments.batch}, K {arguments.prototypes}, bfloat16")
     report(counts)
     if arguments.names:

@@ -87,7 +87,7 @@ def dry_run(inputs: RunInputs) -> None:
     folder.check(inputs.origin())
     describe(inputs)
     if isinstance(inputs.config, PretrainConfig) and inputs.config.compute.device == "cuda":
-        for line in describe_cost(inputs.config, inputs.length):
+        for line in describe_cost(inputs.config, inputs.length, inputs.init_weights.frozen_architecture):
             show(line)
     steps = folder.steps()
     if is_finished(inputs):

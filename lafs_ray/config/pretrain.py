@@ -311,6 +311,16 @@ class PretrainConfig(TrainConfig):
                 f"distillation.teacher: {teacher}, with micro-batches of 1 face, which is found among no others; "
                 "increase batch_size, or reduce accumulation"
             )
+        temp, given = Distillation.model_fields["temp"].default, self.distillation.temp
+        if teacher is None and given != temp:
+            raise ValueError(
+                f"distillation.temp: {given:g}, but distillation.teacher is not set; set it, or leave both out"
+            )
+        if teacher is not None and self.monitoring.collapse == "stop":
+            raise ValueError(
+                "monitoring.collapse: stop, but a distillation (distillation.teacher) has none of the metrics that it "
+                "looks at; leave it out"
+            )
         if teacher is not None and student is not None:
             raise ValueError(
                 f"distillation.teacher: {teacher}, with start.student={student}; a distillation starts from scratch: "

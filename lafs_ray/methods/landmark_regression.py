@@ -30,7 +30,7 @@ class LandmarkRegression:
     def __init__(self, network: nn.Module) -> None:
         self.trainable = network
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *, reports: bool) -> None:
         """Do nothing: a step samples nothing."""
 
     def loss(

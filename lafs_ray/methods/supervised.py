@@ -84,8 +84,9 @@ class Supervised:
         self.frozen_blocks = frozen_blocks
         self.anchor = None if anchor is None else anchor.eval().requires_grad_(False)
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *, reports: bool) -> None:
         """Reseed the sampling of classes for this step."""
+        del reports
         self.trainable.head.begin_step(step)
 
     def loss(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lafs_ray.models.dropout import Dropout, StochasticDepth, add_dropped, drop_path, dropout
-from lafs_ray.models.kept_rows import KeptRows, add_rows, take_rows
+from lafs_ray.models.kept_rows import KeptRows, add_rows, norm_rows, normalizes_whole, take_rows
 from lafs_ray.models.lora import LoRALinear
 from lafs_ray.models.placement import uses_gpu_form
 
@@ -215,10 +215,15 @@ class _Residual(nn.Module):
             return add_dropped(residual, self.fn(x, class_only), rate, training=training)
         if isinstance(path, Tensor):
             return residual + drop_path(dropout(self.fn(x, class_only), rate, training=training), path)
-        rows, x = take_rows(x, path)
+        # In the last block the other gradient is of class tokens alone, so that there is little to add to.
+        if normalizes_whole(x) and not class_only:
+            normed, x = norm_rows(x, self.fn.norm, path)
+            mixed = self.fn.after_norm(normed)
+        else:
+            rows, x = take_rows(x, path)
+            mixed = self.fn(rows, class_only)
         residual = x[:, :1] if class_only else x
-        branch = dropout(self.fn(rows, class_only), rate, training=training)
-        return add_rows(residual, branch, path)
+        return add_rows(residual, dropout(mixed, rate, training=training), path)
 
 
 class _PreNorm(nn.Module):
@@ -228,7 +233,10 @@ class _PreNorm(nn.Module):
         self.fn = branch
 
     def forward(self, x: Tensor, class_only: bool = False) -> Tensor:
-        x = self.norm(x)
+        return self.after_norm(self.norm(x), class_only)
+
+    def after_norm(self, x: Tensor, class_only: bool = False) -> Tensor:
+        """Return the branch of what is normalized."""
         return self.fn(x, class_only=True) if class_only else self.fn(x)  # type: ignore[no-any-return]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lafs_ray.models.placement import uses_gpu_form
 
@@ -50,6 +50,26 @@ def take_rows(x: Tensor, kept: KeptRows) -> tuple[Tensor, Tensor]:
     return taken, whole
 
 
+def normalizes_whole(x: Tensor) -> bool:
+    """Return whether `norm_rows` is to be used: in compiled code for a GPU."""
+    return torch.compiler.is_compiling() and uses_gpu_form(x)
+
+
+def norm_rows(x: Tensor, norm: nn.LayerNorm, kept: KeptRows) -> tuple[Tensor, Tensor]:
+    """Return norm(x.index_select(0, rows)) [k, …, D] and x [B, …, D], which what follows must use.
+
+    Its gradient is computed for all rows, 0 for those that were not kept: so one kernel reads the branch's gradient and
+    x, and adds to the other gradient; over the kept rows alone these are three, as their sums have other shapes.
+
+    Args:
+        x: [B, …, D].
+        norm: over D, with weight and bias.
+        kept: the rows.
+    """
+    normed, whole = _NormRows.apply(x, norm.weight, norm.bias, norm.eps, *kept)  # type: ignore[no-untyped-call]
+    return normed, whole
+
+
 def add_rows(x: Tensor, branch: Tensor, kept: KeptRows) -> Tensor:
     """Return x.index_add(0, rows, branch, alpha=B/k) in x's dtype.
 
@@ -74,6 +94,34 @@ class _TakeRows(torch.autograd.Function):
         if torch.compiler.is_compiling():
             return add_looked_up(whole, taken, places, (factors > 0).float()), None, None, None
         return whole.index_add(0, rows, taken), None, None, None
+
+
+class _NormRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, rows: Tensor, places: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shape = x.shape[-1:]
+        normed, mean, scale = torch.native_layer_norm(x.index_select(0, rows), shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, scale, places, factors)
+        return normed, x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        branch, whole = gradients
+        x, weight, mean, scale, places, factors = ctx.saved_tensors
+        mean, scale = mean.index_select(0, places), scale.index_select(0, places)
+        is_kept = (factors > 0).view(-1, *[1] * (x.ndim - 1))
+        gradient = torch.where(is_kept, branch.index_select(0, places), 0.0)
+        # A view that Inductor's partitioner takes for more: without it, it keeps what x was computed of, a little less,
+        # and computes x again in three of the backward pass's kernels.
+        (x,) = torch.split_with_sizes(x, [x.shape[-1]], dim=-1)
+        normalized = (x - mean) * scale
+        scaled = gradient * weight
+        means = scaled.mean(-1, keepdim=True), (scaled * normalized).mean(-1, keepdim=True)
+        added = whole + scale * (scaled - means[0] - normalized * means[1])
+        over = tuple(range(x.ndim - 1))
+        return added, (gradient * normalized).sum(over), gradient.sum(over), None, None, None, None
 
 
 class _AddRows(torch.autograd.Function):

@@ -89,7 +89,7 @@ def run_rank(
     config, length, hooks = inputs.config, inputs.length, hooks or Hooks()
     torch.set_num_threads(config.compute.cpus_per_worker)
     if isinstance(config, PretrainConfig):
-        require_memory(config, device)
+        require_memory(config, device, inputs.init_weights.frozen_architecture)
     what = config, inputs.sampler, inputs.num_classes, inputs.init_weights
     training = build_training(*what, device, rank, count_ranks())
     first_step = restore(training, inputs.folder(), rank)

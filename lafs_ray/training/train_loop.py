@@ -45,8 +45,8 @@ class TrainTask(Protocol):
     def trainable(self) -> nn.Module:
         """What the optimizer trains and DDP wraps."""
 
-    def begin_step(self, step: int) -> None:
-        """Reseed what is sampled per global step."""
+    def begin_step(self, step: int, *, reports: bool) -> None:
+        """Reseed what is sampled per global step; metrics that only a report needs may wait for one that `reports`."""
 
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], hparams: Mapping[str, float]
@@ -196,11 +196,14 @@ def train(
             output = _Output(training, meter, report, save, batch.step)
         training.fingerprints |= batch.fingerprints
         hparams = training.hparams(batch.step)
-        metrics = train_step(training, batch, hparams, poll_request)
-        meter.add(metrics, wait_s, batch.work_s, training.guard.skip_update)
         done, epoch = batch.step + 1, batch.epoch
-        saves = done % save_every == 0 or done == last_step or training.request > 0
-        if saves or done % report_every == 0:
+        saves = done % save_every == 0 or done == last_step
+        reports = saves or done % report_every == 0
+        metrics = train_step(training, batch, hparams, poll_request, reports=reports)
+        meter.add(metrics, wait_s, batch.work_s, training.guard.skip_update)
+        # Known only now: such a report may lack what only the steps that report compute.
+        saves = saves or training.request > 0
+        if saves or reports:
             output.report(done, epoch)
         if saves:
             output.save(done)
@@ -270,8 +273,17 @@ def train_step(
     batch: StepBatch,
     hparams: Mapping[str, float],
     poll_request: Callable[[], RunRequest] = lambda: RunRequest.NOTHING,
+    *,
+    reports: bool = True,
 ) -> dict[str, Tensor]:
     """Make one optimizer step and set `training.request`.
+
+    Args:
+        training: the run on this rank.
+        batch: of the step.
+        hparams: of the step.
+        poll_request: returns this rank's request.
+        reports: whether a report follows.
 
     Returns:
         The metrics of its micro-batches, averaged, and the largest gradient norm: 0-d tensors on the device, without a
@@ -281,7 +293,7 @@ def train_step(
     # Dropout depends on (seed, step, rank) alone, so a resumed run needs no generator's state.
     torch.manual_seed(step_seed(training.seed, batch.step, training.rank))
     set_hyperparameters(training.optimizer, hparams["lr"], hparams["weight_decay"])
-    task.begin_step(batch.step)
+    task.begin_step(batch.step, reports=reports)
     training.guard.begin(batch, hparams["lr"])
     micro_batches = split(batch, training.accumulation)
     sums: dict[str, Tensor] = {}

@@ -1,9 +1,9 @@
 """The random parameters of a face's views, sampled with numpy, apart from the images.
 
-A record's parameters depend on (seed, epoch, shard, key) alone: every record has a generator of its own, so neither its
-batch, nor the worker, nor the device can change its augmentation. The price is one generator per record, 20 µs of the
-0.15 ms that sampling takes. Shape letters: B images, V views (the global ones first), N landmarks, n tokens of a local
-view.
+A record's parameters depend on (seed, epoch, shard, key) alone: every record has a generator of its own
+(`record_seeds`), so neither its batch, nor the worker, nor the device can change its augmentation. Of the 0.06 ms that
+sampling takes, numpy's normal numbers for the landmarks are half, and 2 µs are the generator. Shape letters: B images,
+V views (the global ones first), N landmarks, n tokens of a local view.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lafs_ray.config.pretrain import LandmarkSource
 from lafs_ray.config.train import TokenFeatures
+from lafs_ray.transforms.record_seeds import record_generators
 
 CROP_ATTEMPTS = 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -28,6 +29,9 @@ _TOP, _LEFT, _FLIP, _JITTER, _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(20, 28)
 _FACTORS = slice(28, 32)
 _ORDER = slice(32, 36)
 _NUM_UNIFORMS = 36
+
+# Of a float32 that numpy draws.
+_UNIFORM_BITS = 24
 
 Records = NDArray[np.integer[Any]]
 """One number for every record of a batch, [B]: its epoch, shard or key."""
@@ -168,8 +172,7 @@ def sample_view_params(settings: ViewSettings, seed: int, epoch: Records, shard:
     uniforms = np.empty((count, views, _NUM_UNIFORMS))
     local_uniforms = np.empty((count, settings.num_local, landmarks), dtype=np.float32)
     noise = np.empty((count, views, landmarks, 2), dtype=np.float32)
-    for row, record in enumerate(zip(epoch.tolist(), shard.tolist(), key.tolist(), strict=True)):
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *record])))
+    for row, generator in enumerate(record_generators(seed, epoch, shard, key)):
         generator.random(out=uniforms[row])
         generator.random(dtype=np.float32, out=local_uniforms[row])
         generator.standard_normal(dtype=np.float32, out=noise[row])
@@ -267,25 +270,20 @@ def _local_indices(settings: ViewSettings, uniforms: NDArray[np.float32]) -> NDA
 
 
 def smallest(numbers: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the first `count` of `stable_argsort` along the last axis; in half the time if few are needed."""
-    if count == numbers.shape[-1]:
-        return stable_argsort(numbers)
-    candidates = np.argpartition(numbers, count, axis=-1)[..., : count + 1]
-    values = np.take_along_axis(numbers, candidates, axis=-1)
-    order = np.argsort(values, axis=-1)
-    found = np.take_along_axis(candidates, order, axis=-1)[..., :count]
-    ascending = np.take_along_axis(values, order, axis=-1)
-    tied = (ascending[..., 1:] == ascending[..., :-1]).any(axis=-1)
-    if tied.any():
-        found[tied] = stable_argsort(numbers[tied])[..., :count]
+    """Return the first `count` of `np.argsort(…, kind="stable")` along the last axis.
+
+    Sorts integers, each a number and its place: a quarter of the time of a partition by `np.argpartition`.
+
+    Args:
+        numbers: as numpy draws float32 in [0, 1): multiples of 2⁻²⁴.
+        count: of the indices.
+    """
+    length = numbers.shape[-1]
+    places = (length - 1).bit_length()
+    dtype = np.uint32 if places <= 32 - _UNIFORM_BITS else np.uint64
+    keys = (numbers * np.float32(1 << _UNIFORM_BITS)).astype(dtype)
+    keys <<= dtype(places)
+    keys |= np.arange(length, dtype=dtype)
+    keys.sort(axis=-1)
+    found: NDArray[np.int64] = (keys[..., :count] & dtype((1 << places) - 1)).astype(np.int64)
     return found
-
-
-def stable_argsort(numbers: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return `np.argsort(…, kind="stable")` along the last axis; twice as fast if ties are rare."""
-    order = np.argsort(numbers, axis=-1)
-    ascending = np.take_along_axis(numbers, order, axis=-1)
-    tied = (ascending[..., 1:] == ascending[..., :-1]).any(axis=-1)
-    if tied.any():
-        order[tied] = np.argsort(numbers[tied], axis=-1, kind="stable")
-    return order

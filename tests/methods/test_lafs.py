@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, clip_each_, par
 from lafs_ray.models.fvit import FViT, FViTSize
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.patch_sampling import extract_patches
+from lafs_ray.models.placement import gpu_form_everywhere
 from lafs_ray.transforms.params import sample_view_params
 from lafs_ray.transforms.views import MultiViewTransform
 from tests.golden_cases import GoldenCase, load_case, to_unit_range
@@ -259,6 +261,22 @@ def test_lafs__accumulation_equals_a_larger_batch() -> None:
     for mine, theirs in ((whole.trainable, parts.trainable), (whole.teacher, parts.teacher)):
         torch.testing.assert_close(mine.state_dict(), theirs.state_dict(), rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(whole.center.center, parts.center.center, rtol=1e-9, atol=1e-12)
+
+
+def test_lafs__diagnostics_where_a_report_follows() -> None:
+    """In the form for GPUs other steps have the same loss and center without them; on a CPU every step has them."""
+    found = {}
+    for on_gpu in (False, True):
+        for reports in (False, True):
+            lafs = small_lafs()
+            lafs.begin_step(0, reports=reports)
+            with gpu_form_everywhere() if on_gpu else contextlib.nullcontext():
+                loss, metrics = lafs.loss(lafs.trainable, small_batch(4), VALUES)
+            found[on_gpu, reports] = float(loss.detach()), lafs.center.pending.tolist(), set(metrics)
+    assert found[False, False] == found[False, True]
+    assert found[True, False][:2] == found[True, True][:2]
+    assert found[True, False][2] == {"loss"}
+    assert found[True, True][2] == found[False, True][2] > {"loss", "kl", "teacher_entropy"}
 
 
 def test_lafs__teacher_starts_as_the_student_and_has_no_gradient() -> None:

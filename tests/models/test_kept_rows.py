@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lafs_ray.models.kept_rows import add_rows, keep_rows, take_rows
+from lafs_ray.models import fvit as fvit_module
+from lafs_ray.models.fvit import FViT, FViTSize
+from lafs_ray.models.kept_rows import add_rows, keep_rows, norm_rows, take_rows
 from lafs_ray.models.placement import gpu_form_everywhere
 
 ORDER = torch.tensor([[3, 0, 4, 1, 2]])
@@ -59,6 +61,57 @@ def test_kept_rows__looked_up(compiled: bool) -> None:
     gradient = torch.arange(out.numel(), dtype=out.dtype).view_as(out).sin()
     expected, _ = run(x, weight, fused=False)
     torch.testing.assert_close([out, *torch.autograd.grad(out, (x, weight), gradient)], expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_norm_rows__as_the_norm_of_the_rows(backend: str) -> None:
+    """Output and all gradients are those of a layer norm over the rows taken, in double precision."""
+    torch.manual_seed(0)
+    x = (3 * torch.randn(5, 2, 7) + 1).double().requires_grad_()
+    weight = torch.randn(7, 7).double().requires_grad_()
+    norm = nn.LayerNorm(7).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+
+    def plain(x: Tensor) -> Tensor:
+        taken, whole = take_rows(x, KEPT)
+        return add_rows(whole, norm(taken) @ weight, KEPT)
+
+    def whole_rows(x: Tensor) -> Tensor:
+        normed, whole = norm_rows(x, norm, KEPT)
+        return add_rows(whole, normed @ weight, KEPT)
+
+    expected = plain(x)
+    gradient = torch.arange(expected.numel(), dtype=x.dtype).view_as(expected).sin()
+    inputs = (x, weight, norm.weight, norm.bias)
+    with gpu_form_everywhere():
+        found = torch.compile(whole_rows, backend=backend, fullgraph=True)(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(expected, inputs, gradient)
+    )
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_transformer__compiled_for_a_gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that drop rows compute what the eager form computes, the last one of class tokens alone as well."""
+    torch.manual_seed(0)
+    fvit = FViT(FViTSize(16, 3, 2, 8, 24), 9, 12, dropout=0.0, drop_path=0.3).double()
+    tokens = torch.rand(5, 9, 12).double()
+    used = []
+    monkeypatch.setattr(fvit_module, "norm_rows", lambda *given: used.append(1) or norm_rows(*given))
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            for block in fvit.transformer.layers:
+                block.compile(backend=backend, fullgraph=True)
+        torch.manual_seed(1)
+        with gpu_form_everywhere():
+            out = fvit(tokens)
+        assert bool(used) == compiled
+        results.append([out, *torch.autograd.grad(out.sin().sum(), list(fvit.parameters()))])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fake_step import config_of
 from benchmarks.plain_step import Case
@@ -15,9 +18,16 @@ from benchmarks.step_figures import TOTAL, count_flops
 from lafs_ray.compat import import_timm
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import ConfigError
+from lafs_ray.methods.distillation import Distillation
+from lafs_ray.models.checkpoints.architecture import Architecture
+from lafs_ray.models.checkpoints.safetensors_file import NetworkWeights
+from lafs_ray.models.checkpoints.state_dicts import PublishedState
 from lafs_ray.models.fvit import FVIT_SIZES
+from lafs_ray.models.placement import gpu_form_everywhere
+from lafs_ray.models.readout import WHITENING_PREFIX
 from lafs_ray.training import cost
 from lafs_ray.training.run_length import Length
+from lafs_ray.training.tasks.distillation import build_distillation
 from lafs_ray.training.tasks.pretrain import build_lafs
 
 
@@ -68,6 +78,70 @@ def test_image_flops__as_counted() -> None:
     case = Case(FVIT_SIZES["base"], 65536, 1, 0.0, torch.device("cpu"), torch.float32)
     assert cost.image_flops(config()) == pytest.approx(count_flops(case)[TOTAL], rel=0.001)
     assert cost.image_flops(config()) == pytest.approx(328e9, rel=0.01)
+
+
+def distilled(made: PretrainConfig) -> tuple[Distillation, Architecture]:
+    """A distillation from an untrained network of another size, whose 26 outputs are whitened."""
+    frozen = Architecture(
+        made.model.num_landmarks, FVIT_SIZES["small"], made.model.patch_size, readout="all", whitened_dim=48
+    )
+    transformer, whitening = frozen.build_transformer(), frozen.build_whitening()
+    assert whitening is not None
+    state = transformer.state_dict()
+    state |= {WHITENING_PREFIX + name: each for name, each in whitening.state_dict().items()}
+    weights = NetworkWeights(frozen, PublishedState(state), "none")
+    return build_distillation(made, weights, torch.device("cpu")), frozen
+
+
+def test_distillation__as_built_and_counted() -> None:
+    """Parameters and FLOP are those of the student with its linear head, and of a frozen forward pass."""
+    made = config("tiny", 4, 512, model={"num_landmarks": 25, "dropout": 0.0, "drop_path": 0.0})
+    made = made.model_copy(update={"landmarks": made.landmarks.model_copy(update={"local_tokens": 10})})
+    task, frozen = distilled(made)
+    parameters = sum(each.numel() for each in task.trainable.parameters())
+    assert cost.count_parameters(made, frozen) == parameters < cost.count_parameters(made)
+    networks = cost.step_memory(made, frozen).networks
+    assert networks == 22 * parameters + 4 * sum(each.numel() for each in task.frozen.parameters())
+    seen, local = torch.zeros(2 * 4, 25, 192), torch.zeros(made.views.num_local * 4, 10, 192)
+    # Attention as two products, which the counter knows, and the CPU's form of the blocks, which takes both lengths.
+    flops = []
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        for step in (lambda: task.frozen(seen), lambda: task.trainable([seen, local])):
+            with FlopCounterMode(display=False) as counter:
+                out = step()
+            flops.append(counter.get_total_flops())
+    assert out.shape == (len(seen) + len(local), 48)
+    cosines = 2 * len(out) * 48 * 4
+    # The last block computes no other token than the class token's.
+    last = 1 - 0.5 / FVIT_SIZES["tiny"].depth
+    counted = (flops[0] + 3 * (flops[1] + cosines)) / 4
+    assert cost.image_flops(made, frozen) * last < counted < cost.image_flops(made, frozen)
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_distillation__saved_bytes(size: str) -> None:
+    """Without DINO's head an image keeps what its transformer and the cosines do, within 3 % of the count."""
+    made = config(size, 4)
+    task, frozen = distilled(made)
+    inputs = {
+        "global_tokens": torch.zeros(4, 2, made.model.num_landmarks, 192),
+        "local_tokens": torch.zeros(4, made.views.num_local, made.landmarks.local_tokens, 192),
+    }
+    weights = {each.untyped_storage()._cdata for each in task.trainable.parameters()}
+    # Weights in the step's precision are counted with the networks; of these few images they would be many.
+    shapes = {shape for each in task.trainable.parameters() for shape in (each.shape, each.shape[::-1])}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and tensor.shape not in shapes:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with gpu_form_everywhere(), saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        task.loss(task.trainable, inputs, {})
+    counted = sum(storage.nbytes() for storage in kept.values()) / 4
+    assert cost.saved_bytes(made, frozen) == pytest.approx(counted, rel=0.03)
 
 
 def test_require_memory__names_what_helps() -> None:

@@ -23,8 +23,10 @@ class Recorder:
         self.trainable = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.trainable.weight)
         self.calls: list[Any] = []
+        self.reported: list[bool] = []
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *, reports: bool) -> None:
+        self.reported.append(reports)
         self.calls.append(("begin_step", step))
 
     def loss(
@@ -132,6 +134,9 @@ def test_train__reports_and_saves_at_the_same_steps_from_anywhere(
     )
     assert [event[1] for event in events if event[0] == "report"] == reports
     assert [event[1] for event in events if event[0] == "save"] == saves
+    # Each step was told before its loss whether a report follows.
+    told = run_.task.reported  # type: ignore[attr-defined]
+    assert told == [step + 1 in reports for step in range(first, 10)]
     assert all(event[2] == (event[1] - 1) // 2 for event in events if event[0] == "report")
     for index, event in enumerate(events):
         if event[0] == "save":

@@ -69,6 +69,11 @@ class InitWeights:
     frozen: NetworkWeights | None = None
     report: tuple[str, ...] = ()
 
+    @property
+    def frozen_architecture(self) -> Architecture | None:
+        """Of the frozen network."""
+        return None if self.frozen is None else self.frozen.architecture
+
 
 @dataclass(frozen=True)
 class Pretrained:

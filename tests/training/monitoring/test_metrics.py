@@ -64,6 +64,21 @@ def test_report__steps_that_were_held_do_not_count() -> None:
     assert meter.report(2)["loss"] == 2.0
 
 
+def test_report__metrics_of_some_steps() -> None:
+    """A metric's mean is over the steps that had it, held ones aside; one that no step had is left out."""
+    meter = Meter(images_per_step=4)
+    meter.add(step(loss=1.0), 0.0, {}, GO)
+    meter.add(step(loss=3.0, kl=2.0), 0.0, {}, GO)
+    meter.add(step(loss=8.0), 0.0, {}, GO)
+    found = meter.report(3)
+    assert (found["loss"], found["kl"]) == (4.0, 2.0)
+    meter.add(step(loss=1.0), 0.0, {}, GO)
+    meter.add(step(loss=float("nan"), kl=7.0), 0.0, {}, HELD)
+    found = meter.report(1)
+    assert found["loss"] == 1.0
+    assert "kl" not in found
+
+
 def test_gather_lines__alone() -> None:
     """Without ranks the lines are this process's."""
     assert gather_lines({"a"}) == {"a"}

@@ -42,9 +42,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, method: type, step: int, change: Cal
     now = []
     begin, loss = method.begin_step, method.loss  # type: ignore[attr-defined]
 
-    def begin_step(self: Any, number: int) -> None:
+    def begin_step(self: Any, number: int, *, reports: bool) -> None:
         now[:] = [number]
-        begin(self, number)
+        begin(self, number, reports=reports)
 
     def changed(self: Any, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         value, metrics = loss(self, *arguments)

@@ -85,6 +85,15 @@ def test_refused__micro_batches_of_one_face(tmp_path: Path, more: tuple[str, ...
         distilled(tmp_path, "none.rec", tmp_path / "any.safetensors", *more)
 
 
+def test_refused__settings_without_effect(tmp_path: Path) -> None:
+    """A temperature without a frozen network, and the end of a run by metrics that a distillation has not."""
+    with pytest.raises(ConfigError, match=r"distillation\.temp: 0\.1, but distillation\.teacher is not set"):
+        tiny(tmp_path, "none.rec", *TEMPLATE, "distillation.temp=0.1")
+    with pytest.raises(ConfigError, match=r"monitoring\.collapse: stop, but a distillation"):
+        distilled(tmp_path, "none.rec", tmp_path / "any.safetensors", "monitoring.collapse=stop")
+    assert tiny(tmp_path, "none.rec", *TEMPLATE, "distillation.temp=0.05").distillation.teacher is None
+
+
 def test_refused__networks_that_do_not_fit(runs: Path, face_set_path: str, tmp_path: Path) -> None:
     """Without whitening, with other tokens, or missing: the message names the setting."""
     teacher = runs / "6.safetensors"
