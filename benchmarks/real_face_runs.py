@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -202,7 +203,7 @@ def pretrain(plan: Plan, method: str, seed: int) -> str:
 
 def finetune(plan: Plan, arm: Arm, shot: str, seed: int, pretraining_seed: int) -> str:
     """Train on k labeled images of each identity, or on `all`; return the run's folder."""
-    name = f"few-{arm.name.replace(',', '').replace(' ', '_')}-k{shot}-{seed}"
+    name = f"few-{re.sub(r'[^A-Za-z0-9]+', '_', arm.name)}-k{shot}-{seed}"
     base = read_yaml(str(PRESET))
     tree: Tree = {key: base[key] for key in ("model", "compute", "run")}
     settings = {**FINETUNE, "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
