@@ -43,6 +43,9 @@ class Section(BaseModel):
 
 SectionT = TypeVar("SectionT", bound=Section)
 
+STORED = "stored"
+"""In a validation's context: whether the settings are those of a run that is read."""
+
 
 class Tuning(Enum):
     """Marks a field, and all fields below it, for sweeps: `Annotated[Rate, Tuning.MUTABLE]`."""
@@ -183,7 +186,12 @@ def _without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 
 def resolve(
-    kind: type[SectionT], tree: Mapping[str, Any], source: str, lines: Callable[[], Mapping[str, int]] = dict
+    kind: type[SectionT],
+    tree: Mapping[str, Any],
+    source: str,
+    lines: Callable[[], Mapping[str, int]] = dict,
+    *,
+    stored: bool = False,
 ) -> SectionT:
     """Validate a tree of settings.
 
@@ -192,12 +200,13 @@ def resolve(
         tree: settings that differ from the defaults.
         source: where they come from, for the message.
         lines: returns the lines of keys in a file, by dotted path, 0 for no line; called for the message alone.
+        stored: whether a run has had them, whose networks are read: those without effect are not refused.
 
     Raises:
         ConfigError: naming every unknown key, missing key and impossible value at once.
     """
     try:
-        return kind.model_validate(dict(tree))
+        return kind.model_validate(dict(tree), context={STORED: stored})
     except ValidationError as error:
         known = lines()
         errors = [_explain(kind, item) + _line(item, known) for item in error.errors(include_url=False)]

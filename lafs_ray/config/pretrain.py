@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from lafs_ray.config.loader import Duration, DurationField, Real, RealPair, RealTriple, Section, Tuning
+from lafs_ray.config.loader import STORED, Duration, DurationField, Real, RealPair, RealTriple, Section, Tuning
 from lafs_ray.config.paths import AbsolutePath
 from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
 
@@ -311,8 +311,19 @@ class PretrainConfig(TrainConfig):
                 f"distillation.teacher: {teacher}, with micro-batches of 1 face, which is found among no others; "
                 "increase batch_size, or reduce accumulation"
             )
-        temp, given = Distillation.model_fields["temp"].default, self.distillation.temp
-        if teacher is None and given != temp:
+        if teacher is not None and student is not None:
+            raise ValueError(
+                f"distillation.teacher: {teacher}, with start.student={student}; a distillation starts from scratch: "
+                "leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _distillation_has_an_effect(self, info: ValidationInfo) -> PretrainConfig:
+        if (info.context or {}).get(STORED):
+            return self
+        teacher, given = self.distillation.teacher, self.distillation.temp
+        if teacher is None and given != Distillation.model_fields["temp"].default:
             raise ValueError(
                 f"distillation.temp: {given:g}, but distillation.teacher is not set; set it, or leave both out"
             )
@@ -320,11 +331,6 @@ class PretrainConfig(TrainConfig):
             raise ValueError(
                 "monitoring.collapse: stop, but a distillation (distillation.teacher) has none of the metrics that it "
                 "looks at; leave it out"
-            )
-        if teacher is not None and student is not None:
-            raise ValueError(
-                f"distillation.teacher: {teacher}, with start.student={student}; a distillation starts from scratch: "
-                "leave one of the two out"
             )
         return self
 

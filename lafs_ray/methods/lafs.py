@@ -60,8 +60,10 @@ class LafsNetwork(nn.Module):
         """Sets of tokens [R_i, n_i, P] to embeddings [ΣR_i, D].
 
         Consecutive sets with the same token count run as one batch: two forwards, not ten; on a GPU one, in parts.
+        A set of no views, in a run without local ones, takes none.
         """
-        batches = [torch.cat(list(sets)) for _, sets in groupby(token_sets, key=lambda t: t.shape[1])]
+        given = [tokens for tokens in token_sets if len(tokens)]
+        batches = [torch.cat(list(sets)) for _, sets in groupby(given, key=lambda t: t.shape[1])]
         if len(batches) > 1 and uses_gpu_form(batches[0]) and can_encode_together(self.backbone):
             return encode_together(self.backbone, batches)
         return torch.cat([self.backbone(batch) for batch in batches])

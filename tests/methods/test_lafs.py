@@ -263,6 +263,26 @@ def test_lafs__accumulation_equals_a_larger_batch() -> None:
     torch.testing.assert_close(whole.center.center, parts.center.center, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_lafs__without_local_views(on_gpu: bool) -> None:
+    """The loss is that of the global views alone, also where stochastic depth drops some of them."""
+    lafs = small_lafs()
+    lafs.trainable.backbone.transformer.depth.rate = 0.3
+    batch = small_batch(4)
+    batch["local_tokens"] = batch["local_tokens"][:, :0]
+    views = [batch["global_tokens"].transpose(0, 1).flatten(0, 1)]
+    form = gpu_form_everywhere if on_gpu else contextlib.nullcontext
+    with form():
+        torch.manual_seed(0)
+        loss, _ = lafs.loss(lafs.trainable, batch, VALUES)
+        torch.manual_seed(0)
+        student, teacher = lafs.trainable(views), lafs.teacher(views).detach()
+    targets = torch.softmax(teacher / VALUES["teacher_temp"], dim=-1)
+    log_shares = torch.log_softmax(student / lafs.student_temp, dim=-1).unflatten(0, (2, -1))
+    pairs = -(targets.unflatten(0, (2, -1)).flip(0) * log_shares).sum(-1)
+    torch.testing.assert_close(loss, pairs.mean())
+
+
 def test_lafs__diagnostics_where_a_report_follows() -> None:
     """In the form for GPUs other steps have the same loss and center without them; on a CPU every step has them."""
     found = {}

@@ -161,16 +161,16 @@ def _run_weights(content: Mapping[str, Any], uri: str, role: Role) -> NetworkWei
         )
     config: PretrainConfig | FinetuneConfig | LandmarkConfig
     if content["kind"] == PretrainConfig.__name__:
-        config = resolve(PretrainConfig, content["config"], uri)
+        config = resolve(PretrainConfig, content["config"], uri, stored=True)
         network = content["method"]["teacher"] if role == "teacher" else content["model"]
         state = published_state({role: network}, role)
         state.backbone.update(content["landmarks"] or {})
         layout, source = LAYOUTS[role], f"{uri}, {role}"
     elif content["kind"] == LandmarkConfig.__name__:
-        config = resolve(LandmarkConfig, content["config"], uri)
+        config = resolve(LandmarkConfig, content["config"], uri, stored=True)
         state, layout, source = PublishedState(dict(content["model"])), LAYOUTS[None], uri
     else:
-        config = resolve(FinetuneConfig, content["config"], uri)
+        config = resolve(FinetuneConfig, content["config"], uri, stored=True)
         state, layout, source = _supervised_state(content["model"]), LAYOUTS[None], uri
         if config.lora.rank is not None:
             state = replace(state, backbone=merge_lora(state.backbone, config.lora.scale))

@@ -11,6 +11,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.errors import CheckpointError, ConfigError, UserError
 from lafs_ray.evaluation.whitening import WhiteningOptions, whitened_network
 from lafs_ray.models.checkpoints.safetensors_file import write_weights
+from lafs_ray.training.checkpoint.checkpoint_file import checkpoint_path, load_checkpoint, save_checkpoint
 from lafs_ray.training.checkpoint.inference import load_embedder, load_for_inference
 from lafs_ray.training.prepare import prepare_run
 from tests.training.faces import run, tiny
@@ -92,6 +93,21 @@ def test_refused__settings_without_effect(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"monitoring\.collapse: stop, but a distillation"):
         distilled(tmp_path, "none.rec", tmp_path / "any.safetensors", "monitoring.collapse=stop")
     assert tiny(tmp_path, "none.rec", *TEMPLATE, "distillation.temp=0.05").distillation.teacher is None
+
+
+@pytest.mark.parametrize("section", ["distillation", "monitoring"])
+def test_settings_without_effect__of_an_earlier_run(
+    runs: Path, face_set_path: str, tmp_path: Path, section: str
+) -> None:
+    """A checkpoint from before they were refused is read: what it holds cannot be left out."""
+    without_effect = {"distillation": {"temp": 0.1}, "monitoring": {"collapse": "stop"}}[section]
+    teacher = (f"distillation.teacher={runs / '6.safetensors'}",) if section == "monitoring" else ()
+    run(tiny(tmp_path, face_set_path, *TEMPLATE, *teacher, "duration=1 steps"))
+    path = checkpoint_path(str(tmp_path / "debug"), 1)
+    content = load_checkpoint(path)
+    content["config"][section] |= without_effect
+    save_checkpoint(path, content)
+    assert load_for_inference(path).step == 1
 
 
 def test_refused__networks_that_do_not_fit(runs: Path, face_set_path: str, tmp_path: Path) -> None:
