@@ -153,7 +153,7 @@ COMMANDS = {
         examples=("runs/debug teacher.safetensors", "teacher.safetensors published.pth"),
     ),
     "status": Command(
-        summary="Status of a run: state, step, loss, speed, time left, checkpoint, warnings, evaluation.",
+        summary="Status of a run: state, step, loss, speed, time left, checkpoint, warnings; or the trials of a sweep.",
         arguments=runs.status,
         execute="lafs_ray.cli.status:print_status",
         examples=("runs/debug", "runs/debug --json"),

@@ -172,6 +172,17 @@ def test_report__sweep_of_one_trial(tmp_path: Path) -> None:
     assert "No trial has a report." in report_page(ReportRequest(runs=[write_sweep(tmp_path / "none", 0)])).decode()
 
 
+def test_status__of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its trials so far, the best first; as JSON all of their fields."""
+    folder = write_sweep(tmp_path, 3)
+    main_of("status")([folder])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{folder} (sweep): 3 trials started, not confirmed"
+    assert [line.split()[0] for line in lines[1:]] == ["trial", "2", "1", "0"]
+    main_of("status")([folder, "--json"])
+    assert [one["number"] for one in json.loads(capsys.readouterr().out)] == [0, 1, 2]
+
+
 @needs_browser
 def test_report__in_a_browser(runs: Path, tmp_path: Path) -> None:
     """The pages of runs beside each other, and of a sweep, are shown completely, and the console stays silent."""

@@ -10,8 +10,8 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def status(parser: ArgumentParser) -> None:
-    """Add the arguments of a run's status."""
-    parser.add_argument("run", help="the folder of a run, a path or a URI")
+    """Add the arguments of a status."""
+    parser.add_argument("run", help="the folder of a run or of a sweep, a path or a URI")
     parser.add_argument("--json", action="store_true", help="all fields, as JSON")
 
 
