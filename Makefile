@@ -108,7 +108,7 @@ LOWEST_LIMIT_S ?= 3600
 
 test-lowest: $(LOWEST_VENV)/.ready  ## run the tests with the oldest versions allowed
 	timeout --signal=INT --kill-after=60 $(LOWEST_LIMIT_S) \
-		$(LOWEST_VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+		$(LOWEST_VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
 
 $(LOWEST_VENV)/.ready: pyproject.toml Makefile
 	$(LOWEST_PYTHON) -m venv $(LOWEST_VENV)

@@ -142,11 +142,9 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
     for seed in range(seeds):
         for method in methods:
             path = pretrain(plan, method, seed)
-            kinds = {"untrained": False, "frozen": True}
-            if method == DISTILLED:
-                kinds.pop("untrained")  # the network of LAFS at landmarks
-            for kind, trained in kinds.items():
-                for readout, make in readouts(plan, path, trained=trained).items():
+            # Untrained, a distilled network is that of LAFS at landmarks.
+            for kind in ("frozen",) if method == DISTILLED else ("untrained", "frozen"):
+                for readout, make in readouts(plan, path, trained=kind == "frozen").items():
                     file = f"{method}, seed {seed}, {kind}: {readout}"
                     rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
     return rows

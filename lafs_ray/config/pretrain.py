@@ -92,6 +92,10 @@ class Views(Section):
     solarize: Rate = 0.2
     """Probability of solarization (threshold 128) of the second global view."""
 
+    def local_tokens(self, landmarks: PretrainLandmarks) -> int:
+        """Return n of a local view; where there is none, 1, which every model has positions for."""
+        return landmarks.local_tokens if self.num_local else 1
+
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Views:
         for name in ("crop_area", "local_crop_area", "crop_aspect", "blur_sigma_px"):
@@ -233,8 +237,7 @@ class PretrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _landmarks_fit(self) -> PretrainConfig:
-        # Without local views their number has no effect.
-        local, total = self.landmarks.local_tokens if self.views.num_local else 1, self.model.num_landmarks
+        local, total = self.views.local_tokens(self.landmarks), self.model.num_landmarks
         if self.landmarks.source == "grid":
             self._grid_fits(local, total)
         elif self.landmarks.source == "template":

@@ -32,8 +32,7 @@ def view_settings(model: Model, views: Views, landmarks: PretrainLandmarks) -> V
         token_features=model.token_features,
         num_landmarks=model.num_landmarks,
         num_global=NUM_GLOBAL_VIEWS,
-        # Without local views any number is valid.
-        local_tokens=landmarks.local_tokens if views.num_local else 1,
+        local_tokens=views.local_tokens(landmarks),
         **dict(views),
         **landmarks.model_dump(exclude={"weights", "cache", "template", "local_tokens"}),
     )
