@@ -44,6 +44,8 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From the same network, untrained and whitened with neighbors, to its class token.
 DISTILLED = "distilled at landmarks"
+# Steps in which each takes the processor time of a distillation.
+LONG_STEPS = {LANDMARKS: 1000, "DINO-face": 1400}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
 FINETUNED_SOURCE = {LANDMARKS: "cnn", DISTILLED: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
 FINETUNE: Tree = {
@@ -171,6 +173,14 @@ def add_landmarks(plan: Plan) -> None:
     source["landmarks.local_tokens"] = 16
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
     METHODS[DISTILLED] = METHODS[LANDMARKS]
+
+
+def add_long(methods: list[str]) -> list[str]:
+    """Add those of these methods that can be trained for as long as a distillation takes; return their names."""
+    found = {f"{name} long": (METHODS[name], steps) for name, steps in LONG_STEPS.items() if name in methods}
+    for name, (settings, steps) in found.items():
+        METHODS[name] = {**settings, "duration": f"{steps} steps", "optim.warmup": f"{steps // 10} steps"}
+    return list(found)
 
 
 def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:

@@ -7,10 +7,11 @@ Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER)
 Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pretrain on SETS, whose labels are not
 read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
 there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
-mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every
-run is one process of one thread; runs and results are kept in WORK, so an interrupted call continues. Accuracy is
-that of ten folds, over both files of View 1 in proportion to their pairs. Seeds are averaged; differences are over
-the same pairs, with the standard error of a paired bootstrap.
+mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. With --long, LAFS at landmarks and
+DINO-face are also trained for as long as the distillation. Few labels are those of SET. Every run is one process of
+one thread; runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over
+both files of View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the
+standard error of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from benchmarks.real_face_embeddings import Embed, centered, class_token, network, pixels, raw_pixels, whitened
 from benchmarks.real_face_runs import (
     COMPONENTS,
     DISTILLED,
@@ -37,30 +37,19 @@ from benchmarks.real_face_runs import (
     Arm,
     Plan,
     add_landmarks,
+    add_long,
     beside,
     chosen_arms,
     finetune,
     landmark_run,
     pretrain,
-    whitened_file,
-    whitening,
 )
 from benchmarks.real_face_tables import Correct, Row, difference_table, few_name, few_table, frozen_table, time_table
 from benchmarks.views import cpu_name
-from lafs_ray.data.eval_sets import EvalFaces, open_pairs
+from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.embed import center, embed_faces, flip_sum
-from lafs_ray.evaluation.verification import (
-    kfold_accuracy,
-    kfold_correct,
-    pair_distances,
-    raw_pixel_embeddings,
-    roc_curve,
-)
-from lafs_ray.evaluation.whitening import embed_pixels, fit_pixels
-from lafs_ray.training.checkpoint.inference import load_for_inference
+from lafs_ray.evaluation.verification import kfold_accuracy, kfold_correct, pair_distances, roc_curve
 
-Embed = Callable[[EvalFaces], NDArray[np.floating[Any]]]
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
 BASELINE = "whitened pixels"
 
@@ -69,11 +58,11 @@ def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
     """Return accuracy, AUC and which pairs are decided correctly, over all pair files."""
     accuracies, areas, correct = [], [], []
     for file in plan.files:
-        pairs = open_pairs(str(plan.pairs / file))
-        distances = pair_distances(embed(pairs.faces))
-        correct.append(kfold_correct(distances, pairs.same))
-        accuracies.append(kfold_accuracy(distances, pairs.same).mean)
-        areas.append(roc_curve(-distances, pairs.same).area)
+        path = str(plan.pairs / file)
+        distances, same = pair_distances(embed(path)), open_pairs(path).same
+        correct.append(kfold_correct(distances, same))
+        accuracies.append(kfold_accuracy(distances, same).mean)
+        areas.append(roc_curve(-distances, same).area)
     sizes = [len(part) for part in correct]
     accuracy, area = (float(np.average(values, weights=sizes)) for values in (accuracies, areas))
     return accuracy, area, np.concatenate(correct)
@@ -101,34 +90,6 @@ def keep(plan: Plan, name: str, make: Callable[[], Embed], *, file: str | None =
     return Row(name, seed, stored["accuracy"], stored["auc"], np.array(stored["correct"], dtype=np.bool_))
 
 
-def network(path: str, *, trained: bool = True) -> Embed:
-    """Return the plain embedding of a run's network."""
-    embedder = load_for_inference(path).embedder(trained=trained)
-    return lambda faces: flip_sum(embed_faces(embedder, faces))
-
-
-def centered(embed: Embed) -> Embed:
-    """Return an embedding less its mean over the faces: after few steps embeddings lie in a narrow cone."""
-    return lambda faces: center(embed(faces))
-
-
-def whitened(plan: Plan, path: str, readout: str, *, neighbors: bool = False, trained: bool = True) -> Embed:
-    """Return the whitened embedding of a run's network."""
-    return network(whitened_file(plan, path, readout, neighbors=neighbors, trained=trained))
-
-
-def pixels(plan: Plan, *, neighbors: bool) -> Embed:
-    """Return whitened gray pixels."""
-    fitted = fit_pixels(whitening(plan, neighbors=neighbors))
-    return lambda faces: flip_sum(embed_pixels(fitted, faces))
-
-
-def raw_pixels(faces: EvalFaces) -> NDArray[np.floating[Any]]:
-    """Return raw pixels less their mean, in float32."""
-    rows = (faces.read(start, min(start + 256, faces.num_images)) for start in range(0, faces.num_images, 256))
-    return np.concatenate([raw_pixel_embeddings(part).astype(np.float32) for part in rows])
-
-
 def baseline_rows(plan: Plan) -> list[Row]:
     """Return the rows of pixels."""
     rows = [keep(plan, "raw pixels", lambda: raw_pixels)]
@@ -142,8 +103,8 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
     for seed in range(seeds):
         for method in methods:
             path = pretrain(plan, method, seed)
-            # Untrained, a distilled network is that of LAFS at landmarks.
-            for kind in ("frozen",) if method == DISTILLED else ("untrained", "frozen"):
+            # Untrained, these networks are those of other rows.
+            for kind in ("frozen",) if method == DISTILLED or method.endswith(" long") else ("untrained", "frozen"):
                 for readout, make in readouts(plan, path, trained=kind == "frozen").items():
                     file = f"{method}, seed {seed}, {kind}: {readout}"
                     rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
@@ -153,7 +114,7 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
 def readouts(plan: Plan, path: str, *, trained: bool) -> dict[str, Callable[[], Embed]]:
     """Return how each embedding of a run's network is made, by name."""
     return {
-        "class": partial(network, path, trained=trained),
+        "class": partial(class_token, path, trained=trained),
         "class, whitened": partial(whitened, plan, path, "class", trained=trained),
         "all, whitened": partial(whitened, plan, path, "all", trained=trained),
         "all, neighbors": partial(whitened, plan, path, "all", neighbors=True, trained=trained),
@@ -208,6 +169,9 @@ def main(arguments: Sequence[str]) -> None:
         "--mediapipe", metavar="PYTHON", help="of its environment: trains that CNN first, on MediaPipe's points"
     )
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["LAFS", "DINO-face"])
+    parser.add_argument(
+        "--long", action="store_true", help="also frozen LAFS and DINO-face after the processor time of a distillation"
+    )
     parser.add_argument("--parts", nargs="+", choices=["frozen", "few"], default=["frozen", "few"], help="of the table")
     parser.add_argument("--files", nargs="+", default=[*VIEW_1], metavar="FILE", help="of View 1 (default: both)")
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
@@ -234,7 +198,7 @@ def main(arguments: Sequence[str]) -> None:
         add_landmarks(plan)
     baselines = baseline_rows(plan)
     if "frozen" in options.parts:
-        rows = frozen_rows(plan, methods, options.seeds)
+        rows = frozen_rows(plan, [*methods, *(add_long(methods) if options.long else [])], options.seeds)
         print(f"\n{frozen_table([*baselines, *rows], BASELINE)}", flush=True)
     if "few" in options.parts:
         arms = chosen_arms(methods, plan.landmarks, options.arms)

@@ -162,7 +162,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     numbers += ("--shots", "1", "all", "--finetuning-steps", "1")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
-    command += ("--methods", "LAFS", "--landmarks", landmarks)
+    command += ("--methods", "LAFS", "--landmarks", landmarks, "--long")
     first, second = (output(*command, limit_s=1200) for _ in range(2))
     number = r"[01]\.\d{3}"
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
@@ -171,6 +171,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     methods = ("LAFS at landmarks", "distilled at landmarks", "LAFS")
     networks = [f"{method}, {kind}" for method in methods for kind in ("untrained", "frozen")]
     networks.remove("distilled at landmarks, untrained")
+    networks.append("LAFS at landmarks long, frozen")
     assert rows[3:] == [f"{network}: {kind}" for network in networks for kind in kinds]
     arms = ("from scratch", "landmarks alone", *methods, "LAFS at landmarks + regularizer")
     arms += ("landmarks alone, whitened", "LAFS at landmarks, whitened")
