@@ -180,8 +180,9 @@ class Distillation(Section):
     teacher: AbsolutePath | None = None
     """A weights file of lafs whiten, of this run's tokens: the student learns to find each face by the frozen
     network's embedding; head and dino are then not used. null: self-distillation."""
-    temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.05
-    """Temperature of the softmax over the faces of a micro-batch."""
+    temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.2
+    """Temperature of the softmax over the faces of a micro-batch. At 0.05 a face is soon found among 128, and the loss
+    has nothing left to teach."""
 
 
 class Optimizer(Section):
