@@ -44,8 +44,8 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From the same network, untrained and whitened with neighbors, to its class token.
 DISTILLED = "distilled at landmarks"
-# Steps in which each takes the processor time of a distillation.
-LONG_STEPS = {LANDMARKS: 1000, "DINO-face": 1400}
+# Steps in which it takes the processor time of a distillation.
+LONG_STEPS = {"DINO-face": 1400}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
 FINETUNED_SOURCE = {LANDMARKS: "cnn", DISTILLED: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
 FINETUNE: Tree = {

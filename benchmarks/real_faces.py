@@ -7,11 +7,11 @@ Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER)
 Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pretrain on SETS, whose labels are not
 read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
 there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
-mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. With --long, LAFS at landmarks and
-DINO-face are also trained for as long as the distillation. Few labels are those of SET. Every run is one process of
-one thread; runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over
-both files of View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the
-standard error of a paired bootstrap.
+mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. With --long, DINO-face is also trained
+for as long as the distillation. Few labels are those of SET. Every run is one process of one thread; runs and results
+are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in
+proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the standard error of a paired
+bootstrap.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["LAFS", "DINO-face"])
     parser.add_argument(
-        "--long", action="store_true", help="also frozen LAFS and DINO-face after the processor time of a distillation"
+        "--long", action="store_true", help="also frozen DINO-face after the processor time of a distillation"
     )
     parser.add_argument("--parts", nargs="+", choices=["frozen", "few"], default=["frozen", "few"], help="of the table")
     parser.add_argument("--files", nargs="+", default=[*VIEW_1], metavar="FILE", help="of View 1 (default: both)")

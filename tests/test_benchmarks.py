@@ -162,22 +162,22 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     numbers += ("--shots", "1", "all", "--finetuning-steps", "1")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
-    command += ("--methods", "LAFS", "--landmarks", landmarks, "--long")
+    command += ("--methods", "DINO-face", "--landmarks", landmarks, "--long")
     first, second = (output(*command, limit_s=1200) for _ in range(2))
     number = r"[01]\.\d{3}"
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
-    methods = ("LAFS at landmarks", "distilled at landmarks", "LAFS")
+    methods = ("LAFS at landmarks", "distilled at landmarks", "DINO-face")
     networks = [f"{method}, {kind}" for method in methods for kind in ("untrained", "frozen")]
     networks.remove("distilled at landmarks, untrained")
-    networks.append("LAFS at landmarks long, frozen")
+    networks.append("DINO-face long, frozen")
     assert rows[3:] == [f"{network}: {kind}" for network in networks for kind in kinds]
     arms = ("from scratch", "landmarks alone", *methods, "LAFS at landmarks + regularizer")
     arms += ("landmarks alone, whitened", "LAFS at landmarks, whitened")
     assert re.findall(rf"^\| ([^|]+) \| {number} \| {number} \|$", first, re.M) == [*arms]
     subtracted = re.findall(rf"^\| (\w+) labels, (.+) − (.+) \| [+-]{number} ± {number} \|$", first, re.M)
-    assert ("all", "LAFS", "all labels, from scratch") in subtracted
+    assert ("all", "DINO-face", "all labels, from scratch") in subtracted
     assert ("1", "LAFS at landmarks, whitened", "whitened pixels") in subtracted
     assert not [one for _, one, _ in subtracted if one in (*arms[:2], "landmarks alone, whitened")]
     assert re.search(r"^\| few-from_scratch-kall \(1\) \| \d+\.\d \|$", first, re.M)
