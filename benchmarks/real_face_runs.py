@@ -42,12 +42,18 @@ METHODS: dict[str, Tree] = {
     "DINO-face on orientations": GRID,
 }
 LANDMARKS = "LAFS at landmarks"
-# From the same network, untrained and whitened with neighbors, to its class token.
-DISTILLED = "distilled at landmarks"
+# From that network, untrained and whitened with neighbors, to the class token of one as large or of a wider one.
+DISTILLED, SHALLOW = "distilled at landmarks", "distilled at landmarks to shallow"
 # Steps in which it takes the processor time of a distillation.
 LONG_STEPS = {"DINO-face": 1400}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
-FINETUNED_SOURCE = {LANDMARKS: "cnn", DISTILLED: "cnn", "DINO-face": "grid", "DINO-face on orientations": "grid"}
+FINETUNED_SOURCE = {
+    LANDMARKS: "cnn",
+    DISTILLED: "cnn",
+    SHALLOW: "cnn",
+    "DINO-face": "grid",
+    "DINO-face on orientations": "grid",
+}
 FINETUNE: Tree = {
     "batch_size": 32,
     "margin": {"scale": 16.0, "margin": 0.1},
@@ -173,6 +179,7 @@ def add_landmarks(plan: Plan) -> None:
     source["landmarks.local_tokens"] = 16
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
     METHODS[DISTILLED] = METHODS[LANDMARKS]
+    METHODS[SHALLOW] = {**METHODS[LANDMARKS], "model.size": "shallow"}
 
 
 def add_long(methods: list[str]) -> list[str]:
@@ -200,7 +207,7 @@ def pretrain(plan: Plan, method: str, seed: int) -> str:
     settings = {**METHODS[method], "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
     settings |= {"data.path": plan.faces, "checkpoints.keep": 1}
     preset = PRESET
-    if method == DISTILLED:
+    if method in (DISTILLED, SHALLOW):
         preset = DISTILLATION
         start = pretrain(plan, LANDMARKS, seed)
         settings["distillation.teacher"] = whitened_file(plan, start, "all", neighbors=True, trained=False)

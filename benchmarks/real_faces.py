@@ -34,6 +34,7 @@ from benchmarks.real_face_runs import (
     LANDMARKS,
     METHODS,
     NEIGHBOR_COMPONENTS,
+    SHALLOW,
     Arm,
     Plan,
     add_landmarks,
@@ -103,9 +104,13 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
     for seed in range(seeds):
         for method in methods:
             path = pretrain(plan, method, seed)
+            is_distilled = method in (DISTILLED, SHALLOW)
             # Untrained, these networks are those of other rows.
-            for kind in ("frozen",) if method == DISTILLED or method.endswith(" long") else ("untrained", "frozen"):
+            for kind in ("frozen",) if is_distilled or method.endswith(" long") else ("untrained", "frozen"):
                 for readout, make in readouts(plan, path, trained=kind == "frozen").items():
+                    # A distillation teaches the class token alone.
+                    if is_distilled and not readout.startswith("class"):
+                        continue
                     file = f"{method}, seed {seed}, {kind}: {readout}"
                     rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
     return rows
@@ -194,7 +199,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.mediapipe is not None:
         plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
     if plan.landmarks is not None:
-        methods = [LANDMARKS, DISTILLED, *methods]
+        methods = [LANDMARKS, DISTILLED, SHALLOW, *methods]
         add_landmarks(plan)
     baselines = baseline_rows(plan)
     if "frozen" in options.parts:

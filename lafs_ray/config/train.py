@@ -48,8 +48,9 @@ class Run(Section):
 class Model(Section):
     """The transformer and the landmark CNN."""
 
-    size: Literal["base", "small", "tiny"] = "base"
-    """Width and depth of the fViT: base as published; small and tiny for debugging and CPUs."""
+    size: Literal["base", "small", "shallow", "tiny"] = "base"
+    """Width and depth of the fViT: base as published; small, shallow (2 of small's 8 blocks) and tiny for debugging and
+    CPUs."""
     student: Annotated[str, Field(pattern=r"^timm/.+$")] | None = None
     """The transformer in place of the fViT: timm/<name>, a plain ViT of timm, whose blocks and last norm read our
     tokens; model.size then stays at base. null: the fViT of model.size, as published."""

@@ -43,6 +43,7 @@ class FViTSize:
 FVIT_SIZES = {
     "base": FViTSize(width=768, depth=12, heads=11, head_dim=64, mlp_width=2048),
     "small": FViTSize(width=384, depth=8, heads=6, head_dim=64, mlp_width=1024),
+    "shallow": FViTSize(width=384, depth=2, heads=6, head_dim=64, mlp_width=1024),
     "tiny": FViTSize(width=128, depth=2, heads=4, head_dim=32, mlp_width=256),
 }
 

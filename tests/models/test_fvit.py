@@ -135,7 +135,9 @@ def test_published_names_and_shapes(with_landmarks: bool) -> None:
     assert count == record["n_params"] - ten_classes
 
 
-@pytest.mark.parametrize(("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("tiny", 314_496)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("base", 64_082_688), ("small", 11_187_584), ("shallow", 2_910_080), ("tiny", 314_496)]
+)
 def test_fvit__sizes(name: str, count: int) -> None:
     """The named sizes have the documented number of parameters."""
     with torch.device("meta"):
