@@ -50,13 +50,14 @@ def outputs(path: str, file: str, *, trained: bool) -> NDArray[np.float32]:
     return embed_faces(embedder, faces_of(file))
 
 
-def class_token(path: str, *, trained: bool) -> Embed:
+def class_token(plan: Plan, path: str, *, trained: bool) -> Embed:
     """Return the class token of a run's network."""
+    del plan
     width = load_for_inference(path).read_by("class").architecture.read_dim
     return lambda file: flip_sum(outputs(path, file, trained=trained)[..., :width])
 
 
-def whitened(plan: Plan, path: str, readout: str, *, neighbors: bool = False, trained: bool = True) -> Embed:
+def whitened(plan: Plan, path: str, *, readout: str, neighbors: bool = False, trained: bool = True) -> Embed:
     """Return the whitened class token or outputs (`all`) of a run's network."""
     fitted = load_for_inference(whitened_file(plan, path, readout, neighbors=neighbors, trained=trained))
     matrix = fitted.embedder().whitening

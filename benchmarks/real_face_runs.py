@@ -44,6 +44,13 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From that network, untrained and whitened with neighbors, to the class token of one as large or of a wider one.
 DISTILLED, SHALLOW = "distilled at landmarks", "distilled at landmarks to shallow"
+# As long as the other distillation, where the CPU has bfloat16.
+TO_SHALLOW: Tree = {
+    "model.size": "shallow",
+    "duration": "640 steps",
+    "optim.warmup": "64 steps",
+    "compute.precision": "bfloat16",
+}
 # Steps in which it takes the processor time of a distillation.
 LONG_STEPS = {"DINO-face": 1400}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
@@ -179,7 +186,7 @@ def add_landmarks(plan: Plan) -> None:
     source["landmarks.local_tokens"] = 16
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
     METHODS[DISTILLED] = METHODS[LANDMARKS]
-    METHODS[SHALLOW] = {**METHODS[LANDMARKS], "model.size": "shallow"}
+    METHODS[SHALLOW] = {**METHODS[LANDMARKS], **TO_SHALLOW}
 
 
 def add_long(methods: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ bootstrap.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,12 @@ from lafs_ray.evaluation.verification import kfold_accuracy, kfold_correct, pair
 
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
 BASELINE = "whitened pixels"
+READOUTS: dict[str, Callable[..., Embed]] = {
+    "class": class_token,
+    "class, whitened": partial(whitened, readout="class"),
+    "all, whitened": partial(whitened, readout="all"),
+    "all, neighbors": partial(whitened, readout="all", neighbors=True),
+}
 
 
 def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
@@ -98,32 +105,22 @@ def baseline_rows(plan: Plan) -> list[Row]:
     return [*rows, keep(plan, "whitened pixels, neighbors", lambda: pixels(plan, neighbors=True))]
 
 
-def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int) -> list[Row]:
-    """Return the rows of frozen networks."""
+def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int, readouts: Sequence[str]) -> list[Row]:
+    """Return the rows of frozen networks, by these of `READOUTS`."""
     rows = []
     for seed in range(seeds):
         for method in methods:
             path = pretrain(plan, method, seed)
             is_distilled = method in (DISTILLED, SHALLOW)
             # Untrained, these networks are those of other rows.
-            for kind in ("frozen",) if is_distilled or method.endswith(" long") else ("untrained", "frozen"):
-                for readout, make in readouts(plan, path, trained=kind == "frozen").items():
-                    # A distillation teaches the class token alone.
-                    if is_distilled and not readout.startswith("class"):
-                        continue
-                    file = f"{method}, seed {seed}, {kind}: {readout}"
-                    rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
+            kinds = ("frozen",) if is_distilled or method.endswith(" long") else ("untrained", "frozen")
+            # A distillation teaches the class token alone.
+            read = [name for name in readouts if name.startswith("class") or not is_distilled]
+            for kind, readout in itertools.product(kinds, read):
+                make = partial(READOUTS[readout], plan, path, trained=kind == "frozen")
+                file = f"{method}, seed {seed}, {kind}: {readout}"
+                rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
     return rows
-
-
-def readouts(plan: Plan, path: str, *, trained: bool) -> dict[str, Callable[[], Embed]]:
-    """Return how each embedding of a run's network is made, by name."""
-    return {
-        "class": partial(class_token, path, trained=trained),
-        "class, whitened": partial(whitened, plan, path, "class", trained=trained),
-        "all, whitened": partial(whitened, plan, path, "all", trained=trained),
-        "all, neighbors": partial(whitened, plan, path, "all", neighbors=True, trained=trained),
-    }
 
 
 def few_label_rows(plan: Plan, arms: Sequence[Arm], shots: Sequence[str], seeds: int, finetuning: int) -> list[Row]:
@@ -177,6 +174,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--long", action="store_true", help="also frozen DINO-face after the processor time of a distillation"
     )
+    parser.add_argument(
+        "--readouts", nargs="+", choices=list(READOUTS), default=["class", "all, neighbors"], help="of frozen networks"
+    )
     parser.add_argument("--parts", nargs="+", choices=["frozen", "few"], default=["frozen", "few"], help="of the table")
     parser.add_argument("--files", nargs="+", default=[*VIEW_1], metavar="FILE", help="of View 1 (default: both)")
     parser.add_argument("--seeds", type=int, default=2, help="of pretraining (2)")
@@ -203,7 +203,8 @@ def main(arguments: Sequence[str]) -> None:
         add_landmarks(plan)
     baselines = baseline_rows(plan)
     if "frozen" in options.parts:
-        rows = frozen_rows(plan, [*methods, *(add_long(methods) if options.long else [])], options.seeds)
+        frozen = [*methods, *(add_long(methods) if options.long else [])]
+        rows = frozen_rows(plan, frozen, options.seeds, options.readouts)
         print(f"\n{frozen_table([*baselines, *rows], BASELINE)}", flush=True)
     if "few" in options.parts:
         arms = chosen_arms(methods, plan.landmarks, options.arms)

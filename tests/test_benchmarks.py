@@ -163,11 +163,12 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
     command += ("--methods", "DINO-face", "--landmarks", landmarks, "--long")
+    kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
+    command += ("--readouts", *kinds)
     first, second = (output(*command, limit_s=1200) for _ in range(2))
     number = r"[01]\.\d{3}"
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
-    kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     distilled = ("distilled at landmarks", "distilled at landmarks to shallow")
     methods = ("LAFS at landmarks", *distilled, "DINO-face")
     expected = []
