@@ -73,6 +73,9 @@ class Views(Section):
     """Range of a local view's crop area; the released code ignores its own option and uses crop_area."""
     flip: Rate = 0.5
     """Probability of a horizontal flip."""
+    opposite_flips: bool = False
+    """Whether the second global view is flipped where the first is not, in place of by chance. For distillation: the
+    frozen network's embeddings of a face then add up to the same, whichever was flipped."""
     jitter: Rate = 0.8
     """Probability of color jitter."""
     brightness: Rate = 0.4

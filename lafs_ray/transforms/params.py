@@ -53,6 +53,7 @@ class ViewSettings:
         local_crop_area: `crop_area` of local views. Reference: its option is ignored, all views have the share of
             global ones.
         flip: probability of a horizontal mirror.
+        opposite_flips: mirror the second global view where the first is not mirrored.
         jitter: probability of color jitter.
         brightness: factor is uniform in 1 ± this.
         contrast: factor is uniform in 1 ± this.
@@ -82,6 +83,7 @@ class ViewSettings:
     crop_aspect: tuple[float, float]
     local_crop_area: tuple[float, float]
     flip: float
+    opposite_flips: bool
     jitter: float
     brightness: float
     contrast: float
@@ -180,7 +182,7 @@ def sample_view_params(settings: ViewSettings, seed: int, epoch: Records, shard:
     factors, order = _jitter(settings, uniforms)
     return ViewParams(
         boxes=_crop_boxes(settings, uniforms),
-        flips=uniforms[..., _FLIP] < settings.flip,
+        flips=_flips(settings, uniforms),
         jitters=uniforms[..., _JITTER] < settings.jitter,
         jitter_factors=factors,
         jitter_order=order,
@@ -225,6 +227,14 @@ def _fallback_crop(settings: ViewSettings) -> tuple[int, int]:
     if greatest < 1:
         return size, round(size * greatest)
     return size, size
+
+
+def _flips(settings: ViewSettings, uniforms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Sample which views to mirror."""
+    flips: NDArray[np.bool_] = uniforms[..., _FLIP] < settings.flip
+    if settings.opposite_flips and settings.num_global > 1:
+        flips[:, 1] = ~flips[:, 0]
+    return flips
 
 
 def _jitter(settings: ViewSettings, uniforms: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

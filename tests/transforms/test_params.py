@@ -48,6 +48,17 @@ def test_view_params__with_one_part_of_the_name_changed(changed: str) -> None:
     assert not np.array_equal(first.local_indices, second.local_indices)
 
 
+def test_view_params__opposite_flips() -> None:
+    """The second global view is mirrored where the first is not, and nothing else changes."""
+    plain, opposite = sample(SETTINGS, 200), sample(replace(SETTINGS, opposite_flips=True), 200)
+    assert 60 < opposite.flips[:, 0].sum() < 140
+    np.testing.assert_array_equal(opposite.flips[:, 1], ~opposite.flips[:, 0])
+    rest = replace(opposite, flips=plain.flips)
+    assert_equal(rest, plain)
+    others = [0, *range(2, plain.flips.shape[1])]
+    np.testing.assert_array_equal(opposite.flips[:, others], plain.flips[:, others])
+
+
 def within_four_sigma(hits: np.ndarray, probability: float) -> bool:
     deviation = math.sqrt(probability * (1 - probability) / hits.size)
     return abs(hits.mean() - probability) <= 4 * deviation

@@ -46,6 +46,7 @@ def single_view_settings(augmentation: Augmentation) -> ViewSettings:
         crop_aspect=_CROP_ASPECT,
         local_crop_area=augmentation.crop_area,
         flip=augmentation.flip,
+        opposite_flips=False,
         jitter=1.0,
         brightness=strength,
         contrast=strength,

@@ -18,6 +18,7 @@ VIEWS = {
     "crop_aspect": "[0.9, 1.1]",
     "local_crop_area": "[0.1, 0.5]",
     "flip": "0.4",
+    "opposite_flips": "true",
     "jitter": "0.1",
     "brightness": "0.3",
     "contrast": "0.3",
