@@ -19,6 +19,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.reading import ByteRanges
 from lafs_ray.data.label_numbers import LabelNumbers
 from lafs_ray.data.landmark_cache import LandmarkCache
+from lafs_ray.data.mirror_order import Order, with_mirrored
 from lafs_ray.data.packed_set import PackedLabels
 from lafs_ray.data.record_reader import ShardReads, read_shards
 from lafs_ray.data.set_kinds import open_shards
@@ -41,7 +42,8 @@ class FaceRows:
         label: the record's first label, int64 [n]; -1: damaged, or no integer ≥ 0.
         images: encoded image (JPEG or PNG) of each row; empty where the record is damaged.
         errors: why the record cannot be used; empty for a sound one.
-        landmarks: cached ones in pixels, float16 [n, N, 2]; None without a `LandmarkCache`.
+        landmarks: cached ones in pixels, float16 [n, N, 2], or [n, 2, N, 2] with a `mirror_order`; None without a
+            `LandmarkCache`.
     """
 
     shard: NDArray[np.int32]
@@ -69,6 +71,7 @@ class FaceSet:
         color_order: of the images, from the manifest of a packed set; None: not known.
         landmarks: cached landmarks of every image; None: not used.
         label_numbers: of each shard, what labels are numbered as; empty: labels are those of the records.
+        mirror_order: of the cached landmarks, which are then read with those of the mirror images (`with_mirrored`).
         landmark_rows: number of each image there, int64 [num_images]; None: its own, as of a whole set.
         layouts: of each shard; empty: all are `.rec`.
     """
@@ -85,6 +88,7 @@ class FaceSet:
     color_order: ColorOrder | None = None
     landmarks: LandmarkCache | None = None
     label_numbers: tuple[LabelNumbers, ...] = ()
+    mirror_order: Order | None = None
     landmark_rows: NDArray[np.int64] | None = None
     layouts: tuple[Layout | None, ...] = ()
 
@@ -123,6 +127,8 @@ class FaceSet:
         landmarks = None
         if self.landmarks is not None:
             landmarks = self.landmarks.read(index if self.landmark_rows is None else self.landmark_rows[index])
+            if self.mirror_order is not None:
+                landmarks = with_mirrored(landmarks, self.mirror_order)
         unique, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, unique, side="right") - 1
         parsed = read_shards([self._reads(n, unique[shards == n]) for n in np.unique(shards).tolist()])

@@ -58,7 +58,7 @@ def read_records(faces: TrainingFaces, indices: NDArray[np.int64], epochs: NDArr
 
     Returns:
         Columns epoch, shard, key, label (int64 [n]), image (bytes as object [n]), error (str as object [n], empty where
-        the record is sound), read_s (float32 [n]) and cached landmarks (float16 [n, N, 2]), if any.
+        the record is sound), read_s (float32 [n]) and cached landmarks (as `FaceRows`), if any.
     """
     start = time.perf_counter()
     rows = faces.read(indices)
@@ -79,8 +79,9 @@ def read_records(faces: TrainingFaces, indices: NDArray[np.int64], epochs: NDArr
 Transform = Callable[[Columns], Columns]
 """Makes training columns from decoded faces.
 
-In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and landmarks float16
-[B,N,2] where the set has cached ones. Out: what the task's `loss` takes, rows in the same order.
+In: image uint8 [B,112,112,3] RGB, label, epoch, shard and key int64 [B], and landmarks float16 where the set has cached
+ones: [B,2,N,2] in pretraining, of the image and of its mirror image, else [B,N,2]. Out: what the task's `loss` takes,
+rows in the same order.
 """
 
 

@@ -21,7 +21,7 @@ from lafs_ray.transforms.augment_float import Operations, change_appearance
 from lafs_ray.transforms.landmark_predictor import DeviceLandmarkPredictor
 from lafs_ray.transforms.packed_faces import PACKED, FaceTensors, PackedLayout
 from lafs_ray.transforms.params import ViewSettings
-from lafs_ray.transforms.views import extract_orientations, extract_tokens, map_landmarks
+from lafs_ray.transforms.views import extract_orientations, extract_tokens, map_landmarks, mirror_x, of_views
 
 
 class DeviceViews:
@@ -101,7 +101,7 @@ class DeviceViews:
         """Return the perturbed landmarks [B, V, n, 2]: all of them, or those of local views."""
         views = flips.shape[1]
         if on_images is not None:
-            landmarks = on_images.unsqueeze(1).expand(-1, views, -1, -1)
+            landmarks = of_views(on_images, flips)
         else:
             landmarks = self._predict(clean).view(len(flips), views, -1, 2)
         if is_local:
@@ -112,12 +112,14 @@ class DeviceViews:
         return landmarks + (faces.local_noise if is_local else faces.global_noise)
 
     def _landmarks_on_images(self, faces: FaceTensors) -> Tensor | None:
-        """Return landmarks [B, N, 2] of whole images; None if the source does not use them."""
+        """Return landmarks [B, 2, N, 2] of images and their mirror images; None if the source does not use them."""
         source = self.settings.source
         if source == "cached":
             return faces.landmarks.float()
         if source in ("per_image", "template"):
-            return self._predict(faces.image.permute(0, 3, 1, 2))
+            planes = faces.image.permute(0, 3, 1, 2)
+            landmarks, mirrored = self._predict(torch.cat((planes, planes.flip(-1)))).chunk(2)
+            return torch.stack((landmarks, mirror_x(mirrored)), dim=1)
         return None
 
     def _predict(self, planes: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class FaceTensors:
         global_noise: float32 [B, V_g, N, 2], in pixels.
         local_noise: float32 [B, V_l, n, 2], of the landmarks kept.
         local_indices: int16 [B, V_l, n].
-        landmarks: float16 [B, N, 2] of the whole images, in pixels; N = 0 unless the source is `cached`.
+        landmarks: float16 [B, 2, N, 2] of the whole images and of their mirror images, as points of the images in
+            pixels; N = 0 unless the source is `cached`.
     """
 
     image: Tensor
@@ -94,7 +95,7 @@ class PackedLayout:
             "global_noise": ("float32", (settings.num_global, landmarks, 2)),
             "local_noise": ("float32", (settings.num_local, kept, 2)),
             "local_indices": ("int16", (settings.num_local, kept)),
-            "landmarks": ("float16", (cached, 2)),
+            "landmarks": ("float16", (2, cached, 2)),
         }
         self._fields: dict[str, _Field] = {}
         start = 0
@@ -112,7 +113,8 @@ class PackedLayout:
         Args:
             images: uint8 [B, S, S, 3], RGB.
             params: of their views.
-            landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
+            landmarks: [B, 2, N, 2] of the whole images and of their mirror images, as points of the images in pixels,
+                exactly if the source is `cached`.
         """
         assert (landmarks is not None) == (self.settings.source == "cached"), self.settings.source
         count, first_local = len(images), self.settings.num_global
@@ -127,7 +129,7 @@ class PackedLayout:
             "global_noise": noise[:, :first_local],
             "local_noise": np.take_along_axis(noise[:, first_local:], indices[..., None], axis=2),
             "local_indices": indices,
-            "landmarks": np.empty((count, 0, 2), np.float16) if landmarks is None else landmarks,
+            "landmarks": np.empty((count, 2, 0, 2), np.float16) if landmarks is None else landmarks,
         }
         rows = np.zeros((count, self.row_bytes), dtype=np.uint8)
         for name, (start, size, dtype, shape) in self._fields.items():

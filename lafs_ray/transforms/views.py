@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lafs_ray.config import IMAGE_SIZE
 from lafs_ray.models.landmark_cnn import MIDDLE
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.models.orientation_tokens import grid_centers, orientation_tokens
@@ -68,7 +69,8 @@ class MultiViewTransform:
             epoch: [B], as in `sample_view_params`.
             shard: [B], as in `sample_view_params`.
             key: [B], as in `sample_view_params`.
-            landmarks: [B, N, 2] of the whole images, in pixels, exactly if the source is `cached`.
+            landmarks: [B, 2, N, 2] of the whole images and of their mirror images, as points of the images in pixels,
+                exactly if the source is `cached`.
 
         Returns:
             `global_tokens` uint8 [B, V_g, N, P] and `local_tokens` uint8 [B, V_l, n, P].
@@ -92,7 +94,7 @@ class MultiViewTransform:
         pixels = to_tensor(images)
         size = self.settings.image_size
         assert pixels.shape[1:] == (size, size, 3), pixels.shape
-        on_images = self._landmarks_on_images(pixels, landmarks)
+        on_images = self._landmarks_on_images(pixels, params, landmarks)
         chunks = []
         for start in range(0, len(pixels), self.chunk):
             rows = slice(start, start + self.chunk)
@@ -146,7 +148,8 @@ class MultiViewTransform:
             clean: [B·V, 3, S, S] in 0…255, crops that the landmark CNN sees.
             changed: the same with changed appearance, from which patches are sampled.
             params: of these views.
-            on_images: landmarks of whole images [B, N, 2], mapped to the views instead of predicted on `clean`.
+            on_images: landmarks of whole images and of their mirror images [B, 2, N, 2], mapped to the views instead of
+                predicted on `clean`.
             size: S, by default that of the images.
             is_local: whether the views keep only the landmarks of `params.local_indices`.
 
@@ -171,8 +174,9 @@ class MultiViewTransform:
         Landmarks that a local view does not keep are not mapped to it either.
         """
         noise = torch.from_numpy(params.landmark_noise_px).to(clean.device)
+        flips = torch.from_numpy(params.flips)
         if on_images is not None:
-            landmarks = on_images.unsqueeze(1).expand_as(noise)
+            landmarks = of_views(on_images, flips)
         elif len(clean):
             landmarks = self.predict_landmarks(clean).reshape(noise.shape)
         else:
@@ -182,18 +186,22 @@ class MultiViewTransform:
             kept = kept.expand(-1, -1, -1, 2)
             landmarks, noise = landmarks.gather(2, kept), noise.gather(2, kept)
         if on_images is not None:
-            boxes, flips = torch.from_numpy(params.boxes), torch.from_numpy(params.flips)
-            landmarks = map_landmarks(landmarks, boxes, flips, size)
+            landmarks = map_landmarks(landmarks, torch.from_numpy(params.boxes), flips, size)
         return landmarks + noise
 
-    def _landmarks_on_images(self, images: Tensor, cached: NDArray[np.float16] | Tensor | None) -> Tensor | None:
-        """Return landmarks [B, N, 2] of whole images; None if the source does not use them."""
+    def _landmarks_on_images(
+        self, images: Tensor, params: ViewParams, cached: NDArray[np.float16] | Tensor | None
+    ) -> Tensor | None:
+        """Return landmarks [B, 2, N, 2] of images and their mirror images; None if the source does not use them."""
         source = self.settings.source
         assert (cached is not None) == (source == "cached"), source
         if cached is not None:
             return torch.as_tensor(cached).to(torch.float32)
         if source in ("per_image", "template"):
-            return self.predict_landmarks(images.permute(0, 3, 1, 2))
+            planes = images.permute(0, 3, 1, 2)
+            landmarks = self.predict_landmarks(planes)
+            mirrored = self.predict_landmarks(planes.flip(-1)) if params.flips.any() else landmarks
+            return torch.stack((landmarks, mirror_x(mirrored)), dim=1)
         return None
 
     def predict_landmarks(self, planes: Tensor) -> Tensor:
@@ -224,6 +232,24 @@ def supervised_view(
     params = sample_view_params(settings, seed, epoch, shard, key)
     clean = augment_uint8.crop_views(pixels, params.boxes, params.flips, settings.image_size)
     return augment_uint8.change_appearance(clean, params).permute(0, 2, 3, 1).contiguous()
+
+
+def of_views(on_images: Tensor, flips: Tensor) -> Tensor:
+    """Return the landmarks [B, V, N, 2] that the views of an image have, as points of the image.
+
+    Args:
+        on_images: [B, 2, N, 2], of the image and of its mirror image.
+        flips: bool [B, V], which views are mirrored.
+    """
+    plain, mirrored = on_images.unsqueeze(1).unbind(2)
+    return torch.where(flips[:, :, None, None], mirrored, plain)
+
+
+def mirror_x(landmarks: Tensor) -> Tensor:
+    """Return the places [..., 2] on an image of points of its mirror image, in pixels, (x, y), as `map_landmarks`."""
+    places = landmarks.clone()
+    places[..., 0] = IMAGE_SIZE + 1 - landmarks[..., 0]
+    return places
 
 
 def map_landmarks(landmarks: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ from lafs_ray.data.images import decode_image
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.landmark_cache import (
     CacheKey,
+    LandmarkCache,
     Part,
     cached_weights,
     open_landmarks,
@@ -31,6 +32,7 @@ from lafs_ray.data.landmark_cache import (
     write_part,
     write_stamp,
 )
+from lafs_ray.data.mirror_order import Order, mirror_order
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
 from lafs_ray.models.checkpoints.state_dicts import hash_tensors, load_weights
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 # Records read and decoded at once, while the CNN processes those before: a few MB.
 _ROWS_PER_READ = 256
 _LOG_EVERY_S = 10.0
+_ROWS_FOR_MEAN = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +224,7 @@ def first_damaged(job: CacheJob, part: Part) -> str:
 def with_cached_landmarks(
     config: PretrainConfig | LandmarkConfig, one: NamedSet, faces: FaceSet, init_weights: InitWeights
 ) -> FaceSet:
-    """Return one of the run's sets, with its cached landmarks if the run uses them.
+    """Return one of the run's sets, with its cached landmarks if the run uses them; in pretraining also mirrored.
 
     Args:
         config: of the run.
@@ -246,4 +249,15 @@ def with_cached_landmarks(
     command = f"lafs cache-landmarks {source or '--from POINTS.parquet'} {one.path}"
     command += f" --color-order {color_order}" if color_order != "rgb" else ""
     command += f" --out {cache}" if cache else ""
-    return replace(faces, landmarks=open_landmarks(folder, cache_key, command))
+    cache_of_set = open_landmarks(folder, cache_key, command)
+    if not isinstance(config, PretrainConfig):
+        return replace(faces, landmarks=cache_of_set)
+    return replace(faces, landmarks=cache_of_set, mirror_order=_mirror_order(cache_of_set, faces.num_images))
+
+
+def _mirror_order(landmarks: LandmarkCache, num_images: int) -> Order:
+    """Return the mirror order of the mean of a set's first faces."""
+    first = landmarks.read(np.arange(min(_ROWS_FOR_MEAN, num_images))).astype(np.float64)
+    sound = first[~np.isnan(first).any(axis=(1, 2))]
+    # Without a sound face among them there is no order; a run on such a set ends at its bad records.
+    return mirror_order(sound.mean(axis=0)) if len(sound) else np.arange(first.shape[1])
