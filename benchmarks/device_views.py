@@ -105,7 +105,7 @@ def faces(settings: ViewSettings, images: int) -> Columns:
         "key": np.arange(images),
     }
     if settings.source == "cached":
-        found["landmarks"] = np.full((images, settings.num_landmarks, 2), 50, dtype=np.float16)
+        found["landmarks"] = np.full((images, 2, settings.num_landmarks, 2), 50, dtype=np.float16)
     return found
 
 

@@ -167,12 +167,11 @@ def stages(images: NDArray[np.uint8], cnn: LandmarkCNN) -> dict[str, Work]:
         CROP: lambda: crop_views(chunk, draws.boxes, draws.flips, 112),
         COLOR: lambda: change_appearance(views, draws),
         "landmark CNN, per_view (10 views)": lambda: cutter.predict_landmarks(views),
-        "landmark CNN, per_image (1)": lambda: cutter.predict_landmarks(torch.cat((plain, plain))),
+        "landmark CNN, per_image (2)": lambda: cutter.predict_landmarks(torch.cat((plain, plain.flip(-1)))),
         PATCHES: patches,
         LOOP: loop,
     }
-    # The CNN's groups of sixteen hold two chunks of whole images.
-    return {name: (work, 16 if "(1)" in name else 8) for name, work in works.items()}
+    return {name: (work, 8) for name, work in works.items()}
 
 
 def totals(jpegs: list[bytes], cnn: LandmarkCNN) -> dict[str, Work]:
@@ -182,7 +181,7 @@ def totals(jpegs: list[bytes], cnn: LandmarkCNN) -> dict[str, Work]:
         return np.stack([decode_image(jpeg, color_order="rgb") for jpeg in data])
 
     everything = torch.from_numpy(decode(jpegs)).permute(0, 3, 1, 2)
-    landmarks = LandmarkPredictor(cnn)(everything).numpy().astype(np.float16)
+    landmarks = LandmarkPredictor(cnn)(everything).numpy().astype(np.float16)[:, None].repeat(2, axis=1)
     works: dict[str, Work] = {"decode": (lambda: decode(jpegs), len(jpegs))}
     for source in SOURCES:
         settings = replace(SETTINGS, source=source)

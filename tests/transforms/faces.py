@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from lafs_ray.training.tasks import pretrain
 from lafs_ray.transforms import augment_float
 from lafs_ray.transforms.packed_faces import color_coefficients, half_kernels
 from lafs_ray.transforms.params import CONTRAST, HUE, SATURATION, ViewParams, ViewSettings
+from lafs_ray.transforms.views import mirror_x
 
 # Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a sample by 1/64 px at
 # most in x and in y, and `smooth_images` change by 96 a pixel at most.
@@ -55,6 +57,14 @@ def lively_cnn(num_landmarks: int = 196, width: float = 0.25) -> LandmarkCNN:
         network.train()(images)
         network.output_layer[1].weight.mul_(20)
     return network.eval()
+
+
+def known_landmarks(predict: Callable[[Tensor], Tensor], images: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Landmarks [B, 2, N, 2] of images and of their mirror images, as points of the images, as a set with cached ones
+    gives them."""
+    planes = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
+    both = torch.stack((predict(planes), mirror_x(predict(planes.flip(-1)))), dim=1)
+    return both.numpy().astype(np.float16)
 
 
 def grid_landmarks(num_landmarks: int) -> TemplateLandmarks:

@@ -18,7 +18,14 @@ from lafs_ray.transforms.landmark_predictor import DeviceLandmarkPredictor, Land
 from lafs_ray.transforms.packed_faces import PACKED, PackedLayout
 from lafs_ray.transforms.params import ViewSettings, sample_view_params
 from lafs_ray.transforms.views import MultiViewTransform
-from tests.transforms.faces import REMAP_STEPS, grid_landmarks, lively_cnn, smooth_images, view_settings
+from tests.transforms.faces import (
+    REMAP_STEPS,
+    grid_landmarks,
+    known_landmarks,
+    lively_cnn,
+    smooth_images,
+    view_settings,
+)
 
 SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "template", "grid")
 ZEROS, KEYS = np.zeros(4, dtype=np.int64), np.arange(4)
@@ -58,8 +65,7 @@ def test_tokens__are_those_of_a_cpu(source: LandmarkSource, features: TokenFeatu
     if source == "template":
         network = cpu_network = grid_landmarks(196)
     elif source == "cached":
-        planes = torch.from_numpy(images).permute(0, 3, 1, 2)
-        landmarks = [LandmarkPredictor(lively_cnn())(planes).numpy().astype(np.float16)]
+        landmarks = [known_landmarks(LandmarkPredictor(lively_cnn()), images)]
     elif source != "grid":
         network = lively_cnn()
         cpu_network = InBfloat16(network)

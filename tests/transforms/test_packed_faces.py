@@ -16,7 +16,7 @@ def test_pack__fields_come_back_as_views_of_one_memory(source: LandmarkSource) -
     settings = view_settings(source=source)
     images, zeros = smooth_images(3), np.zeros(3, dtype=np.int64)
     params = sample_view_params(settings, 5, zeros, zeros, np.arange(3))
-    points = np.random.default_rng(0).uniform(0, 111, (3, 196, 2)).astype(np.float16) if source == "cached" else None
+    points = np.random.default_rng(0).uniform(0, 111, (3, 2, 196, 2)).astype(np.float16) if source == "cached" else None
     layout = PackedLayout(settings)
     rows = torch.from_numpy(layout.pack(images, params, points))
     assert rows.shape == (3, layout.row_bytes)

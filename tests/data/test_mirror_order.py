@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import numpy as np
+
+from lafs_ray.data.landmark_template import grid_template
+from lafs_ray.data.mirror_order import mirror_order, with_mirrored
+
+
+def test_mirror_order__of_a_grid_reverses_its_rows() -> None:
+    """Landmarks of the built-in template, whose middle is that of the image; half a pixel aside it is the same."""
+    expected = np.arange(25).reshape(5, 5)[:, ::-1].reshape(-1)
+    for aside in (0.0, 0.5):
+        assert mirror_order(grid_template(25) + np.array([aside, 0])).tolist() == expected.tolist()
+
+
+def test_mirror_order__of_a_layout_that_is_not_symmetric() -> None:
+    """Each landmark of the mirrored face is the nearest one of the face."""
+    positions = np.array([[30.0, 40.0], [84.0, 41.0], [50.0, 80.0]])
+    # In mirrored places: (83, 40), (29, 41) and (63, 80).
+    assert mirror_order(positions).tolist() == [1, 0, 2]
+
+
+def test_with_mirrored__keeps_the_points_of_the_face() -> None:
+    """The second half has the same points in another order."""
+    landmarks = np.arange(12, dtype=np.float16).reshape(2, 3, 2)
+    both = with_mirrored(landmarks, np.array([1, 0, 2]))
+    assert both.dtype == np.float16
+    np.testing.assert_array_equal(both[:, 0], landmarks)
+    np.testing.assert_array_equal(both[:, 1], landmarks[:, [1, 0, 2]])
