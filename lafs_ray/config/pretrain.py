@@ -21,9 +21,9 @@ class PretrainLandmarks(Section):
     """Source of the landmarks, and their augmentation."""
 
     source: LandmarkSource = "per_view"
-    """per_view: predicted on each clean view (reference); per_image: predicted once on the whole face and mapped into
-    each view; cached: the same, predicted before by lafs cache-landmarks; template: the same positions in every
-    aligned face, without a landmark CNN; grid: no landmarks, plain patches (DINO-face)."""
+    """per_view: predicted on each clean view (reference); per_image: predicted on the whole face and its mirror image
+    and mapped into each view; cached: the same, predicted before by lafs cache-landmarks; template: the same positions
+    in every aligned face, without a landmark CNN; grid: no landmarks, plain patches (DINO-face)."""
     weights: str | None = None
     """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required unless source is
     template or grid, or cache names landmarks of another tool."""
