@@ -22,8 +22,9 @@ class PretrainLandmarks(Section):
 
     source: LandmarkSource = "per_view"
     """per_view: predicted on each clean view (reference); per_image: predicted on the whole face and its mirror image
-    and mapped into each view; cached: the same, predicted before by lafs cache-landmarks; template: the same positions
-    in every aligned face, without a landmark CNN; grid: no landmarks, plain patches (DINO-face)."""
+    and mapped into each view; cached: predicted before by lafs cache-landmarks, mirrored views take the nearest;
+    template: the same positions in every aligned face, without a landmark CNN; grid: no landmarks, plain patches
+    (DINO-face)."""
     weights: str | None = None
     """Stage-1 run or checkpoint (ours or published) with the landmark CNN, or `untrained`; required unless source is
     template or grid, or cache names landmarks of another tool."""
@@ -74,8 +75,8 @@ class Views(Section):
     flip: Rate = 0.5
     """Probability of a horizontal flip."""
     opposite_flips: bool = False
-    """Whether the second global view is flipped where the first is not, in place of by chance. For distillation: the
-    frozen network's embeddings of a face then add up to the same, whichever was flipped."""
+    """Whether the second global view is flipped where the first is not, whatever flip says of the second. For
+    distillation: the frozen network's embeddings of a face then add up to the same, whichever was flipped."""
     jitter: Rate = 0.8
     """Probability of color jitter."""
     brightness: Rate = 0.4
@@ -175,6 +176,9 @@ class Dino(Section):
     """Whether the teacher uses dropout and stochastic depth, as in the released code."""
     freeze_last_layer_epochs: Count = 1
     """Epochs in which the head's last layer is frozen."""
+
+
+_EARLIER_TEMP = 0.05
 
 
 class Distillation(Section):
@@ -330,7 +334,8 @@ class PretrainConfig(TrainConfig):
         if (info.context or {}).get(STORED):
             return self
         teacher, given = self.distillation.teacher, self.distillation.temp
-        if teacher is None and given != Distillation.model_fields["temp"].default:
+        # Complete settings of earlier runs hold the default of then.
+        if teacher is None and given not in (Distillation.model_fields["temp"].default, _EARLIER_TEMP):
             raise ValueError(
                 f"distillation.temp: {given:g}, but distillation.teacher is not set; set it, or leave both out"
             )

@@ -15,19 +15,30 @@ from lafs_ray.config import IMAGE_SIZE
 
 Order = NDArray[np.int64]
 
+# A mean face may lie some pixels beside the middle of the image: axes that are tried, as sums of mirrored coordinates.
+_SUMS = IMAGE_SIZE + 1 + np.arange(-10, 10.25, 0.25)
+
 
 def mirror_order(positions: NDArray[np.floating]) -> Order:
     """Return, for each landmark of a mirrored face, the number of the face's landmark that it lies on, int64 [N].
 
-    It is the nearest one to its mirrored place, on a mean face: exact for layouts that are symmetric.
+    It is the nearest one to its mirrored place, on a mean face mirrored in its own axis: exact for layouts that are
+    symmetric.
 
     Args:
         positions: [N, 2] of an aligned face, or the mean of many, in pixels, (x, y).
     """
     places = np.asarray(positions, dtype=np.float64)
-    mirrored = places * (-1, 1) + (IMAGE_SIZE + 1, 0)
-    distances = np.linalg.norm(mirrored[:, None] - places[None], axis=-1)
-    order: Order = distances.argmin(axis=1)
+
+    def distances(total: float) -> NDArray[np.float64]:
+        mirrored = places * (-1, 1) + (total, 0)
+        found: NDArray[np.float64] = np.linalg.norm(mirrored[:, None] - places[None], axis=-1)
+        return found
+
+    # The first of equals is the middle of the image.
+    sums = _SUMS[np.argsort(abs(_SUMS - IMAGE_SIZE - 1), kind="stable")]
+    axis = min(sums.tolist(), key=lambda total: round(float(distances(total).min(axis=1).mean()), 6))
+    order: Order = distances(axis).argmin(axis=1)
     return order
 
 

@@ -64,8 +64,9 @@ class ViewSettings:
         blur_sigma_px: least and greatest standard deviation of the blur.
         solarize: probability of solarizing; only global views after the first.
         source: where landmarks come from. `per_view`: the CNN sees every clean view, as in the reference; `per_image`:
-            it sees the whole image once and landmarks move with each crop; `cached`: the same, predicted before;
-            `template`: fixed positions of the whole image, which move with each crop;
+            it sees the whole image and its mirror image, and landmarks move with each crop; `cached`: predicted before
+            on the whole image, those of its mirror image are the nearest ones; `template`: fixed positions of the whole
+            image and of its mirror image, which move with each crop;
             `grid`: no landmarks, plain patches.
         noise_px: standard deviation of the landmarks' perturbation.
         local_tokens: n, landmarks sampled for a local view.

@@ -242,7 +242,7 @@ def of_views(on_images: Tensor, flips: Tensor) -> Tensor:
         flips: bool [B, V], which views are mirrored.
     """
     plain, mirrored = on_images.unsqueeze(1).unbind(2)
-    return torch.where(flips[:, :, None, None], mirrored, plain)
+    return torch.where(flips[:, :, None, None].to(on_images.device), mirrored, plain)
 
 
 def mirror_x(landmarks: Tensor) -> Tensor:

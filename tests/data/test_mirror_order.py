@@ -1,16 +1,25 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from lafs_ray.data.landmark_template import grid_template
 from lafs_ray.data.mirror_order import mirror_order, with_mirrored
+from lafs_ray.synthetic.landmarks import layout_positions
 
 
 def test_mirror_order__of_a_grid_reverses_its_rows() -> None:
-    """Landmarks of the built-in template, whose middle is that of the image; half a pixel aside it is the same."""
+    """Landmarks of the built-in template, whose middle is that of the image; some pixels aside it is the same."""
     expected = np.arange(25).reshape(5, 5)[:, ::-1].reshape(-1)
-    for aside in (0.0, 0.5):
+    for aside in (0.0, 0.5, -3.0):
         assert mirror_order(grid_template(25) + np.array([aside, 0])).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("aside", [-3.0, -1.0, 0.0, 2.0, 4.0])
+def test_mirror_order__of_the_mesh_of_a_face(aside: float) -> None:
+    """Mirroring twice ends where it began, wherever the face lies; the mesh itself is not quite symmetric."""
+    order = mirror_order(layout_positions("facemesh") + np.array([aside, 0]))
+    assert (order[order] == np.arange(196)).mean() > 0.95
 
 
 def test_mirror_order__of_a_layout_that_is_not_symmetric() -> None:

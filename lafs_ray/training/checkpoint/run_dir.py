@@ -339,8 +339,10 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["data"]["mix"] = {str(n): {k: v for k, v in one.items() if k not in _FREE_OF_SET} for n, one in sets}
     kept["landmarks"] = {k: v for k, v in config["landmarks"].items() if k != "cache"}
     kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
+    if "views" in config:
+        # Runs from before there was this setting continue; so do those from before there was a distillation.
+        kept["views"] = {k: v for k, v in config["views"].items() if (k, v) != ("opposite_flips", False)}
     if not _is_distillation(config):
-        # Runs from before there was this section continue.
         kept.pop("distillation", None)
     return kept
 

@@ -33,6 +33,7 @@ from lafs_ray.data.landmark_cache import (
     write_stamp,
 )
 from lafs_ray.data.mirror_order import Order, mirror_order
+from lafs_ray.data.shard import spread
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
 from lafs_ray.models.checkpoints.state_dicts import hash_tensors, load_weights
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 # Records read and decoded at once, while the CNN processes those before: a few MB.
 _ROWS_PER_READ = 256
 _LOG_EVERY_S = 10.0
-_ROWS_FOR_MEAN = 1024
+_ROWS_FOR_MEAN = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +257,8 @@ def with_cached_landmarks(
 
 
 def _mirror_order(landmarks: LandmarkCache, num_images: int) -> Order:
-    """Return the mirror order of the mean of a set's first faces."""
-    first = landmarks.read(np.arange(min(_ROWS_FOR_MEAN, num_images))).astype(np.float64)
-    sound = first[~np.isnan(first).any(axis=(1, 2))]
+    """Return the mirror order of the mean of faces spread over a set."""
+    some = landmarks.read(spread(num_images, _ROWS_FOR_MEAN)).astype(np.float64)
+    sound = some[~np.isnan(some).any(axis=(1, 2))]
     # Without a sound face among them there is no order; a run on such a set ends at its bad records.
-    return mirror_order(sound.mean(axis=0)) if len(sound) else np.arange(first.shape[1])
+    return mirror_order(sound.mean(axis=0)) if len(sound) else np.arange(some.shape[1])

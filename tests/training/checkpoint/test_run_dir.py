@@ -239,6 +239,18 @@ def test_claim__of_a_run_from_before_there_was_distillation(tmp_path: Path) -> N
     folder(tmp_path).claim(Origin())
 
 
+def test_claim__of_a_run_from_before_there_were_opposite_flips(tmp_path: Path) -> None:
+    """It continues, and not with them."""
+    folder(tmp_path).claim(Origin())
+    path = tmp_path / "debug" / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["views"]["opposite_flips"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"views\.opposite_flips: None -> True"):
+        folder(tmp_path, "views.opposite_flips=true").check(Origin())
+    folder(tmp_path).claim(Origin())
+
+
 def test_claim__after_a_kill_in_the_first_claim(tmp_path: Path) -> None:
     """What a killed process left half-written does not make the folder a foreign one."""
     (tmp_path / "debug").mkdir()
