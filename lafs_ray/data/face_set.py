@@ -19,7 +19,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.data.io.reading import ByteRanges
 from lafs_ray.data.label_numbers import LabelNumbers
 from lafs_ray.data.landmark_cache import LandmarkCache
-from lafs_ray.data.mirror_order import Order, with_mirrored
+from lafs_ray.data.mirror_order import MirrorOrder
 from lafs_ray.data.packed_set import PackedLabels
 from lafs_ray.data.record_reader import ShardReads, read_shards
 from lafs_ray.data.set_kinds import open_shards
@@ -71,7 +71,7 @@ class FaceSet:
         color_order: of the images, from the manifest of a packed set; None: not known.
         landmarks: cached landmarks of every image; None: not used.
         label_numbers: of each shard, what labels are numbered as; empty: labels are those of the records.
-        mirror_order: of the cached landmarks, which are then read with those of the mirror images (`with_mirrored`).
+        mirror_order: of the cached landmarks, which are then read with those of the mirror images.
         landmark_rows: number of each image there, int64 [num_images]; None: its own, as of a whole set.
         layouts: of each shard; empty: all are `.rec`.
     """
@@ -88,7 +88,7 @@ class FaceSet:
     color_order: ColorOrder | None = None
     landmarks: LandmarkCache | None = None
     label_numbers: tuple[LabelNumbers, ...] = ()
-    mirror_order: Order | None = None
+    mirror_order: MirrorOrder | None = None
     landmark_rows: NDArray[np.int64] | None = None
     layouts: tuple[Layout | None, ...] = ()
 
@@ -128,7 +128,7 @@ class FaceSet:
         if self.landmarks is not None:
             landmarks = self.landmarks.read(index if self.landmark_rows is None else self.landmark_rows[index])
             if self.mirror_order is not None:
-                landmarks = with_mirrored(landmarks, self.mirror_order)
+                landmarks = self.mirror_order.with_mirrored(landmarks)
         unique, inverse = np.unique(index, return_inverse=True)
         shards = np.searchsorted(self.shard_starts, unique, side="right") - 1
         parsed = read_shards([self._reads(n, unique[shards == n]) for n in np.unique(shards).tolist()])

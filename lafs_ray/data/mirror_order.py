@@ -8,40 +8,57 @@ landmarks of the face in mirrored places. Shape letters: B images, N landmarks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.config import IMAGE_SIZE
 
-Order = NDArray[np.int64]
-
 # A mean face may lie some pixels beside the middle of the image: axes that are tried, as sums of mirrored coordinates.
 _SUMS = IMAGE_SIZE + 1 + np.arange(-10, 10.25, 0.25)
 
 
-def mirror_order(positions: NDArray[np.floating]) -> Order:
-    """Return, for each landmark of a mirrored face, the number of the face's landmark that it lies on, int64 [N].
+@dataclass(frozen=True, eq=False)
+class MirrorOrder:
+    """Where the landmarks of mirror images lie on the faces.
 
-    It is the nearest one to its mirrored place, on a mean face mirrored in its own axis: exact for layouts that are
-    symmetric.
+    Args:
+        nearest: number of the face's landmark that each lies on, int64 [N].
+        shift_px: from there to it, float32 [N, 2].
+    """
+
+    nearest: NDArray[np.int64]
+    shift_px: NDArray[np.float32]
+
+    def with_mirrored(self, landmarks: NDArray[np.float16]) -> NDArray[np.float16]:
+        """Return landmarks [B, N, 2] of faces and of their mirror images, [B, 2, N, 2], all as points of the face."""
+        mirrored = landmarks[:, self.nearest] + self.shift_px
+        return np.stack((landmarks, mirrored.astype(landmarks.dtype)), axis=1)
+
+
+def mirror_order(positions: NDArray[np.floating[Any]]) -> MirrorOrder:
+    """Return the order in which a set's mirror images have their landmarks, from its mean face.
+
+    Each is the nearest landmark of the mean face, mirrored in its own axis, and shifted so that faces and mirror images
+    have the same mean: a tool or CNN that puts a landmark a pixel to the right does so on mirror images, too.
 
     Args:
         positions: [N, 2] of an aligned face, or the mean of many, in pixels, (x, y).
     """
     places = np.asarray(positions, dtype=np.float64)
 
+    def mirrored(total: float) -> NDArray[np.float64]:
+        return places * (-1, 1) + (total, 0)
+
     def distances(total: float) -> NDArray[np.float64]:
-        mirrored = places * (-1, 1) + (total, 0)
-        found: NDArray[np.float64] = np.linalg.norm(mirrored[:, None] - places[None], axis=-1)
+        found: NDArray[np.float64] = np.linalg.norm(mirrored(total)[:, None] - places[None], axis=-1)
         return found
 
     # The first of equals is the middle of the image.
     sums = _SUMS[np.argsort(abs(_SUMS - IMAGE_SIZE - 1), kind="stable")]
     axis = min(sums.tolist(), key=lambda total: round(float(distances(total).min(axis=1).mean()), 6))
-    order: Order = distances(axis).argmin(axis=1)
-    return order
-
-
-def with_mirrored(landmarks: NDArray[np.float16], order: Order) -> NDArray[np.float16]:
-    """Return landmarks [B, N, 2] of faces and of their mirror images, [B, 2, N, 2], all as points of the face."""
-    return np.stack((landmarks, landmarks[:, order]), axis=1)
+    nearest = distances(axis).argmin(axis=1)
+    shift = mirrored(IMAGE_SIZE + 1) - places[nearest]
+    return MirrorOrder(nearest, shift.astype(np.float32))

@@ -205,7 +205,7 @@ def test_cached_landmarks__are_those_of_each_set(sets: tuple[Path, Path], caches
     settings = [*with_caches(sets, caches), "landmarks.source=cached", "landmarks.weights=null"]
     inputs = check_run(tiny(tmp_path, "", *settings))
     for one in columns_of(inputs, 6):
-        np.testing.assert_array_equal(one["landmarks"][..., 0].max(axis=(1, 2)), np.where(one["shard"] == 0, 10, 50))
+        np.testing.assert_array_equal(one["landmarks"][:, 0, :, 0].max(axis=1), np.where(one["shard"] == 0, 10, 50))
     assert inputs.init_weights.landmarks is not None
     (mean,) = inputs.init_weights.landmarks.values()
     np.testing.assert_allclose(mean[:, 0], 20)  # (3 · 10 + 50) / 4

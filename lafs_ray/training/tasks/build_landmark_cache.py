@@ -32,7 +32,7 @@ from lafs_ray.data.landmark_cache import (
     write_part,
     write_stamp,
 )
-from lafs_ray.data.mirror_order import Order, mirror_order
+from lafs_ray.data.mirror_order import MirrorOrder, mirror_order
 from lafs_ray.data.shard import spread
 from lafs_ray.errors import CheckpointError, DataError
 from lafs_ray.models.checkpoints.architecture import infer_architecture
@@ -256,9 +256,9 @@ def with_cached_landmarks(
     return replace(faces, landmarks=cache_of_set, mirror_order=_mirror_order(cache_of_set, faces.num_images))
 
 
-def _mirror_order(landmarks: LandmarkCache, num_images: int) -> Order:
+def _mirror_order(landmarks: LandmarkCache, num_images: int) -> MirrorOrder:
     """Return the mirror order of the mean of faces spread over a set."""
     some = landmarks.read(spread(num_images, _ROWS_FOR_MEAN)).astype(np.float64)
     sound = some[~np.isnan(some).any(axis=(1, 2))]
-    # Without a sound face among them there is no order; a run on such a set ends at its bad records.
-    return mirror_order(sound.mean(axis=0)) if len(sound) else np.arange(some.shape[1])
+    # Without a sound face among them any order will do: a run on such a set ends at its bad records.
+    return mirror_order(sound.mean(axis=0) if len(sound) else np.zeros(some.shape[1:]))
