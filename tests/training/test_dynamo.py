@@ -92,7 +92,7 @@ def test_views__graphs() -> None:
     """Crops, colors and blur of global and of local views, and their blur along both axes; none for another batch."""
     settings = view_settings(source="cached")
     images, zeros = smooth_images(2), np.zeros(2, dtype=np.int64)
-    landmarks = np.full((2, 196, 2), 50, dtype=np.float16)
+    landmarks = np.full((2, 2, 196, 2), 50, dtype=np.float16)
     views, plain = (DeviceViews(settings, None, torch.device("cpu")) for _ in range(2))
     assert compiling.compile_views(views, 2, torch.device("cpu")) == ""
     first = counters["stats"]["unique_graphs"]
