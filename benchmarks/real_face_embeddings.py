@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.real_face_runs import Plan, whitened_file, whitening
+from lafs_ray.config.train import Readout
 from lafs_ray.data.eval_sets import EvalFaces, open_pairs
 from lafs_ray.evaluation.embed import center, embed_faces, flip_sum
 from lafs_ray.evaluation.verification import raw_pixel_embeddings
@@ -41,31 +42,33 @@ def centered(embed: Embed) -> Embed:
 
 
 @lru_cache(maxsize=_FILES)
-def outputs(path: str, file: str, *, trained: bool) -> NDArray[np.float32]:
-    """Return all outputs of a run's network, the class token first: float32 [N, 2, (n + 1) · W].
+def outputs(path: str, file: str, of: Readout, *, trained: bool) -> NDArray[np.float32]:
+    """Return outputs of a run's network: float32 [N, 2, (n + 1) · W] of `all`, the class token first.
 
     Kept for the readouts that follow, as landmarks, tokens and transformer are nearly all of the time.
     """
-    embedder = load_for_inference(path).read_by("all").embedder(trained=trained)
+    embedder = load_for_inference(path).read_by(of).embedder(trained=trained)
     return embed_faces(embedder, faces_of(file))
 
 
-def class_token(plan: Plan, path: str, *, trained: bool) -> Embed:
-    """Return the class token of a run's network."""
+def class_token(plan: Plan, path: str, of: Readout = "all", *, trained: bool) -> Embed:
+    """Return the class token of a run's network; `of`: the outputs that are computed."""
     del plan
     width = load_for_inference(path).read_by("class").architecture.read_dim
-    return lambda file: flip_sum(outputs(path, file, trained=trained)[..., :width])
+    return lambda file: flip_sum(outputs(path, file, of, trained=trained)[..., :width])
 
 
-def whitened(plan: Plan, path: str, *, readout: str, neighbors: bool = False, trained: bool = True) -> Embed:
-    """Return the whitened class token or outputs (`all`) of a run's network."""
+def whitened(
+    plan: Plan, path: str, of: Readout = "all", *, readout: str, neighbors: bool = False, trained: bool = True
+) -> Embed:
+    """Return the whitened class token or outputs (`all`) of a run's network; `of`: the outputs that are computed."""
     fitted = load_for_inference(whitened_file(plan, path, readout, neighbors=neighbors, trained=trained))
     matrix = fitted.embedder().whitening
     assert matrix is not None
 
     def embed(file: str) -> Rows:
         # The first numbers of all outputs are the class token.
-        read = outputs(path, file, trained=trained)[..., : len(matrix.mean)]
+        read = outputs(path, file, of, trained=trained)[..., : len(matrix.mean)]
         return flip_sum(matrix(torch.from_numpy(read)).numpy())
 
     return embed

@@ -117,7 +117,8 @@ def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int, readouts: Sequen
             # A distillation teaches the class token alone.
             read = [name for name in readouts if name.startswith("class") or not is_distilled]
             for kind, readout in itertools.product(kinds, read):
-                make = partial(READOUTS[readout], plan, path, trained=kind == "frozen")
+                of = "class" if is_distilled else "all"
+                make = partial(READOUTS[readout], plan, path, of, trained=kind == "frozen")
                 file = f"{method}, seed {seed}, {kind}: {readout}"
                 rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
     return rows
