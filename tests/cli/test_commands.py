@@ -123,9 +123,8 @@ def test_config_file__unknown_name() -> None:
 def test_config__key_section_and_part(capsys: pytest.CaptureFixture[str]) -> None:
     """A key is explained with default and choices; a section and a part of a name list theirs."""
     execute("config", ["model.size"])
-    assert (
-        "model.size  (pretrain, finetune, landmarks: default base; one of base, small, tiny)" in capsys.readouterr().out
-    )
+    heading = "model.size  (pretrain, finetune, landmarks: default base; one of base, small, shallow, tiny)"
+    assert heading in capsys.readouterr().out
     execute("config", ["head", "--job", "pretrain"])
     listed = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert listed == ["head.num_prototypes", "head.hidden_dim", "head.bottleneck_dim"]
