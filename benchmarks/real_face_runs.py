@@ -51,7 +51,7 @@ TO_SHALLOW: Tree = {
     "optim.warmup": "64 steps",
     "compute.precision": "bfloat16",
 }
-# Steps in which it takes the processor time of a distillation.
+# About the processor time of a distillation, by that of shorter runs.
 LONG_STEPS = {"DINO-face": 1400}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
 FINETUNED_SOURCE = {

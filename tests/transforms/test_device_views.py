@@ -110,4 +110,5 @@ def test_views__on_a_device_by_count(source: LandmarkSource) -> None:
     assert few.ops == more.ops
     # Eager, two calls of 340 each for crops and appearance; compiled they are some twenty.
     assert 500 < sum(few.ops.values()) < 1100
-    assert few.copied < 2 * 47_000
+    cached_mirror = 784 if source == "cached" else 0  # the landmarks of the mirror image
+    assert few.copied < 2 * (46_000 + cached_mirror)
