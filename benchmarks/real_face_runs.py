@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ class Arm:
         return self.start in ("run", "whitened")
 
     @property
+    def has_transformer(self) -> bool:
+        """Whether it starts from a transformer, trained or not."""
+        return self.start not in ("nothing", "landmarks")
+
+    @property
     def is_whitened(self) -> bool:
         """Whether it starts from a whitened network."""
         return self.start.endswith("whitened")
@@ -189,7 +195,7 @@ def add_landmarks(plan: Plan) -> None:
     METHODS[SHALLOW] = {**METHODS[LANDMARKS], **TO_SHALLOW}
 
 
-def add_long(methods: list[str]) -> list[str]:
+def add_long(methods: Sequence[str]) -> list[str]:
     """Add those of these methods that can be trained for as long as a distillation takes; return their names."""
     found = {f"{name} long": (METHODS[name], steps) for name, steps in LONG_STEPS.items() if name in methods}
     for name, (settings, steps) in found.items():
@@ -225,6 +231,17 @@ def pretrain(plan: Plan, method: str, seed: int) -> str:
     return str(plan.run(name))
 
 
+def start_of(plan: Plan, arm: Arm, seed: int) -> str | None:
+    """Make what an arm starts from, with a pretraining seed; return its run or weights file, None if there is none."""
+    if not arm.has_transformer:
+        return None
+    assert arm.method is not None
+    start = pretrain(plan, arm.method, seed)
+    if not arm.is_whitened:
+        return start
+    return whitened_file(plan, start, "all", neighbors=True, trained=arm.start == "whitened")
+
+
 def finetune(plan: Plan, arm: Arm, shot: str, seed: int, pretraining_seed: int) -> str:
     """Train on k labeled images of each identity, or on `all`; return the run's folder."""
     name = f"few-{re.sub(r'[^A-Za-z0-9]+', '_', arm.name)}-k{shot}-{seed}"
@@ -243,15 +260,12 @@ def finetune(plan: Plan, arm: Arm, shot: str, seed: int, pretraining_seed: int) 
         settings["landmarks.source"] = FINETUNED_SOURCE.get(arm.method, "template")
     if arm.start == "landmarks":
         settings["start.landmarks"] = plan.landmarks
-    if arm.start in ("nothing", "landmarks"):
-        settings["model.init_std"] = 1.0
+    if arm.has_transformer:
+        settings |= {"start.transformer": start_of(plan, arm, pretraining_seed), "optim.layer_decay": 0.58}
     else:
-        assert arm.method is not None
-        start = pretrain(plan, arm.method, pretraining_seed)
-        if arm.start != "run":
-            start = whitened_file(plan, start, "all", neighbors=True, trained=arm.start == "whitened")
-            settings |= {"model.readout": "all", "model.whitened_dim": plan.components[1], **FINETUNE_WHITENED}
-        settings |= {"start.transformer": start, "optim.layer_decay": 0.58}
+        settings["model.init_std"] = 1.0
+    if arm.is_whitened:
+        settings |= {"model.readout": "all", "model.whitened_dim": plan.components[1], **FINETUNE_WHITENED}
     train(plan, name, resolve(FinetuneConfig, apply_overrides(tree, settings), name))
     return str(plan.run(name))
 

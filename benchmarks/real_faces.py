@@ -8,27 +8,27 @@ Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pr
 read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
 there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
 mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. With --long, DINO-face is also trained
-for as long as the distillation. Few labels are those of SET. Every run is one process of one thread; runs and results
-are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in
-proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the standard error of a paired
-bootstrap.
+for as long as the distillation. Few labels are those of SET. Every run has one thread, and --processes of them are made
+at a time; runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both
+files of View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the standard
+error of a paired bootstrap.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.real_face_embeddings import Embed, centered, class_token, network, pixels, raw_pixels, whitened
+from benchmarks.real_face_rows import BASELINE, READOUTS, baseline_rows, few_label_row, frozen_rows, prepare, starts
 from benchmarks.real_face_runs import (
     COMPONENTS,
     DISTILLED,
@@ -38,112 +38,16 @@ from benchmarks.real_face_runs import (
     SHALLOW,
     Arm,
     Plan,
-    add_landmarks,
     add_long,
     beside,
     chosen_arms,
-    finetune,
     landmark_run,
-    pretrain,
 )
-from benchmarks.real_face_tables import Correct, Row, difference_table, few_name, few_table, frozen_table, time_table
+from benchmarks.real_face_tables import Row, difference_table, few_name, few_table, frozen_table, time_table
 from benchmarks.views import cpu_name
-from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.io import filesystem
-from lafs_ray.evaluation.verification import kfold_accuracy, kfold_correct, pair_distances, roc_curve
 
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
-BASELINE = "whitened pixels"
-READOUTS: dict[str, Callable[..., Embed]] = {
-    "class": class_token,
-    "class, whitened": partial(whitened, readout="class"),
-    "all, whitened": partial(whitened, readout="all"),
-    "all, neighbors": partial(whitened, readout="all", neighbors=True),
-}
-
-
-def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
-    """Return accuracy, AUC and which pairs are decided correctly, over all pair files."""
-    accuracies, areas, correct = [], [], []
-    for file in plan.files:
-        path = str(plan.pairs / file)
-        distances, same = pair_distances(embed(path)), open_pairs(path).same
-        correct.append(kfold_correct(distances, same))
-        accuracies.append(kfold_accuracy(distances, same).mean)
-        areas.append(roc_curve(-distances, same).area)
-    sizes = [len(part) for part in correct]
-    accuracy, area = (float(np.average(values, weights=sizes)) for values in (accuracies, areas))
-    return accuracy, area, np.concatenate(correct)
-
-
-def keep(plan: Plan, name: str, make: Callable[[], Embed], *, file: str | None = None, seed: int | None = None) -> Row:
-    """Return a row from WORK/results; it is computed first if it is missing.
-
-    Args:
-        plan: folders.
-        name: of the row.
-        make: what returns its embedding.
-        file: name of its result; None: as the row.
-        seed: of several.
-    """
-    stem = (file or name).replace(" ", "_").replace(":", "")
-    path = plan.work / "results" / "+".join(Path(file).stem for file in plan.files) / f"{stem}.json"
-    if not path.exists():
-        accuracy, auc, correct = evaluate(plan, make())
-        content = {"accuracy": accuracy, "auc": auc, "correct": correct.astype(int).tolist()}
-        with filesystem.atomic_write(str(path)) as target:
-            target.write(json.dumps(content).encode())
-        print(f"{file or name:<60} {accuracy:.4f} / {auc:.4f}", flush=True)
-    stored = json.loads(path.read_text())
-    return Row(name, seed, stored["accuracy"], stored["auc"], np.array(stored["correct"], dtype=np.bool_))
-
-
-def baseline_rows(plan: Plan) -> list[Row]:
-    """Return the rows of pixels."""
-    rows = [keep(plan, "raw pixels", lambda: raw_pixels)]
-    rows.append(keep(plan, BASELINE, lambda: pixels(plan, neighbors=False)))
-    return [*rows, keep(plan, "whitened pixels, neighbors", lambda: pixels(plan, neighbors=True))]
-
-
-def frozen_rows(plan: Plan, methods: Sequence[str], seeds: int, readouts: Sequence[str]) -> list[Row]:
-    """Return the rows of frozen networks, by these of `READOUTS`."""
-    rows = []
-    for seed in range(seeds):
-        for method in methods:
-            path = pretrain(plan, method, seed)
-            is_distilled = method in (DISTILLED, SHALLOW)
-            # Untrained, these networks are those of other rows.
-            kinds = ("frozen",) if is_distilled or method.endswith(" long") else ("untrained", "frozen")
-            # A distillation teaches the class token alone.
-            read = [name for name in readouts if name.startswith("class") or not is_distilled]
-            for kind, readout in itertools.product(kinds, read):
-                of = "class" if is_distilled else "all"
-                make = partial(READOUTS[readout], plan, path, of, trained=kind == "frozen")
-                file = f"{method}, seed {seed}, {kind}: {readout}"
-                rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
-    return rows
-
-
-def few_label_rows(plan: Plan, arms: Sequence[Arm], shots: Sequence[str], seeds: int, finetuning: int) -> list[Row]:
-    """Return the rows of networks that were trained on few labels.
-
-    Args:
-        plan: folders.
-        arms: ways to train.
-        shots: labeled images of an identity, or `all`.
-        seeds: of pretraining, taken in turn.
-        finetuning: number of finetuning seeds.
-    """
-    rows = []
-    for seed in range(finetuning):
-        for shot in shots:
-            for arm in arms:
-                run = partial(finetune, plan, arm, shot, seed, seed % seeds)
-                name = few_name(shot, arm.name)
-                file = f"{name}, seed {seed}, centered"
-                make = lambda run=run: centered(network(run()))  # noqa: E731
-                rows.append(keep(plan, name, make, file=file, seed=seed))
-    return rows
 
 
 def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: Sequence[str]) -> str:
@@ -171,7 +75,13 @@ def main(arguments: Sequence[str]) -> None:
     landmarks_from.add_argument(
         "--mediapipe", metavar="PYTHON", help="of its environment: trains that CNN first, on MediaPipe's points"
     )
-    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["LAFS", "DINO-face"])
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        choices=[*METHODS, SHALLOW],
+        default=["LAFS", "DINO-face"],
+        help="beside LAFS and distilled at landmarks",
+    )
     parser.add_argument(
         "--long", action="store_true", help="also frozen DINO-face after the processor time of a distillation"
     )
@@ -188,30 +98,38 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="of few labels, as the table names them (all)")
     parser.add_argument("--steps", type=int, help="of pretraining; default: the preset's")
     parser.add_argument("--finetuning-steps", type=int, default=200, help="on few labels (200); on all ten times these")
+    parser.add_argument("--processes", type=int, default=1, help="at a time (1)")
     parser.add_argument(
         "--components", type=int, nargs=2, default=[COMPONENTS, NEIGHBOR_COMPONENTS], help="of whitenings, of neighbors"
     )
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     files, work = VIEW_2 if options.view2 else tuple(options.files), options.work.absolute()
     sets = (filesystem.absolute(options.faces), filesystem.absolute(options.labeled), options.pairs)
     methods, landmarks = options.methods, options.landmarks and filesystem.absolute(options.landmarks)
     plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks, options.finetuning_steps)
+    torch.set_num_threads(1)
     if options.mediapipe is not None:
         plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
     if plan.landmarks is not None:
-        methods = [LANDMARKS, DISTILLED, SHALLOW, *methods]
-        add_landmarks(plan)
-    baselines = baseline_rows(plan)
-    if "frozen" in options.parts:
-        frozen = [*methods, *(add_long(methods) if options.long else [])]
-        rows = frozen_rows(plan, frozen, options.seeds, options.readouts)
-        print(f"\n{frozen_table([*baselines, *rows], BASELINE)}", flush=True)
-    if "few" in options.parts:
-        arms = chosen_arms(methods, plan.landmarks, options.arms)
-        rows = few_label_rows(plan, arms, options.shots, options.seeds, options.finetuning_seeds)
-        baseline = next(row for row in baselines if row.name == BASELINE)
-        print(f"\n{few_tables(rows, baseline, arms, options.shots)}", flush=True)
+        methods = [LANDMARKS, DISTILLED, *methods]
+    elif SHALLOW in methods:
+        parser.error(f"{SHALLOW} needs --landmarks or --mediapipe")
+    arms = chosen_arms(methods, plan.landmarks, options.arms)
+    long = methods if options.long else []
+    prepare(plan, long)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, spawn, initializer=prepare, initargs=(plan, long)) as pool:
+        pixels = pool.submit(baseline_rows, plan)
+        if "frozen" in options.parts:
+            make = partial(frozen_rows, plan, [*methods, *add_long(long)], options.readouts)
+            rows = list(itertools.chain(*pool.map(make, range(options.seeds))))
+            print(f"\n{frozen_table([*pixels.result(), *rows], BASELINE)}", flush=True)
+        if "few" in options.parts:
+            list(pool.map(partial(starts, plan, arms), range(options.seeds)))
+            runs = itertools.product(range(options.finetuning_seeds), options.shots, arms)
+            rows = list(pool.map(partial(few_label_row, plan, options.seeds), runs))
+            baseline = next(row for row in pixels.result() if row.name == BASELINE)
+            print(f"\n{few_tables(rows, baseline, arms, options.shots)}", flush=True)
     print(f"\n{time_table(plan.work / 'seconds')}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread")
 
 

@@ -162,14 +162,15 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     numbers += ("--shots", "1", "all", "--finetuning-steps", "1")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
-    command += ("--methods", "DINO-face", "--landmarks", landmarks, "--long")
+    wider = "distilled at landmarks to shallow"
+    command += ("--methods", wider, "DINO-face", "--landmarks", landmarks, "--long", "--processes", "2")
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     command += ("--readouts", *kinds)
     first, second = (output(*command, limit_s=1200) for _ in range(2))
     number = r"[01]\.\d{3}"
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
-    distilled = ("distilled at landmarks", "distilled at landmarks to shallow")
+    distilled = ("distilled at landmarks", wider)
     methods = ("LAFS at landmarks", *distilled, "DINO-face")
     expected = []
     for method in (*methods, "DINO-face long"):
