@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.views import cpu_name
+from lafs_ray.cli.main import run
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.loader import apply_overrides, resolve
 from lafs_ray.config.pretrain import PretrainConfig
@@ -353,4 +354,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(run(main))

@@ -27,6 +27,7 @@ import torch
 from benchmarks import few_shot
 from benchmarks.views import cpu_name
 from lafs_ray.cli.commands import execute
+from lafs_ray.cli.main import run
 from lafs_ray.config.loader import resolve
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.eval_sets import open_labeled, open_pairs
@@ -124,4 +125,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(run(main))

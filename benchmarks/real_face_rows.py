@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,17 @@ def prepare(plan: Plan, long: Sequence[str]) -> None:
     if plan.landmarks is not None:
         add_landmarks(plan)
     add_long(long)
+
+
+def prepare_worker(plan: Plan, long: Sequence[str]) -> None:
+    """Prepare one of several processes, which leaves Ctrl-C to the one that started it.
+
+    Args:
+        plan: folders.
+        long: as `prepare` takes it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare(plan, long)
 
 
 def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:

@@ -20,15 +20,25 @@ import argparse
 import itertools
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.real_face_rows import BASELINE, READOUTS, baseline_rows, few_label_row, frozen_rows, prepare, starts
+from benchmarks.real_face_rows import (
+    BASELINE,
+    READOUTS,
+    baseline_rows,
+    few_label_row,
+    frozen_rows,
+    prepare,
+    prepare_worker,
+    starts,
+)
 from benchmarks.real_face_runs import (
     COMPONENTS,
     DISTILLED,
@@ -45,6 +55,8 @@ from benchmarks.real_face_runs import (
 )
 from benchmarks.real_face_tables import Row, difference_table, few_name, few_table, frozen_table, time_table
 from benchmarks.views import cpu_name
+from lafs_ray.cli.main import run
+from lafs_ray.data.eval_sets import open_images, open_pairs
 from lafs_ray.data.io import filesystem
 
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
@@ -60,6 +72,26 @@ def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: S
         for other in (*(few_name(shot, name) for name in beside(arm)), baseline.name)
     ]
     return f"{few_table(rows, shots)}\n\n{difference_table([*rows, baseline], pairs)}"
+
+
+@contextmanager
+def workers(processes: int, plan: Plan, long: Sequence[str]) -> Iterator[ProcessPoolExecutor]:
+    """Start processes that make rows; an error or Ctrl-C here stops them.
+
+    Args:
+        processes: their number.
+        plan: folders.
+        long: as `prepare` takes it.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=prepare_worker, initargs=(plan, long)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            # Leaving the pool would wait for all rows that are left to make.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -107,6 +139,11 @@ def main(arguments: Sequence[str]) -> None:
     sets = (filesystem.absolute(options.faces), filesystem.absolute(options.labeled), options.pairs)
     methods, landmarks = options.methods, options.landmarks and filesystem.absolute(options.landmarks)
     plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks, options.finetuning_steps)
+    # What is missing is said before hours of work.
+    for path in (plan.faces, plan.labeled):
+        open_images(path)
+    for file in files:
+        open_pairs(str(plan.pairs / file))
     torch.set_num_threads(1)
     if options.mediapipe is not None:
         plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
@@ -117,8 +154,7 @@ def main(arguments: Sequence[str]) -> None:
     arms = chosen_arms(methods, plan.landmarks, options.arms)
     long = methods if options.long else []
     prepare(plan, long)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, spawn, initializer=prepare, initargs=(plan, long)) as pool:
+    with workers(options.processes, plan, long) as pool:
         pixels = pool.submit(baseline_rows, plan)
         if "frozen" in options.parts:
             make = partial(frozen_rows, plan, [*methods, *add_long(long)], options.readouts)
@@ -134,4 +170,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(run(main))
