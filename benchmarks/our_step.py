@@ -83,6 +83,7 @@ class Ours:
             freeze_last_layer_epochs=1,
             teacher_dropout=True,
             centering="mean",
+            koleo=0.0,
         )
         self.task.watch = watch
         groups = parameter_groups(student, VALUES["weight_decay"])

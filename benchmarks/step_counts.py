@@ -231,7 +231,8 @@ def _stages(training: TrainState, counter: _Counter) -> Iterator[None]:
     def enter(stage: str) -> Any:
         return lambda *_: setattr(counter, "stage", stage)
 
-    def student_done(_module: Any, _inputs: Any, found: Tensor) -> None:
+    def student_done(_module: Any, _inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+        found, _ = outputs
         counter.stage = LOSS
         counter.watch(found, *scores)
         scores.clear()

@@ -176,6 +176,9 @@ class Dino(Section):
     """Whether the teacher uses dropout and stochastic depth, as in the released code."""
     freeze_last_layer_epochs: Count = 1
     """Epochs in which the head's last layer is frozen."""
+    koleo: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.0
+    """Weight of KoLeo, which moves the student's embeddings of a micro-batch away from their nearest ones; 0: none
+    (the paper), 0.1 in DINOv2, 2 in configs/pretrain/lafs_small_data.yaml."""
 
 
 _EARLIER_TEMP = 0.05
@@ -312,12 +315,24 @@ class PretrainConfig(TrainConfig):
         """Epochs of the warm-up of the teacher's temperature; 0 in a distillation, which has none."""
         return 0 if self.distillation.teacher is not None else self.dino.teacher_temp.warmup_epochs
 
+    @property
+    def _has_single_faces(self) -> bool:
+        """Whether a micro-batch may be of 1 face."""
+        return any(self.batch_size == workers * self.accumulation for workers in self.compute.worker_counts)
+
+    @model_validator(mode="after")
+    def _koleo_has_neighbors(self) -> PretrainConfig:
+        if self.dino.koleo and self.distillation.teacher is None and self._has_single_faces:
+            raise ValueError(
+                f"dino.koleo: {self.dino.koleo:g}, with micro-batches of 1 face, which has no nearest one; increase "
+                "batch_size, reduce accumulation, or set dino.koleo=0"
+            )
+        return self
+
     @model_validator(mode="after")
     def _distillation_fits(self) -> PretrainConfig:
         teacher, student = self.distillation.teacher, self.start.student
-        if teacher is not None and any(
-            self.batch_size == workers * self.accumulation for workers in self.compute.worker_counts
-        ):
+        if teacher is not None and self._has_single_faces:
             raise ValueError(
                 f"distillation.teacher: {teacher}, with micro-batches of 1 face, which is found among no others; "
                 "increase batch_size, or reduce accumulation"

@@ -30,6 +30,7 @@ GAUGES = {
     "center_norm": "Center norm",
     "used_prototypes": "Fraction of the prototypes in use",
     "embedding_std": "Embedding std, 0 to 1",
+    "koleo": "KoLeo of the student's embeddings, less where they lie further apart",
     "similarity": "Mean cosine of a view and its face in distillation",
     "found": "Fraction of views nearest to their own face in distillation",
     "accuracy": "Fraction of faces nearest to their own class center",

@@ -24,6 +24,7 @@ from lafs_ray.methods.dino_loss import (
     sinkhorn_targets,
     ssl_diagnostics,
 )
+from lafs_ray.methods.koleo import koleo_loss
 from lafs_ray.methods.optim import CosineSchedule, LinearEpochs, cancel_gradients, ema_update_
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.landmark_cnn import normalize_pixels
@@ -52,9 +53,10 @@ class LafsNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, token_sets: Sequence[Tensor]) -> Tensor:
-        """Sets of tokens [R_i, n_i, P] to scores [ΣR_i, K], in the given order."""
-        return self.head(self.embed(token_sets))  # type: ignore[no-any-return]
+    def forward(self, token_sets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sets of tokens [R_i, n_i, P] to scores [ΣR_i, K] and embeddings [ΣR_i, D], in the given order."""
+        embeddings = self.embed(token_sets)
+        return self.head(embeddings), embeddings
 
     def embed(self, token_sets: Sequence[Tensor]) -> Tensor:
         """Sets of tokens [R_i, n_i, P] to embeddings [ΣR_i, D].
@@ -115,6 +117,7 @@ class Lafs:
             (DINO).
         centering: how collapse is prevented: by the running mean of the teacher's scores (DINO), or by balancing every
             micro-batch (`sinkhorn_targets`).
+        koleo: weight of `koleo_loss` of the student's global views; 0: none.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class Lafs:
         freeze_last_layer_epochs: int,
         teacher_dropout: bool,
         centering: Literal["mean", "sinkhorn"],
+        koleo: float,
     ) -> None:
         self.trainable = student
         self.teacher = teacher
@@ -141,6 +145,7 @@ class Lafs:
         self.loss_part: PartLoss = part_loss
         self.diagnostics: Callable[..., dict[str, Tensor]] = ssl_diagnostics
         self.centering = centering
+        self.koleo = koleo
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
 
     def begin_step(self, step: int, *, reports: bool) -> None:
@@ -164,7 +169,8 @@ class Lafs:
             hparams: `teacher_temp`.
 
         Returns:
-            The scalar loss with its graph, and scalars without: `loss` and, see `begin_step`, `ssl_diagnostics`'s.
+            The scalar loss with its graph, and scalars without: `loss`; `koleo`, if it has a weight; and, see
+            `begin_step`, `ssl_diagnostics`'s.
         """
         views = [batch["global_tokens"], batch["local_tokens"]]
         global_views, local_views = (crop_major(dequantize(tokens)) for tokens in views)
@@ -174,7 +180,7 @@ class Lafs:
         with torch.no_grad():
             embeddings = self.teacher.embed([global_views])
             teacher = self.teacher.head(embeddings)
-        student = network([global_views, local_views])
+        student, spread = network([global_views, local_views])
         targets = self._targets(teacher, hparams["teacher_temp"])
         self.center.observe(teacher)
         del teacher
@@ -186,6 +192,10 @@ class Lafs:
             loss = chunked_dino_loss(student, targets, student_temp=temp, num_views=num_views, part=self.loss_part)
         else:
             loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
+        if self.koleo:
+            koleo = koleo_loss(spread[: len(global_views)], num_views=NUM_GLOBAL_VIEWS)
+            loss = loss + self.koleo * koleo
+            state["koleo"] = koleo.detach()
         return loss, {"loss": loss.detach(), **state}
 
     def _targets(self, teacher: Tensor, teacher_temp: float) -> Tensor:

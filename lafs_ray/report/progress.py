@@ -23,6 +23,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...], tuple[float, float] | None], ...
     ("similarity to the frozen network", "cosine", ("similarity",), None),
     ("views that find their face", "share", ("found",), None),
     ("embedding std", "", ("embedding_std",), (0.2, 1e9)),
+    ("KoLeo", "", ("koleo",), None),
     ("used prototypes", "share", ("used_prototypes",), (0.1, 1.0)),
     ("center norm", "", ("center_norm",), None),
     ("landmark spread", "px", ("landmark_spread",), None),

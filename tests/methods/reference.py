@@ -10,4 +10,5 @@ REFERENCE: dict[str, Any] = {
     "freeze_last_layer_epochs": 1,
     "teacher_dropout": True,
     "centering": "mean",
+    "koleo": 0.0,
 }

@@ -68,7 +68,7 @@ def test_task__target_is_the_face_that_the_frozen_network_sees_in_both_global_vi
     views = [distillation.frozen(tokens["global_tokens"][:, view]) for view in range(2)]
     target = sum(view / view.norm(dim=1, keepdim=True) for view in views)
     perfect = nn.Module()
-    perfect.forward = lambda _: target.repeat(5, 1)  # type: ignore[method-assign, assignment, union-attr]
+    perfect.forward = lambda _: (target.repeat(5, 1), target)  # type: ignore[method-assign, assignment, union-attr]
     _, metrics = distillation.loss(perfect, tokens, {})
     assert float(metrics["similarity"]) == pytest.approx(1, abs=1e-6)
     assert float(metrics["found"]) == 1

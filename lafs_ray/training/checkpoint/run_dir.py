@@ -340,8 +340,10 @@ def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["landmarks"] = {k: v for k, v in config["landmarks"].items() if k != "cache"}
     kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
     if "views" in config:
-        # Runs from before there was this setting continue; so do those from before there was a distillation.
+        # Runs from before there were these settings continue; so do those from before there was a distillation.
         kept["views"] = {k: v for k, v in config["views"].items() if (k, v) != ("opposite_flips", False)}
+    if "dino" in config:
+        kept["dino"] = {k: v for k, v in config["dino"].items() if (k, v) != ("koleo", 0.0)}
     if not _is_distillation(config):
         kept.pop("distillation", None)
     return kept

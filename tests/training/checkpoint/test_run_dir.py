@@ -239,15 +239,16 @@ def test_claim__of_a_run_from_before_there_was_distillation(tmp_path: Path) -> N
     folder(tmp_path).claim(Origin())
 
 
-def test_claim__of_a_run_from_before_there_were_opposite_flips(tmp_path: Path) -> None:
-    """It continues, and not with them."""
+@pytest.mark.parametrize(("section", "key", "value"), [("views", "opposite_flips", True), ("dino", "koleo", 0.5)])
+def test_claim__of_a_run_from_before_there_was_a_setting(tmp_path: Path, section: str, key: str, value: object) -> None:
+    """It continues, and not with it."""
     folder(tmp_path).claim(Origin())
     path = tmp_path / "debug" / "config.json"
     content = json.loads(path.read_text())
-    del content["config"]["views"]["opposite_flips"]
+    del content["config"][section][key]
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r"views\.opposite_flips: None -> True"):
-        folder(tmp_path, "views.opposite_flips=true").check(Origin())
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}: None -> {value}"):
+        folder(tmp_path, f"{section}.{key}={json.dumps(value)}").check(Origin())
     folder(tmp_path).claim(Origin())
 
 

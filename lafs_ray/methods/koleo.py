@@ -1,0 +1,45 @@
+"""KoLeo: embeddings of a batch are spread over the sphere, each away from its nearest neighbor.
+
+Self-distillation alone leaves embeddings in a narrow cone, in which the cosine of two faces says little. Source:
+Sablayrolles et al., "Spreading vectors for similarity search" (2019); `KoLeoLoss` of DINOv2. Shape letters: V views, B
+images, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Of two equal embeddings the distance is this.
+_SMALLEST = 1e-8
+
+
+def koleo_loss(embeddings: Tensor, *, num_views: int) -> Tensor:
+    """Return minus the mean logarithm of the distance to the nearest embedding of another image, summed over views.
+
+    Definition, with x the embeddings of one view, of length 1:
+
+        nearest(i) = the j other than i with the largest x_i · x_j
+        loss = sum over views of -mean over i of log(|x_i - x_nearest(i) + 1e-8| + 1e-8)
+
+    Views are kept apart: two of the same image are to be alike.
+
+    Args:
+        embeddings: [V·B, D], view by view, B ≥ 2; in float32 here, also under autocast.
+        num_views: V.
+
+    Returns:
+        A scalar, at least float32.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        rows = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+        views = F.normalize(rows, dim=-1, eps=_SMALLEST).view(num_views, -1, rows.shape[-1])
+        assert views.shape[1] > 1, embeddings.shape
+        with torch.no_grad():
+            cosines = views @ views.transpose(1, 2)
+            cosines.diagonal(dim1=1, dim2=2).fill_(-2.0)
+            nearest = cosines.argmax(dim=2)
+        others = views.gather(1, nearest.unsqueeze(-1).expand_as(views))
+        distances = F.pairwise_distance(views, others, eps=_SMALLEST)
+        return -(distances + _SMALLEST).log().mean(dim=1).sum()
