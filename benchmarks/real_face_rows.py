@@ -16,17 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.real_face_embeddings import Embed, centered, class_token, network, pixels, raw_pixels, whitened
-from benchmarks.real_face_runs import (
-    DISTILLED,
-    SHALLOW,
-    Arm,
-    Plan,
-    add_landmarks,
-    add_long,
-    finetune,
-    pretrain,
-    start_of,
-)
+from benchmarks.real_face_runs import DISTILLED, SHALLOW, Arm, Plan, add_landmarks, finetune, pretrain, start_of
 from benchmarks.real_face_tables import Correct, Row, few_name
 from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.io import filesystem
@@ -41,28 +31,17 @@ READOUTS: dict[str, Callable[..., Embed]] = {
 }
 
 
-def prepare(plan: Plan, long: Sequence[str]) -> None:
-    """Prepare a process: one thread, and the methods that follow from the plan.
-
-    Args:
-        plan: folders.
-        long: methods that are also trained for as long as a distillation.
-    """
+def prepare(plan: Plan) -> None:
+    """Prepare a process: one thread, and the methods that follow from the plan."""
     torch.set_num_threads(1)
     if plan.landmarks is not None:
         add_landmarks(plan)
-    add_long(long)
 
 
-def prepare_worker(plan: Plan, long: Sequence[str]) -> None:
-    """Prepare one of several processes, which leaves Ctrl-C to the one that started it.
-
-    Args:
-        plan: folders.
-        long: as `prepare` takes it.
-    """
+def prepare_worker(plan: Plan) -> None:
+    """Prepare one of several processes, which leaves Ctrl-C to the one that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prepare(plan, long)
+    prepare(plan)
 
 
 def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
@@ -115,7 +94,7 @@ def frozen_rows(plan: Plan, methods: Sequence[str], readouts: Sequence[str], see
         path = pretrain(plan, method, seed)
         is_distilled = method in (DISTILLED, SHALLOW)
         # Untrained, these networks are those of other rows.
-        kinds = ("frozen",) if is_distilled or method.endswith(" long") else ("untrained", "frozen")
+        kinds = ("frozen",) if is_distilled else ("untrained", "frozen")
         # A distillation teaches the class token alone.
         read = [name for name in readouts if name.startswith("class") or not is_distilled]
         for kind, readout in itertools.product(kinds, read):

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,7 @@ PRESET = ROOT / "configs" / "pretrain" / "lafs_small_data.yaml"
 DISTILLATION = ROOT / "configs" / "pretrain" / "distillation.yaml"
 # The landmark CNN. MediaPipe finds no points in three faces of a thousand; they get the mean.
 NUM_POINTS, MAX_MISSING, LANDMARK_DURATION = 49, 1000, "8 epochs"
-GRID: Tree = {
-    "model.num_landmarks": 49,
-    "model.patch_size": 16,
-    "landmarks.source": "grid",
-    "landmarks.local_tokens": 16,
-}
+GRID: Tree = {"model.num_landmarks": 49, "model.patch_size": 16, "landmarks.source": "grid"}
 METHODS: dict[str, Tree] = {
     "LAFS": {},
     "LAFS on pixels": {"model.token_features": "pixels", "model.patch_size": 16},
@@ -45,15 +39,13 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From that network, untrained and whitened with neighbors, to the class token of one as large or of a wider one.
 DISTILLED, SHALLOW = "distilled at landmarks", "distilled at landmarks to shallow"
-# As long as the other distillation, where the CPU has bfloat16.
+# As long as the other runs, where the CPU has bfloat16.
 TO_SHALLOW: Tree = {
     "model.size": "shallow",
     "duration": "640 steps",
     "optim.warmup": "64 steps",
     "compute.precision": "bfloat16",
 }
-# About the processor time of a distillation, by that of shorter runs.
-LONG_STEPS = {"DINO-face": 1400}
 SCRATCH, ALONE = "from scratch", "landmarks alone"
 FINETUNED_SOURCE = {
     LANDMARKS: "cnn",
@@ -189,18 +181,9 @@ def add_landmarks(plan: Plan) -> None:
     model = json.loads(filesystem.read_bytes(filesystem.join(run, "config.json")))["config"]["model"]
     keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width", "landmark_scaling")
     source: Tree = {"landmarks.source": "cached", "landmarks.weights": run, "landmarks.cache": cache}
-    source["landmarks.local_tokens"] = 16
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
     METHODS[DISTILLED] = METHODS[LANDMARKS]
     METHODS[SHALLOW] = {**METHODS[LANDMARKS], **TO_SHALLOW}
-
-
-def add_long(methods: Sequence[str]) -> list[str]:
-    """Add those of these methods that can be trained for as long as a distillation takes; return their names."""
-    found = {f"{name} long": (METHODS[name], steps) for name, steps in LONG_STEPS.items() if name in methods}
-    for name, (settings, steps) in found.items():
-        METHODS[name] = {**settings, "duration": f"{steps} steps", "optim.warmup": f"{steps // 10} steps"}
-    return list(found)
 
 
 def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:

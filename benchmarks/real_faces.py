@@ -7,11 +7,10 @@ Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER)
 Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pretrain on SETS, whose labels are not
 read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
 there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
-mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. With --long, DINO-face is also trained
-for as long as the distillation. Few labels are those of SET. Every run has one thread, and --processes of them are made
-at a time; runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both
-files of View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the standard
-error of a paired bootstrap.
+mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every run
+has one thread, and --processes of them are made at a time; runs and results are kept in WORK, so an interrupted call
+continues. Accuracy is that of ten folds, over both files of View 1 in proportion to their pairs. Seeds are averaged;
+differences are over the same pairs, with the standard error of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ from benchmarks.real_face_runs import (
     SHALLOW,
     Arm,
     Plan,
-    add_long,
     beside,
     chosen_arms,
     landmark_run,
@@ -75,16 +73,10 @@ def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: S
 
 
 @contextmanager
-def workers(processes: int, plan: Plan, long: Sequence[str]) -> Iterator[ProcessPoolExecutor]:
-    """Start processes that make rows; an error or Ctrl-C here stops them.
-
-    Args:
-        processes: their number.
-        plan: folders.
-        long: as `prepare` takes it.
-    """
+def workers(processes: int, plan: Plan) -> Iterator[ProcessPoolExecutor]:
+    """Start processes that make rows; an error or Ctrl-C here stops them."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, initializer=prepare_worker, initargs=(plan, long)) as pool:
+    with ProcessPoolExecutor(processes, spawn, initializer=prepare_worker, initargs=(plan,)) as pool:
         try:
             yield pool
         except BaseException:
@@ -113,9 +105,6 @@ def main(arguments: Sequence[str]) -> None:
         choices=[*METHODS, SHALLOW],
         default=["LAFS", "DINO-face"],
         help="beside LAFS and distilled at landmarks",
-    )
-    parser.add_argument(
-        "--long", action="store_true", help="also frozen DINO-face after the processor time of a distillation"
     )
     parser.add_argument(
         "--readouts", nargs="+", choices=list(READOUTS), default=["class", "all, neighbors"], help="of frozen networks"
@@ -152,12 +141,11 @@ def main(arguments: Sequence[str]) -> None:
     elif SHALLOW in methods:
         parser.error(f"{SHALLOW} needs --landmarks or --mediapipe")
     arms = chosen_arms(methods, plan.landmarks, options.arms)
-    long = methods if options.long else []
-    prepare(plan, long)
-    with workers(options.processes, plan, long) as pool:
+    prepare(plan)
+    with workers(options.processes, plan) as pool:
         pixels = pool.submit(baseline_rows, plan)
         if "frozen" in options.parts:
-            make = partial(frozen_rows, plan, [*methods, *add_long(long)], options.readouts)
+            make = partial(frozen_rows, plan, methods, options.readouts)
             rows = list(itertools.chain(*pool.map(make, range(options.seeds))))
             print(f"\n{frozen_table([*pixels.result(), *rows], BASELINE)}", flush=True)
         if "few" in options.parts:

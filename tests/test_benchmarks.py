@@ -163,7 +163,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
     wider = "distilled at landmarks to shallow"
-    command += ("--methods", wider, "DINO-face", "--landmarks", landmarks, "--long", "--processes", "2")
+    command += ("--methods", wider, "DINO-face", "--landmarks", landmarks, "--processes", "2")
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     command += ("--readouts", *kinds)
     first, second = (output(*command, limit_s=1200) for _ in range(2))
@@ -173,8 +173,8 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     distilled = ("distilled at landmarks", wider)
     methods = ("LAFS at landmarks", *distilled, "DINO-face")
     expected = []
-    for method in (*methods, "DINO-face long"):
-        networks = ("frozen",) if method in distilled or "long" in method else ("untrained", "frozen")
+    for method in methods:
+        networks = ("frozen",) if method in distilled else ("untrained", "frozen")
         read = kinds[:2] if method in distilled else kinds
         expected += [f"{method}, {network}: {kind}" for network in networks for kind in read]
     assert rows[3:] == expected

@@ -19,7 +19,7 @@ def test_koleo__is_its_definition() -> None:
     for view in (rows[:5], rows[5:]):
         unit = view / np.linalg.norm(view, axis=1, keepdims=True)
         for i, row in enumerate(unit):
-            nearest = max((j for j in range(5) if j != i), key=lambda j: row @ unit[j])  # noqa: B023
+            nearest = max((j for j in range(5) if j != i), key=lambda j: row @ unit[j])
             expected -= math.log(np.linalg.norm(row - unit[nearest])) / 5
     # The 1e-8 beside distances of a tenth and more.
     assert float(koleo_loss(torch.from_numpy(rows), num_views=2)) == pytest.approx(expected, rel=1e-6)
