@@ -67,6 +67,6 @@ def test_step__adds_koleo_of_the_global_views() -> None:
     expected = koleo_loss(embeddings, num_views=2)
     assert "koleo" not in metrics
     # float64; other shapes of products round differently.
-    assert float(with_metrics["koleo"]) == pytest.approx(float(expected), rel=1e-9)
-    assert float(loss) == pytest.approx(float(without + 0.5 * expected), rel=1e-9)
-    assert float(with_metrics["loss"]) == float(loss)
+    assert with_metrics["koleo"].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert loss.item() == pytest.approx((without + 0.5 * expected).item(), rel=1e-9)
+    assert with_metrics["loss"].item() == loss.item()

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
+from lafs_ray.errors import ConfigError
 from lafs_ray.methods.lafs import Lafs
+from lafs_ray.training.checkpoint.metrics_log import read_metrics
+from lafs_ray.training.prepare import prepare_run
+from lafs_ray.training.runner import run_local
 from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.training.train_loop import TrainState
 from lafs_ray.transforms.params import ViewSettings
@@ -86,6 +91,31 @@ def test_presets__differ_as_the_method_says() -> None:
         assert training.clip_grad == 3.0
         assert (training.task.student_temp, training.task.center.momentum) == (0.1, 0.9)
         assert training.task.freeze_last_layer_epochs == 1
+
+
+def test_koleo__weight_reaches_the_task_and_a_step_reports_it(tmp_path: Path, face_set_path: str) -> None:
+    """Off by default; a run with it writes its term, which is part of the loss, to metrics.jsonl."""
+    default = built(pretrain()).task
+    assert isinstance(default, Lafs)
+    assert default.koleo == 0.0
+    reports = {}
+    for weight in (0.0, 0.5):
+        more = (f"dino.koleo={weight}", f"run.name=koleo-{weight}", "duration=1 steps", "optim.warmup=0 steps")
+        config = tiny(tmp_path, face_set_path, *more)
+        run_local(prepare_run(config))
+        (reports[weight],) = read_metrics(str(tmp_path / config.run.name / "metrics.jsonl"))
+    assert "koleo" not in reports[0.0]
+    # The same network and batch, in float32.
+    expected = reports[0.0]["loss"] + 0.5 * reports[0.5]["koleo"]
+    assert reports[0.5]["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("more", [("batch_size=1",), ("batch_size=8", "accumulation=8")])
+def test_koleo__refused_in_micro_batches_of_one_face(more: tuple[str, ...]) -> None:
+    """A face alone has no nearest one."""
+    with pytest.raises(ConfigError, match=r"dino\.koleo: 0\.5, with micro-batches of 1 face"):
+        pretrain("dino.koleo=0.5", *more)
+    pretrain(*more)
 
 
 def test_schedules__hand_computed_values() -> None:
