@@ -106,7 +106,7 @@ def test_distillation__as_built_and_counted() -> None:
     # Attention as two products, which the counter knows, and the CPU's form of the blocks, which takes both lengths.
     flops = []
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for step in (lambda: task.frozen(seen), lambda: task.trainable([seen, local])):
+        for step in (lambda: task.frozen(seen), lambda: task.trainable([seen, local])[0]):
             with FlopCounterMode(display=False) as counter:
                 out = step()
             flops.append(counter.get_total_flops())
