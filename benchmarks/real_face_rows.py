@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.real_face_embeddings import Embed, centered, class_token, network, pixels, raw_pixels, whitened
+from benchmarks.real_face_embeddings import (
+    Embed,
+    centered,
+    class_token,
+    forget_outputs,
+    network,
+    pixels,
+    raw_pixels,
+    whitened,
+)
 from benchmarks.real_face_runs import DISTILLED, SHALLOW, Arm, Plan, add_landmarks, finetune, pretrain, start_of
 from benchmarks.real_face_tables import Correct, Row, few_name
 from lafs_ray.data.eval_sets import open_pairs
@@ -39,9 +51,18 @@ def prepare(plan: Plan) -> None:
 
 
 def prepare_worker(plan: Plan) -> None:
-    """Prepare one of several processes, which leaves Ctrl-C to the one that started it."""
+    """Prepare one of several processes, which leaves Ctrl-C to the one that started it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     prepare(plan)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:
@@ -102,24 +123,27 @@ def frozen_rows(plan: Plan, methods: Sequence[str], readouts: Sequence[str], see
             make = partial(READOUTS[readout], plan, path, of, trained=kind == "frozen")
             file = f"{method}, seed {seed}, {kind}: {readout}"
             rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
+    forget_outputs()
     return rows
 
 
-def starts(plan: Plan, arms: Sequence[Arm], seed: int) -> None:
-    """Make what these arms start from, with a pretraining seed."""
+def make_starts(plan: Plan, arms: Sequence[Arm], seed: int) -> list[Row]:
+    """Make what these arms start from, with a pretraining seed, before processes share it; return no rows."""
     for arm in arms:
         start_of(plan, arm, seed)
+    return []
 
 
-def few_label_row(plan: Plan, seeds: int, run: tuple[int, str, Arm]) -> Row:
+def few_label_row(plan: Plan, seeds: int, seed: int, shot: str, arm: Arm) -> Row:
     """Return the row of a network that was trained on few labels.
 
     Args:
         plan: folders.
         seeds: of pretraining, taken in turn.
-        run: finetuning seed, labeled images of an identity or `all`, and the way to train.
+        seed: of finetuning.
+        shot: labeled images of an identity, or `all`.
+        arm: the way to train.
     """
-    seed, shot, arm = run
     name = few_name(shot, arm.name)
 
     def make() -> Embed:

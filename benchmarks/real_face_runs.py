@@ -39,7 +39,7 @@ METHODS: dict[str, Tree] = {
 LANDMARKS = "LAFS at landmarks"
 # From that network, untrained and whitened with neighbors, to the class token of one as large or of a wider one.
 DISTILLED, SHALLOW = "distilled at landmarks", "distilled at landmarks to shallow"
-# As long as the other runs, where the CPU has bfloat16.
+# As long as the other distillation, where the CPU has bfloat16.
 TO_SHALLOW: Tree = {
     "model.size": "shallow",
     "duration": "640 steps",
@@ -125,26 +125,26 @@ class Arm:
         return self.start.endswith("whitened")
 
 
-def arms_of(methods: list[str], landmarks: str | None) -> list[Arm]:
+def arms_of(methods: list[str], *, has_landmarks: bool) -> list[Arm]:
     """Return the arms of these methods, those without pretraining first."""
     arms = [Arm(SCRATCH, None, "nothing")]
-    if landmarks is not None:
+    if has_landmarks:
         arms.append(Arm(ALONE, LANDMARKS, "landmarks"))
     arms += [Arm(method, method, "run") for method in methods]
-    if landmarks is not None:
+    if has_landmarks:
         arms.append(Arm(f"{LANDMARKS} + regularizer", LANDMARKS, "run", is_regularized=True))
         arms.append(Arm(f"{ALONE}, whitened", LANDMARKS, "untrained, whitened"))
         arms.append(Arm(f"{LANDMARKS}, whitened", LANDMARKS, "whitened"))
     return arms
 
 
-def chosen_arms(methods: list[str], landmarks: str | None, names: list[str] | None) -> list[Arm]:
+def chosen_arms(methods: list[str], names: list[str] | None, *, has_landmarks: bool) -> list[Arm]:
     """Return the arms of these names; None: all.
 
     Raises:
         SystemExit: there is no arm of a name.
     """
-    arms = arms_of(methods, landmarks)
+    arms = arms_of(methods, has_landmarks=has_landmarks)
     if unknown := {*(names or ())} - {arm.name for arm in arms}:
         raise SystemExit(f"--arms: no {sorted(unknown)}; there are {[arm.name for arm in arms]}")
     return [arm for arm in arms if names is None or arm.name in names]
@@ -187,10 +187,16 @@ def add_landmarks(plan: Plan) -> None:
 
 
 def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | LandmarkConfig) -> float:
-    """Train to the end, or continue; return seconds of processor time of the calls that trained, kept in WORK."""
+    """Train to the end, or continue; return seconds of processor time of the calls that trained, kept in WORK.
+
+    Raises:
+        UserError: WORK has a run of this name with other settings, or another process is training it.
+    """
     path, started = plan.work / "seconds" / f"{name}.json", time.process_time()
+    inputs = prepare_run(config)
     if not path.exists():
-        run_local(prepare_run(config))
+        with inputs.folder().lock():
+            run_local(inputs)
         with filesystem.atomic_write(str(path)) as file:
             file.write(json.dumps(time.process_time() - started).encode())
     seconds: float = json.loads(path.read_text())

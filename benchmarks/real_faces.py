@@ -7,10 +7,10 @@ Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER)
 Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pretrain on SETS, whose labels are not
 read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
 there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
-mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. Every run
-has one thread, and --processes of them are made at a time; runs and results are kept in WORK, so an interrupted call
-continues. Accuracy is that of ten folds, over both files of View 1 in proportion to their pairs. Seeds are averaged;
-differences are over the same pairs, with the standard error of a paired bootstrap.
+mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. A run has
+one thread; --processes seeds of pretraining, or finetuning runs, are made at a time; runs and results are kept in WORK,
+so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in proportion to their pairs.
+Seeds are averaged; differences are over the same pairs, with the standard error of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -34,11 +37,12 @@ from benchmarks.real_face_rows import (
     baseline_rows,
     few_label_row,
     frozen_rows,
+    make_starts,
     prepare,
     prepare_worker,
-    starts,
 )
 from benchmarks.real_face_runs import (
+    ALL,
     COMPONENTS,
     DISTILLED,
     LANDMARKS,
@@ -56,8 +60,11 @@ from benchmarks.views import cpu_name
 from lafs_ray.cli.main import run
 from lafs_ray.data.eval_sets import open_images, open_pairs
 from lafs_ray.data.io import filesystem
+from lafs_ray.training.checkpoint.inference import load_for_inference
 
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
+
+T = TypeVar("T")
 
 
 def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: Sequence[str]) -> str:
@@ -74,8 +81,9 @@ def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: S
 
 @contextmanager
 def workers(processes: int, plan: Plan) -> Iterator[ProcessPoolExecutor]:
-    """Start processes that make rows; an error or Ctrl-C here stops them."""
+    """Start processes that make rows; an error, Ctrl-C or a signal here stops them."""
     spawn = multiprocessing.get_context("spawn")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ProcessPoolExecutor(processes, spawn, initializer=prepare_worker, initargs=(plan,)) as pool:
         try:
             yield pool
@@ -86,8 +94,16 @@ def workers(processes: int, plan: Plan) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run what is missing, then print the table."""
+def results(futures: Sequence[Future[T]]) -> list[T]:
+    """Wait for rows, and return them; the first error is raised when it occurs, whichever row it is of."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--faces", required=True, metavar="SETS", help="a path or glob of .rec files")
@@ -104,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
         nargs="*",
         choices=[*METHODS, SHALLOW],
         default=["LAFS", "DINO-face"],
-        help="beside LAFS and distilled at landmarks",
+        help=f"beside {LANDMARKS} and {DISTILLED}, which come with --landmarks and --mediapipe",
     )
     parser.add_argument(
         "--readouts", nargs="+", choices=list(READOUTS), default=["class", "all, neighbors"], help="of frozen networks"
@@ -119,42 +135,79 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="of few labels, as the table names them (all)")
     parser.add_argument("--steps", type=int, help="of pretraining; default: the preset's")
     parser.add_argument("--finetuning-steps", type=int, default=200, help="on few labels (200); on all ten times these")
-    parser.add_argument("--processes", type=int, default=1, help="at a time (1)")
+    parser.add_argument("--processes", type=int, default=1, help="at a time: of seeds, and of finetuning runs (1)")
     parser.add_argument(
         "--components", type=int, nargs=2, default=[COMPONENTS, NEIGHBOR_COMPONENTS], help="of whitenings, of neighbors"
     )
     options = parser.parse_args(arguments)
-    files, work = VIEW_2 if options.view2 else tuple(options.files), options.work.absolute()
-    sets = (filesystem.absolute(options.faces), filesystem.absolute(options.labeled), options.pairs)
-    methods, landmarks = options.methods, options.landmarks and filesystem.absolute(options.landmarks)
-    plan = Plan(work, *sets, files, options.steps, tuple(options.components), landmarks, options.finetuning_steps)
-    # What is missing is said before hours of work.
+    has_landmarks = options.landmarks is not None or options.mediapipe is not None
+    if SHALLOW in options.methods and not has_landmarks:
+        parser.error(f"{SHALLOW} needs --landmarks or --mediapipe")
+    if options.mediapipe is not None and shutil.which(options.mediapipe) is None:
+        parser.error(f"--mediapipe: {options.mediapipe} is no program; `make mediapipe-environment` makes it")
+    if min(options.seeds, options.finetuning_seeds, options.processes) < 1:
+        parser.error("--seeds, --finetuning-seeds, --processes: at least 1")
+    if wrong := [shot for shot in options.shots if shot != ALL and not shot.isdecimal()]:
+        parser.error(f"--shots: {wrong[0]} is neither a number nor `{ALL}`")
+    # Two processes must not make one run.
+    options.shots, methods = list(dict.fromkeys(options.shots)), dict.fromkeys(options.methods)
+    options.methods = [*([LANDMARKS, DISTILLED] if has_landmarks else []), *methods]
+    options.arms = chosen_arms(options.methods, options.arms, has_landmarks=has_landmarks)
+    return options
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Return the folders and numbers of the options, with the landmark CNN, which is made if it is missing.
+
+    Raises:
+        UserError: a set, a pair file or the run of the landmark CNN is missing.
+    """
+    files = VIEW_2 if options.view2 else tuple(options.files)
+    landmarks = options.landmarks and filesystem.absolute(options.landmarks)
+    plan = Plan(
+        options.work.absolute(),
+        filesystem.absolute(options.faces),
+        filesystem.absolute(options.labeled),
+        options.pairs,
+        files,
+        options.steps,
+        tuple(options.components),
+        landmarks,
+        options.finetuning_steps,
+    )
+    # Missing files are refused before hours of work.
     for path in (plan.faces, plan.labeled):
         open_images(path)
     for file in files:
         open_pairs(str(plan.pairs / file))
-    torch.set_num_threads(1)
+    if landmarks is not None:
+        load_for_inference(landmarks)
     if options.mediapipe is not None:
         plan = replace(plan, landmarks=landmark_run(plan, filesystem.absolute(options.mediapipe)))
-    if plan.landmarks is not None:
-        methods = [LANDMARKS, DISTILLED, *methods]
-    elif SHALLOW in methods:
-        parser.error(f"{SHALLOW} needs --landmarks or --mediapipe")
-    arms = chosen_arms(methods, plan.landmarks, options.arms)
+    return plan
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run what is missing, then print the table."""
+    options = parsed(arguments)
+    torch.set_num_threads(1)
+    plan = plan_of(options)
     prepare(plan)
     with workers(options.processes, plan) as pool:
         pixels = pool.submit(baseline_rows, plan)
         if "frozen" in options.parts:
-            make = partial(frozen_rows, plan, methods, options.readouts)
-            rows = list(itertools.chain(*pool.map(make, range(options.seeds))))
-            print(f"\n{frozen_table([*pixels.result(), *rows], BASELINE)}", flush=True)
+            make = partial(frozen_rows, plan, options.methods, options.readouts)
+            rows = [pixels, *(pool.submit(make, seed) for seed in range(options.seeds))]
+            print(f"\n{frozen_table([*itertools.chain(*results(rows))], BASELINE)}", flush=True)
         if "few" in options.parts:
-            list(pool.map(partial(starts, plan, arms), range(options.seeds)))
-            runs = itertools.product(range(options.finetuning_seeds), options.shots, arms)
-            rows = list(pool.map(partial(few_label_row, plan, options.seeds), runs))
+            seeds = range(min(options.seeds, options.finetuning_seeds))
+            results([pixels, *(pool.submit(make_starts, plan, options.arms, seed) for seed in seeds)])
+            runs = itertools.product(range(options.finetuning_seeds), options.shots, options.arms)
+            few = results([pool.submit(few_label_row, plan, options.seeds, *run) for run in runs])
             baseline = next(row for row in pixels.result() if row.name == BASELINE)
-            print(f"\n{few_tables(rows, baseline, arms, options.shots)}", flush=True)
-    print(f"\n{time_table(plan.work / 'seconds')}\n\n{cpu_name()}, Python {sys.version.split()[0]}, one thread")
+            print(f"\n{few_tables(few, baseline, options.arms, options.shots)}", flush=True)
+    used = f"one thread a process, {options.processes} at a time"
+    print(f"\n{time_table(plan.work / 'seconds')}\n\n{cpu_name()}, Python {sys.version.split()[0]}, {used}")
 
 
 if __name__ == "__main__":

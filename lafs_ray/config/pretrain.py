@@ -177,8 +177,9 @@ class Dino(Section):
     freeze_last_layer_epochs: Count = 1
     """Epochs in which the head's last layer is frozen."""
     koleo: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.0
-    """Weight of KoLeo, which moves the student's embeddings of a micro-batch away from their nearest ones; 0: none
-    (the paper), 0.1 in DINOv2, 2 in configs/pretrain/lafs_small_data.yaml."""
+    """Weight of KoLeo, which moves the student's embeddings of a micro-batch away from their nearest ones, each global
+    view by itself; 0: none (the paper), 0.1 in DINOv2, 2 in configs/pretrain/lafs_small_data.yaml. Not used in a
+    distillation."""
 
 
 _EARLIER_TEMP = 0.05

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of two equal embeddings the distance is this.
+# Added to each number of a difference, and to the distance, as in DINOv2.
 _SMALLEST = 1e-8
 
 
 def koleo_loss(embeddings: Tensor, *, num_views: int) -> Tensor:
     """Return minus the mean logarithm of the distance to the nearest embedding of another image, summed over views.
+
+    Ours, as in DINOv2; the paper has no such term.
 
     Definition, with x the embeddings of one view, of length 1:
 

@@ -176,24 +176,22 @@ class Lafs:
         global_views, local_views = (crop_major(dequantize(tokens)) for tokens in views)
         num_views = sum(tokens.shape[1] for tokens in views)
         assert views[0].shape[1] == NUM_GLOBAL_VIEWS, views[0].shape
-        # Backbone and head separately: `ssl_diagnostics` needs the embeddings.
         with torch.no_grad():
-            embeddings = self.teacher.embed([global_views])
-            teacher = self.teacher.head(embeddings)
-        student, spread = network([global_views, local_views])
+            teacher, teacher_embeddings = self.teacher([global_views])
+        student, student_embeddings = network([global_views, local_views])
         targets = self._targets(teacher, hparams["teacher_temp"])
         self.center.observe(teacher)
         del teacher
         temp = self.student_temp
         state: dict[str, Tensor] = {}
         if self.reports or not uses_gpu_form(student):
-            state = self.diagnostics(student, targets, self.center.center, embeddings, student_temp=temp)
+            state = self.diagnostics(student, targets, self.center.center, teacher_embeddings, student_temp=temp)
         if uses_gpu_form(student):
             loss = chunked_dino_loss(student, targets, student_temp=temp, num_views=num_views, part=self.loss_part)
         else:
             loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
         if self.koleo:
-            koleo = koleo_loss(spread[: len(global_views)], num_views=NUM_GLOBAL_VIEWS)
+            koleo = koleo_loss(student_embeddings[: len(global_views)], num_views=NUM_GLOBAL_VIEWS)
             loss = loss + self.koleo * koleo
             state["koleo"] = koleo.detach()
         return loss, {"loss": loss.detach(), **state}

@@ -297,7 +297,7 @@ def test_marked_keys__of_both_jobs() -> None:
         *(f"landmarks.{name}" for name in ("noise_px", "local_tokens", "shuffle", "replacement")),
         "views",
         *("dino.student_temp", "dino.teacher_temp", "dino.center_momentum"),
-        *("dino.teacher_momentum", "distillation.temp"),
+        *("dino.teacher_momentum", "dino.koleo", "distillation.temp"),
         *("optim.lr", "optim.min_lr", "optim.weight_decay", "optim.weight_decay_end"),
         "optim.clip_grad",
     ]
