@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.plain_step import VIEWS
 from benchmarks.step_counts import NO_KERNEL, PRODUCTS, tensors_in
-from lafs_ray.config.pretrain import LandmarkSource
+from lafs_ray.config.views import LandmarkSource
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.training.input_pipeline import Columns

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
+from lafs_ray.config.views import PretrainLandmarks, Views
 from lafs_ray.methods.dino_loss import DINOHead
 from lafs_ray.methods.lafs import LafsNetwork
 from lafs_ray.methods.optim import parameter_groups

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
 from lafs_ray.compat import import_torchvision
-from lafs_ray.config.pretrain import LandmarkSource, PretrainLandmarks, Views
 from lafs_ray.config.train import Model
+from lafs_ray.config.views import LandmarkSource, PretrainLandmarks, Views
 from lafs_ray.data.images import decode_image
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
+from lafs_ray.config.views import PretrainLandmarks, Views
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.training.tasks.pretrain import view_settings
 from lafs_ray.transforms.orientation_uint8 import sample_orientations

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lafs_ray.config.pretrain import LandmarkSource
 from lafs_ray.config.train import TokenFeatures
+from lafs_ray.config.views import LandmarkSource
 from lafs_ray.transforms.record_seeds import record_generators
 
 CROP_ATTEMPTS = 10

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lafs_ray.config.pretrain import PretrainLandmarks, Views
 from lafs_ray.config.train import Model
+from lafs_ray.config.views import PretrainLandmarks, Views
 from lafs_ray.data.landmark_template import grid_template
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.landmark_template import TemplateLandmarks

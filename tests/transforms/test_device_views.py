@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.device_views import count_views
-from lafs_ray.config.pretrain import LandmarkSource
 from lafs_ray.config.train import TokenFeatures
+from lafs_ray.config.views import LandmarkSource
 from lafs_ray.transforms.device_views import DeviceViews
 from lafs_ray.transforms.landmark_predictor import DeviceLandmarkPredictor, LandmarkPredictor
 from lafs_ray.transforms.packed_faces import PACKED, PackedLayout

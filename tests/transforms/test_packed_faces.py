@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lafs_ray.config.pretrain import LandmarkSource
+from lafs_ray.config.views import LandmarkSource
 from lafs_ray.transforms.packed_faces import PackedLayout
 from lafs_ray.transforms.params import sample_view_params
 from tests.transforms.faces import smooth_images, view_settings

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lafs_ray.config.finetune import Augmentation
-from lafs_ray.config.pretrain import LandmarkSource
 from lafs_ray.config.train import TokenFeatures
+from lafs_ray.config.views import LandmarkSource
 from lafs_ray.models.landmark_cnn import fuse_batch_norms
 from lafs_ray.models.patch_sampling import extract_patches
 from lafs_ray.training.tasks.finetune import single_view_settings

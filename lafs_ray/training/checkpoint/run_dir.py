@@ -21,6 +21,7 @@ from lafs_ray.config.loader import differences
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.io import filesystem, reading
 from lafs_ray.errors import CheckpointError, ConfigError, DataError
+from lafs_ray.training.checkpoint.binding_settings import binding_settings, is_distillation
 from lafs_ray.training.checkpoint.checkpoint_file import (
     checkpoint_path,
     checkpoint_steps,
@@ -41,11 +42,6 @@ _SCHEDULE = (
     *("optim.clip_grad:", "dino.teacher_temp.", "dino.teacher_momentum:", "dino.freeze_last_layer_epochs:"),
     *("regularizer.", "freeze.landmarks:", "freeze.transformer:"),
 )
-
-# A run may continue on other machines, with other reporting: nothing here changes what it computes.
-_FREE_SECTIONS = ("compute", "ingest", "log", "monitoring", "checkpoints", "crops", "online_eval")
-# Of each set of a mix likewise.
-_FREE_OF_SET = ("path", "landmarks")
 
 
 class RunDir:
@@ -143,7 +139,7 @@ class RunDir:
             what = "data.mix: other sets" if new["config"]["data"].get("mix") else "data.path: another set"
             found.append(f"{what} of faces ({old['faces']} -> {new['faces']})")
         is_pretraining = "dino" in new["config"]
-        transformer = "distillation.teacher" if _is_distillation(new["config"]) else "start.student"
+        transformer = "distillation.teacher" if is_distillation(new["config"]) else "start.student"
         for part, key in (
             ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks"),
             ("transformer", transformer if is_pretraining else "start.transformer"),
@@ -151,7 +147,7 @@ class RunDir:
             if old.get(part) != new[part]:
                 hashes = f"{old.get(part)} -> {new[part]}"
                 found.append(f"{key}: the file holds other weights now ({hashes})")
-        changed = differences(_binding(old["config"]), _binding(new["config"]))
+        changed = differences(binding_settings(old["config"]), binding_settings(new["config"]))
         allowed = [line for line in changed if line.startswith(_SCHEDULE)]
         found += [line for line in changed if not (self._extend and line in allowed)]
         if found:
@@ -324,30 +320,3 @@ def _delete_partial(folder: str) -> None:
     for name in filesystem.list_names(folder):
         if name.endswith(".partial"):
             filesystem.delete(filesystem.join(folder, name))
-
-
-def _binding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide what a run computes.
-
-    Paths of faces, of cached landmarks and of the storage do not: fingerprints are compared, of several sets in their
-    order.
-    """
-    kept = {name: value for name, value in config.items() if name not in _FREE_SECTIONS}
-    free = ("path", "max_bad_records", "cache")
-    kept["data"] = {k: v for k, v in config["data"].items() if k not in free}
-    sets = enumerate(config["data"].get("mix") or ())
-    kept["data"]["mix"] = {str(n): {k: v for k, v in one.items() if k not in _FREE_OF_SET} for n, one in sets}
-    kept["landmarks"] = {k: v for k, v in config["landmarks"].items() if k != "cache"}
-    kept["run"] = {k: v for k, v in config["run"].items() if k != "storage"}
-    if "views" in config:
-        # Runs from before there were these settings continue; so do those from before there was a distillation.
-        kept["views"] = {k: v for k, v in config["views"].items() if (k, v) != ("opposite_flips", False)}
-    if "dino" in config:
-        kept["dino"] = {k: v for k, v in config["dino"].items() if (k, v) != ("koleo", 0.0)}
-    if not _is_distillation(config):
-        kept.pop("distillation", None)
-    return kept
-
-
-def _is_distillation(config: Mapping[str, Any]) -> bool:
-    return (config.get("distillation") or {}).get("teacher") is not None

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lafs_ray.config import IMAGE_SIZE
-from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
+from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import Model
+from lafs_ray.config.views import PretrainLandmarks, Views
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.methods.dino_loss import NUM_GLOBAL_VIEWS, DINOHead
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, LafsSchedules

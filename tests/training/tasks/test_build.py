@@ -8,8 +8,9 @@ import torch
 
 from lafs_ray.config.finetune import MarginLoss, Mixup
 from lafs_ray.config.loader import Section
-from lafs_ray.config.pretrain import Dino, Head, PretrainLandmarks, Views
+from lafs_ray.config.pretrain import Dino, Head
 from lafs_ray.config.train import Model
+from lafs_ray.config.views import PretrainLandmarks, Views
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.dino_loss import DINOHead

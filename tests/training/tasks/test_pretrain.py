@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lafs_ray.config.pretrain import PretrainConfig, PretrainLandmarks, Views
+from lafs_ray.config.pretrain import PretrainConfig
+from lafs_ray.config.views import PretrainLandmarks, Views
 from lafs_ray.errors import ConfigError
 from lafs_ray.methods.lafs import Lafs
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
