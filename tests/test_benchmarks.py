@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -148,6 +149,35 @@ def landmark_run(folder: Path, faces: Path) -> str:
     size = ["model.num_landmarks=25", "batch_size=8", "optim.warmup=1 steps", "duration=1 steps"]
     main_of("train_landmarks")([str(ROOT / "configs/landmarks/cpu.yaml"), *sets, *size])
     return str(folder / "landmarks")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--faces", "missing.rec"), r"^error: \S*/missing\.rec$"),
+        (("--pairs", "missing"), r"^error: missing/lfw_dev_train\.bin$"),
+        (("--landmarks", "missing"), r"^error: \S*/missing$"),
+        (("--mediapipe", "missing"), "--mediapipe: missing is no program"),
+        (("--methods", "distilled at landmarks to shallow"), "needs --landmarks or --mediapipe"),
+        (("--arms", "any"), r"--arms: no \['any'\]; there are \['from scratch'"),
+        (("--shots", "few"), "--shots: few is neither a number nor `all`"),
+        (("--processes", "0"), "at least 1"),
+    ],
+)
+def test_real_faces__refused_before_anything_is_made(tmp_path: Path, wrong: tuple[str, str], message: str) -> None:
+    """What a user mistypes ends in a message, without a traceback."""
+    faces, work = tmp_path / "faces", tmp_path / "work"
+    datasets.write_faces(str(faces), num_identities=2, images_per_identity=2, seed=0)
+    for name in ("lfw_dev_train.bin", "lfw_dev_test.bin"):
+        datasets.write_pair_file(str(faces / name), num_pairs=20, identities=range(2, 12), seed=0)
+    train = str(faces / "train.rec")
+    given = {"--faces": train, "--labeled": train, "--pairs": str(faces)} | dict([wrong])
+    command = [sys.executable, "-m", "benchmarks.real_faces", str(work), *itertools.chain(*given.items())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr, re.M), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not work.exists()
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lafs_ray.methods.koleo import koleo_loss
+from lafs_ray.models.placement import gpu_form_everywhere
 from tests.methods.test_lafs import VALUES, small_batch, small_lafs
 
 
@@ -57,12 +59,18 @@ def test_koleo__is_float32_under_autocast() -> None:
     assert float(loss) == pytest.approx(-2 * (2 * math.log(1e-3) + math.log(1.5e-3)) / 3, rel=1e-4)
 
 
-def test_step__adds_koleo_of_the_global_views() -> None:
-    """The loss is that without it and the weighted term of the student's embeddings; the metric is the term."""
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_step__adds_koleo_of_the_global_views(on_gpu: bool) -> None:
+    """The loss is that without it and the weighted term of the student's embeddings; the metric is the term.
+
+    Also in the form for GPUs, where local views are encoded beside the global ones, and in a step without a report.
+    """
     plain, spread = small_lafs(), small_lafs(koleo=0.5)
+    spread.begin_step(0, reports=not on_gpu)
     batch = small_batch(4)
-    without, metrics = plain.loss(plain.trainable, batch, VALUES)
-    loss, with_metrics = spread.loss(spread.trainable, batch, VALUES)
+    with gpu_form_everywhere() if on_gpu else contextlib.nullcontext():
+        without, metrics = plain.loss(plain.trainable, batch, VALUES)
+        loss, with_metrics = spread.loss(spread.trainable, batch, VALUES)
     embeddings = plain.trainable.embed([batch["global_tokens"].transpose(0, 1).flatten(0, 1)])
     expected = koleo_loss(embeddings, num_views=2)
     assert "koleo" not in metrics
