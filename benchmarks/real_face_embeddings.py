@@ -51,11 +51,6 @@ def outputs(path: str, file: str, of: Readout, *, trained: bool) -> NDArray[np.f
     return embed_faces(embedder, faces_of(file))
 
 
-def forget_outputs() -> None:
-    """Free the memory of `outputs`: up to a gigabyte."""
-    outputs.cache_clear()
-
-
 def class_token(plan: Plan, path: str, of: Readout = "all", *, trained: bool) -> Embed:
     """Return the class token of a run's network; `of`: the outputs that are computed."""
     del plan

@@ -18,16 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.real_face_embeddings import (
-    Embed,
-    centered,
-    class_token,
-    forget_outputs,
-    network,
-    pixels,
-    raw_pixels,
-    whitened,
-)
+from benchmarks.real_face_embeddings import Embed, centered, class_token, network, outputs, pixels, raw_pixels, whitened
 from benchmarks.real_face_runs import DISTILLED, SHALLOW, Arm, Plan, add_landmarks, finetune, pretrain, start_of
 from benchmarks.real_face_tables import Correct, Row, few_name
 from lafs_ray.data.eval_sets import open_pairs
@@ -123,7 +114,8 @@ def frozen_rows(plan: Plan, methods: Sequence[str], readouts: Sequence[str], see
             make = partial(READOUTS[readout], plan, path, of, trained=kind == "frozen")
             file = f"{method}, seed {seed}, {kind}: {readout}"
             rows.append(keep(plan, f"{method}, {kind}: {readout}", make, file=file, seed=seed))
-    forget_outputs()
+    # Up to a gigabyte, which finetuning runs do not read.
+    outputs.cache_clear()
     return rows
 
 

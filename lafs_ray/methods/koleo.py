@@ -1,8 +1,7 @@
 """KoLeo: embeddings of a batch are spread over the sphere, each away from its nearest neighbor.
 
-Self-distillation alone leaves embeddings in a narrow cone, in which the cosine of two faces says little. Source:
-Sablayrolles et al., "Spreading vectors for similarity search" (2019); `KoLeoLoss` of DINOv2. Shape letters: V views, B
-images, D width.
+Source: Sablayrolles et al., "Spreading vectors for similarity search" (2019); `KoLeoLoss` of DINOv2. Shape letters: V
+views, B images, D width.
 """
 
 from __future__ import annotations
