@@ -12,19 +12,21 @@ mean ± std over pretraining × finetuning seeds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import multiprocessing
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.few_shot_faces import att_faces, generated_faces
+from benchmarks.process_pool import process_pool, results
 from benchmarks.views import cpu_name
 from lafs_ray.cli.main import run
 from lafs_ray.config.finetune import FinetuneConfig
@@ -266,18 +268,6 @@ def baselines(plan: Plan) -> None:
     keep(plan, UNTRAINED, lambda: accuracies(plan.pretrained("LAFS", 0), plan.pairs, trained=False))
 
 
-def in_processes(count: int, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """Make the calls in a pool; the first exception ends all."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
-        try:
-            for future in [pool.submit(function, *arguments) for function, arguments in calls]:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__))
@@ -306,10 +296,12 @@ def main(arguments: Sequence[str]) -> None:
     if not options.stage_1:
         size = {"num_identities": 200, "images_per_identity": 20, "seed": 11}
         datasets.write_faces(str(work / "stage1_faces"), **size, workers=options.processes)
-        in_processes(1, [(stage_1, (plan,))])
-    both = [(method, seed) for seed in range(plan.pretraining_seeds) for method in METHODS]
-    in_processes(options.processes, [(pretrain, (plan, *one)) for one in both])
-    in_processes(options.processes, [(baselines, (plan,)), *((finetune, (plan, shot)) for shot in shots(plan))])
+    both = itertools.product(range(plan.pretraining_seeds), METHODS)
+    with process_pool(options.processes, torch.set_num_threads, 1) as pool:
+        if not options.stage_1:
+            results([pool.submit(stage_1, plan)])
+        results([pool.submit(pretrain, plan, method, seed) for seed, method in both])
+        results([pool.submit(baselines, plan), *(pool.submit(finetune, plan, shot) for shot in shots(plan))])
     print(f"\n{table(plan)}\n\n{cpu_name()}, Python {sys.version.split()[0]}, ", end="")
     print(f"{plan.pretraining_steps} and {plan.finetuning_steps} steps, ", end="")
     print(f"{options.processes} processes, {(time.monotonic() - started) / 60:.0f} minutes")

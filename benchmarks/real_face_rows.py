@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,21 +35,6 @@ def prepare(plan: Plan) -> None:
     torch.set_num_threads(1)
     if plan.landmarks is not None:
         add_landmarks(plan)
-
-
-def prepare_worker(plan: Plan) -> None:
-    """Prepare one of several processes, which leaves Ctrl-C to the one that started it, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    prepare(plan)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def evaluate(plan: Plan, embed: Embed) -> tuple[float, float, Correct]:

@@ -17,20 +17,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import shutil
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
+from benchmarks.process_pool import process_pool, results
 from benchmarks.real_face_rows import (
     BASELINE,
     READOUTS,
@@ -39,7 +35,6 @@ from benchmarks.real_face_rows import (
     frozen_rows,
     make_starts,
     prepare,
-    prepare_worker,
 )
 from benchmarks.real_face_runs import (
     ALL,
@@ -64,8 +59,6 @@ from lafs_ray.training.checkpoint.inference import load_for_inference
 
 VIEW_1, VIEW_2 = ("lfw_dev_train.bin", "lfw_dev_test.bin"), ("lfw.bin",)
 
-T = TypeVar("T")
-
 
 def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: Sequence[str]) -> str:
     """Return accuracies of few labels, and each pretrained arm beside those that it has to beat, as Markdown."""
@@ -77,29 +70,6 @@ def few_tables(rows: Sequence[Row], baseline: Row, arms: Sequence[Arm], shots: S
         for other in (*(few_name(shot, name) for name in beside(arm)), baseline.name)
     ]
     return f"{few_table(rows, shots)}\n\n{difference_table([*rows, baseline], pairs)}"
-
-
-@contextmanager
-def workers(processes: int, plan: Plan) -> Iterator[ProcessPoolExecutor]:
-    """Start processes that make rows; an error, Ctrl-C or a signal here stops them."""
-    spawn = multiprocessing.get_context("spawn")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with ProcessPoolExecutor(processes, spawn, initializer=prepare_worker, initargs=(plan,)) as pool:
-        try:
-            yield pool
-        except BaseException:
-            # Leaving the pool would wait for all rows that are left to make.
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
-
-
-def results(futures: Sequence[Future[T]]) -> list[T]:
-    """Wait for rows, and return them; the first error is raised when it occurs, whichever row it is of."""
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in done:
-        future.result()
-    return [future.result() for future in futures]
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -193,7 +163,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     plan = plan_of(options)
     prepare(plan)
-    with workers(options.processes, plan) as pool:
+    with process_pool(options.processes, prepare, plan) as pool:
         pixels = pool.submit(baseline_rows, plan)
         if "frozen" in options.parts:
             make = partial(frozen_rows, plan, options.methods, options.readouts)
