@@ -30,7 +30,7 @@ from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.models.landmark_template import TemplateLandmarks
 from lafs_ray.training.input_pipeline import Columns
 from lafs_ray.training.tasks.pretrain import packing_transform
-from lafs_ray.training.train_loop import to_device
+from lafs_ray.training.train_step import to_device
 from lafs_ray.transforms.device_views import DeviceViews
 from lafs_ray.transforms.params import ViewSettings
 

@@ -19,7 +19,7 @@ from lafs_ray.models.tokens import token_dim
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.tasks.build import build_training
 from lafs_ray.training.tasks.init_weights import InitWeights
-from lafs_ray.training.train_loop import TrainState
+from lafs_ray.training.train_step import TrainState
 
 
 def config_of(size: str, batch: int, num_prototypes: int, **compute: Any) -> PretrainConfig:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.fake_step import random_batch
 from benchmarks.gpu_stages import training_of
-from lafs_ray.training.train_loop import train_step
+from lafs_ray.training.train_step import train_step
 
 
 def main(device: str) -> None:

@@ -118,7 +118,7 @@ def speed_plain(device: str) -> Found:
 def sources(device: str) -> Found:
     """Images/s of the views by source of landmarks, on the device, copies to it included."""
     from benchmarks.device_views import landmarker_of, packed_faces, settings_of
-    from lafs_ray.training.train_loop import to_device
+    from lafs_ray.training.train_step import to_device
     from lafs_ray.transforms.device_views import DeviceViews
 
     images, rows = 128 if is_cuda(device) else 4, []

@@ -125,7 +125,7 @@ def training_of(device: str, batch: int | None = None, **compute: Any) -> Any:
 def step_of(training: Any, config: Any, number: int, batch: Any = None) -> torch.Tensor:
     """Make a step on random tokens, and return its loss."""
     from benchmarks.fake_step import random_batch
-    from lafs_ray.training.train_loop import train_step
+    from lafs_ray.training.train_step import train_step
 
     hparams = training.hparams(number) | {"lr": 1e-4}
     return train_step(training, batch or random_batch(config, number), hparams)["loss"]

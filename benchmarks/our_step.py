@@ -1,6 +1,6 @@
 """The package's own step with marks between its stages, for `step.py` to time.
 
-`training.train_loop.train_step` as runs call it, over the method, the optimizer and the cutter of a run.
+`training.train_step.train_step` as runs call it, over the method, the optimizer and the cutter of a run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.optim import RowAdamW, clip_each_, parameter_groups
 from lafs_ray.training.compile import compile_blocks
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.train_loop import TrainState, train_step
+from lafs_ray.training.train_step import TrainState, train_step
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.views import extract_tokens
 
@@ -127,6 +127,6 @@ class Ours:
 
         batch = StepBatch(step=number, epoch=1, columns=self.columns, skipped=[])
         # The only seam of train_step that neither the method nor a hook sees.
-        with mock.patch("lafs_ray.training.train_loop.clip_each_", clip):
+        with mock.patch("lafs_ray.training.train_step.clip_each_", clip):
             metrics = train_step(self.training, batch, VALUES)
         return float(metrics["loss"])

@@ -32,7 +32,7 @@ from lafs_ray.data.io import filesystem
 from lafs_ray.engine import ray_train
 from lafs_ray.synthetic import datasets
 from lafs_ray.synthetic.landmark_table import write_landmarks
-from lafs_ray.training import train_loop
+from lafs_ray.training import train_loop, train_step
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import StepBatch, local_stream, split
 from lafs_ray.training.prepare import RunInputs, prepare_run
@@ -47,10 +47,11 @@ def sleep_in_steps(seconds: float) -> None:
     """Replace the training step of this process: tensors of the batch are made, then it sleeps."""
 
     def step(
-        training: Any, batch: StepBatch, _: Any, poll_request: Callable[[], Any] = lambda: 0
+        training: Any, batch: StepBatch, _: Any, poll_request: Callable[[], Any] = lambda: 0, *, reports: bool
     ) -> dict[str, torch.Tensor]:
+        del reports
         for columns in split(batch, training.accumulation):
-            train_loop.to_device(columns, training.device)
+            train_step.to_device(columns, training.device)
         time.sleep(seconds)
         training.request = poll_request()
         return {"loss": torch.zeros(())}

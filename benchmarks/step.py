@@ -2,7 +2,7 @@
 
     python -m benchmarks.step --size tiny --batch 8 --repeats 5
 
-Ours is `training.train_loop.train_step` itself; the plain step is `plain_step.py`. That both compute the same is
+Ours is `training.train_step.train_step` itself; the plain step is `plain_step.py`. That both compute the same is
 checked first, without dropout and in float32. Then they take turns, one round after the other, with the recipe's
 dropout, and medians are printed, with images/s, the share of the device's matrix peak and the memory. Tokens are
 random, which changes no time.

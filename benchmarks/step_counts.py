@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_counts --size base --batch 256
 
-`training.train_loop.train_step` of a run with default settings, over tensors without data (FakeTensorMode) and in the
+`training.train_step.train_step` of a run with default settings, over tensors without data (FakeTensorMode) and in the
 form for GPUs (`models.placement`). Counted is what the eager step dispatches: every operator that is no view, and the
 bytes of its arguments and results. A list operator whose fast path on a GPU does not apply is counted as well.
 """
@@ -30,7 +30,7 @@ from lafs_ray.methods.lafs import Lafs
 from lafs_ray.methods.optim import clip_each_
 from lafs_ray.models.fvit import FVIT_SIZES
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.train_loop import TrainState, train_step
+from lafs_ray.training.train_step import TrainState, train_step
 
 INPUT, TEACHER, STUDENT, LOSS, LOSS_BACKWARD, BACKWARD = (
     "input",
@@ -269,7 +269,7 @@ def _stages(training: TrainState, counter: _Counter) -> Iterator[None]:
         optimizer.register_step_post_hook(enter(EMA)),
     ]
     patches = mock.patch.object(task, "loss", loss), mock.patch.object(task, "loss_part", part)
-    with patches[0], patches[1], mock.patch("lafs_ray.training.train_loop.clip_each_", clip):
+    with patches[0], patches[1], mock.patch("lafs_ray.training.train_step.clip_each_", clip):
         yield
     for handle in handles:
         handle.remove()

@@ -23,7 +23,7 @@ from lafs_ray.models.fvit import Transformer
 from lafs_ray.models.placement import uses_gpu_form
 from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.distributed import gather_lines
-from lafs_ray.training.train_loop import TrainState
+from lafs_ray.training.train_step import TrainState
 from lafs_ray.transforms.augment_float import Operations
 from lafs_ray.transforms.device_views import DeviceViews
 from lafs_ray.transforms.packed_faces import PACKED

@@ -34,7 +34,8 @@ from lafs_ray.training.monitoring.nonfinite_guard import NonFinite
 from lafs_ray.training.prepare import RunInputs
 from lafs_ray.training.run_request import RunRequest
 from lafs_ray.training.tasks.build import build_training
-from lafs_ray.training.train_loop import TrainState, train
+from lafs_ray.training.train_loop import train
+from lafs_ray.training.train_step import TrainState
 
 logger = logging.getLogger(__name__)
 

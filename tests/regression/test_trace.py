@@ -16,5 +16,5 @@ def test_trace_step__enters_few_files() -> None:
     done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     files = [line for line in done.stdout.splitlines() if line.startswith("lafs_ray/")]
-    assert "lafs_ray/training/train_loop.py: " in done.stdout
+    assert "lafs_ray/training/train_step.py: " in done.stdout
     assert 10 <= len(files) <= MOST_FILES, done.stdout

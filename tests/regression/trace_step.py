@@ -33,7 +33,8 @@ from lafs_ray.training.input_pipeline import StepBatch, local_stream
 from lafs_ray.training.monitoring.metrics import Meter
 from lafs_ray.training.prepare import check_run
 from lafs_ray.training.tasks.build import build_training
-from lafs_ray.training.train_loop import train, train_step
+from lafs_ray.training.train_loop import train
+from lafs_ray.training.train_step import train_step
 from tests.regression import runs
 
 PACKAGE = Path(lafs_ray.__file__).parent

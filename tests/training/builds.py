@@ -11,7 +11,7 @@ from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.data.sampler import EpochSampler
 from lafs_ray.training.tasks.build import build_training
 from lafs_ray.training.tasks.init_weights import InitWeights
-from lafs_ray.training.train_loop import TrainState
+from lafs_ray.training.train_step import TrainState
 from tests.training.faces import tiny
 
 SAMPLER = EpochSampler(120, 8, 0, 4)

@@ -16,7 +16,7 @@ from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.models.fvit import Transformer
 from lafs_ray.training.compile import compile_training, should_compile
 from lafs_ray.training.input_pipeline import StepBatch
-from lafs_ray.training.train_loop import TrainState, train_step
+from lafs_ray.training.train_step import TrainState, train_step
 from tests.training.builds import built, finetune, pretrain
 from tests.training.faces import logged, run, tiny
 

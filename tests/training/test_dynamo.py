@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lafs_ray.methods import chunked_loss
 from lafs_ray.models.placement import gpu_form_everywhere
 from lafs_ray.training import compile as compiling
-from lafs_ray.training.train_loop import train_step
+from lafs_ray.training.train_step import train_step
 from lafs_ray.transforms.device_views import DeviceViews
 from lafs_ray.transforms.packed_faces import PACKED
 from lafs_ray.transforms.params import sample_view_params

@@ -17,7 +17,7 @@ from lafs_ray.errors import DataError
 from lafs_ray.training import input_pipeline
 from lafs_ray.training.input_pipeline import Columns, Preprocessor, StepBatch, local_stream, read_ahead, sample_indices
 from lafs_ray.training.prepare import prepare_run
-from lafs_ray.training.train_loop import count_skipped
+from lafs_ray.training.train_step import count_skipped
 from tests.training.faces import NO_IMAGE, Result, break_frame, face_jpegs, pixels_of, run, tiny, write_face_set
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lafs_ray.methods.optim import parameter_groups
 from lafs_ray.training.input_pipeline import StepBatch, split
 from lafs_ray.training.monitoring.metrics import Meter
-from lafs_ray.training.train_loop import TrainState, step_seed, train, train_step
+from lafs_ray.training.train_loop import train
+from lafs_ray.training.train_step import TrainState, step_seed, train_step
 from tests.training.faces import run, tiny
 
 

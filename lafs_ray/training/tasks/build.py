@@ -19,7 +19,7 @@ from lafs_ray.training.tasks.init_weights import InitWeights, as_tensors
 from lafs_ray.training.tasks.landmarks import build_regression, regression_hparams, regression_transform
 from lafs_ray.training.tasks.networks import build_landmark_network, seed_weights
 from lafs_ray.training.tasks.pretrain import build_lafs, device_views, pretrain_hparams, pretrain_transform
-from lafs_ray.training.train_loop import DeviceTransform, TrainState, TrainTask, unchanged
+from lafs_ray.training.train_step import DeviceTransform, TrainState, TrainTask, unchanged
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

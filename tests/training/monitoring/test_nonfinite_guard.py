@@ -23,7 +23,7 @@ from lafs_ray.training.checkpoint.checkpoint_file import load_checkpoint
 from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.input_pipeline import StepBatch
 from lafs_ray.training.monitoring.metrics import Meter
-from lafs_ray.training.train_loop import train_step
+from lafs_ray.training.train_step import train_step
 from tests.training.builds import built, finetune, pretrain
 from tests.training.faces import run, tiny, without_times
 

@@ -20,7 +20,7 @@ from lafs_ray.models.dropout import StochasticDepth
 from lafs_ray.models.fvit import FViT
 from lafs_ray.models.partial_fc import PartialFC
 from lafs_ray.training.tasks.build import build_training
-from lafs_ray.training.train_loop import TrainState
+from lafs_ray.training.train_step import TrainState
 from lafs_ray.transforms.params import ViewSettings
 from tests.training.builds import CPU, NO_WEIGHTS, built, pretrain
 

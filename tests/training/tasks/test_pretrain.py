@@ -13,7 +13,7 @@ from lafs_ray.training.checkpoint.metrics_log import read_metrics
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import run_local
 from lafs_ray.training.tasks.pretrain import view_settings
-from lafs_ray.training.train_loop import TrainState
+from lafs_ray.training.train_step import TrainState
 from lafs_ray.transforms.params import ViewSettings
 from tests.training.builds import built, pretrain
 from tests.training.faces import tiny
