@@ -1,4 +1,4 @@
-"""One step of training: from a batch to the optimizer's step, on one rank; independent of faces and of Ray."""
+"""One step of training, and the state that it changes; on one rank, independent of faces and of Ray."""
 
 from __future__ import annotations
 
