@@ -15,7 +15,17 @@ import numpy as np
 import torch
 
 from benchmarks.real_face_embeddings import Embed, centered, class_token, network, outputs, pixels, raw_pixels, whitened
-from benchmarks.real_face_runs import DISTILLED, SHALLOW, Arm, Plan, add_landmarks, finetune, pretrain, start_of
+from benchmarks.real_face_runs import (
+    DISTILLED,
+    SAME_START,
+    SHALLOW,
+    Arm,
+    Plan,
+    add_landmarks,
+    finetune,
+    pretrain,
+    start_of,
+)
 from benchmarks.real_face_tables import Correct, Row, few_name
 from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.io import filesystem
@@ -86,8 +96,7 @@ def frozen_rows(plan: Plan, methods: Sequence[str], readouts: Sequence[str], see
     for method in methods:
         path = pretrain(plan, method, seed)
         is_distilled = method in (DISTILLED, SHALLOW)
-        # Untrained, these networks are those of other rows.
-        kinds = ("frozen",) if is_distilled else ("untrained", "frozen")
+        kinds = ("frozen",) if method in SAME_START else ("untrained", "frozen")
         # A distillation teaches the class token alone.
         read = [name for name in readouts if name.startswith("class") or not is_distilled]
         for kind, readout in itertools.product(kinds, read):

@@ -30,13 +30,18 @@ DISTILLATION = ROOT / "configs" / "pretrain" / "distillation.yaml"
 # The landmark CNN. MediaPipe finds no points in three faces of a thousand; they get the mean.
 NUM_POINTS, MAX_MISSING, LANDMARK_DURATION = 49, 1000, "8 epochs"
 GRID: Tree = {"model.num_landmarks": 49, "model.patch_size": 16, "landmarks.source": "grid"}
+# Three times the steps of the preset.
+FOR_LONGER: Tree = {"duration": "4500 steps", "optim.warmup": "450 steps"}
+ON_GRID: Tree = {**GRID, "model.token_features": "pixels"}
+GRID_LONGER = "DINO-face for longer"
 METHODS: dict[str, Tree] = {
     "LAFS": {},
     "LAFS on pixels": {"model.token_features": "pixels", "model.patch_size": 16},
-    "DINO-face": {**GRID, "model.token_features": "pixels"},
+    "DINO-face": ON_GRID,
+    GRID_LONGER: {**ON_GRID, **FOR_LONGER},
     "DINO-face on orientations": GRID,
 }
-LANDMARKS = "LAFS at landmarks"
+LANDMARKS, LONGER = "LAFS at landmarks", "LAFS at landmarks for longer"
 # From that network, untrained and whitened with neighbors, to the class token of one as large or of a wider one.
 DISTILLED, SHALLOW = "distilled at landmarks", "distilled at landmarks to shallow"
 # As long as the other distillation, where the CPU has bfloat16.
@@ -47,11 +52,17 @@ TO_SHALLOW: Tree = {
     "compute.precision": "bfloat16",
 }
 SCRATCH, ALONE = "from scratch", "landmarks alone"
+# Methods that come with a landmark CNN, if they are asked for.
+AT_LANDMARKS = (LONGER, SHALLOW)
+# Untrained, these networks are those of other rows.
+SAME_START = (DISTILLED, SHALLOW, LONGER, GRID_LONGER)
 FINETUNED_SOURCE = {
     LANDMARKS: "cnn",
+    LONGER: "cnn",
     DISTILLED: "cnn",
     SHALLOW: "cnn",
     "DINO-face": "grid",
+    GRID_LONGER: "grid",
     "DINO-face on orientations": "grid",
 }
 FINETUNE: Tree = {
@@ -182,6 +193,7 @@ def add_landmarks(plan: Plan) -> None:
     keys = ("num_landmarks", "landmark_cnn", "landmark_cnn_width", "landmark_scaling")
     source: Tree = {"landmarks.source": "cached", "landmarks.weights": run, "landmarks.cache": cache}
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
+    METHODS[LONGER] = {**METHODS[LANDMARKS], **FOR_LONGER}
     METHODS[DISTILLED] = METHODS[LANDMARKS]
     METHODS[SHALLOW] = {**METHODS[LANDMARKS], **TO_SHALLOW}
 

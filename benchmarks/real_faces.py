@@ -38,12 +38,12 @@ from benchmarks.real_face_rows import (
 )
 from benchmarks.real_face_runs import (
     ALL,
+    AT_LANDMARKS,
     COMPONENTS,
     DISTILLED,
     LANDMARKS,
     METHODS,
     NEIGHBOR_COMPONENTS,
-    SHALLOW,
     Arm,
     Plan,
     beside,
@@ -88,7 +88,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         nargs="*",
-        choices=[*METHODS, SHALLOW],
+        choices=[*METHODS, *AT_LANDMARKS],
         default=["LAFS", "DINO-face"],
         help=f"beside {LANDMARKS} and {DISTILLED}, which come with --landmarks and --mediapipe",
     )
@@ -111,8 +111,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     has_landmarks = options.landmarks is not None or options.mediapipe is not None
-    if SHALLOW in options.methods and not has_landmarks:
-        parser.error(f"{SHALLOW} needs --landmarks or --mediapipe")
+    if not has_landmarks and (found := next((name for name in AT_LANDMARKS if name in options.methods), None)):
+        parser.error(f"{found} needs --landmarks or --mediapipe")
     if options.mediapipe is not None and shutil.which(options.mediapipe) is None:
         parser.error(f"--mediapipe: {options.mediapipe} is no program; `make mediapipe-environment` makes it")
     if min(options.seeds, options.finetuning_seeds, options.processes) < 1:

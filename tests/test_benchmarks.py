@@ -159,6 +159,7 @@ def landmark_run(folder: Path, faces: Path) -> str:
         (("--landmarks", "missing"), r"^error: \S*/missing$"),
         (("--mediapipe", "missing"), "--mediapipe: missing is no program"),
         (("--methods", "distilled at landmarks to shallow"), "needs --landmarks or --mediapipe"),
+        (("--methods", "LAFS at landmarks for longer"), "needs --landmarks or --mediapipe"),
         (("--arms", "any"), r"--arms: no \['any'\]; there are \['from scratch'"),
         (("--shots", "few"), "--shots: few is neither a number nor `all`"),
         (("--processes", "0"), "at least 1"),
@@ -192,8 +193,8 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     numbers += ("--shots", "1", "all", "--finetuning-steps", "1")
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
-    wider = "distilled at landmarks to shallow"
-    command += ("--methods", wider, "DINO-face", "--landmarks", landmarks, "--processes", "2")
+    wider, longer = "distilled at landmarks to shallow", ("LAFS at landmarks for longer", "DINO-face for longer")
+    command += ("--methods", wider, "DINO-face", *longer, "--landmarks", landmarks, "--processes", "2")
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     command += ("--readouts", *kinds)
     first, second = (output(*command, limit_s=1200) for _ in range(2))
@@ -201,10 +202,10 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     rows = re.findall(rf"^\| ([^|]+) \| 1 \| {number} \| {number} \| [+-]{number} ± {number} \|$", first, re.M)
     assert rows[:3] == ["raw pixels", "whitened pixels", "whitened pixels, neighbors"]
     distilled = ("distilled at landmarks", wider)
-    methods = ("LAFS at landmarks", *distilled, "DINO-face")
+    methods = ("LAFS at landmarks", *distilled, "DINO-face", *longer)
     expected = []
     for method in methods:
-        networks = ("frozen",) if method in distilled else ("untrained", "frozen")
+        networks = ("frozen",) if method in (*distilled, *longer) else ("untrained", "frozen")
         read = kinds[:2] if method in distilled else kinds
         expected += [f"{method}, {network}: {kind}" for network in networks for kind in read]
     assert rows[3:] == expected
