@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.process_pool import process_pool, results
 
-pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in Linux's /proc")
 
 ROOT = Path(__file__).parents[1]
 # Of a call that must not be waited for.
