@@ -139,6 +139,12 @@ COMMANDS = {
         execute="lafs_ray.cli.whiten:whiten_network",
         examples=("runs/debug faces/train.rec whitened.safetensors --components 16",),
     ),
+    "mine-neighbors": Command(
+        summary="Mine pairs of faces that probably show one person, without labels, for pretraining.",
+        arguments=networks.mine_neighbors,
+        execute="lafs_ray.cli.mine_neighbors:mine_job",
+        examples=("whitened.safetensors faces/train.rec neighbors.safetensors",),
+    ),
     "export": Command(
         summary="Export the face embedder of a run, checkpoint or weights file for other programs.",
         arguments=networks.export,

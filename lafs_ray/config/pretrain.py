@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from lafs_ray.config.loader import STORED, Duration, DurationField, Real, Section, Tuning
-from lafs_ray.config.paths import AbsolutePath
-from lafs_ray.config.train import Count, Monitoring, Positive, Rate, TrainConfig
+from lafs_ray.config.objective import EARLIER_TEMP, Dino, Distillation, Head, Neighbors
+from lafs_ray.config.train import Monitoring, Positive, TrainConfig
 from lafs_ray.config.views import Crops, PretrainLandmarks, Views
 
 
@@ -31,82 +31,6 @@ class PretrainStart(Section):
         if self.teacher is not None and self.student is None:
             raise ValueError("teacher: needs start.student, which is trained; name it, the same file if it has both")
         return self
-
-
-_LARGEST_LAYER_GB = 1000
-
-
-class Head(Section):
-    """The projection head."""
-
-    num_prototypes: Positive = 65536
-    """Prototypes K: 65536 as in DINO; the released LAFS code has 100000."""
-    hidden_dim: Positive = 2048
-    """Width of the MLP's hidden layers."""
-    bottleneck_dim: Positive = 256
-    """Width before the last, weight-normalized layer."""
-
-    @model_validator(mode="after")
-    def _layers_fit_a_machine(self) -> Head:
-        for name, width in (("num_prototypes", self.num_prototypes), ("hidden_dim", self.hidden_dim)):
-            # float32: weights, gradients and two moments of the student, and the teacher's weights.
-            size_gb = width * max(self.bottleneck_dim, self.hidden_dim if name == "hidden_dim" else 0) * 5 * 4 / 1e9
-            if size_gb > _LARGEST_LAYER_GB:
-                other = "hidden_dim" if name == "hidden_dim" else "bottleneck_dim"
-                raise ValueError(
-                    f"{name}: {width} × {other} {getattr(self, other)} × 5 copies × 4 bytes = {size_gb:,.0f} GB; "
-                    f"at most {_LARGEST_LAYER_GB} GB"
-                )
-        return self
-
-
-class TeacherTemperature(Section):
-    """Schedule of the teacher's temperature: linear from start to end, then constant."""
-
-    start: Annotated[Real, Field(gt=0.0)] = 0.04
-    """Temperature of the first epoch."""
-    end: Annotated[Real, Field(gt=0.0)] = 0.07
-    """Temperature after the warm-up."""
-    warmup_epochs: Count = 30
-    """Epochs of the warm-up."""
-
-
-class Dino(Section):
-    """Self-distillation (DINO)."""
-
-    student_temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.1
-    """Temperature of the student's softmax."""
-    teacher_temp: Annotated[TeacherTemperature, Tuning.MUTABLE] = TeacherTemperature()
-    """Temperature of the teacher's softmax."""
-    centering: Literal["mean", "sinkhorn"] = "mean"
-    """What prevents collapse: mean, centering by the running mean of the teacher's scores (DINO and the paper);
-    sinkhorn, Sinkhorn-Knopp within a micro-batch (DINOv2), for small batches and short runs."""
-    center_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.9
-    """EMA momentum of the center subtracted from the teacher's output."""
-    teacher_momentum: Annotated[Rate, Tuning.MUTABLE] = 0.996
-    """Initial EMA momentum of the teacher's weights; increases to 1 on a cosine."""
-    teacher_dropout: bool = False
-    """Whether the teacher uses dropout and stochastic depth, as in the released code."""
-    freeze_last_layer_epochs: Count = 1
-    """Epochs in which the head's last layer is frozen."""
-    koleo: Annotated[Real, Field(ge=0.0), Tuning.MUTABLE] = 0.0
-    """Weight of KoLeo, which moves the student's embeddings of a micro-batch away from their nearest ones, each global
-    view by itself; 0: none (the paper), 0.1 in DINOv2, 2 in configs/pretrain/lafs_small_data.yaml. Not used in a
-    distillation."""
-
-
-_EARLIER_TEMP = 0.05
-
-
-class Distillation(Section):
-    """Distillation from a frozen network, in place of self-distillation."""
-
-    teacher: AbsolutePath | None = None
-    """A weights file of lafs whiten, of this run's tokens: the student learns to find each face by the frozen
-    network's embedding; head and dino are then not used. null: self-distillation."""
-    temp: Annotated[Real, Field(gt=0.0), Tuning.MUTABLE] = 0.2
-    """Temperature of the softmax over the faces of a micro-batch. At 0.05 a face is soon found among 128, and the loss
-    has nothing left to teach."""
 
 
 class Optimizer(Section):
@@ -155,6 +79,8 @@ class PretrainConfig(TrainConfig):
     """Loss, center and teacher."""
     distillation: Annotated[Distillation, Tuning.DEFINES_LOSS] = Distillation()
     """A frozen network as the teacher."""
+    neighbors: Annotated[Neighbors, Tuning.DEFINES_LOSS] = Neighbors()
+    """Pairs of photographs that probably show one person."""
     optim: Optimizer = Optimizer()
     """Optimizer."""
     monitoring: Annotated[PretrainMonitoring, Tuning.OPERATIONAL] = PretrainMonitoring()
@@ -235,6 +161,32 @@ class PretrainConfig(TrainConfig):
         return any(self.batch_size == workers * self.accumulation for workers in self.compute.worker_counts)
 
     @model_validator(mode="after")
+    def _neighbors_fit(self, info: ValidationInfo) -> PretrainConfig:
+        pairs, share = self.neighbors.pairs, self.neighbors.share
+        if pairs is None:
+            if share != Neighbors.model_fields["share"].default and not (info.context or {}).get(STORED):
+                raise ValueError(
+                    f"neighbors.share: {share:g}, but neighbors.pairs is not set; set it, or leave both out"
+                )
+            return self
+        if self.distillation.teacher is not None:
+            raise ValueError(
+                f"neighbors.pairs: {pairs}, with distillation.teacher={self.distillation.teacher}, whose targets come "
+                "from a frozen network; leave one of the two out"
+            )
+        if self.data.mix is not None:
+            raise ValueError(f"neighbors.pairs: {pairs}, which is of one set; name that set by data.path")
+        smallest = 4 if self.dino.koleo else 2
+        for workers in self.compute.worker_counts:
+            rows, rest = divmod(self.batch_size, workers * self.accumulation)
+            if not rest and (rows % 2 or rows < smallest):
+                raise ValueError(
+                    f"neighbors.pairs: needs micro-batches of an even number of faces, at least {smallest}, but "
+                    f"batch_size={self.batch_size} over {workers} x {self.accumulation} is {rows}; change batch_size"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _koleo_has_neighbors(self) -> PretrainConfig:
         if self.dino.koleo and self.distillation.teacher is None and self._has_single_faces:
             raise ValueError(
@@ -264,7 +216,7 @@ class PretrainConfig(TrainConfig):
             return self
         teacher, given = self.distillation.teacher, self.distillation.temp
         # Complete settings of earlier runs hold the default of then.
-        if teacher is None and given not in (Distillation.model_fields["temp"].default, _EARLIER_TEMP):
+        if teacher is None and given not in (Distillation.model_fields["temp"].default, EARLIER_TEMP):
             raise ValueError(
                 f"distillation.temp: {given:g}, but distillation.teacher is not set; set it, or leave both out"
             )

@@ -10,18 +10,22 @@ one contiguous read of about 2 MB, for sets that are already shuffled.
 
 Of several sets that are mixed (`Mix`), an epoch is as many places as all of them have images, and the places of all
 epochs are one sequence; which image comes at each is in `lafs_ray.data.mix_order`.
+
+With `Neighbors` a share of the rows, two by two, take pairs of neighboring faces instead: rows 2k and 2k + 1 of the
+global batch, which are in one micro-batch of one rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lafs_ray.data.mix_order import Mix, MixOrder
+from lafs_ray.data.neighbor_pairs import NeighborPairs
 
 BLOCK_ROWS = 32
 BLOCK_STEPS = 8
@@ -29,6 +33,8 @@ BLOCK_STEPS = 8
 # Keep these random streams apart from every other use of the same seed.
 _CHUNK_STREAM = 0x6368756E6B
 _BLOCK_STREAM = 0x706F7274
+_PLACE_STREAM = 0x6E65696768
+_PAIR_STREAM = 0x7061697273
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,19 @@ class ShuffleBlock:
         return (self.steps[1] - self.steps[0]) * self.rows_per_step
 
 
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """Pairs of faces that are drawn in place of single ones.
+
+    Args:
+        pairs: of the set.
+        share: of the rows of a batch that such pairs take, on average.
+    """
+
+    pairs: NeighborPairs
+    share: float
+
+
 @dataclass(frozen=True)
 class EpochSampler:
     """Which records make up which batch.
@@ -70,6 +89,7 @@ class EpochSampler:
         seed: seed of the order.
         chunk_records: neighboring records that stay together in the order.
         mix: sizes and shares of several sets; None: of one.
+        neighbors: pairs that a share of the rows take; None: there are none.
     """
 
     num_records: int
@@ -77,6 +97,8 @@ class EpochSampler:
     seed: int
     chunk_records: int = 1
     mix: Mix | None = None
+    # Not compared: the order of single faces, which is cached by sampler, is the same with and without pairs.
+    neighbors: Neighbors | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert self.mix is None or sum(self.mix.sizes) == self.num_records, "the sets of a mix make up all images"
@@ -140,20 +162,51 @@ class EpochSampler:
         """Return the record indices of a block, and the number of each record's pass, int64 [steps, rows] each.
 
         The pass is the epoch, or in a mix that of the record's own set, which may be passed through several times in an
-        epoch.
+        epoch. Of a pair of neighbors it is the step, so that a face that is drawn again in an epoch has other views.
         """
         # The whole block is shuffled, whatever part of it is needed.
         first_step, first_row = block.step_block * BLOCK_STEPS, block.row_block * BLOCK_ROWS
-        num_steps = min(BLOCK_STEPS, self.steps_per_epoch - first_step)
-        num_rows = min(BLOCK_ROWS, self.global_batch - first_row)
+        num_steps, num_rows = self._whole(block)
         start = first_step * self.global_batch + first_row * num_steps
         entropy = [_BLOCK_STREAM, self.seed, block.epoch, block.step_block, block.row_block]
         shuffled = start + np.random.default_rng(entropy).permutation(num_steps * num_rows)
-        steps = np.array(block.steps) - block.epoch * self.steps_per_epoch - first_step
-        rows = np.array(block.rows) - first_row
-        records, passes = self._records(block.epoch, shuffled)
-        needed = slice(*steps), slice(*rows)
-        return records.reshape(num_steps, num_rows)[needed], passes.reshape(num_steps, num_rows)[needed]
+        records, passes = (part.reshape(num_steps, num_rows) for part in self._records(block.epoch, shuffled))
+        if self.neighbors is not None:
+            places = self._paired(block)
+            entropy = [_PAIR_STREAM, self.seed, block.epoch, block.step_block, block.row_block]
+            drawn = self.neighbors.pairs.draw(np.random.default_rng(entropy), int(places.sum()) // 2)
+            records[places] = drawn.ravel()
+            step = block.epoch * self.steps_per_epoch + first_step + np.arange(num_steps)
+            passes = np.where(places, step[:, None], passes)
+        needed = self._needed(block)
+        return records[needed], passes[needed]
+
+    def paired(self, block: ShuffleBlock) -> NDArray[np.bool_]:
+        """Return which rows of a block are pairs of neighbors, two by two, bool [steps, rows]."""
+        if self.neighbors is None:
+            return np.zeros((block.steps[1] - block.steps[0], block.rows_per_step), np.bool_)
+        return self._paired(block)[self._needed(block)]
+
+    def _paired(self, block: ShuffleBlock) -> NDArray[np.bool_]:
+        """Return `paired` of the whole block. Needs no record, so that a training worker can tell, too."""
+        assert self.neighbors is not None, "the run has neighbors"
+        num_steps, num_rows = self._whole(block)
+        entropy = [_PLACE_STREAM, self.seed, block.epoch, block.step_block, block.row_block]
+        chosen = np.random.default_rng(entropy).random((num_steps, num_rows // 2)) < self.neighbors.share
+        places = np.zeros((num_steps, num_rows), np.bool_)
+        places[:, : num_rows // 2 * 2] = chosen.repeat(2, axis=1)
+        return places
+
+    def _whole(self, block: ShuffleBlock) -> tuple[int, int]:
+        """Return the steps and rows of the whole block."""
+        num_steps = min(BLOCK_STEPS, self.steps_per_epoch - block.step_block * BLOCK_STEPS)
+        return num_steps, min(BLOCK_ROWS, self.global_batch - block.row_block * BLOCK_ROWS)
+
+    def _needed(self, block: ShuffleBlock) -> tuple[slice, slice]:
+        """Return which steps and rows of the whole block are needed."""
+        steps = np.array(block.steps) - block.epoch * self.steps_per_epoch - block.step_block * BLOCK_STEPS
+        rows = np.array(block.rows) - block.row_block * BLOCK_ROWS
+        return slice(*steps.tolist()), slice(*rows.tolist())
 
     def _records(self, epoch: int, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the record at each place of an epoch's sequence, and its pass, int64 [n] each."""

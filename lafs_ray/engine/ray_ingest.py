@@ -102,7 +102,7 @@ def rank_stream(inputs: RunInputs, shared: Shared, rank: int, world: int, first:
                     ahead = Started(start(following))
                 for step in range(*blocks[0].steps):
                     parts = [rows_of_step(*one, step) for one in zip(blocks, processed, strict=True)]
-                    yield collate(step, blocks, parts)
+                    yield collate(step, blocks, parts, inputs.sampler)
             current = following
     finally:
         if ahead is not None:

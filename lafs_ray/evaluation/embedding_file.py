@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
-_CHUNK = 256
+CHUNK = 256
 _ROW_GROUP = 8192
 _NAMED = 10
 
@@ -105,43 +105,69 @@ def write_embeddings(
 
 def _tables(source: ImageSource, embed: Embed, decoding: Decoding, outcome: Outcome) -> Iterator[pa.Table]:
     """Yield row groups."""
-    progress = ProgressLog(logger, "faces", source.num_images)
     faces: list[EncodedImage] = []
     vectors: list[NDArray[np.float32]] = []
-    for first in range(0, source.num_images, _CHUNK):
-        stop = min(first + _CHUNK, source.num_images)
-        sound, images = _decoded(source.read(first, stop), decoding, outcome)
+    for _, sound, embedded in embed_sound(source, range(0, source.num_images, CHUNK), embed, decoding, outcome):
+        faces += sound
+        vectors.append(embedded)
+        if len(faces) >= _ROW_GROUP:
+            yield _table(faces, np.concatenate(vectors))
+            faces, vectors = [], []
+    if faces:
+        yield _table(faces, np.concatenate(vectors))
+
+
+def embed_sound(
+    source: ImageSource, starts: Sequence[int], embed: Embed, decoding: Decoding, outcome: Outcome
+) -> Iterator[tuple[NDArray[np.int64], list[EncodedImage], NDArray[np.float32]]]:
+    """Embed the sound faces of chunks of a source; each damaged one is logged as a warning.
+
+    Args:
+        source: the faces.
+        starts: first faces of chunks of `CHUNK`.
+        embed: uint8 [B, 112, 112, 3] RGB to float32 [B, D].
+        decoding: how faces become pixels.
+        outcome: counts, which are updated.
+
+    Yields:
+        Numbers in the source int64 [B], faces and vectors [B, D] of a chunk, B ≥ 1.
+
+    Raises:
+        DataError: more faces are damaged than allowed, or an embedding is not finite.
+    """
+    progress = ProgressLog(logger, "faces", min(source.num_images, len(starts) * CHUNK))
+    for first in starts:
+        stop = min(first + CHUNK, source.num_images)
+        rows, sound, images = _decoded(source.read(first, stop), decoding, outcome)
         if len(outcome.left_out) > decoding.max_bad_records:
             raise _too_many(outcome, source, f"at most {decoding.max_bad_records}")
         if sound:
-            faces += sound
-            vectors.append(embed(np.stack(images)))
-            require_finite(vectors[-1], [face.where for face in sound])
+            vectors = embed(np.stack(images))
+            require_finite(vectors, [face.where for face in sound])
             outcome.num_rows += len(sound)
-        if len(faces) >= _ROW_GROUP or (faces and stop == source.num_images):
-            yield _table(faces, np.concatenate(vectors))
-            faces, vectors = [], []
+            yield first + np.array(rows, np.int64), sound, vectors
         progress.add(stop - first)
 
 
 def _decoded(
     faces: list[EncodedImage], decoding: Decoding, outcome: Outcome
-) -> tuple[list[EncodedImage], list[NDArray[np.uint8]]]:
-    """Decode faces; return the sound ones and their pixels."""
-    sound, images = [], []
+) -> tuple[list[int], list[EncodedImage], list[NDArray[np.uint8]]]:
+    """Decode faces; return rows of the sound ones, these, and their pixels."""
+    rows, sound, images = [], [], []
     decode = decode_resized if decoding.resize else decode_image
-    for face in faces:
+    for row, face in enumerate(faces):
         problem = face.error
         if not problem:
             try:
                 images.append(decode(face.data, color_order=decoding.color_order, size=IMAGE_SIZE))
                 sound.append(face)
+                rows.append(row)
                 continue
             except DataError as error:
                 problem = f"{face.where}: found {error.found}; expected {error.expected}"
         outcome.left_out.append(problem)
         logger.warning("left out: %s", problem)
-    return sound, images
+    return rows, sound, images
 
 
 def _table(faces: list[EncodedImage], vectors: NDArray[np.float32]) -> pa.Table:

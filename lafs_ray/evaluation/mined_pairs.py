@@ -15,9 +15,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lafs_ray.errors import ConfigError
+from lafs_ray.data.eval_sets import ImageSource
+from lafs_ray.data.neighbor_pairs import NeighborPairs
+from lafs_ray.errors import ConfigError, DataError
+from lafs_ray.evaluation.embedding_file import CHUNK, Decoding, Embed, Outcome, embed_sound
 from lafs_ray.models.readout import Whitening
 
+MAX_FACES = 200_000
+"""Faces of a set that are compared, all with all: minutes on two cores. Of a larger set they are spread over it."""
 NUM_NEIGHBORS = 30
 MIN_SHARED = 16
 # Share of a sphere in the covariance of pairs: some thousand faces have pairs, and few of their directions are certain.
@@ -44,11 +49,12 @@ def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS) -> NDArray[np.int32]:
     return found
 
 
-def mine_pairs(vectors: Tensor) -> tuple[Indices, Indices]:
-    """Return pairs of faces that are among each other's 30 nearest and share at least 16 of these.
+def mine_pairs(vectors: Tensor, min_shared: int = MIN_SHARED) -> tuple[Indices, Indices]:
+    """Return pairs of faces that are among each other's 30 nearest and share some of these.
 
     Args:
         vectors: float32 [N, K], whitened embeddings.
+        min_shared: at least so many of the 30.
 
     Returns:
         Two arrays [P]; each pair in both orders.
@@ -63,8 +69,43 @@ def mine_pairs(vectors: Tensor) -> tuple[Indices, Indices]:
         one, other = first[start : start + _EDGES], second[start : start + _EDGES]
         mutual = (neighbors[other] == one[:, None]).any(axis=1)
         shared = (neighbors[one][:, :, None] == neighbors[other][:, None, :]).sum(axis=(1, 2))
-        kept[start : start + _EDGES] = mutual & (shared >= MIN_SHARED)
+        kept[start : start + _EDGES] = mutual & (shared >= min_shared)
     return first[kept], second[kept]
+
+
+def mine_set(
+    source: ImageSource, embed: Embed, decoding: Decoding, min_shared: int = MIN_SHARED
+) -> tuple[NeighborPairs, int]:
+    """Mine the pairs of a set; each damaged face is logged as a warning.
+
+    Args:
+        source: the set.
+        embed: uint8 [B, S, S, 3] RGB to vectors float32 [B, K].
+        decoding: how faces become pixels.
+        min_shared: as for `mine_pairs`.
+
+    Returns:
+        The pairs, and how many faces were compared.
+
+    Raises:
+        DataError: there is no pair, or more faces are damaged than allowed.
+    """
+    chunks = -(-source.num_images // CHUNK)
+    starts = np.unique(np.linspace(0, chunks - 1, min(chunks, MAX_FACES // CHUNK)).astype(int)) * CHUNK
+    numbers, vectors = [np.empty(0, np.int64)], []
+    for rows, _, embedded in embed_sound(source, starts.tolist(), embed, decoding, Outcome()):
+        numbers.append(rows)
+        vectors.append(torch.from_numpy(embedded))
+    faces = np.concatenate(numbers)
+    first, second = mine_pairs(torch.cat(vectors), min_shared) if vectors else (faces, faces)
+    if not len(first):
+        raise DataError(
+            source.path,
+            found=f"no neighbors among {len(faces):,} faces",
+            expected=f"several photographs of an identity: faces that share {min_shared} of {NUM_NEIGHBORS} neighbors",
+            fix="give a set in which identities recur, or a network that is whitened (lafs whiten)",
+        )
+    return NeighborPairs.from_pairs(faces[first], faces[second]), len(faces)
 
 
 def discriminate(whitening: Whitening, vectors: Tensor, components: int, subject: str) -> Whitening:

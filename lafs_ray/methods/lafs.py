@@ -164,8 +164,9 @@ class Lafs:
 
         Args:
             network: the student, possibly wrapped (DDP, compiled).
-            batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float in [-1, 1]; other
-                entries are ignored.
+            batch: `global_tokens` [B, 2, N, P] and `local_tokens` [B, V_l, n, P], uint8 or float in [-1, 1]; in a run
+                with neighbors `paired`, bool [B]: row 2k or 2k + 1 is one of a pair, and each of the two learns the
+                other's targets. Other entries are ignored.
             hparams: `teacher_temp`.
 
         Returns:
@@ -180,6 +181,9 @@ class Lafs:
             teacher, teacher_embeddings = self.teacher([global_views])
         student, student_embeddings = network([global_views, local_views])
         targets = self._targets(teacher, hparams["teacher_temp"])
+        partners = partners_of(batch.get("paired"))
+        if partners is not None:
+            targets = targets.view(NUM_GLOBAL_VIEWS, len(partners), -1)[:, partners].flatten(0, 1)
         self.center.observe(teacher)
         del teacher
         temp = self.student_temp
@@ -191,7 +195,8 @@ class Lafs:
         else:
             loss = dino_loss(student, targets, student_temp=temp, num_views=num_views)
         if self.koleo:
-            koleo = koleo_loss(student_embeddings[: len(global_views)], num_views=NUM_GLOBAL_VIEWS)
+            embeddings = student_embeddings[: len(global_views)]
+            koleo = koleo_loss(embeddings, num_views=NUM_GLOBAL_VIEWS, partners=partners)
             loss = loss + self.koleo * koleo
             state["koleo"] = koleo.detach()
         return loss, {"loss": loss.detach(), **state}
@@ -226,6 +231,13 @@ class Lafs:
         """Restore a `state_dict`; names and shapes must match exactly."""
         self.teacher.load_state_dict(state["teacher"])
         self.center.load_state_dict(state["center"])
+
+
+def partners_of(paired: Tensor | None) -> Tensor | None:
+    """Return the row that each row is paired with, int64 [B]: 2k and 2k + 1 one another, where `paired` says so."""
+    if paired is None:
+        return None
+    return torch.arange(len(paired), device=paired.device) ^ paired.long()
 
 
 def crop_major(tokens: Tensor) -> Tensor:

@@ -209,9 +209,17 @@ class StepBatch:
     work_s: dict[str, float] = field(default_factory=dict)
 
 
-def collate(step: int, blocks: Sequence[ShuffleBlock], parts: Sequence[Columns]) -> StepBatch:
-    """Join the rows of one step, a part from each block, into its batch."""
+def collate(step: int, blocks: Sequence[ShuffleBlock], parts: Sequence[Columns], sampler: EpochSampler) -> StepBatch:
+    """Join the rows of one step, a part from each block, into its batch.
+
+    In a run with neighbors there is a column `paired`, bool: the row is the first or second of a pair of them. Without
+    its partner, which was damaged, a face is single.
+    """
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if sampler.neighbors is not None:
+        paired = np.concatenate([sampler.paired(block)[step - block.steps[0]] for block in blocks])
+        is_skipped = np.array([bool(line) for line in columns["skipped"]])
+        columns["paired"] = paired & ~(is_skipped | is_skipped[np.arange(len(paired)) ^ paired])
     skipped = [line for line in columns.pop("skipped") if line]
     fingerprints = frozenset(columns.pop("fingerprint").tolist()) - {""}
     work_s = {name: float(columns.pop(name).sum()) for name in WORK}
@@ -255,7 +263,7 @@ def local_stream(
     for blocks, records in read_ahead(read, sampler.blocks(first, stop, rank, world)):
         for step in range(*blocks[0].steps):
             rows = [rows_of_step(*one, step) for one in zip(blocks, records, strict=True)]
-            yield collate(step, blocks, [preprocess(part) for part in rows])
+            yield collate(step, blocks, [preprocess(part) for part in rows], sampler)
 
 
 def read_ahead(read: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Result]]:

@@ -18,7 +18,8 @@ from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
-from lafs_ray.data.sampler import EpochSampler
+from lafs_ray.data.neighbor_pairs import read_neighbors
+from lafs_ray.data.sampler import EpochSampler, Neighbors
 from lafs_ray.data.subset import write_subset
 from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.run_description import MixedSetSize, Origin
@@ -96,8 +97,9 @@ class RunInputs:
 
     def origin(self) -> Origin:
         """Return the hashes of the weights read, and the run's length."""
-        start = self.init_weights
-        return Origin(start.landmarks_hash, start.transformer_hash, asdict(self.length), self.mixed_sets())
+        start, neighbors = self.init_weights, self.sampler.neighbors
+        pairs = None if neighbors is None else neighbors.pairs.hash
+        return Origin(start.landmarks_hash, start.transformer_hash, pairs, asdict(self.length), self.mixed_sets())
 
 
 def prepare_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
@@ -137,9 +139,17 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     if isinstance(config, PretrainConfig):
         init_weights = with_frozen(config, with_start(config, init_weights))
     faces = join_sets(config.data, _with_landmarks(config, opened.faces, init_weights))
-    sampler = build_sampler(config, faces)
+    sampler = build_sampler(config, faces, _neighbors(config, faces))
     length = run_length(config, sampler)
     return RunInputs(config, faces, sampler, length, opened.num_classes, opened.num_identities, init_weights, extend)
+
+
+def _neighbors(config: TrainConfig, faces: TrainingFaces) -> Neighbors | None:
+    """Read the pairs of a pretraining run that has some."""
+    if not isinstance(config, PretrainConfig) or config.neighbors.pairs is None:
+        return None
+    pairs = read_neighbors(config.neighbors.pairs, faces.fingerprint, faces.num_images)
+    return Neighbors(pairs, config.neighbors.share)
 
 
 def _with_landmarks(config: TrainConfig, opened: Sequence[FaceSet], init_weights: InitWeights) -> list[FaceSet]:

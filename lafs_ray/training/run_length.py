@@ -10,7 +10,7 @@ from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
-from lafs_ray.data.sampler import EpochSampler
+from lafs_ray.data.sampler import EpochSampler, Neighbors
 from lafs_ray.errors import ConfigError
 
 
@@ -28,8 +28,13 @@ class Length:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
 
-def build_sampler(config: TrainConfig, faces: TrainingFaces) -> EpochSampler:
+def build_sampler(config: TrainConfig, faces: TrainingFaces, neighbors: Neighbors | None = None) -> EpochSampler:
     """Build the order of a run's records.
+
+    Args:
+        config: of the run.
+        faces: its set, or sets.
+        neighbors: pairs that are drawn in place of single faces.
 
     Raises:
         ConfigError: the batch is larger than the set, or the sets together.
@@ -42,7 +47,7 @@ def build_sampler(config: TrainConfig, faces: TrainingFaces) -> EpochSampler:
             fix=f"reduce batch_size to at most {faces.num_images}",
         )
     mix = faces.mix if isinstance(faces, MixedFaces) else None
-    return EpochSampler(faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records, mix)
+    return EpochSampler(faces.num_images, config.batch_size, config.run.seed, config.data.chunk_records, mix, neighbors)
 
 
 def run_length(config: TrainConfig, sampler: EpochSampler) -> Length:

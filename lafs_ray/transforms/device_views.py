@@ -54,7 +54,8 @@ class DeviceViews:
         """Return the tokens of B ≥ 1 faces.
 
         Args:
-            batch: `packed`, uint8 [B, `layout.row_bytes`] on the device.
+            batch: `packed`, uint8 [B, `layout.row_bytes`] on the device; `paired`, if there is such a column, is
+                passed on.
 
         Returns:
             `global_tokens` uint8 [B, V_g, N, P] and `local_tokens` uint8 [B, V_l, n, P].
@@ -65,6 +66,7 @@ class DeviceViews:
         return {
             "global_tokens": self._tokens(faces, slice(0, first), on_images, is_local=False),
             "local_tokens": self._tokens(faces, slice(first, None), on_images, is_local=True),
+            **{name: column for name, column in batch.items() if name == "paired"},
         }
 
     def _tokens(self, faces: FaceTensors, views: slice, on_images: Tensor | None, *, is_local: bool) -> Tensor:

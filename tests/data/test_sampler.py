@@ -3,7 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from lafs_ray.data.sampler import EpochSampler, _chunk_order, rank_batches
+from lafs_ray.data.neighbor_pairs import NeighborPairs
+from lafs_ray.data.sampler import EpochSampler, Neighbors, _chunk_order, rank_batches
 
 GRID = [(records, batch, chunk) for records in (12, 97, 1000) for batch in (1, 4, 12) for chunk in (1, 5, 64)] + [
     (5000, 164, 16),
@@ -111,3 +112,64 @@ def test_sampler__of_five_million_records_seeks_to_any_step_in_under_a_second():
     # Not a benchmark: 0.3 s were measured; replaying seven epochs would take minutes.
     assert time.perf_counter() - start < 5
     assert len(np.unique(rows)) == len(rows) == 128
+
+
+def with_neighbors(share: float, batch: int = 84, seed: int = 1) -> EpochSampler:
+    """1,500 records, of which those up to 99 are neighbors of the one 500 later."""
+    first = np.concatenate([np.arange(100), np.arange(500, 600)])
+    pairs = NeighborPairs.from_pairs(first, (first + 500) % 1000)
+    return EpochSampler(1500, batch, seed, chunk_records=8, neighbors=Neighbors(pairs, share))
+
+
+def all_paired(sampler: EpochSampler, first: int, stop: int, rank: int = 0, world: int = 1) -> np.ndarray:
+    """Which rows are paired, [steps, rows of the rank]."""
+    groups = sampler.blocks(first, stop, rank, world)
+    return np.concatenate([np.concatenate([sampler.paired(b) for b in blocks], axis=1) for blocks in groups])
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_neighbors__are_drawn_in_place_of_single_faces_two_by_two(share: float) -> None:
+    """Rows 2k and 2k+1 are neighbors where they are paired; all others are those of the order without neighbors."""
+    sampler = with_neighbors(share)
+    plain = EpochSampler(1500, 84, 1, chunk_records=8)
+    rows, paired = epoch_of(sampler, 2), all_paired(sampler, 34, 51)
+    assert np.array_equal(paired[:, 0::2], paired[:, 1::2])
+    # 714 pairs of rows; the standard deviation of their number is 13.
+    assert paired.mean() == pytest.approx(share, abs=0.07 if share < 1 else 0)
+    assert np.array_equal(rows[~paired], epoch_of(plain, 2)[~paired])
+    first, second = rows[paired].reshape(-1, 2).T
+    assert np.array_equal((first + 500) % 1000, second)
+    assert (first % 500 < 100).all()
+    assert len(np.unique(first)) > 100
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_neighbors__do_not_depend_on_ranks_or_on_where_a_run_continues(world: int) -> None:
+    """Every rank has its rows of the one order, from any step."""
+    sampler = with_neighbors(0.5)
+    np.testing.assert_array_equal(epoch_of(sampler, 1), epoch_of(sampler, 1, world))
+    whole = all_paired(sampler, 17, 34)
+    np.testing.assert_array_equal(
+        np.concatenate([all_paired(sampler, 17, 34, rank, world) for rank in range(world)], axis=1), whole
+    )
+    np.testing.assert_array_equal(all_paired(sampler, 22, 34), whole[5:])
+    assert not np.array_equal(whole[:4], all_paired(with_neighbors(0.5, seed=2), 17, 21))
+
+
+def test_neighbors__have_the_step_as_their_pass() -> None:
+    """A face that is drawn again in an epoch has other views; single faces keep the epoch."""
+    sampler = with_neighbors(0.5)
+    for blocks in sampler.blocks(20, 34):
+        for block in blocks:
+            passes, paired = sampler.sample(block)[1], sampler.paired(block)
+            steps = np.arange(*block.steps)[:, None] + np.zeros_like(passes)
+            assert np.array_equal(passes, np.where(paired, steps, 1))
+
+
+def test_neighbors__of_a_batch_with_an_odd_row() -> None:
+    """Its last row is single; without neighbors no row is paired."""
+    sampler = with_neighbors(1.0, batch=33)
+    paired = all_paired(sampler, 0, 8)
+    assert paired[:, :32].all()
+    assert not paired[:, 32].any()
+    assert not all_paired(EpochSampler(1500, 33, 1), 0, 8).any()

@@ -25,6 +25,7 @@ from lafs_ray.training.input_pipeline import (
 )
 from lafs_ray.training.prepare import RunInputs, prepare_run
 from tests.training.faces import break_frame, tiny, write_face_set
+from tests.training.test_neighbor_runs import write_pairs
 
 pytestmark = pytest.mark.ray
 
@@ -68,8 +69,11 @@ def test_stream__is_bitwise_that_of_debug_mode_for_any_number_of_actors(
 def test_stream__of_each_rank_is_its_share_of_the_batch_and_starts_at_any_step(
     tmp_path: Path, face_set_path: str, local_ray: None
 ) -> None:
-    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1")
+    """Of a run with neighbors, whose pairs no rank splits; the others here have none."""
+    pairs = write_pairs(tmp_path / "pairs.safetensors", face_set_path)
+    inputs = inputs_of(tmp_path, face_set_path, "ingest.actors_per_worker=1", f"neighbors.pairs={pairs}")
     expected = list(local_stream(inputs.faces, inputs.sampler, inputs.preprocessor(), 2, 12))
+    assert 0.3 < np.mean([batch.columns["paired"] for batch in expected]) < 0.7
     assert_same(through_ray(inputs, 1, 2, 2, 12), expected, slice(18, 36))
 
 

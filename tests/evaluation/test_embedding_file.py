@@ -50,7 +50,7 @@ def written(source: ImageSource, path: Path, embed: Any = corner, **decoding: An
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks and row groups from few faces."""
-    monkeypatch.setattr(embedding_file, "_CHUNK", 8)
+    monkeypatch.setattr(embedding_file, "CHUNK", 8)
     monkeypatch.setattr(embedding_file, "_ROW_GROUP", 16)
 
 

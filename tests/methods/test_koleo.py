@@ -39,6 +39,24 @@ def test_koleo__spreads_each_view_and_not_views_of_one_image() -> None:
     assert torch.autograd.gradcheck(lambda rows: koleo_loss(rows, num_views=2), (both,))
 
 
+def test_koleo__leaves_partners_together() -> None:
+    """By its definition: the nearest embedding of a partner, an image of the same person, is passed over."""
+    rows = np.random.default_rng(1).normal(size=(12, 3))
+    rows[[0, 6]] = rows[[1, 7]] + 1e-3
+    partners = [1, 0, 2, 3, 5, 4]
+    expected = 0.0
+    for view in (rows[:6], rows[6:]):
+        unit = view / np.linalg.norm(view, axis=1, keepdims=True)
+        for i, row in enumerate(unit):
+            nearest = max((j for j in range(6) if j not in (i, partners[i])), key=lambda j: row @ unit[j])
+            expected -= math.log(np.linalg.norm(row - unit[nearest])) / 6
+    found = koleo_loss(torch.from_numpy(rows), num_views=2, partners=torch.tensor(partners))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert float(koleo_loss(torch.from_numpy(rows), num_views=2)) > float(found) + 1
+    alone = koleo_loss(torch.from_numpy(rows), num_views=2, partners=torch.arange(6))
+    assert torch.equal(alone, koleo_loss(torch.from_numpy(rows), num_views=2))
+
+
 def test_koleo__of_equal_embeddings_is_finite() -> None:
     """A collapsed network's, in float32 and of a length of zero, with its gradient."""
     for rows in (torch.ones(4, 3), torch.zeros(4, 3)):

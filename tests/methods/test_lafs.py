@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lafs_ray.methods.dino_loss import DINOHead
+from lafs_ray.methods.koleo import koleo_loss
 from lafs_ray.methods.lafs import Lafs, LafsNetwork, dequantize
 from lafs_ray.methods.optim import clip_each_, parameter_groups
 from lafs_ray.models.fvit import FViT, FViTSize
@@ -223,3 +224,37 @@ def test_lafs_network__batches_neighbors_of_one_token_count() -> None:
     for found, parts in zip((together, embeddings), zip(*apart, strict=True), strict=True):
         torch.testing.assert_close(found, torch.cat(parts), rtol=1e-5, atol=1e-6)
     assert {key.split(".")[0] for key in network.state_dict()} == {"backbone", "head"}
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
+def test_lafs__neighbors_learn_the_targets_of_one_another(on_gpu: bool, centering: str) -> None:
+    """The loss is that of a teacher which saw the partner's views: rows 0 and 1 are a pair, 4 and 5, 2 and 3 not."""
+    lafs = small_lafs(centering=centering)
+    batch = small_batch(6)
+    paired = torch.tensor([True, True, False, False, True, True])
+    views = [batch[name].transpose(0, 1).flatten(0, 1) for name in ("global_tokens", "local_tokens")]
+    scores, _ = lafs.trainable(views)
+    targets = lafs._targets(lafs.teacher(views[:1])[0], 0.05).view(2, 6, -1)[:, [1, 0, 2, 3, 5, 4]]
+    logs = torch.log_softmax(scores.view(5, 6, -1) / lafs.student_temp, dim=-1)
+    terms = [-(targets[g] * logs[v]).sum(-1).mean() for g in range(2) for v in range(5) if v != g]
+    expected = sum(terms) / len(terms)
+    form = gpu_form_everywhere if on_gpu else contextlib.nullcontext
+    with form():
+        found, metrics = lafs.loss(lafs.trainable, {**batch, "paired": paired}, VALUES)
+        alone, _ = lafs.loss(lafs.trainable, batch, VALUES)
+        single, _ = lafs.loss(lafs.trainable, {**batch, "paired": torch.zeros(6, dtype=torch.bool)}, VALUES)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(single, alone, rtol=0, atol=0)
+    assert abs(found - alone) > 1e-6
+    assert torch.equal(metrics["loss"], found.detach())
+
+
+def test_lafs__koleo_leaves_neighbors_together() -> None:
+    """KoLeo of a step passes over each row's partner."""
+    lafs = small_lafs(koleo=1.0)
+    batch = {**small_batch(6), "paired": torch.tensor([True, True, False, False, True, True])}
+    _, metrics = lafs.loss(lafs.trainable, batch, VALUES)
+    views = batch["global_tokens"].transpose(0, 1).flatten(0, 1)
+    expected = koleo_loss(lafs.trainable.embed([views]), num_views=2, partners=torch.tensor([1, 0, 2, 3, 5, 4]))
+    torch.testing.assert_close(metrics["koleo"], expected.detach(), rtol=1e-9, atol=0)

@@ -90,6 +90,15 @@ def test_tokens__without_local_views() -> None:
     assert found["global_tokens"].float().std() > 10
 
 
+def test_views__pass_pairs_on() -> None:
+    """A run with neighbors gets the column that says which rows are pairs; others none."""
+    settings, images = view_settings(source="grid"), smooth_images(4)
+    views = DeviceViews(settings, None, torch.device("cpu"))
+    batch, paired = packed(settings, images), torch.tensor([True, True, False, False])
+    assert "paired" not in views(batch)
+    assert torch.equal(views({**batch, "paired": paired})["paired"], paired)
+
+
 def test_landmarks__in_bfloat16() -> None:
     """The network is nearly the same: of an untrained one, whose landmarks move by 25 px, an eighth of that at most."""
     planes = torch.from_numpy(smooth_images(8)).permute(0, 3, 1, 2)

@@ -303,7 +303,7 @@ def test_marked_keys__of_both_jobs() -> None:
     ]
     losses = {"margin", "mixup", "regularizer", "augmentation"}
     assert {*marked_keys(FinetuneConfig, Tuning.DEFINES_LOSS)} == losses
-    losses = {"dino", "head", "views", "landmarks", "distillation"}
+    losses = {"dino", "head", "views", "landmarks", "distillation", "neighbors"}
     assert {*marked_keys(PretrainConfig, Tuning.DEFINES_LOSS)} == losses
     operational = {"run", "checkpoints", "log", "monitoring", "compute", "ingest", "online_eval"}
     operational |= {f"data.{name}" for name in ("path", "color_order", "max_bad_records")}

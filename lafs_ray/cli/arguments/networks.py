@@ -96,6 +96,25 @@ def embed(parser: ArgumentParser) -> None:
     add("--force", action="store_true", help="replace OUT")
 
 
+def mine_neighbors(parser: ArgumentParser) -> None:
+    """Add the arguments of mining neighbors."""
+    add = parser.add_argument
+    add("checkpoint", help=f"{_SOURCE}; best a file of lafs whiten")
+    add("faces", help="the set of the run, as data.path; of more than 200,000 faces, as many are compared")
+    add("out", help="the file of pairs (.safetensors), for neighbors.pairs")
+    add(
+        "--min-shared",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of the 30 nearest faces of either, those that both must have (default 8): more, fewer and surer pairs",
+    )
+    add_color_order(parser, "the images")
+    add("--max-bad-records", default="100", metavar="N", help="tolerated damaged faces: 100 (default), or a share: 1%%")
+    add("--device", default="cpu", help="where the network computes: cpu or cuda (default cpu)")
+    add("--force", action="store_true", help="replace OUT")
+
+
 def export(parser: ArgumentParser) -> None:
     """Add the arguments of an export."""
     add = parser.add_argument

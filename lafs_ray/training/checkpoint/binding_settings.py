@@ -14,8 +14,8 @@ _FREE_OF_SET = ("path", "landmarks")
 def binding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide what a run computes.
 
-    Paths of faces, of cached landmarks and of the storage do not: fingerprints are compared, of several sets in their
-    order.
+    Paths of faces, of cached landmarks, of neighbors and of the storage do not: fingerprints are compared, of several
+    sets in their order.
     """
     kept = {name: value for name, value in config.items() if name not in _FREE_SECTIONS}
     free = ("path", "max_bad_records", "cache")
@@ -31,6 +31,9 @@ def binding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["dino"] = {k: v for k, v in config["dino"].items() if (k, v) != ("koleo", 0.0)}
     if not is_distillation(config):
         kept.pop("distillation", None)
+    if (neighbors := kept.pop("neighbors", None) or {}).get("pairs") is not None:
+        # Where the file lies does not bind: its hash is compared.
+        kept["neighbors"] = {"share": neighbors["share"]}
     return kept
 
 

@@ -38,12 +38,14 @@ class Origin:
     Args:
         landmarks: hash of the landmark weights read; their file may change, a run may not.
         transformer: hash of the transformer's weights read.
+        neighbors: hash of the pairs read.
         length: of the run in steps, for readers of the folder without its faces.
         sets: of a run on several, likewise.
     """
 
     landmarks: str | None = None
     transformer: str | None = None
+    neighbors: str | None = None
     length: Mapping[str, int] | None = None
     sets: tuple[MixedSetSize, ...] = ()
 

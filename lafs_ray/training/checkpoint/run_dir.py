@@ -140,13 +140,14 @@ class RunDir:
             found.append(f"{what} of faces ({old['faces']} -> {new['faces']})")
         is_pretraining = "dino" in new["config"]
         transformer = "distillation.teacher" if is_distillation(new["config"]) else "start.student"
-        for part, key in (
-            ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks"),
-            ("transformer", transformer if is_pretraining else "start.transformer"),
+        for part, key, what in (
+            ("landmarks", "landmarks.weights" if is_pretraining else "start.landmarks", "weights"),
+            ("transformer", transformer if is_pretraining else "start.transformer", "weights"),
+            ("neighbors", "neighbors.pairs", "pairs"),
         ):
             if old.get(part) != new[part]:
                 hashes = f"{old.get(part)} -> {new[part]}"
-                found.append(f"{key}: the file holds other weights now ({hashes})")
+                found.append(f"{key}: the file holds other {what} now ({hashes})")
         changed = differences(binding_settings(old["config"]), binding_settings(new["config"]))
         allowed = [line for line in changed if line.startswith(_SCHEDULE)]
         found += [line for line in changed if not (self._extend and line in allowed)]

@@ -68,6 +68,18 @@ def test_claim__of_a_run_from_before_there_was_distillation(tmp_path: Path) -> N
     folder(tmp_path).claim(Origin())
 
 
+def test_claim__of_a_run_from_before_there_were_neighbors(tmp_path: Path) -> None:
+    """It continues, and not with pairs."""
+    folder(tmp_path).claim(Origin())
+    path = tmp_path / "debug" / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["neighbors"], content["neighbors"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"neighbors\.pairs: the file holds other pairs now \(None -> abc\)"):
+        folder(tmp_path, "neighbors.pairs=any").check(Origin(neighbors="abc"))
+    folder(tmp_path).claim(Origin())
+
+
 @pytest.mark.parametrize(("section", "key", "value"), [("views", "opposite_flips", True), ("dino", "koleo", 0.5)])
 def test_claim__of_a_run_from_before_there_was_a_setting(tmp_path: Path, section: str, key: str, value: object) -> None:
     """It continues, and not with it."""

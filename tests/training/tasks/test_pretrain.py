@@ -119,6 +119,24 @@ def test_koleo__refused_in_micro_batches_of_one_face(more: tuple[str, ...]) -> N
     pretrain(*more)
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (("neighbors.share=0.25",), r"neighbors\.share: 0\.25, but neighbors\.pairs is not set"),
+        (("neighbors.pairs=x", "neighbors.share=0"), r"neighbors\.share"),
+        (("neighbors.pairs=x", "batch_size=6", "accumulation=2"), r"6 over 1 x 2 is 3; change batch_size"),
+        (("neighbors.pairs=x", "batch_size=2", "dino.koleo=1"), r"at least 4, but batch_size=2 over 1 x 1 is 2"),
+        (("neighbors.pairs=x", "distillation.teacher=y"), r"neighbors\.pairs: \S+x, with distillation\.teacher="),
+        (("neighbors.pairs=x", "data.path=null", "data.mix=[{path: a, share: 1}]"), r"name that set by data\.path"),
+    ],
+)
+def test_neighbors__refused(settings: tuple[str, ...], found: str) -> None:
+    """A share of nothing, pairs that micro-batches would split, and what has no use for pairs."""
+    with pytest.raises(ConfigError, match=found):
+        pretrain(*settings)
+    pretrain("neighbors.pairs=x", "batch_size=2")
+
+
 def test_schedules__hand_computed_values() -> None:
     """At 15 steps an epoch, 4 epochs and a batch of 8: rates, decay, momentum, temperature."""
     config = pretrain(
