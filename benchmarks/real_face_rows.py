@@ -15,17 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.real_face_embeddings import Embed, centered, class_token, network, outputs, pixels, raw_pixels, whitened
-from benchmarks.real_face_runs import (
-    DISTILLED,
-    SAME_START,
-    SHALLOW,
-    Arm,
-    Plan,
-    add_landmarks,
-    finetune,
-    pretrain,
-    start_of,
-)
+from benchmarks.real_face_methods import DISTILLED, SAME_START, SHALLOW, Arm
+from benchmarks.real_face_runs import Plan, add_landmarks, finetune, pretrain, start_of
 from benchmarks.real_face_tables import Correct, Row, few_name
 from lafs_ray.data.eval_sets import open_pairs
 from lafs_ray.data.io import filesystem

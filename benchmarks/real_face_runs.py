@@ -11,6 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_face_methods import (
+    DISTILLED,
+    FINETUNED_SOURCE,
+    FOR_LONGER,
+    GRID_PAIRED,
+    LANDMARKS,
+    LONGER,
+    METHODS,
+    PAIRED,
+    SHALLOW,
+    TO_SHALLOW,
+    Arm,
+    Tree,
+)
 from lafs_ray.config.finetune import FinetuneConfig
 from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.loader import apply_overrides, read_yaml, resolve
@@ -22,49 +36,12 @@ from lafs_ray.training.checkpoint.inference import load_for_inference
 from lafs_ray.training.prepare import prepare_run
 from lafs_ray.training.runner import run_local
 
-Tree = dict[str, Any]
-
 ROOT = Path(__file__).parents[1]
 PRESET = ROOT / "configs" / "pretrain" / "lafs_small_data.yaml"
 DISTILLATION = ROOT / "configs" / "pretrain" / "distillation.yaml"
+NEIGHBORS = ROOT / "configs" / "pretrain" / "lafs_neighbors.yaml"
 # The landmark CNN. MediaPipe finds no points in three faces of a thousand; they get the mean.
 NUM_POINTS, MAX_MISSING, LANDMARK_DURATION = 49, 1000, "8 epochs"
-GRID: Tree = {"model.num_landmarks": 49, "model.patch_size": 16, "landmarks.source": "grid"}
-# Three times the steps of the preset.
-FOR_LONGER: Tree = {"duration": "4500 steps", "optim.warmup": "450 steps"}
-ON_GRID: Tree = {**GRID, "model.token_features": "pixels"}
-GRID_LONGER = "DINO-face for longer"
-METHODS: dict[str, Tree] = {
-    "LAFS": {},
-    "LAFS on pixels": {"model.token_features": "pixels", "model.patch_size": 16},
-    "DINO-face": ON_GRID,
-    GRID_LONGER: {**ON_GRID, **FOR_LONGER},
-    "DINO-face on orientations": GRID,
-}
-LANDMARKS, LONGER = "LAFS at landmarks", "LAFS at landmarks for longer"
-# From that network, untrained and whitened with neighbors, to the class token of one as large or of a wider one.
-DISTILLED, SHALLOW = "distilled at landmarks", "distilled at landmarks to shallow"
-# As long as the other distillation, where the CPU has bfloat16.
-TO_SHALLOW: Tree = {
-    "model.size": "shallow",
-    "duration": "640 steps",
-    "optim.warmup": "64 steps",
-    "compute.precision": "bfloat16",
-}
-SCRATCH, ALONE = "from scratch", "landmarks alone"
-# Methods that come with a landmark CNN, if they are asked for.
-AT_LANDMARKS = (LONGER, SHALLOW)
-# Untrained, these networks are those of other rows.
-SAME_START = (DISTILLED, SHALLOW, LONGER, GRID_LONGER)
-FINETUNED_SOURCE = {
-    LANDMARKS: "cnn",
-    LONGER: "cnn",
-    DISTILLED: "cnn",
-    SHALLOW: "cnn",
-    "DINO-face": "grid",
-    GRID_LONGER: "grid",
-    "DINO-face on orientations": "grid",
-}
 FINETUNE: Tree = {
     "batch_size": 32,
     "margin": {"scale": 16.0, "margin": 0.1},
@@ -97,73 +74,11 @@ class Plan:
     components: tuple[int, int]
     landmarks: str | None = None
     finetuning_steps: int = 200
+    precision: str = "float32"
 
     def run(self, name: str) -> Path:
         """Folder of a run."""
         return self.work / "runs" / name
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to train on few labels.
-
-    Args:
-        name: in the table.
-        method: of `METHODS`, whose network it is; None: the template's.
-        start: what it starts from: nothing, the landmark CNN alone, a pretraining run, a network whitened after
-            pretraining, or the same one untrained and whitened.
-        is_regularized: whether its landmarks are held near those of the CNN that it starts from.
-    """
-
-    name: str
-    method: str | None
-    start: str
-    is_regularized: bool = False
-
-    @property
-    def is_pretrained(self) -> bool:
-        """Whether faces without labels taught its transformer."""
-        return self.start in ("run", "whitened")
-
-    @property
-    def has_transformer(self) -> bool:
-        """Whether it starts from a transformer, trained or not."""
-        return self.start not in ("nothing", "landmarks")
-
-    @property
-    def is_whitened(self) -> bool:
-        """Whether it starts from a whitened network."""
-        return self.start.endswith("whitened")
-
-
-def arms_of(methods: list[str], *, has_landmarks: bool) -> list[Arm]:
-    """Return the arms of these methods, those without pretraining first."""
-    arms = [Arm(SCRATCH, None, "nothing")]
-    if has_landmarks:
-        arms.append(Arm(ALONE, LANDMARKS, "landmarks"))
-    arms += [Arm(method, method, "run") for method in methods]
-    if has_landmarks:
-        arms.append(Arm(f"{LANDMARKS} + regularizer", LANDMARKS, "run", is_regularized=True))
-        arms.append(Arm(f"{ALONE}, whitened", LANDMARKS, "untrained, whitened"))
-        arms.append(Arm(f"{LANDMARKS}, whitened", LANDMARKS, "whitened"))
-    return arms
-
-
-def chosen_arms(methods: list[str], names: list[str] | None, *, has_landmarks: bool) -> list[Arm]:
-    """Return the arms of these names; None: all.
-
-    Raises:
-        SystemExit: there is no arm of a name.
-    """
-    arms = arms_of(methods, has_landmarks=has_landmarks)
-    if unknown := {*(names or ())} - {arm.name for arm in arms}:
-        raise SystemExit(f"--arms: no {sorted(unknown)}; there are {[arm.name for arm in arms]}")
-    return [arm for arm in arms if names is None or arm.name in names]
-
-
-def beside(arm: Arm) -> list[str]:
-    """Return the names of the arms without pretraining that a pretrained one has to beat."""
-    return [SCRATCH, ALONE, f"{ALONE}, whitened"] if arm.is_whitened else [SCRATCH, ALONE]
 
 
 def landmark_run(plan: Plan, mediapipe: str) -> str:
@@ -194,7 +109,7 @@ def add_landmarks(plan: Plan) -> None:
     source: Tree = {"landmarks.source": "cached", "landmarks.weights": run, "landmarks.cache": cache}
     METHODS[LANDMARKS] = {**{f"model.{key}": model[key] for key in keys}, **source}
     METHODS[LONGER] = {**METHODS[LANDMARKS], **FOR_LONGER}
-    METHODS[DISTILLED] = METHODS[LANDMARKS]
+    METHODS[PAIRED] = METHODS[DISTILLED] = METHODS[LANDMARKS]
     METHODS[SHALLOW] = {**METHODS[LANDMARKS], **TO_SHALLOW}
 
 
@@ -218,18 +133,38 @@ def train(plan: Plan, name: str, config: PretrainConfig | FinetuneConfig | Landm
 def pretrain(plan: Plan, method: str, seed: int) -> str:
     """Pretrain without labels; return the run's folder."""
     name = f"{method.replace(' ', '_')}-{seed}"
-    settings = {**METHODS[method], "run.name": name, "run.storage": str(plan.work / "runs"), "run.seed": seed}
+    settings = {
+        "compute.precision": plan.precision,
+        **METHODS[method],
+        "run.name": name,
+        "run.storage": str(plan.work / "runs"),
+        "run.seed": seed,
+    }
     settings |= {"data.path": plan.faces, "checkpoints.keep": 1}
     preset = PRESET
     if method in (DISTILLED, SHALLOW):
         preset = DISTILLATION
         start = pretrain(plan, LANDMARKS, seed)
         settings["distillation.teacher"] = whitened_file(plan, start, "all", neighbors=True, trained=False)
+    if method in (PAIRED, GRID_PAIRED):
+        preset = NEIGHBORS
+        settings["neighbors.pairs"] = neighbors_file(plan, pretrain(plan, LANDMARKS, seed))
     if plan.steps is not None:
         settings |= {"duration": f"{plan.steps} steps", "optim.warmup": f"{plan.steps // 10} steps"}
     config = resolve(PretrainConfig, apply_overrides(read_yaml(str(preset)), settings), name)
     print(f"{name}: {train(plan, name, config):.0f} s of training", flush=True)
     return str(plan.run(name))
+
+
+def neighbors_file(plan: Plan, start: str) -> str:
+    """Mine neighbors by a run's network, untrained and whitened; return the file, which is kept in WORK."""
+    file = plan.work / "neighbors" / f"{Path(start).name}.safetensors"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        network = whitened_file(plan, start, "all", neighbors=True, trained=False)
+        command = [sys.executable, "jobs/mine_neighbors.py", network, plan.faces, str(file)]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return str(file)
 
 
 def start_of(plan: Plan, arm: Arm, seed: int) -> str | None:

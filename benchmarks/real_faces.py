@@ -4,13 +4,14 @@
     python -m benchmarks.real_faces WORK --faces SETS --labeled SET --pairs FOLDER --view2     View 2
 
 Settings are chosen on View 1 (lfw_dev_train.bin and lfw_dev_test.bin in FOLDER); View 2 (lfw.bin) is for the end.
-Networks are trained by lafs_small_data.yaml and distillation.yaml of configs/pretrain on SETS, whose labels are not
-read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs train-landmarks`,
-there is also LAFS at its landmarks in place of the template's; with --mediapipe .venv-mediapipe/bin/python (`make
-mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few labels are those of SET. A run has
-one thread; --processes seeds of pretraining, or finetuning runs, are made at a time; runs and results are kept in WORK,
-so an interrupted call continues. Accuracy is that of ten folds, over both files of View 1 in proportion to their pairs.
-Seeds are averaged; differences are over the same pairs, with the standard error of a paired bootstrap.
+Networks are trained by lafs_small_data.yaml, lafs_neighbors.yaml and distillation.yaml of configs/pretrain on SETS,
+whose labels are not read, and whitenings are fitted on the same faces. With --landmarks RUN, a landmark CNN of `lafs
+train-landmarks`, there is also LAFS at its landmarks in place of the template's; with --mediapipe
+.venv-mediapipe/bin/python (`make mediapipe-environment`) that CNN is made first, from MediaPipe's points of SETS. Few
+labels are those of SET. A run has one thread; --processes seeds of pretraining, or finetuning runs, are made at a
+time; runs and results are kept in WORK, so an interrupted call continues. Accuracy is that of ten folds, over both
+files of View 1 in proportion to their pairs. Seeds are averaged; differences are over the same pairs, with the
+standard error of a paired bootstrap.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.process_pool import process_pool, results
+from benchmarks.real_face_methods import AT_LANDMARKS, DISTILLED, LANDMARKS, METHODS, Arm, beside, chosen_arms
 from benchmarks.real_face_rows import (
     BASELINE,
     READOUTS,
@@ -36,20 +38,7 @@ from benchmarks.real_face_rows import (
     make_starts,
     prepare,
 )
-from benchmarks.real_face_runs import (
-    ALL,
-    AT_LANDMARKS,
-    COMPONENTS,
-    DISTILLED,
-    LANDMARKS,
-    METHODS,
-    NEIGHBOR_COMPONENTS,
-    Arm,
-    Plan,
-    beside,
-    chosen_arms,
-    landmark_run,
-)
+from benchmarks.real_face_runs import ALL, COMPONENTS, NEIGHBOR_COMPONENTS, Plan, landmark_run
 from benchmarks.real_face_tables import Row, difference_table, few_name, few_table, frozen_table, time_table
 from benchmarks.views import cpu_name
 from lafs_ray.cli.main import run
@@ -104,6 +93,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="of few labels, as the table names them (all)")
     parser.add_argument("--steps", type=int, help="of pretraining; default: the preset's")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16"], default="float32", help="of pretraining (float32)"
+    )
     parser.add_argument("--finetuning-steps", type=int, default=200, help="on few labels (200); on all ten times these")
     parser.add_argument("--processes", type=int, default=1, help="at a time: of seeds, and of finetuning runs (1)")
     parser.add_argument(
@@ -144,6 +136,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         tuple(options.components),
         landmarks,
         options.finetuning_steps,
+        options.precision,
     )
     # Missing files are refused before hours of work.
     for path in (plan.faces, plan.labeled):

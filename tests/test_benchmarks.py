@@ -160,6 +160,7 @@ def landmark_run(folder: Path, faces: Path) -> str:
         (("--mediapipe", "missing"), "--mediapipe: missing is no program"),
         (("--methods", "distilled at landmarks to shallow"), "needs --landmarks or --mediapipe"),
         (("--methods", "LAFS at landmarks for longer"), "needs --landmarks or --mediapipe"),
+        (("--methods", "DINO-face with neighbors"), "needs --landmarks or --mediapipe"),
         (("--arms", "any"), r"--arms: no \['any'\]; there are \['from scratch'"),
         (("--shots", "few"), "--shots: few is neither a number nor `all`"),
         (("--processes", "0"), "at least 1"),
@@ -194,6 +195,7 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
     train = str(faces / "train.rec")
     command = ("real_faces", str(work), "--faces", train, "--labeled", train, "--pairs", str(faces), *numbers)
     wider, longer = "distilled at landmarks to shallow", ("LAFS at landmarks for longer", "DINO-face for longer")
+    longer += ("LAFS with neighbors", "DINO-face with neighbors")
     command += ("--methods", wider, "DINO-face", *longer, "--landmarks", landmarks, "--processes", "2")
     kinds = ("class", "class, whitened", "all, whitened", "all, neighbors")
     command += ("--readouts", *kinds)

@@ -15,7 +15,7 @@ from lafs_ray.data.neighbor_pairs import write_neighbors
 from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip
-from lafs_ray.evaluation.mined_pairs import NUM_NEIGHBORS, mine_set
+from lafs_ray.evaluation.mined_pairs import MAX_FACES, NUM_NEIGHBORS, mine_set
 from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import describe_network
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
@@ -40,11 +40,12 @@ def mine_job(options: Namespace) -> None:
     max_bad = parse_max_bad("--max-bad-records", options.max_bad_records)
     device = inference_device(options.device)
     # As a run opens it: faces are named by their numbers.
-    faces = open_faces(filesystem.absolute(options.faces), options.color_order)
+    faces = open_faces(filesystem.absolute(options.faces))
     source = RecordImages(options.faces, faces)
     weights = load_for_inference(options.checkpoint)
     embed = with_flip(partial(apply_network, weights.embedder().to(device), device=device))
-    decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=max_bad.of(source.num_images))
+    most = max_bad.of(min(source.num_images, MAX_FACES))
+    decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=most)
     pairs, compared = mine_set(source, embed, decoding, options.min_shared)
     details = {
         **describe_network(weights),
@@ -53,4 +54,5 @@ def mine_job(options: Namespace) -> None:
     }
     write_neighbors(options.out, pairs, faces.fingerprint, faces.num_images, details)
     count = len(pairs.others) // 2
-    show(f"{options.out}: {count:,} pairs of {len(pairs.faces):,} faces, among {compared:,}")
+    of_set = f" of {faces.num_images:,}" if compared < faces.num_images else ""
+    show(f"{options.out}: {count:,} pairs of {len(pairs.faces):,} faces, among {compared:,}{of_set}")

@@ -75,6 +75,9 @@ def describe(inputs: RunInputs) -> None:
             show(f"note: {note}")
     for line in inputs.init_weights.report:
         show(line)
+    if inputs.sampler.neighbors is not None:
+        drawn = inputs.sampler.neighbors.share * length.total_steps * config.batch_size
+        show(inputs.sampler.neighbors.describe(inputs.faces.num_images, drawn))
 
 
 def dry_run(inputs: RunInputs) -> None:

@@ -88,10 +88,11 @@ class Distillation(Section):
 
 
 class Neighbors(Section):
-    """Other photographs of a person as the second view, where an unlabeled set has them."""
+    """Other photographs of a person as positives, where an unlabeled set has them."""
 
     pairs: AbsolutePath | None = None
     """A file of lafs mine-neighbors, of the set of this run: pairs of faces that probably show one person, each of
-    which learns the teacher's targets of the other. null: both views are of one photograph (the paper)."""
+    which learns the teacher's targets of the other. null: those of its own other view (the paper)."""
     share: Annotated[Real, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of the faces of a batch that come in such pairs, drawn from the file; others come in the set's order."""
+    """Share of the faces of a batch, on average, that come in such pairs, drawn from the file and read one by one.
+    Faces whose places they take are left out of that epoch; at 1 only faces of the file are seen."""

@@ -25,6 +25,7 @@ from lafs_ray.errors import DataError
 
 FORMAT, VERSION = "lafs_ray neighbors", 1
 _COMMAND = "lafs mine-neighbors NETWORK FACES OUT"
+_MAX_HEADER = 1 << 20
 _NAMES = ("faces", "starts", "others")
 
 
@@ -108,18 +109,19 @@ def read_neighbors(uri: str, fingerprint: str, images: int) -> NeighborPairs:
     Raises:
         DataError: the file is missing, damaged or of another kind, or of another set.
     """
-    with reading.open_input(uri) as file:
-        data = bytes(file.read_at(file.size(), 0))
     try:
-        pairs = NeighborPairs(**load(data))
-        begin = 8 + int.from_bytes(data[:8], "little")
-        stamp = json.loads(json.loads(data[8:begin])["__metadata__"]["lafs_ray"])
-        known = (stamp["format"], stamp["version"]) == (FORMAT, VERSION)
-        of_set = stamp["set"], stamp["images"]
+        with reading.open_input(uri) as file:
+            # Not all of a file of any kind and size.
+            begin = 8 + int.from_bytes(file.read_at(8, 0), "little")
+            if not 8 < begin <= min(_MAX_HEADER, file.size()):
+                raise ValueError("no header of this size")
+            stamp = json.loads(json.loads(bytes(file.read_at(begin - 8, 8)))["__metadata__"]["lafs_ray"])
+            if (stamp["format"], stamp["version"]) != (FORMAT, VERSION):
+                raise ValueError("another format or version")
+            of_set = stamp["set"], stamp["images"]
+            pairs = NeighborPairs(**load(bytes(file.read_at(file.size(), 0))))
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unreadable(uri, f"no file of neighbors ({type(error).__name__})") from None
-    if not known:
-        raise _unreadable(uri, "another format or version")
     if of_set != (fingerprint, images):
         raise DataError(
             uri,

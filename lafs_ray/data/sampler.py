@@ -12,7 +12,7 @@ Of several sets that are mixed (`Mix`), an epoch is as many places as all of the
 epochs are one sequence; which image comes at each is in `lafs_ray.data.mix_order`.
 
 With `Neighbors` a share of the rows, two by two, take pairs of neighboring faces instead: rows 2k and 2k + 1 of the
-global batch, which are in one micro-batch of one rank.
+global batch, which are in one micro-batch of one rank. They are read one by one, whatever `chunk_records` is.
 """
 
 from __future__ import annotations
@@ -78,6 +78,19 @@ class Neighbors:
     pairs: NeighborPairs
     share: float
 
+    def describe(self, images: int, drawn: float) -> str:
+        """Return in a line what a run takes pairs of.
+
+        Args:
+            images: in the set.
+            drawn: faces that come in pairs in the whole run.
+        """
+        faces, count = len(self.pairs.faces), len(self.pairs.others) // 2
+        return (
+            f"neighbors: {count:,} pairs of {faces:,} of {images:,} faces, {self.share:.4g} of each batch on average, "
+            f"each face about {drawn / faces:.3g} times in the run; {images - faces:,} have no neighbor"
+        )
+
 
 @dataclass(frozen=True)
 class EpochSampler:
@@ -110,7 +123,8 @@ class EpochSampler:
         """Optimizer steps in an epoch.
 
         The last num_records mod global_batch records of the epoch's sequence are left out: others in every epoch. In a
-        mix none are, as the next epoch continues the passes through its sets.
+        mix none are, as the next epoch continues the passes through its sets. Faces whose rows pairs of neighbors take
+        are left out, too.
         """
         return self.num_records // self.global_batch
 
@@ -162,7 +176,8 @@ class EpochSampler:
         """Return the record indices of a block, and the number of each record's pass, int64 [steps, rows] each.
 
         The pass is the epoch, or in a mix that of the record's own set, which may be passed through several times in an
-        epoch. Of a pair of neighbors it is the step, so that a face that is drawn again in an epoch has other views.
+        epoch. Of a pair of neighbors it is the number of the row in the run, so that a face that is drawn again, be it
+        in the same step, has other views.
         """
         # The whole block is shuffled, whatever part of it is needed.
         first_step, first_row = block.step_block * BLOCK_STEPS, block.row_block * BLOCK_ROWS
@@ -177,7 +192,8 @@ class EpochSampler:
             drawn = self.neighbors.pairs.draw(np.random.default_rng(entropy), int(places.sum()) // 2)
             records[places] = drawn.ravel()
             step = block.epoch * self.steps_per_epoch + first_step + np.arange(num_steps)
-            passes = np.where(places, step[:, None], passes)
+            row = step[:, None] * self.global_batch + first_row + np.arange(num_rows)
+            passes = np.where(places, row, passes)
         needed = self._needed(block)
         return records[needed], passes[needed]
 

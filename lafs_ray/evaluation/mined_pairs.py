@@ -9,6 +9,8 @@ Shape letters: N faces, K components, P pairs.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,12 @@ from torch import Tensor
 
 from lafs_ray.data.eval_sets import ImageSource
 from lafs_ray.data.neighbor_pairs import NeighborPairs
+from lafs_ray.data.progress import ProgressLog
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.embedding_file import CHUNK, Decoding, Embed, Outcome, embed_sound
 from lafs_ray.models.readout import Whitening
+
+logger = logging.getLogger(__name__)
 
 MAX_FACES = 200_000
 """Faces of a set that are compared, all with all: minutes on two cores. Of a larger set they are spread over it."""
@@ -33,7 +38,7 @@ Indices = NDArray[np.int64]
 
 
 def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS) -> NDArray[np.int32]:
-    """Return each face's nearest others by cosine, int32 [N, count].
+    """Return each face's nearest others by cosine, int32 [N, count]; logs its progress.
 
     Args:
         vectors: float32 [N, K], N > `count`.
@@ -41,11 +46,13 @@ def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS) -> NDArray[np.int32]:
     """
     directions = F.normalize(vectors, dim=1)
     found = np.empty((len(vectors), count), dtype=np.int32)
+    progress = ProgressLog(logger, "faces compared", len(vectors))
     for start in range(0, len(vectors), _ROWS):
         cosines = directions[start : start + _ROWS] @ directions.T
         rows = torch.arange(len(cosines))
         cosines[rows, start + rows] = -2  # not its own neighbor
         found[start : start + _ROWS] = cosines.topk(count).indices.numpy()
+        progress.add(len(cosines))
     return found
 
 
@@ -97,7 +104,9 @@ def mine_set(
         numbers.append(rows)
         vectors.append(torch.from_numpy(embedded))
     faces = np.concatenate(numbers)
-    first, second = mine_pairs(torch.cat(vectors), min_shared) if vectors else (faces, faces)
+    joined = torch.cat(vectors or [torch.empty(0, 1)])
+    vectors.clear()  # half of the memory
+    first, second = mine_pairs(joined, min_shared)
     if not len(first):
         raise DataError(
             source.path,

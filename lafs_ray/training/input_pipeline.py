@@ -9,7 +9,8 @@
 Debug mode calls them one after the other in one process (`local_stream`); Ray Data calls the first two in read tasks,
 `decode` and `transform` in actors, and `collate` in the training worker (`lafs_ray.engine.ray_ingest`). What becomes of
 a record depends on (seed, epoch, shard, key) alone, so both give the same batches, bit for bit. Its epoch is the pass
-through its set: of several sets that are mixed, small ones are passed through more often than large ones.
+through its set: of several sets that are mixed, small ones are passed through more often than large ones; of a pair of
+neighbors it is the number of the row in the run.
 """
 
 from __future__ import annotations

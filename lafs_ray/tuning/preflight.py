@@ -21,6 +21,7 @@ from lafs_ray.tuning.validation import edge_settings, find_errors, known_setting
 _INPUTS = (
     *("data.", "start.", "model.", "regularizer.strength"),
     *("landmarks.weights", "landmarks.source", "landmarks.cache", "landmarks.template"),
+    *("distillation.teacher", "neighbors.pairs"),
 )
 # Different inputs that are opened, at most.
 _MAX_OPENED = 20

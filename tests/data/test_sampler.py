@@ -156,14 +156,18 @@ def test_neighbors__do_not_depend_on_ranks_or_on_where_a_run_continues(world: in
     assert not np.array_equal(whole[:4], all_paired(with_neighbors(0.5, seed=2), 17, 21))
 
 
-def test_neighbors__have_the_step_as_their_pass() -> None:
-    """A face that is drawn again in an epoch has other views; single faces keep the epoch."""
+def test_neighbors__have_a_pass_of_their_own() -> None:
+    """A face that is drawn again, also in one step, has other views; single faces keep the epoch."""
     sampler = with_neighbors(0.5)
+    seen = []
     for blocks in sampler.blocks(20, 34):
         for block in blocks:
-            passes, paired = sampler.sample(block)[1], sampler.paired(block)
-            steps = np.arange(*block.steps)[:, None] + np.zeros_like(passes)
-            assert np.array_equal(passes, np.where(paired, steps, 1))
+            (records, passes), paired = sampler.sample(block), sampler.paired(block)
+            rows = np.arange(*block.steps)[:, None] * 84 + np.arange(*block.rows)
+            assert np.array_equal(passes, np.where(paired, rows, 1))
+            seen += list(zip(records.ravel().tolist(), passes.ravel().tolist(), strict=True))
+    assert len(seen) == len(set(seen)) == 14 * 84
+    assert len({record for record, _ in seen}) < 0.9 * len(seen)
 
 
 def test_neighbors__of_a_batch_with_an_odd_row() -> None:

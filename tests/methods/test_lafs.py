@@ -66,11 +66,13 @@ def step(lafs: Lafs, optimizer: torch.optim.Optimizer, batches: list[dict[str, T
 
 
 def test_lafs__accumulation_equals_a_larger_batch() -> None:
-    """Two micro-batches of 2 move student, teacher and center as one batch of 4 does."""
+    """Two micro-batches of 2 move student, teacher and center as one batch of 4 does, with and without neighbors."""
     whole, parts = small_lafs(), small_lafs()
     optimizers = [optimizer_of(whole), optimizer_of(parts)]
     for seed in range(3):
         batch = small_batch(4, seed)
+        if seed:
+            batch["paired"] = torch.tensor([False, False, True, True])
         halves = [{k: v[rows] for k, v in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
         losses = step(whole, optimizers[0], [batch]), step(parts, optimizers[1], halves)
         assert losses[0] == pytest.approx(losses[1], rel=1e-10)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lafs_ray.cli.train import dry_run
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.neighbor_pairs import NeighborPairs, write_neighbors
 from lafs_ray.data.sampler import EpochSampler, Neighbors
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.input_pipeline import Columns, Preprocessor, StepBatch, local_stream
-from lafs_ray.training.prepare import prepare_run
+from lafs_ray.training.prepare import check_run, prepare_run
 from tests.training.faces import NO_IMAGE, run, tiny, write_face_set
 
 FIRST = np.concatenate([np.arange(40), np.arange(60, 100)])
@@ -44,7 +45,7 @@ def test_batches__say_which_rows_are_pairs(face_set_path: str) -> None:
         keys, paired = batch.columns["key"], batch.columns["paired"]
         assert paired.dtype == np.bool_
         assert (abs(np.diff(keys[paired].reshape(-1, 2), axis=1)) == 60).all()
-        assert (batch.columns["epoch"][paired] == batch.step).all()
+        assert (batch.columns["epoch"][paired] == (batch.step * 8 + np.arange(8))[paired]).all()
         assert (batch.columns["epoch"][~paired] == batch.epoch).all()
         singles += keys[~paired].tolist() if batch.epoch == 0 else []
     assert len(singles) == len(set(singles))
@@ -78,6 +79,18 @@ def test_run__with_neighbors_continues_bit_by_bit(tmp_path: Path, face_set_path:
     assert parts.exact == whole.exact
     alone = run(tiny(tmp_path / "alone", face_set_path, "dino.koleo=1", *often))
     assert alone.exact != whole.exact
+
+
+def test_dry_run__says_what_pairs_there_are(
+    tmp_path: Path, face_set_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many, of how many faces, and how often each is drawn: 4 steps of 8 faces, all in pairs, of 80."""
+    pairs = write_pairs(tmp_path / "pairs.safetensors", face_set_path)
+    dry_run(check_run(tiny(tmp_path, face_set_path, f"neighbors.pairs={pairs}", "neighbors.share=1")))
+    assert (
+        "neighbors: 40 pairs of 80 of 120 faces, 1 of each batch on average, each face about 0.4 times in the run; "
+        "40 have no neighbor"
+    ) in capsys.readouterr().out
 
 
 def test_run__continues_with_its_own_pairs_only(tmp_path: Path, face_set_path: str) -> None:

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lafs_ray.config.loader import resolve
 from lafs_ray.data.face_set import open_faces
+from lafs_ray.data.neighbor_pairs import NeighborPairs, write_neighbors
 from lafs_ray.data.verification_pairs import write_pairs
 from lafs_ray.errors import ConfigError
 from lafs_ray.training.checkpoint.run_description import write_description
+from lafs_ray.tuning.config import SweepConfig
 from lafs_ray.tuning.preflight import check_sweep
-from tests.training.faces import face_jpegs, write_face_set
-from tests.tuning.sweeps import pair_file, sweep
+from lafs_ray.tuning.trial_config import read_sweep
+from tests.training.faces import PRETRAIN, ROOT, face_jpegs, write_face_set
+from tests.tuning.sweeps import PRETRAIN_SETTINGS, pair_file, sweep, tree
 
 
 def refused(folder: Path, data: Path | str, **changes: Any) -> str:
@@ -40,6 +44,24 @@ def test_check_sweep__files_that_are_missing(tmp_path: Path) -> None:
     assert "none.bin" in message
     assert "nowhere.rec" in message
     assert not (tmp_path / "sweeps").exists()
+
+
+def test_check_sweep__pairs_of_neighbors_that_are_missing(tmp_path: Path, face_set_path: str) -> None:
+    """A file that only some trials of a pretraining sweep read is opened before the first."""
+    pairs, faces = tmp_path / "pairs.safetensors", open_faces(face_set_path)
+    table = NeighborPairs.from_pairs(np.array([0, 1]), np.array([1, 0]))
+    write_neighbors(str(pairs), table, faces.fingerprint, faces.num_images, {})
+    changes: dict[str, Any] = {"task": "pretrain", "base": str(ROOT / PRETRAIN)}
+    settings = {**PRETRAIN_SETTINGS, "data.path": face_set_path}
+    for names, is_refused in (([str(pairs)], False), ([str(pairs), str(tmp_path / "none.safetensors")], True)):
+        plan = tree(tmp_path, face_set_path, **changes) | {"settings": settings}
+        plan["space"] = {"neighbors.pairs": {"choice": names}}
+        read = read_sweep(resolve(SweepConfig, plan, "sweep"))
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"none\.safetensors"):
+                check_sweep(read)
+        else:
+            check_sweep(read)
 
 
 def test_check_sweep__a_metric_that_pairs_do_not_define(tmp_path: Path, face_set_path: str) -> None:
