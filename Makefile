@@ -69,13 +69,21 @@ $(MEDIAPIPE_VENV)/.ready: Makefile
 	$(MEDIAPIPE_VENV)/bin/python -c "import mediapipe, lafs_ray.data.mediapipe_landmarks" 2> /dev/null
 	touch $@
 
-# A fresh laptop: generated faces → landmark CNN → LAFS over Ray → what came of it, in demo/report.html.
-# No identity label is trained on (the page's 1-NN accuracy reads them); the pairs show other identities.
-demo: environment  ## generated faces → landmark CNN → LAFS on two Ray workers → demo/report.html
+# A fresh laptop: generated faces → landmark CNN → neighbors by an untrained network → LAFS over Ray → what came of it,
+# in demo/report.html. No identity label is trained on (the page's 1-NN accuracy reads them); the pairs show other
+# identities.
+demo: environment  ## generated faces → landmark CNN → neighbors → LAFS on two Ray workers → demo/report.html
 	$(BIN)/python jobs/make_faces.py demo/faces --identities 100 --images 20 --workers 2 --pairs 600 --landmarks 25
 	$(BIN)/python jobs/cache_landmarks.py --from demo/faces/landmarks-25.parquet demo/faces/train.rec --out demo/landmarks
 	$(BIN)/python jobs/train_landmarks.py configs/landmarks/demo.yaml
-	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml
+	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml run.name=untrained "duration=2 steps" \
+		"optim.warmup=1 steps" compute.workers=0
+	$(BIN)/python jobs/whiten.py demo/runs/untrained demo/faces/train.rec demo/whitened.safetensors --neighbors \
+		--components 60 --force
+	$(BIN)/python jobs/mine_neighbors.py demo/whitened.safetensors demo/faces/train.rec demo/neighbors.safetensors \
+		--min-shared 16 --force
+	$(BIN)/python jobs/pretrain.py configs/pretrain/demo.yaml neighbors.pairs=demo/neighbors.safetensors \
+		neighbors.share=1
 	$(BIN)/python jobs/report.py demo/runs/lafs --pairs demo/faces/pairs.bin --whiten demo/faces/train.rec \
 		--neighbors --components 60 --out demo/report.html --force
 
