@@ -33,12 +33,14 @@ MIN_SHARED = 16
 # Share of a sphere in the covariance of pairs: some thousand faces have pairs, and few of their directions are certain.
 SHRINKAGE = 0.1
 _ROWS, _EDGES = 512, 20_000
+# Fewer faces are compared within seconds.
+_LOGGED = 20_000
 
 Indices = NDArray[np.int64]
 
 
 def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS) -> NDArray[np.int32]:
-    """Return each face's nearest others by cosine, int32 [N, count]; logs its progress.
+    """Return each face's nearest others by cosine, int32 [N, count]; logs its progress where that takes long.
 
     Args:
         vectors: float32 [N, K], N > `count`.
@@ -47,12 +49,14 @@ def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS) -> NDArray[np.int32]:
     directions = F.normalize(vectors, dim=1)
     found = np.empty((len(vectors), count), dtype=np.int32)
     progress = ProgressLog(logger, "faces compared", len(vectors))
+    is_long = len(vectors) >= _LOGGED
     for start in range(0, len(vectors), _ROWS):
         cosines = directions[start : start + _ROWS] @ directions.T
         rows = torch.arange(len(cosines))
         cosines[rows, start + rows] = -2  # not its own neighbor
         found[start : start + _ROWS] = cosines.topk(count).indices.numpy()
-        progress.add(len(cosines))
+        if is_long:
+            progress.add(len(cosines))
     return found
 
 
