@@ -20,6 +20,7 @@ from torch import Tensor
 from lafs_ray.data.eval_sets import ImageSource
 from lafs_ray.data.neighbor_pairs import NeighborPairs
 from lafs_ray.data.progress import ProgressLog
+from lafs_ray.data.shard import spread
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.embedding_file import CHUNK, Decoding, Embed, Outcome, embed_sound
 from lafs_ray.models.readout import Whitening
@@ -102,7 +103,7 @@ def mine_set(
         DataError: there is no pair, or more faces are damaged than allowed.
     """
     chunks = -(-source.num_images // CHUNK)
-    starts = np.unique(np.linspace(0, chunks - 1, min(chunks, MAX_FACES // CHUNK)).astype(int)) * CHUNK
+    starts = spread(chunks, MAX_FACES // CHUNK) * CHUNK
     numbers, vectors = [np.empty(0, np.int64)], []
     for rows, _, embedded in embed_sound(source, starts.tolist(), embed, decoding, Outcome()):
         numbers.append(rows)

@@ -20,6 +20,7 @@ from torch import Tensor
 from lafs_ray.config.train import Readout
 from lafs_ray.data.eval_sets import EvalFaces, color_order_of, open_images
 from lafs_ray.data.images import ColorOrder
+from lafs_ray.data.shard import spread
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation.embed import chunks, embed_chunk
 from lafs_ray.evaluation.mined_pairs import discriminate
@@ -79,7 +80,7 @@ def sample_faces(path: str, dim: int, color_order: ColorOrder = "rgb", *, most: 
     faces = EvalFaces(source, color_order_of(source, color_order))
     most = min(most, _MAX_BYTES // (2 * 4 * dim))
     chunks = -(-faces.num_images // _CHUNK)
-    taken = np.unique(np.linspace(0, chunks - 1, min(chunks, max(most // _CHUNK, 1))).astype(int))
+    taken = spread(chunks, max(most // _CHUNK, 1))
     return FaceSample(path, faces, tuple((taken * _CHUNK).tolist()))
 
 

@@ -248,11 +248,11 @@ def ssl_diagnostics(
 
     Returns:
         Scalars on the scores' device, without a gradient:
-        `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (one kind of collapse), 0 is one-
-        hot. `kl`: nats, KL divergence of the student's other view from the teacher's; the reducible part of the loss,
-        where both are of one photograph. `center_norm`. `used_prototypes`: number of prototypes that are some row's
-        argmax, divided by the maximum min(2·B, K). `embedding_std`: √D times the standard deviation over rows of the
-        normalized embeddings, averaged over dimensions; near 1 when they spread evenly, 0 when all are equal.
+        `teacher_entropy`, `student_entropy`: mean over rows, nats; log K is uniform (one kind of collapse), 0 is
+        one-hot. `kl`: nats, KL divergence of the student's other view from the teacher's; the reducible part of the
+        loss, where both are of one photograph. `center_norm`. `used_prototypes`: number of prototypes that are some
+        row's argmax, divided by the maximum min(2·B, K). `embedding_std`: √D times the standard deviation over rows of
+        the normalized embeddings, averaged over dimensions; near 1 when they spread evenly, 0 when all are equal.
     """
     rows, num_prototypes = targets.shape
     predicted = F.log_softmax(_widen(student[:rows]) / student_temp, dim=-1)

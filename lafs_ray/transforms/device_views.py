@@ -63,11 +63,11 @@ class DeviceViews:
         faces = self.layout.unpack(batch[PACKED])
         on_images = self._landmarks_on_images(faces)
         first = self.settings.num_global
-        return {
+        tokens = {
             "global_tokens": self._tokens(faces, slice(0, first), on_images, is_local=False),
             "local_tokens": self._tokens(faces, slice(first, None), on_images, is_local=True),
-            **{name: column for name, column in batch.items() if name == "paired"},
         }
+        return {**tokens, "paired": batch["paired"]} if "paired" in batch else tokens
 
     def _tokens(self, faces: FaceTensors, views: slice, on_images: Tensor | None, *, is_local: bool) -> Tensor:
         settings = self.settings

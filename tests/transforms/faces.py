@@ -21,7 +21,7 @@ from lafs_ray.training.tasks import pretrain
 from lafs_ray.transforms import augment_float
 from lafs_ray.transforms.packed_faces import color_coefficients, half_kernels
 from lafs_ray.transforms.params import CONTRAST, HUE, SATURATION, ViewParams, ViewSettings
-from lafs_ray.transforms.views import mirror_x
+from lafs_ray.transforms.views import MultiViewTransform, mirror_x
 
 # Steps of 8 bits by which OpenCV's bilinear samples may be off besides rounding: version 4 moves a sample by 1/64 px at
 # most in x and in y, and `smooth_images` change by 96 a pixel at most.
@@ -99,3 +99,11 @@ def changed_appearance(views: Tensor, params: ViewParams) -> Tensor:
     colors, kernels = color_coefficients(params), half_kernels(params.blur_sigma_px, 7)
     given = (torch.from_numpy(each).flatten(0, 1) for each in (colors, kernels, params.solarizes))
     return augment_float.change_appearance(views, *given)
+
+
+def transform_of(settings: ViewSettings, **arguments: object) -> MultiViewTransform:
+    """The transform of any source, with seed 0 and a lively landmark CNN, or a template's."""
+    cnn: nn.Module | None = None if settings.source in ("cached", "grid") else lively_cnn()
+    if settings.source == "template":
+        cnn = grid_landmarks(settings.num_landmarks)
+    return MultiViewTransform(settings, cnn, 0, **arguments)  # type: ignore[arg-type]

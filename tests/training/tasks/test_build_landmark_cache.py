@@ -79,7 +79,7 @@ def test_cached__is_per_image_up_to_float16(
         np.testing.assert_array_equal(mine.columns["key"], theirs.columns["key"])
         for name in ("global_tokens", "local_tokens"):
             difference = np.abs(mine.columns[name].astype(int) - theirs.columns[name].astype(int))
-            # As in tests/method/test_views.py, on pictures with steeper changes.
+            # As in tests/transforms/test_view_landmarks.py, on pictures with steeper changes.
             assert difference.max() <= 8, name
             assert difference.mean() < 0.2, name
 
