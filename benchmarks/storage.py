@@ -48,9 +48,11 @@ def serve(pipe: Connection) -> None:
     with object_store() as store:
         pipe.send(store.endpoint)
         while (latency := pipe.recv()) is not None:
-            pipe.send(sum(store.counts().values()))
+            requests = sum(store.counts().values())
             store.reset()
             store.latency_s = latency
+            # Last: the next request may come at once, and a reset after it would forget it.
+            pipe.send(requests)
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""Benchmarks as a user types them, as small as they go: that they run, not how fast."""
+"""Benchmarks of landmarks, alignment and learning as a user types them, as small as they go: that they run."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -14,108 +13,12 @@ import torch
 
 from lafs_ray.models.landmark_cnn import LandmarkCNN
 from lafs_ray.synthetic import datasets
+from tests.benchmarks.commands import ROOT, output
 from tests.data.aligning.test_session import write_photos
 from tests.data.detection.photos import true_points, yunet_file
 from tests.test_jobs import main_of
 
 __all__ = ["yunet_file"]
-
-ROOT = Path(__file__).parent.parent
-
-
-def output(benchmark: str, *arguments: str, limit_s: float = 120) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=limit_s,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_views__runs_to_the_end() -> None:
-    """The benchmark of the views times all four sources of landmarks and prints its ratios."""
-    printed = output("views", "--images", "16", "--repeats", "1")
-    for source in ("per_view", "per_image", "cached", "grid"):
-        assert re.search(rf"^ +\d+\.\d × the time of {source}$", printed, re.MULTILINE), printed
-
-
-def test_step__equal_to_the_plain_step_and_ratio_printed() -> None:
-    """The training step computes what the plain step does, and both are timed side by side."""
-    size = ("--batch", "2", "--repeats", "1", "--prototypes", "256", "--device", "cpu")
-    printed = output("step", *size, "--processor-time")
-    assert "\nequal\n" in printed
-    memory = re.search(r"^peak memory .* (\d+) MiB, plain (\d+): ratio", printed, re.MULTILINE)
-    assert memory is not None, printed
-    # Two images' activations and 5 M parameters' gradients and moments, in float32.
-    assert all(40 < int(found) < 600 for found in memory.groups()), printed
-    shares = re.findall(r" (\d+)%", printed)
-    assert len(shares) == 8, printed
-    assert re.search(r"^step, from tokens: .* images/s, .*: ratio \d+\.\d\d$", printed, re.MULTILINE)
-
-
-def test_packed__equal_ways_and_ratios_printed() -> None:
-    """Ways through the transformer that run here compute the same, with a ratio for each."""
-    printed = output("packed", "--batch", "1", "--repeats", "1", "--processor-time")
-    assert "\nequal\n" in printed
-    for way in ("two passes", "padded, masked", "packed rows"):
-        assert re.search(rf"^{way}( +\d+\.\d\d){{4}} ×$", printed, re.MULTILINE), printed
-
-
-@pytest.mark.ray
-@pytest.mark.long
-def test_ray_cost__equal_losses_and_ratios_printed() -> None:
-    """Through Ray and without it a run has the same losses, and every way's times are printed."""
-    size = ("--steps", "4", "--batch", "2", "--prototypes", "64")
-    printed = output("ray_cost", *size, limit_s=280)
-    assert "\nequal losses in all runs\n" in printed
-    for way in ("bare", "debug", "Ray"):
-        row = rf"^{way} +[\d.]+ +[\d.]+ × +[\d.]+ +[\d.]+ × +[\d.]+% +[\d.]+ +[\d.]+$"
-        assert re.search(row, printed, re.MULTILINE), printed
-
-
-@pytest.mark.ray
-@pytest.mark.long
-def test_ray_cost__with_a_step_that_sleeps() -> None:
-    """Both ways make all steps, through three executions of Ray Data; the bare loop's take as long as they sleep."""
-    size = ("--step-sleep", "0.05", "--steps", "20", "--batch", "8", "--blocks-per-execution", "1")
-    printed = output("ray_cost", *size, limit_s=400)
-    for way in ("bare", "Ray"):
-        row = re.search(rf"^{way} +([\d.]+) +([\d.]+) ×( +[\d.]+){{3}}$", printed, re.MULTILINE)
-        assert row is not None, printed
-        # Ten steps are timed.
-        assert float(row[1]) > 10 * 0.05
-
-
-def test_start_up__a_row_for_each_command() -> None:
-    """Each command's time and its ratio to a Python that does nothing; help takes less than torch does."""
-    printed = output("start_up", "--repeats", "1")
-    rows = dict(re.findall(r"^\| `(.*)` \| .* \| ([\d.]+) \|$", printed, re.MULTILINE))
-    assert rows["python -c pass"] == "1.0"
-    assert float(rows["lafs --help"]) < float(rows["lafs --version"])
-    assert len(rows) == 6
-
-
-@pytest.mark.ray
-@pytest.mark.long
-def test_ray_start__a_line_for_each_kind_of_process() -> None:
-    """Two workers, and two processes that preprocess for them, start once each, and a run has a first step."""
-    printed = output("ray_start", "--steps", "2", limit_s=280)
-    for kind in ("RayTrainWorker", "MapWorker"):
-        assert re.search(rf"^{kind} +2( +[\d.]+){{4}} +2$", printed, re.MULTILINE), printed
-    assert re.search(r"^medians of 1: first step [\d.]+ s, [\d.]+ CPU-s$", printed, re.MULTILINE), printed
-
-
-def test_partial_fc__same_loss_and_ratios_printed() -> None:
-    """Partial FC on one and two processes has the dense head's loss, and a line for each side."""
-    printed = output("partial_fc", "--classes", "3000", "--width", "16", "--repeats", "1")
-    assert "First losses at r = 1 equal the dense one" in printed
-    for side in ("dense", "Partial FC, r = 0.1", "Partial FC, r = 1, each of 2"):
-        assert re.search(rf"^{side} +\d+ +\d+\.\d\d +\d+ +\d+ +\d+\.\d\d$", printed, re.M), printed
 
 
 @pytest.mark.long
@@ -267,73 +170,3 @@ def test_alignment__a_line_for_each_set(tmp_path: Path) -> None:
     datasets.write_faces(str(tmp_path / "faces"), num_identities=16, images_per_identity=3, seed=0)
     printed = output("alignment", str(tmp_path / "faces" / "train.rec"), "--images", "40")
     assert re.search(r"^ +40 +0\.\d\d .* 100\.0% aligned .*train\.rec$", printed, re.MULTILINE), printed
-
-
-def test_pack__ratios_memory_and_order() -> None:
-    """Packing is timed beside a copy; a packed set mixes identities as a perfect shuffle does."""
-    printed = output("pack", "--images", "1000", "--each", "20", "--repeats", "1")
-    assert re.search(r"^packing takes \d+\.\d × a sequential copy$", printed, re.MULTILINE), printed
-    means = {
-        name: float(mean)
-        for name, mean in re.findall(r"^(\w+, chunk_records \d+) +mean +([\d.]+)", printed, re.MULTILINE)
-    }
-    perfect = means["unpacked, chunk_records 1"]
-    # An epoch has three batches of 256, so shuffle blocks are 96 neighbors of chunks: eight of them have about 40 of
-    # the 50 identities. Perfectly shuffled, a batch of 256 has nearly all.
-    assert abs(means["packed, chunk_records 256"] - perfect) < 2
-    assert means["unpacked, chunk_records 256"] < perfect - 10
-
-
-def test_checkpoints__steps_wait_for_the_copy_alone() -> None:
-    """A slow storage stretches the step that waits for it, and far less the one that does not."""
-    # 3 s for the only checkpoint: a second one would wait for what is left of the first, and that depends on how fast
-    # the machine makes the steps between them.
-    size = ("--steps", "20", "--every", "20", "--repeats", "1", "--batch", "2")
-    rate = ("--mb-per-s", "2.5", "--prototypes", "512")
-    printed = output("checkpoints", *size, *rate)
-    maxima = re.findall(r"^(in|beside) the step .* (\d+) \(.*$", printed, re.MULTILINE)
-    longest = {name: float(milliseconds) for name, milliseconds in maxima}
-    assert longest["in"] > 2900, printed
-    assert longest["beside"] < longest["in"] / 2, printed
-
-
-def test_storage__every_way_with_its_requests() -> None:
-    """All ways read the same records from the server; coalescing and packing save requests."""
-    options = ("--blocks", "1", "--images", "1200", "--shards", "2")
-    printed = output("storage", *options, "--latency", "0", "--training", "0")
-    rows = re.findall(r"^[( ].{42} +(\d+\.\d\d) +(\d\.\d{3}) +(\d+)$", printed, re.MULTILINE)
-    requests = [int(row[2]) for row in rows]
-    assert len(rows) == 6, printed
-    one_by_one, joined, at_once, ahead, packed, packed_ahead = requests
-    assert one_by_one >= 256
-    assert joined == at_once == ahead < 64
-    assert packed == packed_ahead < joined
-
-
-def test_sampler__order_and_costs() -> None:
-    """A packed set mixes as a perfect shuffle does, an ordered one by whole chunks does not."""
-    options = ("--images", "20000", "--batches", "20", "--records", "5000", "--chunks", "4", "--places", "20000")
-    printed = output("sampler", *options)
-    ratios = {
-        name: float(ratio)
-        for name, ratio in re.findall(r"^(.{28}) +[\d.]+ +\d+ to \d+ +(\d\.\d\d) +[\d.]+$", printed, re.MULTILINE)
-    }
-    found = {name.strip(): ratio for name, ratio in ratios.items()}
-    assert found["perfect shuffle"] == 1
-    assert abs(found["packed, chunk_records 256"] - 1) < 0.05, printed
-    assert found["ordered, chunk_records 256"] < 0.5, printed
-    assert re.search(r"^ +5000 +4 +\d+\.\d\d +\d\.\d{4} +\d+$", printed, re.MULTILINE), printed
-    assert len(re.findall(r" \d+ ns per image$", printed, re.MULTILINE)) == 4, printed
-
-
-def test_stream__rates_memory_and_places(tmp_path: Path) -> None:
-    """Every way of reading is timed, and the first batch of any place reads one window alone."""
-    printed = output("stream", "--images", "4400", "--limit", "512", "--folder", str(tmp_path))
-    for name in ("plain sequential read", "ordered, chunk_records 4, bytes", "packed, debug mode"):
-        assert re.search(rf"^{name}.* \d+ +\d+\.\d +\d+\.\d{{3}} +\d+$", printed, re.M), printed
-    assert re.search(r"^streaming, debug mode: \+ \d+ MB, ", printed, re.M), printed
-    shares = re.findall(r", (epoch .*?) +\d\.\d{3} s +[\d.]+ MB +([\d.]+)% of the set$", printed, re.M)
-    assert len(shares) == 8, printed
-    # A window is 2048 of 4400 records, and joined reads bring gaps between them as well.
-    for place, share in shares[4:]:
-        assert 3 < float(share) < 75, (place, printed)
