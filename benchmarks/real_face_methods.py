@@ -90,7 +90,8 @@ def arms_of(methods: list[str], *, has_landmarks: bool) -> list[Arm]:
         arms.append(Arm(ALONE, LANDMARKS, "landmarks"))
     arms += [Arm(method, method, "run") for method in methods]
     if has_landmarks:
-        arms.append(Arm(f"{LANDMARKS} + regularizer", LANDMARKS, "run", is_regularized=True))
+        own = [method for method in methods if method in (LANDMARKS, PAIRED)]
+        arms += [Arm(f"{method} + regularizer", method, "run", is_regularized=True) for method in own]
         arms.append(Arm(f"{ALONE}, whitened", LANDMARKS, "untrained, whitened"))
         arms.append(Arm(f"{LANDMARKS}, whitened", LANDMARKS, "whitened"))
     return arms

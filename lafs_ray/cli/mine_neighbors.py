@@ -15,7 +15,7 @@ from lafs_ray.data.neighbor_pairs import write_neighbors
 from lafs_ray.errors import ConfigError
 from lafs_ray.evaluation.embed import apply_network
 from lafs_ray.evaluation.embedding_file import Decoding, with_flip
-from lafs_ray.evaluation.mined_pairs import MAX_FACES, NUM_NEIGHBORS, mine_set
+from lafs_ray.evaluation.mined_pairs import NUM_NEIGHBORS, max_faces, mine_set
 from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import describe_network
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
@@ -44,9 +44,9 @@ def mine_job(options: Namespace) -> None:
     source = RecordImages(options.faces, faces)
     weights = load_for_inference(options.checkpoint)
     embed = with_flip(partial(apply_network, weights.embedder().to(device), device=device))
-    most = max_bad.of(min(source.num_images, MAX_FACES))
+    most = max_bad.of(min(source.num_images, max_faces(device)))
     decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=most)
-    pairs, compared = mine_set(source, embed, decoding, options.min_shared)
+    pairs, compared = mine_set(source, embed, decoding, options.min_shared, device)
     details = {
         **describe_network(weights),
         "min_shared": options.min_shared,

@@ -27,66 +27,90 @@ from lafs_ray.models.readout import Whitening
 
 logger = logging.getLogger(__name__)
 
-MAX_FACES = 200_000
-"""Faces of a set that are compared, all with all: minutes on two cores. Of a larger set they are spread over it."""
 NUM_NEIGHBORS = 30
 MIN_SHARED = 16
 # Share of a sphere in the covariance of pairs: some thousand faces have pairs, and few of their directions are certain.
 SHRINKAGE = 0.1
-_ROWS, _EDGES = 512, 20_000
+# All with all: minutes on two cores. On a GPU its memory is the limit: 1.4 kB a face of 350 numbers.
+_MAX_FACES, _MAX_GPU_FACES = 200_000, 8_000_000
+# Faces whose cosines are computed at a time, and others.
+_ROWS, _GPU_ROWS, _COLUMNS = 512, 4096, 1 << 18
+_EDGES = 20_000
 # Fewer faces are compared within seconds.
 _LOGGED = 20_000
 
 Indices = NDArray[np.int64]
+_CPU = torch.device("cpu")
 
 
-def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS) -> NDArray[np.int32]:
+def max_faces(device: torch.device) -> int:
+    """Return how many faces of a set a device compares; of a larger set they are spread over it."""
+    return _MAX_FACES if device.type == "cpu" else _MAX_GPU_FACES
+
+
+def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS, device: torch.device = _CPU) -> NDArray[np.int32]:
     """Return each face's nearest others by cosine, int32 [N, count]; logs its progress where that takes long.
 
     Args:
         vectors: float32 [N, K], N > `count`.
         count: of neighbors.
+        device: where they are compared.
     """
-    directions = F.normalize(vectors, dim=1)
+    directions = vectors.to(device, copy=True)
+    F.normalize(directions, dim=1, out=directions)
     found = np.empty((len(vectors), count), dtype=np.int32)
     progress = ProgressLog(logger, "faces compared", len(vectors))
     is_long = len(vectors) >= _LOGGED
-    for start in range(0, len(vectors), _ROWS):
-        cosines = directions[start : start + _ROWS] @ directions.T
-        rows = torch.arange(len(cosines))
-        cosines[rows, start + rows] = -2  # not its own neighbor
-        found[start : start + _ROWS] = cosines.topk(count).indices.numpy()
+    rows = _ROWS if device.type == "cpu" else _GPU_ROWS
+    for start in range(0, len(vectors), rows):
+        block = _nearest_to(start, directions[start : start + rows], directions, count)
+        found[start : start + rows] = block.numpy(force=True)
         if is_long:
-            progress.add(len(cosines))
+            progress.add(len(block))
     return found
 
 
-def mine_pairs(vectors: Tensor, min_shared: int = MIN_SHARED) -> tuple[Indices, Indices]:
+def _nearest_to(start: int, queries: Tensor, directions: Tensor, count: int) -> Tensor:
+    """Return the nearest others of the faces [B, K] from `start` on, int64 [B, count]."""
+    cosines, numbers = [], []
+    for begin in range(0, len(directions), _COLUMNS):
+        part = queries @ directions[begin : begin + _COLUMNS].T
+        part.diagonal(start - begin).fill_(-2)  # not its own neighbor
+        best = part.topk(min(count, part.shape[1]))
+        cosines.append(best.values)
+        numbers.append(best.indices + begin)
+    chosen = torch.cat(cosines, dim=1).topk(count).indices
+    return torch.cat(numbers, dim=1).gather(1, chosen)
+
+
+def mine_pairs(vectors: Tensor, min_shared: int = MIN_SHARED, device: torch.device = _CPU) -> tuple[Indices, Indices]:
     """Return pairs of faces that are among each other's 30 nearest and share some of these.
 
     Args:
         vectors: float32 [N, K], whitened embeddings.
         min_shared: at least so many of the 30.
+        device: as for `nearest`.
 
     Returns:
         Two arrays [P]; each pair in both orders.
     """
-    count = len(vectors)
-    if count <= NUM_NEIGHBORS:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    neighbors = nearest(vectors)
-    first, second = np.repeat(np.arange(count), NUM_NEIGHBORS), neighbors.reshape(-1).astype(np.int64)
-    kept = np.empty(len(first), dtype=np.bool_)
-    for start in range(0, len(first), _EDGES):
-        one, other = first[start : start + _EDGES], second[start : start + _EDGES]
-        mutual = (neighbors[other] == one[:, None]).any(axis=1)
-        shared = (neighbors[one][:, :, None] == neighbors[other][:, None, :]).sum(axis=(1, 2))
-        kept[start : start + _EDGES] = mutual & (shared >= min_shared)
-    return first[kept], second[kept]
+    empty = np.empty(0, dtype=np.int64)
+    if len(vectors) <= NUM_NEIGHBORS:
+        return empty, empty
+    neighbors = nearest(vectors, device=device)
+    found = [(empty, empty)]
+    for numbers in np.array_split(np.arange(len(vectors)), -(-neighbors.size // _EDGES)):
+        first, second = np.repeat(numbers, NUM_NEIGHBORS), neighbors[numbers].reshape(-1).astype(np.int64)
+        mutual = (neighbors[second] == first[:, None]).any(axis=1)
+        first, second = first[mutual], second[mutual]
+        shared = (neighbors[first][:, :, None] == neighbors[second][:, None, :]).sum(axis=(1, 2))
+        found.append((first[shared >= min_shared], second[shared >= min_shared]))
+    one, other = zip(*found, strict=True)
+    return np.concatenate(one), np.concatenate(other)
 
 
 def mine_set(
-    source: ImageSource, embed: Embed, decoding: Decoding, min_shared: int = MIN_SHARED
+    source: ImageSource, embed: Embed, decoding: Decoding, min_shared: int = MIN_SHARED, device: torch.device = _CPU
 ) -> tuple[NeighborPairs, int]:
     """Mine the pairs of a set; each damaged face is logged as a warning.
 
@@ -95,6 +119,7 @@ def mine_set(
         embed: uint8 [B, S, S, 3] RGB to vectors float32 [B, K].
         decoding: how faces become pixels.
         min_shared: as for `mine_pairs`.
+        device: as for `nearest`.
 
     Returns:
         The pairs, and how many faces were compared.
@@ -103,23 +128,25 @@ def mine_set(
         DataError: there is no pair, or more faces are damaged than allowed.
     """
     chunks = -(-source.num_images // CHUNK)
-    starts = spread(chunks, MAX_FACES // CHUNK) * CHUNK
-    numbers, vectors = [np.empty(0, np.int64)], []
+    starts = spread(chunks, max_faces(device) // CHUNK) * CHUNK
+    numbers, vectors, count = np.empty(len(starts) * CHUNK, np.int64), torch.empty(0, 1), 0
     for rows, _, embedded in embed_sound(source, starts.tolist(), embed, decoding, Outcome()):
-        numbers.append(rows)
-        vectors.append(torch.from_numpy(embedded))
-    faces = np.concatenate(numbers)
-    joined = torch.cat(vectors or [torch.empty(0, 1)])
-    vectors.clear()  # half of the memory
-    first, second = mine_pairs(joined, min_shared)
+        if not count:
+            # In one piece: parts that are joined at the end take twice the memory.
+            vectors = torch.empty(len(numbers), embedded.shape[1])
+        numbers[count : count + len(rows)] = rows
+        vectors[count : count + len(rows)] = torch.from_numpy(embedded)
+        count += len(rows)
+    faces = numbers[:count]
+    first, second = mine_pairs(vectors[:count], min_shared, device)
     if not len(first):
         raise DataError(
             source.path,
-            found=f"no neighbors among {len(faces):,} faces",
+            found=f"no neighbors among {count:,} faces",
             expected=f"several photographs of an identity: faces that share {min_shared} of {NUM_NEIGHBORS} neighbors",
             fix="give a set in which identities recur, or a network that is whitened (lafs whiten)",
         )
-    return NeighborPairs.from_pairs(faces[first], faces[second]), len(faces)
+    return NeighborPairs.from_pairs(faces[first], faces[second]), count
 
 
 def discriminate(whitening: Whitening, vectors: Tensor, components: int, subject: str) -> Whitening:

@@ -114,7 +114,8 @@ def test_real_faces__a_row_for_every_embedding(tmp_path: Path) -> None:
         read = kinds[:2] if method in distilled else kinds
         expected += [f"{method}, {network}: {kind}" for network in networks for kind in read]
     assert rows[3:] == expected
-    arms = ("from scratch", "landmarks alone", *methods, "LAFS at landmarks + regularizer")
+    arms = ("from scratch", "landmarks alone", *methods)
+    arms += ("LAFS at landmarks + regularizer", "LAFS with neighbors + regularizer")
     arms += ("landmarks alone, whitened", "LAFS at landmarks, whitened")
     assert re.findall(rf"^\| ([^|]+) \| {number} \| {number} \|$", first, re.M) == [*arms]
     subtracted = re.findall(rf"^\| (\w+) labels, (.+) − (.+) \| [+-]{number} ± {number} \|$", first, re.M)

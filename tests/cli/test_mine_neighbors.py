@@ -86,7 +86,7 @@ def test_mine__of_a_large_set_is_spread_over_it(network: str, tmp_path: Path, mo
     """Of more faces than are compared, chunks from the first to the last; their numbers stay those of the set."""
     for module in (mined_pairs, embedding_file):
         monkeypatch.setattr(module, "CHUNK", 40)
-    monkeypatch.setattr(mined_pairs, "MAX_FACES", 120)
+    monkeypatch.setattr(mined_pairs, "_MAX_FACES", 120)
     faces, out = write_recurring(tmp_path / "faces.rec"), tmp_path / "neighbors.safetensors"
     mine_job(options(network, faces, out))
     pairs = read_neighbors(str(out), open_faces(faces).fingerprint, IDENTITIES * PHOTOS)

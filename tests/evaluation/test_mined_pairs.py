@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lafs_ray.errors import ConfigError
+from lafs_ray.evaluation import mined_pairs
 from lafs_ray.evaluation.mined_pairs import discriminate, mine_pairs, nearest
 from lafs_ray.models.readout import Whitening
 
@@ -27,6 +28,38 @@ def test_nearest__by_cosine_without_the_face_itself() -> None:
     """Lengths do not count, and no face is its own neighbor."""
     vectors = torch.tensor([[1.0, 0.0], [9.0, 1.0], [0.0, 1.0], [1.0, 9.0]])
     assert nearest(vectors, 1).tolist() == [[1], [0], [3], [2]]
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64, 480])
+def test_nearest__of_any_blocks(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Blocks of queries and of others change nothing: the nearest of all are found, whichever blocks they are in."""
+    vectors, _ = faces()
+    cosines = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(vectors, dim=1).T
+    cosines.fill_diagonal_(-2)
+    expected = cosines.topk(30).indices.sort(dim=1).values
+    before = vectors.clone()
+    monkeypatch.setattr(mined_pairs, "_ROWS", 100)
+    monkeypatch.setattr(mined_pairs, "_COLUMNS", columns)
+    assert (np.sort(nearest(vectors), axis=1) == expected.numpy()).all()
+    assert torch.equal(vectors, before)
+
+
+@pytest.mark.gpu
+def test_nearest__on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU finds faces as near as a CPU does, in blocks of its own."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    vectors, _ = faces()
+    monkeypatch.setattr(mined_pairs, "_GPU_ROWS", 100)
+    monkeypatch.setattr(mined_pairs, "_COLUMNS", 64)
+    directions = torch.nn.functional.normalize(vectors, dim=1)
+
+    def cosines(numbers: np.ndarray) -> torch.Tensor:
+        return torch.einsum("nk,nck->nc", directions, directions[torch.from_numpy(numbers).long()])
+
+    found, expected = cosines(nearest(vectors, device=torch.device("cuda"))), cosines(nearest(vectors))
+    # Sums of 20 products in float32: ties of a few 1e-7 may be broken otherwise.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_mine_pairs__are_of_one_person_and_in_both_orders() -> None:

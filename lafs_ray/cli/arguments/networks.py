@@ -100,7 +100,7 @@ def mine_neighbors(parser: ArgumentParser) -> None:
     """Add the arguments of mining neighbors."""
     add = parser.add_argument
     add("checkpoint", help=f"{_SOURCE}; best a file of lafs whiten")
-    add("faces", help="the set of the run, as data.path; of more than 200,000 faces about as many are compared")
+    add("faces", help="the set of the run, as data.path; of more than 200,000 faces (8,000,000 on a GPU) a part")
     add("out", help="the file of pairs (.safetensors), for neighbors.pairs")
     add(
         "--min-shared",
@@ -111,7 +111,7 @@ def mine_neighbors(parser: ArgumentParser) -> None:
     )
     add_color_order(parser, "the images")
     add("--max-bad-records", default="100", metavar="N", help="tolerated damaged faces: 100 (default), or a share: 1%%")
-    add("--device", default="cpu", help="where the network computes: cpu or cuda (default cpu)")
+    add("--device", default="cpu", help="where to embed and compare: cpu or cuda (default cpu)")
     add("--force", action="store_true", help="replace OUT")
 
 
