@@ -16,6 +16,7 @@ from lafs_ray.data.neighbor_pairs import read_neighbors
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.evaluation import embedding_file, mined_pairs
 from lafs_ray.training.prepare import prepare_run
+from tests.data.shards import samples, write_parquet, write_tar
 from tests.training.faces import NO_IMAGE, face_jpegs, pixels_of, run, tiny, write_face_set
 
 IDENTITIES, PHOTOS = 6, 40
@@ -29,7 +30,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> str
     return str(folder / "debug")
 
 
-def write_recurring(path: Path, damaged: int | None = None) -> str:
+def recurring() -> dict[int, bytes]:
     """40 photographs each of six identities, one after the other, which differ by noise."""
     generator, jpegs = np.random.default_rng(0), {}
     for identity, jpeg in enumerate(face_jpegs(IDENTITIES)):
@@ -37,6 +38,11 @@ def write_recurring(path: Path, damaged: int | None = None) -> str:
         for photo in range(PHOTOS):
             noisy = (picture + generator.normal(0, 4, picture.shape)).clip(0, 255).astype(np.uint8)
             jpegs[identity * PHOTOS + photo] = cv2.imencode(".jpg", noisy)[1].tobytes()
+    return jpegs
+
+
+def write_recurring(path: Path, damaged: int | None = None) -> str:
+    jpegs = recurring()
     if damaged is not None:
         jpegs[damaged] = NO_IMAGE
     write_face_set(path, IDENTITIES, PHOTOS, jpegs)
@@ -64,6 +70,24 @@ def test_mine__finds_photographs_of_a_person_and_passes_damaged_ones_over(
     found = prepare_run(tiny(tmp_path / "run", faces, f"neighbors.pairs={out}")).sampler.neighbors
     assert found is not None
     assert found.pairs.hash == pairs.hash
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_mine__of_other_shards(network: str, tmp_path: Path, kind: str) -> None:
+    """The pairs of a tar or Parquet file are those of the same images as records, and a run takes them."""
+    records, out = write_recurring(tmp_path / "faces.rec"), tmp_path / f"{kind}.safetensors"
+    path, images = tmp_path / f"faces.{kind}", list(recurring().values())
+    if kind == "tar":
+        write_tar(path, samples(images, [0] * len(images)))
+    else:
+        write_parquet(path, 64, image=images)
+    mine_job(options(network, path, out))
+    mine_job(options(network, records, tmp_path / "rec.safetensors"))
+    found = prepare_run(tiny(tmp_path / "run", str(path), f"neighbors.pairs={out}")).sampler.neighbors
+    fingerprint = open_faces(records).fingerprint
+    expected = read_neighbors(str(tmp_path / "rec.safetensors"), fingerprint, IDENTITIES * PHOTOS)
+    assert found is not None
+    assert found.pairs.hash == expected.hash
 
 
 def test_mine__more_damaged_faces_than_allowed(network: str, tmp_path: Path) -> None:
