@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lafs_ray.training.prepare import check_run, prepare_run
 from lafs_ray.training.runner import run_rank
 from tests.ranks import on_ranks
 from tests.training.faces import Result, run, tiny
+from tests.training.test_neighbor_runs import write_pairs
 
 # Twelve faces a step for 1 to 4 ranks, ten steps an epoch. Dropout, which differs from rank to rank, is off.
 SETTINGS = [
@@ -29,6 +31,7 @@ SETTINGS = [
     "landmarks.source=grid",
 ]
 STEPS, STOPPED_AT, SAVED = 12, 7, 6
+PAIRED = "2, with pairs of neighbors"
 
 pytestmark = pytest.mark.xdist_group("elastic")  # one process, hence one run of the fixtures
 
@@ -59,25 +62,31 @@ def one(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> dict[int, Any]:
-    """By the ranks that continued it: folder and keys of a run, and its keys on 3 ranks before."""
+def neighbors(tmp_path_factory: pytest.TempPathFactory, face_set_path: str) -> str:
+    """The setting of pairs of neighbors."""
+    return f"neighbors.pairs={write_pairs(tmp_path_factory.mktemp('neighbors') / 'pairs.safetensors', face_set_path)}"
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory, face_set_path: str, neighbors: str) -> dict[str, Any]:
+    """By name: folder and keys of a run that other ranks continued, and its keys on 3 ranks before."""
     base = tmp_path_factory.mktemp("several")
-    settings = {ranks: [*SETTINGS, f"compute.workers={ranks}"] for ranks in (3, 2, 4)}
 
-    def config(then: int, ranks: int) -> PretrainConfig:
-        return tiny(base / f"then {then}", face_set_path, *settings[ranks])
+    def config(name: str, ranks: int) -> PretrainConfig:
+        paired = [neighbors] if name == PAIRED else []
+        return tiny(base / name, face_set_path, *SETTINGS, f"compute.workers={ranks}", *paired)
 
-    for then in (2, 4):
-        prepare_run(config(then, 3))
+    continued = {"2": 2, "4": 4, PAIRED: 2}
+    for name in continued:
+        prepare_run(config(name, 3))
     # In the same processes, since starting one costs seconds.
     stages = [
-        (ranks, train_rank, (config(then, ranks), stop))
-        for then in (2, 4)
+        (ranks, train_rank, (config(name, ranks), stop))
+        for name, then in continued.items()
         for ranks, stop in ((3, STOPPED_AT), (then, STEPS))
     ]
-    on_three, on_two, on_three_too, on_four = on_ranks(tmp_path_factory.mktemp("ranks"), *stages)
-    parts = {2: (on_three, on_two), 4: (on_three_too, on_four)}
-    return {then: (base / f"then {then}" / "debug", *keys) for then, keys in parts.items()}
+    keys = on_ranks(tmp_path_factory.mktemp("ranks"), *stages)
+    return {name: (base / name / "debug", *keys[2 * n : 2 * n + 2]) for n, name in enumerate(continued)}
 
 
 def joined(ranks: list[Keys]) -> Keys:
@@ -85,29 +94,51 @@ def joined(ranks: list[Keys]) -> Keys:
     return {step: [key for rank in ranks for key in rank[step]] for step in ranks[0]}
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_run_on_three_ranks__continued_on_others_reads_the_same_records(
-    ranks: int, one: Result, several: dict[int, Any]
-) -> None:
-    """The record keys of the whole run come in the order of one process: none lost or repeated."""
-    before, after = map(joined, several[ranks][1:])
+def read_by(several: dict[str, Any], name: str) -> Keys:
+    """The keys of a run on three ranks up to its last checkpoint, and on others after it."""
+    before, after = map(joined, several[name][1:])
     assert sorted(before) == [*range(STOPPED_AT)]
     assert sorted(after) == [*range(SAVED, STEPS)]
-    steps = {**{step: before[step] for step in range(SAVED)}, **after}
-    # Image i has key i + 1.
-    expected = {n: (index + 1).tolist() for n, index in rank_batches(one.inputs.sampler, 0, STEPS)}
-    assert steps == expected
+    return {**{step: before[step] for step in range(SAVED)}, **after}
+
+
+def keys_of(inputs: Any) -> Keys:
+    """The keys that one process reads: image i has key i + 1."""
+    return {step: (index + 1).tolist() for step, index in rank_batches(inputs.sampler, 0, STEPS)}
+
+
+def assert_losses(several: dict[str, Any], name: str, expected: list[dict[str, Any]]) -> None:
+    found = read_metrics(str(several[name][0] / "metrics.jsonl"))
+    assert [line["step"] for line in found] == [*range(1, STEPS + 1)]
+    for ours, theirs in zip(found, expected, strict=True):
+        # float32 sums in another order; Adam magnifies rounding of small gradients step by step.
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), ours["step"]
+
+
+@pytest.mark.parametrize("ranks", ["2", "4"])
+def test_run_on_three_ranks__continued_on_others_reads_the_same_records(
+    ranks: str, one: Result, several: dict[str, Any]
+) -> None:
+    """The record keys of the whole run come in the order of one process: none lost or repeated."""
+    steps = read_by(several, ranks)
+    assert steps == keys_of(one.inputs)
     first_epoch = np.concatenate([steps[step] for step in range(10)])
     assert sorted(first_epoch) == [*range(1, 121)], "each record once"
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", ["2", "4"])
 def test_run_on_three_ranks__continued_on_others_has_the_losses_of_one(
-    ranks: int, one: Result, several: dict[int, Any]
+    ranks: str, one: Result, several: dict[str, Any]
 ) -> None:
     """Every step has the loss of the run that was never interrupted nor shared."""
-    found = read_metrics(str(several[ranks][0] / "metrics.jsonl"))
-    assert [line["step"] for line in found] == [*range(1, STEPS + 1)]
-    for ours, theirs in zip(found, one.metrics, strict=True):
-        # float32 sums in another order; Adam magnifies rounding of small gradients step by step.
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), ours["step"]
+    assert_losses(several, ranks, one.metrics)
+
+
+def test_run_with_neighbors__continued_on_others_is_that_of_one(
+    tmp_path: Path, face_set_path: str, one: Result, neighbors: str, several: dict[str, Any]
+) -> None:
+    """Pairs are the same and are on one rank, so each step has the loss of one process; not that without pairs."""
+    paired = run(tiny(tmp_path, face_set_path, *SETTINGS, neighbors))
+    assert read_by(several, PAIRED) == keys_of(paired.inputs) != keys_of(one.inputs)
+    assert_losses(several, PAIRED, paired.metrics)
+    assert paired.metrics[-1]["loss"] != pytest.approx(one.metrics[-1]["loss"], rel=1e-4)
