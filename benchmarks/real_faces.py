@@ -77,7 +77,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         nargs="*",
-        choices=[*METHODS, *AT_LANDMARKS],
+        choices=[*dict.fromkeys([*METHODS, *AT_LANDMARKS])],
         default=["LAFS", "DINO-face"],
         help=f"beside {LANDMARKS} and {DISTILLED}, which come with --landmarks and --mediapipe",
     )

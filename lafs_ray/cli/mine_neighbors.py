@@ -20,6 +20,9 @@ from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import describe_network
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
 
+# A run reads the same set, and does not resize.
+_RESIZED = "make a set of them: lafs pack SET OUT --resize"
+
 
 def mine_job(options: Namespace) -> None:
     """Write OUT, name damaged faces on stderr, and print the counts.
@@ -41,11 +44,14 @@ def mine_job(options: Namespace) -> None:
     device = inference_device(options.device)
     # As a run opens it: faces are named by their numbers.
     faces = open_faces(filesystem.absolute(options.faces))
+    filesystem.require_writable(filesystem.parent(options.out))
     source = RecordImages(options.faces, faces)
     weights = load_for_inference(options.checkpoint)
+    if weights.architecture.whitened_dim is None:
+        show(f"warning: {options.checkpoint} is not whitened (lafs whiten): few of its pairs may show one person")
     embed = with_flip(partial(apply_network, weights.embedder().to(device), device=device))
     most = max_bad.of(min(source.num_images, max_faces(device)))
-    decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=most)
+    decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=most, how_to_resize=_RESIZED)
     pairs, compared = mine_set(source, embed, decoding, options.min_shared, device)
     details = {
         **describe_network(weights),

@@ -68,10 +68,11 @@ def describe(inputs: RunInputs) -> None:
     for size in inputs.mixed_sets():
         passes = f"{size.passes:.3g} {'pass' if size.passes == 1 else 'passes'}"
         show(f"  {size.path}: {size.images:,} images, {size.share:.4g} of each batch on average, {passes} in the run")
+    has_pairs = inputs.sampler.neighbors is not None
     for one, faces in zip(config.data.sets, inputs.sets, strict=True):
         if warning := check_set(faces).warning(one.path):
             show(f"warning: {warning}")
-        if note := row_group_note(faces.layouts, config.data.chunk_records):
+        if note := row_group_note(faces.layouts, config.data.chunk_records, has_pairs=has_pairs):
             show(f"note: {note}")
     for line in inputs.init_weights.report:
         show(line)

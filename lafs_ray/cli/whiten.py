@@ -38,6 +38,7 @@ def whiten_network(options: Namespace) -> None:
     filesystem.require_output(options.out, force=options.force, inputs=(options.checkpoint, options.faces))
     weights = load_for_inference(options.checkpoint)
     how = WhiteningOptions(options.faces, options.readout, options.components, options.neighbors)
+    filesystem.require_writable(filesystem.parent(options.out))
     fitted = whitened_network(weights, how, color_order=options.color_order).whitening
     assert fitted is not None
     result = weights.read_by(options.readout).whitened(fitted).without_heads()

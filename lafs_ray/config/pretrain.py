@@ -166,7 +166,8 @@ class PretrainConfig(TrainConfig):
         if pairs is None:
             if share != Neighbors.model_fields["share"].default and not (info.context or {}).get(STORED):
                 raise ValueError(
-                    f"neighbors.share: {share:g}, but neighbors.pairs is not set; set it, or leave both out"
+                    f"neighbors.share: {share:g}, but neighbors.pairs is not set; set it, or leave both "
+                    f"out (neighbors.share={Neighbors.model_fields['share'].default:g})"
                 )
             return self
         if self.distillation.teacher is not None:

@@ -120,6 +120,9 @@ def read_neighbors(uri: str, fingerprint: str, images: int) -> NeighborPairs:
                 raise ValueError("another format or version")
             of_set = stamp["set"], stamp["images"]
             pairs = NeighborPairs(**load(bytes(file.read_at(file.size(), 0))))
+    except DataError as error:
+        fix = f"{error.fix}; or make it: {_COMMAND}"
+        raise DataError(error.subject, found=error.found, expected=error.expected, fix=fix) from error
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unreadable(uri, f"no file of neighbors ({type(error).__name__})") from None
     if of_set != (fingerprint, images):

@@ -67,8 +67,8 @@ class ShuffleBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbors:
-    """Pairs of faces that are drawn in place of single ones.
+class PairDraws:
+    """Pairs of mined neighbors that are drawn in place of single faces.
 
     Args:
         pairs: of the set.
@@ -79,16 +79,17 @@ class Neighbors:
     share: float
 
     def describe(self, images: int, drawn: float) -> str:
-        """Return in a line what a run takes pairs of.
+        """Describe the pairs in one line.
 
         Args:
             images: in the set.
             drawn: faces that come in pairs in the whole run.
         """
         faces, count = len(self.pairs.faces), len(self.pairs.others) // 2
+        share, often = 100 * self.share, drawn / faces
         return (
-            f"neighbors: {count:,} pairs of {faces:,} of {images:,} faces, {self.share:.4g} of each batch on average, "
-            f"each face about {drawn / faces:.3g} times in the run; {images - faces:,} have no neighbor"
+            f"neighbors: {count:,} pairs of {faces:,} of {images:,} faces, {share:.3g}% of each batch on average, a "
+            f"face {often:,.{0 if often >= 10 else 1}f} times in the run on average; {images - faces:,} have none"
         )
 
 
@@ -111,7 +112,7 @@ class EpochSampler:
     chunk_records: int = 1
     mix: Mix | None = None
     # Not compared: the order of single faces, which is cached by sampler, is the same with and without pairs.
-    neighbors: Neighbors | None = field(default=None, compare=False)
+    neighbors: PairDraws | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert self.mix is None or sum(self.mix.sizes) == self.num_records, "the sets of a mix make up all images"

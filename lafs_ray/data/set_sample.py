@@ -65,12 +65,20 @@ def require_size(path: str, images: Sequence[bytes], side: int) -> None:
     )
 
 
-def row_group_note(layouts: Sequence[Layout | None], chunk_records: int) -> str | None:
-    """Return a note if chunks of records are much smaller than the row groups that are read for them."""
+def row_group_note(layouts: Sequence[Layout | None], chunk_records: int, *, has_pairs: bool = False) -> str | None:
+    """Return a note if chunks of records are much smaller than the row groups that are read for them.
+
+    Args:
+        layouts: of a set's shards.
+        chunk_records: as in the configuration.
+        has_pairs: whether the run draws pairs of neighbors, whose faces are read one by one.
+    """
     sizes = [np.diff(layout.starts) for layout in layouts if isinstance(layout, RowGroups)]
     if not sizes:
         return None
     rows = int(np.median(np.concatenate(sizes)))
+    if has_pairs and rows > 1:
+        return f"row groups of {rows} images, each read whole for a face of a pair: pack the set (docs/data.md)"
     if chunk_records * 2 > rows:
         return None
     return (

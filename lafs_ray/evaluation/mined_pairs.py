@@ -22,13 +22,14 @@ from lafs_ray.data.neighbor_pairs import NeighborPairs
 from lafs_ray.data.progress import ProgressLog
 from lafs_ray.data.shard import spread
 from lafs_ray.errors import ConfigError, DataError
-from lafs_ray.evaluation.embedding_file import CHUNK, Decoding, Embed, Outcome, embed_sound
+from lafs_ray.evaluation.embedding_file import CHUNK, Decoding, Embed, Outcome, embed_sound, too_many_damaged
 from lafs_ray.models.readout import Whitening
 
 logger = logging.getLogger(__name__)
 
 NUM_NEIGHBORS = 30
-MIN_SHARED = 16
+# Of the pairs that a whitening learns from; a run learns more from more of them, less certain (`lafs mine-neighbors`).
+WHITENING_MIN_SHARED = 16
 # Share of a sphere in the covariance of pairs: some thousand faces have pairs, and few of their directions are certain.
 SHRINKAGE = 0.1
 # All with all: minutes on two cores. On a GPU its memory is the limit: 1.4 kB a face of 350 numbers.
@@ -55,7 +56,24 @@ def nearest(vectors: Tensor, count: int = NUM_NEIGHBORS, device: torch.device = 
         vectors: float32 [N, K], N > `count`.
         count: of neighbors.
         device: where they are compared.
+
+    Raises:
+        ConfigError: the GPU has too little memory.
     """
+    try:
+        return _nearest(vectors, count, device)
+    except torch.cuda.OutOfMemoryError:
+        raise ConfigError(
+            f"device {device}",
+            found=f"too little memory for {len(vectors):,} faces of {vectors.shape[1]} numbers",
+            expected=f"{vectors.nbytes / 1e9:.1f} GB, and some 10 GB for their comparison",
+            fix="give another GPU, a network of fewer numbers (lafs whiten --components), or --device cpu, which "
+            f"compares {_MAX_FACES:,} faces",
+        ) from None
+
+
+def _nearest(vectors: Tensor, count: int, device: torch.device) -> NDArray[np.int32]:
+    """Return `nearest`; raises torch's error where memory ends."""
     directions = vectors.to(device, copy=True)
     F.normalize(directions, dim=1, out=directions)
     found = np.empty((len(vectors), count), dtype=np.int32)
@@ -83,7 +101,7 @@ def _nearest_to(start: int, queries: Tensor, directions: Tensor, count: int) -> 
     return torch.cat(numbers, dim=1).gather(1, chosen)
 
 
-def mine_pairs(vectors: Tensor, min_shared: int = MIN_SHARED, device: torch.device = _CPU) -> tuple[Indices, Indices]:
+def mine_pairs(vectors: Tensor, min_shared: int, device: torch.device = _CPU) -> tuple[Indices, Indices]:
     """Return pairs of faces that are among each other's 30 nearest and share some of these.
 
     Args:
@@ -110,7 +128,7 @@ def mine_pairs(vectors: Tensor, min_shared: int = MIN_SHARED, device: torch.devi
 
 
 def mine_set(
-    source: ImageSource, embed: Embed, decoding: Decoding, min_shared: int = MIN_SHARED, device: torch.device = _CPU
+    source: ImageSource, embed: Embed, decoding: Decoding, min_shared: int, device: torch.device = _CPU
 ) -> tuple[NeighborPairs, int]:
     """Mine the pairs of a set; each damaged face is logged as a warning.
 
@@ -130,21 +148,26 @@ def mine_set(
     chunks = -(-source.num_images // CHUNK)
     starts = spread(chunks, max_faces(device) // CHUNK) * CHUNK
     numbers, vectors, count = np.empty(len(starts) * CHUNK, np.int64), torch.empty(0, 1), 0
-    for rows, _, embedded in embed_sound(source, starts.tolist(), embed, decoding, Outcome()):
+    outcome = Outcome()
+    for rows, _, embedded in embed_sound(source, starts.tolist(), embed, decoding, outcome):
         if not count:
             # In one piece: parts that are joined at the end take twice the memory.
             vectors = torch.empty(len(numbers), embedded.shape[1])
         numbers[count : count + len(rows)] = rows
         vectors[count : count + len(rows)] = torch.from_numpy(embedded)
         count += len(rows)
+    if not count:
+        raise too_many_damaged(outcome, source, decoding, "at least one face")
     faces = numbers[:count]
     first, second = mine_pairs(vectors[:count], min_shared, device)
     if not len(first):
         raise DataError(
             source.path,
             found=f"no neighbors among {count:,} faces",
-            expected=f"several photographs of an identity: faces that share {min_shared} of {NUM_NEIGHBORS} neighbors",
-            fix="give a set in which identities recur, or a network that is whitened (lafs whiten)",
+            expected=f"several photographs of an identity: faces that share {min_shared} of their {NUM_NEIGHBORS} "
+            "nearest, among more than these",
+            fix="give a set in which identities recur, a network that is whitened (lafs whiten), or a lower "
+            "--min-shared",
         )
     return NeighborPairs.from_pairs(faces[first], faces[second]), count
 
@@ -162,7 +185,7 @@ def discriminate(whitening: Whitening, vectors: Tensor, components: int, subject
         ConfigError: there are fewer pairs than K.
     """
     dim = vectors.shape[1]
-    first, second = mine_pairs(vectors)
+    first, second = mine_pairs(vectors, WHITENING_MIN_SHARED)
     if len(first) < dim:
         raise ConfigError(
             "--neighbors",

@@ -19,7 +19,7 @@ from lafs_ray.data.face_set import FaceSet
 from lafs_ray.data.io import filesystem
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
 from lafs_ray.data.neighbor_pairs import read_neighbors
-from lafs_ray.data.sampler import EpochSampler, Neighbors
+from lafs_ray.data.sampler import EpochSampler, PairDraws
 from lafs_ray.data.subset import write_subset
 from lafs_ray.models.timm_transformer import configured_size
 from lafs_ray.training.checkpoint.run_description import MixedSetSize, Origin
@@ -144,12 +144,12 @@ def check_run(config: TrainConfig, *, extend: bool = False) -> RunInputs:
     return RunInputs(config, faces, sampler, length, opened.num_classes, opened.num_identities, init_weights, extend)
 
 
-def _neighbors(config: TrainConfig, faces: TrainingFaces) -> Neighbors | None:
+def _neighbors(config: TrainConfig, faces: TrainingFaces) -> PairDraws | None:
     """Read the pairs of a pretraining run that has some."""
     if not isinstance(config, PretrainConfig) or config.neighbors.pairs is None:
         return None
     pairs = read_neighbors(config.neighbors.pairs, faces.fingerprint, faces.num_images)
-    return Neighbors(pairs, config.neighbors.share)
+    return PairDraws(pairs, config.neighbors.share)
 
 
 def _with_landmarks(config: TrainConfig, opened: Sequence[FaceSet], init_weights: InitWeights) -> list[FaceSet]:

@@ -10,7 +10,7 @@ from lafs_ray.config.landmarks import LandmarkConfig
 from lafs_ray.config.pretrain import PretrainConfig
 from lafs_ray.config.train import TrainConfig
 from lafs_ray.data.mixed_faces import MixedFaces, TrainingFaces
-from lafs_ray.data.sampler import EpochSampler, Neighbors
+from lafs_ray.data.sampler import EpochSampler, PairDraws
 from lafs_ray.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class Length:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
 
-def build_sampler(config: TrainConfig, faces: TrainingFaces, neighbors: Neighbors | None = None) -> EpochSampler:
+def build_sampler(config: TrainConfig, faces: TrainingFaces, neighbors: PairDraws | None = None) -> EpochSampler:
     """Build the order of a run's records.
 
     Args:

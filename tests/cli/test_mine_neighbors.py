@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from lafs_ray.cli import mine_neighbors
 from lafs_ray.cli.commands import build_parser
 from lafs_ray.cli.mine_neighbors import mine_job
+from lafs_ray.cli.whiten import whiten_network
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.neighbor_pairs import read_neighbors
 from lafs_ray.errors import ConfigError, DataError
@@ -104,6 +106,43 @@ def test_mine__of_a_set_without_neighbors(network: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no neighbors among 30 faces") as caught:
         mine_job(options(network, tmp_path / "few.rec", tmp_path / "neighbors.safetensors"))
     assert "lafs whiten" in caught.value.fix
+    assert "--min-shared" in caught.value.fix
+
+
+def test_mine__of_damaged_faces_alone(network: str, tmp_path: Path) -> None:
+    """However many may be damaged, one has to be sound; the advice is what there is for a set."""
+    write_face_set(tmp_path / "none.rec", 3, 10, dict.fromkeys(range(30), NO_IMAGE))
+    with pytest.raises(DataError, match="30 so far") as caught:
+        mine_job(options(network, tmp_path / "none.rec", tmp_path / "neighbors.safetensors"))
+    assert caught.value.expected == "at least one face"
+    assert "lafs pack SET OUT --resize" in caught.value.fix
+
+
+def test_mine__output_that_cannot_be_written(
+    network: str, tmp_path: Path, face_set_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before the faces are embedded."""
+
+    def embedded(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(mine_neighbors, "mine_set", embedded)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError):
+        mine_job(options(network, face_set_path, tmp_path / "file" / "neighbors.safetensors"))
+
+
+def test_mine__says_that_a_network_is_not_whitened(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is not gives as many pairs, of different identities; one that is gets no warning."""
+    faces, whitened = write_recurring(tmp_path / "faces.rec"), tmp_path / "whitened.safetensors"
+    mine_job(options(network, faces, tmp_path / "a.safetensors"))
+    assert f"warning: {network} is not whitened (lafs whiten)" in capsys.readouterr().out
+    whiten = build_parser("whiten", "lafs whiten").parse_args([network, faces, str(whitened), "--components", "8"])
+    whiten_network(whiten)
+    mine_job(options(whitened, faces, tmp_path / "b.safetensors"))
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_mine__of_a_large_set_is_spread_over_it(network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +172,11 @@ def test_mine__more_shared_neighbors_are_fewer_pairs(network: str, tmp_path: Pat
 
 
 def test_mine__refuses_what_is_there(network: str, tmp_path: Path) -> None:
-    """An output that exists stays, without --force."""
+    """An output that exists stays; with --force it is replaced."""
     faces, out = write_recurring(tmp_path / "faces.rec"), tmp_path / "neighbors.safetensors"
     out.write_text("mine")
     with pytest.raises(DataError, match="an existing file"):
         mine_job(options(network, faces, out))
     assert out.read_text() == "mine"
+    mine_job(options(network, faces, out, "--force"))
+    assert read_neighbors(str(out), open_faces(faces).fingerprint, IDENTITIES * PHOTOS).faces.size

@@ -69,8 +69,9 @@ def test_file__of_another_set(tmp_path: Path) -> None:
 
 def test_file__missing_or_no_file_of_neighbors(tmp_path: Path) -> None:
     """A message, no traceback."""
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such file") as caught:
         read_neighbors(str(tmp_path / "none.safetensors"), "f" * 32, 10)
+    assert "lafs mine-neighbors" in caught.value.fix
     other = tmp_path / "other.safetensors"
     save_file({"weight": np.zeros(3)}, other)
     text = tmp_path / "text.safetensors"
@@ -82,7 +83,7 @@ def test_file__missing_or_no_file_of_neighbors(tmp_path: Path) -> None:
 
 
 def test_file__damaged_anywhere(tmp_path: Path) -> None:
-    """Truncated, or with any one byte changed: never other pairs."""
+    """Truncated, or with any one bit changed: never other pairs."""
     path = written(tmp_path)
     data = path.read_bytes()
     for length in (0, 4, 20, len(data) - 1):
@@ -91,7 +92,7 @@ def test_file__damaged_anywhere(tmp_path: Path) -> None:
             read_neighbors(str(path), "f" * 32, 10)
     wanted = read_neighbors(str(written(tmp_path)), "f" * 32, 10).hash
     for place in range(len(data)):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
         try:
             found = read_neighbors(str(path), "f" * 32, 10)
         except DataError:
@@ -113,10 +114,15 @@ def test_file__damaged_anywhere(tmp_path: Path) -> None:
         ([], [0], []),
     ],
 )
-def test_table__that_cannot_be(faces: list[int], starts: list[int], others: list[int]) -> None:
-    """Wrong lengths, an order that does not ascend, a face without or with itself as a neighbor, one that is not."""
+def test_table__that_cannot_be(tmp_path: Path, faces: list[int], starts: list[int], others: list[int]) -> None:
+    """Wrong lengths, an order that does not ascend, a face without or with itself as a neighbor, one that is not; also
+    in a file whose hash is right."""
 
     def array(numbers: list[int]) -> NDArray[np.int64]:
         return np.array(numbers, np.int64)
 
-    assert not NeighborPairs(array(faces), array(starts), array(others)).is_table_of(10)
+    table, path = NeighborPairs(array(faces), array(starts), array(others)), str(tmp_path / "neighbors.safetensors")
+    assert not table.is_table_of(10)
+    write_neighbors(path, table, "f" * 32, 10, {})
+    with pytest.raises(DataError, match="numbers that are not those that were written"):
+        read_neighbors(path, "f" * 32, 10)

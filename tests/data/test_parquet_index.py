@@ -205,3 +205,7 @@ def test_row_group_note__chunks_much_smaller(tmp_path: Path) -> None:
     assert note.startswith("row groups of 100 images, each of which is read whole for every 4 of them: set data.chunk")
     assert row_group_note(faces.layouts, 100) is None
     assert row_group_note((), 4) is None
+    paired = row_group_note(faces.layouts, 100, has_pairs=True)
+    assert paired is not None
+    assert "pack the set" in paired
+    assert row_group_note((), 4, has_pairs=True) is None

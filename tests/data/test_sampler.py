@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lafs_ray.data.neighbor_pairs import NeighborPairs
-from lafs_ray.data.sampler import EpochSampler, Neighbors, _chunk_order, rank_batches
+from lafs_ray.data.sampler import EpochSampler, PairDraws, _chunk_order, rank_batches
 
 GRID = [(records, batch, chunk) for records in (12, 97, 1000) for batch in (1, 4, 12) for chunk in (1, 5, 64)] + [
     (5000, 164, 16),
@@ -118,7 +118,7 @@ def with_neighbors(share: float, batch: int = 84, seed: int = 1) -> EpochSampler
     """1,500 records, of which those up to 99 are neighbors of the one 500 later."""
     first = np.concatenate([np.arange(100), np.arange(500, 600)])
     pairs = NeighborPairs.from_pairs(first, (first + 500) % 1000)
-    return EpochSampler(1500, batch, seed, chunk_records=8, neighbors=Neighbors(pairs, share))
+    return EpochSampler(1500, batch, seed, chunk_records=8, neighbors=PairDraws(pairs, share))
 
 
 def all_paired(sampler: EpochSampler, first: int, stop: int, rank: int = 0, world: int = 1) -> np.ndarray:

@@ -62,10 +62,21 @@ def test_nearest__on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def test_nearest__beyond_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that says for how much it has to have room, no traceback."""
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(mined_pairs, "_nearest_to", full)
+    with pytest.raises(ConfigError, match="too little memory for 480 faces of 20 numbers"):
+        nearest(faces()[0])
+
+
 def test_mine_pairs__are_of_one_person_and_in_both_orders() -> None:
     """Of well separated identities, all pairs show one person, and (i, j) comes with (j, i)."""
     vectors, labels = faces(noise=0.2)
-    first, second = mine_pairs(vectors)
+    first, second = mine_pairs(vectors, 16)
     assert len(first) > 1000
     assert (labels[first] == labels[second]).all()
     assert set(zip(first.tolist(), second.tolist(), strict=True)) == set(
@@ -75,7 +86,7 @@ def test_mine_pairs__are_of_one_person_and_in_both_orders() -> None:
 
 def test_mine_pairs__of_too_few_faces() -> None:
     """Among no more faces than neighbors there are no pairs."""
-    assert [len(part) for part in mine_pairs(torch.randn(30, 4))] == [0, 0]
+    assert [len(part) for part in mine_pairs(torch.randn(30, 4), 16)] == [0, 0]
 
 
 def test_discriminate__weakens_what_pairs_differ_in() -> None:

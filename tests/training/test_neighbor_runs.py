@@ -10,7 +10,7 @@ import pytest
 from lafs_ray.cli.train import dry_run
 from lafs_ray.data.face_set import open_faces
 from lafs_ray.data.neighbor_pairs import NeighborPairs, write_neighbors
-from lafs_ray.data.sampler import EpochSampler, Neighbors
+from lafs_ray.data.sampler import EpochSampler, PairDraws
 from lafs_ray.errors import ConfigError, DataError
 from lafs_ray.training.input_pipeline import Columns, Preprocessor, StepBatch, local_stream
 from lafs_ray.training.prepare import check_run, prepare_run
@@ -29,7 +29,7 @@ def write_pairs(path: Path, faces: str, pairs: NeighborPairs = PAIRS) -> str:
 
 def stream(path: str, share: float) -> list[StepBatch]:
     faces = open_faces(path)
-    sampler = EpochSampler(faces.num_images, 8, 5, chunk_records=4, neighbors=Neighbors(PAIRS, share))
+    sampler = EpochSampler(faces.num_images, 8, 5, chunk_records=4, neighbors=PairDraws(PAIRS, share))
 
     def as_it_is(columns: Columns) -> Columns:
         return dict(columns)
@@ -88,8 +88,8 @@ def test_dry_run__says_what_pairs_there_are(
     pairs = write_pairs(tmp_path / "pairs.safetensors", face_set_path)
     dry_run(check_run(tiny(tmp_path, face_set_path, f"neighbors.pairs={pairs}", "neighbors.share=1")))
     assert (
-        "neighbors: 40 pairs of 80 of 120 faces, 1 of each batch on average, each face about 0.4 times in the run; "
-        "40 have no neighbor"
+        "neighbors: 40 pairs of 80 of 120 faces, 100% of each batch on average, a face 0.4 times in the run on "
+        "average; 40 have none"
     ) in capsys.readouterr().out
 
 

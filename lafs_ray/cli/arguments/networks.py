@@ -107,7 +107,7 @@ def mine_neighbors(parser: ArgumentParser) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="of the 30 nearest faces of either, those that both must have (default 8): more, fewer and surer pairs",
+        help="neighbors, of 30, that both faces of a pair share (default 8); more give fewer but surer pairs",
     )
     add_color_order(parser, "the images")
     add("--max-bad-records", default="100", metavar="N", help="tolerated damaged faces: 100 (default), or a share: 1%%")

@@ -22,7 +22,7 @@ from lafs_ray.models.checkpoints.state_dicts import (
     read_checkpoint,
 )
 from lafs_ray.models.checkpoints.timm_weights import is_timm_state
-from lafs_ray.models.landmark_template import TEMPLATE_TENSOR
+from lafs_ray.models.landmark_template import TEMPLATE, TEMPLATE_TENSOR
 from lafs_ray.models.timm_transformer import size_settings
 from lafs_ray.training.checkpoint.checkpoint_file import newest_checkpoint
 from lafs_ray.training.checkpoint.inference import open_checkpoint
@@ -59,7 +59,7 @@ def adopt_settings(config: PretrainConfig) -> PretrainConfig:
         donor: dict[str, Any] = {} if given & {"size", "student"} else {**size_settings(made.transformer)}
         donor |= {"num_landmarks": made.num_tokens, "patch_size": made.patch_size}
         donor |= {"token_features": made.token_features}
-        if made.landmark_cnn is not None and config.landmarks.weights is None:
+        if made.landmark_cnn not in (None, TEMPLATE) and config.landmarks.weights is None:
             donor |= {"landmark_cnn": made.landmark_cnn, "landmark_cnn_width": made.landmark_cnn_width}
         changes |= {f"model.{k}": v for k, v in donor.items() if k not in given and v is not None}
     needs_cnn = config.landmarks.source in ("per_view", "per_image")

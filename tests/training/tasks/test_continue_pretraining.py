@@ -111,6 +111,18 @@ def test_start__gives_what_is_not_set(tmp_path: Path, face_set_path: str, donor:
         check_run(resolve(PretrainConfig, tree, "test"))
 
 
+def test_start__of_a_template(tmp_path: Path, face_set_path: str) -> None:
+    """The template's positions are no landmark CNN that could be built: the run keeps its own landmarks."""
+    template = ["landmarks.source=template", "landmarks.weights=null", "duration=1 steps", "optim.warmup=0 steps"]
+    run_local(prepare_run(tiny(tmp_path / "donor", face_set_path, *template)))
+    start = f"start.student={tmp_path / 'donor' / 'debug'}"
+    tree = tiny(tmp_path / "run", face_set_path, *template, start).model_dump(mode="json", exclude_defaults=True)
+    tree["model"] = {}
+    inputs = check_run(resolve(PretrainConfig, tree, "test"))
+    assert inputs.config.model.num_landmarks == 49
+    assert inputs.init_weights.report[0].startswith("student: transformer taken from")
+
+
 def test_start__null_and_teacher_alone(tmp_path: Path, face_set_path: str) -> None:
     """A section cannot be null, and a teacher needs a student: both errors name the keys."""
     with pytest.raises(ConfigError) as caught:
