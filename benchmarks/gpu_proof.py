@@ -36,6 +36,7 @@ STAGES = {
     "speed_plain": 60,
     "attention": 40,
     "sources": 60,
+    "neighbors": 90,
     "collectives": 60,
     "ray": 120,
 }

@@ -1,10 +1,12 @@
-"""How fast a GPU is, as stages of `gpu_proof`: its ceilings, the step, attention and the sources of landmarks."""
+"""How fast a GPU is, as stages of `gpu_proof`: ceilings, the step, attention, sources of landmarks, and mining."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -134,7 +136,31 @@ def sources(device: str) -> Found:
     return {"rows": rows}
 
 
+def neighbors(device: str) -> Found:
+    """Comparing all faces with all, as `lafs mine-neighbors`: cosines as by NumPy, seconds and memory."""
+    from lafs_ray.evaluation.mined_pairs import nearest
+
+    count = 1_000_000 if is_cuda(device) else 2_000
+    vectors = torch.randn(count, 350, generator=torch.Generator().manual_seed(0))
+    if is_cuda(device):
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    found = nearest(vectors, 30, torch.device(device))
+    seconds = time.perf_counter() - start
+    directions = F.normalize(vectors, dim=1).numpy()
+    largest = 0.0
+    for face in range(0, count, count // 20):
+        cosines = directions @ directions[face]
+        cosines[face] = -2
+        off = np.sort(cosines[found[face]])[::-1] - np.sort(cosines)[::-1][:30]
+        largest = max(largest, float(np.abs(off).max()))
+    # Sums of 350 products in float32, in another order.
+    assert largest < 1e-5, f"cosines of the nearest are {largest} from the best"
+    peak = round(torch.cuda.max_memory_allocated() / 1e9, 2) if is_cuda(device) else 0.0
+    return {"faces": count, "seconds": round(seconds, 1), "peak_gb": peak, "largest_difference": largest}
+
+
 STAGES: dict[str, Callable[[str], Found]] = {
     stage.__name__: stage
-    for stage in (ceilings, attention, speed_eager, speed_compiled, speed_checkpointed, speed_plain, sources)
+    for stage in (ceilings, attention, speed_eager, speed_compiled, speed_checkpointed, speed_plain, sources, neighbors)
 }

@@ -38,11 +38,12 @@ def test_proof__stages_are_written() -> None:
 
 
 def test_proof__on_a_cpu(tmp_path: Path) -> None:
-    """Three stages pass, each with a file; the summary has their tables."""
-    code, found = proof(tmp_path, "environment", "no_host_sync", "attention")
+    """Four stages pass, each with a file; the summary has their tables."""
+    code, found = proof(tmp_path, "environment", "no_host_sync", "attention", "neighbors")
     assert code == 0, found
     assert {result["status"] for result in found.values()} == {"passed"}, found
     assert found["no_host_sync"]["steps"] == 3
+    assert found["neighbors"]["faces"] == 2000
     rows = found["attention"]["rows"]
     assert [row["keys"] for row in rows] == [197, 37, 197, 37]
     assert all(row["math"] > 0 for row in rows)
