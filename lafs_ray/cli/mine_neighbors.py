@@ -20,9 +20,6 @@ from lafs_ray.messages import show
 from lafs_ray.models.checkpoints.safetensors_file import describe_network
 from lafs_ray.training.checkpoint.inference import inference_device, load_for_inference
 
-# A run reads the same set, and does not resize.
-_RESIZED = "make a set of them: lafs pack SET OUT --resize"
-
 
 def mine_job(options: Namespace) -> None:
     """Write OUT, name damaged faces on stderr, and print the counts.
@@ -48,10 +45,10 @@ def mine_job(options: Namespace) -> None:
     source = RecordImages(options.faces, faces)
     weights = load_for_inference(options.checkpoint)
     if weights.architecture.whitened_dim is None:
-        show(f"warning: {options.checkpoint} is not whitened (lafs whiten): few of its pairs may show one person")
+        show(f"warning: {options.checkpoint} is not whitened (lafs whiten): perhaps few of its pairs show one person")
     embed = with_flip(partial(apply_network, weights.embedder().to(device), device=device))
     most = max_bad.of(min(source.num_images, max_faces(device)))
-    decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=most, how_to_resize=_RESIZED)
+    decoding = Decoding(color_order_of(source, options.color_order), max_bad_records=most)
     pairs, compared = mine_set(source, embed, decoding, options.min_shared, device)
     details = {
         **describe_network(weights),

@@ -43,13 +43,11 @@ class Decoding:
         color_order: what the files decode to.
         resize: scale square images of another size to 112×112; else they count as damaged.
         max_bad_records: faces that may be left out before the run fails.
-        how_to_resize: what the command can do where aligned faces have another size, for messages.
     """
 
     color_order: Literal["rgb", "bgr"] = "rgb"
     resize: bool = False
     max_bad_records: int = 100
-    how_to_resize: str = "add --resize"
 
 
 @dataclass
@@ -99,7 +97,7 @@ def write_embeddings(
                 closing.enter_context(writer)
             writer.write_table(table)
         if writer is None:
-            raise too_many_damaged(outcome, source, decoding, "at least one face")
+            raise too_many_damaged(outcome, source, "at least one face")
         counts = {"num_rows": outcome.num_rows, "left_out": len(outcome.left_out)}
         writer.add_key_value_metadata({name: str(count) for name, count in counts.items()})
     return outcome
@@ -142,7 +140,7 @@ def embed_sound(
         stop = min(first + CHUNK, source.num_images)
         rows, sound, images = _decoded(source.read(first, stop), decoding, outcome)
         if len(outcome.left_out) > decoding.max_bad_records:
-            raise too_many_damaged(outcome, source, decoding, f"at most {decoding.max_bad_records}")
+            raise too_many_damaged(outcome, source, f"at most {decoding.max_bad_records}")
         if sound:
             vectors = embed(np.stack(images))
             require_finite(vectors, [face.where for face in sound])
@@ -185,13 +183,13 @@ def _table(faces: list[EncodedImage], vectors: NDArray[np.float32]) -> pa.Table:
     return pa.table(columns)
 
 
-def too_many_damaged(outcome: Outcome, source: ImageSource, decoding: Decoding, expected: str) -> DataError:
+def too_many_damaged(outcome: Outcome, source: ImageSource, expected: str) -> DataError:
     """Return the message of a set in which too many faces, or all, are damaged."""
     shown = outcome.left_out[:_NAMED]
     return DataError(
         f"{source.path}: damaged faces",
         found="\n    ".join([f"{len(outcome.left_out)} so far:", *shown]),
         expected=expected,
-        fix="repair the files named, raise --max-bad-records, or, where aligned faces have another size, "
-        + decoding.how_to_resize,
+        fix="repair the files named, or raise --max-bad-records; aligned faces of another size: lafs pack SET OUT "
+        "--resize, or lafs embed --resize",
     )

@@ -157,7 +157,7 @@ def mine_set(
         vectors[count : count + len(rows)] = torch.from_numpy(embedded)
         count += len(rows)
     if not count:
-        raise too_many_damaged(outcome, source, decoding, "at least one face")
+        raise too_many_damaged(outcome, source, "at least one face")
     faces = numbers[:count]
     first, second = mine_pairs(vectors[:count], min_shared, device)
     if not len(first):

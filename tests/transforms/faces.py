@@ -27,6 +27,9 @@ from lafs_ray.transforms.views import MultiViewTransform, mirror_x
 # most in x and in y, and `smooth_images` change by 96 a pixel at most.
 REMAP_STEPS = 0 if int(cv2.__version__.split(".")[0]) >= 5 else 2
 
+# Epoch or shard of up to 16 images, and their keys.
+ZEROS, KEYS = np.zeros(16, dtype=np.int64), np.arange(16, dtype=np.int64)
+
 
 def view_settings(**changes: Any) -> ViewSettings:
     """The settings of the default recipe, some of them changed."""

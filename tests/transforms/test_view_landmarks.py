@@ -17,7 +17,9 @@ from lafs_ray.transforms.augment_uint8 import crop_views
 from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.views import MultiViewTransform, extract_tokens, map_landmarks
 from tests.transforms.faces import (
+    KEYS,
     REMAP_STEPS,
+    ZEROS,
     grid_landmarks,
     known_landmarks,
     lively_cnn,
@@ -25,9 +27,6 @@ from tests.transforms.faces import (
     transform_of,
     view_settings,
 )
-
-ZEROS = np.zeros(16, dtype=np.int64)
-KEYS = np.arange(16, dtype=np.int64)
 
 
 def test_landmarks__of_a_view_in_any_batch() -> None:

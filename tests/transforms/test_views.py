@@ -18,7 +18,9 @@ from lafs_ray.transforms.landmark_predictor import LandmarkPredictor
 from lafs_ray.transforms.params import ViewSettings, sample_view_params
 from lafs_ray.transforms.views import MultiViewTransform, extract_tokens, supervised_view
 from tests.transforms.faces import (
+    KEYS,
     REMAP_STEPS,
+    ZEROS,
     grid_landmarks,
     known_landmarks,
     lively_cnn,
@@ -28,8 +30,6 @@ from tests.transforms.faces import (
 )
 
 SOURCES: tuple[LandmarkSource, ...] = ("per_view", "per_image", "cached", "template", "grid")
-ZEROS = np.zeros(16, dtype=np.int64)
-KEYS = np.arange(16, dtype=np.int64)
 
 
 def cached(settings: ViewSettings, images: NDArray[np.uint8]) -> list[NDArray[np.float16]]:

@@ -100,7 +100,10 @@ def mine_neighbors(parser: ArgumentParser) -> None:
     """Add the arguments of mining neighbors."""
     add = parser.add_argument
     add("checkpoint", help=f"{_SOURCE}; best a file of lafs whiten")
-    add("faces", help="the set of the run, as data.path; of more than 200,000 faces (8,000,000 on a GPU) a part")
+    add(
+        "faces",
+        help="the set of the run, as data.path; of more than 200,000 faces (8,000,000 on a GPU) that many are compared",
+    )
     add("out", help="the file of pairs (.safetensors), for neighbors.pairs")
     add(
         "--min-shared",
